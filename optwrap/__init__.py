@@ -1,0 +1,1 @@
+"""optax's optimizer wrappers, right when gradients are not finite, and their counters out of the jitted step."""

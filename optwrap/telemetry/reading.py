@@ -1,0 +1,200 @@
+"""The packed reading: one small uint32 array on the device, and what the host reads in it.
+
+This module is the only one that knows the order of the words. `pack` runs inside the jitted step; `unpack` runs on the
+host, in numpy, in the Monitor's thread.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .._declarations import walk
+from .state import ABSENT, INT_GAUGES, VERDICTS, InstrumentState
+
+MAGIC: Final = 0x4F570001
+"""First word of every reading; its low half is the version of the layout."""
+
+_SCALARS: Final = (
+    "not_finite_steps",
+    "not_finite_streak",
+    "not_finite_streak_peak",
+    "verdict",
+    "finite",
+    "gradient_norm",
+    "gradient_norm_limit",
+)
+_HEAD: Final = 2 + len(VERDICTS) + len(INT_GAUGES) + len(_SCALARS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is static about an instrumentation's readings: known when the step is traced, sent to the Monitor then."""
+
+    parameters: tuple[str, ...]
+    """Path of each gradient leaf, in the tree's own order: `decoder/layer_3/mlp/w`."""
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """CRC-32 of the paths (uint32)."""
+        return zlib.crc32("\0".join(self.parameters).encode("utf-8", "surrogatepass"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Cumulative counts, as the optimizer's state has them."""
+
+    verdicts: Mapping[str, int]
+    not_finite_steps: int
+    parameters: Mapping[str, int]
+    """Steps with values that were not finite by parameter, in the tree's order; parameters without one are left out."""
+
+    @property
+    def steps(self) -> int:
+        """Calls of `update`."""
+        return sum(self.verdicts.values())
+
+    @property
+    def gradient_steps(self) -> int:
+        """Calls that reached the inner optimizer."""
+        return self.verdicts["applied"] + self.verdicts["accepted_not_finite"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One step, unpacked."""
+
+    totals: Totals
+    verdict: str | None
+    """The step's own verdict; None before the first step."""
+    finite: bool
+    norm: float
+    offenders: Mapping[str, int]
+    """Values that were not finite in this step, by parameter, in the tree's order."""
+    gauges: Mapping[str, float | int]
+    """INT_GAUGES that are there, not_finite_streak, not_finite_streak_peak, gradient_norm, gradient_norm_limit."""
+
+    @property
+    def step(self) -> int:
+        """The step's number: 1 for the first call of `update` that the state has lived."""
+        return self.totals.steps
+
+
+def pack(state: InstrumentState) -> jax.Array:
+    """One uint32 array of 22 + 2 P words holding everything a host wants of `state`; floats are bitcast."""
+
+    def words(x: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
+        if x.dtype == jnp.bool_:
+            x = x.astype(jnp.uint32)
+        return lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+
+    return jnp.concatenate(
+        [
+            jnp.full((1,), MAGIC, jnp.uint32),
+            words(state.fingerprint),
+            words(state.verdicts),
+            words(state.gauges),
+            *(words(getattr(state, name)) for name in _SCALARS),
+            words(state.parameters),
+            words(state.not_finite_values),
+        ]
+    )
+
+
+def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = None) -> Reading:
+    """What `pack` put into `words`, shape uint32[22 + 2 P].
+
+    Args:
+      words: one reading, on the host.
+      layout: the instrumentation's; without it parameters are called `leaf_0`, `leaf_1`, ...
+
+    Raises:
+      ValueError: `words` is no reading, or one of another instrumentation than `layout`'s.
+    """
+    if words.dtype != np.uint32 or words.ndim != 1 or len(words) < _HEAD or (len(words) - _HEAD) % 2:
+        raise ValueError(
+            f"a reading is a uint32 vector of {_HEAD} + 2 P words as optwrap.reading() returns it, "
+            f"got {words.dtype}{list(words.shape)}"
+        )
+    if int(words[0]) != MAGIC:
+        raise ValueError(
+            f"reading: first word is {int(words[0]):#x}, expected {MAGIC:#x}: not made by this optwrap"
+        )
+    leaves = (len(words) - _HEAD) // 2
+    if layout is None:
+        paths: tuple[str, ...] = tuple(f"leaf_{i}" for i in range(leaves))
+    elif int(words[1]) != layout.fingerprint or leaves != len(layout.parameters):
+        raise ValueError(
+            f"reading: made by another instrumentation ({leaves} parameters, fingerprint {int(words[1]):#x}) than the "
+            f"one this Monitor was given to ({len(layout.parameters)} parameters, {layout.fingerprint:#x}): "
+            "give each instrument its own Monitor"
+        )
+    else:
+        paths = layout.parameters
+
+    at = 2
+    verdicts = dict(zip(VERDICTS, words[at : at + len(VERDICTS)].tolist(), strict=True))
+    at += len(VERDICTS)
+    gauges: dict[str, float | int] = {
+        name: value
+        for name, value in zip(
+            INT_GAUGES, words[at : at + len(INT_GAUGES)].view(np.int32).tolist(), strict=True
+        )
+        if value != ABSENT
+    }
+    at += len(INT_GAUGES)
+    scalars = dict(zip(_SCALARS, words[at:_HEAD], strict=True))
+    steps_not_finite, values_not_finite = words[_HEAD : _HEAD + leaves], words[_HEAD + leaves :]
+
+    norm = float(scalars["gradient_norm"].view(np.float32))
+    limit = float(scalars["gradient_norm_limit"].view(np.float32))
+    gauges["not_finite_streak"] = int(scalars["not_finite_streak"])
+    gauges["not_finite_streak_peak"] = int(scalars["not_finite_streak_peak"])
+    gauges["gradient_norm"] = norm
+    if not math.isnan(limit):
+        gauges["gradient_norm_limit"] = limit
+    verdict = int(scalars["verdict"].view(np.int32))
+
+    def named(values: np.ndarray[Any, np.dtype[np.uint32]]) -> dict[str, int]:
+        return {paths[i]: int(values[i]) for i in np.flatnonzero(values)}
+
+    return Reading(
+        totals=Totals(
+            verdicts=verdicts,
+            not_finite_steps=int(scalars["not_finite_steps"]),
+            parameters=named(steps_not_finite),
+        ),
+        verdict=None if verdict < 0 else VERDICTS[verdict],
+        finite=bool(scalars["finite"]),
+        norm=norm,
+        offenders=named(values_not_finite),
+        gauges=gauges,
+    )
+
+
+def reading(state: Any, name: str | None = None) -> jax.Array:
+    """The packed reading of the instrumentation in `state`, to be returned from your jitted step.
+
+    Args:
+      state: an optimizer state, with the state of one `instrument` anywhere in it.
+      name: which one, where there are several: the `name` its `instrument` was given.
+
+    Returns:
+      uint32[22 + 2 P], P the number of parameters: a new array, safe to keep when `state` is donated.
+
+    Raises:
+      ValueError: no instrumentation in `state`, or several and no `name`.
+    """
+    found = list(walk(state, (InstrumentState,)))
+    del name
+    if len(found) != 1:
+        raise ValueError(f"reading: expected one instrumentation in the state, found {len(found)}")
+    return pack(found[0])

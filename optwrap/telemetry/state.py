@@ -1,0 +1,68 @@
+"""The instrumentation's state: what it remembers from step to step, arrays only."""
+
+from typing import Any, Final, NamedTuple
+
+import jax
+
+VERDICTS: Final = (
+    "applied",
+    "accumulated",
+    "skipped_not_finite",
+    "skipped_large",
+    "skipped_other",
+    "accepted_not_finite",
+)
+"""What can become of a call of `update`, in the order of `InstrumentState.verdicts`."""
+
+INT_GAUGES: Final = (
+    "guard_not_finite_count",
+    "guard_not_finite_limit",
+    "mini_step",
+    "every_k",
+    "gradient_step",
+    "steps_since_sync",
+    "sync_period",
+)
+"""The integer gauges, in the order of `InstrumentState.gauges`."""
+
+ABSENT: Final = -1
+"""The value of an integer gauge where there is no such wrapper, or where it hides the figure."""
+
+
+class InstrumentState(NamedTuple):
+    """State of `instrument`: the wrapped transformation's own, and what was counted beside it.
+
+    P is the number of array leaves of the gradients. Counters saturate at their dtype's largest value. A checkpoint of
+    this state carries the counters on, so that they are those of the training and not of one process.
+    """
+
+    inner_state: Any
+    """The state of the wrapped transformation, untouched."""
+    verdicts: jax.Array
+    """int32[6]: calls so far by verdict, in the order of VERDICTS; their sum is the number of steps."""
+    not_finite_steps: jax.Array
+    """int32[]: calls so far whose incoming gradients had a value that is not finite."""
+    not_finite_streak: jax.Array
+    """int32[]: such calls in a row, up to and including the last call."""
+    not_finite_streak_peak: jax.Array
+    """int32[]: the largest that streak has been."""
+    parameters: jax.Array
+    """int32[P]: calls so far in which that parameter's gradient had a value that is not finite."""
+    window_not_finite: jax.Array
+    """bool[]: whether the open accumulation window has taken in a value that is not finite."""
+    verdict: jax.Array
+    """int32[]: the last call's verdict, an index into VERDICTS; -1 before the first call."""
+    finite: jax.Array
+    """bool[]: whether the last call's incoming gradients were all finite."""
+    gradient_norm: jax.Array
+    """float32[]: global L2 norm of the last call's incoming gradients."""
+    not_finite_values: jax.Array
+    """int32[P]: how many values of each parameter's gradient were not finite in the last call."""
+    gauges: jax.Array
+    """int32[7]: INT_GAUGES after the last call; ABSENT where there is none."""
+    gradient_norm_limit: jax.Array
+    """float32[]: the norm from which a step is skipped as large; NaN where there is no such limit."""
+    fingerprint: jax.Array
+    """uint32[]: `Layout.fingerprint` of the instrumentation that counted: tells readings of two programs apart."""
+    token: jax.Array
+    """uint32[]: what the host callback returned last (emit="callback"); 0 otherwise."""
