@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 from jax.typing import ArrayLike
 
 State = TypeVar("State")
@@ -52,14 +53,12 @@ class Collected:
         self._by_id[id(state)] = (state, declaration)
 
     def of(self, state: object) -> Declaration | None:
-        """What was declared for exactly this state object; None where nothing was (optax's own wrappers say nothing)."""
+        """What was declared for exactly this state object; None where nothing was (optax's own say nothing)."""
         entry = self._by_id.get(id(state))
         return entry[1] if entry is not None and entry[0] is state else None
 
 
-_current: contextvars.ContextVar[Collected | None] = contextvars.ContextVar(
-    "optwrap_declarations", default=None
-)
+_current: contextvars.ContextVar[Collected | None] = contextvars.ContextVar("optwrap_declarations", default=None)
 
 
 def declare(state: State, declaration: Declaration) -> State:
@@ -86,7 +85,6 @@ def walk(state: Any, node_types: tuple[type, ...]) -> Iterator[Any]:
 
     Unlike `jax.tree.leaves(..., is_leaf=...)` it also looks inside the nodes it finds.
     """
-    import jax  # here, so that importing the declarations alone stays light
 
     def found(node: Any) -> bool:
         return isinstance(node, node_types)

