@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from optwrap._declarations import walk
-from .state import ABSENT, INT_GAUGES, VERDICTS, InstrumentState
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, InstrumentState
 
 MAGIC: Final = 0x4F570001
 """First word of every reading; its low half is the version of the layout."""
