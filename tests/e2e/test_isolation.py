@@ -1,0 +1,114 @@
+"""Each half runs where the other's world is not installed; and each wheel carries what it needs."""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.utils import canonicalize_name
+
+from tests.e2e.environments import Environment, build_wheel, make, needs
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def exporter_only(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    directory = tmp_path_factory.mktemp("exporter-only")
+    return make(directory / "venv", build_wheel(REPOSITORY / "service", directory))
+
+
+@pytest.fixture(scope="module")
+def library_only(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    directory = tmp_path_factory.mktemp("library-only")
+    return make(directory / "venv", build_wheel(REPOSITORY, directory))
+
+
+def test_exporter_environment_really_lacks_jax_and_optwrap(exporter_only: Environment) -> None:
+    assert exporter_only.can_import("fastapi")
+    for module in ("jax", "jaxlib", "numpy", "optax", "optwrap"):
+        assert not exporter_only.can_import(module), module
+
+
+def test_exporter_runs_and_serves_page_and_charts_without_jax(exporter_only: Environment, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [
+            *(str(exporter_only.python), "-I", "-m", "optwrap_exporter"),
+            *("--listen", f"127.0.0.1:{port}", "--data-dir", str(tmp_path / "data")),
+        ],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/-/ready", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None, process.stderr.read() if process.stderr else ""
+                assert time.monotonic() < deadline, "not ready in 30 s"
+                time.sleep(0.1)
+        assert json.load(urllib.request.urlopen(f"{url}/v1/runs", timeout=5))["items"] == []
+        assert b"optwrap_exporter_build_info" in urllib.request.urlopen(f"{url}/metrics", timeout=5).read()
+        assert b"<html" in urllib.request.urlopen(f"{url}/", timeout=5).read().lower()
+        assert b"uPlot" in urllib.request.urlopen(f"{url}/page/vendor/uPlot.esm.js", timeout=5).read()
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 0, "SIGTERM ends it in good order"
+
+
+def test_library_environment_really_lacks_the_exporter_and_any_web_framework(library_only: Environment) -> None:
+    assert library_only.can_import("jax")
+    modules = ("optwrap_exporter", "fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "httpx", "click")
+    for module in modules:
+        assert not library_only.can_import(module), module
+
+
+def test_library_trains_and_counts_without_any_web_framework(library_only: Environment, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        """
+import jax, jax.numpy as jnp, numpy as np, optax, optwrap
+monitor = optwrap.Monitor(run="alone", endpoint="http://127.0.0.1:9")
+tx = optwrap.instrument(optwrap.apply_if_finite(optax.adam(0.1), 3), monitor)
+params = {"w": jnp.ones(4)}
+state = tx.init(params)
+
+@jax.jit
+def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, optwrap.reading(state)
+
+for i in range(6):
+    grads = {"w": jnp.full(4, jnp.nan if i == 2 else 1.0)}
+    params, state, reading = step(params, state, grads)
+    monitor.observe(reading)
+monitor.close()
+assert np.isfinite(params["w"]).all()
+print("trained")
+"""
+    )
+    ran = library_only.run(str(script))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "trained"
+
+
+def test_every_declared_need_is_pinned_at_the_version_installed() -> None:
+    """constraints.txt names all that set-up installs, so that nothing comes at a version nobody chose."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    declared = needs(["optwrap[dev,exporter]"]) - {"optwrap", "optwrap-exporter"}
+    assert {name: metadata.version(name) for name in declared} == {name: pinned.get(name) for name in declared}
