@@ -1,7 +1,7 @@
 """Every error an HTTP client can get, in one form: `{"detail": [{"field", "value", "allowed"}]}`."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,24 +9,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-SHOWN: Final = 200
-"""Characters of a received value that an error message repeats."""
-
-
-def shown(value: object) -> object:
-    """`value` as an error message may repeat it: JSON that is finite, shallow and short."""
-    if value is None or isinstance(value, (bool, int)):
-        text = value if abs(value or 0) < 1 << 63 else str(value)[:SHOWN]
-        return text
-    text = value if isinstance(value, str) else repr(value)
-    # A lone surrogate cannot be encoded.
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+from optwrap_exporter.wire import ErrorDetail, field_of, shown
 
 
 def item(field: str, value: object, allowed: str) -> dict[str, Any]:
-    """One entry of `detail`."""
-    return {"field": field, "value": shown(value), "allowed": allowed}
+    """One entry of `detail`; a value of None is shown as absent."""
+    received = "absent" if value is None else shown(value)
+    return ErrorDetail(field=shown(field), value=received, allowed=allowed).model_dump()
 
 
 def refusal(
@@ -36,38 +25,45 @@ def refusal(
     return JSONResponse({"detail": [item(field, value, allowed)]}, status, headers=dict(headers or {}))
 
 
-def refused(status: int, field: str, value: object, allowed: str) -> HTTPException:
+def refused(
+    status: int, field: str, value: object, allowed: str, headers: Mapping[str, str] | None = None
+) -> HTTPException:
     """The same as an exception, to raise from a route."""
-    return HTTPException(status, detail=[item(field, value, allowed)])
+    return HTTPException(status, detail=[item(field, value, allowed)], headers=dict(headers or {}))
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    # The first part of a location says where in the request: query, path, header.
     detail = [
-        item(
-            ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0]),
-            problem["input"],
-            problem["msg"],
-        )
-        for problem in error.errors()
+        item(field_of(one["loc"][1:]), one["input"], str(one["msg"]).removeprefix("Input should be "))
+        for one in error.errors()
     ]
     return JSONResponse({"detail": detail}, 422)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
+    # Starlette's own refusals carry a sentence where ours carry the list.
     detail: Any = error.detail
-    if error.status_code == 404 and not isinstance(detail, list):
-        detail = [item("path", request.url.path, "a path listed by GET /docs")]
-    elif error.status_code == 405 and not isinstance(detail, list):
-        allowed = (error.headers or {}).get("Allow", "another method")
-        detail = [item("method", request.method, allowed)]
-    elif not isinstance(detail, list):
-        detail = [item("request", None, str(detail))]
+    if not isinstance(detail, list):
+        if error.status_code == 404:
+            detail = [item("path", request.url.path, "a path that GET /docs lists")]
+        elif error.status_code == 405:
+            detail = [item("method", request.method, (error.headers or {}).get("Allow", "another method"))]
+        else:
+            detail = [item("request", None, str(detail))]
     return JSONResponse({"detail": detail}, error.status_code, headers=dict(error.headers or {}))
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    # The server logs the traceback; it is nothing for a client.
+    del error
+    return refusal(500, "request", None, "this is a fault of the exporter, whose log has the details")
 
 
 def install(app: FastAPI) -> None:
     """Make `app` answer every error in that form."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(Exception, _broken)

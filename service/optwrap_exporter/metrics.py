@@ -211,7 +211,7 @@ def document() -> str:
         "`service/optwrap_exporter/metrics.py` by `python -m optwrap_exporter.metrics > docs/metrics.md`.",
         "",
         "Only what is committed to the store is shown. A counter is there from a process's first report on, at zero,",
-        "for every reason; it counts what was reported of the run across restarts, resumes and rollbacks: it never falls.",
+        "for every reason; it counts what the run reported across restarts, resumes and rollbacks, and never falls.",
         "The gauges of a process that is finished, failed or stale go after 15 minutes, its counters after one hour.",
         "",
         "In data-parallel training every process reports the same global counts. Over the processes of a run take",

@@ -10,7 +10,7 @@ from typing import Final
 
 DEFAULT_LISTEN: Final = "127.0.0.1:10425"
 DEFAULT_RETENTION_DAYS: Final = 30.0
-DEFAULT_RETENTION_BYTES: Final = 1 << 30
+DEFAULT_RETENTION_BYTES: Final = "1GiB"
 MIN_RETENTION_BYTES: Final = 1 << 20
 """Below this not even the totals of a handful of runs fit."""
 
@@ -61,7 +61,7 @@ class Settings:
     """What a report over TCP must carry as its bearer token; None asks for none."""
     retention_days: float = DEFAULT_RETENTION_DAYS
     """Step records and events older than this go; a run without a report for as long goes whole."""
-    retention_bytes: int = DEFAULT_RETENTION_BYTES
+    retention_bytes: int = 1 << 30
     """Size of the store above which the oldest step records go first."""
     allowed_hosts: tuple[str, ...] = ()
     """Further names that a request's Host header may carry, lower case."""

@@ -1,0 +1,8 @@
+"""`python -m optwrap_exporter` is `optwrap-exporter`."""
+
+import sys
+
+from optwrap_exporter.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run())

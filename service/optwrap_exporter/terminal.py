@@ -1,0 +1,201 @@
+"""`status` and `watch`: what an exporter knows of its runs, in a terminal."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
+
+import click
+import httpx
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
+"""Health that needs no person: skipping is the wrapper at work, and becomes starved or gave_up where that fails."""
+
+_COLOURS: Final = {"ok": "green", "finished": "blue", "starting": "cyan", "skipping": "yellow", "degraded": "yellow"}
+_EVENTS: Final = 5
+_WATCHED: Final = 20
+
+Json = dict[str, Any]
+
+
+class Unreachable(click.ClickException):
+    """No exporter answers, or what answers is none."""
+
+
+def connect(url: str) -> httpx.Client:
+    """A client for the exporter at `url`: http://host:port, or unix:///path of its ingest socket.
+
+    Raises:
+      Unreachable: `url` is neither.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    # Proxies of the environment are for the outer world; an exporter is on this machine or near it.
+    if parts.scheme == "unix" and parts.path:
+        transport = httpx.HTTPTransport(uds=unquote(parts.path))
+        return httpx.Client(transport=transport, base_url="http://localhost", timeout=5, trust_env=False)
+    if parts.scheme in {"http", "https"} and parts.hostname and port != 0:
+        return httpx.Client(base_url=url, timeout=5, trust_env=False)
+    raise Unreachable(f"{url!r} is not the address of an exporter: http://host:port or unix:///path")
+
+
+class Exporter:
+    """The questions that status and watch ask of an exporter."""
+
+    def __init__(self, client: httpx.Client, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    def _get(self, path: str, **query: str | int) -> Json:
+        try:
+            answer = self._client.get(path, params=query)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"no exporter answers at {self._url} ({reason}): start one, or give its URL") from error
+        if answer.status_code == 404 and path.startswith("/v1/runs/"):
+            raise Unreachable(f"{self._url} knows no run {unquote(path.split('/')[3])!r}")
+        try:
+            body = answer.json() if answer.status_code == 200 else None
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise Unreachable(f"{self._url}{path} answered {answer.status_code}: no optwrap exporter is there")
+        return body
+
+    def _items(self, path: str) -> Iterator[Json]:
+        cursor: str | None = None
+        while True:
+            page = self._get(path, **({"cursor": cursor} if cursor else {}))
+            yield from page["items"]
+            cursor = page["cursor"]
+            if not cursor:
+                return
+
+    def run(self, name: str) -> Json:
+        """The answer of /v1/runs/{run}."""
+        return self._get(f"/v1/runs/{quote(name, safe='')}")
+
+    def runs(self, only: str | None, most: int | None = None) -> list[Json]:
+        """All runs, or one, or the `most` that reported last; whole."""
+        if only is not None:
+            return [self.run(only)]
+        listed = sorted(self._items("/v1/runs"), key=lambda run: -float(run["last_report"] or 0))
+        return [self.run(run["run"]) for run in listed[:most]]
+
+    def events(self, name: str) -> list[Json]:
+        """The last events of a run, newest first."""
+        items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", limit=_EVENTS)["items"]
+        return items
+
+
+def show_status(url: str, run: str | None, as_json: bool) -> int:
+    """Print every run, or one, to stdout; 0 if all are healthy, else 1.
+
+    Raises:
+      Unreachable: nothing answers, or there is no such run.
+    """
+    with connect(url) as client:
+        exporter = Exporter(client, url)
+        runs = exporter.runs(run)
+        if as_json:
+            click.echo(json.dumps(runs[0] if run is not None else runs))
+        else:
+            Console().print(_screen(runs, {one["run"]: exporter.events(one["run"]) for one in runs}, time.time()))
+    return 0 if all(one["health"] in HEALTHY for one in runs) else 1
+
+
+def watch_runs(url: str, run: str | None, interval: float) -> None:
+    """Show the runs until Ctrl-C, asking every `interval` seconds; an exporter that goes away may come back.
+
+    Raises:
+      Unreachable: nothing answers the first time.
+    """
+    with connect(url) as client:
+        exporter = Exporter(client, url)
+
+        def look() -> RenderableType:
+            runs = exporter.runs(run, _WATCHED)
+            return _screen(runs, {one["run"]: exporter.events(one["run"]) for one in runs}, time.time())
+
+        screen = look()
+        console = Console()
+        with Live(screen, console=console, auto_refresh=False, screen=console.is_terminal) as live:
+            while True:
+                try:
+                    time.sleep(interval)
+                    screen = look()
+                    live.update(screen, refresh=True)
+                except Unreachable as error:
+                    live.update(Group(screen, Text(_clean(error.message), style="red")), refresh=True)
+                except KeyboardInterrupt:
+                    break
+        if console.is_terminal:
+            console.print(screen)
+
+
+def _screen(runs: Sequence[Json], events: dict[str, list[Json]], now: float) -> RenderableType:
+    if not runs:
+        return Text("no run has reported yet")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("run", "health", "since", "steps", "gradient steps", "streak"):
+        table.add_column(title, justify="left" if title in {"run", "health"} else "right", no_wrap=title != "run")
+    table.add_column("skipped: not finite / large / other", justify="right")
+    table.add_column("window", min_width=12)
+    table.add_column("norm", justify="right", no_wrap=True)
+    for one in runs:
+        totals, gauges = one["totals"], one["gauges"] or {}
+        skipped = totals["skipped"]
+        table.add_row(
+            Text(_clean(one["run"])),
+            Text(one["health"], style=_COLOURS.get(one["health"], "bold red")),
+            _ago(now, one["since"]),
+            f"{totals['steps']:,}",
+            f"{totals['gradient_steps']:,}",
+            str(gauges.get("not_finite_streak", "")),
+            f"{skipped['not_finite']:,} / {skipped['large']:,} / {skipped['other']:,}",
+            _window(gauges),
+            _number(gauges.get("gradient_norm")),
+        )
+    latest = sorted((event for one in events.values() for event in one), key=lambda event: -event["time"])[:_EVENTS]
+    lines = [Text(_event(event, now), no_wrap=True, overflow="ellipsis") for event in latest]
+    return Group(table, *([Text(""), Text("last events", style="bold"), *lines] if lines else []))
+
+
+def _window(gauges: Json) -> RenderableType:
+    done, size = gauges.get("mini_step"), gauges.get("every_k")
+    if done is None or not size:
+        return ""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=size, completed=min(done, size), width=8), f"{done}/{size}")
+    return grid
+
+
+def _event(event: Json, now: float) -> str:
+    said = " ".join(f"{key}={value}" for key, value in event["detail"].items())
+    step = "" if event["step"] is None else f" at step {event['step']:,}"
+    return _clean(
+        f"{_ago(now, event['time']):>9} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {said}"
+    )
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else _clean(str(value or ""))
+
+
+def _ago(now: float, then: float | None) -> str:
+    return "" if then is None else str(timedelta(seconds=max(0, round(now - then))))
+
+
+def _clean(text: str) -> str:
+    """`text` without what would steer the terminal: names in it come from whoever reports."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
