@@ -1,0 +1,1 @@
+"""Ways of using optwrap, each a program of its own."""

@@ -1,0 +1,33 @@
+"""`python -m examples.demo`, which is what `make demo` runs."""
+
+import signal
+import sys
+
+from examples.demo.errors import DemoError
+from examples.demo.options import parse
+
+
+def main() -> int:
+    """Run the demo as the command line says; returns the exit code."""
+    options = parse()
+    # Ended politely by another process: leave through the same doors as at Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        # Only here: what is missing is to be said in one line.
+        from examples.demo.run import run  # noqa: PLC0415
+    except ImportError as error:
+        print(f"demo: {error}; `make setup` installs what the demo needs", file=sys.stderr)
+        return 1
+    try:
+        run(options)
+    except DemoError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The demo's command line."""
+
+import argparse
+import dataclasses
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NoReturn, cast
+
+from examples.demo.settings import FULL, QUICK, Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    settings: Settings
+    seed: int
+    run: str
+    """Name of the run at the exporter."""
+    emit: Literal["reading", "callback"]
+    listen: str
+    """`host:port` on loopback for the exporter to start."""
+    data_dir: Path | None
+    """Where that exporter keeps its store; None for a directory that goes with the demo."""
+    endpoint: str | None
+    """An exporter that runs already, instead."""
+    baseline: bool
+    """Whether to train without optwrap, too."""
+    hold: bool
+    """Whether the exporter stays up at the end."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"demo: {message}; --help lists what there is\n")
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Read `arguments`, or the process's own.
+
+    Raises:
+      SystemExit: with 2 after one line on stderr where they are wrong, with 0 after --help.
+    """
+    parser = _Parser(
+        prog="python -m examples.demo",
+        description="Train a small character-level transformer on data with faults, and watch what optwrap skips. The "
+        "last line on stdout is what the exporter answers about the run, as JSON.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="a smaller model and fewer steps: some 15 seconds")
+    parser.add_argument("--steps", type=_positive, help=f"micro-steps ({FULL.steps}; quick: {QUICK.steps})")
+    parser.add_argument("--seed", type=_seed, default=0, help="of parameters and batches (%(default)s)")
+    parser.add_argument("--run", default="demo", help="the run's name (%(default)s)")
+    parser.add_argument(
+        "--emit",
+        choices=("reading", "callback"),
+        default="reading",
+        help="how the counters leave the step: returned and observed, or by a host callback (%(default)s)",
+    )
+    parser.add_argument("--no-baseline", action="store_true", help="leave out the training without optwrap")
+    parser.add_argument("--hold", action="store_true", help="leave the exporter and its page up until Ctrl-C")
+    where = parser.add_argument_group("the exporter")
+    where.add_argument(
+        "--listen", type=_loopback, help="HOST:PORT to start it on (127.0.0.1:10425); port 0: a free one"
+    )
+    where.add_argument("--data-dir", type=Path, help="keep its store here (else in a directory that goes at the end)")
+    where.add_argument("--endpoint", help="start none, report to this one: http://HOST:PORT or unix:///PATH")
+    found = parser.parse_args(arguments)
+    if found.endpoint is not None:
+        for name in ("listen", "data_dir", "hold"):
+            if getattr(found, name):
+                parser.error(
+                    f"--{name.replace('_', '-')} is for an exporter that the demo starts, and --endpoint starts none"
+                )
+
+    settings = QUICK if found.quick else FULL
+    if found.steps is not None:
+        settings = dataclasses.replace(settings, steps=found.steps)
+    return Options(
+        settings=settings,
+        seed=found.seed,
+        run=found.run,
+        emit=cast(Literal["reading", "callback"], found.emit),  # one of its choices
+        listen=found.listen or "127.0.0.1:10425",
+        data_dir=found.data_dir,
+        endpoint=found.endpoint,
+        baseline=not found.no_baseline,
+        hold=found.hold,
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**32 - 1")
+    return int(text)
+
+
+def _loopback(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    address = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        loopback = address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT with a loopback address such as 127.0.0.1:10425")
+    return text

@@ -1,0 +1,86 @@
+"""The progress bar: step, loss, streak, skips, without making the training wait for them."""
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from optwrap.telemetry.reading import unpack
+
+_LAG = 0.1
+"""Seconds after which what a step returned is taken to be there."""
+_BETWEEN_LINES = 5.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Progress:
+    """Shows one training on `console`: a bar on a terminal, a line now and then elsewhere.
+
+    What is shown is a tenth of a second old: asked for then, and there by now, so the host does not wait for the step
+    that it has just dispatched.
+    """
+
+    def __init__(self, console: Console, title: str, steps: int) -> None:
+        self._console = console
+        self._title = title
+        self._steps = steps
+        self._terminal = console.is_terminal
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._terminal,
+        )
+        self._task = self._bar.add_task(title, total=steps, shown="compiling")
+        self._asked: tuple[int, jax.Array, jax.Array | None] | None = None
+        self._asked_at = -math.inf
+
+    def advance(self, step: int, loss: jax.Array, reading: Callable[[], jax.Array] | None = None) -> None:
+        """Micro-step `step` has been dispatched.
+
+        Args:
+          step: its number, from 1.
+          loss: float32[], not waited for.
+          reading: dispatches a reading of the state after it; called for a few steps only.
+        """
+        waited = time.monotonic() - self._asked_at
+        if self._asked is not None and waited >= _LAG:
+            self._show(*self._asked)
+            self._asked = None
+        if step == self._steps or (self._asked is None and (self._terminal or waited >= _BETWEEN_LINES)):
+            self._asked = step, loss, None if reading is None else reading()
+            self._asked_at = time.monotonic()
+
+    def _show(self, step: int, loss: jax.Array, reading: jax.Array | None) -> None:
+        shown = f"loss {float(loss):.3f}"
+        if reading is not None:
+            seen = unpack(np.asarray(reading))
+            skipped = sum(steps for verdict, steps in seen.totals.verdicts.items() if verdict.startswith("skipped"))
+            shown += f"  streak {seen.gauges['not_finite_streak']}  skipped {skipped}"
+        if self._terminal:
+            self._bar.update(self._task, completed=step, shown=shown)
+        else:
+            self._console.print(
+                f"{self._title}: step {step}/{self._steps}  {shown}", highlight=False, markup=False, soft_wrap=True
+            )
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._asked is not None:
+            self._show(*self._asked)
+        self._bar.stop()

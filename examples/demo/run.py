@@ -1,0 +1,82 @@
+"""The demo from start to end: exporter, training with optwrap, training without, what came of it."""
+
+import contextlib
+import json
+import logging
+import tempfile
+import threading
+from pathlib import Path
+
+from rich.console import Console
+
+import optwrap
+from examples.demo import summary, train
+from examples.demo.errors import DemoError
+from examples.demo.exporter import Exporter, answer
+from examples.demo.options import Options
+from examples.demo.progress import Progress
+
+_FLUSH_LIMIT = 5.0
+"""Seconds that the last reports may take."""
+
+
+def run(options: Options) -> None:
+    """Run the demo; the last line on stdout is the exporter's answer about the run.
+
+    Raises:
+      DemoError: something is missing; after the training, where that was possible without.
+    """
+    settings = options.settings
+    console = Console(stderr=True)
+    _log_to(console)
+    with contextlib.ExitStack() as stack:
+        if options.endpoint is None:
+            data_dir = options.data_dir or Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="optwrap-demo-"))
+            )
+            endpoint = stack.enter_context(Exporter(options.listen, data_dir)).endpoint
+        else:
+            endpoint = options.endpoint
+        if endpoint.startswith("http"):
+            print(f"The page: {endpoint}/", flush=True)
+
+        try:
+            monitor = optwrap.Monitor(run=options.run, endpoint=endpoint)
+        except ValueError as error:
+            raise DemoError(str(error)) from error
+        with monitor, Progress(console, "with optwrap", settings.steps) as progress:
+            losses = train.with_optwrap(
+                settings, seed=options.seed, monitor=monitor, emit=options.emit, progress=progress
+            )
+            monitor.flush(_FLUSH_LIMIT)
+        found, problem = None, None
+        try:
+            found = answer(endpoint, options.run)
+        except DemoError as error:
+            problem = error
+
+        baseline = None
+        if options.baseline:
+            with Progress(console, "without", settings.steps) as progress:
+                baseline = train.without_optwrap(settings, seed=options.seed, progress=progress)
+
+        print(summary.told(settings, found, losses, baseline))
+        if found is None:
+            assert problem is not None
+            raise problem
+        print(json.dumps(found), flush=True)
+        if options.hold:
+            console.print(f"The page stays at {endpoint}/ until Ctrl-C.", highlight=False, soft_wrap=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+
+
+def _log_to(console: Console) -> None:
+    """Put log lines above the progress bar."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(self.format(record), highlight=False, markup=False, soft_wrap=True)
+
+    logging.basicConfig(handlers=[Handler()], format="%(name)s: %(message)s")
+    logging.getLogger("optwrap").setLevel(logging.INFO)

@@ -1,0 +1,71 @@
+"""The demo's sizes, limits and faults, in full and in short."""
+
+import dataclasses
+from typing import Final
+
+from examples.demo.faults import Damage, Fault
+
+EVERY_K: Final = 4
+"""Mini-steps per gradient step."""
+MAX_NORM: Final = 100.0
+"""Gradients with a norm from here on are skipped; sound ones stay below 10."""
+MAX_CONSECUTIVE_ERRORS: Final = 8
+"""Steps in a row that are not finite before the guard gives up; more than the longest streak below."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One version of the demo."""
+
+    steps: int
+    """Micro-steps."""
+    batch: int
+    """Records per micro-step."""
+    context: int
+    """Characters the model sees."""
+    layers: int
+    heads: int
+    width: int
+    learning_rate: float
+    """The schedule's peak."""
+    faults: tuple[Fault, ...]
+    """In the order of their steps; those beyond `steps` do not happen."""
+
+
+FULL: Final = Settings(
+    steps=1200,
+    batch=8,
+    context=64,
+    layers=4,
+    heads=4,
+    width=96,
+    learning_rate=0.006,
+    faults=(
+        Fault(first=182, count=1, layer=2, damage=Damage.STUCK_BIT),
+        Fault(first=423, count=5, layer=1, damage=Damage.STUCK_BIT),
+        Fault(first=640, count=1, layer=3, damage=Damage.WRONG_TYPE),
+        Fault(first=801, count=2, layer=0, damage=Damage.TORN_WRITE),
+        Fault(first=1001, count=1, layer=1, damage=Damage.STUCK_BIT),
+    ),
+)
+"""A single fault, a streak, a norm spike, two more in a row, and a late one."""
+
+QUICK: Final = Settings(
+    steps=80,
+    batch=4,
+    context=32,
+    layers=2,
+    heads=2,
+    width=32,
+    learning_rate=0.02,
+    faults=(
+        Fault(first=9, count=1, layer=1, damage=Damage.STUCK_BIT),
+        Fault(first=19, count=4, layer=0, damage=Damage.STUCK_BIT),
+        Fault(first=32, count=1, layer=1, damage=Damage.WRONG_TYPE),
+        Fault(first=41, count=2, layer=0, damage=Damage.TORN_WRITE),
+        Fault(first=300, count=3, layer=1, damage=Damage.STUCK_BIT),
+        Fault(first=900, count=2, layer=0, damage=Damage.WRONG_TYPE),
+        Fault(first=1500, count=1, layer=1, damage=Damage.STUCK_BIT),
+    ),
+)
+"""The same kinds of fault within 80 steps of a smaller model; more of them for whoever asks for more steps."""

@@ -1,0 +1,62 @@
+"""The demo's last words: what was put in, what was seen, what became of the loss."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from examples.demo.model import probe_path
+from examples.demo.settings import Settings
+from examples.demo.train import Losses
+
+LAST = 20
+"""Micro-steps over which the final loss is averaged."""
+
+
+def told(settings: Settings, answer: dict[str, Any] | None, losses: Losses, baseline: Losses | None) -> str:
+    """The summary, as lines.
+
+    Args:
+      settings: what was trained, with the faults put in.
+      answer: of GET /v1/runs/{run}; None where there is none.
+      losses: with optwrap.
+      baseline: without; None where that training was left out.
+    """
+    lines = ["", "Put in:", *_put_in(settings)]
+    if answer is not None:
+        lines += ["Seen by the exporter:", *_seen(answer)]
+    lines += ["Loss in nats per character, first and last:", f"  with optwrap  {_course(losses)}"]
+    if baseline is not None:
+        lines.append(f"  without        {_course(baseline)}  (optax.MultiSteps around the same adamw, same data)")
+    return "\n".join([*lines, ""])
+
+
+def final(losses: Losses) -> float:
+    """The mean of the last steps: NaN if one of them is."""
+    return float(np.mean(losses[-LAST:]))
+
+
+def _put_in(settings: Settings) -> Iterator[str]:
+    for fault in settings.faults:
+        if fault.first <= settings.steps:
+            last = min(fault.first + fault.count - 1, settings.steps)
+            steps = f"step {fault.first}" if last == fault.first else f"steps {fault.first}-{last}"
+            yield f"  {steps:<15}{fault.damage.title}, {probe_path(fault.layer)}: {fault.damage.outcome}"
+
+
+def _seen(answer: dict[str, Any]) -> Iterator[str]:
+    totals, gauges = answer["totals"], answer["gauges"]
+    skipped = totals["skipped"]
+    yield f"  {totals['steps']} steps, of which {totals['gradient_steps']} moved the parameters"
+    yield (
+        f"  skipped: {skipped['not_finite']} not finite, {skipped['large']} too large, {skipped['other']} other; "
+        f"longest streak {gauges['not_finite_streak_peak']}"
+    )
+    for bad in sorted(answer["parameters"], key=lambda parameter: int(parameter["first_step"])):
+        yield f"  {bad['parameter']}: not finite in {bad['steps']} steps, first in step {bad['first_step']}"
+
+
+def _course(losses: Losses) -> str:
+    course = f"{losses[0]:.2f} -> {final(losses):.2f}"
+    bad = np.flatnonzero(~np.isfinite(losses))
+    return f"{course}, not finite from step {bad[0] + 1} on" if len(bad) else course
