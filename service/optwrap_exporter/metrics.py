@@ -19,14 +19,6 @@ from prometheus_client.core import (
 Kind = Literal["counter", "gauge", "histogram", "info", "unknown"]
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily | UnknownMetricFamily
 
-_FAMILIES: Final = {
-    "counter": CounterMetricFamily,
-    "gauge": GaugeMetricFamily,
-    "histogram": HistogramMetricFamily,
-    "info": InfoMetricFamily,
-    "unknown": UnknownMetricFamily,
-}
-
 PROCESS: Final = ("run", "process")
 """The labels of everything that a training process reports."""
 
@@ -68,10 +60,17 @@ class Metric:
 
     def family(self) -> Family:
         """An empty family to add samples to."""
-        name = self.name.removesuffix("_info") if self.type == "info" else self.name
-        # A counter's constructor takes `_total` off before it looks for the unit.
-        family: Family = _FAMILIES[self.type](name, self.help, labels=self.labels, unit=self.unit)
-        return family
+        match self.type:
+            case "counter":
+                return CounterMetricFamily(self.name, self.help, labels=self.labels)
+            case "gauge":
+                return GaugeMetricFamily(self.name, self.help, labels=self.labels, unit=self.unit)
+            case "histogram":
+                return HistogramMetricFamily(self.name, self.help, labels=self.labels, unit=self.unit)
+            case "info":
+                return InfoMetricFamily(self.name.removesuffix("_info"), self.help, labels=self.labels)
+            case "unknown":
+                return UnknownMetricFamily(self.name, self.help, labels=self.labels)
 
 
 def _process(name: str, type_: Kind, text: str, *labels: str, unit: str = "", note: str = "") -> Metric:

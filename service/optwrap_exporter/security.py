@@ -24,7 +24,7 @@ HEADERS: Final = {
 def over_unix_socket(scope: Scope) -> bool:
     """Whether the request came through the ingest socket: its server address is a path and has no port."""
     server = scope.get("server")
-    return server is not None and server[1] is None
+    return server is not None and server[1] is None and server[0].startswith("/")
 
 
 def host_name(header: str) -> str | None:

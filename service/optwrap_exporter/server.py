@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -81,6 +82,7 @@ def bound_unix(path: Path) -> Iterator[socket.socket]:
       StartError: the path is too long, is something else than a socket, cannot be written, or is listened on.
     """
     label = f"--ingest-socket {path}"
+    path = path.absolute()
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
         raise StartError(f"{label}: the path has more than {_SOCKET_PATH_BYTES} bytes: choose a shorter one")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -146,6 +148,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Stop on SIGTERM and SIGINT; uvicorn would raise them again, so that a clean stop looked like a crash."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
         loop = asyncio.get_running_loop()
         for number in HANDLED_SIGNALS:
             loop.add_signal_handler(number, self.handle_exit, number, None)
