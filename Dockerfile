@@ -25,23 +25,24 @@ RUN python -m venv --without-pip /opt/optwrap \
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="optwrap-exporter" \
       org.opencontainers.image.description="Prometheus exporter, query API and live page for training jobs instrumented with optwrap"
-# A trainer's container that runs under the same user id (or group) may write to the ingest socket. Both directories belong
-# to that user here, so that a named volume mounted there for the first time does, too.
+# Both directories belong to that user here, so that a named volume mounted there for the first time does, too.
 RUN groupadd --gid 10425 optwrap \
     && useradd --uid 10425 --gid optwrap --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin optwrap \
     && install --directory --owner=optwrap --group=optwrap --mode=0700 /var/lib/optwrap /run/optwrap
 COPY --from=build /opt/optwrap /opt/optwrap
-# Nothing is written but the volume and the socket: the root file system may be read-only.
+# Nothing is written but the volume and the socket: the root file system may be read-only. Options come from the
+# environment, so that arguments add to them (`docker run ... --retention-days 7`) and commands know the directory
+# (`docker run ... forget RUN`). Beyond loopback no report is taken over TCP without --token-file: trainers report over the
+# socket, which only this user id may write to.
 ENV PATH=/opt/optwrap/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    OPTWRAP_EXPORTER_LISTEN=0.0.0.0:10425 \
+    OPTWRAP_EXPORTER_DATA_DIR=/var/lib/optwrap \
+    OPTWRAP_EXPORTER_INGEST_SOCKET=/run/optwrap/ingest.sock
 USER 10425:10425
 VOLUME ["/var/lib/optwrap"]
 EXPOSE 10425
-# The exporter closes its store on SIGTERM.
-STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:10425/-/ready', timeout=4)"]
 ENTRYPOINT ["optwrap-exporter"]
-# Beyond loopback the exporter takes no reports over TCP without --token-file: trainers report over the socket.
-CMD ["--listen", "0.0.0.0:10425", "--data-dir", "/var/lib/optwrap", "--ingest-socket", "/run/optwrap/ingest.sock"]

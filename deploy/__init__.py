@@ -1,0 +1,1 @@
+"""What runs around the exporter; the Python here only writes the files that are generated (see `deploy.build`)."""

@@ -1,0 +1,68 @@
+"""Write what is generated under deploy/: `python -m deploy.build`; with `--check`, only say whether it is fresh.
+
+Grafana's dashboards come from `deploy.grafana`, Prometheus' runbook page from runbooks.md. The results are committed,
+so that nobody needs Python to deploy them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+from deploy import runbooks
+from deploy.grafana import run
+
+HERE: Final = Path(__file__).parent
+PAGE_URL: Final = "http://localhost:10425"
+"""Where compose.yaml publishes the exporter's page."""
+RUNBOOKS_URL: Final = "http://localhost:9090/consoles/runbooks.html"
+"""Where compose.yaml's Prometheus serves the runbooks."""
+
+
+def generate(page_url: str = PAGE_URL, runbooks_url: str = RUNBOOKS_URL) -> Mapping[Path, str]:
+    """Every generated file's path and text."""
+    dashboards = [run.build(page_url.rstrip("/"), runbooks_url).build()]
+    files = {
+        HERE / "grafana" / "dashboards" / f"{dashboard.uid}.json": json.dumps(dashboard, cls=JSONEncoder, indent=2)
+        + "\n"
+        for dashboard in dashboards
+    }
+    files[HERE / "prometheus" / "consoles" / "runbooks.html"] = runbooks.page((HERE / "runbooks.md").read_text("utf-8"))
+    return files
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.build", description="Write what is generated under deploy/."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where a file is not up to date"
+    )
+    parser.add_argument(
+        "--page-url", default=PAGE_URL, help="the exporter's page, for Grafana's links (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runbooks-url", default=RUNBOOKS_URL, help="the runbooks, for Grafana's links (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    stale = 0
+    for path, text in generate(arguments.page_url, arguments.runbooks_url).items():
+        if path.exists() and path.read_text("utf-8") == text:
+            continue
+        stale += 1
+        if arguments.check:
+            print(f"{path.relative_to(HERE.parent)} is not up to date: run `python -m deploy.build`", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+            print(f"wrote {path.relative_to(HERE.parent)}")
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

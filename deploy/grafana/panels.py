@@ -1,0 +1,243 @@
+"""How a panel looks: one function for each kind, so that no unit, legend or description is ever forgotten."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+from grafana_foundation_sdk.builders import common as common_builders
+from grafana_foundation_sdk.builders import dashboard as dashboard_builders
+from grafana_foundation_sdk.builders import prometheus, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.models import common
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+DATASOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+WIDTH: Final = 24
+"""Columns of Grafana's grid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One PromQL expression and how its series are called."""
+
+    expr: str
+    legend: str = ""
+    color: str | None = None
+    """Fixed colour of its series; Grafana's palette otherwise."""
+    dashed: bool = False
+    """Drawn as a limit: dashed, not filled."""
+
+
+def _targets(queries: Sequence[Query], *, instant: bool, as_table: bool = False) -> list[prometheus.Dataquery]:
+    targets = []
+    for letter, query in zip("ABCDEFGH", queries, strict=False):
+        target = prometheus.Dataquery().ref_id(letter).datasource(DATASOURCE).expr(query.expr)
+        target = target.instant() if instant else target.range()
+        target = target.format(PromQueryFormat.TABLE if as_table else PromQueryFormat.TIME_SERIES)
+        targets.append(target.legend_format(query.legend or "__auto"))
+    return targets
+
+
+def _properties(query: Query) -> list[models.DynamicConfigValue]:
+    properties = []
+    if query.color is not None:
+        properties.append(models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": query.color}))
+    if query.dashed:
+        properties.append(models.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}))
+        properties.append(models.DynamicConfigValue("custom.fillOpacity", 0))
+    return properties
+
+
+def thresholds(*steps: tuple[float | None, str]) -> dashboard_builders.ThresholdsConfig:
+    """Colours from values on; the first step's value is None, for everything below the second."""
+    return (
+        dashboard_builders.ThresholdsConfig()
+        .mode(models.ThresholdsMode.ABSOLUTE)
+        .steps([models.Threshold(value, color) for value, color in steps])
+    )
+
+
+def lines(
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    span: int = 12,
+    log: bool = False,
+    stacked: bool = False,
+    steps: bool = False,
+) -> timeseries.Panel:
+    """Values over time.
+
+    Args:
+      title: what is shown.
+      description: what it means, and what to look for.
+      unit: Grafana's name of the unit.
+      *queries: at most eight.
+      span: width, of 24 columns.
+      log: logarithmic axis.
+      stacked: bars on top of one another, for parts of a whole.
+      steps: held from sample to sample, for what counts up and jumps back.
+    """
+    panel = (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .span(span)
+        .height(8)
+        .unit(unit)
+        .targets(list(_targets(queries, instant=False)))
+        .line_width(2 if not stacked else 0)
+        .fill_opacity(60 if stacked else 8)
+        .show_points(common.VisibilityMode.AUTO)
+        .tooltip(common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI))
+        .legend(
+            common_builders.VizLegendOptions()
+            .display_mode(common.LegendDisplayMode.LIST)
+            .placement(common.LegendPlacement.BOTTOM)
+            .show_legend(True)
+        )
+    )
+    if log:
+        panel = panel.scale_distribution(
+            common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
+        )
+    else:
+        panel = panel.min(0)
+    if stacked:
+        panel = panel.draw_style(common.GraphDrawStyle.BARS).stacking(
+            common_builders.StackingConfig().mode(common.StackingMode.NORMAL)
+        )
+    if steps:
+        panel = panel.line_interpolation(common.LineInterpolation.STEP_AFTER)
+    for letter, query in zip("ABCDEFGH", queries, strict=False):
+        if properties := _properties(query):
+            panel = panel.override_by_query(letter, properties)
+    return panel
+
+
+def number(
+    title: str,
+    description: str,
+    unit: str,
+    *queries: Query,
+    span: int = 3,
+    limits: dashboard_builders.ThresholdsConfig | None = None,
+    mappings: Sequence[models.ValueMap] = (),
+    decimals: int | None = None,
+) -> stat.Panel:
+    """The newest value, large. With neither `limits` nor `mappings` it has no colour of its own."""
+    panel = (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .span(span)
+        .height(4)
+        .unit(unit)
+        .no_value("–")
+        .targets(list(_targets(queries, instant=True)))
+        .graph_mode(common.BigValueGraphMode.NONE)
+        .color_mode(common.BigValueColorMode.VALUE)
+        .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
+        .text_mode(common.BigValueTextMode.AUTO if len(queries) == 1 else common.BigValueTextMode.VALUE_AND_NAME)
+        .thresholds(limits or thresholds((None, "text")))
+        .mappings(list(mappings))
+    )
+    return panel if decimals is None else panel.decimals(decimals)
+
+
+def timeline(title: str, description: str, mapping: models.ValueMap, *queries: Query) -> statetimeline.Panel:
+    """Which state when: a band for each series, over the whole width."""
+    return (
+        statetimeline.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .span(WIDTH)
+        .height(6)
+        .unit("none")
+        .targets(list(_targets(queries, instant=False)))
+        .mappings([mapping])
+        .color_scheme(dashboard_builders.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+        .thresholds(thresholds((None, "text")))
+        .merge_values(True)
+        .show_value(common.VisibilityMode.AUTO)
+        .row_height(0.8)
+        .fill_opacity(80)
+        .legend(common_builders.VizLegendOptions().show_legend(False).display_mode(common.LegendDisplayMode.LIST))
+        .tooltip(common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.SINGLE))
+    )
+
+
+def rows_by(
+    label: str,
+    title: str,
+    description: str,
+    *queries: Query,
+    columns: Sequence[tuple[str, str, str]],
+    sort: str,
+    span: int = 12,
+    empty: str = "–",
+    overrides: Sequence[tuple[str, models.DynamicConfigValue]] = (),
+) -> table.Panel:
+    """A table with one row for each value of `label`, joined from the newest values of the queries.
+
+    Args:
+      label: the label that all queries' results have.
+      title: what is shown.
+      description: what it means, and what to look for.
+      *queries: each adds its labels, and a column `Value #A`, `Value #B`, ...
+      columns: (what Grafana calls it, heading, unit) of those to show, in this order.
+      sort: heading to sort by, largest first.
+      span: width, of 24 columns.
+      empty: what stands where there is nothing.
+      overrides: (heading, further configuration of that column).
+    """
+    shown = {name: place for place, (name, _, _) in enumerate(columns)}
+    panel = (
+        table.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .span(span)
+        .height(8)
+        .no_value(empty)
+        .targets(list(_targets(queries, instant=True, as_table=True)))
+        .transformations(
+            [
+                models.DataTransformerConfig("joinByField", options={"byField": label, "mode": "outer"}),
+                models.DataTransformerConfig(
+                    "filterFieldsByName", options={"include": {"names": [name for name, _, _ in columns]}}
+                ),
+                models.DataTransformerConfig(
+                    "organize",
+                    options={
+                        "indexByName": shown,
+                        "renameByName": {name: heading for name, heading, _ in columns},
+                        "excludeByName": {},
+                        "includeByName": {},
+                    },
+                ),
+            ]
+        )
+        .sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(True)])
+        .cell_height(common.TableCellHeight.SM)
+        .filterable(True)
+    )
+    configured: dict[str, list[models.DynamicConfigValue]] = {}
+    for _, heading, unit in columns:
+        if unit:
+            configured.setdefault(heading, []).append(models.DynamicConfigValue("unit", unit))
+    for heading, value in overrides:
+        configured.setdefault(heading, []).append(value)
+    for heading, values in configured.items():
+        panel = panel.override_by_name(heading, values)
+    return panel
+
+
+def as_override(mapping: models.ValueMap) -> models.DynamicConfigValue:
+    """A value mapping as the configuration of one column, its text in the mapping's colour."""
+    value: list[Any] = [mapping]
+    return models.DynamicConfigValue("mappings", value)
