@@ -21,6 +21,9 @@ from optwrap_exporter.settings import Address
 GRACE_SECONDS: Final = 5
 """What a request in progress gets at shutdown; streams are told to end and need none of it."""
 
+KEEP_ALIVE_SECONDS: Final = 75
+"""How long an idle connection stays: longer than most processes' interval between reports."""
+
 _BACKLOG: Final = 2048
 _SOCKET_PATH_BYTES: Final = 107
 """The longest path that fits a Linux sockaddr_un."""
@@ -166,14 +169,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run(
-    app: ASGIApp, sockets: list[socket.socket], *, started: Callable[[], None], stopping: Callable[[], None]
-) -> None:
-    """Serve `app` on bound `sockets` until SIGTERM or SIGINT; returns when all is closed.
+def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[], None]) -> Server:
+    """A server for `app`; its `run(sockets)` serves on those of `bind_tcp` and `bound_unix`, and closes them.
 
     Args:
       app: the ASGI application.
-      sockets: those of `bind_tcp` and `bound_unix`; closed at the end.
       started: called once when requests are taken.
       stopping: called once, in the event loop, when no more are.
     """
@@ -189,10 +189,10 @@ def run(
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         backlog=_BACKLOG,
     )
-    Server(config, started=started, stopping=stopping).run(sockets)
+    return Server(config, started=started, stopping=stopping)
 
 
 def configure_logging(level: str) -> None:
