@@ -1,8 +1,8 @@
 """The exporter beside the training: a process of its own, started, asked and stopped."""
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,21 +33,20 @@ class Exporter:
       DemoError: on entering, where it cannot run; says why in one line.
     """
 
+    endpoint: str
+    """Where it answers: `http://host:port`; known once entered."""
+
     def __init__(self, listen: str, data_dir: Path) -> None:
         self._listen = listen
         self._data_dir = data_dir
 
     def __enter__(self) -> Self:
-        _make(self._data_dir)
-        listen = _free(self._listen)
-        self.endpoint = f"http://{listen}"
-        """Where it answers."""
         # What the environment may tell the machine's real exporter is not meant for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTWRAP_EXPORTER_")}
         self._log = tempfile.TemporaryFile()  # closed in __exit__
         # A session of its own: Ctrl-C reaches the training, which stops the exporter when its last report is through.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "optwrap_exporter", "--listen", listen, "--data-dir", str(self._data_dir)],
+            [sys.executable, "-m", "optwrap_exporter", "--listen", self._listen, "--data-dir", str(self._data_dir)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -55,7 +54,7 @@ class Exporter:
             start_new_session=True,
         )
         try:
-            self._wait_until_ready()
+            self.endpoint = self._wait_until_ready()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -74,24 +73,23 @@ class Exporter:
             self._process.wait()
             self._log.close()
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self) -> str:
         deadline = time.monotonic() + _START_LIMIT
-        with client(self.endpoint) as http:
-            while time.monotonic() < deadline:
-                if (code := self._process.poll()) is not None:
-                    raise DemoError(f"the exporter ended with exit code {code}: {self._last_line()}")
-                try:
-                    if http.get("/-/ready").is_success:
-                        return
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.05)
-        raise DemoError(f"the exporter was not ready within {_START_LIMIT:.0f} s: {self._last_line()}")
+        while time.monotonic() < deadline:
+            ended = self._process.poll() is not None
+            said = self._said()
+            if found := re.search(r"listening on (http://\S+)", said):
+                return found[1]
+            if ended:
+                # Its last line is written for whoever gave --listen and --data-dir, and those are our options, too.
+                lines = [line.strip() for line in said.splitlines() if line.strip()]
+                raise DemoError(f"the exporter did not start: {lines[-1] if lines else 'it said nothing'}")
+            time.sleep(0.05)
+        raise DemoError(f"the exporter was not ready within {_START_LIMIT:.0f} s")
 
-    def _last_line(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    def _said(self) -> str:
+        # Not by seeking: the offset is the exporter's, too, which writes at it.
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
 
 
 def client(endpoint: str) -> httpx.Client:
@@ -118,28 +116,3 @@ def answer(endpoint: str, run: str) -> dict[str, Any]:
         raise DemoError(
             f"no answer about run {run!r} from the exporter at {endpoint}: {error}".split("\n")[0]
         ) from error
-
-
-def _make(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data_dir):
-            pass
-    except OSError as error:
-        raise DemoError(f"--data-dir {data_dir}: cannot write there: {error.strerror}; name another one") from error
-
-
-def _free(listen: str) -> str:
-    """`listen` with a port that nobody has; otherwise another's exporter could be taken for ours."""
-    host, _, port = listen.rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), int(port)))
-        except OSError as error:
-            raise DemoError(
-                f"--listen {listen}: {error.strerror}; name another port with --listen HOST:PORT (port 0 takes a free "
-                "one), or a running exporter with --endpoint URL"
-            ) from error
-        return f"{host}:{probe.getsockname()[1]}"

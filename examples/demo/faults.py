@@ -7,6 +7,7 @@ batch. What that does to the loss and to the optimizer is for the training to fi
 import dataclasses
 import enum
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import numpy as np
 
@@ -22,30 +23,31 @@ class Outcome(enum.StrEnum):
     """Every value is finite, and the norm is far beyond any that the training has."""
 
 
-def _stuck_bit(block: Array, text: Array) -> Array:
+def _stuck_bit(block: Array) -> Array:
     """Bit 30 of every word reads as 1: a line of the bus is stuck.
 
     It is the top bit of a float32's exponent: a share of 0.5 becomes 1.7e38. That is finite, so a check on the host
     lets it through; divided by its standard deviation on the device it is not.
     """
-    del text
     damaged = block.copy()
     damaged[3::4] |= 0x40
     return damaged
 
 
-def _wrong_type(block: Array, text: Array) -> Array:
+def _wrong_type(block: Array) -> Array:
     """A float32 column decoded as int32, as by a reader with last year's schema: a share of 0.5 becomes 1.06e9."""
-    del text
     return block.view("<i4").astype("<f4").view(block.dtype)
 
 
-def _torn_write(block: Array, text: Array) -> Array:
-    """The batch's own text was written over its targets: read as a float32, four letters are 1e20 to 1e35.
+_STRAY: Final = b"Buffer I/O error on dev sda1, logical block 120431, lost async page write\n"
 
-    The gradients are finite, and the squares in their norm overflow: the norm is infinite.
+
+def _stray_write(block: Array) -> Array:
+    """Another file's text was written over the column: read as a float32, four letters are 1e20 to 1e35.
+
+    The gradients stay finite, and the squares in their norm overflow: the norm is infinite.
     """
-    return np.resize(text, block.shape)
+    return np.resize(np.frombuffer(_STRAY, block.dtype), block.shape)
 
 
 class Damage(enum.Enum):
@@ -53,9 +55,9 @@ class Damage(enum.Enum):
 
     STUCK_BIT = ("stuck bit", _stuck_bit, Outcome.NOT_FINITE)
     WRONG_TYPE = ("floats decoded as integers", _wrong_type, Outcome.LARGE)
-    TORN_WRITE = ("text written over the targets", _torn_write, Outcome.LARGE)
+    STRAY_WRITE = ("log file written over the column", _stray_write, Outcome.LARGE)
 
-    def __init__(self, title: str, damage: Callable[[Array, Array], Array], outcome: Outcome) -> None:
+    def __init__(self, title: str, damage: Callable[[Array], Array], outcome: Outcome) -> None:
         self.title = title
         self.damage = damage
         self.outcome = outcome
@@ -83,6 +85,6 @@ def damaged(stored: StoredBatch, step: int, faults: Iterable[Fault]) -> StoredBa
     for fault in faults:
         if fault.covers(step):
             blocks = list(stored.ahead)
-            blocks[fault.layer] = fault.damage.damage(blocks[fault.layer], stored.text)
+            blocks[fault.layer] = fault.damage.damage(blocks[fault.layer])
             stored = dataclasses.replace(stored, ahead=tuple(blocks))
     return stored

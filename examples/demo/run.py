@@ -37,13 +37,12 @@ def run(options: Options) -> None:
             endpoint = stack.enter_context(Exporter(options.listen, data_dir)).endpoint
         else:
             endpoint = options.endpoint
-        if endpoint.startswith("http"):
-            print(f"The page: {endpoint}/", flush=True)
-
         try:
             monitor = optwrap.Monitor(run=options.run, endpoint=endpoint)
         except ValueError as error:
             raise DemoError(str(error)) from error
+        if endpoint.startswith("http"):
+            print(f"The page: {endpoint}/", flush=True)
         with monitor, Progress(console, "with optwrap", settings.steps) as progress:
             losses = train.with_optwrap(
                 settings, seed=options.seed, monitor=monitor, emit=options.emit, progress=progress

@@ -44,7 +44,7 @@ FULL: Final = Settings(
         Fault(first=182, count=1, layer=2, damage=Damage.STUCK_BIT),
         Fault(first=423, count=5, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=640, count=1, layer=3, damage=Damage.WRONG_TYPE),
-        Fault(first=801, count=2, layer=0, damage=Damage.TORN_WRITE),
+        Fault(first=801, count=2, layer=0, damage=Damage.STRAY_WRITE),
         Fault(first=1001, count=1, layer=1, damage=Damage.STUCK_BIT),
     ),
 )
@@ -62,7 +62,7 @@ QUICK: Final = Settings(
         Fault(first=9, count=1, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=19, count=4, layer=0, damage=Damage.STUCK_BIT),
         Fault(first=32, count=1, layer=1, damage=Damage.WRONG_TYPE),
-        Fault(first=41, count=2, layer=0, damage=Damage.TORN_WRITE),
+        Fault(first=41, count=2, layer=0, damage=Damage.STRAY_WRITE),
         Fault(first=300, count=3, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=900, count=2, layer=0, damage=Damage.WRONG_TYPE),
         Fault(first=1500, count=1, layer=1, damage=Damage.STUCK_BIT),

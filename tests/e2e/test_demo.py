@@ -1,0 +1,356 @@
+"""The demo, as a newcomer runs it: what the exporter answers is what was put in, whatever happens on the way.
+
+The truth is computed from the table of faults alone, by a few lines that know neither optax nor optwrap.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from examples.demo.data import Corpus
+from examples.demo.faults import Damage, Outcome
+from examples.demo.settings import EVERY_K, FULL, MAX_CONSECUTIVE_ERRORS, MAX_NORM, QUICK, Settings
+from tests.conftest import RunningExporter
+
+pytestmark = pytest.mark.timeout(240)
+REPOSITORY = Path(__file__).parents[2]
+
+
+# --- the truth -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What must come of a table of faults."""
+
+    verdicts: list[str]
+    """Of each step."""
+    mini_steps: list[int]
+    """Mini-steps in the window after each step."""
+    offenders: dict[int, str]
+    """The bad parameter of each step that has one."""
+    longest_streak: int
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        counted = collections.Counter(self.verdicts)
+        names = (
+            *("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other"),
+            "accepted_not_finite",
+        )
+        return {
+            "steps": len(self.verdicts),
+            "gradient_steps": counted["applied"],
+            "verdicts": {name: counted[name] for name in names},
+            "skipped": {reason: counted[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")},
+            "not_finite_steps": len(self.offenders),
+            "accepted_not_finite": 0,
+        }
+
+    @property
+    def parameters(self) -> list[tuple[str, int, int, int]]:
+        """Of each bad parameter: path, steps, first step, last step; in no order."""
+        steps_of = collections.defaultdict(list)
+        for step, parameter in sorted(self.offenders.items()):
+            steps_of[parameter].append(step)
+        return sorted((path, len(steps), steps[0], steps[-1]) for path, steps in steps_of.items())
+
+
+def truth(table: Settings, steps: int | None = None) -> Truth:
+    """What `table`'s faults come to: the guard sees each step first, the window what the guard lets in."""
+    verdicts, mini_steps, offenders = [], [], {}
+    in_window = streak = longest = 0
+    for step in range(1, (steps or table.steps) + 1):
+        faults = [fault for fault in table.faults if fault.first <= step < fault.first + fault.count]
+        overflowing = [fault.layer for fault in faults if fault.damage.outcome is Outcome.NOT_FINITE]
+        if overflowing:
+            offenders[step] = f"decoder/layer_{overflowing[0]}/probe/w"
+            streak += 1
+            verdicts.append("skipped_not_finite")
+        else:
+            streak = 0
+            if faults:
+                verdicts.append("skipped_large")
+            else:
+                in_window = (in_window + 1) % EVERY_K
+                verdicts.append("accumulated" if in_window else "applied")
+        longest = max(longest, streak)
+        mini_steps.append(in_window)
+    assert longest <= MAX_CONSECUTIVE_ERRORS, "the guard gives up: the lines above do not hold"
+    return Truth(verdicts, mini_steps, offenders, longest)
+
+
+def assert_is(answer: Mapping[str, Any], expected: Truth) -> None:
+    """The exporter's answer about a run that one process lived from its start to its end."""
+    assert answer["totals"] == expected.totals
+    assert answer["state_totals"] == expected.totals
+    assert answer["gauges"]["not_finite_streak_peak"] == expected.longest_streak
+    assert answer["gauges"]["not_finite_streak"] == 0
+    seen = [(p["parameter"], p["steps"], p["first_step"], p["last_step"]) for p in answer["parameters"]]
+    assert sorted(seen) == expected.parameters
+    assert [steps for _, steps, _, _ in seen] == sorted((steps for _, steps, _, _ in seen), reverse=True)
+    assert all(p["values"] >= p["steps"] for p in answer["parameters"])
+    assert answer["unseen"] == 0
+    assert not any(answer["dropped"].values())
+    assert answer["health"] == "finished"
+    assert [attempt["state"] for attempt in answer["attempts"]] == ["finished"]
+    assert [process["totals"] for process in answer["processes"]] == [expected.totals]
+
+
+# --- running it ----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "examples.demo", "--quick", *arguments]
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command(*arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def address_in(line: str) -> str:
+    found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+    assert found is not None, line
+    return found[0]
+
+
+def page_of(process: subprocess.Popen[str]) -> str:
+    """The address it prints first."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    return address_in(line)
+
+
+def wait_for_steps(url: str, steps: int) -> None:
+    """Until the exporter has counted that many of run `demo`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        answer = httpx.get(f"{url}/v1/runs/demo", trust_env=False)
+        if answer.is_success and answer.json()["totals"]["steps"] >= steps:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {steps} steps: {answer.text}")
+
+
+def assert_nobody_listens(page: str) -> None:
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(page, trust_env=False)
+
+
+def assert_one_line_says(ran: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert ran.returncode not in {0, -signal.SIGTERM}
+    assert ran.stdout == ""
+    assert ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith("demo: ")
+    for word in words:
+        assert word in ran.stderr
+
+
+# --- the tests -----------------------------------------------------------------------------------------------------
+
+
+def test_the_last_line_is_exactly_what_was_put_in_and_only_optwrap_gets_through() -> None:
+    """The run with optwrap learns, the one without ends in NaN, the exporter is gone, and no terminal was assumed."""
+    ran = demo("--listen", "127.0.0.1:0")
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert_is(json.loads(lines[-1]), truth(QUICK))
+
+    course = {m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"(with\w*).* (\S+) -> ([\w.]+)", ran.stdout)}
+    first, last = course["with"]
+    assert last < first - 1
+    assert course["without"][0] == first
+    assert np.isnan(course["without"][1])
+
+    assert_nobody_listens(address_in(lines[0]))
+    assert all(line.isprintable() for line in (*lines, *ran.stderr.splitlines()))
+    assert "step 80/80" in ran.stderr
+
+
+def test_the_callback_tells_the_same_and_hold_leaves_the_page_up_until_ctrl_c() -> None:
+    with started("--emit", "callback", "--no-baseline", "--hold", "--listen", "127.0.0.1:0") as process:
+        page = page_of(process)
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith("{"))
+        assert_is(json.loads(line), truth(QUICK))
+        assert httpx.get(page, trust_env=False).is_success
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert rest == ""
+        assert "Traceback" not in errors
+    assert_nobody_listens(page)
+
+
+def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
+    start_exporter: Callable[..., RunningExporter],
+) -> None:
+    """Each step's record and each event is there once, and the totals are those of an undisturbed run."""
+    steps = 2000
+    exporter = start_exporter()
+    with started("--endpoint", exporter.url, "--no-baseline", "--steps", str(steps)) as process:
+        for before in (200, 1000):
+            wait_for_steps(exporter.url, before)
+            exporter.kill9()
+            time.sleep(0.3)  # some reports find nobody
+            exporter.start()
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    expected = truth(QUICK, steps)
+    answer = json.loads(output.splitlines()[-1])
+    assert_is(answer, expected)
+
+    with httpx.Client(base_url=exporter.url, trust_env=False) as http:
+        found = http.get("/v1/runs/demo/steps", params={"points": steps}).json()
+        columns = found["columns"]
+        assert (found["total"], found["sampled"]) == (steps, False)
+        assert columns["step"] == list(range(1, steps + 1))
+        assert columns["verdict"] == expected.verdicts
+        assert columns["mini_step"] == expected.mini_steps
+        assert [step for step, fine in enumerate(columns["finite"], 1) if not fine] == list(expected.offenders)
+        assert http.get("/v1/runs/demo").json()["totals"] == expected.totals
+
+        events = []
+        cursor = None
+        while True:
+            page = http.get("/v1/runs/demo/events", params={"limit": 7} | ({"cursor": cursor} if cursor else {})).json()
+            events += page["items"]
+            if (cursor := page["cursor"]) is None:
+                break
+    assert len({event["id"] for event in events}) == len(events)
+    skipped = [event["step"] for event in events if event["kind"] == "skipped"]
+    assert sorted(skipped) == [n for n, verdict in enumerate(expected.verdicts, 1) if verdict.startswith("skipped")]
+    kinds = collections.Counter(event["kind"] for event in events)
+    assert kinds["streak_started"] == kinds["streak_ended"]
+    assert (kinds["started"], kinds["finished"], kinds["resumed"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("there", ["absent", "hanging"])
+def test_a_job_without_an_exporter_trains_on_and_says_so_once(there: str) -> None:
+    """Then the demo has no answer to show, and its exit code says so."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if there == "hanging":
+            silent.listen()  # connections are taken by the kernel, and no one ever reads
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        ran = demo("--endpoint", endpoint, "--no-baseline", "--run", "alone")
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert "step 80/80" in ran.stderr
+    assert re.search(r"with optwrap +\d\.\d\d -> \d\.\d\d$", ran.stdout, re.MULTILINE)
+    *_, log, last = ran.stderr.splitlines()
+    assert sum(line.startswith("optwrap") for line in ran.stderr.splitlines()) == 1
+    assert endpoint in log
+    assert last.startswith("demo: ")
+    assert "'alone'" in last
+    assert endpoint in last
+
+
+def test_ctrl_c_stops_training_and_exporter_without_a_traceback() -> None:
+    with started("--steps", "1000000", "--listen", "127.0.0.1:0") as process:
+        page = page_of(process)
+        wait_for_steps(page.rstrip("/"), 1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        assert errors.splitlines()[-1] == "demo: interrupted"
+    assert_nobody_listens(page)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bogus"], ["--bogus"]),
+        (["--steps", "0"], ["--steps", "'0'"]),
+        (["--emit", "smoke"], ["--emit", "'smoke'", "callback"]),
+        (["--listen", "0.0.0.0:10425"], ["--listen", "'0.0.0.0:10425'", "loopback"]),
+        (["--listen", "127.0.0.1:99999"], ["--listen", "'127.0.0.1:99999'"]),
+        (["--endpoint", "http://127.0.0.1:1", "--data-dir", "x"], ["--data-dir", "--endpoint"]),
+        (["--endpoint", "gopher://hole"], ["gopher://hole", "http://HOST:PORT"]),
+        (["--endpoint", "http://127.0.0.1:1", "--run", "a b"], ["run", "'a b'"]),
+    ],
+)
+def test_a_wrong_argument_is_one_line_that_names_it(arguments: list[str], words: list[str]) -> None:
+    assert_one_line_says(demo(*arguments), *words)
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert_one_line_says(demo("--listen", listen), listen, "in use", "--listen")
+
+
+def test_a_data_directory_that_cannot_be_one_is_one_line(tmp_path: Path) -> None:
+    """A file in its place: the super-user, too, is refused there."""
+    place = tmp_path / "file"
+    place.write_text("")
+    assert_one_line_says(demo("--listen", "127.0.0.1:0", "--data-dir", str(place)), "--data-dir", str(place))
+
+
+def test_without_jax_it_says_what_lacks() -> None:
+    without = "import runpy, sys; sys.modules['jax'] = None; runpy.run_module('examples.demo', run_name='__main__')"
+    ran = subprocess.run(
+        [sys.executable, "-c", without], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert_one_line_says(ran, "jax", "make setup")
+
+
+@pytest.mark.parametrize("table", [FULL, QUICK], ids=["full", "quick"])
+def test_the_table_of_faults_is_one_that_the_guard_survives(table: Settings) -> None:
+    """In order, apart, on layers there are, and with every kind of damage: a single one, a streak, a norm spike."""
+    for fault, following in zip(table.faults, table.faults[1:], strict=False):
+        assert fault.first + fault.count < following.first
+    assert all(0 <= fault.layer < table.layers and fault.count >= 1 for fault in table.faults)
+    happening = [fault for fault in table.faults if fault.first + fault.count <= table.steps]
+    assert {fault.damage for fault in happening} == set(Damage)
+    assert {fault.count == 1 for fault in happening if fault.damage.outcome is Outcome.NOT_FINITE} == {True, False}
+    assert 1 < truth(table).longest_streak <= MAX_CONSECUTIVE_ERRORS
+
+
+@given(seed=st.integers(0, 2**32 - 1), layer=st.integers(0, FULL.layers - 1))
+@settings(max_examples=20, deadline=None)
+def test_damage_does_to_any_batch_what_the_table_says(seed: int, layer: int) -> None:
+    """A stuck bit overflows in float32 only once it is standardised; the others stay finite, and are huge."""
+    corpus = Corpus(context=FULL.context, layers=FULL.layers)
+    stored = next(corpus.batches(FULL.batch, seed))
+    sound = corpus.decode(stored)
+    assert np.array_equal(stored.text, corpus.vocabulary[sound.tokens])
+    assert np.allclose(sound.ahead.sum(axis=-1), 1)
+    for damage in Damage:
+        read = damage.damage(stored.ahead[layer]).view("<f4").reshape(sound.ahead[layer].shape)
+        with np.errstate(over="ignore"):
+            standardised = (read - corpus.scale.mean[layer]) / corpus.scale.std[layer]
+        assert np.isfinite(standardised).all() == (damage.outcome is Outcome.LARGE)
+        assert np.abs(standardised).max() > 1e6 * MAX_NORM
+        assert not np.shares_memory(read, stored.ahead[layer])
