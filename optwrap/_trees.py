@@ -1,0 +1,168 @@
+"""Finite checks, norms and selects on trees: the arithmetic that every wrapper shares.
+
+Wrappers that ask the same of the same gradients must ask with the same operations: XLA then merges the questions, and
+a nest of wrappers pays for one pass over the gradients.
+"""
+
+import functools
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+
+from optwrap._checks import INT32_MAX
+
+Tree = Any
+"""Any pytree of arrays."""
+
+_PLAIN: Final = (jnp.inexact, jnp.integer, jnp.bool_)
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether the leaf has a floating or complex dtype, so that it can hold NaN or Inf."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
+def squared_norms(tree: Tree) -> list[jax.Array]:
+    """The sum of squared absolute values of each leaf, in the tree's order.
+
+    Returns:
+      one scalar per numeric leaf, float64 for float64 and complex128 leaves, else float32. It is not finite where a
+      value of the leaf is not, or where the squares overflow. Leaves without numbers (PRNG keys, float0) are left out.
+    """
+    return [_squared_norm(leaf) for leaf in jax.tree.leaves(tree) if _is_numeric(leaf)]
+
+
+def squared_norm(tree: Tree) -> jax.Array:
+    """The sum of squared absolute values of the tree: a scalar of the widest dtype of `squared_norms`."""
+    norms = squared_norms(tree)
+    if not norms:
+        return jnp.zeros([], jnp.float32)
+    widest = jnp.float64 if any(norm.dtype == jnp.float64 for norm in norms) else jnp.float32
+    total: jax.Array = jnp.sum(jnp.stack([norm.astype(widest) for norm in norms]))
+    return total
+
+
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every value of the tree is finite, however many there are: bool[].
+
+    A sum of squares in float32 or wider is finite only if every value is, and costs less than asking each value. It
+    may also overflow on finite values; those are told apart, each value asked, where it is not finite.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    if not leaves:
+        return jnp.array(True)
+    finite = jnp.isfinite(squared_norm(leaves))
+    # The operands, not constants, so that both branches vary over the same axes of a mesh.
+    decided: jax.Array = lax.cond(
+        finite, lambda finite, _: finite, lambda _, leaves: _every_value_finite(leaves), finite, leaves
+    )
+    return decided
+
+
+def not_finite_counts(tree: Tree) -> list[jax.Array]:
+    """How many values of each leaf are not finite, in the tree's order.
+
+    Returns:
+      one scalar per leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated at
+      its largest value; 0 for leaves that cannot hold NaN.
+    """
+    return [_not_finite_count(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def count_dtype() -> np.dtype[Any]:
+    """The default integer dtype, in which values are counted: int32, or int64 where 64-bit types are enabled."""
+    return jax.dtypes.canonicalize_dtype(np.int64)
+
+
+def saturating_sum(counts: list[jax.Array]) -> jax.Array:
+    """The sum of counts, in `count_dtype`, saturated at its largest value."""
+    total = jnp.zeros([], count_dtype())
+    largest = np.iinfo(total.dtype).max
+    for count in counts:
+        total = jnp.where(count > largest - total, largest, total + count)
+    return total
+
+
+def select(condition: jax.Array, chosen: Tree, otherwise: Tree) -> Tree:
+    """`chosen` where the condition holds, else `otherwise`, whose dtypes the result has. Nothing is blended.
+
+    Unlike multiplication by a flag it keeps what is not finite on the side not taken out of the result.
+    """
+    return jax.tree.map(lambda a, b: jnp.where(condition, cast(a, jnp.result_type(b)), b), chosen, otherwise)
+
+
+def cast(leaf: Any, dtype: Any) -> jax.Array:
+    """The leaf in the dtype given; PRNG keys as they are. The real part, where complex becomes real."""
+    array: jax.Array = jnp.asarray(leaf)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        array = array.real
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def as_int32(value: ArrayLike, least: int) -> jax.Array:
+    """An integer scalar as int32, brought into the range from `least` to 2**31 - 1."""
+    if isinstance(value, int):
+        value = min(value, INT32_MAX)
+    number = jnp.asarray(value)
+    if np.iinfo(number.dtype).max > INT32_MAX:
+        number = jnp.minimum(number, INT32_MAX)
+    return jnp.maximum(number.astype(jnp.int32), least)
+
+
+def gradient_tree(params: Tree) -> Tree:
+    """The tree that gradients have: that of the parameters, or of the fast ones where `lookahead` keeps a pair."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+@functools.cache
+def _placeholder_type() -> type:
+    seen: list[type] = []
+
+    def init(params: Tree) -> tuple[()]:
+        seen.append(type(params))
+        return ()
+
+    optax.tree.map_params(init, lambda leaf: leaf, ())
+    return seen[0]
+
+
+def is_placeholder(params: Tree) -> bool:
+    """Whether these are the stand-in parameters with which `optax.tree.map_params` calls `init`.
+
+    They fit no mask and have no leaves, and must reach the inner `init` as they are.
+    """
+    return isinstance(params, _placeholder_type())
+
+
+def _is_numeric(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    return dtype != jax.dtypes.float0 and any(jnp.issubdtype(dtype, plain) for plain in _PLAIN)
+
+
+def _squared_norm(leaf: Any) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return jnp.sum(jnp.square(leaf.real) + jnp.square(leaf.imag))
+    # Not narrower than float32: 90,000 ones already overflow a float16 sum. Not vdot: on a mesh it gathers the leaf.
+    return jnp.sum(jnp.square(leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)))
+
+
+def _every_value_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _not_finite_count(leaf: Any) -> jax.Array:
+    dtype = count_dtype()
+    if not is_inexact(leaf):
+        return jnp.zeros([], dtype)
+    bad = ~jnp.isfinite(jnp.asarray(leaf))
+    if dtype == np.int64 or bad.size <= INT32_MAX:
+        return jnp.sum(bad, dtype=dtype)
+    # More values than int32 can count. The wider type is for this one sum; what comes out is int32 again.
+    with jax.enable_x64(True):
+        return jnp.minimum(jnp.sum(bad, dtype=np.int64), INT32_MAX).astype(dtype)

@@ -1,0 +1,247 @@
+"""One step of the optimizer from several mini-batches."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from optwrap import _checks
+from optwrap._declarations import Window, declare
+from optwrap._inner import Step, step_if
+from optwrap._trees import Tree, as_int32, cast, gradient_tree
+from optwrap.skipping import ShouldSkipUpdateFunction, checked_skip, max_squared_norm_of
+
+
+class Decision(NamedTuple):
+    """What becomes of one mini-step, known before anything is accumulated."""
+
+    skip: jax.Array | None
+    """bool[]: it is left out; None where no skip function was given."""
+    emit: jax.Array
+    """bool[]: it completes the window, and the optimizer takes a step."""
+    mini_step: jax.Array
+    """int32[]: mini-steps in the window after this one."""
+    gradient_step: jax.Array
+    """int32[]: optimizer steps after this one."""
+    skip_state: Any
+    """What the skip function said."""
+
+
+class MultiSteps:
+    """Accumulate the gradients of `k` mini-steps, and let the optimizer take one step with their mean or sum.
+
+    Mini-steps before the k-th return zero updates; the optimizer itself runs on the k-th only.
+
+    Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state. A mini-step that is not finite, and that no skip
+    function leaves out, makes the mean of its own window not finite, and of no other. See
+    `docs/differences-from-optax.md` for the rest.
+    """
+
+    def __init__(
+        self,
+        opt: optax.GradientTransformation,
+        every_k_schedule: ArrayLike | Callable[[ArrayLike], ArrayLike],
+        use_grad_mean: bool = True,
+        should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
+        accumulator_dtype: DTypeLike | None = jnp.float32,
+    ) -> None:
+        """Make the wrapper.
+
+        Args:
+          opt: the optimizer that takes a step every k mini-steps.
+          every_k_schedule: k, an integer from 1, which may be traced; or a function of the gradient step, int32[], that
+            returns k. What it returns below 1 counts as 1.
+          use_grad_mean: whether the optimizer gets the mean of the window's gradients (else their sum).
+          should_skip_update_fn: which mini-steps to leave out. One that is left out changes `skip_state` only.
+          accumulator_dtype: floating dtype of the accumulator, or None for that of the parameters. float64 parameters
+            have a float64 accumulator where this says float32, and complex ones always have a complex one.
+
+        Raises:
+          TypeError: `opt` is no transformation; k is no integer; `should_skip_update_fn` is not callable;
+            `accumulator_dtype` is not floating; when first traced: what the schedule or the skip function returns has
+            the wrong type.
+          ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN.
+        """
+        self._opt = _checks.transformation("MultiSteps: opt", opt)
+        self._every_k = _every_k(every_k_schedule)
+        self._use_grad_mean = use_grad_mean
+        self._max_squared_norm = max_squared_norm_of(should_skip_update_fn)
+        self._should_skip_update_fn = should_skip_update_fn
+        self._accumulator_dtype = _accumulator_dtype(accumulator_dtype)
+
+    @property
+    def inner_opt(self) -> optax.GradientTransformationExtraArgs:
+        """The optimizer that takes a step every k mini-steps."""
+        return self._opt
+
+    def init(self, params: Tree) -> optax.MultiStepsState:
+        """The state before the first mini-step.
+
+        Args:
+          params: the parameters, arrays or `jax.ShapeDtypeStruct`s; or `LookaheadParams`, whose fast tree the gradients
+            have.
+
+        Returns:
+          `MultiStepsState(mini_step: int32[], gradient_step: int32[], inner_opt_state, acc_grads, skip_state)`;
+          `acc_grads` has the shapes of the gradients, and is zero outside a window.
+        """
+        like = gradient_tree(params)
+        gradient_step = jnp.zeros([], jnp.int32)
+        _, skip_state = self._should_skip(jax.tree.map(jnp.zeros_like, like), gradient_step, params)
+        state = optax.MultiStepsState(
+            mini_step=jnp.zeros([], jnp.int32),
+            gradient_step=gradient_step,
+            inner_opt_state=self._opt.init(params),
+            acc_grads=jax.tree.map(
+                lambda leaf: jnp.zeros_like(leaf, dtype=_widened(self._accumulator_dtype, jnp.result_type(leaf))), like
+            ),
+            skip_state=skip_state,
+        )
+        return declare(state, Window(self._every_k, self._max_squared_norm))
+
+    def update(
+        self, updates: Tree, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, optax.MultiStepsState]:
+        """One mini-step.
+
+        Args:
+          updates: the gradients of this mini-step.
+          state: the state before it.
+          params: the parameters, where the optimizer needs them.
+          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window.
+
+        Returns:
+          the optimizer's updates where this mini-step completes the window, else zeros alike; and the new state.
+        """
+        decision = self._decide(updates, state, params)
+        step = self._step(decision, updates, state, params, extra_args)
+        return step.updates, optax.MultiStepsState(
+            mini_step=decision.mini_step,
+            gradient_step=decision.gradient_step,
+            inner_opt_state=step.state,
+            acc_grads=self._next_window(decision, step.taken, updates, state),
+            skip_state=decision.skip_state,
+        )
+
+    def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
+        """Whether the mini-step that led to this state completed a window: bool[].
+
+        A mini-step left out right after one that did is told apart by `skip_state`, where that is a mapping with
+        `should_skip`, as those of `skip_not_finite` and `skip_large_updates` are.
+        """
+        updated = jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
+        if isinstance(state.skip_state, Mapping) and "should_skip" in state.skip_state:
+            updated = jnp.logical_and(updated, jnp.logical_not(state.skip_state["should_skip"]))
+        return updated
+
+    def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The same as a transformation that takes extra args, for `optax.chain` and others."""
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+    def _decide(self, updates: Tree, state: optax.MultiStepsState, params: Tree | None) -> Decision:
+        skip, skip_state = self._should_skip(updates, state.gradient_step, params)
+        # From k on, not at k: a traced k may have come down in the middle of a window.
+        complete = state.mini_step >= self._every_k(state.gradient_step) - 1
+        emit = complete if skip is None else complete & ~skip
+        mini_step = jnp.where(emit, 0, optax.safe_increment(state.mini_step))
+        return Decision(
+            skip=skip,
+            emit=emit,
+            mini_step=mini_step if skip is None else jnp.where(skip, state.mini_step, mini_step),
+            gradient_step=jnp.where(emit, optax.safe_increment(state.gradient_step), state.gradient_step),
+            skip_state=skip_state,
+        )
+
+    def _should_skip(
+        self, updates: Tree, gradient_step: ArrayLike, params: Tree | None
+    ) -> tuple[jax.Array | None, Any]:
+        if self._should_skip_update_fn is None:
+            return None, ()
+        return checked_skip(self._should_skip_update_fn(updates, gradient_step, params))
+
+    def _accumulated(self, updates: Tree, state: optax.MultiStepsState) -> Tree:
+        """The mean (or sum) of the window with this mini-step taken in, in the wider of both dtypes."""
+
+        def taken_in(update: Any, accumulated: jax.Array) -> jax.Array:
+            # The first mini-step overwrites: what is left in the accumulator, NaN for one, is of no window.
+            before = jnp.where(state.mini_step == 0, jnp.zeros_like(accumulated), accumulated)
+            with jax.numpy_dtype_promotion("standard"):
+                share = (update - before) / (state.mini_step + 1) if self._use_grad_mean else update
+                return jnp.add(before, share)
+
+        return jax.tree.map(taken_in, updates, state.acc_grads)
+
+    def _step(
+        self,
+        decision: Decision,
+        updates: Tree,
+        state: optax.MultiStepsState,
+        params: Tree | None,
+        extra_args: dict[str, Any],
+    ) -> Step:
+        """The optimizer's step, taken where the window is complete."""
+
+        def step() -> tuple[Tree, Tree]:
+            # Computed here, and once more outside: handed in, it would need memory of its own beside the accumulator.
+            window = self._accumulated(updates, state)
+            window = jax.tree.map(lambda leaf, update: cast(leaf, jnp.result_type(update)), window, updates)
+            returned: tuple[Tree, Tree] = self._opt.update(window, state.inner_opt_state, params, **extra_args)
+            return returned
+
+        return step_if(decision.emit, step, state.inner_opt_state, name="MultiSteps", keep_dtypes=True)
+
+    def _next_window(self, decision: Decision, emitted: jax.Array, updates: Tree, state: optax.MultiStepsState) -> Tree:
+        """The accumulator after this mini-step: zero after the last of a window, untouched by one left out."""
+
+        def after(leaf: jax.Array, before: jax.Array) -> jax.Array:
+            leaf = cast(leaf, before.dtype)
+            if decision.skip is not None:
+                leaf = jnp.where(decision.skip, before, leaf)
+            # Not on `decision.emit`, though it is the same: `emitted` orders this after the step, which reads the
+            # accumulator, and so it is overwritten in place.
+            return jnp.where(emitted, jnp.zeros_like(leaf), leaf)
+
+        return jax.tree.map(after, self._accumulated(updates, state), state.acc_grads)
+
+
+def _every_k(every_k_schedule: Any) -> Callable[[ArrayLike], jax.Array]:
+    """The function of the gradient step that returns k: int32[], at least 1."""
+    remedy = "give the number of mini-steps per optimizer step"
+    if not callable(every_k_schedule):
+        k = _checks.integer("MultiSteps: every_k_schedule", every_k_schedule, 1, remedy + ", or a function that does")
+        return lambda _: as_int32(k, 1)
+
+    def schedule(gradient_step: ArrayLike) -> jax.Array:
+        k = every_k_schedule(gradient_step)
+        _checks.integer_type("MultiSteps: what every_k_schedule returns", k, "an integer scalar", remedy)
+        return as_int32(k, 1)
+
+    return schedule
+
+
+def _accumulator_dtype(dtype: Any) -> np.dtype[Any] | None:
+    if dtype is None:
+        return None
+    remedy = "pass jnp.float32, another floating dtype, or None for that of the parameters"
+    try:
+        canonical = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"MultiSteps: accumulator_dtype must be a dtype, got {dtype!r}: {remedy}") from error
+    if not jnp.issubdtype(canonical, jnp.inexact):
+        raise TypeError(f"MultiSteps: accumulator_dtype must be floating or complex, got {canonical}: {remedy}")
+    return canonical
+
+
+def _widened(accumulator: np.dtype[Any] | None, leaf: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a leaf's accumulator: the one asked for, wide enough for the default not to lose anything."""
+    if accumulator is None:
+        return leaf
+    with jax.numpy_dtype_promotion("standard"):
+        wider = jnp.promote_types(accumulator, leaf)
+    if jnp.issubdtype(leaf, jnp.complexfloating) or (accumulator == jnp.float32 and leaf == jnp.float64):
+        return wider
+    return accumulator

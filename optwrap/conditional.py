@@ -1,0 +1,102 @@
+"""Steps whose gradients are not finite are not taken."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optwrap import _checks
+from optwrap._declarations import Guard, declare
+from optwrap._inner import step_if
+from optwrap._trees import Tree, all_finite, as_int32
+
+
+class Decision(NamedTuple):
+    """What becomes of one call, known before the wrapped transformation is."""
+
+    accept: jax.Array
+    """bool[]: the step is taken."""
+    finite: jax.Array
+    """bool[]: every incoming value is finite."""
+    notfinite_count: jax.Array
+    """int32[]: calls in a row, this one included, with values that are not finite."""
+    total_notfinite: jax.Array
+    """int32[]: such calls so far."""
+
+
+def decide(updates: Tree, state: optax.ApplyIfFiniteState, max_consecutive_errors: ArrayLike) -> Decision:
+    """Whether `apply_if_finite` takes the step: it looks at the incoming updates only."""
+    finite = all_finite(updates)
+    notfinite_count = jnp.where(finite, 0, optax.safe_increment(state.notfinite_count))
+    return Decision(
+        accept=finite | (notfinite_count > as_int32(max_consecutive_errors, 0)),
+        finite=finite,
+        notfinite_count=notfinite_count,
+        total_notfinite=jnp.where(finite, state.total_notfinite, optax.safe_increment(state.total_notfinite)),
+    )
+
+
+def apply_if_finite(
+    inner: optax.GradientTransformation, max_consecutive_errors: ArrayLike
+) -> optax.GradientTransformationExtraArgs:
+    """Leave out the steps whose incoming updates are not all finite, up to a number in a row.
+
+    A step left out returns zero updates and leaves the inner state as it was. Of a streak of such steps the first
+    `max_consecutive_errors` are left out; then the wrapper gives up, and takes every step until a finite one ends the
+    streak. Counts saturate at 2**31 - 1.
+
+    Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. It also works where the inner transformation
+    returns updates or a state of other dtypes than it is given, or updates of another structure.
+
+    Args:
+      inner: the transformation to guard.
+      max_consecutive_errors: steps in a row that may be left out; an integer from 0 (every step is taken, and counted)
+        to 2**31 - 1 (the wrapper never gives up). May be traced.
+
+    Returns:
+      A transformation with state `ApplyIfFiniteState(notfinite_count: int32[], last_finite: bool[],
+      total_notfinite: int32[], inner_state)`. `last_finite` is true if the last incoming updates were finite. Extra
+      args reach the inner transformation.
+
+    Raises:
+      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer; when first traced: the inner state
+        changes its structure or shapes.
+      ValueError: `max_consecutive_errors` is negative or above 2**31 - 1.
+    """
+    inner = _checks.transformation("apply_if_finite: inner", inner)
+    limit = _checks.integer(
+        "apply_if_finite: max_consecutive_errors",
+        max_consecutive_errors,
+        0,
+        "say how many steps in a row may be left out; 2**31 - 1 never gives up",
+    )
+
+    def init(params: Tree) -> optax.ApplyIfFiniteState:
+        state = optax.ApplyIfFiniteState(
+            notfinite_count=jnp.zeros([], jnp.int32),
+            last_finite=jnp.array(True),
+            total_notfinite=jnp.zeros([], jnp.int32),
+            inner_state=inner.init(params),
+        )
+        return declare(state, Guard(limit))
+
+    def update(
+        updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+        decision = decide(updates, state, limit)
+        step = step_if(
+            decision.accept,
+            lambda: inner.update(updates, state.inner_state, params, **extra_args),
+            state.inner_state,
+            name="apply_if_finite",
+        )
+        return step.updates, optax.ApplyIfFiniteState(
+            notfinite_count=decision.notfinite_count,
+            last_finite=decision.finite,
+            total_notfinite=decision.total_notfinite,
+            inner_state=step.state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

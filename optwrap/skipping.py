@@ -1,0 +1,144 @@
+"""Which mini-steps `MultiSteps` leaves out."""
+
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from optwrap import _checks
+from optwrap._trees import Tree, all_finite, count_dtype, not_finite_counts, saturating_sum, squared_norm
+
+
+class ShouldSkipUpdateFunction(Protocol):
+    """Says which mini-steps `MultiSteps` leaves out."""
+
+    def __call__(
+        self, updates: Tree, gradient_step: ArrayLike, params: Tree | None
+    ) -> tuple[jax.Array, Any]:  # pragma: no cover
+        """Whether to leave out this mini-step.
+
+        It is called once in `init`, with zeros, and once in every `update`.
+
+        Args:
+          updates: the incoming updates of this mini-step.
+          gradient_step: int32[], optimizer steps so far.
+          params: the parameters, where they are known.
+
+        Returns:
+          bool[], true to leave the mini-step out; and a tree of arrays of the same structure, shapes and dtypes in
+          every call, which becomes `MultiStepsState.skip_state`. A mapping with the key `should_skip`, holding that
+          same bool, lets `MultiSteps.has_updated` see a skip.
+        """
+        ...
+
+
+def skip_not_finite(
+    updates: Tree, gradient_step: ArrayLike, params: Tree | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Leave out mini-steps with a value that is not finite: a `ShouldSkipUpdateFunction`.
+
+    Args:
+      updates: the incoming updates.
+      gradient_step: not used.
+      params: not used.
+
+    Returns:
+      bool[], and the same as `should_skip` beside `num_not_finite`: int32[] (int64[] where 64-bit types are enabled),
+      how many values are not finite, saturated at the dtype's largest value.
+    """
+    del gradient_step, params
+    finite = all_finite(updates)
+    # Counting costs more than deciding, and is needed only where there is something to count.
+    num_not_finite = jax.lax.cond(
+        finite,
+        lambda finite, _: jnp.zeros_like(finite, dtype=count_dtype()),
+        lambda _, leaves: saturating_sum(not_finite_counts(leaves)),
+        finite,
+        jax.tree.leaves(updates),
+    )
+    return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
+
+
+def skip_large_updates(
+    updates: Tree, gradient_step: ArrayLike, params: Tree | None, max_squared_norm: ArrayLike
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Leave out mini-steps whose squared L2 norm is not below a limit: with the limit, a `ShouldSkipUpdateFunction`.
+
+    Use `functools.partial(skip_large_updates, max_squared_norm=...)`. A norm at the limit, and one that is NaN, are
+    left out, too.
+
+    Args:
+      updates: the incoming updates.
+      gradient_step: not used.
+      params: not used.
+      max_squared_norm: the limit on the sum of squared absolute values over all leaves; a number from 0. May be traced.
+
+    Returns:
+      bool[], and the same as `should_skip` beside `norm_squared`: float32[], or float64[] where a leaf has 64 bits.
+
+    Raises:
+      TypeError: `max_squared_norm` is no real scalar.
+      ValueError: it is negative or NaN.
+    """
+    del gradient_step, params
+    _check_max_squared_norm(max_squared_norm)
+    norm_squared = squared_norm(updates)
+    with jax.numpy_dtype_promotion("standard"):
+        should_skip = ~(norm_squared < max_squared_norm)
+    return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
+
+
+def max_squared_norm_of(should_skip_update_fn: Any) -> ArrayLike | None:
+    """The limit of `skip_large_updates`, ours or optax's, where that is the skip function."""
+    if should_skip_update_fn is None:
+        return None
+    if not callable(should_skip_update_fn):
+        raise TypeError(
+            f"MultiSteps: should_skip_update_fn must be a function, got {_checks.shown(should_skip_update_fn)}: "
+            "pass skip_not_finite, functools.partial(skip_large_updates, max_squared_norm=...) or your own"
+        )
+    function: Any = should_skip_update_fn
+    keywords: dict[str, Any] = {}
+    if isinstance(function, functools.partial) and not function.args:
+        function, keywords = function.func, function.keywords
+    if function not in (skip_large_updates, optax.skip_large_updates):
+        return None
+    if set(keywords) != {"max_squared_norm"}:
+        raise TypeError(
+            f"MultiSteps: should_skip_update_fn: skip_large_updates needs its limit, got keywords {sorted(keywords)}, "
+            "expected max_squared_norm: pass functools.partial(skip_large_updates, max_squared_norm=...)"
+        )
+    _check_max_squared_norm(keywords["max_squared_norm"])
+    return keywords["max_squared_norm"]  # type: ignore[no-any-return]  # a number, as was just checked
+
+
+def _check_max_squared_norm(value: Any) -> None:
+    _checks.real("skip_large_updates: max_squared_norm", value, np.inf, "give the squared norm from which to skip")
+
+
+def checked_skip(returned: Any) -> tuple[jax.Array, Any]:
+    """What a skip function returned: bool[] and its state.
+
+    Raises:
+      TypeError: not a pair whose first is an array.
+      ValueError: the array is not a single bool.
+    """
+    remedy = "return (skip, skip_state) with skip a boolean scalar array such as jnp.any(...)"
+    if not (isinstance(returned, tuple | list) and len(returned) == 2):
+        raise TypeError(f"MultiSteps: should_skip_update_fn returned {_checks.shown(returned)}, not a pair: {remedy}")
+    skip, skip_state = returned
+    if not isinstance(skip, jax.Array | np.ndarray | np.generic):
+        raise TypeError(
+            f"MultiSteps: should_skip_update_fn returned {_checks.shown(skip)} ({type(skip).__name__}) as its first "
+            f"value, not an array: {remedy}"
+        )
+    if skip.dtype != jnp.bool_ or skip.shape != ():
+        raise ValueError(
+            f"MultiSteps: should_skip_update_fn returned an array {skip.dtype}{list(skip.shape)} as its first value, "
+            f"expected bool[]: {remedy}"
+        )
+    return jnp.asarray(skip), skip_state
