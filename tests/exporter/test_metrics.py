@@ -1,0 +1,48 @@
+"""The one table of metrics, and the documentation made from it."""
+
+from pathlib import Path
+
+import pytest
+from optwrap_exporter.metrics import BY_NAME, METRICS, OUTCOMES, PROCESS, REASONS, document
+from optwrap_exporter.wire import HEALTHS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_documentation_is_what_the_table_says() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == document(), (
+        "run python -m optwrap_exporter.metrics > docs/metrics.md"
+    )
+
+
+def test_every_metric_is_there_once() -> None:
+    assert len(BY_NAME) == len(METRICS)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_a_name_says_its_type_and_its_unit(metric) -> None:  # type: ignore[no-untyped-def] # parametrized
+    assert metric.name.endswith("_total") == (metric.type == "counter")
+    assert metric.name.endswith("_info") == (metric.type == "info")
+    for unit in ("seconds", "bytes"):
+        assert metric.name.removesuffix("_total").endswith(f"_{unit}") == (metric.unit == unit)
+    assert metric.help.endswith(".")
+    family = metric.family()
+    assert metric.name in {family.name, f"{family.name}_total", f"{family.name}_info"}
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_no_label_collides_with_one_that_scraping_adds(metric) -> None:  # type: ignore[no-untyped-def] # parametrized
+    added = {"job", "instance", "cluster", "env", "namespace", "pod", "container", "node", "location", "project_id"}
+    assert not added & set(metric.labels)
+    assert len(set(metric.labels)) == len(metric.labels)
+    assert metric.labels[:2] == PROCESS or metric.name.startswith("optwrap_exporter_")
+
+
+def test_the_notes_name_every_value_of_a_label() -> None:
+    for name, values in {
+        "optwrap_skipped_steps_total": REASONS,
+        "optwrap_process_health": HEALTHS,
+        "optwrap_exporter_reports_total": OUTCOMES,
+    }.items():
+        for value in values:
+            assert f"`{value}`" in BY_NAME[name].note, (name, value)

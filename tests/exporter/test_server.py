@@ -1,0 +1,86 @@
+"""The exporter's sockets: who gets them, with which mode, and who is refused."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from optwrap_exporter.server import StartError, bind_tcp, bound_unix
+from optwrap_exporter.settings import parse_address
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_unix_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "ingest.sock"
+    before = os.umask(0)
+    try:
+        with bound_unix(path):
+            assert mode(path) == 0o600
+            assert mode(path.parent) == 0o700
+    finally:
+        os.umask(before)
+    assert not path.exists()
+
+
+def test_a_socket_file_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    with bound_unix(path), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_socket_that_is_listened_on_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with bound_unix(path):
+        with pytest.raises(StartError, match="listens"), bound_unix(path):
+            pass
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_something_else_at_the_path_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("keep me")
+    with pytest.raises(StartError, match="something else"), bound_unix(path):
+        pass
+    assert path.read_text() == "keep me"
+
+
+def test_a_successors_socket_survives_its_predecessors_end(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with bound_unix(path):
+        path.unlink()
+        successor = socket.socket(socket.AF_UNIX)
+        successor.bind(str(path))
+    assert path.exists()
+    successor.close()
+
+
+def test_a_path_too_long_for_a_socket_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="107 bytes"), bound_unix(tmp_path / ("x" * 120)):
+        pass
+
+
+def test_a_taken_port_is_refused_with_the_address_and_the_remedy() -> None:
+    (first,) = bind_tcp(parse_address("127.0.0.1:0"))
+    port = first.getsockname()[1]
+    with first, pytest.raises(StartError, match=f"127.0.0.1:{port}.*in use.*--listen"):
+        bind_tcp(parse_address(f"127.0.0.1:{port}"))
+
+
+@pytest.mark.parametrize(("listen", "why"), [("192.0.2.1:0", "no interface"), ("no-such-host.invalid:1", "resolve")])
+def test_an_address_that_is_not_this_machines_is_refused(listen: str, why: str) -> None:
+    with pytest.raises(StartError, match=why):
+        bind_tcp(parse_address(listen))
+
+
+def test_localhost_is_one_port_on_every_loopback_address() -> None:
+    sockets = bind_tcp(parse_address("localhost:0"))
+    assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    for sock in sockets:
+        sock.close()
