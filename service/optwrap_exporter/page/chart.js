@@ -1,0 +1,207 @@
+/** Gradient norm over steps, with uPlot: a logarithmic line, the limit, bad steps on the axis, the strip of verdicts. */
+
+import { norm as formatNorm } from "./format.js";
+import { badWithin, drawGuides, drawLimit, drawMarks, drawStrip, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
+import { KINDS } from "./words.js";
+
+const NARROW = 560;
+const UNDER = STRIP_GAP + STRIP_HEIGHT;
+
+/** uPlot, or null where it was not packed into this installation: the page then does without charts, and says so. */
+export async function loadChartLibrary() {
+  try {
+    const { default: uPlot } = await import("./vendor/uPlot.esm.js");
+    const sheet = document.createElement("link");
+    sheet.rel = "stylesheet";
+    sheet.href = "/page/vendor/uPlot.min.css";
+    document.head.prepend(sheet);
+    return uPlot;
+  } catch {
+    return null;
+  }
+}
+
+function readColours() {
+  const style = getComputedStyle(document.documentElement);
+  const value = (name) => style.getPropertyValue(name).trim();
+  const kinds = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, value(`--kind-${kind.replaceAll("_", "-")}`)]));
+  return {
+    kind: (name) => kinds[name] ?? kinds.skipped_other,
+    line: value("--norm-line"),
+    grid: value("--line"),
+    muted: value("--muted"),
+    strip: value("--sunken"),
+    surface: value("--surface"),
+  };
+}
+
+/** Powers of ten, and 2 and 5 between them where fewer than three powers are in view. */
+function logSplits(min, max) {
+  const few = Math.log10(max / min) < 3;
+  const splits = [];
+  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power += 1) {
+    for (const step of few ? [1, 2, 5] : [1]) {
+      const value = Number(`${step}e${power}`);
+      if (value >= min && value <= max) splits.push(value);
+    }
+  }
+  return splits;
+}
+
+/**
+ * Args: `host` is the element to draw in; `onRange([min, max])` follows a zoom by the pointer, `onFollow()` a double click,
+ * `onHover(index)` the crosshair, with null when it leaves.
+ */
+export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
+  let colours = readColours();
+  let steps = null;
+  let range = [0, 1];
+  let limit = null;
+  let everyK = null;
+  let narrow = host.clientWidth < NARROW;
+  let drawn = "";
+  /** While a button is down the plot stands still, or a zoom would select what has moved on. */
+  let held = false;
+
+  const size = () => ({ width: Math.max(240, host.clientWidth), height: narrow ? 260 : 320 });
+
+  /** Room for the limit if it is not decades away, and for the marks under the line; a decade at least. */
+  function rangeY(_, low, high) {
+    let min = low > 0 ? low : 0.1;
+    let max = high > 0 ? high : 1;
+    if (limit > 0 && limit < max * 1e3) max = Math.max(max, limit);
+    const missing = Math.max(0, 1 - Math.log10(max / min)) / 2;
+    const span = Math.max(1, Math.log10(max / min));
+    min /= 10 ** (missing + span * ((2 * MARK) / (size().height - 90)));
+    max *= 10 ** (missing + span * 0.08);
+    return [min, max];
+  }
+
+  function build() {
+    const axis = { stroke: () => colours.muted, font: "11px system-ui, sans-serif" };
+    return new uPlot(
+      {
+        ...size(),
+        padding: [8, 14, 0, 0],
+        legend: { show: false },
+        scales: { x: { time: false, range: () => range }, y: { distr: 3, log: 10, range: rangeY } },
+        axes: [
+          {
+            ...axis,
+            gap: UNDER + 4,
+            size: UNDER + 24,
+            space: 70,
+            grid: { show: false },
+            ticks: { show: false, size: 0 },
+            incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 1e8],
+            values: (_, splits) => splits.map((step) => step.toLocaleString("en")),
+          },
+          {
+            ...axis,
+            size: narrow ? 42 : 56,
+            grid: { stroke: () => colours.grid, width: 1 },
+            ticks: { show: false, size: 4 },
+            splits: (_, __, min, max) => logSplits(min, max),
+            filter: (_, splits) => splits,
+            values: (_, splits) => splits.map((value) => formatNorm(value)),
+          },
+        ],
+        series: [
+          {},
+          {
+            stroke: () => colours.line,
+            width: 1.5,
+            // A bad step is a mark on the axis, not a gap: one good step between two bad ones stays in sight.
+            spanGaps: true,
+            points: { size: 4, fill: () => colours.line },
+          },
+        ],
+        cursor: {
+          y: false,
+          drag: { x: true, y: false, setScale: false },
+          points: { size: 7, fill: () => colours.line, stroke: () => colours.line },
+          bind: { dblclick: () => () => onFollow() },
+        },
+        hooks: {
+          drawAxes: [(plot) => steps && drawGuides(plot, inView(), steps, colours)],
+          draw: [
+            (plot) => {
+              if (!steps) return;
+              const bad = inView();
+              drawLimit(plot, limit, colours);
+              drawMarks(plot, bad, steps, colours);
+              drawStrip(plot, steps, everyK, colours, !narrow);
+              // What was painted, for those who cannot see a canvas: assistive programs and tests.
+              host.dataset.marks = bad.length;
+              host.dataset.marked = bad.slice(-500).join(" ");
+            },
+          ],
+          setCursor: [(plot) => onHover(plot.cursor.idx ?? null)],
+          setSelect: [
+            (plot) => {
+              const { left, width } = plot.select;
+              if (width > 4) onRange([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
+              plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+            },
+          ],
+        },
+      },
+      [[], []],
+      host,
+    );
+  }
+
+  function inView() {
+    return badWithin(steps, Math.ceil(range[0]), Math.floor(range[1]));
+  }
+
+  let plot = build();
+  host.addEventListener("pointerdown", () => {
+    held = true;
+  });
+  for (const event of ["pointerup", "pointercancel"]) {
+    window.addEventListener(event, () => {
+      held = false;
+    });
+  }
+  new ResizeObserver(() => {
+    const wasNarrow = narrow;
+    narrow = host.clientWidth < NARROW;
+    if (narrow !== wasNarrow) {
+      plot.destroy();
+      plot = build();
+      drawn = "";
+      draw();
+    } else plot.setSize(size());
+  }).observe(host);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    colours = readColours();
+    plot.redraw(false);
+  });
+
+  function draw() {
+    if (!steps) return;
+    plot.batch(() => {
+      plot.setData([steps.step, steps.norm], false);
+      plot.setScale("x", { min: range[0], max: range[1] });
+    });
+  }
+
+  return {
+    /** Draws what changed: `visible` is the range of steps to show, `key` says whether anything did. */
+    update(next) {
+      const key = JSON.stringify([next.key, next.visible, next.limit, next.everyK]);
+      if (key === drawn || held) return;
+      drawn = key;
+      ({ steps, limit, everyK } = next);
+      const [min, max] = next.visible ?? [0, 1];
+      // Half a step on either side, so that the first and the last bar are whole; never no width at all.
+      range = max > min ? [min - 0.5, max + Math.max(0.5, (max - min) * 0.01)] : [min - 1, max + 1];
+      draw();
+    },
+    /** Puts the crosshair on a step. */
+    point(step) {
+      plot.setCursor({ left: plot.valToPos(step, "x"), top: 10 });
+    },
+  };
+}

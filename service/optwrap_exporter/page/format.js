@@ -1,0 +1,90 @@
+/** Numbers, times and names as people read them. Pure functions, no DOM. */
+
+const grouped = new Intl.NumberFormat("en");
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+/** A number of the wire: numbers stay, "NaN", "Infinity" and "-Infinity" become what they say, the rest is null. */
+export function wireNumber(value) {
+  if (typeof value === "number") return value;
+  if (value === "NaN") return NaN;
+  if (value === "Infinity") return Infinity;
+  if (value === "-Infinity") return -Infinity;
+  return null;
+}
+
+/** 12345 -> "12,345"; anything that is no number -> "–". */
+export function integer(value) {
+  return Number.isFinite(value) ? grouped.format(value) : "–";
+}
+
+/** 1234567 -> "1.2M": where the exact figure stands in the tooltip. */
+export function compact(value) {
+  if (!Number.isFinite(value)) return "–";
+  return Math.abs(value) < 1e6 ? grouped.format(value) : short.format(value);
+}
+
+/** Three significant digits, without an exponent between 0.001 and a million: 0.812, 12.3, 4,120, 3.1e-7. */
+export function norm(value) {
+  if (value === null || value === undefined) return "–";
+  if (!Number.isFinite(value)) return String(value).replace("Infinity", "∞");
+  const size = Math.abs(value);
+  if (value === 0) return "0";
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(1).replace("e+", "e");
+  if (size >= 1000) return grouped.format(Math.round(value));
+  return String(Number(value.toPrecision(3)));
+}
+
+/** Part of a whole in per cent: "0 %", "< 0.1 %", "1.4 %", "12 %". */
+export function percent(part, whole) {
+  if (!whole || !part) return "0 %";
+  const share = (100 * part) / whole;
+  if (share < 0.1) return "< 0.1 %";
+  return `${share < 10 ? share.toFixed(1) : Math.round(share)} %`;
+}
+
+/** Seconds -> "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h". */
+export function duration(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  const s = Math.max(0, Math.floor(seconds));
+  const pair = (big, bigUnit, small, smallUnit) => `${big} ${bigUnit}${small ? ` ${small} ${smallUnit}` : ""}`;
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return pair(Math.floor(s / 60), "min", s % 60, "s");
+  if (s < 86400) return pair(Math.floor(s / 3600), "h", Math.floor((s % 3600) / 60), "min");
+  return pair(Math.floor(s / 86400), "d", Math.floor((s % 86400) / 3600), "h");
+}
+
+/** Seconds since 1970, or an ISO time, as seconds since 1970; null where there is none. */
+export function seconds(time) {
+  if (typeof time === "number") return time;
+  if (typeof time !== "string") return null;
+  const parsed = Date.parse(time);
+  return Number.isNaN(parsed) ? null : parsed / 1000;
+}
+
+/** "14:03:22" today, "Nov 22, 14:03:22" on another day, in the reader's own time zone. */
+export function clock(time, now = Date.now() / 1000) {
+  if (time === null || time === undefined) return "–";
+  const date = new Date(time * 1000);
+  const today = date.toDateString() === new Date(now * 1000).toDateString();
+  const hours = date.toLocaleTimeString("en-GB");
+  return today ? hours : `${date.toLocaleDateString("en", { month: "short", day: "numeric" })}, ${hours}`;
+}
+
+/** The whole of a time, for tooltips. */
+export function dateTime(time) {
+  return time === null || time === undefined ? "" : new Date(time * 1000).toISOString().replace("T", " ").replace("Z", " UTC");
+}
+
+/** "1 step", "2 steps", "12,345 steps". */
+export function plural(count, one, many = `${one}s`) {
+  return `${integer(count)} ${count === 1 ? one : many}`;
+}
+
+// Control characters, zero-width ones and those that turn the direction of text around: a name must not be able to hide
+// or to reorder what stands beside it.
+const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+
+/** A name that came over the wire, with what cannot be seen written out: "a\u202eb". */
+export function visible(text) {
+  return String(text).replace(INVISIBLE, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}

@@ -1,0 +1,104 @@
+/** Puts the page together: one state, changed by messages, painted at most once a frame. */
+
+import { exporterNow } from "./api.js";
+import { updateTab } from "./favicon.js";
+import { initialState, reduce, visibleRange } from "./model.js";
+import { createSession } from "./session.js";
+import { format, ofRun, parse } from "./url.js";
+import { loadChartLibrary } from "./chart.js";
+import { createEmpty, createMissing } from "./panels/empty.js";
+import { createEvents } from "./panels/events.js";
+import { createNormPanel } from "./panels/norm.js";
+import { createParameters } from "./panels/parameters.js";
+import { createProcesses } from "./panels/processes.js";
+import { createRuns } from "./panels/runs.js";
+import { createTiles } from "./panels/tiles.js";
+import { createTop } from "./panels/top.js";
+import { createVerdict } from "./panels/verdict.js";
+
+const byId = (id) => document.getElementById(id);
+const uPlot = await loadChartLibrary();
+
+let state = initialState(parse(location.search));
+let painting = false;
+
+function dispatch(action) {
+  const next = reduce(state, action);
+  if (next === state) return;
+  const selectionCame = next.selected !== state.selected;
+  state = next;
+  // A hidden page is not painted, but its tab is looked at.
+  updateTab(state);
+  if (selectionCame || action.type === "view") history.replaceState(null, "", format(state));
+  schedule();
+}
+
+function schedule() {
+  if (painting) return;
+  painting = true;
+  requestAnimationFrame(() => {
+    painting = false;
+    paint();
+  });
+}
+
+const session = createSession({ getState: () => state, dispatch, now: exporterNow });
+
+function select(run) {
+  history.pushState(null, "", ofRun(run));
+  dispatch({ type: "select", run });
+  session.selected();
+  byId("main").focus({ preventScroll: true });
+}
+
+function view(change) {
+  dispatch({ type: "view", view: change });
+}
+
+/** A range that was zoomed into, or jumped to: the view stands still there, with all the steps the exporter has of it. */
+function lookAt(range, step = null) {
+  const [from, to] = [Math.max(1, Math.floor(range[0])), Math.ceil(range[1])];
+  view({ range: [from, Math.max(to, from + 1)], step });
+  session.range(from, Math.max(to, from + 1));
+}
+
+function jump(step) {
+  const [min, max] = visibleRange(state) ?? [step, step];
+  const half = Math.min(100, Math.max(20, (max - min) / 2));
+  lookAt([step - half, step + half], step);
+  byId("norm").scrollIntoView({ block: "nearest", behavior: "auto" });
+}
+
+window.addEventListener("popstate", () => {
+  const wanted = parse(location.search);
+  const run = wanted.run ?? state.runs?.[0]?.run ?? null;
+  dispatch({ type: "select", run });
+  dispatch({ type: "view", view: { window: wanted.window, range: wanted.range, step: wanted.step } });
+  session.selected();
+});
+
+const panels = [
+  createTop({ fleet: byId("fleet"), connection: byId("connection"), lost: byId("lost") }),
+  createRuns(byId("runs"), byId("shell"), { onSelect: select }),
+  createEmpty(byId("empty")),
+  createMissing(byId("missing")),
+  createVerdict(byId("verdict"), byId("announcer")),
+  createTiles(byId("tiles")),
+  createNormPanel(byId("norm"), uPlot, { onView: view, onRange: lookAt }),
+  createParameters(byId("parameters"), { onJump: jump }),
+  createEvents(byId("events"), { onJump: jump }),
+  createProcesses(byId("processes")),
+];
+
+function paint() {
+  const shown = { state, now: exporterNow() };
+  byId("loading").hidden = state.runs !== null && (state.detail !== null || state.selected === null || state.missing);
+  byId("run").hidden = state.detail === null;
+  document.documentElement.dataset.connection = state.connection.phase;
+  for (const update of panels) update(shown);
+}
+
+// Ages tick although nothing arrives.
+setInterval(schedule, 1_000);
+session.start();
+schedule();

@@ -1,0 +1,151 @@
+/** What the chart draws beside the line: bad steps on the axis, and the strip of verdicts under it. Canvas only. */
+
+import { lowerBound } from "./steps.js";
+import { BADNESS, KINDS, SHAPES } from "./words.js";
+
+/** CSS pixels. */
+export const STRIP_GAP = 6;
+export const STRIP_HEIGHT = 22;
+export const MARK = 10;
+/** More marks in view than this get no line of their own up through the plot. */
+const GUIDES = 120;
+
+const paths = new Map(Object.entries(SHAPES).map(([name, { d }]) => [name, new Path2D(d)]));
+
+function draw(context, name, x, y, size, colour) {
+  context.save();
+  context.translate(x - size / 2, y - size / 2);
+  context.scale(size / 10, size / 10);
+  if (SHAPES[name].stroke) {
+    context.strokeStyle = colour;
+    context.lineWidth = 2.4;
+    context.stroke(paths.get(name));
+  } else {
+    context.fillStyle = colour;
+    context.fill(paths.get(name), "evenodd");
+  }
+  context.restore();
+}
+
+const shapeOf = (kind) => KINDS[kind]?.shape ?? "diamond";
+const badness = (kind) => (BADNESS.includes(kind) ? BADNESS.indexOf(kind) : 0);
+
+/** The bad steps between `min` and `max`, sorted. */
+export function badWithin(steps, min, max) {
+  return steps.bad.slice(lowerBound(steps.bad, min), lowerBound(steps.bad, max + 1));
+}
+
+/** Faint lines up from the bad steps, under the data. */
+export function drawGuides(plot, bad, steps, colours) {
+  if (bad.length > GUIDES) return;
+  const { ctx, bbox } = plot;
+  const ratio = devicePixelRatio;
+  ctx.save();
+  ctx.globalAlpha = 0.35;
+  ctx.lineWidth = ratio;
+  for (const step of bad) {
+    const x = Math.round(plot.valToPos(step, "x", true)) + 0.5;
+    ctx.strokeStyle = colours.kind(steps.kind[lowerBound(steps.step, step)]);
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+  }
+  ctx.restore();
+}
+
+/** One mark on the axis for each bad step; where they share a pixel the worst is on top. */
+export function drawMarks(plot, bad, steps, colours) {
+  const { ctx, bbox } = plot;
+  const size = MARK * devicePixelRatio;
+  const y = bbox.top + bbox.height - size * 0.75;
+  const marks = bad.map((step) => ({ step, kind: steps.kind[lowerBound(steps.step, step)] }));
+  marks.sort((a, b) => badness(b.kind) - badness(a.kind));
+  for (const { step, kind } of marks) draw(ctx, shapeOf(kind), plot.valToPos(step, "x", true), y, size, colours.kind(kind));
+}
+
+/** A line across the plot at the norm from which steps are skipped. */
+export function drawLimit(plot, limit, colours) {
+  if (!(limit > 0)) return;
+  const { ctx, bbox } = plot;
+  const y = plot.valToPos(limit, "y", true);
+  if (y < bbox.top || y > bbox.top + bbox.height) return;
+  const ratio = devicePixelRatio;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = colours.kind("skipped_large");
+  ctx.lineWidth = 1.5 * ratio;
+  ctx.setLineDash([6 * ratio, 4 * ratio]);
+  ctx.beginPath();
+  ctx.moveTo(bbox.left, y);
+  ctx.lineTo(bbox.left + bbox.width, y);
+  ctx.stroke();
+  const text = "skipped from here up";
+  ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "middle";
+  const label = { x: bbox.left + 8 * ratio, y: y - 10 * ratio };
+  ctx.save();
+  ctx.fillStyle = colours.surface;
+  ctx.globalAlpha = 0.85;
+  ctx.fillRect(label.x - 3 * ratio, label.y - 7 * ratio, ctx.measureText(text).width + 6 * ratio, 14 * ratio);
+  ctx.restore();
+  ctx.fillText(text, label.x, label.y);
+  ctx.restore();
+}
+
+/**
+ * The strip: each step a bar, as high as its accumulation window is full, full where the optimizer moved. A bad step is a
+ * bar of its own colour with its shape cut in where there is room; where steps share a pixel the worst is seen.
+ */
+export function drawStrip(plot, steps, everyK, colours, labelled) {
+  const { ctx, bbox } = plot;
+  const ratio = devicePixelRatio;
+  const height = STRIP_HEIGHT * ratio;
+  const top = bbox.top + bbox.height + STRIP_GAP * ratio;
+  const bottom = top + height;
+  const { min, max } = plot.scales.x;
+  ctx.save();
+  if (labelled) {
+    ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+    ctx.fillStyle = colours.muted;
+    ctx.textAlign = "right";
+    ctx.textBaseline = "middle";
+    ctx.fillText("verdict", bbox.left - 8 * ratio, top + height / 2);
+  }
+  ctx.beginPath();
+  ctx.rect(bbox.left, top, bbox.width, height);
+  ctx.clip();
+  ctx.fillStyle = colours.strip;
+  ctx.fillRect(bbox.left, top, bbox.width, height);
+
+  // Where there is no room for a bar of its own for each step, a bar stands for a whole window at least: full and blue
+  // while each window ends in a gradient step.
+  const perStep = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
+  const roomy = perStep >= 3 * ratio;
+  const together = roomy ? 1 : Math.max(Math.ceil((2 * ratio) / perStep), everyK ?? 1);
+  const width = Math.max(ratio, together * perStep - (roomy ? ratio : 0));
+  const end = lowerBound(steps.step, max + together);
+  // Ordinary bars first: a bad one may be wider than its place, and nothing may cover it.
+  const bars = [];
+  for (let i = lowerBound(steps.step, min - together); i < end; i += 1) {
+    const first = Math.floor(steps.step[i] / together) * together;
+    const kind = steps.kind[i];
+    const mini = steps.mini[i];
+    const share = kind === "accumulated" ? (everyK > 0 && mini !== null ? Math.min(1, mini / everyK) : 0.5) : 1;
+    const before = bars.at(-1);
+    if (before?.first !== first) bars.push({ first, x: Math.round(plot.valToPos(first - 0.5, "x", true)), kind, share });
+    else if (badness(kind) < badness(before.kind)) Object.assign(before, { kind, share: Math.max(share, before.share) });
+    else before.share = Math.max(share, before.share);
+  }
+  const isBad = (kind) => KINDS[kind]?.bad ?? true;
+  for (const { x, kind, share } of bars.filter((bar) => !isBad(bar.kind))) {
+    ctx.fillStyle = colours.kind(kind);
+    ctx.fillRect(x, bottom - share * height, width, share * height);
+  }
+  for (const { x, kind } of bars.filter((bar) => isBad(bar.kind))) {
+    ctx.fillStyle = colours.kind(kind);
+    ctx.fillRect(x, top, Math.max(width, 2 * ratio), height);
+    if (width >= 7 * ratio) draw(ctx, shapeOf(kind), x + width / 2, top + height / 2, Math.min(width, MARK * ratio) * 0.8, colours.strip);
+  }
+  ctx.restore();
+}

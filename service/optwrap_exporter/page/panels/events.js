@@ -1,0 +1,117 @@
+/** The feed of what happened, newest first; a click shows the step in the chart. */
+
+import { clock, dateTime, integer, norm, plural, seconds, visible, wireNumber } from "../format.js";
+import { KINDS, REASONS } from "../words.js";
+import { paths } from "../api.js";
+import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
+
+/** Rows in the document at once. */
+const ROWS = 200;
+
+const EVENTS = {
+  accepted_not_finite: { word: "Accepted, not finite", shape: "bang", class: "kind-accepted_not_finite" },
+  streak_started: { word: "Streak began", shape: "warning", class: "warning" },
+  streak_ended: { word: "Streak ended", shape: "good", class: "good" },
+  starved: { word: "Starved", shape: "critical", class: "critical" },
+  stalled: { word: "Stalled", shape: "critical", class: "critical" },
+  stale: { word: "No more reports", shape: "critical", class: "critical" },
+  started: { word: "Started", shape: "good", class: "idle" },
+  resumed: { word: "Resumed", shape: "good", class: "idle" },
+  finished: { word: "Finished", shape: "idle", class: "idle" },
+  failed: { word: "Failed", shape: "critical", class: "critical" },
+  conflict: { word: "Conflict", shape: "critical", class: "critical" },
+  diverged: { word: "Processes disagree", shape: "critical", class: "critical" },
+};
+
+/** How an event is shown: a skip as its reason is drawn, the others by their kind. */
+function appearance({ kind, detail }) {
+  if (kind === "skipped") {
+    const reason = REASONS.find(({ key }) => key === detail?.reason) ?? REASONS[2];
+    return { word: `Skipped, ${reason.word}`, shape: KINDS[reason.kind].shape, class: `kind-${reason.kind}` };
+  }
+  return EVENTS[kind] ?? { word: visible(kind.replaceAll("_", " ")), shape: "idle", class: "idle" };
+}
+
+/** What an event's detail says, by kind; null where this page has no words for it. */
+const SENTENCES = {
+  skipped: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail)],
+  accepted_not_finite: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail)],
+  streak_started: (detail) => [guilty(detail)],
+  streak_ended: ({ length, first_step: first, last_step: last }) => [
+    `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,
+  ],
+  started: ({ host, process_count: count }) => [`on ${visible(host)}`, count > 1 ? `${integer(count)} processes` : null],
+  resumed: ({ from, to }) => [from === null ? `from step ${integer(to)}` : `from step ${integer(to)}, after ${integer(from)}`],
+  finished: ({ steps }) => [`after ${plural(steps, "step")}`],
+  failed: ({ steps }) => [`after ${plural(steps, "step")}`],
+};
+
+/** The parameters that went bad in a step: the first ones by name, and how many more. */
+function guilty({ parameters = [], parameter_count: count = parameters.length }) {
+  if (!parameters.length) return null;
+  const shown = parameters.slice(0, 2).map(({ parameter, not_finite: values }) => `${visible(parameter)} (${plural(values, "value")})`);
+  return shown.join(", ") + (count > shown.length ? ` and ${integer(count - shown.length)} more` : "");
+}
+
+function details({ kind, detail }) {
+  const words = SENTENCES[kind]?.(detail) ?? Object.entries(detail).map(([key, value]) => `${visible(key.replaceAll("_", " "))} ${inWords(value)}`);
+  return words.filter((part) => part !== null).join(" · ");
+}
+
+function inWords(value) {
+  if (value === null || value === undefined) return "–";
+  if (Array.isArray(value)) {
+    const rest = value.length > 3 ? ` and ${value.length - 3} more` : "";
+    return value.slice(0, 3).map(inWords).join(", ") + rest;
+  }
+  if (typeof value === "object") {
+    return Object.entries(value).map(([key, inner]) => `${visible(key)} ${inWords(inner)}`).join(", ");
+  }
+  const number = wireNumber(value);
+  if (number === null) return visible(value);
+  return Number.isInteger(number) ? integer(number) : norm(number);
+}
+
+export function createEvents(root, { onJump }) {
+  const { head, aside, link } = panelHead("events-title", "Events", "What happened in this run, newest first");
+  const list = el("ol", { class: "feed" });
+  const none = el("p", { class: "notice", text: "Nothing yet." });
+  root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Events, newest first" }, list));
+
+  function create(event) {
+    const { word, shape: name, class: className } = appearance(event);
+    const time = seconds(event.time);
+    const step = event.step ?? null;
+    const title = el("span", { class: "what" }, el("b", { text: word }));
+    if (step !== null) {
+      title.append(
+        " ",
+        el("button", {
+          type: "button",
+          class: "jump",
+          text: `step ${integer(step)}`,
+          title: `Show step ${integer(step)} in the chart`,
+          on: { click: () => onJump(step) },
+        }),
+      );
+    }
+    const said = details(event);
+    return el(
+      "li",
+      { "data-kind": event.kind, "data-event": event.id },
+      shape(name, className),
+      el("div", {}, title, said ? el("p", { class: "detail", title: said }, el("bdi", { text: said })) : null),
+      el("time", { datetime: time === null ? null : new Date(time * 1000).toISOString(), title: dateTime(time), text: clock(time) }),
+    );
+  }
+
+  let shown = null;
+  return ({ state }) => {
+    if (!state.detail || state.events === shown) return;
+    shown = state.events;
+    setAttribute(link, "href", paths.events(state.detail.run));
+    none.hidden = shown.length > 0;
+    setText(aside, shown.length > ROWS ? `the last ${ROWS}` : "");
+    keyed(list, shown.slice(0, ROWS), ({ run, id }) => `${run} ${id}`, create);
+  };
+}

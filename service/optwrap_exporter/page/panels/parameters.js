@@ -1,0 +1,107 @@
+/** The parameters that went bad: which, when first, when last, how often, how many values. */
+
+import { compact, integer, plural, visible } from "../format.js";
+import { paths } from "../api.js";
+import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
+
+/** Rows in the document at once; the filter reaches the others. */
+const ROWS = 100;
+const FILTER_FROM = 8;
+
+const COLUMNS = [
+  { key: "parameter", label: "Parameter", what: "Path of the parameter in the model's tree" },
+  { key: "first_step", label: "First", what: "First step in which its gradient was not finite" },
+  { key: "last_step", label: "Last", what: "Last step in which its gradient was not finite" },
+  { key: "steps", label: "Steps", what: "In how many steps its gradient was not finite" },
+  { key: "values", label: "Values", what: "How many of its gradient's values were not finite, over those steps" },
+];
+
+export function createParameters(root, { onJump }) {
+  const { head, aside, link } = panelHead(
+    "parameters-title",
+    "Parameters that went bad",
+    "Parameters whose gradient had values that were not finite",
+  );
+  const filter = el("input", { type: "search", placeholder: "Filter", "aria-label": "Filter parameters by path" });
+  const count = el("span", { class: "count" });
+  aside.append(count, filter);
+  const headers = COLUMNS.map(({ key, label, what }) => {
+    const button = el("button", { type: "button", text: label, title: what });
+    button.addEventListener("click", () => {
+      order = order?.key === key ? { key, down: !order.down } : { key, down: key !== "parameter" && key !== "first_step" };
+      draw();
+    });
+    return { key, cell: el("th", { scope: "col", class: key === "parameter" ? null : "number" }, button) };
+  });
+  const body = el("tbody");
+  const table = el("table", { "aria-labelledby": "parameters-title" }, el("thead", {}, el("tr", {}, ...headers.map(({ cell }) => cell))), body);
+  const none = el("p", { class: "notice", text: "None: every gradient so far was finite." });
+  const more = el("p", { class: "more" });
+  root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of parameters" }, table), more);
+
+  /** null: as the exporter orders them, worst first. */
+  let order = null;
+  let parameters = [];
+  let shown = null;
+  filter.addEventListener("input", () => draw());
+
+  function create({ parameter }) {
+    const first = el("button", { type: "button", class: "jump" });
+    const last = el("button", { type: "button", class: "jump" });
+    for (const button of [first, last]) button.addEventListener("click", () => onJump(Number(button.value)));
+    const badge = el("span", { class: "badge", text: "first", title: "The first to go bad: the place to begin looking" });
+    return el(
+      "tr",
+      { "data-parameter": parameter },
+      el("td", { title: visible(parameter) }, el("span", { class: "path" }, badge, el("bdi", { text: visible(parameter) }))),
+      el("td", { class: "number" }, first),
+      el("td", { class: "number" }, last),
+      el("td", { class: "number" }),
+      el("td", { class: "number" }),
+    );
+  }
+
+  function update(row, item) {
+    const [path, first, last, steps, values] = row.children;
+    path.firstChild.firstChild.hidden = item.first_step !== firstOfAll();
+    for (const [cell, step] of [[first, item.first_step], [last, item.last_step]]) {
+      setText(cell.firstChild, integer(step));
+      setAttribute(cell.firstChild, "value", step);
+      setAttribute(cell.firstChild, "title", `Show step ${integer(step)} in the chart`);
+    }
+    setText(steps, integer(item.steps));
+    setText(values, compact(item.values));
+    setAttribute(values, "title", integer(item.values));
+  }
+
+  function firstOfAll() {
+    return parameters.length > 1 ? Math.min(...parameters.map((item) => item.first_step ?? Infinity)) : undefined;
+  }
+
+  function draw() {
+    const wanted = filter.value.trim().toLowerCase();
+    let rows = wanted ? parameters.filter(({ parameter }) => parameter.toLowerCase().includes(wanted)) : [...parameters];
+    if (order) rows.sort((a, b) => (order.down ? -1 : 1) * compare(a[order.key], b[order.key]));
+    const found = rows.length;
+    rows = rows.slice(0, ROWS);
+    for (const { key, cell } of headers) setAttribute(cell, "aria-sort", order?.key === key ? (order.down ? "descending" : "ascending") : null);
+    keyed(body, rows, ({ parameter }) => parameter, create, update);
+    none.hidden = parameters.length > 0;
+    table.parentNode.hidden = parameters.length === 0;
+    filter.hidden = parameters.length < FILTER_FROM && !wanted;
+    setText(count, parameters.length ? plural(parameters.length, "parameter") : "");
+    setText(more, found > ROWS ? `${integer(found - ROWS)} more: filter to reach them.` : found === 0 && wanted ? "No path contains that." : "");
+  }
+
+  return ({ state }) => {
+    if (!state.detail || state.detail.parameters === shown) return;
+    shown = state.detail.parameters;
+    parameters = shown ?? [];
+    setAttribute(link, "href", paths.parameters(state.detail.run));
+    draw();
+  };
+}
+
+function compare(a, b) {
+  return typeof a === "string" ? a.localeCompare(b) : (a ?? 0) - (b ?? 0);
+}

@@ -1,0 +1,61 @@
+/** Two small pictures for the tiles: the last norms, and what became of the steps. What they show is also said in words. */
+
+import { integer, percent } from "../format.js";
+import { KINDS } from "../words.js";
+import { el, keyed, setAttribute } from "../dom.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const WIDTH = 120;
+const HEIGHT = 28;
+const SHOWN = 60;
+
+function path(className) {
+  const node = document.createElementNS(SVG, "path");
+  node.setAttribute("class", className);
+  return node;
+}
+
+/** The norms of the last steps as a line, logarithmic, and a tick at the foot for each bad one. */
+export function createSpark(body) {
+  const svg = document.createElementNS(SVG, "svg");
+  for (const [name, value] of [["class", "spark"], ["viewBox", `0 0 ${WIDTH} ${HEIGHT}`], ["preserveAspectRatio", "none"], ["aria-hidden", "true"]]) {
+    svg.setAttribute(name, value);
+  }
+  const line = path("norm-line");
+  const ticks = path("kind-skipped_not_finite");
+  svg.append(line, ticks);
+  body.append(svg);
+
+  return (steps) => {
+    const start = Math.max(0, steps.length - SHOWN);
+    const logs = [];
+    for (let i = start; i < steps.length; i += 1) logs.push(steps.norm[i] > 0 ? Math.log10(steps.norm[i]) : null);
+    const known = logs.filter((value) => value !== null);
+    const low = Math.min(...known);
+    const span = Math.max(0.5, Math.max(...known) - low);
+    const x = (i) => ((i / (SHOWN - 1)) * (WIDTH - 2) + 1).toFixed(1);
+    const points = logs.flatMap((value, i) => (value === null ? [] : [`${x(i)} ${(HEIGHT - 6 - ((value - low) / span) * (HEIGHT - 8)).toFixed(1)}`]));
+    setAttribute(line, "d", points.length > 1 ? `M${points.join("L")}` : "");
+    const bad = logs.flatMap((_, i) => ((KINDS[steps.kind[start + i]]?.bad ?? true) ? [`M${x(i)} ${HEIGHT - 5}V${HEIGHT}`] : []));
+    setAttribute(ticks, "d", bad.join(""));
+  };
+}
+
+const SHARES = ["applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"];
+
+/** The steps by verdict as parts of one bar. */
+export function createShares(body) {
+  const bar = el("div", { class: "shares", role: "img" });
+  body.append(bar);
+  return (verdicts, total) => {
+    bar.hidden = !total;
+    if (!total) return;
+    const parts = SHARES.map((kind) => ({ kind, count: verdicts?.[kind] ?? 0 })).filter(({ count }) => count > 0);
+    keyed(bar, parts, ({ kind }) => kind, ({ kind }) => el("span", { class: `kind-${kind}` }), (part, { count }) => {
+      part.style.flexGrow = count / total;
+    });
+    const words = parts.map(({ kind, count }) => `${KINDS[kind].word}: ${integer(count)} (${percent(count, total)})`).join(", ");
+    setAttribute(bar, "aria-label", words);
+    setAttribute(bar, "title", words);
+  };
+}

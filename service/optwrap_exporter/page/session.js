@@ -1,0 +1,136 @@
+/** Keeps the state in step with the exporter: the list of runs by asking, the selected run by its stream. */
+
+import { getJson, HttpError, openStream, paths } from "./api.js";
+import { seconds } from "./format.js";
+import { visibleRange } from "./model.js";
+
+/** How often the list of runs is asked for (ms); it is also how an exporter that is back is found. */
+const POLL = 3_000;
+/** A hidden page gives its stream back after this long (ms): browsers allow six connections to one origin. */
+const HIDDEN = 60_000;
+/** A stream this far (s) behind what the list says is taken for dead. */
+const BEHIND = 10;
+
+export function createSession({ getState, dispatch, now }) {
+  let stream = null;
+  let streamed = null;
+  /** Reports that come while a whole answer is under way; null otherwise. */
+  let waiting = null;
+  let pollTimer;
+  let hiddenTimer;
+
+  const connection = (phase) => dispatch({ type: "connection", phase, at: now() });
+
+  function follow(run) {
+    if (run === streamed) return;
+    stream?.close();
+    stream = null;
+    streamed = run;
+    if (run === null) return;
+    stream = openStream(run, {
+      onOpen: () => load(run),
+      onLost: () => connection("lost"),
+      onMessage: (message) => (waiting ? waiting.push(message) : dispatch(message)),
+    });
+  }
+
+  async function load(run) {
+    const mine = [];
+    waiting = mine;
+    try {
+      const { wantedProcess: process } = getState();
+      const [detail, steps, events] = await Promise.all([
+        getJson(paths.run(run)),
+        getJson(paths.steps(run, { process })),
+        getJson(paths.events(run)),
+      ]);
+      if (waiting !== mine || run !== getState().selected) return;
+      dispatch({ type: "loaded", run: detail, steps, events });
+      // A long run comes thinned out: what is looked at comes whole, too.
+      const visible = visibleRange(getState());
+      if (steps.sampled && visible) await range(Math.max(0, Math.floor(visible[0])), Math.ceil(visible[1]));
+      if (waiting !== mine || run !== getState().selected) return;
+      connection("live");
+    } catch (error) {
+      if (waiting !== mine || run !== getState().selected) return;
+      if (error instanceof HttpError && error.status === 404) dispatch({ type: "missing", run });
+      else restart();
+    } finally {
+      if (waiting === mine) {
+        waiting = null;
+        for (const message of mine) dispatch(message);
+      }
+    }
+  }
+
+  /** Lets go of the stream; the next answer to a poll opens it again. */
+  function restart() {
+    stream?.close();
+    stream = null;
+    streamed = null;
+    connection("lost");
+  }
+
+  async function poll() {
+    clearTimeout(pollTimer);
+    try {
+      const { items } = await getJson(paths.runs());
+      dispatch({ type: "runs", items });
+      const { selected, detail, connection: link } = getState();
+      const row = items.find(({ run }) => run === selected);
+      if (selected === null || (!row && !detail)) connection("live");
+      if (row && detail && link.phase === "live" && seconds(row.last_report) - seconds(detail.last_report) > BEHIND) restart();
+      if (document.hidden && streamed === null) connection("live");
+      else follow(row ? selected : await knows(selected));
+    } catch {
+      // The stream may look open for long after the exporter is gone; this question had no answer.
+      connection("lost");
+      if (stream?.isOpen()) restart();
+    }
+    clearTimeout(pollTimer);
+    pollTimer = setTimeout(poll, POLL);
+  }
+
+  /** `run` if the exporter knows it although its list, which has pages, does not show it; else null. */
+  async function knows(run) {
+    if (run === null) return null;
+    try {
+      await getJson(paths.run(run));
+      return run;
+    } catch (error) {
+      if (!(error instanceof HttpError) || error.status !== 404) throw error;
+      dispatch({ type: "missing", run });
+      return null;
+    }
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hiddenTimer);
+    if (document.hidden) {
+      hiddenTimer = setTimeout(() => follow(null), HIDDEN);
+    } else {
+      poll();
+    }
+  });
+
+  /** The steps of a range, as dense as the exporter gives them: for a look into what was thinned. */
+  async function range(since, until) {
+    const { selected: run, process } = getState();
+    try {
+      const { columns } = await getJson(paths.steps(run, { since, until, process }));
+      dispatch({ type: "steps", run, columns });
+    } catch {
+      // What is held already stays in view; a lost connection is said elsewhere.
+    }
+  }
+
+  return {
+    start: poll,
+    /** After the selection changed: its stream and its data, at once. */
+    selected: () => {
+      const { selected } = getState();
+      follow(selected);
+    },
+    range,
+  };
+}

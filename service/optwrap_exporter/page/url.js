@@ -1,0 +1,40 @@
+/** The page's state in its address, so that a link shows what its sender saw. No DOM but `location` and `history`. */
+
+import { DEFAULT_WINDOW } from "./model.js";
+
+const count = (text) => (/^\d{1,15}$/.test(text ?? "") ? Number(text) : null);
+
+/** What an address asks for; what it says wrongly is left out. */
+export function parse(search) {
+  const query = new URLSearchParams(search);
+  const [from, to] = [count(query.get("from")), count(query.get("to"))];
+  const window = query.get("window");
+  return {
+    run: query.get("run"),
+    process: count(query.get("process")),
+    window: window === "all" ? "all" : (count(window) ?? DEFAULT_WINDOW),
+    range: from !== null && to !== null && from < to ? [from, to] : null,
+    step: count(query.get("step")),
+  };
+}
+
+/** The address that shows `state`: everything at its default is left out. */
+export function format(state) {
+  const { window, range, step } = state.view;
+  const query = new URLSearchParams();
+  if (state.selected !== null) query.set("run", state.selected);
+  if (state.wantedProcess !== null) query.set("process", state.wantedProcess);
+  if (window !== DEFAULT_WINDOW) query.set("window", window);
+  if (range) {
+    query.set("from", Math.floor(range[0]));
+    query.set("to", Math.ceil(range[1]));
+  }
+  if (step !== null) query.set("step", step);
+  const text = query.toString();
+  return text ? `?${text}` : location.pathname;
+}
+
+/** The address of a run's own view. */
+export function ofRun(run) {
+  return `?${new URLSearchParams({ run })}`;
+}
