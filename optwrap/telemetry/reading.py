@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import jax
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap._declarations import walk
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, InstrumentState
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters, InstrumentState
 
 MAGIC: Final = 0x4F570001
 """First word of every reading; its low half is the version of the layout."""
@@ -87,25 +86,30 @@ class Reading:
         return self.totals.steps
 
 
-def pack(state: InstrumentState) -> jax.Array:
-    """One uint32 array of 22 + 2 P words holding everything a host wants of `state`; floats are bitcast."""
+def pack(counters: Counters) -> jax.Array:
+    """One uint32 array of 22 + 2 P words holding everything a host wants of `counters`; floats are bitcast.
 
-    def words(x: jax.Array) -> jax.Array:
+    Axes that all the counters lead with (replicas, steps) stay in front.
+    """
+    lead = jnp.shape(counters.verdicts)[:-1]
+
+    def words(x: jax.typing.ArrayLike) -> jax.Array:
         x = jnp.asarray(x)
         if x.dtype == jnp.bool_:
             x = x.astype(jnp.uint32)
-        return lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+        return lax.bitcast_convert_type(x, jnp.uint32).reshape(*lead, -1)
 
     return jnp.concatenate(
         [
-            jnp.full((1,), MAGIC, jnp.uint32),
-            words(state.fingerprint),
-            words(state.verdicts),
-            words(state.gauges),
-            *(words(getattr(state, name)) for name in _SCALARS),
-            words(state.parameters),
-            words(state.not_finite_values),
-        ]
+            jnp.full((*lead, 1), MAGIC, jnp.uint32),
+            words(counters.fingerprint),
+            words(counters.verdicts),
+            words(counters.gauges),
+            *(words(getattr(counters, name)) for name in _SCALARS),
+            words(counters.parameters),
+            words(counters.not_finite_values),
+        ],
+        axis=-1,
     )
 
 
@@ -180,17 +184,51 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
     """The packed reading of the instrumentation in `state`, to be returned from your jitted step.
 
     Args:
-      state: an optimizer state, with the state of one `instrument` anywhere in it.
+      state: an optimizer state, or any tree that holds one, with the state of an `instrument` anywhere in it.
       name: which one, where there are several: the `name` its `instrument` was given.
 
     Returns:
-      uint32[22 + 2 P], P the number of parameters: a new array, safe to keep when `state` is donated.
+      uint32[22 + 2 P], P the number of parameters: a new array, safe to keep when `state` is donated, and the same on
+      every device.
 
     Raises:
-      ValueError: no instrumentation in `state`, or several and no `name`.
+      TypeError: `name` is no string.
+      ValueError: no such instrumentation in `state`, or several.
     """
-    found = list(walk(state, (InstrumentState,)))
-    del name
-    if len(found) != 1:
-        raise ValueError(f"reading: expected one instrumentation in the state, found {len(found)}")
-    return pack(found[0])
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"reading: name must be a string, got {name!r} ({type(name).__name__})")
+    every = list(_found((), state))
+    fitting = [(path, key, counters) for path, key, counters in every if name in (None, key)]
+    if len(fitting) == 1:
+        return pack(fitting[0][2])
+
+    there = ", ".join(f"{key!r} at {_shown(path)}" for path, key, _ in every) or "none"
+    if not every:
+        remedy = "wrap the optimizer, tx = optwrap.instrument(tx), before tx.init, and pass the state that it returns"
+    elif not fitting:
+        remedy = "pass the name of one of these"
+    elif name is None:
+        remedy = "say which with reading(state, name=...)"
+        if len({key for _, key, _ in every}) < len(every):
+            remedy = "give each its own, instrument(tx, name=...), and " + remedy
+    else:
+        remedy = "give each its own name, instrument(tx, name=...)"
+    wanted = "one instrumentation" if name is None else f"one instrumentation named {name!r}"
+    raise ValueError(f"reading: expected {wanted} in the state, found {there}: {remedy}")
+
+
+def _found(path: tuple[Any, ...], tree: Any) -> Iterator[tuple[tuple[Any, ...], str, Counters]]:
+    """Path, name and counters of every instrumentation in `tree`, the outermost first."""
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, InstrumentState)
+
+    for at, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_state):
+        if is_state(node):
+            for name, counters in node.counters.items():
+                yield (*path, *at), name, counters
+            yield from _found((*path, *at, jax.tree_util.GetAttrKey("inner_state")), node.inner_state)
+
+
+def _shown(path: tuple[Any, ...]) -> str:
+    return f"state{jax.tree_util.keystr(path)}"

@@ -12,7 +12,7 @@ VERDICTS: Final = (
     "skipped_other",
     "accepted_not_finite",
 )
-"""What can become of a call of `update`, in the order of `InstrumentState.verdicts`."""
+"""What can become of a call of `update`, in the order of `Counters.verdicts`."""
 
 INT_GAUGES: Final = (
     "guard_not_finite_count",
@@ -23,21 +23,19 @@ INT_GAUGES: Final = (
     "steps_since_sync",
     "sync_period",
 )
-"""The integer gauges, in the order of `InstrumentState.gauges`."""
+"""The integer gauges, in the order of `Counters.gauges`."""
 
 ABSENT: Final = -1
 """The value of an integer gauge where there is no such wrapper, or where it hides the figure."""
 
 
-class InstrumentState(NamedTuple):
-    """State of `instrument`: the wrapped transformation's own, and what was counted beside it.
+class Counters(NamedTuple):
+    """What `instrument` counts.
 
-    P is the number of array leaves of the gradients. Counters saturate at their dtype's largest value. A checkpoint of
-    this state carries the counters on, so that they are those of the training and not of one process.
+    P is the number of array leaves of the gradients, W the number of accumulation windows (`MultiStepsState`) in the
+    wrapped state. Counters saturate at their dtype's largest value.
     """
 
-    inner_state: Any
-    """The state of the wrapped transformation, untouched."""
     verdicts: jax.Array
     """int32[6]: calls so far by verdict, in the order of VERDICTS; their sum is the number of steps."""
     not_finite_steps: jax.Array
@@ -49,7 +47,7 @@ class InstrumentState(NamedTuple):
     parameters: jax.Array
     """int32[P]: calls so far in which that parameter's gradient had a value that is not finite."""
     window_not_finite: jax.Array
-    """bool[]: whether the open accumulation window has taken in a value that is not finite."""
+    """bool[W]: whether each accumulation window, as it stands now, has taken in a value that is not finite."""
     verdict: jax.Array
     """int32[]: the last call's verdict, an index into VERDICTS; -1 before the first call."""
     finite: jax.Array
@@ -65,4 +63,18 @@ class InstrumentState(NamedTuple):
     fingerprint: jax.Array
     """uint32[]: `Layout.fingerprint` of the instrumentation that counted: tells readings of two programs apart."""
     token: jax.Array
-    """uint32[]: what the host callback returned last (emit="callback"); 0 otherwise."""
+    """uint32[]: 0, and with emit="callback" the sum of what the host callback returned, 0 each time: what XLA cannot
+    know to be 0 keeps the callbacks in the program and in order."""
+
+
+class InstrumentState(NamedTuple):
+    """State of `instrument`: the wrapped transformation's own, and what was counted beside it.
+
+    A checkpoint of this state carries the counters on, so that they are those of the training and not of one process.
+    """
+
+    inner_state: Any
+    """The state of the wrapped transformation, untouched."""
+    counters: dict[str, Counters]
+    """One entry, under the instrumentation's name: a key of a dict is static, and is no leaf, so the state needs no
+    node of its own kind to remember how it is called."""

@@ -1,0 +1,220 @@
+"""`instrument`: wraps an optimizer and counts, inside the jitted step, what becomes of every call of `update`."""
+
+import re
+from typing import Any, Final, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optwrap._checks import INT32_MAX, shown, transformation
+from optwrap._trees import gradient_tree, is_placeholder
+from optwrap.telemetry.callback import Observer, report
+from optwrap.telemetry.gauges import gauges
+from optwrap.telemetry.limits import wrappers
+from optwrap.telemetry.paths import parameter_paths
+from optwrap.telemetry.reading import Layout, pack
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters, InstrumentState
+from optwrap.telemetry.summary import summarize
+from optwrap.telemetry.verdicts import Call, count_windows, judge
+
+DEFAULT_NAME: Final = "instrument"
+"""The name of an instrumentation that was given none."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EMITS: Final = ("reading", "callback")
+
+
+def instrument(
+    tx: Any,
+    monitor: Observer | None = None,
+    *,
+    emit: Literal["reading", "callback"] = "reading",
+    name: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Counts what becomes of every call of `tx.update`, and changes nothing in what `tx` does.
+
+    Every call gets one verdict, judged from the outermost wrapper inwards:
+
+    * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` rejected the gradients, or
+      `MultiSteps` left both its counters as they were. Not finite if what it was given was not; else large if the skip
+      function left a `norm_squared`, as `skip_large_updates` does; else other.
+    * `accumulated`: taken into a window of `MultiSteps`, finite or not; nothing came of it yet.
+    * `accepted_not_finite`: the inner optimizer consumed a value that is not finite, because the guard gave up, there
+      was none, or the window had taken it in. (optax's own `MultiSteps` calls the inner optimizer in the midst of a
+      window too, and lets through what it returns where that is not finite.)
+    * `applied`: otherwise.
+
+    Of several wrappers side by side (`optax.chain`, `optax.multi_transform`) the first of these that befell any one of
+    them is the call's, in the order skipped, accepted, accumulated, applied. A value that is not finite and that no
+    wrapper was given, for instance outside the mask of `masked`, is accepted if any of the updates is not finite, and
+    mended otherwise. A window whose mean overflows although all it took in was finite is seen by a guard inside, and
+    not without one.
+
+    Beside the verdict there are the norm of the incoming gradients, the values that are not finite by parameter, and
+    the wrappers' own counters and limits. They are in the state, as arrays, and go with it into checkpoints; get them
+    out with `optwrap.reading`.
+
+    optax's own wrappers do not tell their limits: those gauges are absent then, and whether its `apply_if_finite` gave
+    up is seen from what it left behind: updates that are not zero, or a changed step counter in the inner state.
+
+    Args:
+      tx: the transformation to watch: any `optax.GradientTransformation`, or an object with its `init` and `update`
+        such as `MultiSteps`; optwrap's or optax's, nested and chained.
+      monitor: who is told how the parameters are called, when `init` and `update` are traced: a `Monitor`.
+      emit: with "reading", you return `optwrap.reading(state)` from your jitted step and hand it to
+        `monitor.observe`. With "callback", the step itself calls `monitor.observe`, and your loop does not change: for
+        backends that have host callbacks (CPU, CUDA, ROCm, TPU), and not under `jax.export`.
+      name: tells several instrumentations in one optimizer apart: 1 to 64 of `[A-Za-z0-9._-]`, "instrument" if None.
+
+    Returns:
+      A transformation with the updates of `tx`, and an `InstrumentState` around its state.
+
+    Raises:
+      TypeError: an argument is of the wrong type.
+      ValueError: `emit` or `name` is not one that is allowed, or emit="callback" lacks a monitor; by `update`, when
+        the gradients have other leaves than the parameters that `init` was given.
+    """
+    inner = _transformation(tx)
+    key = _checked_name(name)
+    _check_emission(monitor, emit)
+
+    def init(params: Any) -> InstrumentState:
+        tree = gradient_tree(params)
+        layout = Layout(parameter_paths(tree))
+        if monitor is not None and not is_placeholder(params):
+            monitor.describe(layout)
+        inner_state = inner.init(params)
+        return InstrumentState(inner_state, {key: _zero(layout, count_windows(inner_state))})
+
+    def update(
+        updates: Any, state: InstrumentState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, InstrumentState]:
+        before = _own(state, key)
+        size = before.parameters.shape[0]
+        layout, places = _layout(updates, params, size)
+        if monitor is not None:
+            monitor.describe(layout)
+
+        new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+
+        summary = summarize(updates)
+        found = wrappers(inner.init, updates if params is None else params, state.inner_state, inner_state)
+        call = Call(state.inner_state, updates, new_updates, summary)
+        verdict, windows = judge(found, call, before.window_not_finite)
+        levels = gauges(found)
+        not_finite = summary.not_finite
+        if places is not None:
+            not_finite = jnp.zeros([size], jnp.int32).at[jnp.array(places, jnp.int32)].set(not_finite)
+        streak = jnp.where(summary.finite, 0, _plus(before.not_finite_streak, True))
+        after = before._replace(
+            verdicts=_plus(before.verdicts, jnp.arange(len(VERDICTS)) == verdict),
+            not_finite_steps=_plus(before.not_finite_steps, ~summary.finite),
+            not_finite_streak=streak,
+            not_finite_streak_peak=jnp.maximum(before.not_finite_streak_peak, streak),
+            parameters=_plus(before.parameters, not_finite > 0),
+            window_not_finite=windows,
+            verdict=verdict,
+            finite=summary.finite,
+            gradient_norm=summary.norm,
+            not_finite_values=not_finite,
+            gauges=levels.integers,
+            gradient_norm_limit=levels.gradient_norm_limit,
+            fingerprint=jnp.array(layout.fingerprint, jnp.uint32),
+        )
+        if emit == "callback" and monitor is not None:
+            after = after._replace(token=report(pack(after), before.token, monitor))
+        return new_updates, InstrumentState(inner_state, {key: after})
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _transformation(tx: Any) -> optax.GradientTransformationExtraArgs:
+    if isinstance(tx, optax.MultiSteps):
+        # As a transformation it would take no extra arguments; itself it does.
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    return transformation("tx", tx)
+
+
+def _checked_name(name: str | None) -> str:
+    allowed = "1 to 64 of the characters A-Z a-z 0-9 . _ -, beginning with a letter or digit, or None"
+    if name is None:
+        return DEFAULT_NAME
+    if not isinstance(name, str):
+        raise TypeError(f"name must be {allowed}, got {shown(name)} ({type(name).__name__}): pass a string")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name must be {allowed}, got {shown(name)}: it becomes a key in checkpoints")
+    return name
+
+
+def _check_emission(monitor: Any, emit: Any) -> None:
+    if monitor is not None and (isinstance(monitor, type) or not isinstance(monitor, Observer)):
+        raise TypeError(
+            f"monitor must be an optwrap.Monitor, or an object with its methods describe and observe, or None, got "
+            f"{shown(monitor)} ({type(monitor).__name__}): pass optwrap.Monitor(run=...)"
+        )
+    if emit not in _EMITS:
+        raise ValueError(
+            f"emit must be one of {', '.join(map(repr, _EMITS))}, got {shown(emit)}: leave it out for the first"
+        )
+    if emit == "callback" and monitor is None:
+        raise ValueError(
+            'monitor must be given with emit="callback", got None: the step has nobody to report to; pass '
+            'optwrap.Monitor(run=...), or use emit="reading"'
+        )
+
+
+def _own(state: Any, key: str) -> Counters:
+    if not isinstance(state, InstrumentState):
+        raise TypeError(
+            f"state must be the InstrumentState that this transformation's init returned, got {type(state).__name__}: "
+            "call init of the instrumented transformation, and pass on what update returns"
+        )
+    if key not in state.counters:
+        names = ", ".join(map(repr, state.counters))
+        raise ValueError(
+            f"state must be that of the instrumentation named {key!r}, got one of {names}: give instrument the name "
+            "that the state, or its checkpoint, was made under"
+        )
+    return state.counters[key]
+
+
+def _zero(layout: Layout, windows: int) -> Counters:
+    def zeros(*shape: int) -> jax.Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    return Counters(
+        verdicts=zeros(len(VERDICTS)),
+        not_finite_steps=zeros(),
+        not_finite_streak=zeros(),
+        not_finite_streak_peak=zeros(),
+        parameters=zeros(len(layout.parameters)),
+        window_not_finite=jnp.zeros([windows], jnp.bool_),
+        verdict=jnp.array(-1, jnp.int32),
+        finite=jnp.array(True),
+        gradient_norm=jnp.zeros([], jnp.float32),
+        not_finite_values=zeros(len(layout.parameters)),
+        gauges=jnp.full([len(INT_GAUGES)], ABSENT, jnp.int32),
+        gradient_norm_limit=jnp.array(jnp.nan, jnp.float32),
+        fingerprint=jnp.array(layout.fingerprint, jnp.uint32),
+        token=jnp.zeros([], jnp.uint32),
+    )
+
+
+def _layout(updates: Any, params: Any, size: int) -> tuple[Layout, list[int] | None]:
+    """How the P = `size` parameters are called, and which of them the gradients are of; None where of all, in order."""
+    paths = parameter_paths(updates)
+    if len(paths) == size:
+        return Layout(paths), None
+    every = parameter_paths(gradient_tree(params))
+    if len(every) == size and set(paths) <= set(every):  # frozen parameters, whose gradients are None
+        return Layout(every), [every.index(path) for path in paths]
+    raise ValueError(
+        f"updates must have the {size} leaves of the parameters that init was given, or, where update is given params, "
+        f"some of them, got {len(paths)} leaves, {shown(paths)}: call init with the parameters that are trained"
+    )
+
+
+def _plus(count: jax.Array, event: jax.Array | bool) -> jax.Array:
+    """`count`, int32, and one more where there was an event; saturating."""
+    return count + (jnp.asarray(event) & (count < INT32_MAX)).astype(jnp.int32)

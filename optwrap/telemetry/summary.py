@@ -1,0 +1,96 @@
+"""What one pass over the gradients tells: whether all are finite, how large they are, and which parameters are not.
+
+Inside `shard_map` a value may differ from device to device. What is counted must not, so here everything is summed over
+the mesh axes that it varies along; under plain jit there are none, and the compiler does the same unasked.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optwrap._checks import INT32_MAX
+from optwrap._trees import is_inexact, not_finite_counts, squared_norms
+
+_SCALE: Final = 2.0**-96
+"""A power of two, so exact. Values whose squares overflow float32 in sum, scaled by it, neither overflow (3.4e38
+becomes 4.3e9) nor matter where they underflow."""
+
+
+class Summary(NamedTuple):
+    """Of one tree of gradients with P leaves."""
+
+    finite: jax.Array
+    """bool[]: whether every value is finite."""
+    norm: jax.Array
+    """float32[]: global L2 norm of the floating and complex leaves."""
+    not_finite: jax.Array
+    """int32[P]: how many values of each leaf are not finite, saturating."""
+
+
+def summarize(tree: Any) -> Summary:
+    """Judge and measure `tree` in one pass, and look closer only where something is wrong.
+
+    A sum of squares is finite only if every value is, so the norm decides. Only where it is not finite are the values
+    looked at one by one: that tells the leaves apart, and huge gradients whose squares overflow from those that are not
+    finite. The wrappers decide by the same sums, which XLA then computes once.
+    """
+    every = jax.tree.leaves(tree)
+    leaves = [leaf for leaf in every if is_inexact(leaf)]
+    if not leaves:
+        return Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32))
+    total = _sum_over_devices(squared_norms(leaves))
+
+    def as_usual() -> Summary:
+        return Summary(jnp.array(True), jnp.sqrt(total).astype(jnp.float32), jnp.zeros([len(every)], jnp.int32))
+
+    def one_by_one() -> Summary:
+        counts = [jnp.minimum(_over_devices(lax.psum, count), INT32_MAX) for count in not_finite_counts(every)]
+        not_finite = jnp.stack(counts).astype(jnp.int32)
+        norm = jnp.sqrt(_sum_over_devices(squared_norms([_scaled(leaf) for leaf in leaves]))) / _SCALE
+        return Summary(jnp.all(not_finite == 0), norm.astype(jnp.float32), not_finite)
+
+    summary: Summary = lax.cond(jnp.isfinite(total), as_usual, one_by_one)
+    return summary
+
+
+def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
+    """Whether `test`, value by value, holds for any value of any floating or complex leaf: bool[]."""
+    found = [on_any_device(jnp.any(test(jnp.asarray(leaf)))) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    return jnp.any(jnp.stack(found)) if found else jnp.array(False)
+
+
+def on_any_device(value: jax.Array) -> jax.Array:
+    """The largest of a value over the devices on which it may differ; of a flag, whether it is set on any of them."""
+    if value.dtype == jnp.bool_:
+        return _over_devices(lax.pmax, value.astype(jnp.int32)) > 0
+    return _over_devices(lax.pmax, value)
+
+
+def _over_devices(reduce: Callable[..., Any], value: jax.Array) -> jax.Array:
+    axes = _varying(value)
+    return jnp.asarray(reduce(value, axes)) if axes else value
+
+
+def _varying(value: jax.Array) -> tuple[str, ...]:
+    """The mesh axes along which `value` may differ from device to device; only `shard_map` knows any."""
+    return tuple(sorted(getattr(jax.typeof(value), "vma", ())))
+
+
+def _sum_over_devices(norms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of scalars, each over the axes it varies along: replicated ones are not counted once per device."""
+    widest = jnp.float64 if any(norm.dtype == jnp.float64 for norm in norms) else jnp.float32
+    alike: dict[tuple[str, ...], list[jax.Array]] = {}
+    for norm in norms:
+        alike.setdefault(_varying(norm), []).append(norm.astype(widest))
+    sums = [_over_devices(lax.psum, jnp.sum(jnp.stack(group))) for group in alike.values()]
+    return sums[0] if len(sums) == 1 else jnp.sum(jnp.stack(sums))
+
+
+def _scaled(leaf: Any) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    wide = leaf.dtype in (jnp.float64, jnp.complex64, jnp.complex128)
+    scaled: jax.Array = (leaf if wide else leaf.astype(jnp.float32)) * _SCALE
+    return scaled

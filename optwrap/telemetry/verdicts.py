@@ -1,0 +1,195 @@
+"""What became of one call of `update`: the verdict, judged from the wrappers' states before and after it.
+
+From the outermost wrapper inwards: each looks at what it was given and either stops it there (skipped, accumulated) or
+hands it to what is inside, which is judged in turn. Wrappers that were not called are not judged: what they hold is
+from an earlier call. Side by side (in `optax.chain`, `optax.multi_transform`) the gravest fate is the call's:
+
+    skipped (not finite, large, other)  >  accepted although not finite  >  accumulated  >  applied
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optwrap.telemetry.limits import WRAPPERS, Wrapper, outermost
+from optwrap.telemetry.state import VERDICTS
+from optwrap.telemetry.summary import Summary, anywhere, on_any_device
+
+_BY_GRAVITY: Final = (
+    "applied",
+    "accumulated",
+    "accepted_not_finite",
+    "skipped_other",
+    "skipped_large",
+    "skipped_not_finite",
+)
+_APPLIED, _ACCUMULATED, _ACCEPTED, _OTHER, _LARGE, _NOT_FINITE = range(len(_BY_GRAVITY))
+
+_SMALL: Final = 16
+"""Values in a leaf of a state up to which it is compared with what it was: step counters are that small, moments are
+not, and keeping those to compare them would cost their memory in every step."""
+
+
+class Call(NamedTuple):
+    """One call of an optimizer's `update`."""
+
+    before: Any
+    """The optimizer's state before it."""
+    gradients: Any
+    """What came in."""
+    updates: Any
+    """What came out."""
+    summary: Summary
+    """Of the gradients."""
+
+
+def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The verdict of one call.
+
+    Args:
+      found: the optimizer's outermost wrappers.
+      call: what went in and came out.
+      windows: bool[W], for each accumulation window whether it held something not finite before the call.
+
+    Returns:
+      int32[], an index into VERDICTS; and `windows` as they are after the call.
+    """
+    hearing = _Hearing(call, windows)
+    given = _Given(call.summary.finite, call.summary.not_finite == 0, alone=True)
+    gravity = on_any_device(_judge(found, call.before, given, hearing))
+    by_gravity = jnp.array([VERDICTS.index(verdict) for verdict in _BY_GRAVITY], jnp.int32)
+    return by_gravity[gravity], on_any_device(jnp.stack(hearing.after)) if hearing.after else windows
+
+
+def count_windows(state: Any) -> int:
+    """How many accumulation windows (`MultiStepsState`) there are in an optimizer's state, at any depth."""
+    nodes = outermost(state, WRAPPERS)
+    return sum(isinstance(node, optax.MultiStepsState) + count_windows(tuple(node)) for node in nodes)
+
+
+class _Given(NamedTuple):
+    """What a part of the optimizer was given."""
+
+    finite: jax.Array
+    """bool[]: whether it was finite."""
+    leaves: jax.Array | None
+    """bool[P]: the same by leaf of the incoming gradients; None where it is a window's content."""
+    alone: bool
+    """Whether what this part made of it is what the optimizer returned."""
+
+
+class _Hearing:
+    """What is the same for every part of the optimizer, and what the parts leave behind."""
+
+    def __init__(self, call: Call, windows: jax.Array) -> None:
+        self.paths = tuple(path for path, _ in jax.tree_util.tree_leaves_with_path(call.gradients))
+        self.updates = call.updates
+        self.before = iter(windows)  # taken by the windows as they are come upon, depth first
+        self.after: list[jax.Array] = []  # and given back in the same order
+
+
+def _judge(found: Sequence[Wrapper], state: Any, given: _Given, hearing: _Hearing) -> jax.Array:
+    """The gravity of what became of `given` in the part of the optimizer that has `found` and had `state`: int32[]."""
+    if not found:
+        return jnp.where(given.finite, _APPLIED, _ACCEPTED)
+    whole = len(found) == 1 and found[0].old is state
+    fates = [_judge_wrapper(wrapper, given._replace(alone=given.alone and whole), hearing) for wrapper in found]
+    gravity = jnp.max(jnp.stack([fate for _, fate in fates]))
+    if not whole:
+        # Not finite, and no wrapper saw it: either it was mended before it reached them or it passed them by.
+        unseen = on_any_device(~given.finite & ~jnp.any(jnp.stack([saw for saw, _ in fates])))
+        passed_by = lax.cond(unseen, lambda: anywhere(_not_finite, hearing.updates), lambda: jnp.array(False))
+        gravity = jnp.where(passed_by, jnp.maximum(gravity, _ACCEPTED), gravity)
+    return gravity
+
+
+def _judge_wrapper(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
+    """Whether it saw something not finite (bool[]), and the gravity of what became of `given` in it (int32[])."""
+    match wrapper.old:
+        case optax.ApplyIfFiniteState():
+            return _judge_guard(wrapper, given, hearing)
+        case optax.MultiStepsState():
+            return _judge_window(wrapper, given, hearing)
+    # lookahead hands on what it is given, and changes what comes back.
+    return ~given.finite, _judge(wrapper.inside, wrapper.old.fast_state, given._replace(alone=False), hearing)
+
+
+def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
+    old, new = wrapper.old, wrapper.new
+    # Its own judgement, not ours: it may have been given only some of the leaves, or a window's mean that overflowed.
+    bad = ~new.last_finite
+    leaves = None if given.leaves is None else given.leaves | new.last_finite
+    inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=~bad, leaves=leaves), hearing)
+    if wrapper.known is not None and wrapper.known.limit is not None:
+        accepted = new.notfinite_count > wrapper.known.limit
+    else:
+        accepted = _left_a_trace(old.inner_state, new.inner_state, on_any_device(bad), given.alone, hearing.updates)
+    return bad, jnp.where(bad & ~accepted, _NOT_FINITE, inside)
+
+
+def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
+    old, new = wrapper.old, wrapper.new
+    finite = _finite_in(old.acc_grads, given, hearing.paths)
+    emitted = new.gradient_step != old.gradient_step
+    skipped = ~emitted & (new.mini_step == old.mini_step)
+
+    before = next(hearing.before)
+    after = jnp.where(skipped, before, before | ~finite)
+    # An empty window holds nothing. But optax empties it as 0 * x: what was not finite never leaves it again.
+    hearing.after.append(after if wrapper.known is None else after & (new.mini_step != 0))
+
+    inside = _judge(wrapper.inside, old.inner_opt_state, given._replace(finite=~after, leaves=None), hearing)
+    waiting = jnp.array(_ACCUMULATED)
+    if wrapper.known is None:
+        # optax calls the inner in every mini-step, and multiplies what it returns by 0: NaN goes through.
+        leaky = on_any_device(after & ~skipped & ~emitted)
+        leaked = lax.cond(leaky, lambda: anywhere(_not_finite, hearing.updates), lambda: jnp.array(False))
+        waiting = jnp.where(leaked, _ACCEPTED, _ACCUMULATED)
+    return ~finite, jnp.where(skipped, _skip_reason(finite, new.skip_state), jnp.where(emitted, inside, waiting))
+
+
+def _finite_in(accumulated: Any, given: _Given, paths: tuple[Any, ...]) -> jax.Array:
+    """Whether what is given was finite in the leaves that are accumulated: under `masked` those are only some."""
+    taken = {path for path, _ in jax.tree_util.tree_leaves_with_path(accumulated)}
+    places = [place for place, path in enumerate(paths) if path in taken]
+    if given.leaves is None or len(places) != len(taken) or len(places) == len(paths):
+        return given.finite
+    return jnp.all(given.leaves[jnp.array(places, jnp.int32)])
+
+
+def _skip_reason(finite: jax.Array, skip_state: Any) -> jax.Array:
+    """The gravity of a mini-step that was skipped, from what the skip function left (int32[])."""
+    said = skip_state if isinstance(skip_state, Mapping) else {}
+    if "num_not_finite" in said:
+        finite = finite & (said["num_not_finite"] == 0)
+    if "norm_squared" in said:
+        finite = finite & ~jnp.isnan(said["norm_squared"])
+    return jnp.where(finite, _LARGE if "norm_squared" in said else _OTHER, _NOT_FINITE)
+
+
+def _left_a_trace(old: Any, new: Any, bad: jax.Array, alone: bool, updates: Any) -> jax.Array:
+    """Whether values that were not finite (`bad`) went into the inner optimizer, seen from what it did (bool[]).
+
+    For a guard that hides its limit. What it rejects leaves the inner state as it was and gives updates of zero.
+    """
+    pairs = [
+        pair
+        for pair in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+        if jnp.size(pair[0]) <= _SMALL and not jnp.issubdtype(pair[0].dtype, jax.dtypes.extended)
+    ]
+
+    def look() -> jax.Array:
+        changed = [~jnp.array_equal(x, y, equal_nan=True) for x, y in pairs]
+        returned = anywhere((lambda x: x != 0) if alone else _not_finite, updates)
+        return on_any_device(jnp.any(jnp.stack([returned, *changed])))
+
+    accepted: jax.Array = lax.cond(bad, look, lambda: jnp.array(False))
+    return accepted
+
+
+def _not_finite(x: jax.Array) -> jax.Array:
+    return ~jnp.isfinite(x)
