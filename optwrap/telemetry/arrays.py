@@ -1,0 +1,87 @@
+"""From what a training loop observes to readings of single steps, on the host and in the reporting thread."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from optwrap.telemetry.reading import Reading
+
+Words = np.ndarray[Any, np.dtype[np.uint32]]
+
+
+class Row(NamedTuple):
+    """One step of what was observed at once."""
+
+    reading: Reading
+    words: Words
+    time: float
+    interpolated: bool
+
+
+def is_ready(observed: object) -> bool:
+    """Whether `on_host` can read `observed` without waiting for a device."""
+    # A tracer has no such thing to ask and never will be ready: on_host says so.
+    if isinstance(observed, jax.Array) and not isinstance(observed, jax.core.Tracer):
+        ready = getattr(observed, "is_ready", None)
+        return ready is None or observed.is_deleted() or bool(ready())
+    return True
+
+
+def on_host(observed: object) -> Words:
+    """A copy of `observed` that shares no memory with a device.
+
+    Raises:
+      ValueError: it is no array of uint32, or one of which this process has no part.
+      Exception: whatever JAX raises where the step that made it failed, or its buffer was donated.
+    """
+    if isinstance(observed, jax.core.Tracer):
+        raise ValueError("observe: got a traced value; return the reading from the jitted step and observe the result")
+    if not isinstance(observed, jax.Array | np.ndarray):
+        raise ValueError(f"observe: got a {type(observed).__name__}; allowed: what optwrap.reading() returns")
+    if observed.dtype != np.uint32 or observed.ndim not in (1, 2) or not observed.size:
+        raise ValueError(
+            f"observe: got {observed.dtype}{list(observed.shape)}; allowed: uint32[words] as optwrap.reading() returns "
+            "it, or uint32[n, words] of n steps in a row or n replicas of one step"
+        )
+    if isinstance(observed, jax.Array):
+        # device_get is an explicit transfer, which jax.transfer_guard("disallow") lets through.
+        if observed.is_fully_addressable or observed.is_fully_replicated:
+            return np.array(jax.device_get(observed))
+        # Every process has some of the rows; which ones does not matter, as they are replicas or nothing for us.
+        parts = {str(shard.index): shard.data for shard in observed.addressable_shards}
+        return np.concatenate([jax.device_get(part) for part in parts.values()])
+    return observed
+
+
+def rows(words: Words, unpack: Callable[[Words], Reading], time: float, previous_time: float | None) -> list[Row]:
+    """The steps in `words`, uint32[words] or uint32[n, words].
+
+    Args:
+      words: one reading, or a leading axis of them: steps in a row, as lax.scan stacks them, or replicas of one step,
+        as pmap does.
+      unpack: reads one row.
+      time: when it was observed, in seconds since 1970.
+      previous_time: when the reading before it was; the times of steps in a row are spread evenly from then on.
+
+    Raises:
+      ValueError: the rows are neither, or `unpack` refuses one.
+    """
+    if words.ndim == 1 or (words == words[0]).all():
+        one = words if words.ndim == 1 else words[0]
+        return [Row(unpack(one), one, time, False)]
+    readings = [unpack(row) for row in words]
+    steps = [reading.step for reading in readings]
+    if steps != list(range(steps[0], steps[0] + len(steps))):
+        shown = ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
+        raise ValueError(
+            f"observe: got {len(steps)} rows of the steps {shown}; allowed with a leading axis: steps in a row, each "
+            "one more than the one before (lax.scan), or equal rows (pmap)"
+        )
+    n = len(steps)
+    since = time if previous_time is None else min(previous_time, time)
+    return [
+        Row(reading, row, since + (time - since) * (i + 1) / n, True)
+        for i, (reading, row) in enumerate(zip(readings, words, strict=True))
+    ]

@@ -1,0 +1,219 @@
+"""What readings add up to, epoch by epoch. Pure: no clock, no I/O, no thread.
+
+An *epoch* is a stretch of training in which the optimizer's counters only rise: it begins with the process, with a
+state restored from a checkpoint, and with every rollback. Its share of the run is its largest totals less those it
+began with, and the run's is the sum of the shares: whatever is lost, repeated or late between here and the exporter,
+that sum is right once the last report of each epoch arrived. So nothing here ever drops totals, only step records.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from optwrap.telemetry.reading import Layout, Reading, Totals
+from optwrap.telemetry.records import GOOD_VERDICTS, Backlog, Entry, Record
+from optwrap.telemetry.state import VERDICTS
+
+ZERO: Final = Totals(verdicts=dict.fromkeys(VERDICTS, 0), not_finite_steps=0, parameters={})
+
+
+def less_own_step(reading: Reading) -> Totals:
+    """Where the counters stood before the step that `reading` shows."""
+    totals = reading.totals
+    if reading.verdict is None:
+        return totals
+    verdicts = dict(totals.verdicts)
+    verdicts[reading.verdict] = max(0, verdicts[reading.verdict] - 1)
+    parameters = {path: steps - (path in reading.offenders) for path, steps in totals.parameters.items()}
+    return Totals(
+        verdicts=verdicts,
+        not_finite_steps=max(0, totals.not_finite_steps - (not reading.finite)),
+        parameters={path: steps for path, steps in parameters.items() if steps > 0},
+    )
+
+
+def _combine(a: Totals, b: Totals, sign: int) -> Totals:
+    def counts(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+        return {key: max(0, a.get(key, 0) + sign * b.get(key, 0)) for key in [*a, *(key for key in b if key not in a)]}
+
+    return Totals(
+        verdicts=counts(a.verdicts, b.verdicts),
+        not_finite_steps=max(0, a.not_finite_steps + sign * b.not_finite_steps),
+        parameters={path: steps for path, steps in counts(a.parameters, b.parameters).items() if steps},
+    )
+
+
+def plus(a: Totals, b: Totals) -> Totals:
+    """`a + b`, count by count."""
+    return _combine(a, b, 1)
+
+
+def minus(a: Totals, b: Totals) -> Totals:
+    """`a - b`, count by count, and not below zero."""
+    return _combine(a, b, -1)
+
+
+def _went_on(last: Reading, reading: Reading) -> bool:
+    """Whether the optimizer that was at `last` can have come to `reading` by stepping: no count fell, steps rose."""
+    before, now = last.totals, reading.totals
+    return (
+        now.steps > before.steps
+        and now.not_finite_steps >= before.not_finite_steps
+        and all(now.verdicts[verdict] >= count for verdict, count in before.verdicts.items())
+        and all(now.parameters.get(path, 0) >= count for path, count in before.parameters.items())
+    )
+
+
+def _bad_steps(totals: Totals) -> int:
+    """How many steps were bad, at least: steps accumulated although not finite show in the second figure only."""
+    by_verdict = sum(count for verdict, count in totals.verdicts.items() if verdict not in GOOD_VERDICTS)
+    return max(by_verdict, totals.not_finite_steps)
+
+
+@dataclasses.dataclass(eq=False)
+class Epoch:
+    """One epoch, as far as it got. Its identity is the object's: two epochs are never equal."""
+
+    id: str
+    at_start: Totals
+    """Where the counters stood when it began; never changes."""
+    totals: Totals
+    state: str = "starting"
+    gauges: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+    base: Mapping[str, Any] | None = None
+    """What the exporter last said it had counted before this epoch, in its own words."""
+    seq: int = 0
+    """The last report's number; 0 while there is none."""
+    dropped_steps: int = 0
+    """Ordinary step records that had to go."""
+    dropped_bad_steps: int = 0
+    """Bad ones; a record is counted here or there."""
+    unreported: bool = False
+    """Whether it holds anything, records aside, that no report has carried."""
+
+    @property
+    def share(self) -> Totals:
+        """What this epoch adds to the run."""
+        return minus(self.totals, self.at_start)
+
+    def drop(self, steps: int, bad_steps: int) -> None:
+        """Count records that had to go."""
+        if steps or bad_steps:
+            self.dropped_steps += steps
+            self.dropped_bad_steps += bad_steps
+            self.unreported = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """A reading, and the circumstances."""
+
+    reading: Reading
+    identity: bytes
+    """The reading's words: the same step seen again has the same."""
+    time: float
+    """Seconds since 1970."""
+    layout: Layout | None = None
+    """What its parameters were named by."""
+    interpolated: bool = False
+    restored: bool = False
+    """Whether it shows where the counters stand, and no step that has just run."""
+    lost: int = 0
+    """Readings before it that were never looked at."""
+
+
+class Account:
+    """The epochs of one process and the step records that wait, within bounds.
+
+    Args:
+      new_id: makes the id of an epoch.
+      most_rows: bound of what waits: step records and offenders together.
+      most_epochs: bound of epochs kept; beyond it the second oldest is added to the oldest, so that totals stay exact.
+    """
+
+    def __init__(self, new_id: Callable[[], str], *, most_rows: int = 65_536, most_epochs: int = 32) -> None:
+        self._new_id = new_id
+        self._most_epochs = max(2, most_epochs)
+        self._last: Observed | None = None
+        self.backlog: Backlog[Epoch] = Backlog(most_rows)
+        self.epochs = [Epoch(new_id(), ZERO, ZERO, unreported=True)]
+        """Oldest first, the current one last; whoever reports takes out the others when all of them is reported."""
+
+    @property
+    def current(self) -> Epoch:
+        """The epoch that goes on."""
+        return self.epochs[-1]
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was observed yet."""
+        return self._last is None
+
+    def repeats(self, identity: bytes) -> bool:
+        """Whether that reading is the last one observed, once more."""
+        return self._last is not None and self._last.identity == identity
+
+    def take(self, observed: Observed) -> None:
+        """Count one reading. The last one once more changes nothing."""
+        if self.repeats(observed.identity):
+            return
+        reading, last = observed.reading, self._last
+        ran = reading.verdict is not None and not observed.restored
+        at_start = less_own_step(reading) if ran else reading.totals
+        renamed = last is not None and observed.layout != last.layout
+        if last is not None and _went_on(last.reading, reading) and not renamed and not observed.restored:
+            # A step record can have been lost only where a step number is missing.
+            lost = min(observed.lost, reading.step - last.reading.step - 1)
+            bad = min(lost, max(0, _bad_steps(at_start) - _bad_steps(last.reading.totals)))
+            self.current.drop(lost - bad, bad)
+        else:
+            if last is not None or at_start != ZERO:
+                self._begin(at_start)
+            self.current.drop(observed.lost, 0)
+        self._last = observed
+        self.current.totals = reading.totals
+        self.current.gauges = reading.gauges
+        self.current.unreported = True
+        if ran:
+            self.current.state = "running"
+            self._add(observed)
+
+    def finish(self, state: str) -> None:
+        """Give the current epoch its last state, which one more report will carry."""
+        self.current.state = state
+        self.current.unreported = True
+
+    def discard(self, entries: Iterable[Entry[Epoch]]) -> None:
+        """Count records that no report will carry."""
+        for entry in entries:
+            entry.owner.drop(not entry.record.bad, entry.record.bad)
+
+    def _begin(self, at_start: Totals) -> None:
+        self.epochs.append(Epoch(self._new_id(), at_start, at_start, base=None))
+        if len(self.epochs) > self._most_epochs:
+            # An epoch no report has told of yet can be added to the one before it, which has the next report to tell.
+            i = next((i for i, epoch in enumerate(self.epochs) if 0 < i < len(self.epochs) - 1 and not epoch.seq), 0)
+            if i:
+                into, gone = self.epochs[i - 1], self.epochs.pop(i)
+                into.totals = plus(into.totals, gone.share)
+                into.state = "running" if "running" in (into.state, gone.state) else into.state
+                into.unreported = True
+                for entry in self.backlog.remove(gone):
+                    gone.drop(not entry.record.bad, entry.record.bad)
+                into.drop(gone.dropped_steps, gone.dropped_bad_steps)
+
+    def _add(self, observed: Observed) -> None:
+        reading = observed.reading
+        assert reading.verdict is not None
+        mini_step = reading.gauges.get("mini_step")
+        record = Record(
+            step=reading.step,
+            time=observed.time,
+            interpolated=observed.interpolated,
+            verdict=reading.verdict,
+            finite=reading.finite,
+            norm=reading.norm,
+            mini_step=None if mini_step is None else int(mini_step),
+            offenders=reading.offenders,
+        )
+        self.discard(self.backlog.add(self.current, record))

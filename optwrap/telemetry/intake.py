@@ -1,0 +1,103 @@
+"""From the inbox to the account: in the reporting thread, without ever waiting for a device."""
+
+import time
+from collections.abc import Callable
+
+from optwrap.telemetry import arrays
+from optwrap.telemetry.epochs import Account, Observed
+from optwrap.telemetry.inbox import Inbox, Item
+from optwrap.telemetry.notices import Once
+from optwrap.telemetry.reading import unpack
+
+
+class Intake:
+    """Takes readings out of the inbox in their order, as the device finishes them.
+
+    A step that hangs on the device keeps the readings behind it waiting, not this thread: reports go on, and say that
+    no step was taken.
+
+    Args:
+      inbox: where readings come from.
+      account: where they are counted.
+      once: says what could not be counted.
+      breathe: called after each reading, so that a thread that waits for the interpreter gets it.
+    """
+
+    def __init__(
+        self, inbox: Inbox, account: Account, once: Once, *, breathe: Callable[[], None] = lambda: time.sleep(0)
+    ) -> None:
+        self._inbox = inbox
+        self._account = account
+        self._once = once
+        self._breathe = breathe
+        self._head: Item | None = None
+        """The oldest reading: out of the inbox, where it could be overwritten, and not ready yet."""
+        self._unnamed: tuple[Item, int] | None = None
+        """A first reading that came before anybody said what its parameters are called, and how many were lost."""
+        self._last_number = 0
+        self._last_time: float | None = None
+
+    def drain(self, *, last: bool = False) -> bool:
+        """Count what the device has finished; returns whether that is everything.
+
+        Args:
+          last: no reading and no layout will come after this.
+        """
+        while True:
+            if self._head is None:
+                try:
+                    self._head = self._inbox.items.popleft()
+                except IndexError:
+                    if self._inbox.layout is not None or last:
+                        self._count_unnamed()
+                    return True
+            if not arrays.is_ready(self._head.observed):
+                return False
+            item, self._head = self._head, None
+            lost = item.number - self._last_number - 1
+            self._last_number = item.number
+            self._count_unnamed()
+            if self._account.untouched and self._inbox.layout is None:
+                # The step was not traced yet: the parameters' names come with its first trace, before its first result.
+                self._unnamed = item, lost
+            else:
+                self._count(item, lost)
+            self._breathe()
+
+    def abandon(self) -> None:
+        """Count as dropped what is still waiting."""
+        waiting = len(self._inbox.items) + (self._head is not None)
+        self._account.current.drop(waiting, 0)
+
+    def _count_unnamed(self) -> None:
+        if self._unnamed is not None:
+            (item, lost), self._unnamed = self._unnamed, None
+            self._count(item, lost)
+
+    def _count(self, item: Item, lost: int) -> None:
+        layout = self._inbox.layout
+        try:
+            words = arrays.on_host(item.observed)
+            if self._account.repeats(words[-1].tobytes() if words.ndim > 1 else words.tobytes()):
+                return
+            rows = arrays.rows(words, lambda row: unpack(row, layout), item.time, self._last_time)
+        except Exception as error:
+            self._once.warn(type(error), "optwrap: a reading was passed over, as will be others like it: %s", error)
+            return
+        self._last_time = item.time
+        for i, row in enumerate(rows):
+            restored = item.restored
+            if restored is None:
+                # No instrumented step was traced before it was observed, so none can have run.
+                restored = self._account.untouched and item.layout is None and row.reading.step > 1
+            self._account.take(
+                Observed(
+                    reading=row.reading,
+                    identity=row.words.tobytes(),
+                    time=row.time,
+                    layout=layout,
+                    interpolated=row.interpolated,
+                    restored=restored and len(rows) == 1,
+                    lost=lost * len(rows) if i == 0 else 0,
+                )
+            )

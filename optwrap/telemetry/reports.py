@@ -1,0 +1,211 @@
+"""The reports of one process: built from its account, frozen when built, held until acknowledged. Pure."""
+
+import dataclasses
+import json
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from optwrap.telemetry.epochs import Account, Epoch
+from optwrap.telemetry.reading import Totals
+from optwrap.telemetry.records import Entry, Record
+
+GAUGES: Final = (
+    "not_finite_streak",
+    "not_finite_streak_peak",
+    "guard_not_finite_count",
+    "guard_not_finite_limit",
+    "mini_step",
+    "every_k",
+    "gradient_norm",
+    "gradient_norm_limit",
+    "steps_since_sync",
+    "sync_period",
+)
+"""The gauges that travel; a reading may have others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Who reports."""
+
+    run: str
+    process: int
+    attempt: str
+    interval: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """A report, frozen: what is sent again is these bytes."""
+
+    epoch: Epoch
+    seq: int
+    body: bytes
+    entries: tuple[Entry[Epoch], ...]
+    """The records in it, kept to be counted or split should the exporter refuse it."""
+
+
+def number(value: float) -> float | str:
+    """A float as it travels: one that is not finite by its name."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def path(parameter: str) -> str:
+    """A parameter's path as it travels: not empty, without control characters, at most 1024 characters."""
+    if parameter.isascii() and parameter.isprintable() and 0 < len(parameter) <= 1024:
+        return parameter
+    # Cc is what a label must not hold; Cs, half a character, is what UTF-8 cannot.
+    escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs") else c for c in parameter)
+    return "".join(escaped)[:1024] or "."
+
+
+def totals(of: Totals) -> dict[str, Any]:
+    """Totals as they travel."""
+    return {
+        "steps": of.steps,
+        "gradient_steps": of.gradient_steps,
+        "not_finite_steps": of.not_finite_steps,
+        "verdicts": dict(of.verdicts),
+        "parameters": {path(parameter): steps for parameter, steps in of.parameters.items()},
+    }
+
+
+def gauges(of: Mapping[str, float | int]) -> dict[str, Any]:
+    """Gauges as they travel: those that say something."""
+    found: dict[str, Any] = {}
+    for name in GAUGES:
+        value = of.get(name)
+        if value is None or value < 0:
+            continue
+        if name == "gradient_norm":
+            found[name] = number(value)
+        elif math.isfinite(value):
+            found[name] = value
+    return found
+
+
+def columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """Step records, column by column."""
+    found: dict[str, list[Any]] = {
+        "step": [record.step for record in records],
+        "time": [record.time for record in records],
+        "verdict": [record.verdict for record in records],
+        "finite": [record.finite for record in records],
+        "norm": [number(record.norm) for record in records],
+        "mini_step": [record.mini_step for record in records],
+    }
+    if any(record.interpolated for record in records):
+        found["interpolated"] = [record.interpolated for record in records]
+    return found
+
+
+class Outbox:
+    """Builds reports and holds them until the exporter has them.
+
+    Reports are built one at a time, when they can be sent: while the exporter is away, records wait in the account,
+    where ordinary ones can still give way to bad ones, and not in frozen reports.
+
+    Args:
+      account: what is reported.
+      identity: who reports it.
+      most_rows: bound of step records and offenders in one report.
+      most_held: bound of reports that are built and not acknowledged.
+    """
+
+    def __init__(self, account: Account, identity: Identity, *, most_rows: int = 8192, most_held: int = 8) -> None:
+        self._account = account
+        self._identity = identity
+        self._most_rows = most_rows
+        self._most_held = most_held
+        self.held: list[Report] = []
+        """Built and not acknowledged, oldest first."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the exporter has everything the account has."""
+        return not self.held and self._next() is None
+
+    def build(self, source: Mapping[str, Any], now: float, *, beat: bool) -> Report | None:
+        """The next report, held from now on; None where there is nothing to say, or too much held.
+
+        Args:
+          source: what the process runs on, as it travels.
+          now: seconds since 1970.
+          beat: report the current epoch even where it has nothing new.
+        """
+        epoch = self._next() or (self._account.current if beat else None)
+        if epoch is None or len(self.held) >= self._most_held:
+            return None
+        entries = tuple(self._account.backlog.take(epoch, self._most_rows))
+        epoch.seq += 1
+        epoch.unreported = False
+        report = Report(
+            epoch, epoch.seq, self._encode(epoch, [entry.record for entry in entries], source, now), entries
+        )
+        self.held.append(report)
+        return report
+
+    def acknowledge(self, epoch: Epoch, acknowledged: int, base: Mapping[str, Any] | None) -> None:
+        """Let go of what the exporter says is durable: the epoch's reports up to that number."""
+        if base is not None:
+            epoch.base = base
+        self.held = [r for r in self.held if r.epoch is not epoch or r.seq > acknowledged]
+        self._retire()
+
+    def refuse(self, report: Report) -> None:
+        """Let go of a report that the exporter will never take; its records are counted as dropped."""
+        self.held.remove(report)
+        self._account.discard(report.entries)
+        self._retire()
+
+    def split(self, report: Report) -> bool:
+        """Take apart a report that was too large, so that the next are half of it at most; False if that cannot be."""
+        if len(report.entries) < 2:
+            return False
+        rows = sum(entry.record.weight for entry in report.entries)
+        self._most_rows = max(1, min(self._most_rows, rows) // 2)
+        self.held.remove(report)
+        self._account.discard(self._account.backlog.put_back(report.entries))
+        report.epoch.unreported = True
+        return True
+
+    def _next(self) -> Epoch | None:
+        """The oldest epoch with something to report."""
+        return next((e for e in self._account.epochs if e.unreported or self._account.backlog.has(e)), None)
+
+    def _retire(self) -> None:
+        held = {id(report.epoch) for report in self.held}
+        for epoch in self._account.epochs[:-1]:
+            if not (epoch.unreported or id(epoch) in held or self._account.backlog.has(epoch)):
+                self._account.epochs.remove(epoch)
+
+    def _encode(self, epoch: Epoch, records: Sequence[Record], source: Mapping[str, Any], now: float) -> bytes:
+        oldest = min([r.seq for r in self.held if r.epoch is epoch], default=epoch.seq)
+        body = {
+            "run": self._identity.run,
+            "process": self._identity.process,
+            "epoch": epoch.id,
+            "attempt": self._identity.attempt,
+            "seq": epoch.seq,
+            "oldest_held": oldest,
+            "interval": self._identity.interval,
+            "sent_at": now,
+            "state": epoch.state,
+            "source": source,
+            "totals": totals(epoch.totals),
+            "at_start": totals(epoch.at_start),
+            "base": epoch.base,
+            "gauges": gauges(epoch.gauges),
+            "steps": columns(records),
+            "offenders": [
+                {"step": record.step, "parameter": path(parameter), "not_finite": values}
+                for record in records
+                for parameter, values in record.offenders.items()
+            ],
+            "dropped": {"steps": epoch.dropped_steps, "bad_steps": epoch.dropped_bad_steps},
+        }
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
