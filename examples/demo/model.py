@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from examples.demo.data import CLASSES, Batch, Scale
 
@@ -38,13 +39,14 @@ def probe_path(layer: int) -> str:
     return f"decoder/layer_{layer}/probe/w"
 
 
-def init(key: jax.Array, shape: Shape) -> Params:
-    """Parameters at the start, float32; matrices are normal with a variance of one over the inputs."""
-    keys = iter(jax.random.split(key, 3 + 6 * shape.layers))
+def init(seed: int, shape: Shape) -> Params:
+    """Parameters at the start; matrices are normal with a variance of one over the inputs."""
+    # On the host: a compiled program that draws thirty matrices takes seconds to compile.
+    rng = np.random.default_rng(seed)
     width = shape.width
 
     def matrix(rows: int, columns: int) -> jax.Array:
-        return jax.random.normal(next(keys), (rows, columns)) / math.sqrt(rows)
+        return jnp.asarray(rng.standard_normal((rows, columns), np.float32) / math.sqrt(rows))
 
     def layer() -> Params:
         return {

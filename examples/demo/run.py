@@ -77,5 +77,5 @@ def _log_to(console: Console) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             console.print(self.format(record), highlight=False, markup=False, soft_wrap=True)
 
-    logging.basicConfig(handlers=[Handler()], format="%(name)s: %(message)s")
+    logging.basicConfig(handlers=[Handler()])
     logging.getLogger("optwrap").setLevel(logging.INFO)

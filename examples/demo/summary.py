@@ -25,9 +25,9 @@ def told(settings: Settings, answer: dict[str, Any] | None, losses: Losses, base
     lines = ["", "Put in:", *_put_in(settings)]
     if answer is not None:
         lines += ["Seen by the exporter:", *_seen(answer)]
-    lines += ["Loss in nats per character, first and last:", f"  with optwrap  {_course(losses)}"]
+    lines += ["Loss in nats per character, first and last:", f"  with optwrap     {_course(losses)}"]
     if baseline is not None:
-        lines.append(f"  without        {_course(baseline)}  (optax.MultiSteps around the same adamw, same data)")
+        lines.append(f"  without optwrap  {_course(baseline)}  (optax.MultiSteps around the same adamw, same data)")
     return "\n".join([*lines, ""])
 
 

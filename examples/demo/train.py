@@ -85,7 +85,7 @@ class _Job:
             heads=settings.heads,
             width=settings.width,
         )
-        self.params = model.init(jax.random.key(seed), self._shape)
+        self.params = model.init(seed, self._shape)
 
     def gradients(self, params: model.Params, batch: Batch) -> tuple[model.Params, jax.Array]:
         """Gradients, and the language model's loss; to be traced."""

@@ -184,7 +184,9 @@ def test_the_last_line_is_exactly_what_was_put_in_and_only_optwrap_gets_through(
     lines = ran.stdout.splitlines()
     assert_is(json.loads(lines[-1]), truth(QUICK))
 
-    course = {m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"(with\w*).* (\S+) -> ([\w.]+)", ran.stdout)}
+    course = {
+        m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"(with\w*) optwrap +(\S+) -> ([\w.]+)", ran.stdout)
+    }
     first, last = course["with"]
     assert last < first - 1
     assert course["without"][0] == first

@@ -1,0 +1,245 @@
+"""What a training step costs with optwrap's telemetry, against the same step without: ratios, from one run.
+
+    python benchmarks/bench_step.py [--quick]
+
+Every variant trains the same parameters with the same guarded adamw. The variants take turns in one process, in an
+order that is drawn anew each round, a few steps at a time up to `block_until_ready`; the figures are medians over the
+rounds. The parameters are tiny on purpose: what is left is what the host pays for each step, which is where telemetry
+costs. The last two cases show the same on models that compute something. XLA's own figures of the compiled step, which
+repeat exactly, stand beside the times.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import functools
+import os
+import random
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+import optwrap
+from examples.demo import model, optimizer
+from examples.demo.data import Batch, Corpus
+from examples.demo.exporter import Exporter, answer
+from examples.demo.settings import FULL
+
+TINY: Final = 64
+"""Values in a leaf of the cases that measure the host's part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is trained."""
+
+    title: str
+    tx: optax.GradientTransformation
+    params: Callable[[], Any]
+    gradients: Callable[[Any], Any]
+    """To be traced: parameters to gradients."""
+    steps: int
+    """In a row, for each variant in each round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to train a case."""
+
+    title: str
+    endpoint: str | None = None
+    """Where a Monitor reports; None: no Monitor."""
+    emit: str | None = None
+    """How a reading leaves the step: "reading", "callback", "debug.callback"; None: it does not."""
+    instrumented: bool = True
+
+
+class Trainer:
+    """A variant of a case, compiled and warm."""
+
+    def __init__(self, case: Case, variant: Variant, run: str, stack: contextlib.ExitStack) -> None:
+        self.variant = variant
+        self.run = run
+        self.steps = 0
+        self.rounds: list[float] = []
+        """Seconds per step, by round."""
+        monitor = None
+        if variant.endpoint is not None:
+            monitor = stack.enter_context(optwrap.Monitor(run=run, endpoint=variant.endpoint))
+        tx: Any = case.tx
+        if variant.instrumented:
+            tx = optwrap.instrument(tx, monitor, emit="callback" if variant.emit == "callback" else "reading")
+        heard: collections.deque[Any] = collections.deque(maxlen=1000)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params: Any, state: Any) -> Any:
+            updates, state = tx.update(case.gradients(params), state, params)
+            reading = None
+            if variant.emit == "reading":
+                reading = optwrap.reading(state)
+            elif variant.emit == "debug.callback":
+                jax.debug.callback(heard.append, optwrap.reading(state))
+            return optax.apply_updates(params, updates), state, reading
+
+        self._step = step
+        self._observe = monitor.observe if monitor is not None and variant.emit == "reading" else None
+        self._params = case.params()
+        self._state = tx.init(self._params)
+        compiled = step.lower(self._params, self._state).compile()
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        # Not every backend tells; "-" then.
+        self.figures = [
+            "-" if memory is None else f"{memory.temp_size_in_bytes / 1024:.0f}",
+            "-" if memory is None else f"{memory.output_size_in_bytes / 1024:.0f}",
+            "-" if cost is None else f"{cost['flops'] / 1e6:.2f}",
+            "-" if cost is None else f"{cost['bytes accessed'] / 1e6:.2f}",
+        ]
+        """XLA's: temporary KiB, output KiB, millions of floating-point operations, MB accessed."""
+        self.train(3)
+        self.rounds.clear()
+
+    @property
+    def state_leaves(self) -> int:
+        """Leaves of the optimizer's state."""
+        return len(jax.tree.leaves(self._state))
+
+    def train(self, steps: int) -> None:
+        """Take `steps` steps and note what one of them took."""
+        params, state = self._params, self._state
+        began = time.perf_counter()
+        for _ in range(steps):
+            params, state, reading = self._step(params, state)
+            if self._observe is not None:
+                self._observe(reading)
+        jax.block_until_ready((params, state))  # type: ignore[no-untyped-call]  # jax gives it no types
+        self.rounds.append((time.perf_counter() - began) / steps)
+        self._params, self._state = params, state
+        self.steps += steps
+
+
+def leaves(count: int, values: int, steps: int) -> Case:
+    """Adam with weight decay whose state, guard included, has `count` leaves, each of `values` values or a scalar."""
+    parameters = (count - 4) // 2  # mu and nu of each; adamw's count, and apply_if_finite's three
+    tx = optwrap.apply_if_finite(optax.adamw(1e-3), 10)
+
+    def params() -> Any:
+        return {f"layer_{i:03}": jnp.full(values, 1.0 + i) for i in range(parameters)}
+
+    assert len(jax.tree.leaves(tx.init(params()))) == count
+    size = "" if values == TINY else f", {parameters * values / 1e6:.1f} million parameters"
+    return Case(f"{count} state leaves{size}", tx, params, lambda p: jax.tree.map(lambda x: 0.01 * x, p), steps)
+
+
+def transformer(steps: int) -> Case:
+    """The demo's model, optimizer and first batch."""
+    corpus = Corpus(context=FULL.context, layers=FULL.layers)
+    shape = model.Shape(len(corpus.vocabulary), FULL.context, FULL.layers, FULL.heads, FULL.width)
+    batch = Batch(*map(jnp.asarray, corpus.decode(next(corpus.batches(FULL.batch, seed=0)))))
+
+    def gradients(params: Any) -> Any:
+        return jax.grad(model.loss, has_aux=True)(params, shape, batch, corpus.scale)[0]
+
+    tx = optimizer.guarded(FULL)
+    return Case("the demo's transformer", tx, lambda: model.init(0, shape), gradients, steps)
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[tuple[str, str]]:
+    """Two endpoints: where nobody listens, and where connections are taken and never answered."""
+    with socket.socket() as absent, socket.socket() as hanging:
+        for sock in (absent, hanging):
+            sock.bind(("127.0.0.1", 0))
+        hanging.listen()
+        yield tuple(f"http://127.0.0.1:{sock.getsockname()[1]}" for sock in (absent, hanging))  # type: ignore[misc]  # two
+
+
+def measure(case: Case, endpoint: str, rounds: int, run: str, console: Console) -> None:
+    """Train every variant of `case` in turns, print the table, and check that everything arrived."""
+    with contextlib.ExitStack() as stack:
+        absent, hanging = stack.enter_context(nobody())
+        variants = [
+            Variant("bare: apply_if_finite(adamw)", instrumented=False),
+            Variant("instrumented, nothing returned"),
+            Variant("reading observed", endpoint, "reading"),
+            Variant("reading observed, exporter absent", absent, "reading"),
+            Variant("reading observed, exporter hangs", hanging, "reading"),
+            Variant('emit="callback"', endpoint, "callback"),
+            Variant("jax.debug.callback of the reading", None, "debug.callback"),
+        ]
+        trainers = [Trainer(case, variant, f"{run}-{i}", stack) for i, variant in enumerate(variants)]
+        order = random.Random(0)
+        for _ in range(rounds):
+            for trainer in order.sample(trainers, len(trainers)):
+                trainer.train(case.steps)
+    show(case, trainers, console)
+    for trainer in trainers:
+        if trainer.variant.endpoint == endpoint:
+            told = answer(endpoint, trainer.run)
+            missing = told["dropped"]["steps"] + told["dropped"]["not_stored"]
+            console.print(f"{trainer.variant.title}: {told['totals']['steps']} of {trainer.steps} steps arrived, "
+                          f"{missing} step records were dropped")  # fmt: skip
+            if told["totals"]["steps"] != trainer.steps:
+                sys.exit("bench_step: the exporter's total is not the number of steps trained")
+
+
+def show(case: Case, trainers: list[Trainer], console: Console) -> None:
+    """The table of one case."""
+    bare = np.array(trainers[0].rounds)
+    table = Table(title=case.title, title_justify="left")
+    table.add_column("step")
+    for heading in ("leaves", "ms", "ratio", "ratio's quartiles", "temp KiB", "output KiB", "MFLOP", "MB accessed"):
+        table.add_column(heading, justify="right")
+    for trainer in trainers:
+        # Each round's own ratio: what slows the machine for a while slows both halves of it.
+        low, middle, high = statistics.quantiles((np.array(trainer.rounds) / bare).tolist(), n=4)
+        table.add_row(
+            trainer.variant.title,
+            f"{trainer.state_leaves}",
+            f"{statistics.median(trainer.rounds) * 1e3:.3f}",
+            f"{middle:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            *trainer.figures,
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Measure all cases against one exporter."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="two small cases and few rounds: to see that it runs")
+    parser.add_argument("--rounds", type=int, help="rounds of each case (40; quick: 5)")
+    options = parser.parse_args()
+    rounds = options.rounds or (5 if options.quick else 40)
+    if options.quick:
+        cases = [leaves(10, TINY, 20), leaves(50, TINY, 20)]
+    else:
+        cases = [leaves(count, TINY, 20) for count in (10, 50, 200, 600)]
+        cases += [leaves(200, 16_384, 10), transformer(5)]
+    console = Console(width=150)
+    device = jax.devices()[0]
+    console.print(
+        f"jax {jax.__version__}, optax {optax.__version__}, optwrap {version('optwrap')}, {device.platform} "
+        f"({device.device_kind}), {os.cpu_count()} CPU cores; {rounds} rounds",
+        highlight=False,
+    )
+    with tempfile.TemporaryDirectory() as directory, Exporter("127.0.0.1:0", Path(directory)) as exporter:
+        for number, case in enumerate(cases):
+            measure(case, exporter.endpoint, rounds, f"case-{number}", console)
+
+
+if __name__ == "__main__":
+    main()
