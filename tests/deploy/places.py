@@ -1,0 +1,27 @@
+"""Where the deployment's files are, and what the tests read out of them."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+ROOT: Final = Path(__file__).parent.parent.parent
+DEPLOY: Final = ROOT / "deploy"
+PROMETHEUS: Final = DEPLOY / "prometheus"
+RUNBOOKS: Final = DEPLOY / "runbooks.md"
+DASHBOARDS: Final = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+
+
+def load(path: Path) -> Any:
+    """A YAML file's one document."""
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+RULES: Final[list[dict[str, Any]]] = [
+    rule
+    for path in sorted((PROMETHEUS / "rules").glob("*.yml"))
+    for group in load(path)["groups"]
+    for rule in group["rules"]
+]
+ALERTS: Final = [rule for rule in RULES if "alert" in rule]
+RECORDED: Final = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}

@@ -1,0 +1,163 @@
+"""The committed dashboards are what the code makes, and keep the rules that a good dashboard keeps."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optwrap_exporter.wire import HEALTHS
+
+from deploy.build import generate
+from deploy.grafana.queries import HEALTH
+from tests.deploy.places import ALERTS, DASHBOARDS, DEPLOY, RECORDED, ROOT, load
+from tests.deploy.promql import SERIES, substituted, unknown, words, wrong_over_processes
+
+LOADED = {path.stem: json.loads(path.read_text("utf-8")) for path in DASHBOARDS}
+PANELS = [
+    pytest.param(panel, id=f"{uid}-{panel['title']}")
+    for uid, dashboard in LOADED.items()
+    for panel in dashboard["panels"]
+    if panel["type"] != "row"
+]
+WIDTH = 24
+
+
+def targets(panel: dict[str, Any]) -> list[str]:
+    return [target["expr"] for target in panel["targets"]]
+
+
+def test_what_is_committed_is_what_the_code_makes() -> None:
+    made = generate()
+    assert {path: path.read_text("utf-8") for path in made} == dict(made)
+    assert {path for path in made if path.suffix == ".json"} == set(DASHBOARDS)
+
+
+def test_the_generator_says_what_is_not_up_to_date_and_writes_nothing_when_asked_to_check() -> None:
+    """With another address for the page, the committed dashboard is not what would be made."""
+    before = {path: path.read_bytes() for path in generate()}
+    checked = subprocess.run(
+        [sys.executable, "-m", "deploy.build", "--check", "--page-url", "http://other:1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 1
+    assert (
+        checked.stderr == "deploy/grafana/dashboards/optwrap-run.json is not up to date: run `python -m deploy.build`\n"
+    )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_can_be_provisioned_anywhere(path: Path) -> None:
+    """Classic JSON, found by its uid, with no installation's data source in it, and a crosshair over all panels."""
+    dashboard = LOADED[path.stem]
+    assert dashboard["schemaVersion"] == 41
+    assert dashboard["uid"] == path.stem
+    assert "id" not in dashboard
+    assert dashboard["graphTooltip"] == 1
+    assert dashboard["tags"] == ["optwrap"]
+    assert dashboard["description"]
+    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    assert variables["run"]["datasource"]["uid"] == "${datasource}"
+    assert set(re.findall(r'"uid": "([^"]*)"', path.read_text("utf-8"))) == {dashboard["uid"], "${datasource}"}
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_panels_have_ids_of_their_own_and_lie_side_by_side(path: Path) -> None:
+    panels = LOADED[path.stem]["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert "panels" not in panel or panel["panels"] == [], "an open row has its panels after it"
+        at = panel["gridPos"]
+        cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert not cells & taken, f"{panel['title']} lies on another panel"
+        assert at["x"] + at["w"] <= WIDTH
+        taken |= cells
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_titles_are_told_apart(path: Path) -> None:
+    titles = [panel["title"] for panel in LOADED[path.stem]["panels"]]
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> None:
+    assert panel["title"]
+    assert len(panel["description"]) > 20
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
+    if panel["type"] == "table":
+        columns = {
+            override["matcher"]["options"]: override["properties"] for override in panel["fieldConfig"]["overrides"]
+        }
+        renamed = panel["transformations"][-1]["options"]["renameByName"]
+        configured = {
+            heading for heading, properties in columns.items() if {p["id"] for p in properties} & {"unit", "mappings"}
+        }
+        assert {heading for name, heading in renamed.items() if name.startswith("Value")} <= configured
+    else:
+        assert panel["fieldConfig"]["defaults"]["unit"]
+    if panel["type"] != "table" and len(panel["targets"]) > 1:
+        assert all(target["legendFormat"] != "__auto" for target in panel["targets"]), "two series need names"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_asks_only_for_what_the_metric_table_has(panel: dict[str, Any]) -> None:
+    assert [wrong for expr in targets(panel) for wrong in unknown(expr, set(RECORDED))] == []
+    assert words(panel["description"]) - set(SERIES) == set()
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_needs_no_recording_rule(panel: dict[str, Any]) -> None:
+    """Beside an existing Prometheus the dashboard works before anybody loads the rules."""
+    assert not [name for name in RECORDED for expr in targets(panel) if name in expr]
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_aggregates_over_processes_rightly(panel: dict[str, Any]) -> None:
+    assert [wrong for expr in targets(panel) for wrong in wrong_over_processes(expr, shown=True)] == []
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_rate_is_taken_over_grafanas_own_interval(panel: dict[str, Any]) -> None:
+    """A fixed range shows nothing where the scrape interval is longer, and misses changes where the step is."""
+    for expr in targets(panel):
+        assert re.findall(r"\[([^\]]*)\]", expr) == ["$__rate_interval"] * expr.count("[")
+
+
+def test_health_has_the_exporters_words_and_its_order() -> None:
+    """Worst last; "finished" counts for a run only where nothing else is left, so it comes first."""
+    worst_last = [health for health in reversed(HEALTHS) if health != "finished"]
+    assert [name for name, _ in HEALTH] == ["finished", *worst_last]
+
+
+def test_the_links_lead_to_the_page_of_the_run_and_to_the_runbooks_that_prometheus_serves() -> None:
+    dashboard = LOADED["optwrap-run"]
+    assert [link["url"] for link in dashboard["links"]] == ["${page}/?run=${run}", "${runbooks}"]
+    values = {variable["name"]: variable["query"] for variable in dashboard["templating"]["list"]}
+    published = {
+        port for service in load(DEPLOY / "compose.yaml")["services"].values() for port in service.get("ports", [])
+    }
+    assert values["page"] == "http://localhost:10425"
+    assert "127.0.0.1:10425:10425" in published
+    served = (
+        ALERTS[0]["annotations"]["runbook_url"].split("#")[0].replace("{{ $externalURL }}", "http://localhost:9090")
+    )
+    assert values["runbooks"] == served
+
+
+def test_every_panel_with_a_counter_of_bad_steps_is_there() -> None:
+    """What an operator must be able to see is on the dashboard, whatever panels it is shown in."""
+    asked = {
+        name for panel in PANELS for expr in targets(panel.values[0]) for name in SERIES if name in substituted(expr)
+    }
+    of_processes = {name for name, metric in SERIES.items() if "process" in metric.labels}
+    assert of_processes - asked == {"optwrap_last_step_timestamp_seconds"}
