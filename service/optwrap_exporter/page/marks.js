@@ -1,7 +1,7 @@
 /** What the chart draws beside the line: bad steps on the axis, and the strip of verdicts under it. Canvas only. */
 
 import { lowerBound } from "./steps.js";
-import { BADNESS, KINDS, SHAPES } from "./words.js";
+import { BADNESS, isBad, KINDS, SHAPES } from "./words.js";
 
 /** CSS pixels. */
 export const STRIP_GAP = 6;
@@ -94,16 +94,42 @@ export function drawLimit(plot, limit, colours) {
 }
 
 /**
- * The strip: each step a bar, as high as its accumulation window is full, full where the optimizer moved. A bad step is a
- * bar of its own colour with its shape cut in where there is room; where steps share a pixel the worst is seen.
+ * The bars of the strip, by step: each step one, as high as its accumulation window is full, full where the optimizer
+ * moved. Where there is no room for that, a bar stands for a whole window at least: full and blue while each window ends
+ * in a gradient step. Of steps that share a bar the worst is seen.
  */
+function barsOf(plot, steps, everyK) {
+  const ratio = devicePixelRatio;
+  const { min, max } = plot.scales.x;
+  const at = (step) => Math.round(plot.valToPos(step - 0.5, "x", true));
+  const perStep = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
+  const roomy = perStep >= 3 * ratio;
+  const together = roomy ? 1 : Math.max(Math.ceil((2 * ratio) / perStep), everyK ?? 1);
+  const bars = [];
+  const end = lowerBound(steps.step, max + together);
+  for (let i = lowerBound(steps.step, min - together); i < end; i += 1) {
+    const first = Math.floor(steps.step[i] / together) * together;
+    const kind = steps.kind[i];
+    const mini = steps.mini[i];
+    const share = kind === "accumulated" ? (everyK > 0 && mini !== null ? Math.min(1, mini / everyK) : 0.5) : 1;
+    const before = bars.at(-1);
+    if (before?.first !== first) {
+      const x = at(first);
+      bars.push({ first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)), kind, share });
+    } else {
+      before.share = Math.max(share, before.share);
+      if (badness(kind) < badness(before.kind)) before.kind = kind;
+    }
+  }
+  return bars;
+}
+
+/** The strip of verdicts under the plot; a bad bar has its shape cut in where there is room. */
 export function drawStrip(plot, steps, everyK, colours, labelled) {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
   const height = STRIP_HEIGHT * ratio;
   const top = bbox.top + bbox.height + STRIP_GAP * ratio;
-  const bottom = top + height;
-  const { min, max } = plot.scales.x;
   ctx.save();
   if (labelled) {
     ctx.font = `${11 * ratio}px system-ui, sans-serif`;
@@ -118,31 +144,13 @@ export function drawStrip(plot, steps, everyK, colours, labelled) {
   ctx.fillStyle = colours.strip;
   ctx.fillRect(bbox.left, top, bbox.width, height);
 
-  // Where there is no room for a bar of its own for each step, a bar stands for a whole window at least: full and blue
-  // while each window ends in a gradient step.
-  const perStep = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
-  const roomy = perStep >= 3 * ratio;
-  const together = roomy ? 1 : Math.max(Math.ceil((2 * ratio) / perStep), everyK ?? 1);
-  const width = Math.max(ratio, together * perStep - (roomy ? ratio : 0));
-  const end = lowerBound(steps.step, max + together);
+  const bars = barsOf(plot, steps, everyK);
   // Ordinary bars first: a bad one may be wider than its place, and nothing may cover it.
-  const bars = [];
-  for (let i = lowerBound(steps.step, min - together); i < end; i += 1) {
-    const first = Math.floor(steps.step[i] / together) * together;
-    const kind = steps.kind[i];
-    const mini = steps.mini[i];
-    const share = kind === "accumulated" ? (everyK > 0 && mini !== null ? Math.min(1, mini / everyK) : 0.5) : 1;
-    const before = bars.at(-1);
-    if (before?.first !== first) bars.push({ first, x: Math.round(plot.valToPos(first - 0.5, "x", true)), kind, share });
-    else if (badness(kind) < badness(before.kind)) Object.assign(before, { kind, share: Math.max(share, before.share) });
-    else before.share = Math.max(share, before.share);
-  }
-  const isBad = (kind) => KINDS[kind]?.bad ?? true;
-  for (const { x, kind, share } of bars.filter((bar) => !isBad(bar.kind))) {
+  for (const { x, width, kind, share } of bars.filter((bar) => !isBad(bar.kind))) {
     ctx.fillStyle = colours.kind(kind);
-    ctx.fillRect(x, bottom - share * height, width, share * height);
+    ctx.fillRect(x, top + (1 - share) * height, width, share * height);
   }
-  for (const { x, kind } of bars.filter((bar) => isBad(bar.kind))) {
+  for (const { x, width, kind } of bars.filter((bar) => isBad(bar.kind))) {
     ctx.fillStyle = colours.kind(kind);
     ctx.fillRect(x, top, Math.max(width, 2 * ratio), height);
     if (width >= 7 * ratio) draw(ctx, shapeOf(kind), x + width / 2, top + height / 2, Math.min(width, MARK * ratio) * 0.8, colours.strip);

@@ -5,7 +5,7 @@
  */
 
 import { wireNumber } from "./format.js";
-import { KINDS, kindOf } from "./words.js";
+import { isBad, kindOf } from "./words.js";
 
 /** Records held at most. Ordinary ones are thinned first, oldest first; bad ones go last. */
 export const STEPS_HELD = 20_000;
@@ -121,7 +121,7 @@ export class Steps {
     this.norm.push(record.norm);
     this.raw.push(record.raw);
     this.mini.push(record.mini);
-    if (isBad(record)) this.bad.push(record.step);
+    if (isBad(record.kind)) this.bad.push(record.step);
     if (record.time >= this.latestTime) {
       this.latest = record.step;
       this.latestTime = record.time;
@@ -132,11 +132,6 @@ export class Steps {
     this.#clear();
     for (const record of records) this.#push(record);
   }
-}
-
-/** A kind this page does not know is shown as bad rather than hidden. */
-function isBad(record) {
-  return KINDS[record.kind]?.bad ?? true;
 }
 
 /** Two sorted lists as one; of a step in both, the one that was lived later. */
@@ -159,7 +154,7 @@ function thin(records, held) {
   for (let round = 0; round < 16 && kept.length > target; round += 1) {
     const half = Math.floor(kept.length / 2);
     let ordinary = 0;
-    const older = kept.slice(0, half).filter((record) => isBad(record) || ordinary++ % 2 === 0);
+    const older = kept.slice(0, half).filter((record) => isBad(record.kind) || ordinary++ % 2 === 0);
     kept = older.concat(kept.slice(half));
     if (older.length === half) break;
   }

@@ -1,6 +1,6 @@
 /** The vocabulary of the page: each health and each verdict with its words, its colour's name and its shape. */
 
-import { clock, integer, plural } from "./format.js";
+import { integer, plural } from "./format.js";
 
 /** Tiers, worst first. A tier gives colour and shape; the words are the health's own. */
 export const TIERS = ["critical", "warning", "idle", "good"];
@@ -53,11 +53,6 @@ export function compareHealth(a, b) {
   return byTier || ORDER.indexOf(a) - ORDER.indexOf(b);
 }
 
-/** "for 2 min, since 14:03:22" needs the clock; this is the part that does not tick. */
-export function sinceWords(since) {
-  return since === null ? "" : `since ${clock(since)}`;
-}
-
 /**
  * What can become of a step. `bad` ones are marked on the chart's axis; their order is how bad they are, worst first,
  * which decides what is seen where several steps share a pixel.
@@ -78,6 +73,11 @@ export const KINDS = {
 };
 
 export const BADNESS = Object.keys(KINDS);
+
+/** Whether steps of this kind are marked; a kind that this page does not know is shown rather than hidden. */
+export function isBad(kind) {
+  return KINDS[kind]?.bad ?? true;
+}
 
 /** The kind of a step record: its verdict, except that an accumulated gradient may itself be not finite. */
 export function kindOf(verdict, finite) {

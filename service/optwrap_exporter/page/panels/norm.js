@@ -2,7 +2,7 @@
 
 import { clock, integer, norm, plural, visible } from "../format.js";
 import { visibleRange } from "../model.js";
-import { KINDS } from "../words.js";
+import { isBad, KINDS } from "../words.js";
 import { paths } from "../api.js";
 import { el, panelHead, setAttribute, setText, shape } from "../dom.js";
 import { createChart } from "../chart.js";
@@ -100,7 +100,7 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
       : "";
     const label = hovered === null && view.step === null ? "Last step" : "Step";
     setText(readout, `${label} ${integer(step)} · ${clock(time)} · norm ${norm(raw)} · ${KINDS[kind]?.word ?? kind}${window}${where}`);
-    setAttribute(readout, "class", `readout ${KINDS[kind]?.bad === false ? "" : "bad"}`);
+    setAttribute(readout, "class", isBad(kind) ? "readout bad" : "readout");
   }
 
   return ({ state }) => {

@@ -1,7 +1,7 @@
 /** Two small pictures for the tiles: the last norms, and what became of the steps. What they show is also said in words. */
 
 import { integer, percent } from "../format.js";
-import { KINDS } from "../words.js";
+import { isBad, KINDS } from "../words.js";
 import { el, keyed, setAttribute } from "../dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -36,7 +36,7 @@ export function createSpark(body) {
     const x = (i) => ((i / (SHOWN - 1)) * (WIDTH - 2) + 1).toFixed(1);
     const points = logs.flatMap((value, i) => (value === null ? [] : [`${x(i)} ${(HEIGHT - 6 - ((value - low) / span) * (HEIGHT - 8)).toFixed(1)}`]));
     setAttribute(line, "d", points.length > 1 ? `M${points.join("L")}` : "");
-    const bad = logs.flatMap((_, i) => ((KINDS[steps.kind[start + i]]?.bad ?? true) ? [`M${x(i)} ${HEIGHT - 5}V${HEIGHT}`] : []));
+    const bad = logs.flatMap((_, i) => (isBad(steps.kind[start + i]) ? [`M${x(i)} ${HEIGHT - 5}V${HEIGHT}`] : []));
     setAttribute(ticks, "d", bad.join(""));
   };
 }
