@@ -16,6 +16,7 @@ from optwrap_exporter.settings import (
     Settings,
     default_data_dir,
     parse_address,
+    parse_number,
     parse_size,
     read_token,
 )
@@ -97,7 +98,8 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
 )
 @click.option(
     "--retention-days",
-    type=click.FloatRange(min=0, min_open=True, max=36500),
+    type=_option(lambda text: parse_number(text, 0, 36_500)),
+    metavar="DAYS",
     default=DEFAULT_RETENTION_DAYS,
     show_envvar=True,
     help="Step records, events and runs without a report go after so many days.",
@@ -165,7 +167,11 @@ def status(ctx: click.Context, url: str, run: str | None, as_json: bool) -> None
 @_url
 @click.option("--run", help="Only this run.")
 @click.option(
-    "--interval", type=click.FloatRange(min=0.1, max=3600), default=1.0, help="Seconds from one look to the next."
+    "--interval",
+    type=_option(lambda text: parse_number(text, 0, 3600)),
+    metavar="SECONDS",
+    default="1",
+    help="Time from one look to the next.",
 )
 def watch(url: str, run: str | None, interval: float) -> None:
     """Show every run of the exporter at URL, live, until Ctrl-C."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 DEFAULT_LISTEN: Final = "127.0.0.1:10425"
-DEFAULT_RETENTION_DAYS: Final = 30.0
+DEFAULT_RETENTION_DAYS: Final = "30"
 DEFAULT_RETENTION_BYTES: Final = "1GiB"
 MIN_RETENTION_BYTES: Final = 1 << 20
 """Below this not even the totals of a handful of runs fit."""
@@ -59,7 +60,7 @@ class Settings:
     """Unix socket that takes reports, whatever `listen` is."""
     token: str | None = dataclasses.field(default=None, repr=False)
     """What a report over TCP must carry as its bearer token; None asks for none."""
-    retention_days: float = DEFAULT_RETENTION_DAYS
+    retention_days: float = 30.0
     """Step records and events older than this go; a run without a report for as long goes whole."""
     retention_bytes: int = 1 << 30
     """Size of the store above which the oldest step records go first."""
@@ -116,6 +117,21 @@ def parse_size(text: str) -> int:
     if size < MIN_RETENTION_BYTES:
         raise ValueError(f"{text!r} is less than 1MiB, the least a store can work with")
     return size
+
+
+def parse_number(text: str, above: float, most: float) -> float:
+    """A number with above < number <= most.
+
+    Raises:
+      ValueError: not such a number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not above < number <= most:
+        raise ValueError(f"{text!r} is not a number above {above:g} and at most {most:g}")
+    return number
 
 
 def read_token(path: Path) -> str:

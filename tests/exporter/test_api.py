@@ -1,0 +1,84 @@
+"""The API as committed text, and as a stranger meets it."""
+
+import contextlib
+from pathlib import Path
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from optwrap_exporter import openapi
+from optwrap_exporter.wire import EVENT_KINDS, HEALTHS
+from schemathesis.generation import GenerationMode
+
+from tests.exporter.running import Job, Served
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_committed_document_is_the_codes() -> None:
+    committed = (ROOT / "service" / "openapi.json").read_text()
+    assert committed == openapi.text(), "run python -m optwrap_exporter.openapi > service/openapi.json"
+
+
+def test_the_document_has_every_route_of_the_contract() -> None:
+    assert set(openapi.document()["paths"]) == {
+        "/v1/reports",
+        "/v1/runs",
+        "/v1/runs/{run}",
+        "/v1/runs/{run}/steps",
+        "/v1/runs/{run}/events",
+        "/v1/runs/{run}/parameters",
+        "/v1/stream",
+        "/metrics",
+        "/-/healthy",
+        "/-/ready",
+    }
+
+
+def test_every_error_in_the_document_has_the_one_form() -> None:
+    for path, operations in openapi.document()["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if status.startswith(("4", "5")):
+                    schema = answer["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
+
+
+def test_the_document_tells_every_health_and_kind_of_event() -> None:
+    schemas = openapi.document()["components"]["schemas"]
+    assert schemas["RunDetail"]["properties"]["health"]["enum"] == list(HEALTHS)
+    assert schemas["Event"]["properties"]["kind"]["enum"] == list(EVENT_KINDS)
+
+
+QUICK = settings(
+    max_examples=25,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_a_stranger_is_answered_as_the_document_says(site: Served) -> None:
+    """Generated requests, right and wrong, against the running server: no 5xx, no answer that is not promised."""
+    job = Job(run="0", clock=site.clock)
+    job.step("skipped_not_finite", "NaN", w=1)
+    site.send(job.report())
+    document = site.get("/openapi.json")
+    del document["paths"]["/v1/stream"]  # has no end to wait for
+    asked = 0
+    for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        operation = found.ok()
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            @QUICK
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: schemathesis.Case) -> None:
+                nonlocal asked
+                asked += 1
+                case.call_and_validate(base_url=site.url)
+
+            with contextlib.suppress(Unsatisfiable):  # a route without parameters cannot be asked wrongly
+                ask()
+    assert asked > 200

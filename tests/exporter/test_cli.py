@@ -1,0 +1,213 @@
+"""The command line: its options and their environment, and one clear line for every failure."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import httpx
+import pytest
+from optwrap_exporter import app, cli
+from optwrap_exporter.settings import Address, Settings
+
+from tests.conftest import RunningExporter
+
+Start = Callable[..., RunningExporter]
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("OPTWRAP_ENDPOINT", "OPTWRAP_EXPORTER_LISTEN", "OPTWRAP_EXPORTER_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings that would be served."""
+    kept: list[Settings] = []
+    monkeypatch.setattr(app, "serve", kept.append)
+    return kept
+
+
+def test_without_options_it_serves_loopback_and_keeps_state_by_xdg(told: list[Settings], tmp_path: Path) -> None:
+    assert cli.run([]) == 0
+    (settings,) = told
+    assert settings.listen == Address("127.0.0.1", 10425)
+    assert settings.data_dir == tmp_path / "state" / "optwrap-exporter"
+    assert settings.retention_days == 30
+    assert settings.retention_bytes == 1 << 30
+    assert settings.token is settings.ingest_socket is None
+
+
+def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hush\n")
+    arguments = [
+        "--listen",
+        "[::]:0",
+        "--data-dir",
+        f"{tmp_path}/d",
+        "--ingest-socket",
+        f"{tmp_path}/s",
+        "--token-file",
+    ]
+    arguments += [str(token), "--retention-days", "1.5", "--retention-bytes", "2MiB", "--log-level", "debug"]
+    arguments += ["--allowed-host", "A.example", "--allowed-host", "fd00::1"]
+    assert cli.run(arguments) == 0
+    assert told == [
+        Settings(
+            listen=Address("::", 0),
+            data_dir=tmp_path / "d",
+            ingest_socket=tmp_path / "s",
+            token="hush",
+            retention_days=1.5,
+            retention_bytes=2 << 20,
+            allowed_hosts=("a.example", "fd00::1"),
+            log_level="debug",
+        )
+    ]
+
+
+def test_every_option_can_come_from_the_environment(
+    told: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("hush")
+    given = {
+        "LISTEN": "0.0.0.0:1",
+        "DATA_DIR": f"{tmp_path}/d",
+        "INGEST_SOCKET": f"{tmp_path}/s",
+        "TOKEN_FILE": f"{tmp_path}/token",
+        "RETENTION_DAYS": "3",
+        "RETENTION_BYTES": "1GB",
+        "ALLOWED_HOST": "a.example b.example",
+        "LOG_LEVEL": "error",
+    }
+    options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
+    assert len(given) == len(options), "an option has no environment variable in this test"
+    for name, value in given.items():
+        monkeypatch.setenv(f"OPTWRAP_EXPORTER_{name}", value)
+    assert cli.run([]) == 0
+    assert told == [
+        Settings(
+            listen=Address("0.0.0.0", 1),
+            data_dir=tmp_path / "d",
+            ingest_socket=tmp_path / "s",
+            token="hush",
+            retention_days=3,
+            retention_bytes=10**9,
+            allowed_hosts=("a.example", "b.example"),
+            log_level="error",
+        )
+    ]
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("optwrap-exporter: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--lisen", "x"], "--lisen"),
+        (["sttus"], "sttus"),
+        (["--listen", "10425"], "'10425' is not host:port"),
+        (["--listen", "127.0.0.1:99999"], "99999"),
+        (["--retention-days", "0"], "--retention-days"),
+        (["--retention-days", "nan"], "--retention-days"),
+        (["--retention-bytes", "lots"], "'lots' is not a size"),
+        (["--token-file", "/nonexistent/token"], "No such file"),
+        (["--token-file", "/dev/null"], "one token"),
+        (["--allowed-host", "http://x"], "neither a host name"),
+        (["--log-level", "loud"], "loud"),
+        (["--data-dir", "/proc/nope/x"], "/proc/nope/x"),
+        (["--data-dir", "/dev/null"], "/dev/null"),
+        (["--ingest-socket", "/proc/nope/x"], "/proc/nope/x"),
+        (["status", "http://127.0.0.1:1"], "no exporter answers at http://127.0.0.1:1"),
+        (["status", "unix:///nonexistent/socket"], "no exporter answers"),
+        (["status", "127.0.0.1:10425"], "is not the address of an exporter"),
+        (["status", "http://127.0.0.1:port"], "is not the address of an exporter"),
+        (["watch", "http://127.0.0.1:1"], "no exporter answers"),
+        (["watch", "--interval", "0"], "--interval"),
+        (["forget", "x", "--data-dir", "/nonexistent"], "/nonexistent"),
+        (["forget"], "RUN"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_failure_is_one_line_that_names_what_was_given(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0].startswith("--") and "--listen" not in arguments:
+        arguments = ["--listen", "127.0.0.1:0", *arguments]
+    assert said in failure(capsys, *arguments)
+
+
+def test_a_taken_port_is_one_line(
+    exporter: RunningExporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = exporter.url.removeprefix("http://")
+    said = failure(capsys, "--listen", address, "--data-dir", str(tmp_path / "other"))
+    assert address in said
+    assert "in use" in said
+    assert httpx.get(f"{exporter.url}/-/healthy", trust_env=False).status_code == 200
+
+
+def test_a_second_exporter_on_one_directory_is_refused(
+    exporter: RunningExporter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = failure(capsys, "--listen", "127.0.0.1:0", "--data-dir", str(exporter.data_dir))
+    assert str(exporter.data_dir) in said
+    assert httpx.get(f"{exporter.url}/-/healthy", trust_env=False).status_code == 200
+
+
+def test_help_and_version_exit_with_success() -> None:
+    for arguments in (["--help"], ["-h"], ["--version"], *([name, "--help"] for name in cli.main.commands)):
+        assert cli.run(arguments) == 0
+
+
+def test_both_ways_of_calling_it_are_one_program() -> None:
+    script = Path(sys.executable).with_name("optwrap-exporter")
+    module = [sys.executable, "-m", "optwrap_exporter"]
+    said = {subprocess.run([*way, "--version"], capture_output=True, check=True).stdout for way in ([script], module)}
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(exporter: RunningExporter, number: int) -> None:
+    assert exporter.stop(number) == 0
+    assert "Traceback" not in exporter.log
+
+
+def test_it_says_where_it_is_and_where_the_data_goes(start_exporter: Start, tmp_path: Path) -> None:
+    socket = tmp_path / "run" / "s"
+    running = start_exporter("--ingest-socket", str(socket), "--log-level", "error")
+    assert running.log == (
+        f"optwrap-exporter: listening on {running.url}, data in {running.data_dir}, reports over {socket}\n"
+    )
+
+
+def test_forget_deletes_a_run_and_only_while_no_exporter_runs(
+    exporter: RunningExporter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.exporter.running import Job
+
+    for name in ("kept", "gone"):
+        answer = httpx.post(f"{exporter.url}/v1/reports", json=Job(run=name).report("starting"), trust_env=False)
+        assert answer.status_code == 200, answer.text
+    forget = ["forget", "gone", "--data-dir", str(exporter.data_dir)]
+    assert str(exporter.data_dir) in failure(capsys, *forget)
+    exporter.stop()
+    assert cli.run(forget) == 0
+    capsys.readouterr()
+    assert "'gone'" in failure(capsys, *forget)
+    exporter.start()
+    runs = httpx.get(f"{exporter.url}/v1/runs", trust_env=False).json()["items"]
+    assert [run["run"] for run in runs] == ["kept"]

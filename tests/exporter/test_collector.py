@@ -1,0 +1,218 @@
+"""/metrics: a real scrape against golden text, and the laws of what is shown when."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from optwrap_exporter.collector import COUNTERS_GO_AFTER, GAUGES_GO_AFTER
+from optwrap_exporter.metrics import BY_NAME, METRICS
+from optwrap_exporter.wire import HEALTHS
+from prometheus_client import openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from tests.exporter.running import Job, Served
+
+GOLDEN = Path(__file__).with_name("golden_metrics.txt")
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+
+
+def samples(site: Served) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample of a scrape by name and labels."""
+    found = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(site.scrape())
+        for sample in family.samples
+    }
+    return found
+
+
+def value(site: Served, name: str, run: str = "lm", process: str = "0", **labels: str) -> float | None:
+    return samples(site).get((name, tuple(sorted({"run": run, "process": process, **labels}.items()))))
+
+
+def story(site: Served) -> None:
+    """Two processes of one run: a good step, two bad ones, a spike, a window under way; a run that only said hello."""
+    for process in range(2):
+        job = Job(process=process, process_count=2, clock=site.clock)
+        job.gauges |= {"mini_step": 0, "every_k": 4, "guard_not_finite_count": 0, "guard_not_finite_limit": 3}
+        job.gauges |= {"gradient_norm_limit": 10.0, "steps_since_sync": 1, "sync_period": 6}
+        site.send(job.report("starting"))
+        job.step("applied", 0.5)
+        job.step("skipped_not_finite", "NaN", decoder__w=3, decoder__b=1)
+        job.step("skipped_not_finite", "Infinity", decoder__w=9)
+        job.step("skipped_large", 12.5)
+        job.step("accumulated", 0.25)
+        job.gauges |= {"mini_step": 1, "guard_not_finite_count": 2}
+        job.dropped = {"steps": 2, "bad_steps": 1}
+        site.clock.advance(1)
+        site.send(job.report())
+    site.send(Job(run="new", clock=site.clock).report("starting"))
+
+
+def test_a_scrape_of_a_fixed_sequence_is_the_golden_text(site: Served) -> None:
+    """The whole text, but for what the machine and the time make: sizes, durations, versions."""
+    story(site)
+    varying = (
+        "optwrap_exporter_store_bytes ",
+        "optwrap_exporter_scrape_duration_seconds",
+        "optwrap_exporter_build_info{",
+    )
+    kept = [line for line in site.scrape().splitlines() if not line.startswith(varying)]
+    assert "\n".join(kept) + "\n" == GOLDEN.read_text()
+
+
+def test_openmetrics_says_the_same_as_text(site: Served) -> None:
+    story(site)
+    answer = site.client.get("/metrics", headers={"accept": OPENMETRICS})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.text.endswith("# EOF\n")
+    opened = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_openmetrics(answer.text)
+        for sample in family.samples
+        if "scrape_duration" not in sample.name
+    }
+    text = {key: value for key, value in samples(site).items() if "scrape_duration" not in key[0]}
+    assert opened == text
+
+
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", "text/html", "application/openmetrics-text;version=x", "text/plain;version=1e", ";;;,,=", "é"]
+)
+def test_any_accept_header_gets_an_answer(site: Served, accept: str) -> None:
+    answer = site.client.get("/metrics", headers={"accept": accept.encode()})
+    assert answer.status_code == 200
+    assert b"optwrap_exporter_runs 0.0" in answer.content
+
+
+def test_a_scrape_has_the_tables_families_and_labels_and_no_other(site: Served) -> None:
+    story(site)
+    for family in parse_openmetrics(site.scrape(OPENMETRICS)):
+        names = {metric.name for metric in METRICS if metric.family().name == family.name}
+        (name,) = names
+        metric = BY_NAME[name]
+        assert family.type == metric.type
+        assert family.documentation == metric.help
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(metric.labels), sample
+            assert not sample.name.endswith("_created")
+    shown = {family.name for family in parse_openmetrics(site.scrape(OPENMETRICS))}
+    assert shown == {metric.family().name for metric in METRICS}
+
+
+@pytest.mark.programs("promtool")
+def test_promtool_has_no_complaint(site: Served) -> None:
+    story(site)
+    promtool = shutil.which("promtool")
+    assert promtool is not None
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=site.scrape(), capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_counters_are_there_from_the_hello_on_at_zero_for_every_reason(site: Served) -> None:
+    site.send(Job().report("starting"))
+    for name in ("steps", "gradient_steps", "not_finite_steps", "accepted_not_finite_steps"):
+        assert value(site, f"optwrap_{name}_total") == 0
+    for reason in ("not_finite", "large", "other"):
+        assert value(site, "optwrap_skipped_steps_total", reason=reason) == 0
+    for kind in ("steps", "bad_steps"):
+        assert value(site, "optwrap_client_dropped_total", kind=kind) == 0
+    assert value(site, "optwrap_last_step_timestamp_seconds") is None
+
+
+def test_exactly_one_health_is_one(site: Served) -> None:
+    story(site)
+    for run, process in (("lm", "0"), ("lm", "1"), ("new", "0")):
+        values = [value(site, "optwrap_process_health", run, process, health=health) for health in HEALTHS]
+        assert sorted(values) == [0.0] * (len(HEALTHS) - 1) + [1.0]
+
+
+def test_the_norm_shown_is_the_last_finite_one(site: Served) -> None:
+    job = Job()
+    site.send(job.report("starting"))
+    assert value(site, "optwrap_gradient_norm") is None
+    job.step("applied", 0.5)
+    job.step("skipped_not_finite", "NaN", w=1)
+    site.send(job.report())
+    assert value(site, "optwrap_gradient_norm") == 0.5
+    job.step("skipped_not_finite", "Infinity", w=1)
+    site.send(job.report())
+    assert value(site, "optwrap_gradient_norm") == 0.5
+    assert "NaN" not in site.scrape()
+    assert "Inf " not in site.scrape()
+
+
+def test_an_absent_wrapper_has_no_series(site: Served) -> None:
+    job = Job()
+    job.step()
+    site.send(job.report())
+    for name in ("guard_not_finite_count", "guard_not_finite_limit", "accumulation_mini_step", "gradient_norm_limit"):
+        assert value(site, f"optwrap_{name}") is None
+
+
+def test_parameters_beyond_the_first_ten_are_one_series(site: Served) -> None:
+    job = Job()
+    for number in range(13):
+        job.step("skipped_not_finite", "NaN", **{f"layer_{number:02}": 1})
+        site.send(job.report())
+    job.step("skipped_not_finite", "NaN", layer_12=1, layer_00=1)
+    site.send(job.report())
+    shown = {
+        dict(labels)["parameter"]: value
+        for (name, labels), value in samples(site).items()
+        if name == "optwrap_parameter_not_finite_steps_total"
+    }
+    assert shown == {**{f"layer_{number:02}": 1 for number in range(1, 10)}, "layer_00": 2, "other": 4}
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "lost"])
+def test_what_has_ended_goes_gauges_first_and_counters_later(site: Served, end: str) -> None:
+    ended, live = Job(run="ended", clock=site.clock), Job(run="live", clock=site.clock)
+    ended.step()
+    site.send(ended.report("running" if end == "lost" else end))
+    gone = site.clock.now
+
+    def at(seconds: float) -> tuple[bool, bool]:
+        site.clock.now = gone + seconds
+        live.step()
+        site.send(live.report())
+        assert value(site, "optwrap_not_finite_streak", "live") == 0
+        assert value(site, "optwrap_steps_total", "live") is not None
+        gauge = value(site, "optwrap_not_finite_streak", "ended") is not None
+        health = value(site, "optwrap_process_health", "ended", health="ok") is not None
+        assert gauge == health
+        return gauge, value(site, "optwrap_steps_total", "ended") is not None
+
+    assert at(GAUGES_GO_AFTER - 1) == (True, True)
+    assert at(GAUGES_GO_AFTER + 1) == (False, True)
+    assert at(COUNTERS_GO_AFTER - 1) == (False, True)
+    assert at(COUNTERS_GO_AFTER + 1) == (False, False)
+
+
+def test_scrapes_are_timed_one_by_one(site: Served) -> None:
+    def count() -> float:
+        return samples(site)[("optwrap_exporter_scrape_duration_seconds_count", ())]
+
+    assert [count() for _ in range(3)] == [0, 1, 2]
+    found = samples(site)
+    buckets = [value for (name, _), value in found.items() if name == "optwrap_exporter_scrape_duration_seconds_bucket"]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == found[("optwrap_exporter_scrape_duration_seconds_count", ())]
+
+
+def test_the_store_has_a_size_and_a_limit(site: Served) -> None:
+    site.send(Job().report())
+    found = samples(site)
+    assert 0 < found[("optwrap_exporter_store_bytes", ())] <= found[("optwrap_exporter_store_limit_bytes", ())]
+    assert found[("optwrap_exporter_runs", ())] == 1
+
+
+def test_a_scrape_leaves_what_it_shows_as_it_was(site: Served) -> None:
+    story(site)
+    before = {key: value for key, value in samples(site).items() if "scrape_duration" not in key[0]}
+    assert {key: value for key, value in samples(site).items() if "scrape_duration" not in key[0]} == before
+    assert openmetrics.exposition.CONTENT_TYPE_LATEST.startswith("application/openmetrics-text")

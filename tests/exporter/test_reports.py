@@ -1,0 +1,205 @@
+"""POST /v1/reports over a real socket: who may, how much, and what is counted."""
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from optwrap_exporter.metrics import OUTCOMES
+from optwrap_exporter.routes.reports import LARGEST_BODY
+from optwrap_exporter.settings import parse_address
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.exporter.running import Job, Served, served
+
+JSON = {"content-type": "application/json"}
+
+
+def outcomes(site: Served) -> dict[str, int]:
+    """Reports by outcome, those at zero left out, from a scrape."""
+    counted = {
+        sample.labels["outcome"]: int(sample.value)
+        for family in text_string_to_metric_families(site.scrape())
+        for sample in family.samples
+        if sample.name == "optwrap_exporter_reports_total"
+    }
+    assert set(counted) == set(OUTCOMES)
+    return {outcome: count for outcome, count in counted.items() if count}
+
+
+def refusal(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    detail = answer.json()["detail"]
+    assert all(set(one) == {"field", "value", "allowed"} for one in detail)
+    first: dict[str, Any] = detail[0]
+    return first
+
+
+def test_a_report_is_acknowledged_and_the_same_again_changes_nothing(site: Served) -> None:
+    job = Job()
+    job.step()
+    report = job.report()
+    first = site.send(report)
+    assert first.json() == {"acknowledged": 1, "base": None}
+    before = site.get("/v1/runs/lm")
+    assert site.send(report).json() == first.json()
+    assert site.get("/v1/runs/lm") == before
+    assert outcomes(site) == {"accepted": 1, "duplicate": 1}
+
+
+def test_the_same_seq_with_other_content_is_a_conflict_and_harms_nothing(site: Served) -> None:
+    job = Job()
+    job.step()
+    site.send(job.report())
+    before = site.get("/v1/runs/lm")
+    job.step()
+    job.seq = 0
+    detail = refusal(site.client.post("/v1/reports", json=job.report()), 409)
+    assert (detail["field"], detail["value"]) == ("seq", "1")
+    assert site.get("/v1/runs/lm") == before
+    assert outcomes(site) == {"accepted": 1, "conflict": 1}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "coding"),
+    [("text/plain", None), ("", None), ("application/x-ndjson", None), ("application/json", "gzip")],
+)
+def test_what_is_not_plain_json_by_its_headers_is_refused(site: Served, content_type: str, coding: str | None) -> None:
+    headers = {"content-type": content_type} | ({"content-encoding": coding} if coding else {})
+    detail = refusal(site.client.post("/v1/reports", content=json.dumps(Job().report()), headers=headers), 415)
+    assert detail["field"] == ("Content-Encoding" if coding else "Content-Type")
+    assert outcomes(site) == {"unsupported_media_type": 1}
+
+
+def test_a_content_type_may_have_a_charset_and_any_case(site: Served) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert site.client.post("/v1/reports", content=json.dumps(Job().report()), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff\xfe{}",
+        b"[" * 1_000_000,
+        b'{"a":' * 500_000,
+        b'{"run": "' + b"x" * 3_000_000 + b'"}',
+        b"1" * 4_000_000,
+        b'{"seq": 1e999}',
+        b'{"run": "\\ud800"}',
+        b'{"totals": ' + b"[" * 150 + b"]" * 150 + b"}",
+    ],
+    ids=lambda body: f"{body[:12]!r}x{len(body)}",
+)
+def test_hostile_json_is_invalid_and_the_exporter_lives(site: Served, body: bytes) -> None:
+    refusal(site.client.post("/v1/reports", content=body, headers=JSON), 422)
+    assert outcomes(site) == {"invalid": 1}
+    site.send(Job().report())
+
+
+def test_an_invalid_field_is_named_with_its_value_and_what_is_allowed(site: Served) -> None:
+    report = Job().report()
+    report["run"] = "no spaces"
+    detail = refusal(site.client.post("/v1/reports", json=report), 422)
+    assert (detail["field"], detail["value"]) == ("run", "no spaces")
+    assert "A-Za-z0-9" in detail["allowed"]
+    assert site.get("/v1/runs")["items"] == []
+
+
+def test_a_body_of_four_mebibytes_is_read_and_one_byte_more_is_not(site: Served) -> None:
+    report = json.dumps(Job().report()).encode()
+    exactly = report + b" " * (LARGEST_BODY - len(report))
+    assert site.client.post("/v1/reports", content=exactly, headers=JSON).status_code == 200
+    detail = refusal(site.client.post("/v1/reports", content=exactly + b" ", headers=JSON), 413)
+    assert str(LARGEST_BODY) in detail["allowed"]
+    assert outcomes(site) == {"accepted": 1, "too_large": 1}
+
+
+def test_a_body_without_a_length_is_cut_off_at_the_limit(site: Served) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b" " * 65_536
+
+    detail = refusal(site.client.post("/v1/reports", content=endless(), headers=JSON), 413)
+    assert detail["field"] == "body"
+    assert outcomes(site) == {"too_large": 1}
+
+
+def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_sent(site: Served) -> None:
+    connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=30)
+    connection.putrequest("POST", "/v1/reports")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(1 << 40))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_client_that_hangs_up_in_the_middle_is_nothing_to_speak_of(
+    site: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        half.sendall(b'Content-Length: 1000\r\n\r\n{"run": ')
+    site.send(Job().report())
+    assert outcomes(site) == {"accepted": 1}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Served]:
+    """An exporter whose reports need a token."""
+    with served(tmp_path / "data", token="s3cret") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic s3cret", "s3cret", "Bearer s3cretx"]
+)
+def test_a_missing_or_wrong_token_is_unauthorized_and_never_repeated(guarded: Served, given: str | None) -> None:
+    headers = {} if given is None else {"authorization": given}
+    answer = guarded.client.post("/v1/reports", json=Job().report(), headers=headers)
+    detail = refusal(answer, 401)
+    assert detail["field"] == "Authorization"
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "s3cret" not in answer.text
+    assert "wrong" not in answer.text
+    assert guarded.get("/v1/runs")["items"] == []
+    assert outcomes(guarded) == {"unauthorized": 1}
+
+
+@pytest.mark.parametrize("given", ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret "])
+def test_the_token_lets_a_report_in(guarded: Served, given: str) -> None:
+    answer = guarded.client.post("/v1/reports", json=Job().report(), headers={"authorization": given})
+    assert answer.status_code == 200
+
+
+def test_an_unauthorized_body_is_not_looked_at(guarded: Served) -> None:
+    refusal(guarded.client.post("/v1/reports", content=b"x" * (LARGEST_BODY + 1)), 401)
+    refusal(guarded.client.post("/v1/reports", content=b"no json"), 401)
+
+
+def test_beyond_loopback_nothing_is_taken_without_a_token(tmp_path: Path) -> None:
+    with served(tmp_path / "data", listen=parse_address("0.0.0.0:0")) as open_to_all:
+        detail = refusal(open_to_all.client.post("/v1/reports", json=Job().report()), 401)
+        assert "--token-file" in detail["allowed"]
+        assert "--ingest-socket" in detail["allowed"]
+        assert outcomes(open_to_all) == {"unauthorized": 1}
+
+
+def test_no_forwarded_header_makes_a_stranger_local(tmp_path: Path) -> None:
+    with served(tmp_path / "data", listen=parse_address("0.0.0.0:0")) as open_to_all:
+        forwarded = {
+            "x-forwarded-for": "127.0.0.1",
+            "forwarded": "for=127.0.0.1;host=localhost",
+            "x-real-ip": "127.0.0.1",
+        }
+        refusal(open_to_all.client.post("/v1/reports", json=Job().report(), headers=forwarded), 401)

@@ -1,0 +1,231 @@
+"""The query routes, the probes and what a browser opens."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.exporter.running import START, Job, Served
+
+
+def fill(site: Served) -> Job:
+    """Twelve steps of one process: every third is bad."""
+    job = Job(clock=site.clock)
+    job.gauges["every_k"] = 4
+    for number in range(12):
+        site.clock.advance(0.5)
+        job.gauges["mini_step"] = number % 4
+        if number % 3 == 2:
+            job.step("skipped_not_finite", "NaN", layer__w=7, layer__b=1)
+        else:
+            job.step("applied", number / 10)
+    site.send(job.report())
+    return job
+
+
+def test_a_run_answers_what_was_counted(site: Served) -> None:
+    fill(site)
+    run = site.get("/v1/runs/lm")
+    assert run["totals"] == {
+        "steps": 12,
+        "gradient_steps": 8,
+        "verdicts": {
+            "applied": 8,
+            "accumulated": 0,
+            "skipped_not_finite": 4,
+            "skipped_large": 0,
+            "skipped_other": 0,
+            "accepted_not_finite": 0,
+        },
+        "skipped": {"not_finite": 4, "large": 0, "other": 0},
+        "not_finite_steps": 4,
+        "accepted_not_finite": 0,
+    }
+    assert run["state_totals"] == run["totals"]
+    assert run["gauges"]["gradient_norm"] == "NaN"
+    assert run["parameters"] == [
+        {"parameter": "layer/w", "steps": 4, "values": 28, "first_step": 3, "last_step": 12},
+        {"parameter": "layer/b", "steps": 4, "values": 4, "first_step": 3, "last_step": 12},
+    ]
+    assert [process["host"] for process in run["processes"]] == ["node-0"]
+
+
+def test_steps_are_columns_by_step_and_bad_ones_are_always_there(site: Served) -> None:
+    fill(site)
+    answer = site.get("/v1/runs/lm/steps")
+    assert (answer["run"], answer["process"], answer["total"], answer["sampled"]) == ("lm", 0, 12, False)
+    columns = answer["columns"]
+    assert columns["step"] == list(range(1, 13))
+    assert columns["norm"][2] == "NaN"
+    assert columns["finite"] == [number % 3 != 2 for number in range(12)]
+    assert columns["mini_step"] == [number % 4 for number in range(12)]
+    thin = site.get("/v1/runs/lm/steps", points=2)
+    assert thin["sampled"]
+    assert {3, 6, 9, 12} <= set(thin["columns"]["step"])
+    assert len(thin["columns"]["step"]) < 12
+    part = site.get("/v1/runs/lm/steps", since=4, until=6)
+    assert part["columns"]["step"] == [4, 5, 6]
+    assert (part["since"], part["until"], part["total"]) == (4, 6, 3)
+
+
+def test_lists_page_by_cursor_without_loss_or_repetition(site: Served) -> None:
+    names = [f"run-{number}" for number in range(7)]
+    for name in names:
+        job = Job(run=name)
+        job.step("skipped_not_finite", "NaN", **{f"p{number}": 1 for number in range(5)})
+        site.send(job.report())
+    for path, key, expected in (
+        ("/v1/runs", "run", set(names)),
+        ("/v1/runs/run-0/parameters", "parameter", {f"p{number}" for number in range(5)}),
+        ("/v1/runs/run-0/events", "id", {event["id"] for event in site.get("/v1/runs/run-0/events")["items"]}),
+    ):
+        found = []
+        cursor = None
+        while True:
+            page = site.get(path, limit=2, **({"cursor": cursor} if cursor else {}))
+            assert len(page["items"]) <= 2
+            found += [item[key] for item in page["items"]]
+            cursor = page["cursor"]
+            if cursor is None:
+                break
+        assert len(found) == len(set(found))
+        assert set(found) == expected
+
+
+def test_events_can_be_asked_for_by_kind(site: Served) -> None:
+    fill(site)
+    events = site.get("/v1/runs/lm/events", kind="skipped")["items"]
+    assert [event["step"] for event in events] == [12, 9, 6, 3]
+    assert {event["kind"] for event in events} == {"skipped"}
+
+
+@pytest.mark.parametrize("below", ["", "/steps", "/events", "/parameters"])
+def test_an_unknown_run_is_404_and_named(site: Served, below: str) -> None:
+    answer = site.client.get(f"/v1/runs/nobody{below}")
+    assert answer.status_code == 404
+    (detail,) = answer.json()["detail"]
+    assert (detail["field"], detail["value"]) == ("run", "nobody")
+
+
+@pytest.mark.parametrize("path", ["/v1/runs/lm/steps?process=5", "/v1/runs/lm/events?process=5"])
+def test_an_unknown_process_is_404_and_named(site: Served, path: str) -> None:
+    fill(site)
+    answer = site.client.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["detail"][0]["field"] == "process"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/runs?limit=0", "limit"),
+        ("/v1/runs?limit=many", "limit"),
+        ("/v1/runs?cursor=nonsense", "cursor"),
+        ("/v1/runs/no%20spaces", "run"),
+        ("/v1/runs/lm/steps?points=1", "points"),
+        ("/v1/runs/lm/steps?since=-1", "since"),
+        ("/v1/runs/lm/steps?until=99999999999999999999", "until"),
+        ("/v1/runs/lm/events?kind=surprise", "kind"),
+        ("/v1/runs/lm/events?cursor=bm9uc2Vuc2U", "cursor"),
+        ("/v1/runs/lm/parameters?cursor=W10", "cursor"),
+        ("/v1/stream?run=no%20spaces", "run"),
+    ],
+)
+def test_a_wrong_parameter_is_422_and_named(site: Served, path: str, field: str) -> None:
+    fill(site)
+    answer = site.client.get(path)
+    assert answer.status_code == 422, answer.text
+    assert [detail["field"] for detail in answer.json()["detail"]] == [field]
+    assert all(set(detail) == {"field", "value", "allowed"} for detail in answer.json()["detail"])
+
+
+def test_since_after_until_is_an_empty_range(site: Served) -> None:
+    fill(site)
+    assert site.get("/v1/runs/lm/steps", since=9, until=3)["columns"]["step"] == []
+
+
+def test_paths_and_methods_that_are_not_there_answer_in_the_same_form(site: Served) -> None:
+    missing = site.client.get("/v2/runs")
+    assert (missing.status_code, missing.json()["detail"][0]["value"]) == (404, "/v2/runs")
+    wrong = site.client.delete("/v1/runs/lm")
+    assert (wrong.status_code, wrong.json()["detail"][0]["value"]) == (405, "DELETE")
+
+
+def test_probes_tell_a_live_exporter_from_a_broken_one(site: Served) -> None:
+    assert site.get("/-/healthy") == {"status": "healthy"}
+    assert site.get("/-/ready") == {"status": "ready"}
+    site.ingest.close()
+    for path in ("/-/healthy", "/-/ready"):
+        answer = site.client.get(path)
+        assert answer.status_code == 503
+        assert answer.json()["detail"][0]["field"] == "exporter"
+
+
+def test_after_the_writer_has_ended_reports_are_unavailable_and_told_when_to_come_again(site: Served) -> None:
+    site.ingest.close()
+    answer = site.client.post("/v1/reports", json=Job().report())
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+
+
+class Links(HTMLParser):
+    """Every address that a page would load or follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.inline: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in {"href", "src"}]
+        self.inline += [name for name, _ in attrs if name.startswith("on") or name == "style"]
+        self.inline += [tag] if tag == "style" else []
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_loads_nothing_from_elsewhere_and_keeps_to_its_policy(site: Served, path: str) -> None:
+    answer = site.client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["cache-control"] == "no-store"
+    page = Links()
+    page.feed(answer.text)
+    assert page.inline == []
+    for link in page.found:
+        assert re.match(r"(/|#|\.|data:|[a-z])", link), link
+        assert not re.match(r"([a-z]+:)?//", link), link
+
+
+def test_every_file_that_the_page_names_is_served_with_its_type(site: Served) -> None:
+    page = Links()
+    page.feed(site.client.get("/").text)
+    local = [link for link in page.found if link.startswith("/page/")]
+    assert local
+    for link in local:
+        answer = site.client.get(link)
+        assert answer.status_code == 200, link
+        expected = {".js": "javascript", ".css": "text/css"}.get(Path(link).suffix, "")
+        assert expected in answer.headers["content-type"]
+        assert answer.headers["cache-control"] == "no-cache"
+        assert site.client.get(link, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+
+
+@pytest.mark.parametrize("path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page//etc/passwd"])
+def test_nothing_outside_the_page_is_served(site: Served, path: str) -> None:
+    assert site.client.get(path).status_code == 404
+
+
+def test_the_api_page_lists_every_route_and_escapes_what_it_shows(site: Served) -> None:
+    text = site.client.get("/docs").text
+    document = site.get("/openapi.json")
+    for path in document["paths"]:
+        assert path.replace("&", "&amp;") in text
+    assert "<script" not in text
+    assert "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$" in text
+
+
+def test_times_are_by_the_exporters_clock(site: Served) -> None:
+    fill(site)
+    run = site.get("/v1/runs/lm")
+    assert run["first_report"] == run["last_report"] == START + 6

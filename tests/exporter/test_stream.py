@@ -1,0 +1,229 @@
+"""GET /v1/stream over a real socket: nothing lost, nothing twice, in order, and an end when there is one."""
+
+import contextlib
+import dataclasses
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import sse
+from optwrap_exporter import streams
+from optwrap_exporter.routes import stream as route
+
+from tests.conftest import RunningExporter
+from tests.exporter.running import Job, Served
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message as an EventSource sees it."""
+
+    id: str
+    event: str
+    data: Any
+    comment: str
+
+
+class Reader:
+    """Reads the messages of one open stream."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._lines = response.iter_lines()
+
+    def __iter__(self) -> Iterator[Message]:
+        fields: dict[str, str] = {}
+        for line in self._lines:
+            if line:
+                name, _, value = line.partition(":")
+                fields[name or "comment"] = value.removeprefix(" ")
+            elif fields:
+                data = json.loads(fields["data"]) if "data" in fields else None
+                yield Message(fields.get("id", ""), fields.get("event", ""), data, fields.get("comment", ""))
+                fields = {}
+
+    def next(self, event: str) -> Message:
+        """The next message of this kind."""
+        return next(message for message in self if message.event == event)
+
+    def steps(self, last: int) -> list[int]:
+        """Step numbers of the reports up to the one that brings step `last`, as they come."""
+        found: list[int] = []
+        while last not in found:
+            found += self.next("report").data["steps"]["step"]
+        return found
+
+
+@contextlib.contextmanager
+def following(url: str, run: str | None = None, last_event_id: str | None = None) -> Iterator[Reader]:
+    headers = {} if last_event_id is None else {"last-event-id": last_event_id}
+    query = {} if run is None else {"run": run}
+    with (
+        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+        client.stream("GET", "/v1/stream", params=query, headers=headers) as response,
+    ):
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        reader = Reader(response)
+        # From this message on nothing is missed.
+        assert next(iter(reader)).comment.startswith("from revision")
+        yield reader
+
+
+def send_steps(site: Served, job: Job, count: int) -> None:
+    for _ in range(count):
+        job.step()
+        site.send(job.report())
+
+
+def test_a_committed_report_comes_with_what_it_added(site: Served) -> None:
+    job = Job(clock=site.clock)
+    with following(site.url, "lm") as stream:
+        job.step("applied", 0.5)
+        job.step("skipped_not_finite", "Infinity", w=3)
+        site.send(job.report())
+        message = stream.next("report")
+        assert message.data["revision"] == int(message.id)
+        assert (message.data["run"], message.data["process"]) == ("lm", 0)
+        assert message.data["steps"]["norm"] == [0.5, "Infinity"]
+        assert message.data["offenders"] == [{"step": 2, "parameter": "w", "not_finite": 3}]
+        assert "skipped" in {event["kind"] for event in message.data["events"]}
+        run = stream.next("run")
+        assert run.data == site.get("/v1/runs/lm")
+
+
+def test_a_stream_begins_with_the_run_as_it_stands(site: Served) -> None:
+    send_steps(site, Job(clock=site.clock), 2)
+    with following(site.url, "lm") as stream:
+        assert stream.next("run").data["totals"]["steps"] == 2
+
+
+def test_a_client_that_comes_back_gets_all_that_it_missed_in_order(site: Served) -> None:
+    job = Job(clock=site.clock)
+    with following(site.url) as stream:
+        send_steps(site, job, 3)
+        steps = stream.steps(3)
+        left_at = stream.next("report") if steps[-1] < 3 else None
+        assert left_at is None
+        # The last report's id, as an EventSource remembers it.
+        seen = str(site.store.revision())
+    send_steps(site, job, 2 * route.BATCH + 5)
+    with following(site.url, last_event_id=seen) as stream:
+        last = 3 + 2 * route.BATCH + 5
+        assert steps + stream.steps(last) == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("absurd", ["", "x", "-1", "1.5", "9" * 18, "9" * 400, "٣", "1 OR 1=1"])
+def test_an_id_that_this_store_never_gave_begins_with_what_comes_next(site: Served, absurd: str) -> None:
+    job = Job(clock=site.clock)
+    send_steps(site, job, 2)
+    with following(site.url, last_event_id=absurd.encode().decode("latin-1")) as stream:
+        send_steps(site, job, 1)
+        assert stream.steps(3) == [3]
+
+
+def test_a_stream_of_one_run_is_silent_about_others(site: Served) -> None:
+    mine, other = Job(run="mine", clock=site.clock), Job(run="other", clock=site.clock)
+    with following(site.url, "mine") as stream:
+        for _ in range(3):
+            send_steps(site, other, 1)
+            send_steps(site, mine, 1)
+        seen = [stream.next("report").data["run"] for _ in range(3)]
+        assert seen == ["mine"] * 3
+
+
+def test_a_run_that_has_not_reported_yet_can_be_waited_for(site: Served) -> None:
+    with following(site.url, "later") as stream:
+        send_steps(site, Job(run="later", clock=site.clock), 1)
+        assert stream.next("run").data["run"] == "later"
+
+
+def test_a_change_of_health_that_only_time_brings_is_shown(site: Served) -> None:
+    send_steps(site, Job(clock=site.clock), 1)
+    with following(site.url, "lm") as stream:
+        assert stream.next("run").data["health"] == "ok"
+        site.clock.advance(3600)
+        assert stream.next("run").data["health"] == "stale"
+
+
+def test_a_slow_client_holds_nothing_up_and_misses_nothing(site: Served) -> None:
+    jobs = [Job(run=f"r{number}", clock=site.clock) for number in range(2)]
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.socket() as slow:
+        # A window so small that the server soon has to wait for its reader.
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(30)
+        slow.connect((host, int(port)))
+        slow.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200")
+        time.sleep(0.2)  # until it follows: there is nothing to wait for that would not read
+        for _ in range(60):
+            for job in jobs:
+                for _ in range(20):
+                    job.step("applied", 1.0)
+                site.send(job.report())
+        text = b""
+        while text.count(b"event: report") < 120:
+            text += slow.recv(65536)
+    steps = {job.run: [] for job in jobs}
+    for line in text.decode().splitlines():
+        if line.startswith("data:") and '"revision"' in line and line.endswith("}"):
+            data = json.loads(line.removeprefix("data:"))
+            steps[data["run"]] += data["steps"]["step"]
+    assert steps == {job.run: list(range(1, 1201)) for job in jobs}
+
+
+def test_an_idle_stream_is_kept_open_by_comments(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sse._PING_INTERVAL == 15.0
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
+    with following(site.url) as stream:
+        assert next(iter(stream)).comment == "ping"
+
+
+def test_too_many_streams_are_refused_and_room_is_made_by_leaving(
+    site: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_STREAMS", 2)
+    with following(site.url), following(site.url):
+        answer = site.client.get("/v1/stream")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+    deadline = time.monotonic() + 30
+    while site.client.stream("GET", "/v1/stream").__enter__().status_code != 200:
+        assert time.monotonic() < deadline
+
+
+def test_a_stop_ends_open_streams_cleanly_and_at_once(exporter: RunningExporter) -> None:
+    with following(exporter.url) as stream:
+        rest: list[Message] = []
+        reader = threading.Thread(target=lambda: rest.extend(stream))
+        reader.start()
+        assert exporter.stop() == 0
+        reader.join(30)
+        assert not reader.is_alive()
+    assert "Traceback" not in exporter.log
+    assert "Cancel" not in exporter.log
+
+
+def test_a_stream_resumes_over_a_crash_of_the_exporter(start_exporter: Callable[..., RunningExporter]) -> None:
+    exporter = start_exporter()
+    job = Job()
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            job.step()
+            httpx.post(f"{exporter.url}/v1/reports", json=job.report(), trust_env=False).raise_for_status()
+
+    with following(exporter.url) as stream:
+        send(3)
+        first = stream.next("report")
+    exporter.kill9()
+    exporter.start()
+    send(2)
+    with following(exporter.url, last_event_id=first.id) as stream:
+        assert first.data["steps"]["step"] + stream.steps(5) == [1, 2, 3, 4, 5]

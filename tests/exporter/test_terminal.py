@@ -1,0 +1,141 @@
+"""status and watch, as a terminal shows them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from optwrap_exporter import cli, terminal
+from optwrap_exporter.wire import HEALTHS
+
+from tests.exporter.running import Job, Served, served
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("OPTWRAP_ENDPOINT", raising=False)
+
+
+def fill(site: Served, run: str = "lm", state: str = "running") -> None:
+    job = Job(run=run, clock=site.clock)
+    job.gauges |= {"mini_step": 3, "every_k": 4}
+    for _ in range(1234):
+        job.step("applied", 0.5)
+    job.step("skipped_large", 123.456)
+    site.send(job.report(state))
+
+
+def test_status_shows_each_run_in_one_line(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(site)
+    fill(site, "other", "finished")
+    assert cli.run(["status", site.url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("lm ")]
+    for part in ("ok", "1,235", "1,234", "0 / 1 / 0", "3/4", "123.5"):
+        assert part in line, (part, line)
+    assert any(line.startswith("other ") and "finished" in line for line in lines)
+    assert any("skipped at step 1,235" in line for line in lines)
+
+
+def test_status_of_nothing_says_so(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["status", site.url]) == 0
+    assert "no run has reported yet" in capsys.readouterr().out
+
+
+def test_status_takes_the_endpoint_that_jobs_take(
+    site: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(site)
+    monkeypatch.setenv("OPTWRAP_ENDPOINT", site.url)
+    assert cli.run(["status"]) == 0
+    assert "1,235" in capsys.readouterr().out
+
+
+def test_json_is_the_apis_own_answer(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(site)
+    assert cli.run(["status", site.url, "--run", "lm", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == site.get("/v1/runs/lm")
+    assert cli.run(["status", site.url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [site.get("/v1/runs/lm")]
+
+
+def test_an_unknown_run_is_one_line(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(site)
+    assert cli.run(["status", site.url, "--run", "nobody"]) == 2
+    assert capsys.readouterr().err == f"optwrap-exporter: {site.url} knows no run 'nobody'\n"
+
+
+@pytest.mark.parametrize(("state", "status"), [("failed", 1), ("finished", 0), ("running", 0)])
+def test_the_exit_status_says_whether_a_person_is_needed(site: Served, state: str, status: int) -> None:
+    fill(site)
+    fill(site, "it", state)
+    assert cli.run(["status", site.url]) == status
+    assert cli.run(["status", site.url, "--run", "lm"]) == 0
+    assert cli.run(["status", site.url, "--run", "it", "--json"]) == status
+
+
+def test_a_run_that_stopped_reporting_needs_a_person(site: Served) -> None:
+    fill(site)
+    site.clock.advance(3600)
+    assert cli.run(["status", site.url]) == 1
+
+
+def test_every_health_is_judged() -> None:
+    assert set(HEALTHS) > terminal.HEALTHY
+    assert set(HEALTHS) - terminal.HEALTHY == {
+        *("conflict", "gave_up", "failed", "stale", "stalled", "starved", "degraded"),
+    }
+
+
+def test_more_runs_than_a_page_are_all_shown(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {f"run-{number}" for number in range(105)}
+    for name in names:
+        site.send(Job(run=name, clock=site.clock).report("starting"))
+    assert cli.run(["status", site.url, "--json"]) == 0
+    assert {run["run"] for run in json.loads(capsys.readouterr().out)} == names
+
+
+def test_something_else_than_an_exporter_is_said_to_be_none(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["status", f"{site.url}/page"]) == 2
+    assert "no optwrap exporter" in capsys.readouterr().err
+
+
+def test_what_steers_a_terminal_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert terminal._clean("a\x1b[31mb\x9b2J\u202ec\n") == "a\ufffd[31mb\ufffd2J\ufffdc\ufffd"
+    with served(tmp_path / "data") as site:
+        job = Job(clock=site.clock)
+        job.step("skipped_not_finite", "NaN", **{"[red]w": 1})
+        site.send(job.report())
+        assert cli.run(["status", site.url]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+
+
+def test_watch_looks_again_and_outlives_an_exporter_that_goes(
+    site: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three looks: the run as it is, an exporter that fails, the run as it has become; then Ctrl-C."""
+    fill(site)
+    looks = 0
+    real = terminal.Exporter.runs
+
+    def runs(self: terminal.Exporter, only: str | None, most: int | None = None) -> list[terminal.Json]:
+        if looks == 2:
+            raise terminal.Unreachable("gone for now")
+        return real(self, only, most)
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        assert seconds == 0.5
+        if looks == 3:
+            fill(site, "second")
+        if looks == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal.Exporter, "runs", runs)
+    monkeypatch.setattr(terminal.time, "sleep", sleep)
+    assert cli.run(["watch", site.url, "--interval", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert looks == 4
+    assert "second" in out
