@@ -1,5 +1,6 @@
 """From what a training loop observes to readings of single steps, on the host and in the reporting thread."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ class Row(NamedTuple):
 
 def is_ready(observed: object) -> bool:
     """Whether `on_host` can read `observed` without waiting for a device."""
-    # A tracer has no such thing to ask and never will be ready: on_host says so.
     if isinstance(observed, jax.Array) and not isinstance(observed, jax.core.Tracer):
+        # Not in jax.Array's interface, but all of JAX's own arrays have it.
         ready = getattr(observed, "is_ready", None)
-        return ready is None or observed.is_deleted() or bool(ready())
+        # One that is deleted, or whose computation failed, may say so by raising: on_host will hear the same.
+        with contextlib.suppress(Exception):
+            return ready is None or bool(ready())
     return True
 
 

@@ -1,6 +1,8 @@
 """What the training loop's threads and the reporting thread share, and nothing else."""
 
+import contextlib
 import itertools
+import queue
 import threading
 from collections import deque
 from typing import NamedTuple
@@ -40,6 +42,27 @@ class Flush:
         self.reached = False
 
 
+class Bell:
+    """Wakes the reporting thread. Unlike an Event it may be rung wherever Python may call anything.
+
+    A signal handler or a finalizer can run in the midst of an Event's own `set`, in the same thread, and would wait
+    there for a lock that this thread holds. A SimpleQueue is made for that.
+    """
+
+    def __init__(self) -> None:
+        self._rung: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def ring(self) -> None:
+        """Wake whoever waits, or whoever waits next."""
+        if self._rung.empty():
+            self._rung.put(None)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the bell is rung, or was since the last time; or `timeout` seconds."""
+        with contextlib.suppress(queue.Empty):
+            self._rung.get(timeout=timeout)
+
+
 class Inbox:
     """Where readings wait for the reporting thread, and how it is woken; every operation is atomic by itself.
 
@@ -53,7 +76,7 @@ class Inbox:
         self.layout: Layout | None = None
         self.closing: Closing | None = None
         self.flushes: deque[Flush] = deque()
-        self.wake = threading.Event()
+        self.bell = Bell()
         self.over = threading.Event()
         """Set when the reporting thread has ended."""
         self._numbers = itertools.count(1)
@@ -65,5 +88,5 @@ class Inbox:
             # An array of the host's may be changed by its owner, or be a view of what a callback was lent.
             observed = observed.copy()
         self.items.append(Item(next(self._numbers), observed, now, self.layout, restored))
-        if len(self.items) >= self._many and not self.wake.is_set():
-            self.wake.set()
+        if len(self.items) >= self._many:
+            self.bell.ring()

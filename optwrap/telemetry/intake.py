@@ -2,12 +2,17 @@
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from optwrap.telemetry import arrays
 from optwrap.telemetry.epochs import Account, Observed
 from optwrap.telemetry.inbox import Inbox, Item
 from optwrap.telemetry.notices import Once
 from optwrap.telemetry.reading import unpack
+
+_BREATH: Final = 4
+"""Readings after which another thread is let in. Giving up the interpreter for no time at all would not do: who waits
+for it is not awake yet when it is taken again, and otherwise gets it only after 5 ms."""
 
 
 class Intake:
@@ -20,11 +25,11 @@ class Intake:
       inbox: where readings come from.
       account: where they are counted.
       once: says what could not be counted.
-      breathe: called after each reading, so that a thread that waits for the interpreter gets it.
+      breathe: called after every few readings: waits for an instant, so that who wants the interpreter gets it.
     """
 
     def __init__(
-        self, inbox: Inbox, account: Account, once: Once, *, breathe: Callable[[], None] = lambda: time.sleep(0)
+        self, inbox: Inbox, account: Account, once: Once, *, breathe: Callable[[], None] = lambda: time.sleep(1e-5)
     ) -> None:
         self._inbox = inbox
         self._account = account
@@ -62,7 +67,8 @@ class Intake:
                 self._unnamed = item, lost
             else:
                 self._count(item, lost)
-            self._breathe()
+            if item.number % _BREATH == 0:
+                self._breathe()
 
     def abandon(self) -> None:
         """Count as dropped what is still waiting."""

@@ -170,7 +170,7 @@ class Monitor:
             return work.inbox.over.wait(timeout) and work.reporter.delivered
         flush = Flush()
         work.inbox.flushes.append(flush)
-        work.inbox.wake.set()
+        work.inbox.bell.ring()
         try:
             flush.over.wait(timeout)
         finally:
@@ -263,15 +263,15 @@ class _Work:
         if self.thread is not None:
             if self.inbox.closing is None:
                 self.inbox.closing = Closing(state, self.clock.monotonic() + _PATIENCE - _MARGIN)
-            self.inbox.wake.set()
+            self.inbox.bell.ring()
             self.inbox.over.wait(_PATIENCE)
             atexit.unregister(self._at_exit)
 
     def let_go(self) -> None:
-        # This may run wherever the garbage collector does, in the reporting thread too and while it holds the event's
-        # lock: so nobody is woken, and the thread finds out within the second that it waits at most.
+        # This may run wherever the garbage collector does, the reporting thread included: nothing here waits.
         if self.inbox.closing is None:
-            self.inbox.closing = Closing("finished", self.clock.monotonic() + 1.0 + _PATIENCE)
+            self.inbox.closing = Closing("finished", self.clock.monotonic() + _PATIENCE)
+            self.inbox.bell.ring()
 
     def _at_exit(self) -> None:
         # A forked child inherits the parent's exit handlers, but not its thread.

@@ -78,12 +78,10 @@ class Reporter:
 
     def run(self) -> None:
         """Report until the inbox is closed."""
-        wake = self._inbox.wake
         try:
             while self._inbox.closing is None:
                 self._guarded(self.cycle)
-                wake.wait(self.pause())
-                wake.clear()
+                self._inbox.bell.wait(self.pause())
             self._guarded(self.finish)
         finally:
             self._transport.close()
