@@ -5,11 +5,11 @@ the same whatever the order of the reports and however often one comes.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, Self
 
-from optwrap_exporter.wire import VERDICTS, Counters, Skipped, Totals, Verdict, Verdicts
+from optwrap_exporter.wire import LARGEST, VERDICTS, Counters, Skipped, Totals, Verdict, Verdicts
 
 _EMPTY: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -28,7 +28,11 @@ class Counts:
     def of(cls, counters: Counters) -> Self:
         """The wire's counters."""
         verdicts = counters.verdicts
-        return cls(tuple(getattr(verdicts, name) for name in VERDICTS), counters.not_finite_steps, counters.parameters)
+        # Zeros are left out, so that equal counts are equal mappings.
+        parameters = counters.parameters
+        if not all(parameters.values()):
+            parameters = {path: n for path, n in parameters.items() if n}
+        return cls(tuple(getattr(verdicts, name) for name in VERDICTS), counters.not_finite_steps, parameters)
 
     @property
     def steps(self) -> int:
@@ -50,24 +54,39 @@ class Counts:
         return self.verdicts[VERDICTS.index(name)]
 
     def plus(self, other: "Counts") -> "Counts":
-        """The sum, field by field."""
-        raise NotImplementedError
+        """The sum, field by field, none above the largest that the wire allows."""
+        return Counts(
+            tuple(map(_add, self.verdicts, other.verdicts)),
+            _add(self.not_finite_steps, other.not_finite_steps),
+            _joined(self.parameters, other.parameters, _add),
+        )
 
     def minus(self, other: "Counts") -> "Counts":
         """The difference, field by field, nowhere below zero."""
-        raise NotImplementedError
+        less = other.parameters
+        return Counts(
+            tuple(max(0, a - b) for a, b in zip(self.verdicts, other.verdicts, strict=True)),
+            max(0, self.not_finite_steps - other.not_finite_steps),
+            {path: rest for path, n in self.parameters.items() if (rest := n - less.get(path, 0)) > 0},
+        )
 
     def maximum(self, other: "Counts") -> "Counts":
         """The larger, field by field."""
-        raise NotImplementedError
+        return Counts(
+            tuple(map(max, self.verdicts, other.verdicts)),
+            max(self.not_finite_steps, other.not_finite_steps),
+            _joined(self.parameters, other.parameters, max),
+        )
 
     def counters(self) -> Counters:
         """In the wire's form."""
-        return Counters(
+        verdicts = zip(VERDICTS, self.verdicts, strict=True)
+        # Made of numbers that were checked on their way in; checking 100,000 paths again would be for nothing.
+        return Counters.model_construct(
             steps=self.steps,
             gradient_steps=self.gradient_steps,
             not_finite_steps=self.not_finite_steps,
-            verdicts=Verdicts(**dict(zip(VERDICTS, self.verdicts, strict=True))),
+            verdicts=Verdicts.model_construct(None, **{str(name): n for name, n in verdicts}),
             parameters=dict(self.parameters),
         )
 
@@ -86,3 +105,18 @@ class Counts:
             not_finite_steps=self.not_finite_steps,
             accepted_not_finite=verdicts["accepted_not_finite"],
         )
+
+
+def _add(a: int, b: int) -> int:
+    return min(a + b, LARGEST)
+
+
+def _joined(a: Mapping[str, int], b: Mapping[str, int], join: Callable[[int, int], int]) -> Mapping[str, int]:
+    if not a or not b:
+        return a or b
+    if join is max and a == b:  # a report without news: no copy of what may be a hundred thousand paths
+        return a
+    both = dict(a)
+    for path, n in b.items():
+        both[path] = join(both.get(path, 0), n)
+    return both

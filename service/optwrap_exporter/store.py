@@ -4,9 +4,32 @@ What is committed survives the death of the process (kill -9), not a power cut: 
 `synchronous=NORMAL`. Reads have connections of their own and never hold the writer up.
 """
 
+import contextlib
+import fcntl
+import os
+import queue
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final, Self, TypeVar
 
-from optwrap_exporter.wire import Event, EventKind, Page, ReportMessage, StepsAnswer
+from optwrap_exporter import queries, retention, schema
+from optwrap_exporter.ledger import Plan
+from optwrap_exporter.rows import Rows
+from optwrap_exporter.state import RunState
+from optwrap_exporter.wire import Event, EventKind, Page, Report, ReportMessage, StepsAnswer
+
+SMALLEST_LIMIT: Final = 1024 * 1024
+"""The least that `limit_bytes` may be: empty tables take a tenth of it."""
+
+_FILE: Final = "optwrap.sqlite3"
+_READERS: Final = 4
+_AT_ONCE: Final = 256
+"""Changes whose records are dropped in one transaction."""
+_CROWDED: Final = 0.9
+"""The part of the limit from which on room is made before it is needed."""
+
+Result = TypeVar("Result")
 
 
 class StoreError(Exception):
@@ -14,7 +37,7 @@ class StoreError(Exception):
 
 
 class StoreFull(Exception):
-    """Not even the totals fit (503). Nothing of the report was stored."""
+    """Not even the totals can be stored (503). Nothing of the report was."""
 
 
 class Store:
@@ -22,39 +45,84 @@ class Store:
 
     Args:
       directory: made if it is not there (mode 0700). Held by a lock: a second store on it is refused.
-      limit_bytes: what the database may take on the disk; None: no limit but the disk's.
+      limit_bytes: what the database may take on the disk, its log of a few MiB not included; at least SMALLEST_LIMIT.
+        None: no limit but the disk's. Where it is reached the oldest step records make room, then the oldest events.
 
     Raises:
       StoreError: the directory cannot be made, read or written, is in use by another exporter, or holds something else
-        than a store of a version that this one knows.
+        than a store of a version that this one knows; or the limit is too small.
     """
 
     def __init__(self, directory: Path, *, limit_bytes: int | None = None) -> None:
-        raise NotImplementedError
+        if limit_bytes is not None and limit_bytes < SMALLEST_LIMIT:
+            raise StoreError(f"store limit: {limit_bytes} bytes: give at least {SMALLEST_LIMIT}, or none")
+        self._path = directory / _FILE
+        self._limit = limit_bytes
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._closed = False
+        self._lock = _locked(directory)
+        try:
+            self._db = schema.connect(self._path)
+            schema.prepare(self._db)
+            schema.limit_pages(self._db, limit_bytes)
+            self._rows = Rows(self._db)
+            for _ in range(_READERS):
+                reader = schema.connect(self._path)
+                reader.execute("PRAGMA query_only = ON")
+                self._readers.put(reader)
+        except schema.NotOurs as error:
+            os.close(self._lock)
+            raise StoreError(f"{self._path}: {error}: move it away, or give another --data-dir") from None
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise StoreError(f"{self._path}: {error}: move it away, or give another --data-dir") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory free. Waits for reads that go on."""
+        if self._closed:
+            return
+        self._closed = True
+        for _ in range(_READERS):
+            self._readers.get().close()
+        self._db.close()
+        os.close(self._lock)
+
+    # --- reads, from any thread ---
 
     @property
     def limit_bytes(self) -> int | None:
         """The limit that was given."""
-        raise NotImplementedError
+        return self._limit
 
     def size(self) -> int:
-        """Bytes that the database takes on the disk, its log included."""
-        raise NotImplementedError
+        """Bytes of the database that hold something: what the limit is about. The file may be larger by free pages."""
+        with self._reading() as db:
+            return schema.used_bytes(db)
 
     def revision(self) -> int:
         """The last committed change; 0 in an empty store."""
-        raise NotImplementedError
+        with self._reading() as db:
+            row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
+        return int(row[0]) if row else 0
 
     def steps(
         self, run: str, process: int, *, since: int | None = None, until: int | None = None, points: int = 2000
     ) -> StepsAnswer:
-        """Step records of one process with since <= step <= until, by step.
+        """Step records of one process with since <= step <= until, by step, then time.
 
-        Where there are more than `points` good ones, their range is cut into `points // 2` parts of equal length, and of
-        each part those with the smallest and the largest norm are kept. Bad ones (skipped, accepted though not finite, or
-        gradients not finite) are always all there. An unknown run or process has none.
+        Where there are more than `points` good ones, their range is cut into `points // 2` parts of equal length, and
+        of each part those with the smallest and the largest norm are kept. Bad ones (skipped, accepted though not
+        finite, or gradients not finite) are always all there. An unknown run or process has none. After a rollback or
+        a resume a step number may be there more than once: each is a step that was taken.
         """
-        raise NotImplementedError
+        with self._reading() as db:
+            return queries.steps(db, run, process, since=since, until=until, points=points)
 
     def events(
         self,
@@ -65,21 +133,151 @@ class Store:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[Event]:
-        """Events, newest first. What every process says alike (skips, streaks) comes from one process of each attempt,
-        the lowest that reports, unless `process` asks for one of them.
+        """Events, newest first.
+
+        What every process says alike (skips, streaks) comes from one process of each attempt, the lowest that reports,
+        unless `process` asks for one of them.
 
         Raises:
           CursorError: the cursor is not one of this list (run, kind and process belong to the list).
         """
-        raise NotImplementedError
+        with self._reading() as db:
+            return queries.events(db, run, kind=kind, process=process, limit=limit, cursor=cursor)
 
     def changes(self, after: int, run: str | None = None, limit: int = 100) -> list[ReportMessage]:
         """What was committed after that revision, in order: of one run or of all.
 
         The messages of the stream. Fewer than `limit` means that there is no more for now.
         """
-        raise NotImplementedError
+        with self._reading() as db:
+            return queries.changes(db, after, run, limit)
 
-    def close(self) -> None:
-        """Give the directory free."""
-        raise NotImplementedError
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection in which everything that is read is of one revision."""
+        if self._closed:
+            raise RuntimeError(f"{self._path}: the store is closed")
+        db = self._readers.get()
+        try:
+            db.execute("BEGIN")
+            yield db
+        finally:
+            db.execute("ROLLBACK")
+            self._readers.put(db)
+
+    # --- the writer's side: from one thread only ---
+
+    def restore(self) -> list[RunState]:
+        """What the ledger remembers of every run.
+
+        Raises:
+          StoreError: what is stored makes no sense.
+        """
+        try:
+            return list(self._rows.runs())
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{self._path}: {error!r}: damaged; move it away, or give another --data-dir") from error
+
+    def digest(self, report: Report) -> bytes | None:
+        """The digest of the report that was stored with the same epoch and seq; None where it is not kept any more."""
+        return self._rows.digest(report)
+
+    def commit(self, plan: Plan, digest: bytes | None = None) -> tuple[int, Plan]:
+        """Store what a plan changes, all of it in one transaction.
+
+        Returns:
+          The revision; and the plan as it was stored: without step records where there was no room for them.
+
+        Raises:
+          StoreFull: not even the totals could be stored. Nothing was.
+        """
+        if self._limit is not None and schema.used_bytes(self._db) > _CROWDED * self._limit:
+            with contextlib.suppress(sqlite3.Error):
+                self.make_room()
+        while True:
+            try:
+                return self._transaction(lambda: self._rows.write(plan, digest)), plan
+            except sqlite3.Error as error:
+                failure = error
+            # Room is made only where the limit is what is in the way: a disk that others fill is not emptied by us.
+            if self._limit is None or schema.used_bytes(self._db) < _CROWDED * self._limit:
+                break
+            try:
+                if not self.make_room():
+                    break
+            except sqlite3.Error:
+                break
+        without = plan.without_records()
+        if without is not plan:
+            with contextlib.suppress(sqlite3.Error):
+                return self._transaction(lambda: self._rows.write(without, digest)), without
+        raise StoreFull(f"{self._path}: {failure}") from failure
+
+    def make_room(self) -> bool:
+        """Forget some of the oldest step records; where there is none, of the oldest events. False: nothing to forget.
+
+        Raises:
+          sqlite3.Error: not even that was possible.
+        """
+        revision = retention.oldest_change(self._db, _AT_ONCE)
+        if revision is not None:
+            self._transaction(lambda: retention.drop_records(self._db, revision))
+            return True
+        return self._transaction(lambda: retention.drop_events(self._db, 10 * _AT_ONCE))
+
+    def retire(self, before: float) -> bool:
+        """Forget some of the step records and events that were committed before a time; False: no more to forget.
+
+        Raises:
+          sqlite3.Error: it was not possible.
+        """
+        revision = retention.last_change_before(self._db, before, _AT_ONCE)
+        if revision is None:
+            return False
+
+        def both() -> None:
+            retention.drop_records(self._db, revision)
+            self._db.execute("DELETE FROM event WHERE revision <= ?", (revision,))
+
+        self._transaction(both)
+        return True
+
+    def forget(self, run: str) -> bool:
+        """Delete everything of a run; False where it is unknown.
+
+        Raises:
+          sqlite3.Error: it was not possible.
+        """
+        self._rows.forget_keys()
+        return self._transaction(lambda: retention.forget(self._db, run))
+
+    def _transaction(self, work: Callable[[], Result]) -> Result:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            result = work()
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._rows.forget_keys()  # those made in it are no more
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        return result
+
+
+def _locked(directory: Path) -> int:
+    """The descriptor of the directory's lock; the directory is made if it is not there."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(
+            f"data directory {directory}: {error.strerror}: give one that can be written, by --data-dir"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise StoreError(
+            f"data directory {directory}: in use by another exporter: stop that one, or give another by --data-dir"
+        ) from error
+    return lock

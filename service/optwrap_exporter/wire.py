@@ -19,12 +19,14 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError, core_schema
 
 Verdict = Literal[
     "applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"
 ]
 State = Literal["starting", "running", "finished", "failed"]
+AttemptState = Literal["starting", "running", "finished", "failed", "lost"]
 Health = Literal[
     "conflict",
     "gave_up",
@@ -72,7 +74,8 @@ _NO_CONTROLS: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
 NotFinite = Literal["NaN", "Infinity", "-Infinity"]
 
 
-def _name(value: float) -> float | NotFinite:
+def spelled(value: float) -> float | NotFinite:
+    """A number as JSON can carry it: itself, or the name of what is not finite."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
@@ -83,7 +86,7 @@ def _number(value: float | str) -> float:
 
 
 def _names(values: Iterable[float]) -> list[float | NotFinite]:
-    return [_name(value) for value in values]
+    return [spelled(value) for value in values]
 
 
 def _numbers(values: Iterable[float | str]) -> list[float]:
@@ -103,27 +106,28 @@ Parameter = Annotated[str, Field(min_length=1, max_length=1024, pattern=_NO_CONT
 Text = Annotated[str, Field(max_length=256, pattern=_NO_CONTROLS)]
 
 
-class _NotFiniteInPython:
-    """Lets Python code give nan and inf as floats, where JSON has to give their names."""
+class _AsSent:
+    """A norm's form on the wire; Python code may give nan and inf as the floats that they are."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        wire = handler(source)
+        del source
+        wire = handler.generate_schema(Annotated[float, Field(ge=0, allow_inf_nan=False)] | NotFinite)
 
         def named(value: Any) -> Any:
-            return _name(value) if isinstance(value, float) else value
+            return spelled(value) if isinstance(value, float) else value
 
         return core_schema.json_or_python_schema(
             json_schema=wire, python_schema=core_schema.no_info_before_validator_function(named, wire)
         )
 
 
-_NormIn = Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | NotFinite, _NotFiniteInPython()]
+_Sent = Annotated[float, _AsSent()]
 Norm = Annotated[
-    _NormIn, AfterValidator(_number), PlainSerializer(_name, return_type=float | NotFinite, when_used="json")
+    _Sent, AfterValidator(_number), PlainSerializer(spelled, return_type=float | NotFinite, when_used="json")
 ]
 """A norm: a float once validated, NaN and infinities included; those are strings in JSON."""
 Norms = Annotated[
-    list[_NormIn],
+    list[_Sent],
     Field(max_length=MOST_PARAMETERS),
     AfterValidator(_numbers),
     PlainSerializer(_names, return_type=list[float | NotFinite], when_used="json"),
@@ -311,6 +315,8 @@ class Acknowledgement(_Response):
     """Everything from the report's oldest_held to this seq is durable; below oldest_held where nothing is."""
     base: Counters | None
     """What the exporter had counted for this process before this epoch; null where that is nothing."""
+    duplicate: Annotated[SkipJsonSchema[bool], Field(exclude=True)] = False
+    """Whether it was stored before: for the exporter's own metrics, not on the wire."""
 
 
 class ErrorDetail(_Response):
@@ -374,7 +380,8 @@ class AttemptRow(_Response):
     since: float
     until: float
     """Its last report."""
-    state: State
+    state: AttemptState
+    """As its processes said last; `lost`: silent, or replaced by another attempt, without having said how it ended."""
 
 
 class ProcessRow(_Response):

@@ -1,0 +1,252 @@
+"""What the API and a scrape are told of a run: pure functions of its state, now."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from optwrap_exporter import health, ranges
+from optwrap_exporter.counts import Counts
+from optwrap_exporter.state import NOTHING, Offences, ProcessState, RunState
+from optwrap_exporter.wire import (
+    AttemptRow,
+    AttemptState,
+    DroppedTotals,
+    Gauges,
+    Health,
+    ParameterRow,
+    ProcessRow,
+    RunDetail,
+    RunSummary,
+    Source,
+)
+
+OTHER: Final = "other"
+"""The label of all parameters that have none of their own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProcessView:
+    """One process of one run, as of now: all that a scrape needs. Times by the exporter's clock."""
+
+    run: str
+    process: int
+    epoch: str
+    attempt: str
+    health: Health
+    since: float
+    """When that health began."""
+    totals: Counts
+    """Seen to run: monotonic."""
+    state: Counts
+    """What the optimizer's state says: absolute, may go back. `state.steps` is optwrap_state_steps."""
+    parameters: Mapping[str, int]
+    """Steps by metric label: the run's first ten parameters to go bad by their path, the sum of all others as "other".
+    Only labels that exist; a path that happens to be "other" counts there."""
+    dropped: DroppedTotals
+    gauges: Gauges
+    gradient_norm: float | None
+    """The last finite one."""
+    streak_peak: int
+    """The longest streak of the last 5 minutes."""
+    last_report: float
+    last_step: float | None
+    """None before this exporter saw the first."""
+    last_gradient_step: float | None
+    source: Source
+
+
+def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
+    """What a scrape needs of one process."""
+    condition, since = health.of_process(process, now, listening)
+    total = process.total
+    labelled = {label: total.parameters.get(label, 0) for label in run.labels}
+    rest = sum(total.parameters.values()) - sum(labelled.values())
+    if rest:
+        labelled[OTHER] = labelled.get(OTHER, 0) + rest
+    peaks = [peak for at, peak in process.peaks if at > now - health.PEAK]
+    return ProcessView(
+        run=run.run,
+        process=process.process,
+        epoch=process.current,
+        attempt=process.epoch.attempt,
+        health=condition,
+        since=since,
+        totals=total,
+        state=process.epoch.totals,
+        parameters=labelled,
+        dropped=_dropped([process]),
+        gauges=process.gauges,
+        gradient_norm=process.gradient_norm,
+        streak_peak=max([*peaks, process.gauges.not_finite_streak or 0]),
+        last_report=process.last_report,
+        last_step=process.last_step,
+        last_gradient_step=process.last_gradient_step,
+        source=process.source,
+    )
+
+
+def summary(run: RunState, now: float, listening: float) -> RunSummary:
+    """The run in the list of runs."""
+    condition, since = health.of_run(run, now, listening)
+    members = health.relevant(run, now)
+    return RunSummary(
+        run=run.run,
+        health=condition,
+        since=since,
+        first_report=_first_report(run),
+        last_report=max(process.last_report for process in run.processes.values()),
+        totals=total(run).totals(),
+        process_count=health.process_count(members),
+        processes=len(members),
+    )
+
+
+def detail(run: RunState, now: float, listening: float, most_parameters: int | None = None) -> RunDetail:
+    """The run, whole."""
+    brief = summary(run, now, listening)
+    speaker = lead(run, now)
+    return RunDetail(
+        run=run.run,
+        health=brief.health,
+        since=brief.since,
+        first_report=brief.first_report,
+        last_report=brief.last_report,
+        totals=brief.totals,
+        state_totals=speaker.epoch.totals.totals(),
+        unseen=unseen(run, speaker),
+        gauges=speaker.gauges,
+        parameters=parameters(run)[:most_parameters],
+        dropped=_dropped(run.processes.values()),
+        attempts=_attempts(run, now, listening),
+        processes=[_row(process, now, listening) for _, process in sorted(run.processes.items())],
+    )
+
+
+def lead(run: RunState, now: float) -> ProcessState:
+    """The process that speaks for the run where all say the same: the lowest of those that are the run now."""
+    return health.relevant(run, now)[0]
+
+
+def total(run: RunState) -> Counts:
+    """Seen to run: the sum over attempts of the largest process in each, field by field."""
+    largest: dict[str, Counts] = {}
+    for process in run.processes.values():
+        for attempt, share in process.shares().items():
+            largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
+    summed = NOTHING
+    for counts in largest.values():
+        summed = summed.plus(counts)
+    return summed
+
+
+def unseen(run: RunState, speaker: ProcessState) -> int:
+    """Steps that the run's present state has lived and that no epoch of any process covers.
+
+    What is only known by hearsay (a base, after the loss of a directory) was seen by somebody: it counts as seen.
+    """
+    covered = ranges.union(
+        (state.at_start.steps + 1, state.totals.steps)
+        for process in run.processes.values()
+        for state in process.epochs.values()
+    )
+    lived = speaker.epoch.totals.steps
+    hearsay = speaker.shares().get("", NOTHING).steps
+    return max(0, lived - ranges.count(covered, 1, lived) - hearsay)
+
+
+def parameters(run: RunState) -> list[ParameterRow]:
+    """Parameters that were not finite, worst first: by steps, then values, then path."""
+    found = total(run).parameters
+    offences = _offences(run)
+    rows = [
+        ParameterRow(
+            parameter=path,
+            steps=found.get(path, 0),
+            values=of.values if (of := offences.get(path)) else 0,
+            first_step=of.first_step if of else None,
+            last_step=of.last_step if of else None,
+        )
+        for path in {**found, **offences}
+    ]
+    return sorted(rows, key=worst_first)
+
+
+def worst_first(row: ParameterRow) -> tuple[int, int, str]:
+    """What to sort parameters by."""
+    return (-row.steps, -row.values, row.parameter)
+
+
+def _offences(run: RunState) -> dict[str, Offences]:
+    """By parameter, over all attempts; of an attempt, whose processes see the same, from the one that saw most."""
+    largest: dict[tuple[str, str], Offences] = {}
+    for process in run.processes.values():
+        own: dict[tuple[str, str], Offences] = {}
+        for state in process.epochs.values():
+            for path, found in state.offences.items():
+                key = (state.attempt, path)
+                own[key] = _both(own[key], found) if key in own else found
+        for key, found in own.items():
+            if key not in largest or largest[key].values < found.values:
+                largest[key] = found
+    summed: dict[str, Offences] = {}
+    for (_, path), found in largest.items():
+        summed[path] = _both(summed[path], found) if path in summed else found
+    return summed
+
+
+def _both(a: Offences, b: Offences) -> Offences:
+    return Offences(a.values + b.values, min(a.first_step, b.first_step), max(a.last_step, b.last_step))
+
+
+def _first_report(run: RunState) -> float:
+    return min(state.first_report for process in run.processes.values() for state in process.epochs.values())
+
+
+def _dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
+    epochs = [state for process in processes for state in process.epochs.values()]
+    return DroppedTotals(
+        steps=sum(state.dropped[0] for state in epochs),
+        bad_steps=sum(state.dropped[1] for state in epochs),
+        not_stored=sum(state.not_stored for state in epochs),
+    )
+
+
+def _row(process: ProcessState, now: float, listening: float) -> ProcessRow:
+    condition, since = health.of_process(process, now, listening)
+    return ProcessRow(
+        process=process.process,
+        host=process.source.host,
+        health=condition,
+        since=since,
+        epoch=process.current,
+        last_report=process.last_report,
+        totals=process.total.totals(),
+        gauges=process.gauges,
+    )
+
+
+def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
+    """Every launch of the run, in the order in which they were heard of."""
+    since: dict[str, float] = {}
+    until: dict[str, float] = {}
+    states: dict[str, set[AttemptState]] = {}
+    for process in run.processes.values():
+        silent = health.stale_since(process, now, listening) is not None
+        last: dict[str, AttemptState] = {}
+        for state in process.epochs.values():
+            since[state.attempt] = min(since.get(state.attempt, state.first_report), state.first_report)
+            until[state.attempt] = max(until.get(state.attempt, 0.0), state.last_report)
+            lost = not state.ended and (silent or state.epoch != process.current)
+            last[state.attempt] = "lost" if lost else state.state
+        for attempt, said in last.items():
+            states.setdefault(attempt, set()).add(said)
+    worst: tuple[AttemptState, ...] = ("failed", "running", "starting", "lost", "finished")
+    return [
+        AttemptRow(
+            attempt=attempt,
+            since=since[attempt],
+            until=until[attempt],
+            state=next(state for state in worst if state in states[attempt]),
+        )
+        for attempt in sorted(since, key=since.__getitem__)
+    ]

@@ -1,0 +1,186 @@
+"""The database: its tables, how it is opened, and how an older one is brought up to date."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+APPLICATION: Final = 0x4F505457
+"""`PRAGMA application_id`: OPTW."""
+VERSION: Final = 1
+"""`PRAGMA user_version`: the version of the tables below."""
+
+_TABLES: Final = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY,
+    run TEXT NOT NULL UNIQUE,
+    labels TEXT NOT NULL                -- JSON: parameters with a metric label of their own
+);
+CREATE TABLE process (
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    state TEXT NOT NULL,                -- JSON: state.ProcessState.durable
+    PRIMARY KEY (run_id, process)
+) WITHOUT ROWID;
+CREATE TABLE epoch (
+    id INTEGER PRIMARY KEY,
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    epoch TEXT NOT NULL,
+    state TEXT NOT NULL,                -- JSON: state.EpochState.durable
+    UNIQUE (run_id, process, epoch)
+);
+CREATE TABLE badness (                  -- state.Badness; in the tree's order as far as it was known
+    id INTEGER PRIMARY KEY,
+    epoch_id INTEGER NOT NULL,
+    parameter TEXT NOT NULL,
+    totals INTEGER NOT NULL,
+    at_start INTEGER NOT NULL,
+    share INTEGER NOT NULL,
+    base INTEGER NOT NULL,
+    value_count INTEGER,
+    first_step INTEGER,
+    last_step INTEGER,
+    UNIQUE (epoch_id, parameter)
+);
+CREATE TABLE attempt (
+    run_id INTEGER NOT NULL,
+    attempt TEXT NOT NULL,
+    lead INTEGER NOT NULL,              -- its lowest process that reports
+    PRIMARY KEY (run_id, attempt)
+) WITHOUT ROWID;
+CREATE TABLE change (                   -- one row for each transaction
+    revision INTEGER PRIMARY KEY AUTOINCREMENT,
+    time REAL NOT NULL,                 -- the exporter's clock
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    epoch_id INTEGER,
+    seq INTEGER,                        -- null where only time had passed
+    digest BLOB,
+    first_step INTEGER,                 -- of its records; null where it has none
+    last_step INTEGER
+);
+CREATE UNIQUE INDEX change_report ON change (epoch_id, seq) WHERE seq IS NOT NULL;
+CREATE INDEX change_run ON change (run_id, revision);
+CREATE TABLE step (
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    epoch_id INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    time REAL NOT NULL,                 -- the client's clock
+    verdict INTEGER NOT NULL,           -- place in wire.VERDICTS
+    finite INTEGER NOT NULL,
+    norm REAL,                          -- null: NaN
+    mini_step INTEGER,
+    interpolated INTEGER NOT NULL,
+    bad INTEGER NOT NULL,
+    PRIMARY KEY (run_id, process, step, epoch_id)
+) WITHOUT ROWID;
+CREATE INDEX step_bad ON step (run_id, process, step) WHERE bad = 1;
+CREATE TABLE block (                    -- what blocks.SIZE step numbers in a row hold
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    block INTEGER NOT NULL,
+    good INTEGER NOT NULL,
+    bad INTEGER NOT NULL,
+    low REAL,                           -- smallest norm of a good step, and whose it is
+    low_step INTEGER,
+    low_epoch INTEGER,
+    high REAL,
+    high_step INTEGER,
+    high_epoch INTEGER,
+    PRIMARY KEY (run_id, process, block)
+) WITHOUT ROWID;
+CREATE TABLE path (
+    id INTEGER PRIMARY KEY,
+    path TEXT NOT NULL UNIQUE
+);
+CREATE TABLE offender (
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    position INTEGER NOT NULL,          -- in its report: the tree's order
+    path_id INTEGER NOT NULL,
+    not_finite INTEGER NOT NULL,
+    PRIMARY KEY (run_id, process, step, revision, position)
+) WITHOUT ROWID;
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    revision INTEGER NOT NULL,
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    time REAL NOT NULL,
+    step INTEGER,
+    attempt TEXT NOT NULL,
+    alike INTEGER NOT NULL,             -- 1: every process of the attempt says the same
+    detail TEXT NOT NULL,               -- JSON
+    key TEXT NOT NULL,
+    UNIQUE (run_id, key)
+);
+CREATE INDEX event_run ON event (run_id, kind, id);
+CREATE INDEX event_revision ON event (revision);
+"""
+
+OF_RUN: Final = ("process", "epoch", "attempt", "change", "step", "block", "offender", "event")
+"""Tables whose rows belong to a run by `run_id`."""
+
+MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {}
+"""By version: what makes a database of that version one of the next; runs inside a transaction."""
+
+
+class NotOurs(Exception):
+    """The database holds something else than a store of a version that this exporter knows."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that may go from thread to thread, one at a time, and in which transactions are begun by hand."""
+    db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA synchronous = NORMAL")
+    return db
+
+
+def prepare(db: sqlite3.Connection) -> None:
+    """Make the tables, or bring them up to date.
+
+    Raises:
+      NotOurs: there is something else in it.
+      sqlite3.Error: it is no database, or cannot be written.
+    """
+    version = _pragma(db, "user_version")
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and _pragma(db, "application_id") != APPLICATION:
+        raise NotOurs("it is a database of another program")
+    if version > VERSION:
+        raise NotOurs(f"it was written by a newer exporter (schema {version}; this one knows {VERSION} and older)")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA journal_size_limit = 16777216")
+    if version == VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    if not tables:
+        for statement in _TABLES.split(";\n"):
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION}")
+    else:
+        for old in range(version, VERSION):
+            MIGRATIONS[old](db)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute("COMMIT")
+
+
+def limit_pages(db: sqlite3.Connection, limit_bytes: int | None) -> None:
+    """Let the database grow to at most so many bytes; what is more fails as if the disk were full."""
+    if limit_bytes is not None:
+        db.execute(f"PRAGMA max_page_count = {max(1, limit_bytes // _pragma(db, 'page_size'))}")
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Bytes of the pages that hold something."""
+    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * _pragma(db, "page_size")
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
