@@ -9,14 +9,14 @@ from typing import Final
 
 from grafana_foundation_sdk.models import dashboard as models
 
-# Worst last. Not the order in which the exporter looks for them ("the first that holds"): here it decides which process
-# a run's band shows, and one that is lost matters more than one that ended well.
+# Worst last: the order by which the exporter finds a run's worst process. "finished" is below all the others, because a
+# run has finished only when all of its processes have.
 HEALTH: Final = (
     ("finished", "blue"),
     ("ok", "green"),
+    ("degraded", "light-yellow"),
     ("starting", "super-light-blue"),
     ("skipping", "yellow"),
-    ("degraded", "light-orange"),
     ("starved", "orange"),
     ("stalled", "dark-orange"),
     ("stale", "purple"),
@@ -36,10 +36,11 @@ MAPPING: Final = models.ValueMap(
 _STATES: Final = " or ".join(
     f'(optwrap_process_health{{run="$run", health="{name}"}} == 1) * {code}' for name, code in CODE.items()
 )
-# Two states belong to the run and to none of its processes: one missing degrades it.
+# No process is degraded: the run is, whose processes are well but for one that never came or is gone from /metrics.
 _MISSING: Final = (
     '(max by (run) (optwrap_process_count{run="$run"}) > '
-    'count by (run) (count by (run, process) (optwrap_last_report_timestamp_seconds{run="$run"}))) '
+    'count by (run) (count by (run, process) (optwrap_last_report_timestamp_seconds{run="$run"})) '
+    'and on (run) optwrap_process_health{run="$run", health="ok"} == 1) '
     f"* 0 + {CODE['degraded']}"
 )
 RUN_HEALTH: Final = f"max by (run) ({_STATES} or {_MISSING})"

@@ -1,0 +1,265 @@
+"""Images, compose file and Kubernetes manifests: all that can be known of them without a container engine."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import kubernetes_validate
+import pytest
+import yaml
+from optwrap_exporter.cli import main
+
+from examples.demo.options import parse
+from tests.conftest import RunningExporter
+from tests.deploy.dockerfile import Instruction, environment, health_check, sources, stages
+from tests.deploy.places import DASHBOARDS, DEPLOY, PROMETHEUS, ROOT, load
+from tests.exporter.running import Job
+
+IMAGES = {"exporter": ROOT / "Dockerfile", "trainer": DEPLOY / "trainer.Dockerfile"}
+COMPOSE: dict[str, Any] = load(DEPLOY / "compose.yaml")
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+POD = load(DEPLOY / "kubernetes" / "job.yaml")["spec"]["template"]["spec"]
+CONTAINERS = {container["name"]: container for container in [*POD["initContainers"], *POD["containers"]]}
+USER = "10425"
+
+
+def last(name: str) -> list[Instruction]:
+    return stages(IMAGES[name])[-1]
+
+
+def of(name: str, instruction: str) -> list[str]:
+    return [found.text for found in last(name) if found.name == instruction]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_hadolint_has_nothing_to_say_and_nothing_is_ignored(name: str) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    linted = subprocess.run([hadolint, IMAGES[name]], capture_output=True, text=True, check=False)
+    assert (linted.returncode, linted.stdout) == (0, "")
+    assert "hadolint ignore" not in IMAGES[name].read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_runs_as_a_user_without_rights_on_a_base_of_one_version(name: str) -> None:
+    assert of(name, "USER") == [f"{USER}:{USER}"]
+    assert f"--uid {USER}" in " ".join(of(name, "RUN"))
+    argument = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", IMAGES[name].read_text("utf-8"), re.MULTILINE)
+    assert argument is not None
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", argument[1])
+    assert {stage[0].text.split()[0] for stage in stages(IMAGES[name])} == {"${PYTHON_IMAGE}"}
+
+
+def test_the_exporters_image_installs_the_exporter_and_nothing_else() -> None:
+    """Its last stage runs no installer, and the environment it takes over had only ./service installed into it."""
+    assert all("pip" not in run and "npm" not in run for run in of("exporter", "RUN"))
+    assert of("exporter", "COPY") == ["--from=build /opt/optwrap /opt/optwrap"]
+    build = [stage for stage in stages(IMAGES["exporter"]) if stage[0].text.endswith(" AS build")]
+    (installed,) = [
+        re.findall(r"pip --python \S+ install (.*)$", instruction.text)[0]
+        for instruction in build[0]
+        if "install" in instruction.text
+    ]
+    assert [word for word in installed.split() if not word.startswith("--")] == ["./service"]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_build_context_has_what_is_copied(name: str) -> None:
+    admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    assert set(sources(stages(IMAGES[name]))) <= admitted
+    assert all((ROOT / source).exists() for source in admitted - {"CHANGELOG.md"})
+
+
+def test_the_options_that_the_image_sets_are_the_exporters() -> None:
+    """The exporter takes no notice of a variable that it does not know: a wrong name would go unseen."""
+    known = {
+        (name if isinstance(name, str) else name[0])
+        for option in main.params
+        if isinstance(option, click.Option)
+        for name in [option.envvar or f"OPTWRAP_EXPORTER_{str(option.name).upper()}"]
+    }
+    image = {name for name in environment(last("exporter")) if name.startswith("OPTWRAP_")}
+    compose = set(SERVICES["exporter"]["environment"])
+    assert image == {"OPTWRAP_EXPORTER_LISTEN", "OPTWRAP_EXPORTER_DATA_DIR", "OPTWRAP_EXPORTER_INGEST_SOCKET"}
+    assert image | compose <= known
+
+
+def test_the_health_check_tells_an_exporter_that_is_ready_from_one_that_is_not(exporter: RunningExporter) -> None:
+    python, *arguments = health_check(last("exporter"))
+    assert python == "python"
+    checked = [argument.replace("http://127.0.0.1:10425", exporter.url) for argument in arguments]
+    assert checked != arguments
+
+    def ask() -> int:
+        return subprocess.run([sys.executable, *checked], capture_output=True, check=False).returncode
+
+    assert ask() == 0
+    exporter.stop()
+    assert ask() == 1
+
+
+def test_the_exporter_answers_prometheus_and_takes_reports_over_the_socket_as_compose_sets_it_up(
+    start_exporter: Callable[..., RunningExporter], tmp_path: Path
+) -> None:
+    """By the service's name, which compose allows, and by no other; the report comes over the shared socket."""
+    (name,) = load(PROMETHEUS / "prometheus.yml")["scrape_configs"][0]["static_configs"][0]["targets"]
+    socket = tmp_path / "ingest.sock"
+    allowed = SERVICES["exporter"]["environment"]["OPTWRAP_EXPORTER_ALLOWED_HOST"]
+    running = start_exporter("--ingest-socket", str(socket), "--allowed-host", allowed)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
+        assert client.post("http://localhost/v1/reports", json=Job("lm", clock=time.time).report()).status_code == 200
+    scraped = httpx.get(f"{running.url}/metrics", headers={"Host": name}, trust_env=False)
+    assert scraped.status_code == 200
+    assert re.search(r'^optwrap_steps_total\{[^}]*run="lm"[^}]*\} 0\.0$', scraped.text, re.MULTILINE)
+    assert httpx.get(f"{running.url}/metrics", headers={"Host": "other:10425"}, trust_env=False).status_code == 421
+
+
+def test_the_compose_file_follows_the_compose_specification() -> None:
+    program = Path(sys.executable).with_name("check-jsonschema")
+    checked = subprocess.run(
+        [program, "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_a_pinned_image_and_ports_for_this_machine_only(name: str) -> None:
+    service = SERVICES[name]
+    assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"])
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"trainer"}))
+def test_a_service_that_others_wait_for_says_when_it_is_ready(name: str) -> None:
+    """The exporter's check comes with its image."""
+    assert "healthcheck" in SERVICES[name] or (name == "exporter" and health_check(last(name)))
+
+
+def test_services_wait_until_the_others_are_ready_and_volumes_are_declared() -> None:
+    waits = {
+        (name, other): wait["condition"]
+        for name, service in SERVICES.items()
+        for other, wait in service.get("depends_on", {}).items()
+    }
+    assert set(waits.values()) == {"service_healthy"}
+    assert {("trainer", "exporter"), ("prometheus", "exporter"), ("grafana", "prometheus")} <= set(waits)
+    mounts = [volume.split(":") for service in SERVICES.values() for volume in service.get("volumes", [])]
+    assert {mount[0] for mount in mounts if not mount[0].startswith(".")} == set(COMPOSE["volumes"])
+    for mount in mounts:
+        if mount[0].startswith("."):
+            assert (DEPLOY / mount[0]).exists(), mount[0]
+            assert mount[2] == "ro"
+
+
+def test_trainer_and_exporter_share_the_socket_and_the_user() -> None:
+    """In compose and in the pod: both mount the directory in which the exporter of the image makes the socket."""
+    path = Path(environment(last("exporter"))["OPTWRAP_EXPORTER_INGEST_SOCKET"])
+    for name in ("exporter", "trainer"):
+        assert f"ingest:{path.parent}" in SERVICES[name]["volumes"]
+        assert {"name": "ingest", "mountPath": str(path.parent)} in CONTAINERS[name]["volumeMounts"]
+    assert parse(SERVICES["trainer"]["command"]).endpoint == f"unix://{path}"
+    variables = {variable["name"]: variable.get("value", "lm") for variable in CONTAINERS["trainer"]["env"]}
+    arguments = [
+        re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], text) for text in CONTAINERS["trainer"]["args"]
+    ]
+    assert parse(arguments).endpoint == f"unix://{path}"
+    assert parse(arguments).run == "lm"
+    assert POD["securityContext"]["runAsUser"] == int(USER)
+
+
+@pytest.mark.parametrize("name", ["exporter", "trainer"])
+def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
+    assert SERVICES[name]["read_only"] is True
+    assert SERVICES[name]["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in SERVICES[name]["security_opt"]
+    security = CONTAINERS[name]["securityContext"]
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_grafana_finds_prometheus_and_the_dashboards_where_compose_puts_them() -> None:
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    (source,) = load(provisioning / "datasources" / "prometheus.yml")["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert source["jsonData"]["timeInterval"] == load(PROMETHEUS / "prometheus.yml")["global"]["scrape_interval"]
+    (provider,) = load(provisioning / "dashboards" / "optwrap.yml")["providers"]
+    mounts = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
+    assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+    home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert home.name in {path.name for path in DASHBOARDS}
+
+
+def test_prometheus_finds_its_files_where_compose_puts_them() -> None:
+    mounts = dict(volume.split(":")[:2] for volume in SERVICES["prometheus"]["volumes"])
+    command = dict(option.split("=", 1) for option in SERVICES["prometheus"]["command"])
+    assert mounts["./prometheus/prometheus.yml"] == command["--config.file"]
+    assert mounts["./prometheus/consoles"] == command["--web.console.templates"]
+    assert Path(mounts["./prometheus/rules"]) == Path(command["--config.file"]).parent / "rules"
+    (alertmanager,) = load(PROMETHEUS / "prometheus.yml")["alerting"]["alertmanagers"]
+    assert alertmanager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
+
+
+def test_the_pod_is_what_kubernetes_takes() -> None:
+    """Strictly: a field that the API does not know is an error, not passed over."""
+    manifest = load(DEPLOY / "kubernetes" / "job.yaml")
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    manifest["spec"]["template"]["spec"]["restartPolice"] = "Never"
+    with pytest.raises(kubernetes_validate.ValidationError, match="restartPolice"):
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_pods_exporter_is_a_sidecar_that_is_ready_first_and_scraped_last() -> None:
+    exporter = CONTAINERS["exporter"]
+    assert exporter in POD["initContainers"]
+    assert exporter["restartPolicy"] == "Always"
+    command = exporter["lifecycle"]["preStop"]["exec"]["command"]
+    (seconds,) = map(int, re.findall(r"sleep\((\d+)\)", command[-1]))
+    scrape = load(DEPLOY / "kubernetes" / "prometheus-scrape.yaml")["scrape_configs"][0]
+    assert int(scrape["scrape_interval"].removesuffix("s")) < seconds < POD["terminationGracePeriodSeconds"]
+
+
+def test_the_kustomization_names_the_images_of_the_pod() -> None:
+    kustomization = load(DEPLOY / "kubernetes" / "kustomization.yaml")
+    assert [(DEPLOY / "kubernetes" / name).exists() for name in kustomization["resources"]] == [True]
+    assert {image["name"] for image in kustomization["images"]} == {c["image"] for c in CONTAINERS.values()}
+    assert {f"{image['name']}:{image['newTag']}" for image in kustomization["images"]} == {
+        SERVICES[name]["image"] for name in ("exporter", "trainer")
+    }
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here; nothing of it reaches a cluster")
+def test_kustomize_renders_a_pod_that_kubernetes_takes() -> None:
+    rendered = subprocess.run(
+        ["kubectl", "kustomize", DEPLOY / "kubernetes"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HOME": "/"},
+    )
+    (manifest,) = yaml.safe_load_all(rendered.stdout)
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.programs("promtool")
+def test_prometheus_takes_the_scrape_of_the_pods(tmp_path: Path) -> None:
+    """Debian's Prometheus is built without Kubernetes: the discovery is left out, its relabelling is checked."""
+    config = load(DEPLOY / "kubernetes" / "prometheus-scrape.yaml")
+    (scrape,) = config["scrape_configs"]
+    assert scrape["job_name"] == "optwrap"
+    assert scrape.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    file = tmp_path / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    checked = subprocess.run(["promtool", "check", "config", file], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr

@@ -1,0 +1,244 @@
+"""Dashboard, rules and runbooks against a real Prometheus that scrapes a real exporter fed by a live job."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import RunningExporter
+from tests.deploy import prometheus as prometheus_module
+from tests.deploy.places import ALERTS, DASHBOARDS, RECORDED
+from tests.deploy.prometheus import RATE_INTERVAL, Prometheus
+from tests.deploy.promql import SERIES
+from tests.exporter.running import Job
+
+pytestmark = pytest.mark.programs("prometheus", "promtool")
+
+RUN = "lm-7b:live.test_1"
+(DASHBOARD,) = [json.loads(path.read_text("utf-8")) for path in DASHBOARDS]
+PANELS: dict[str, dict[str, Any]] = {panel["title"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
+TARGETS = [
+    pytest.param(target, id=f"{title}-{target['refId']}")
+    for title, panel in PANELS.items()
+    for target in panel["targets"]
+]
+EVERY_K = 4
+BEATS = 12
+"""Reports of each process while it trains."""
+
+
+@dataclasses.dataclass
+class Live:
+    """Everything that runs, and what was reported."""
+
+    exporter: RunningExporter
+    prometheus: Prometheus
+    jobs: list[Job]
+    started: float
+    ended: float
+
+    def substituted(self, expr: str) -> str:
+        """A dashboard's expression as Grafana sends it, for an hour."""
+        expr = expr.replace("$__rate_interval", RATE_INTERVAL).replace("$__range", "3600s").replace("$run", RUN)
+        assert "$" not in expr
+        return expr
+
+    def asked(self, title: str, place: int = 0) -> list[tuple[dict[str, str], float]]:
+        """What a panel's query gives now."""
+        return self.prometheus.instant(self.substituted(PANELS[title]["targets"][place]["expr"]))
+
+    def number(self, title: str, place: int = 0) -> float:
+        """The same where it is one number."""
+        ((_, value),) = self.asked(title, place)
+        return value
+
+
+def train(job: Job) -> None:
+    """A dozen steps: three windows of four, in which every verdict comes up and two parameters go bad."""
+    for place, verdict in enumerate(
+        ["accumulated", "accumulated", "skipped_large", "accumulated", "applied", "skipped_other"] * 2
+    ):
+        job.gauges["mini_step"] = place % EVERY_K
+        job.step(verdict, norm=9.0 if verdict == "skipped_large" else 0.5 + place / 8)
+    job.step("skipped_not_finite", "NaN", decoder__w=3)
+    job.step("skipped_not_finite", "Infinity", decoder__w=1, embed__table=2)
+    job.step("accepted_not_finite", "NaN", decoder__w=7)
+    job.gauges |= {"mini_step": 3, "every_k": EVERY_K, "gradient_norm_limit": 8.0}
+    job.gauges |= {"guard_not_finite_count": 2, "guard_not_finite_limit": 5, "steps_since_sync": 1, "sync_period": 6}
+    job.dropped = {"steps": job.dropped["steps"] + 2, "bad_steps": job.dropped["bad_steps"] + 1}
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Two processes of a run that report the same global counts, and are scraped while they do."""
+    exporter = RunningExporter(tmp_path_factory.mktemp("exporter") / "data")
+    try:
+        with (
+            prometheus_module.running(tmp_path_factory.mktemp("prometheus"), [exporter.url]) as prometheus,
+            httpx.Client(base_url=exporter.url, trust_env=False, timeout=30) as client,
+        ):
+
+            def send(job: Job, state: str = "running") -> None:
+                answer = client.post("/v1/reports", json=job.report(state))
+                assert answer.status_code == 200, answer.text
+
+            jobs = [Job(RUN, process, f"e{process}", clock=time.time, process_count=2) for process in range(2)]
+            started = time.time()
+            for job in jobs:
+                send(job, "starting")
+            # increase() knows nothing of what came before the first scrape: the hello's zeros have to be seen.
+            prometheus.wait_until(f'count(optwrap_steps_total{{run="{RUN}"}}) == 2')
+            for _ in range(BEATS):
+                for job in jobs:
+                    train(job)
+                    send(job)
+                time.sleep(prometheus_module.SCRAPE_INTERVAL)
+            prometheus.wait_until(f'min(optwrap_steps_total{{run="{RUN}"}}) == {jobs[0].totals["steps"]}')
+            prometheus.wait_until('ALERTS{alertname="OptwrapClientDrops", alertstate="firing"}')
+            yield Live(exporter, prometheus, jobs, started, time.time())
+    finally:
+        exporter.stop()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_query_of_every_panel_gives_data(live: Live, target: dict[str, Any]) -> None:
+    expr = live.substituted(target["expr"])
+    if target["instant"]:
+        assert live.prometheus.instant(expr)
+    else:
+        series = live.prometheus.range(expr, live.started, live.ended)
+        assert series
+        # Rates that are all zero would be as good as none: nothing was counted.
+        if "rate(" in target["expr"]:
+            assert any(value > 0 for _, values in series for value in values)
+
+
+def test_the_variable_lists_the_runs(live: Live) -> None:
+    (variable,) = [found for found in DASHBOARD["templating"]["list"] if found["type"] == "query"]
+    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"])
+    assert asked is not None
+    assert live.prometheus.get(f"label/{asked[2]}/values", **{"match[]": asked[1]}) == [RUN]
+
+
+def test_the_numbers_are_those_that_the_job_reported(live: Live) -> None:
+    """Two processes reported the same steps: they count once."""
+    totals = live.jobs[0].totals
+    verdicts = totals["verdicts"]
+    assert live.number("Steps") == totals["steps"] == BEATS * 15
+    assert live.number("Gradient steps") == totals["gradient_steps"] == BEATS * 3
+    assert live.number("Let through not finite") == verdicts["accepted_not_finite"] == BEATS
+    assert {labels["reason"]: value for labels, value in live.asked("Skipped steps")} == {
+        reason: verdicts[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")
+    }
+    assert live.number("Steps the optimizer's state has lived") == totals["steps"]
+    assert live.number("Runs") == 1
+
+
+@pytest.mark.parametrize("column", [0, 1], ids=["in the time range", "since the run began"])
+def test_the_parameters_are_those_that_went_bad(live: Live, column: int) -> None:
+    """Also in the time range: a parameter's series begins above zero, which increase() would not count."""
+    found = {labels["parameter"]: value for labels, value in live.asked("Parameters that went bad", column)}
+    assert found == live.jobs[0].totals["parameters"] == {"decoder/w": 3 * BEATS, "embed/table": BEATS}
+
+
+def test_the_gauges_are_those_of_the_last_report(live: Live) -> None:
+    gauges = live.jobs[0].gauges
+    assert [live.number("Not-finite streak and limit", place) for place in range(4)] == [
+        gauges["not_finite_streak"],
+        gauges["not_finite_streak_peak"],
+        gauges["guard_not_finite_count"],
+        gauges["guard_not_finite_limit"],
+    ]
+    assert [live.number("Accumulation window", place) for place in range(2)] == [gauges["mini_step"], EVERY_K]
+    assert [live.number("Lookahead", place) for place in range(2)] == [1, 6]
+    # The last step's norm is NaN; the last finite one is that of the twelfth.
+    assert [live.number("Gradient norm and limit", place) for place in range(2)] == [0.5 + 11 / 8, 8.0]
+
+
+def test_health_is_the_exporters_own(live: Live) -> None:
+    """What the run let through keeps it at gave_up for five minutes."""
+    mapping = PANELS["Health now"]["fieldConfig"]["defaults"]["mappings"][0]["options"]
+    said = httpx.get(f"{live.exporter.url}/v1/runs/{RUN}", trust_env=False).json()["health"]
+    assert said == "gave_up"
+    assert mapping[str(int(live.number("Health now")))]["text"].replace(" ", "_") == said
+    processes = {labels["process"]: mapping[str(int(value))]["text"] for labels, value in live.asked("Processes")}
+    assert processes == {"0": "gave up", "1": "gave up"}
+
+
+def test_a_dashboard_knows_the_processes_hosts(live: Live) -> None:
+    assert {(labels["process"], labels["host"]) for labels, _ in live.asked("Processes", 1)} == {
+        ("0", "node-0"),
+        ("1", "node-1"),
+    }
+
+
+@pytest.mark.parametrize("job", [0, 1], ids=["process 0", "process 1"])
+def test_each_processs_counters_in_prometheus_are_what_it_reported(live: Live, job: int) -> None:
+    totals, dropped = live.jobs[job].totals, live.jobs[job].dropped
+    expected: dict[tuple[str, str], float] = {
+        ("optwrap_steps_total", ""): totals["steps"],
+        ("optwrap_gradient_steps_total", ""): totals["gradient_steps"],
+        ("optwrap_not_finite_steps_total", ""): totals["not_finite_steps"],
+        ("optwrap_accepted_not_finite_steps_total", ""): totals["verdicts"]["accepted_not_finite"],
+        **{
+            ("optwrap_skipped_steps_total", r): totals["verdicts"][f"skipped_{r}"]
+            for r in ("not_finite", "large", "other")
+        },
+        **{("optwrap_parameter_not_finite_steps_total", p): n for p, n in totals["parameters"].items()},
+        **{("optwrap_client_dropped_total", kind): n for kind, n in dropped.items()},
+    }
+    counters = {name for name, metric in SERIES.items() if metric.type == "counter" and "process" in metric.labels}
+    found = {}
+    for name in counters:
+        for labels, value in live.prometheus.instant(f'{name}{{run="{RUN}", process="{job}"}}'):
+            (further,) = {
+                labels.get(label, "") for label in SERIES[name].labels if label not in {"run", "process"}
+            } or {""}
+            found[name, further] = value
+    assert found == expected
+
+
+def test_every_rule_is_evaluated_without_an_error(live: Live) -> None:
+    rules = [rule for group in live.prometheus.get("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) == len(ALERTS) + len(RECORDED)
+    assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
+
+
+def test_recorded_rates_count_the_processes_once(live: Live) -> None:
+    """The recorded increase is that of one process, however many report."""
+    for name, label in (("run:optwrap_skipped_steps:increase10m", "increase"), ("run:optwrap_steps:rate5m", "rate")):
+        ((labels, recorded),) = live.prometheus.instant(f"{name}{{}}")
+        assert labels["run"] == RUN
+        metric, window = ("skipped_steps", "10m") if label == "increase" else ("steps", "5m")
+        each = live.prometheus.instant(
+            f'sum without (reason) ({label}(optwrap_{metric}_total{{run="{RUN}"}}[{window}]))'
+        )
+        assert len(each) == 2
+        assert recorded == pytest.approx(max(value for _, value in each), rel=0.2)
+
+
+def test_a_run_that_gave_up_pages_with_its_name_and_number_and_the_link_leads_to_the_runbook(live: Live) -> None:
+    """Prometheus itself serves the page that the alert points to, with the heading's anchor in it."""
+    (alert,) = [
+        found for found in live.prometheus.get("alerts")["alerts"] if found["labels"]["alertname"] == "OptwrapGaveUp"
+    ]
+    assert alert["state"] == "firing"
+    assert alert["labels"] == {"alertname": "OptwrapGaveUp", "run": RUN, "severity": "critical"}
+    assert alert["annotations"]["summary"].startswith(f"{RUN}: ")
+    assert alert["annotations"]["summary"].endswith(f"in {BEATS} steps so far")
+    url, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+    served = httpx.get(url, trust_env=False)
+    assert served.status_code == 200
+    assert f'<h2 id="{anchor}">OptwrapGaveUp</h2>' in served.text
+
+
+def test_promtool_has_no_complaint_about_the_metrics(live: Live) -> None:
+    scraped = httpx.get(f"{live.exporter.url}/metrics", trust_env=False)
+    checked = subprocess.run(["promtool", "check", "metrics"], input=scraped.content, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
