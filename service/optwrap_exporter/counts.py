@@ -6,12 +6,9 @@ the same whatever the order of the reports and however often one comes.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Final, Self
+from typing import Self
 
 from optwrap_exporter.wire import LARGEST, VERDICTS, Counters, Skipped, Totals, Verdict, Verdicts
-
-_EMPTY: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,7 +18,7 @@ class Counts:
     verdicts: tuple[int, ...] = (0,) * len(VERDICTS)
     """In the order of `wire.VERDICTS`."""
     not_finite_steps: int = 0
-    parameters: Mapping[str, int] = _EMPTY
+    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Steps by parameter, those at zero left out, in the tree's order as far as it is known."""
 
     @classmethod

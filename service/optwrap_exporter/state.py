@@ -6,7 +6,6 @@ without reading a single step record. Parameters are apart (`Badness`): there ma
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 from optwrap_exporter.counts import Counts
@@ -52,9 +51,6 @@ class Streak:
         return 0 if self.first is None or self.last is None else self.last - self.first + 1
 
 
-_NO_OFFENCES: Final[Mapping[str, Offences]] = MappingProxyType({})
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class EpochState:
     """One epoch of one process: one start of it, or one rollback within it."""
@@ -96,7 +92,7 @@ class EpochState:
     streak: Streak = Streak()
     placed: bool = False
     """Whether it is known, and told, at which step the epoch took up."""
-    offences: Mapping[str, Offences] = _NO_OFFENCES
+    offences: Mapping[str, Offences] = dataclasses.field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -127,7 +123,7 @@ class EpochState:
             if mine is not old:
                 names.update((path, None) for path in mine if mine[path] != old.get(path, 0))
                 names.update((path, None) for path in old if path not in mine)
-        earlier = before.offences if before else _NO_OFFENCES
+        earlier: Mapping[str, Offences] = before.offences if before else {}
         if self.offences is not earlier:
             names.update((path, None) for path, what in self.offences.items() if earlier.get(path) != what)
         return list(names)
