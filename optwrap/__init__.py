@@ -8,20 +8,28 @@ from optwrap.layout import flatten
 from optwrap.lookahead import lookahead
 from optwrap.masking import masked
 from optwrap.skipping import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
+from optwrap.telemetry.instrument import instrument
+from optwrap.telemetry.monitor import Monitor
+from optwrap.telemetry.reading import reading
+from optwrap.telemetry.state import InstrumentState
 
 __all__ = [
     "ApplyIfFiniteState",
+    "InstrumentState",
     "LookaheadParams",
     "LookaheadState",
     "MaskedNode",
     "MaskedState",
+    "Monitor",
     "MultiSteps",
     "MultiStepsState",
     "ShouldSkipUpdateFunction",
     "apply_if_finite",
     "flatten",
+    "instrument",
     "lookahead",
     "masked",
+    "reading",
     "skip_large_updates",
     "skip_not_finite",
 ]
