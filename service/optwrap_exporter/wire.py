@@ -494,6 +494,7 @@ _LONGEST: Final = 200
 def shown(value: object, longest: int = _LONGEST) -> str:
     """`value` for an error message: printable, and at most `longest` characters."""
     text = value if isinstance(value, str) else repr(value)
+    text = text[: longest + 1]  # of the megabytes that a report may hold, no more than is shown
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
