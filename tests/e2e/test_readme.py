@@ -1,0 +1,104 @@
+"""Every code block in the README is run, as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+
+    @property
+    def first_line(self) -> str:
+        return self.code.splitlines()[0]
+
+
+BLOCKS = [Block(*m) for m in re.findall(r"^```(\w*)\n(.*?)^```$", (REPOSITORY / "README.md").read_text(), re.M | re.S)]
+COMMANDS = [line for block in BLOCKS if block.language == "console" for line in block.code.splitlines()]
+
+
+def test_every_block_is_python_or_a_command_that_a_test_here_knows() -> None:
+    assert {block.language for block in BLOCKS} == {"python", "console"}
+    assert COMMANDS == [
+        "make demo",
+        "pip install . ./service",
+        "optwrap-exporter --data-dir ./optwrap-data",
+        "optwrap-exporter status http://127.0.0.1:10425",
+        "curl -s http://127.0.0.1:10425/metrics",
+        "curl -s http://127.0.0.1:10425/v1/runs/my-run",
+    ]
+
+
+def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a newcomer's shell would, with this environment's programs first on the path."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=cwd,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [("my-run", {"applied": 99, "skipped_not_finite": 1}), ("my-other-run", {"applied": 24, "skipped_not_finite": 1})],
+)
+def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, int], exporter, tmp_path: Path) -> None:
+    (block,) = (b for b in BLOCKS if b.language == "python" and f'run="{run}"' in b.code)
+    script = tmp_path / "train.py"
+    script.write_text(block.code)
+    ran = shell(f"{sys.executable} {script}", tmp_path, OPTWRAP_ENDPOINT=exporter.url)
+    assert ran.returncode == 0, ran.stderr
+    answer = httpx.get(f"{exporter.url}/v1/runs/{run}").json()
+    assert answer["health"] == "finished"
+    assert answer["totals"]["steps"] == 100
+    verdicts = answer["totals"]["verdicts"]
+    assert {k: verdicts[k] for k in expected} == expected
+    assert [p["parameter"] for p in answer["parameters"]] == ["w"]
+    # The commands that ask, asked of this exporter.
+    for command in COMMANDS[3:]:
+        asked = shell(command.replace("http://127.0.0.1:10425", exporter.url), tmp_path)
+        assert run in asked.stdout or run not in command, asked
+
+
+def test_make_demo_sets_up_and_ends_in_json(tmp_path: Path) -> None:
+    ran = shell("make demo", REPOSITORY, ARGS=f"--quick --listen 127.0.0.1:0 --data-dir {tmp_path}")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1].startswith('{"run":')
+
+
+def test_pip_takes_both_distributions(tmp_path: Path) -> None:
+    """Dependencies are left out: that they suffice is test_isolation's to show."""
+    ran = shell(
+        "pip install . ./service",
+        REPOSITORY,
+        PIP_TARGET=str(tmp_path),
+        PIP_NO_DEPS="1",
+        PIP_NO_BUILD_ISOLATION="0",  # pip's own spelling of "without build isolation"
+        PIP_NO_INDEX="1",
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "optwrap").is_dir()
+    assert (tmp_path / "optwrap_exporter" / "page" / "vendor" / "uPlot.esm.js").is_file()
+
+
+def test_the_pictures_and_pages_it_links_to_are_there() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert links
+    for link in links:
+        assert (REPOSITORY / link).exists(), link
