@@ -503,7 +503,8 @@ def field_of(location: Iterable[int | str]) -> str:
     """`("steps", "norm", 3)` as `steps.norm[3]`; the whole body is `body`."""
     field = ""
     for part in location:
-        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
+        name = part if part != "" else '""'
+        field += f"[{name}]" if isinstance(name, int) else f".{name}" if field else name
     return shown(field) or "body"
 
 

@@ -1,0 +1,248 @@
+"""The wire: what a report may be, what is said of one that may not, and how answers are written."""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optwrap_exporter import wire
+from optwrap_exporter.wire import ErrorDetail, Gauges, Report, RunDetail, StepColumns, error_details
+from pydantic import ValidationError
+
+from tests.exporter.reports import Trainer, sent
+
+ROOT = Path(__file__).parents[2]
+
+
+def documented() -> dict[str, Any]:
+    """The example of docs/wire.md."""
+    text = (ROOT / "docs" / "wire.md").read_text()
+    found = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    example: dict[str, Any] = json.loads(found.group(1))
+    return example
+
+
+def wrong(report: Any) -> list[ErrorDetail]:
+    """What is said of it; nothing if it is right."""
+    try:
+        Report.model_validate_json(report if isinstance(report, str | bytes) else json.dumps(report))
+    except ValidationError as error:
+        return error_details(error)
+    return []
+
+
+def test_the_documented_report_is_valid() -> None:
+    report = sent(documented())
+    assert math.isnan(report.steps.norm[0])
+    assert report.totals.verdicts.accumulated == 9
+
+
+def at(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
+    """Sets one place of a report."""
+
+    def put(report: dict[str, Any], value: Any) -> None:
+        inner: Any = report
+        for part in path[:-1]:
+            inner = inner[part]
+        inner[path[-1]] = value
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("run",), "", "run"),
+        (("run",), "-lm", "run"),
+        (("run",), "a b", "run"),
+        (("run",), "lm\n", "run"),
+        (("run",), "x" * 129, "run"),
+        (("run",), None, "run"),
+        (("process",), -1, "process"),
+        (("process",), 65_536, "process"),
+        (("process",), "0", "process"),
+        (("process",), True, "process"),
+        (("epoch",), "e" * 65, "epoch"),
+        (("epoch",), "é", "epoch"),
+        (("attempt",), "", "attempt"),
+        (("attempt",), "a" * 129, "attempt"),
+        (("seq",), 0, "seq"),
+        (("seq",), 1.5, "seq"),
+        (("seq",), 1, "oldest_held"),
+        (("oldest_held",), 0, "oldest_held"),
+        (("oldest_held",), 4, "oldest_held"),
+        (("interval",), 0, "interval"),
+        (("interval",), 3601, "interval"),
+        (("interval",), math.inf, "interval"),
+        (("sent_at",), -1, "sent_at"),
+        (("sent_at",), math.nan, "sent_at"),
+        (("sent_at",), 1e11, "sent_at"),
+        (("state",), "paused", "state"),
+        (("source", "host"), "node\x00", "source.host"),
+        (("source", "process_count"), 0, "source.process_count"),
+        (("totals", "steps"), 13, "totals.steps"),
+        (("totals", "gradient_steps"), 3, "totals.gradient_steps"),
+        (("totals", "not_finite_steps"), 13, "totals.not_finite_steps"),
+        (("totals", "verdicts", "applied"), -2, "totals.verdicts.applied"),
+        (("totals", "verdicts", "applied"), 2**53 + 1, "totals.verdicts.applied"),
+        (("totals", "parameters", ""), 1, 'totals.parameters.""'),
+        (("totals", "parameters", "a\nb"), 1, r"totals.parameters.a\nb"),
+        (("totals", "parameters", "a\x85b"), 1, r"totals.parameters.a\x85b"),
+        (("totals", "parameters", "w" * 1025), 1, "totals.parameters." + "w" * 181 + "…"),
+        (("totals", "parameters", "w"), -1, "totals.parameters.w"),
+        (("at_start", "parameters", "w"), 1, "totals.parameters.w"),
+        (("at_start", "not_finite_steps"), 1, "at_start.not_finite_steps"),
+        (("base",), {}, "base.steps"),
+        (("gauges", "mini_step"), -1, "gauges.mini_step"),
+        (("gauges", "gradient_norm"), -0.5, "gauges.gradient_norm"),
+        (("gauges", "gradient_norm"), "nan", "gauges.gradient_norm"),
+        (("gauges", "gradient_norm_limit"), "Infinity", "gauges.gradient_norm_limit"),
+        (("gauges", "loss"), 1, "gauges.loss"),
+        (("steps", "norm"), [1.0], "steps.norm"),
+        (("steps", "step"), [0, 1], "steps.step[0]"),
+        (("steps", "time", 1), math.inf, "steps.time[1]"),
+        (("steps", "verdict", 0), "skipped", "steps.verdict[0]"),
+        (("steps", "finite", 0), 1, "steps.finite[0]"),
+        (("steps", "norm", 1), -1.0, "steps.norm[1]"),
+        (("steps", "norm", 1), math.nan, "steps.norm[1]"),
+        (("steps", "norm", 1), "inf", "steps.norm[1]"),
+        (("steps", "mini_step", 1), -1, "steps.mini_step[1]"),
+        (("steps", "interpolated"), [True], "steps.interpolated"),
+        (("offenders", 0, "not_finite"), 0, "offenders[0].not_finite"),
+        (("offenders", 0, "parameter"), "\ud800", "body"),
+        (("dropped", "steps"), -1, "dropped.steps"),
+        (("loss",), 1.0, "loss"),
+    ],
+)
+def test_a_wrong_field_is_refused_and_named(path: tuple[str | int, ...], value: Any, field: str) -> None:
+    report = documented()
+    at(*path)(report, value)
+    assert field in [detail.field for detail in wrong(report)]
+
+
+@pytest.mark.parametrize("name", sorted(set(documented()) - {"base", "gauges", "steps", "offenders", "dropped"}))
+def test_a_field_that_lacks_is_named(name: str) -> None:
+    report = documented()
+    del report[name]
+    assert [(detail.field, detail.value) for detail in wrong(report)] == [(name, "absent")]
+
+
+@pytest.mark.parametrize("key", ["steps", "gradient_steps", "not_finite_steps"])
+def test_totals_below_those_at_the_start_are_refused(key: str) -> None:
+    report = documented()
+    report["at_start"] = copy.deepcopy(report["totals"])
+    for counters in (report["totals"], report["at_start"]):
+        counters["parameters"] = {}
+    verdict = {"steps": "skipped_large", "gradient_steps": "applied", "not_finite_steps": "skipped_large"}[key]
+    report["at_start"]["verdicts"][verdict] += 1
+    report["at_start"]["steps"] += 1
+    report["at_start"]["gradient_steps"] += key == "gradient_steps"
+    report["at_start"]["not_finite_steps"] += key == "not_finite_steps"
+    details = wrong(report)
+    assert details
+    assert all("at_start" in detail.allowed for detail in details)
+
+
+def test_more_parameters_than_allowed_are_refused() -> None:
+    report = documented()
+    report["offenders"] = []
+    report["totals"]["parameters"] = {str(i): 1 for i in range(wire.MOST_PARAMETERS)}
+    assert wrong(report) == []
+    report["totals"]["parameters"]["one more"] = 1
+    assert [detail.field for detail in wrong(report)] == ["totals.parameters"]
+
+
+def test_a_body_that_is_no_json_is_one_error_of_the_body() -> None:
+    for body in ("", "{", "[]", "nan", b"\xff\xfe", '{"run": "\\ud800"}'):
+        details = wrong(body)
+        assert [detail.field for detail in details] == ["body"]
+
+
+def test_what_is_wrong_is_said_shortly_in_printable_characters_once_for_each_field() -> None:
+    report = documented()
+    report["run"] = "x\x1b[31m\u202e" * 1000
+    report["steps"]["norm"] = ["bad"] * 50_000
+    details = wrong(report)
+    assert len(details) == 20
+    assert len({detail.field for detail in details}) == 20
+    for detail in details:
+        assert max(len(detail.field), len(detail.value)) <= 200
+        assert (detail.field + detail.value + detail.allowed).isprintable()
+
+
+def test_a_norm_that_is_neither_a_number_nor_a_name_is_one_error_with_all_that_is_allowed() -> None:
+    report = documented()
+    report["gauges"]["gradient_norm"] = "big"
+    (detail,) = wrong(report)
+    assert detail == ErrorDetail(
+        field="gauges.gradient_norm", value="big", allowed="a valid number, or 'NaN', 'Infinity' or '-Infinity'"
+    )
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(data=st.data())
+def test_whatever_stands_in_a_place_it_is_taken_or_refused_with_field_value_and_remedy(data: st.DataObject) -> None:
+    report = documented()
+    inner: Any = report
+    while True:
+        key = data.draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+        if isinstance(inner[key], dict | list) and inner[key] and data.draw(st.booleans()):
+            inner = inner[key]
+            continue
+        inner[key] = data.draw(values)
+        break
+    body = json.dumps(report)
+    for detail in wrong(body):
+        assert detail.field
+        assert detail.allowed
+        json.dumps(detail.model_dump()).encode()
+
+
+norms = st.floats(min_value=0, allow_nan=False) | st.just(math.nan) | st.just(-math.inf)
+
+
+@given(norms=st.lists(norms, min_size=1, max_size=5))
+def test_norms_survive_the_wire_whatever_they_are(norms: list[float]) -> None:
+    trainer = Trainer()
+    for norm in norms:
+        trainer.step(norm=wire.spelled(norm))
+    report = trainer.report()
+    again = Report.model_validate_json(report.model_dump_json())
+    assert again.model_dump_json() == report.model_dump_json()
+    for got, norm in zip(again.steps.norm, norms, strict=True):
+        assert got == norm or (math.isnan(got) and math.isnan(norm))
+
+
+def test_answers_spell_what_is_not_finite_and_leave_out_what_is_absent() -> None:
+    gauges = Gauges(gradient_norm=math.nan, mini_step=0)
+    columns = StepColumns(
+        step=[1, 2], time=[0, 1], verdict=["applied"] * 2, finite=[True] * 2, norm=[math.inf, 2.5], mini_step=[None, 1]
+    )
+    for dumped in (
+        (gauges.model_dump(mode="json"), columns.model_dump(mode="json")),
+        (json.loads(gauges.model_dump_json()), json.loads(columns.model_dump_json())),
+    ):
+        assert dumped[0] == {"gradient_norm": "NaN", "mini_step": 0}
+        assert dumped[1]["norm"] == ["Infinity", 2.5]
+        assert dumped[1]["mini_step"] == [None, 1]
+        assert "interpolated" not in dumped[1]
+
+
+def test_the_run_answers_every_field_of_its_contract() -> None:
+    assert set(RunDetail.model_fields) == {
+        "run", "health", "since", "first_report", "last_report", "totals", "state_totals", "unseen", "gauges",
+        "parameters", "dropped", "attempts", "processes",
+    }  # fmt: skip
