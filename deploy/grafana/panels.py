@@ -182,10 +182,10 @@ def rows_by(
     empty: str = "–",
     overrides: Sequence[tuple[str, models.DynamicConfigValue]] = (),
 ) -> table.Panel:
-    """A table with one row for each value of `label`, joined from the newest values of the queries.
+    """A table with one row for each value of `label` that all the queries' newest results have.
 
     Args:
-      label: the label that all queries' results have.
+      label: the label by which the results are joined.
       title: what is shown.
       description: what it means, and what to look for.
       *queries: each adds its labels, and a column `Value #A`, `Value #B`, ...
@@ -207,7 +207,7 @@ def rows_by(
         .targets(list(_targets(queries, instant=True, as_table=True)))
         .transformations(
             [
-                models.DataTransformerConfig("joinByField", options={"byField": label, "mode": "outer"}),
+                models.DataTransformerConfig("joinByField", options={"byField": label, "mode": "inner"}),
                 models.DataTransformerConfig(
                     "filterFieldsByName", options={"include": {"names": [name for name, _, _ in columns]}}
                 ),

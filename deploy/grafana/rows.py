@@ -193,7 +193,8 @@ def where() -> Row:
             "Steps in which a parameter's gradient had a NaN or Inf. The first ten of a run to go bad keep their "
             "name, the rest count as other. Which went bad first is on the exporter's page.",
             Query(gained("optwrap_parameter_not_finite_steps_total", "parameter")),
-            Query('max by (parameter) (optwrap_parameter_not_finite_steps_total{run="$run"})'),
+            # "other" is there from the start, at zero; the join leaves out what is not here.
+            Query('max by (parameter) (optwrap_parameter_not_finite_steps_total{run="$run"}) > 0'),
             columns=[
                 ("parameter", "Parameter", ""),
                 ("Value #A", "Steps in this time range", "locale"),

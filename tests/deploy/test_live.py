@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
+import optwrap
 from tests.conftest import RunningExporter
 from tests.deploy import prometheus as prometheus_module
 from tests.deploy.places import ALERTS, DASHBOARDS, RECORDED
@@ -18,7 +22,8 @@ from tests.deploy.prometheus import RATE_INTERVAL, Prometheus
 from tests.deploy.promql import SERIES
 from tests.exporter.running import Job
 
-pytestmark = pytest.mark.programs("prometheus", "promtool")
+# One group: every worker of a parallel run would start a Prometheus of its own otherwise.
+pytestmark = [pytest.mark.programs("prometheus", "promtool"), pytest.mark.xdist_group("live")]
 
 RUN = "lm-7b:live.test_1"
 (DASHBOARD,) = [json.loads(path.read_text("utf-8")) for path in DASHBOARDS]
@@ -123,7 +128,9 @@ def test_the_variable_lists_the_runs(live: Live) -> None:
     (variable,) = [found for found in DASHBOARD["templating"]["list"] if found["type"] == "query"]
     asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"])
     assert asked is not None
-    assert live.prometheus.get(f"label/{asked[2]}/values", **{"match[]": asked[1]}) == [RUN]
+    listed = [run["run"] for run in httpx.get(f"{live.exporter.url}/v1/runs", trust_env=False).json()["items"]]
+    assert RUN in listed
+    assert live.prometheus.get(f"label/{asked[2]}/values", **{"match[]": asked[1]}) == sorted(listed)
 
 
 def test_the_numbers_are_those_that_the_job_reported(live: Live) -> None:
@@ -137,14 +144,17 @@ def test_the_numbers_are_those_that_the_job_reported(live: Live) -> None:
         reason: verdicts[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")
     }
     assert live.number("Steps the optimizer's state has lived") == totals["steps"]
-    assert live.number("Runs") == 1
 
 
-@pytest.mark.parametrize("column", [0, 1], ids=["in the time range", "since the run began"])
-def test_the_parameters_are_those_that_went_bad(live: Live, column: int) -> None:
+def test_the_parameters_are_those_that_went_bad(live: Live) -> None:
     """Also in the time range: a parameter's series begins above zero, which increase() would not count."""
-    found = {labels["parameter"]: value for labels, value in live.asked("Parameters that went bad", column)}
-    assert found == live.jobs[0].totals["parameters"] == {"decoder/w": 3 * BEATS, "embed/table": BEATS}
+    in_range, since_the_start = (
+        {labels["parameter"]: value for labels, value in live.asked("Parameters that went bad", place)}
+        for place in (0, 1)
+    )
+    assert since_the_start == live.jobs[0].totals["parameters"] == {"decoder/w": 3 * BEATS, "embed/table": BEATS}
+    assert PANELS["Parameters that went bad"]["transformations"][0]["options"]["mode"] == "inner"
+    assert {name: in_range[name] for name in since_the_start} == since_the_start
 
 
 def test_the_gauges_are_those_of_the_last_report(live: Live) -> None:
@@ -191,6 +201,7 @@ def test_each_processs_counters_in_prometheus_are_what_it_reported(live: Live, j
             for r in ("not_finite", "large", "other")
         },
         **{("optwrap_parameter_not_finite_steps_total", p): n for p, n in totals["parameters"].items()},
+        ("optwrap_parameter_not_finite_steps_total", "other"): 0,
         **{("optwrap_client_dropped_total", kind): n for kind, n in dropped.items()},
     }
     counters = {name for name, metric in SERIES.items() if metric.type == "counter" and "process" in metric.labels}
@@ -213,8 +224,7 @@ def test_every_rule_is_evaluated_without_an_error(live: Live) -> None:
 def test_recorded_rates_count_the_processes_once(live: Live) -> None:
     """The recorded increase is that of one process, however many report."""
     for name, label in (("run:optwrap_skipped_steps:increase10m", "increase"), ("run:optwrap_steps:rate5m", "rate")):
-        ((labels, recorded),) = live.prometheus.instant(f"{name}{{}}")
-        assert labels["run"] == RUN
+        ((_, recorded),) = live.prometheus.instant(f'{name}{{run="{RUN}"}}')
         metric, window = ("skipped_steps", "10m") if label == "increase" else ("steps", "5m")
         each = live.prometheus.instant(
             f'sum without (reason) ({label}(optwrap_{metric}_total{{run="{RUN}"}}[{window}]))'
@@ -225,9 +235,8 @@ def test_recorded_rates_count_the_processes_once(live: Live) -> None:
 
 def test_a_run_that_gave_up_pages_with_its_name_and_number_and_the_link_leads_to_the_runbook(live: Live) -> None:
     """Prometheus itself serves the page that the alert points to, with the heading's anchor in it."""
-    (alert,) = [
-        found for found in live.prometheus.get("alerts")["alerts"] if found["labels"]["alertname"] == "OptwrapGaveUp"
-    ]
+    alerts = live.prometheus.get("alerts")["alerts"]
+    (alert,) = [alert for alert in alerts if alert["labels"]["alertname"] == "OptwrapGaveUp"]
     assert alert["state"] == "firing"
     assert alert["labels"] == {"alertname": "OptwrapGaveUp", "run": RUN, "severity": "critical"}
     assert alert["annotations"]["summary"].startswith(f"{RUN}: ")
@@ -242,3 +251,42 @@ def test_promtool_has_no_complaint_about_the_metrics(live: Live) -> None:
     scraped = httpx.get(f"{live.exporter.url}/metrics", trust_env=False)
     checked = subprocess.run(["promtool", "check", "metrics"], input=scraped.content, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_prometheus_counts_what_a_real_job_went_through(live: Live) -> None:
+    """Sixty steps of a jitted optimizer, three with a NaN in one parameter: as it was put in, so it is counted."""
+    run, steps, bad = "real", 60, {10, 30, 31}
+    with optwrap.Monitor(run=run, endpoint=live.exporter.url, interval=0.2) as monitor:
+        inner = optwrap.MultiSteps(optax.sgd(1e-3), EVERY_K, should_skip_update_fn=optwrap.skip_not_finite)
+        tx = optwrap.instrument(optwrap.apply_if_finite(inner, max_consecutive_errors=5), monitor)
+        params = {"decoder": {"w": jnp.ones(3)}, "embed": jnp.ones(2)}
+        state = tx.init(params)
+
+        @jax.jit
+        def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any, jax.Array]:
+            updates, state = tx.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state, optwrap.reading(state)
+
+        for number in range(steps):
+            w = jnp.full(3, jnp.nan if number in bad else 1.0)
+            params, state, reading = step(params, state, {"decoder": {"w": w}, "embed": jnp.ones(2)})
+            monitor.observe(reading)
+        assert monitor.flush(30)
+        live.prometheus.wait_until(f'optwrap_steps_total{{run="{run}"}} == {steps}')
+
+        def value(metric: str, **labels: str) -> float:
+            matchers = ",".join(f'{name}="{text}"' for name, text in {"run": run, **labels}.items())
+            ((_, found),) = live.prometheus.instant(f"{metric}{{{matchers}}}")
+            return found
+
+        assert value("optwrap_gradient_steps_total") == (steps - len(bad)) // EVERY_K
+        assert value("optwrap_not_finite_steps_total") == len(bad)
+        assert value("optwrap_skipped_steps_total", reason="not_finite") == len(bad)
+        assert value("optwrap_skipped_steps_total", reason="large") == 0
+        assert value("optwrap_accepted_not_finite_steps_total") == 0
+        assert value("optwrap_parameter_not_finite_steps_total", parameter="decoder/w") == len(bad)
+        assert value("optwrap_not_finite_streak_peak") == 2
+        assert value("optwrap_accumulation_mini_step") == (steps - len(bad)) % EVERY_K
+        assert value("optwrap_accumulation_every_k") == EVERY_K
+        assert value("optwrap_guard_not_finite_limit") == 5
+    live.prometheus.wait_until(f'optwrap_process_health{{run="{run}", health="finished"}} == 1')
