@@ -78,7 +78,7 @@ class Exporter:
         while time.monotonic() < deadline:
             ended = self._process.poll() is not None
             said = self._said()
-            if found := re.search(r"listening on (http://\S+)", said):
+            if found := re.search(r"listening on (http://[^\s,]+)", said):
                 return found[1]
             if ended:
                 # Its last line is written for whoever gave --listen and --data-dir, and those are our options, too.

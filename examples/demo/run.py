@@ -63,6 +63,8 @@ def run(options: Options) -> None:
         if found is None:
             assert problem is not None
             raise problem
+        if options.endpoint is None and not options.hold:
+            print("The page goes with the demo; --hold (make demo HOLD=1) leaves it up.\n")
         print(json.dumps(found), flush=True)
         if options.hold:
             console.print(f"The page stays at {endpoint}/ until Ctrl-C.", highlight=False, soft_wrap=True)

@@ -33,7 +33,7 @@ class Settings:
 
 
 FULL: Final = Settings(
-    steps=1200,
+    steps=1000,
     batch=8,
     context=64,
     layers=4,
@@ -41,11 +41,11 @@ FULL: Final = Settings(
     width=96,
     learning_rate=0.006,
     faults=(
-        Fault(first=182, count=1, layer=2, damage=Damage.STUCK_BIT),
-        Fault(first=423, count=5, layer=1, damage=Damage.STUCK_BIT),
-        Fault(first=640, count=1, layer=3, damage=Damage.WRONG_TYPE),
-        Fault(first=801, count=2, layer=0, damage=Damage.STRAY_WRITE),
-        Fault(first=1001, count=1, layer=1, damage=Damage.STUCK_BIT),
+        Fault(first=152, count=1, layer=2, damage=Damage.STUCK_BIT),
+        Fault(first=353, count=5, layer=1, damage=Damage.STUCK_BIT),
+        Fault(first=540, count=1, layer=3, damage=Damage.WRONG_TYPE),
+        Fault(first=671, count=2, layer=0, damage=Damage.STRAY_WRITE),
+        Fault(first=851, count=1, layer=1, damage=Damage.STUCK_BIT),
     ),
 )
 """A single fault, a streak, a norm spike, two more in a row, and a late one."""

@@ -53,7 +53,8 @@ def _seen(answer: dict[str, Any]) -> Iterator[str]:
         f"longest streak {gauges['not_finite_streak_peak']}"
     )
     for bad in sorted(answer["parameters"], key=lambda parameter: int(parameter["first_step"])):
-        yield f"  {bad['parameter']}: not finite in {bad['steps']} steps, first in step {bad['first_step']}"
+        steps = "1 step" if bad["steps"] == 1 else f"{bad['steps']} steps"
+        yield f"  {bad['parameter']}: not finite in {steps}, first in step {bad['first_step']}"
 
 
 def _course(losses: Losses) -> str:
