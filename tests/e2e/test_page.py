@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -58,6 +56,22 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningExporter]:
+    """One exporter for the tests that look at their own run only."""
+    running = RunningExporter(tmp_path_factory.mktemp("page") / "data")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """Where the exporter is: the shared one, unless the test asks for `exporter`, one of its own."""
+    name = "exporter" if "exporter" in request.fixturenames else "shared"
+    running: RunningExporter = request.getfixturevalue(name)
+    return running.url
+
+
 @dataclasses.dataclass
 class Desk:
     """An operator's browser tab, and what went wrong in it."""
@@ -68,8 +82,9 @@ class Desk:
     expected: re.Pattern[str] | None = None
     """What the console may say although it is an error."""
 
-    def open(self, query: str = "") -> Page:
-        self.page.goto(f"{self.url}/{query}")
+    def open(self, run: str | None = None, **query: str) -> Page:
+        wanted = {"run": run, **query} if run else query
+        self.page.goto(f"{self.url}/?{urlencode(wanted)}")
         return self.page
 
     def part(self, name: str) -> Locator:
@@ -88,18 +103,12 @@ class Desk:
         unexpected = [said for said in self.problems if not (self.expected and self.expected.search(said))]
         assert unexpected == []
 
-    def shoot(self, name: str) -> None:
-        """Keeps a picture where OPTWRAP_SCREENSHOTS says."""
-        if folder := os.environ.get("OPTWRAP_SCREENSHOTS"):
-            self.page.wait_for_timeout(300)
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
-
 
 OpenDesk = Callable[..., Desk]
 
 
 @pytest.fixture
-def open_desk(browser: Browser, exporter: RunningExporter) -> Iterator[OpenDesk]:
+def open_desk(browser: Browser, url: str) -> Iterator[OpenDesk]:
     """Opens tabs; after the test each must have asked nobody but the exporter, broken no policy and logged no error."""
     opened: list[tuple[BrowserContext, Desk]] = []
 
@@ -108,11 +117,11 @@ def open_desk(browser: Browser, exporter: RunningExporter) -> Iterator[OpenDesk]
         context.set_default_timeout(20_000)
         page = context.new_page()
         page.add_init_script(WATCH)
-        desk = Desk(page, exporter.url, [])
+        desk = Desk(page, url, [])
 
         def asked(request: Request) -> None:
             target = urlsplit(request.url)
-            if target.scheme != "data" and f"{target.scheme}://{target.netloc}" != exporter.url:
+            if target.scheme != "data" and f"{target.scheme}://{target.netloc}" != url:
                 desk.problems.append(f"another origin: {request.url}")
 
         def logged(said: ConsoleMessage) -> None:
@@ -144,6 +153,10 @@ class Reporter:
     job: Job
     url: str
 
+    @property
+    def run(self) -> str:
+        return self.job.run
+
     def send(self, state: str = "running") -> None:
         answer = httpx.post(f"{self.url}/v1/reports", json=self.job.report(state), trust_env=False)
         assert answer.status_code == 200, answer.text
@@ -168,22 +181,25 @@ class Reporter:
 
 
 @pytest.fixture
-def reporter(exporter: RunningExporter) -> Callable[..., Reporter]:
-    """Makes jobs."""
+def reporter(url: str, request: pytest.FixtureRequest) -> Callable[..., Reporter]:
+    """Makes jobs; the run is called after the test unless it says otherwise."""
+    name = re.sub(r"\W+", "-", request.node.name)
 
-    def make(run: str = "char-lm", **job: Any) -> Reporter:
-        made = Reporter(Job(run=run, clock=time.time, **job), exporter.url)
+    def make(run: str = name, **job: Any) -> Reporter:
+        # A minute between reports: none of these jobs goes stale while its test looks.
+        made = Reporter(Job(run=run, clock=time.time, interval=60, **job), url)
         made.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
         return made
 
     return make
 
 
+@pytest.mark.usefixtures("exporter")
 def test_an_open_page_follows_the_reports_without_being_loaded_again(
     open_desk: OpenDesk, reporter: Callable[..., Reporter]
 ) -> None:
     """From an exporter with nothing in it to a streak and its end: every panel says what the job's own counters say."""
-    desk, training = open_desk(), reporter()
+    desk, training = open_desk(), reporter("char-lm")
     page = desk.open()
     expect(page.get_by_role("heading", name="No run has reported yet")).to_be_visible()
     expect(desk.part("empty")).to_contain_text(desk.url)
@@ -262,7 +278,7 @@ def test_every_bad_step_is_marked_and_no_other(
     """The marks that were painted are the steps that were bad, whether they came by the stream or by a later load."""
     desk, training = open_desk(), reporter()
     training.send("starting")
-    page = desk.open("?window=all")
+    page = desk.open(training.run, window="all")
     expect(page.locator(".connection.live")).to_be_visible()
     truth = random_steps(training, seed, 700)
     expect(desk.chart()).to_have_attribute("data-marked", " ".join(map(str, sorted(truth))))
@@ -274,21 +290,23 @@ def test_every_bad_step_is_marked_and_no_other(
     expect(desk.chart()).to_have_attribute("data-marked", " ".join(map(str, recent)))
 
 
-MARKS_IN_PIXELS = """(colour) => {
+MARKS_IN_PIXELS = """(colours) => {
     const canvas = document.querySelector(".chart canvas");
     const over = document.querySelector(".chart .u-over").getBoundingClientRect();
     const box = canvas.getBoundingClientRect();
     const y = Math.round((over.bottom - box.top - 7.5) * devicePixelRatio);
     const { data } = canvas.getContext("2d").getImageData(0, y, canvas.width, 1);
-    const wanted = getComputedStyle(document.documentElement).getPropertyValue(colour).trim();
-    const [r, g, b] = [1, 3, 5].map((i) => parseInt(wanted.slice(i, i + 2), 16));
-    let found = 0, inside = false;
-    for (let i = 0; i < data.length; i += 4) {
-      const hit = data[i + 3] > 200 && Math.hypot(data[i] - r, data[i + 1] - g, data[i + 2] - b) < 40;
-      if (hit && !inside) found += 1;
-      inside = hit;
-    }
-    return found;
+    return colours.map((colour) => {
+      const wanted = getComputedStyle(document.documentElement).getPropertyValue(colour).trim();
+      const [r, g, b] = [1, 3, 5].map((i) => parseInt(wanted.slice(i, i + 2), 16));
+      let found = 0, inside = false;
+      for (let i = 0; i < data.length; i += 4) {
+        const hit = data[i + 3] > 200 && Math.hypot(data[i] - r, data[i + 1] - g, data[i + 2] - b) < 40;
+        if (hit && !inside) found += 1;
+        inside = hit;
+      }
+      return found;
+    });
 }"""
 
 
@@ -303,10 +321,9 @@ def test_the_marks_are_on_the_canvas(open_desk: OpenDesk, reporter: Callable[...
         else:
             training.job.step("applied", 1.0)
     training.send()
-    page = desk.open()
+    page = desk.open(training.run)
     expect(desk.chart()).to_have_attribute("data-marks", "10")
-    assert page.evaluate(MARKS_IN_PIXELS, "--kind-skipped-not-finite") == 5
-    assert page.evaluate(MARKS_IN_PIXELS, "--kind-skipped-large") == 5
+    assert page.evaluate(MARKS_IN_PIXELS, ["--kind-skipped-not-finite", "--kind-skipped-large"]) == [5, 5]
 
 
 def test_an_exporter_that_dies_is_seen_and_its_return_needs_no_reload(
@@ -326,7 +343,6 @@ def test_an_exporter_that_dies_is_seen_and_its_return_needs_no_reload(
     expect(page.locator("#connection")).to_contain_text("Disconnected")
     expect(page.locator("#verdict-word")).to_have_text("Last known: Skipping")
     expect(page).to_have_title("⚠ Disconnected · optwrap")
-    desk.shoot("disconnected")
 
     exporter.restart()
     training.bad(w=4)
@@ -355,11 +371,10 @@ HOSTILE = {
 def test_hostile_names_are_shown_as_the_text_they_are(open_desk: OpenDesk, reporter: Callable[..., Reporter]) -> None:
     """Markup in a parameter's path stays text, what would turn the text around is written out, no width bursts."""
     for viewport in (DESK, PHONE):
-        desk, training = open_desk(viewport), reporter("constructor")
-        training.job.epoch = f"e{viewport['width']}"
+        desk, training = open_desk(viewport), reporter(f"constructor-{viewport['width']}")
         training.good(3)
         training.bad(**HOSTILE)
-        page = desk.open()
+        page = desk.open(training.run)
         rows = desk.part("parameters").locator("tbody tr")
         expect(rows).to_have_count(len(HOSTILE))
         shown = desk.part("parameters").locator("td bdi").all_text_contents()
@@ -369,6 +384,7 @@ def test_hostile_names_are_shown_as_the_text_they_are(open_desk: OpenDesk, repor
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.usefixtures("exporter")
 def test_a_phone_shows_everything_without_scrolling_sideways(
     open_desk: OpenDesk, reporter: Callable[..., Reporter]
 ) -> None:
@@ -404,9 +420,8 @@ def test_text_stands_out_in_light_and_in_dark(
     desk, training = open_desk(scheme=scheme), reporter()
     training.good(90)
     training.bad(w=1)
-    page = desk.open()
+    page = desk.open(training.run)
     desk.health("skipping")
-    desk.shoot(f"page-{scheme}")
     tiers = ["critical", "warning", "idle", "good"]
     pairs = [(tier, back, 4.5) for tier in tiers for back in (f"{tier}-back", "surface")]
     pairs += [("ink", f"{tier}-back", 4.5) for tier in tiers]
@@ -434,7 +449,7 @@ def test_without_the_chart_library_everything_else_works(
     desk.page.route("**/page/vendor/*", not_found)
     training.good(5)
     training.bad(w=2)
-    page = desk.open()
+    page = desk.open(training.run)
     desk.health("skipping")
     expect(desk.chart()).to_contain_text("No charts")
     expect(page.locator(".tile.streak .value")).to_have_text("1")
@@ -457,8 +472,8 @@ def test_the_address_carries_the_view_and_the_keyboard_moves_it(
     training.good(300)
     training.bad(v=1)
     training.good(20)
-    page = desk.open("?run=char-lm&from=10&to=40")
-    expect(page.get_by_role("heading", name="char-lm")).to_be_visible()
+    page = desk.open(training.run, **{"from": "10", "to": "40"})
+    expect(page.get_by_role("heading", name=training.run)).to_be_visible()
     expect(desk.chart()).to_have_attribute("data-marked", "21")
     expect(page.get_by_role("button", name="Follow")).to_be_visible()
 
@@ -479,7 +494,7 @@ def test_the_address_carries_the_view_and_the_keyboard_moves_it(
     expect(page.get_by_role("heading", name="another")).to_be_visible()
     page.wait_for_url(re.compile(r"\?run=another$"))
     page.go_back()
-    expect(page.get_by_role("heading", name="char-lm")).to_be_visible()
+    expect(page.get_by_role("heading", name=training.run)).to_be_visible()
 
 
 def test_dragging_over_the_chart_zooms_and_stops_following(
@@ -490,7 +505,7 @@ def test_dragging_over_the_chart_zooms_and_stops_following(
     training.good(99)
     training.bad(w=1)
     training.good(100)
-    page = desk.open()
+    page = desk.open(training.run)
     expect(desk.chart()).to_have_attribute("data-marked", "100")
     box = page.locator(".u-over").bounding_box()
     assert box is not None
@@ -514,7 +529,7 @@ def test_an_unknown_run_is_said_in_words_and_appears_when_it_reports(
     """A link to a run that nobody knows is no empty page."""
     desk, training = open_desk(), reporter("tomorrow")
     desk.expected = re.compile("status of 404")
-    page = desk.open("?run=tomorrow")
+    page = desk.open("tomorrow")
     expect(page.get_by_role("heading", name="No run named tomorrow")).to_be_visible()
     training.good(4)
     desk.health("ok")
@@ -529,7 +544,7 @@ def test_processes_that_report_the_same_steps_are_counted_once(
     both = [reporter(process=process, process_count=2) for process in (0, 1)]
     for training in both:
         training.good(8)
-    page = desk.open()
+    page = desk.open(both[0].run)
     desk.health("ok")
     for training in both:
         training.bad(w=1)

@@ -30,6 +30,7 @@ function readColours() {
     line: value("--norm-line"),
     grid: value("--line"),
     muted: value("--muted"),
+    thinned: value("--thinned"),
     strip: value("--sunken"),
     surface: value("--surface"),
   };
@@ -130,8 +131,9 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
               const bad = inView();
               drawLimit(plot, limit, colours);
               drawMarks(plot, bad, steps, colours);
-              drawStrip(plot, steps, everyK, colours, !narrow);
+              const thinned = drawStrip(plot, steps, everyK, colours, !narrow);
               // What was painted, for those who cannot see a canvas: assistive programs and tests.
+              host.dataset.thinned = thinned;
               host.dataset.marks = bad.length;
               host.dataset.marked = bad.slice(-500).join(" ");
             },

@@ -96,7 +96,8 @@ export function drawLimit(plot, limit, colours) {
 /**
  * The bars of the strip, by step: each step one, as high as its accumulation window is full, full where the optimizer
  * moved. Where there is no room for that, a bar stands for a whole window at least: full and blue while each window ends
- * in a gradient step. Of steps that share a bar the worst is seen.
+ * in a gradient step. Of steps that share a bar the worst is seen. Where good steps are missing, because there were too
+ * many to send or to hold, nothing is said of them: such a bar is "thinned", and goes on to the next.
  */
 function barsOf(plot, steps, everyK) {
   const ratio = devicePixelRatio;
@@ -115,16 +116,21 @@ function barsOf(plot, steps, everyK) {
     const before = bars.at(-1);
     if (before?.first !== first) {
       const x = at(first);
-      bars.push({ first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)), kind, share });
+      if (before && first > before.first + together) before.width = Math.max(before.width, x - before.x);
+      if (before) before.thinned = before.count < together || first > before.first + together;
+      bars.push({ first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)), kind, share, count: 1 });
     } else {
+      before.count += 1;
       before.share = Math.max(share, before.share);
       if (badness(kind) < badness(before.kind)) before.kind = kind;
     }
   }
+  // The first bar may be cut by the edge of the plot.
+  if (bars.length && bars[0].count < together) bars[0].thinned = bars[1]?.thinned;
   return bars;
 }
 
-/** The strip of verdicts under the plot; a bad bar has its shape cut in where there is room. */
+/** The strip of verdicts under the plot; a bad bar has its shape cut in where there is room. Says whether any is thinned. */
 export function drawStrip(plot, steps, everyK, colours, labelled) {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
@@ -146,14 +152,17 @@ export function drawStrip(plot, steps, everyK, colours, labelled) {
 
   const bars = barsOf(plot, steps, everyK);
   // Ordinary bars first: a bad one may be wider than its place, and nothing may cover it.
-  for (const { x, width, kind, share } of bars.filter((bar) => !isBad(bar.kind))) {
-    ctx.fillStyle = colours.kind(kind);
-    ctx.fillRect(x, top + (1 - share) * height, width, share * height);
+  for (const { x, width, kind, share, thinned } of bars) {
+    const part = thinned ? 0.5 : isBad(kind) ? 0 : share;
+    ctx.fillStyle = thinned ? colours.thinned : colours.kind(kind);
+    ctx.fillRect(x, top + (1 - part) * height, width, part * height);
   }
-  for (const { x, width, kind } of bars.filter((bar) => isBad(bar.kind))) {
+  for (const { x, width: whole, kind, thinned } of bars.filter((bar) => isBad(bar.kind))) {
+    const width = thinned ? 2 * ratio : Math.max(whole, 2 * ratio);
     ctx.fillStyle = colours.kind(kind);
-    ctx.fillRect(x, top, Math.max(width, 2 * ratio), height);
+    ctx.fillRect(x, top, width, height);
     if (width >= 7 * ratio) draw(ctx, shapeOf(kind), x + width / 2, top + height / 2, Math.min(width, MARK * ratio) * 0.8, colours.strip);
   }
   ctx.restore();
+  return bars.some((bar) => bar.thinned);
 }

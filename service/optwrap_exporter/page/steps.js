@@ -147,16 +147,33 @@ function merge(held, incoming) {
   return merged;
 }
 
-/** At most three quarters of `held`: every other ordinary record of the older half goes, again and again; then the oldest. */
+/** At most three quarters of `held`: the ordinary records of the older half are thinned, again and again; then the oldest go. */
 function thin(records, held) {
   const target = Math.floor(held * 0.75);
   let kept = records;
-  for (let round = 0; round < 16 && kept.length > target; round += 1) {
-    const half = Math.floor(kept.length / 2);
-    let ordinary = 0;
-    const older = kept.slice(0, half).filter((record) => isBad(record.kind) || ordinary++ % 2 === 0);
-    kept = older.concat(kept.slice(half));
+  while (kept.length > target) {
+    const half = Math.ceil(kept.length / 2);
+    const older = halve(kept.slice(0, half));
     if (older.length === half) break;
+    kept = older.concat(kept.slice(half));
   }
   return kept.slice(-target);
+}
+
+/** Of each four ordinary records the two with the smallest and the largest norm: what is drawn keeps its outline. */
+function halve(records) {
+  const kept = [];
+  let group = [];
+  for (const record of records) {
+    if (isBad(record.kind)) {
+      kept.push(record);
+      continue;
+    }
+    group.push(record);
+    if (group.length < 4) continue;
+    group.sort((a, b) => a.norm - b.norm);
+    kept.push(group[0], group[3]);
+    group = [];
+  }
+  return kept.concat(group).sort((a, b) => a.step - b.step);
 }

@@ -19,6 +19,7 @@ const LEGEND = [
   ...["skipped_not_finite", "skipped_large", "skipped_other", "accumulated_not_finite", "accepted_not_finite", "accumulated", "applied"].map(
     (kind) => [KINDS[kind].shape, kind, KINDS[kind].word, `kind-${kind}`],
   ),
+  ["low", "thinned", "good steps, thinned out: zoom in", "thinned"],
 ];
 
 export function createNormPanel(root, uPlot, { onView, onRange }) {
@@ -50,7 +51,7 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
   }
   root.append(head, readout, figure, summary, legend);
   if (!uPlot) {
-    host.className = "notice";
+    host.classList.add("notice");
     host.textContent =
       "No charts: the chart library was not packed into this installation (in a checkout, “make setup” fetches it). " +
       "Everything else on this page works; the bad steps are among the events below.";
@@ -130,6 +131,7 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
     const usual = new Set(["norm", "applied", "skipped_not_finite", "skipped_large"]);
     if (limit !== null) usual.add("limit");
     if (everyK !== null) usual.add("accumulated");
+    if (host.dataset.thinned === "true") usual.add("thinned");
     for (const item of legend.children) item.hidden = !usual.has(item.dataset.key) && !seen.has(item.dataset.key);
 
     setText(summary, range ? summarize(steps, range, bad) : "No step yet.");
