@@ -263,7 +263,7 @@ def exporter() -> Row:
         ),
         lines(
             "Store",
-            "Size of the exporters' stores, and the size above which the oldest step records go.",
+            "Size of the exporters' stores, and its limit. From nine tenths of that on the oldest step records go.",
             "bytes",
             Query(of_this_run("optwrap_exporter_store_bytes"), "{{instance}}"),
             Query(of_this_run("optwrap_exporter_store_limit_bytes"), "{{instance}} limit", RED, dashed=True),
