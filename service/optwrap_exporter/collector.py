@@ -11,9 +11,9 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from optwrap_exporter.ledger import Clock, Ledger, ProcessView
-from optwrap_exporter.metrics import METRICS
+from optwrap_exporter.metrics import METRICS, OTHER
 from optwrap_exporter.statistics import Statistics
-from optwrap_exporter.wire import HEALTHS
+from optwrap_exporter.wire import HEALTHS, Verdict
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds without a report after which a process that has ended, or is lost, has no gauges any more."""
@@ -21,6 +21,12 @@ COUNTERS_GO_AFTER: Final = 60 * 60.0
 """The same for its counters: a scrape or a rule that comes late still finds the last increase."""
 
 _ENDED: Final = frozenset({"finished", "failed", "stale"})
+
+_SKIPPED: Final[dict[str, Verdict]] = {
+    "not_finite": "skipped_not_finite",
+    "large": "skipped_large",
+    "other": "skipped_other",
+}
 
 # Gauges that are the wire's, by what the metric is called.
 _PLAIN_GAUGES: Final = {
@@ -105,14 +111,14 @@ def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:
     run, process, totals = view.run, str(view.process), view.totals
     add("optwrap_steps_total", totals.steps, run, process)
     add("optwrap_gradient_steps_total", totals.gradient_steps, run, process)
-    skipped = totals.totals().skipped
-    for reason, count in skipped.model_dump().items():
-        add("optwrap_skipped_steps_total", count, run, process, reason)
+    for reason, verdict in _SKIPPED.items():
+        add("optwrap_skipped_steps_total", totals.verdict(verdict), run, process, reason)
     add("optwrap_not_finite_steps_total", totals.not_finite_steps, run, process)
     add("optwrap_accepted_not_finite_steps_total", totals.accepted_not_finite, run, process)
     add("optwrap_client_dropped_total", view.dropped.steps, run, process, "steps")
     add("optwrap_client_dropped_total", view.dropped.bad_steps, run, process, "bad_steps")
-    for parameter, steps in view.parameters.items():
+    # A parameter's own series can only begin when it first goes bad; the one for the rest is there from the hello on.
+    for parameter, steps in {OTHER: 0, **view.parameters}.items():
         add("optwrap_parameter_not_finite_steps_total", steps, run, process, parameter)
 
 

@@ -22,6 +22,8 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("OPTWRAP_ENDPOINT", "OPTWRAP_EXPORTER_LISTEN", "OPTWRAP_EXPORTER_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    # Python's logging outlives the test, and the standard error that it would write to does not.
+    monkeypatch.setattr(app, "configure_logging", lambda _: None)
 
 
 @pytest.fixture

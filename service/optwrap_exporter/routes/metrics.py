@@ -1,9 +1,8 @@
 """GET /metrics: text, or OpenMetrics for who asks for it."""
 
 import time
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 
@@ -21,13 +20,14 @@ def router(registry: CollectorRegistry, statistics: Statistics) -> APIRouter:
             200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}, "description": "All metrics."}
         },
     )
-    def scrape(accept: Annotated[str, Header()] = "") -> Response:
+    def scrape(request: Request) -> Response:
         """Every metric, for Prometheus; docs/metrics.md says what each is."""
         begun = time.perf_counter()
+        accept = ",".join(request.headers.getlist("accept"))
         try:
             encode, content_type = choose_encoder(accept)
-        except ValueError:
-            # A version that is none: what every scraper reads.
+        except TypeError:
+            # A version that is no number, which the library compares with one: then what every scraper reads.
             encode, content_type = choose_encoder("")
         body = encode(registry)
         statistics.scrape(time.perf_counter() - begun)

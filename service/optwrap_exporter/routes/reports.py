@@ -58,7 +58,7 @@ def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRou
             return refused.answer
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody
-        statistics.report("accepted")
+        statistics.report("duplicate" if answer.duplicate else "accepted")
         return Response(answer.model_dump_json(), media_type="application/json")
 
     class ReportRoute(APIRoute):
@@ -70,7 +70,9 @@ def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRou
     routes = APIRouter(route_class=ReportRoute, tags=["ingest"])
 
     @routes.post(
-        "/v1/reports", responses={code: {"model": ErrorBody, "description": text} for code, text in _ANSWERS.items()}
+        "/v1/reports",
+        responses={code: {"model": ErrorBody, "description": text} for code, text in _ANSWERS.items()},
+        openapi_extra={"security": [{}]},  # or none: an exporter on loopback need not have a token
     )
     def take_report(
         report: Report, token: Annotated[object, Depends(HTTPBearer(auto_error=False, scheme_name="token"))]
@@ -93,9 +95,9 @@ async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
         raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None
     try:
         return await asyncio.wrap_future(ingest.offer(report))
-    except Conflict:
-        allowed = "the content that is stored for this epoch and seq, or a seq that is not used yet"
-        raise _Refused("conflict", refusal(409, "seq", report.seq, allowed)) from None
+    except Conflict as conflict:
+        answer = refusal(409, conflict.field, conflict.value, conflict.allowed)
+        raise _Refused("conflict", answer) from None
     except Busy as busy:
         seconds = math.ceil(busy.retry_after)
         answer = refusal(429, "request", None, "the same report later", {"Retry-After": str(seconds)})

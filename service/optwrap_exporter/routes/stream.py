@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -12,7 +12,6 @@ from starlette.concurrency import run_in_threadpool
 
 from optwrap_exporter.errors import refused
 from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.routes.queries import INVALID
 from optwrap_exporter.store import Store
 from optwrap_exporter.streams import Hub
 from optwrap_exporter.wire import ErrorBody, Health, Run
@@ -23,6 +22,12 @@ RUN_SECONDS: Final = 1.0
 """Least time between two `run` events of one run whose health is the same."""
 
 Shown = Mapping[str, tuple[float, Health]]
+
+
+def _error(description: str) -> dict[str, Any]:
+    # Spelled out: a `model` would be said to come as an event stream, as the answer that is none does.
+    schema = {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
@@ -41,8 +46,8 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
         "/v1/stream",
         response_class=EventSourceResponse,
         responses={
-            **INVALID,
-            503: {"model": ErrorBody, "description": "Too many streams, or the exporter is stopping."},
+            422: _error("A parameter is wrong."),
+            503: _error("Too many streams, or the exporter is stopping; Retry-After says how long."),
         },
     )
     async def stream(
