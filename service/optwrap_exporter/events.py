@@ -34,7 +34,7 @@ class Occurrence:
     attempt: str
     detail: dict[str, Any]
     key: str
-    """Unique within the run."""
+    """Unique within the run; its parts are parted by what no epoch may have in its name."""
 
 
 def of_records(report: Report) -> Iterator[Occurrence]:
@@ -62,7 +62,7 @@ def of_records(report: Report) -> Iterator[Occurrence]:
             step=step,
             attempt=report.attempt,
             detail=detail | named(offenders.get(step, [])),
-            key=f"{kind}:{report.process}:{report.epoch}:{step}",
+            key=f"{kind}/{report.process}/{report.epoch}/{step}",
         )
 
 
@@ -118,7 +118,7 @@ def of_streaks(report: Report, before: Streak) -> Streaks:
     offenders = by_step(report.offenders)
 
     def occurred(kind: EventKind, time: float, step: int, detail: dict[str, Any], begun: int) -> None:
-        key = f"{kind}:{report.process}:{report.epoch}:{begun}"
+        key = f"{kind}/{report.process}/{report.epoch}/{begun}"
         found.append(Occurrence(report.process, kind, time, step, report.attempt, detail, key))
 
     for step, time, finite in sorted(zip(columns.step, columns.time, columns.finite, strict=True)):
@@ -151,7 +151,7 @@ def of_start(report: Report, before: EpochState | None, known: bool, now: float)
     if known or before is not None or report.base is not None:
         return None
     detail = {"host": report.source.host, "process_count": report.source.process_count}
-    key = f"started:{report.process}:{report.epoch}"
+    key = f"started/{report.process}/{report.epoch}"
     return Occurrence(report.process, "started", now, None, report.attempt, detail, key)
 
 
@@ -167,7 +167,7 @@ def of_resumption(report: Report, previous: EpochState | None, now: float) -> Oc
     if previous is None and (to == 0 or report.base is not None):
         return None
     detail = {"from": previous.totals.steps if previous else None, "to": to}
-    key = f"resumed:{report.process}:{report.epoch}"
+    key = f"resumed/{report.process}/{report.epoch}"
     return Occurrence(report.process, "resumed", now, to, report.attempt, detail, key)
 
 
@@ -177,13 +177,13 @@ def of_end(process: int, epoch: EpochState, before: EpochState | None, now: floa
         return None
     kind: EventKind = "finished" if epoch.state == "finished" else "failed"
     detail = {"steps": epoch.totals.steps}
-    return Occurrence(process, kind, now, None, epoch.attempt, detail, f"{kind}:{process}:{epoch.epoch}")
+    return Occurrence(process, kind, now, None, epoch.attempt, detail, f"{kind}/{process}/{epoch.epoch}")
 
 
 def of_conflict(process: int, older: EpochState, newer: EpochState, host: str, now: float) -> Occurrence:
     """`conflict`: two attempts report under one name."""
     detail = {"older": {"attempt": older.attempt, "host": host}, "newer": {"attempt": newer.attempt}}
-    key = f"conflict:{process}:{older.epoch}:{newer.epoch}"
+    key = f"conflict/{process}/{older.epoch}/{newer.epoch}"
     return Occurrence(process, "conflict", now, None, newer.attempt, detail, key)
 
 
@@ -198,12 +198,12 @@ def of_divergence(report: Report, step: int, verdicts: dict[int, Verdict], steps
       now: the exporter's clock.
     """
     detail = {"verdicts": {str(process): verdict for process, verdict in verdicts.items()}, "steps": steps}
-    key = f"diverged:{report.process}:{report.epoch}:{step}"
+    key = f"diverged/{report.process}/{report.epoch}/{step}"
     return Occurrence(report.process, "diverged", now, step, report.attempt, detail, key)
 
 
 def of_time(process: int, kind: EventKind, epoch: EpochState, since: float, detail: dict[str, Any]) -> Occurrence:
     """`stale`, `stalled`, `starved`: since when the process has been so is what tells one from the next."""
-    key = f"{kind}:{process}:{epoch.epoch}:{since:.3f}"
+    key = f"{kind}/{process}/{epoch.epoch}/{since:.3f}"
     step = epoch.totals.steps or None
     return Occurrence(process, kind, since, step, epoch.attempt, detail, key)

@@ -1,0 +1,324 @@
+"""Events: every kind, when it comes and when it does not, and that it comes once."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optwrap_exporter.events import MOST_NAMED, Occurrence
+from optwrap_exporter.ledger import Ledger
+from optwrap_exporter.wire import EVENT_KINDS, Report
+
+from tests.exporter.histories import History, delivered, histories
+from tests.exporter.reports import Clock, Trainer, sent, take
+
+
+def kinds(occurrences: Iterable[Occurrence]) -> list[str]:
+    return [occurrence.kind for occurrence in occurrences]
+
+
+def only(occurrences: Iterable[Occurrence], kind: str) -> list[Occurrence]:
+    return [occurrence for occurrence in occurrences if occurrence.kind == kind]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock: Clock) -> Ledger:
+    return Ledger(clock)
+
+
+@pytest.fixture
+def trainer(clock: Clock) -> Trainer:
+    return Trainer(clock)
+
+
+def test_a_first_report_starts_a_process_and_the_next_does_not(ledger: Ledger, trainer: Trainer) -> None:
+    (started,) = take(ledger, trainer.hello()).occurrences
+    assert (started.kind, started.step, started.detail["host"]) == ("started", None, "node-0")
+    assert take(ledger, trainer.report()).occurrences == ()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason"),
+    [("skipped_not_finite", "not_finite"), ("skipped_large", "large"), ("skipped_other", "other")],
+)
+def test_a_skipped_step_is_an_event_with_its_reason(
+    ledger: Ledger, trainer: Trainer, clock: Clock, verdict: str, reason: str
+) -> None:
+    trainer.step(norm=2.0)
+    clock.advance(1)
+    trainer.step(verdict, norm=7.5, mini_step=2)
+    (skipped,) = only(take(ledger, trainer.report()).occurrences, "skipped")
+    assert (skipped.step, skipped.time, skipped.attempt) == (2, clock.now, "first")
+    assert skipped.detail == {"reason": reason, "norm": 7.5, "finite": True, "mini_step": 2}
+
+
+def test_an_accepted_step_names_its_parameters_the_first_in_the_tree_and_the_largest(
+    ledger: Ledger, trainer: Trainer
+) -> None:
+    trainer.step("accepted_not_finite", norm="Infinity", offenders={"b": 1, "a": 5, "c": 2})
+    (accepted,) = only(take(ledger, trainer.report()).occurrences, "accepted_not_finite")
+    assert accepted.detail == {
+        "norm": "Infinity",
+        "finite": False,
+        "parameters": [
+            {"parameter": "b", "not_finite": 1},
+            {"parameter": "a", "not_finite": 5},
+            {"parameter": "c", "not_finite": 2},
+        ],
+        "parameter_count": 3,
+        "first": "b",
+        "largest": "a",
+    }
+
+
+def test_an_event_names_some_of_very_many_parameters_and_says_how_many_there_were(
+    ledger: Ledger, trainer: Trainer
+) -> None:
+    trainer.step("skipped_not_finite", norm="NaN", offenders={f"w{i}": i + 1 for i in range(1000)})
+    (skipped,) = only(take(ledger, trainer.report()).occurrences, "skipped")
+    assert len(skipped.detail["parameters"]) == MOST_NAMED
+    assert (skipped.detail["parameter_count"], skipped.detail["largest"]) == (1000, "w999")
+
+
+def test_good_steps_are_no_events(ledger: Ledger, trainer: Trainer) -> None:
+    take(ledger, trainer.report())
+    trainer.step("accumulated")
+    trainer.step("applied")
+    assert take(ledger, trainer.report()).occurrences == ()
+
+
+def reported(ledger: Ledger, trainer: Trainer, *reports: list[bool]) -> list[tuple[str, int | None, int | None]]:
+    """Kind, step and length of the streak events of reports with these steps, True where finite."""
+    found = []
+    for steps in reports:
+        for finite in steps:
+            trainer.step() if finite else trainer.bad()
+        for what in take(ledger, trainer.report()).occurrences:
+            if what.kind.startswith("streak"):
+                found.append((what.kind, what.step, what.detail.get("length")))
+    return found
+
+
+def test_a_streak_starts_and_ends_once_over_any_number_of_reports(ledger: Ledger, trainer: Trainer) -> None:
+    assert reported(ledger, trainer, [True, False], [False], [], [False, True], [True]) == [
+        ("streak_started", 2, None),
+        ("streak_ended", 5, 3),
+    ]
+
+
+def test_several_streaks_in_one_report_are_several(ledger: Ledger, trainer: Trainer) -> None:
+    assert reported(ledger, trainer, [False, True, False, False, True, False]) == [
+        ("streak_started", 1, None),
+        ("streak_ended", 2, 1),
+        ("streak_started", 3, None),
+        ("streak_ended", 5, 2),
+        ("streak_started", 6, None),
+    ]
+
+
+def runs_of_false(steps: list[bool]) -> list[tuple[int, int]]:
+    """First step and length of each run of False, by numbering the steps from 1."""
+    found, start = [], None
+    for number, finite in enumerate([*steps, True], start=1):
+        if not finite and start is None:
+            start = number
+        if finite and start is not None:
+            found.append((start, number - start))
+            start = None
+    return found
+
+
+@given(steps=st.lists(st.booleans(), max_size=30), cuts=st.sets(st.integers(1, 29)))
+@settings(deadline=None)
+def test_streaks_are_the_runs_of_bad_steps_however_they_are_cut_into_reports(steps: list[bool], cuts: set[int]) -> None:
+    parts = [steps[a:b] for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(steps)], strict=True)]
+    found = reported(Ledger(Clock()), Trainer(), *parts)
+    started = [step for kind, step, _ in found if kind == "streak_started"]
+    lengths = [length for kind, _, length in found if kind == "streak_ended"]
+    truth = runs_of_false(steps)
+    assert started == [first for first, _ in truth]
+    closed = truth if not steps or steps[-1] else truth[:-1]
+    assert lengths == [length for _, length in closed]
+
+
+def test_records_that_lag_behind_the_totals_tell_their_streaks_when_they_come(ledger: Ledger, trainer: Trainer) -> None:
+    """A client with much to tell sends the newest totals at once, the records piece by piece."""
+    for finite in (True, False, False, True, True, False):
+        trainer.step() if finite else trainer.bad()
+    whole = trainer.json()
+    parts = []
+    for seq, (a, b) in enumerate([(0, 2), (2, 4), (4, 6)], start=1):
+        columns = {name: column[a:b] for name, column in whole["steps"].items()}
+        offenders = [o for o in whole["offenders"] if o["step"] in columns["step"]]
+        parts.append(whole | {"seq": seq, "steps": columns, "offenders": offenders})
+    found = [what for part in parts for what in take(ledger, sent(part)).occurrences]
+    assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
+        ("streak_started", 2),
+        ("streak_ended", 4),
+        ("streak_started", 6),
+    ]
+
+
+def test_where_records_were_dropped_the_gauge_says_how_far_back_the_streak_goes(
+    ledger: Ledger, trainer: Trainer
+) -> None:
+    trainer.step()
+    take(ledger, trainer.report())
+    for _ in range(5):
+        trainer.bad()
+    report = trainer.json()
+    report["steps"] = {name: column[-1:] for name, column in report["steps"].items()}
+    (started,) = only(take(ledger, sent(report)).occurrences, "streak_started")
+    assert started.step == 2
+
+
+def test_dropped_good_steps_between_two_bad_ones_part_two_streaks(ledger: Ledger, trainer: Trainer) -> None:
+    for finite in (False, True, False, True):
+        trainer.step() if finite else trainer.bad()
+    report = trainer.json()
+    report["steps"] = {name: [column[0], column[2]] for name, column in report["steps"].items()}
+    found = take(ledger, sent(report)).occurrences
+    assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
+        ("streak_started", 1),
+        ("streak_ended", 2),
+        ("streak_started", 3),
+    ]
+
+
+def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clock: Clock) -> None:
+    for _ in range(3):
+        trainer.step()
+    checkpoint = trainer.state.copy()
+    for _ in range(4):
+        trainer.step()
+    take(ledger, trainer.report())
+    clock.advance(1)
+    again = Trainer(clock, attempt="second", state=checkpoint)
+    assert kinds(take(ledger, again.hello()).occurrences) == []
+    again.step()
+    (resumed,) = take(ledger, again.report()).occurrences
+    assert (resumed.kind, resumed.step, resumed.attempt) == ("resumed", 3, "second")
+    assert resumed.detail == {"from": 7, "to": 3}
+    again.step()
+    assert take(ledger, again.report()).occurrences == ()
+
+
+def test_a_run_that_was_somewhere_before_this_exporter_saw_it_is_resumed_from_nowhere_known(
+    ledger: Ledger, trainer: Trainer, clock: Clock
+) -> None:
+    trainer.step()
+    later = Trainer(clock, state=trainer.state.copy())
+    take(ledger, later.hello())
+    later.step()
+    (resumed,) = take(ledger, later.report()).occurrences
+    assert (resumed.kind, resumed.detail) == ("resumed", {"from": None, "to": 1})
+
+
+def test_after_the_loss_of_the_directory_nothing_has_started_or_resumed(trainer: Trainer, clock: Clock) -> None:
+    trainer.base = trainer.state.counters()
+    trainer.step()
+    assert take(Ledger(clock), trainer.report()).occurrences == ()
+
+
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_an_end_is_told_once(ledger: Ledger, trainer: Trainer, state: str) -> None:
+    trainer.step()
+    assert kinds(take(ledger, trainer.report()).occurrences) == ["started"]
+    (ended,) = take(ledger, trainer.report(state)).occurrences
+    assert (ended.kind, ended.detail) == (state, {"steps": 1})
+    assert take(ledger, trainer.report(state)).occurrences == ()
+
+
+def test_a_conflict_names_both_attempts(ledger: Ledger, trainer: Trainer, clock: Clock) -> None:
+    take(ledger, trainer.report())
+    clock.advance(1)
+    take(ledger, Trainer(clock, attempt="second").report())
+    clock.advance(1)
+    (conflict,) = take(ledger, trainer.report()).occurrences
+    assert conflict.kind == "conflict"
+    assert conflict.detail == {"older": {"attempt": "first", "host": "node-0"}, "newer": {"attempt": "second"}}
+
+
+def twins(clock: Clock) -> tuple[Trainer, Trainer]:
+    return Trainer(clock, process_count=2), Trainer(clock, process=1, process_count=2)
+
+
+def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, clock: Clock) -> None:
+    a, b = twins(clock)
+    for _ in range(3):
+        a.step()
+        b.step()
+    take(ledger, a.report())
+    assert "diverged" not in kinds(take(ledger, b.report()).occurrences)
+    a.step()
+    b.bad()
+    a.bad()
+    b.step()
+    take(ledger, a.report())
+    (diverged,) = only(take(ledger, b.report()).occurrences, "diverged")
+    assert (diverged.step, diverged.process) == (4, 1)
+    assert diverged.detail == {"verdicts": {"0": "applied", "1": "skipped_not_finite"}, "steps": 2}
+
+
+def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: Clock) -> None:
+    a, b = twins(clock)
+    for trainer in (a, b):
+        trainer.step()
+    take(ledger, a.report())
+    clock.advance(1)
+    again = [Trainer(clock, process=process, process_count=2) for process in range(2)]
+    for trainer in again:
+        trainer.bad()
+    assert "diverged" not in kinds(take(ledger, again[0].report()).occurrences)
+    assert "diverged" not in kinds(take(ledger, b.report()).occurrences)
+    assert "diverged" not in kinds(take(ledger, again[1].report()).occurrences)
+
+
+def test_steps_of_two_attempts_are_not_compared(ledger: Ledger, clock: Clock) -> None:
+    a, b = twins(clock)
+    b.attempt = "second"
+    a.step()
+    b.bad()
+    take(ledger, a.report())
+    assert "diverged" not in kinds(take(ledger, b.report()).occurrences)
+
+
+def comparable(what: Occurrence) -> dict[str, Any]:
+    """NaN is not itself."""
+    return {
+        name: value if not (isinstance(value, float) and math.isnan(value)) else "NaN"
+        for name, value in dataclasses.asdict(what).items()
+    }
+
+
+@given(history=histories(), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_events_of_records_come_exactly_once_however_the_reports_arrive(history: History, data: st.DataObject) -> None:
+    """Skips and accepted steps of all reports that arrived; and no key of any kind twice with another meaning."""
+    ledger = Ledger(Clock())
+    found: list[Occurrence] = []
+    arrived: dict[tuple[str, int], Report] = {}
+    for report in delivered(data, history):
+        if not ledger.knows(report):
+            found += take(ledger, report).occurrences
+        arrived[report.epoch, report.seq] = report
+    assert {what.kind for what in found} <= set(EVENT_KINDS)
+    truth = sorted(
+        (report.process, report.epoch, step, verdict)
+        for report in arrived.values()
+        for step, verdict in zip(report.steps.step, report.steps.verdict, strict=True)
+        if verdict not in {"applied", "accumulated"}
+    )
+    told = [what for what in found if what.kind in {"skipped", "accepted_not_finite"}]
+    assert sorted((what.process, what.key.split("/")[2], what.step) for what in told) == [row[:3] for row in truth]
+    by_key: dict[str, dict[str, Any]] = {}
+    for what in found:
+        assert by_key.setdefault(what.key, comparable(what)) == comparable(what)

@@ -1,0 +1,476 @@
+"""Health, row by row of its table, with a clock that the test turns; and the cases in which a row must not hold."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optwrap_exporter import health
+from optwrap_exporter.ledger import Ledger
+from optwrap_exporter.wire import HEALTHS, Health
+
+from tests.exporter.reports import START, Clock, Trainer, take
+
+
+class Watched:
+    """One exporter's ledger, and what it says of the only run."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.ledger = Ledger(self.clock)
+
+    def of(self, process: int = 0) -> tuple[Health, float]:
+        """Health of a process and, in seconds after START, since when."""
+        (view,) = [view for view in self.ledger.views() if view.process == process]
+        return view.health, view.since - START
+
+    def of_run(self) -> tuple[Health, float]:
+        summary = self.ledger.summary("lm")
+        assert summary is not None
+        return summary.health, summary.since - START
+
+    def say(self, trainer: Trainer, verdict: str | None = "applied", *, state: str = "running") -> None:
+        """A report, of one step where a verdict is given."""
+        if verdict == "bad":
+            trainer.bad()
+        elif verdict is not None:
+            trainer.step(verdict)
+        take(self.ledger, trainer.report(state))
+
+    def keep_saying(self, trainer: Trainer, seconds: float, verdict: str | None = None) -> None:
+        """A report each second."""
+        for _ in range(int(seconds)):
+            self.clock.advance(1)
+            self.say(trainer, verdict)
+
+    def look(self) -> list[str]:
+        """What the clock alone brings: the kinds of the events."""
+        plans = self.ledger.pass_time()
+        for plan in plans:
+            self.ledger.apply(plan)
+        return [occurrence.kind for plan in plans for occurrence in plan.occurrences]
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+@pytest.fixture
+def trainer(watched: Watched) -> Trainer:
+    return Trainer(watched.clock)
+
+
+def test_a_process_is_starting_until_its_first_step_and_ok_from_then_on(watched: Watched, trainer: Trainer) -> None:
+    take(watched.ledger, trainer.hello())
+    assert watched.of() == ("starting", 0)
+    watched.keep_saying(trainer, 8)
+    assert watched.of() == ("starting", 0)
+    watched.clock.advance(1)
+    watched.say(trainer)
+    assert watched.of() == watched.of_run() == ("ok", 9)
+
+
+def test_a_resumed_process_is_starting_until_it_takes_a_step_of_its_own(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(5)
+    again = Trainer(watched.clock, attempt="second", state=trainer.state.copy())
+    take(watched.ledger, again.report())
+    assert watched.of() == ("starting", 5)
+    watched.keep_saying(again, 1, "applied")
+    assert watched.of() == ("ok", 6)
+
+
+def test_skipping_holds_while_the_streak_lasts_since_it_began(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(1)
+    watched.say(trainer, "bad")
+    watched.keep_saying(trainer, 3, "bad")
+    assert watched.of() == ("skipping", 1)
+    watched.clock.advance(1)
+    for _ in range(2):  # an end and a new beginning within one report
+        trainer.step()
+        trainer.bad()
+    watched.say(trainer, None)
+    assert watched.of() == ("skipping", 5)
+    watched.keep_saying(trainer, 1, "applied")
+    assert watched.of() == ("ok", 6)
+
+
+@pytest.mark.parametrize(("interval", "limit"), [(1.0, 10.0), (3.0, 10.0), (60.0, 180.0), (0.1, 10.0)])
+def test_a_process_is_stale_after_three_intervals_of_silence_ten_seconds_at_least(
+    watched: Watched, interval: float, limit: float
+) -> None:
+    trainer = Trainer(watched.clock, interval=interval)
+    watched.say(trainer)
+    watched.clock.advance(limit - 0.01)
+    assert watched.of() == ("ok", 0)
+    assert watched.look() == []
+    watched.clock.advance(0.01)
+    assert watched.of() == ("stale", limit)
+    assert watched.look() == ["stale"]
+    assert watched.look() == []
+    watched.clock.advance(1000)
+    assert watched.of() == ("stale", limit)
+    watched.say(trainer)
+    assert watched.of() == ("ok", limit + 1000)
+
+
+def test_silence_does_not_count_while_the_exporter_was_not_there(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    run = watched.ledger.plan(trainer.report()).run
+    watched.clock.advance(3600)
+    watched.ledger = Ledger(watched.clock)
+    watched.ledger.restore([run])
+    assert watched.of() == ("ok", 0)
+    watched.clock.advance(10)
+    assert watched.of() == ("stale", 3610)
+
+
+def test_a_process_that_was_stale_is_so_after_a_restart_of_the_exporter_too(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(10)
+    (plan,) = watched.ledger.pass_time()
+    watched.ledger = Ledger(watched.clock)
+    watched.ledger.restore([plan.run])
+    assert watched.of() == ("stale", 10)
+    assert watched.look() == []
+
+
+def test_reports_without_a_step_for_five_minutes_are_a_stall(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.keep_saying(trainer, 299)
+    assert watched.of() == ("ok", 0)
+    watched.keep_saying(trainer, 1)
+    assert watched.of() == ("stalled", 300)
+    assert watched.look() == ["stalled"]
+    assert watched.look() == []
+    watched.keep_saying(trainer, 100)
+    assert watched.of() == ("stalled", 300)
+    watched.keep_saying(trainer, 1, "applied")
+    assert watched.of() == ("ok", 401)
+
+
+def test_slow_steps_are_no_stall_until_ten_times_their_median(watched: Watched) -> None:
+    trainer = Trainer(watched.clock, interval=50.0)
+    for _ in range(5):
+        watched.say(trainer)
+        watched.clock.advance(100)
+    at = watched.clock.now - START - 100
+    for _ in range(17):
+        watched.say(trainer, None)
+        watched.clock.advance(50)
+    assert watched.of() == ("ok", 0)
+    watched.clock.advance(50)
+    watched.say(trainer, None)
+    assert watched.of() == ("stalled", at + 1000)
+
+
+def test_the_median_step_is_not_moved_by_one_pause(watched: Watched, trainer: Trainer) -> None:
+    for seconds in (1, 1, 1, 3000, 1, 1):
+        watched.say(trainer)
+        watched.clock.advance(seconds)
+    watched.say(trainer)
+    assert health.patience(watched.ledger.plan(trainer.report()).process) == 300
+
+
+def test_a_silent_process_is_stale_and_not_stalled(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(10_000)
+    assert watched.of()[0] == "stale"
+    assert watched.look() == ["stale"]
+
+
+@pytest.mark.parametrize(("every_k", "limit"), [(None, 100), (4, 100), (32, 320)])
+def test_steps_without_a_gradient_step_starve(watched: Watched, every_k: int | None, limit: int) -> None:
+    trainer = Trainer(watched.clock, gauges={} if every_k is None else {"every_k": every_k})
+    watched.say(trainer)
+    watched.keep_saying(trainer, limit - 1, "skipped_large")
+    assert watched.of() == ("ok", 0)
+    watched.keep_saying(trainer, 1, "skipped_large")
+    assert watched.of() == ("starved", limit)
+    watched.keep_saying(trainer, 5, "skipped_large")
+    assert watched.of() == ("starved", limit)
+    watched.keep_saying(trainer, 1, "applied")
+    assert watched.of() == ("ok", limit + 6)
+
+
+def test_a_long_accumulation_window_is_no_starvation(watched: Watched) -> None:
+    trainer = Trainer(watched.clock, gauges={"every_k": 64})
+    for _ in range(20):
+        for verdict in ["accumulated"] * 63 + ["applied"]:
+            trainer.step(verdict)
+            watched.clock.advance(0.1)
+        watched.say(trainer, None)
+        assert watched.of()[0] == "ok"
+
+
+def test_starvation_counts_from_where_the_state_was_resumed(watched: Watched, trainer: Trainer) -> None:
+    for _ in range(500):
+        trainer.step("accumulated")
+    again = Trainer(watched.clock, state=trainer.state.copy())
+    again.gauges = {"every_k": 8}
+    for _ in range(99):
+        watched.say(again, "accumulated")
+    assert watched.of()[0] == "ok"
+    watched.say(again, "accumulated")
+    assert watched.of()[0] == "starved"
+
+
+def test_starvation_beats_skipping_and_is_told_once(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    kinds = []
+    for _ in range(120):
+        watched.clock.advance(1)
+        trainer.bad()
+        plan = take(watched.ledger, trainer.report())
+        kinds += [occurrence.kind for occurrence in plan.occurrences]
+    assert watched.of() == ("starved", 100)
+    assert kinds.count("starved") == 1
+
+
+def test_a_step_accepted_though_not_finite_is_the_worst_for_five_minutes(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer, "accepted_not_finite")
+    assert watched.of() == ("gave_up", 0)
+    watched.keep_saying(trainer, 200, "applied")
+    watched.clock.advance(1)
+    watched.say(trainer, "accepted_not_finite")
+    watched.keep_saying(trainer, 299, "applied")
+    assert watched.of() == ("gave_up", 0)
+    watched.keep_saying(trainer, 1, "applied")
+    assert watched.of() == ("ok", 501)
+
+
+def test_giving_up_beats_how_the_process_ended_and_silence(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer, "accepted_not_finite", state="failed")
+    watched.clock.advance(299)
+    assert watched.of() == ("gave_up", 0)
+    watched.clock.advance(1)
+    assert watched.of() == ("failed", 0)
+
+
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_a_process_that_said_goodbye_is_neither_stale_nor_stalled(
+    watched: Watched, trainer: Trainer, state: Health
+) -> None:
+    watched.say(trainer)
+    watched.clock.advance(3)
+    watched.say(trainer, None, state=state)
+    watched.clock.advance(100_000)
+    assert watched.of() == watched.of_run() == (state, 3)
+    assert watched.look() == []
+
+
+def test_a_finished_process_with_an_open_streak_is_finished(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer, "bad", state="finished")
+    assert watched.of()[0] == "finished"
+
+
+def test_two_live_attempts_under_one_name_are_a_conflict_until_one_is_gone(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(5)
+    other = Trainer(watched.clock, attempt="second")
+    watched.say(other)
+    assert watched.of()[0] == "ok"
+    watched.clock.advance(1)
+    watched.say(trainer)
+    assert watched.of() == watched.of_run() == ("conflict", 6)
+    for _ in range(20):
+        watched.clock.advance(1)
+        watched.say(trainer)
+        watched.say(other)
+    assert watched.of() == ("conflict", 6)
+    last = watched.clock.now - START
+    watched.keep_saying(other, 9, "applied")
+    assert watched.of() == ("conflict", 6)
+    watched.keep_saying(other, 1, "applied")
+    assert watched.of() == ("ok", last + 10)
+
+
+def test_a_conflict_ends_at_once_when_the_older_one_says_goodbye(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    other = Trainer(watched.clock, attempt="second")
+    watched.clock.advance(1)
+    watched.say(other)
+    watched.clock.advance(1)
+    watched.say(trainer)
+    watched.say(trainer, state="finished")
+    assert watched.of()[0] == "ok"
+
+
+def test_a_killed_and_resumed_job_is_no_conflict(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(1)
+    watched.say(Trainer(watched.clock, attempt="second", state=trainer.state.copy()))
+    assert watched.of()[0] == "ok"
+
+
+def test_a_late_report_is_no_conflict(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(1)
+    trainer.step()
+    late = trainer.report()
+    watched.clock.advance(1)
+    watched.say(Trainer(watched.clock, attempt="second"))
+    watched.clock.advance(1)
+    take(watched.ledger, late)
+    assert watched.of()[0] == "ok"
+
+
+def test_the_last_words_of_a_job_that_its_successor_overlaps_are_no_conflict(
+    watched: Watched, trainer: Trainer
+) -> None:
+    watched.say(trainer)
+    watched.clock.advance(1)
+    watched.say(Trainer(watched.clock, attempt="second"))
+    watched.clock.advance(1)
+    watched.say(trainer, state="failed")
+    assert watched.of()[0] == "ok"
+
+
+def test_a_rollback_within_an_attempt_is_no_conflict(watched: Watched, trainer: Trainer) -> None:
+    watched.say(trainer)
+    watched.clock.advance(1)
+    watched.say(Trainer(watched.clock, attempt=trainer.attempt))
+    watched.clock.advance(1)
+    watched.say(trainer)
+    assert watched.of()[0] == "ok"
+
+
+def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
+    watched: Watched, trainer: Trainer
+) -> None:
+    watched.say(trainer)
+    watched.clock.advance(1)
+    newer = Trainer(watched.clock, attempt="second")
+    watched.say(newer)
+    watched.keep_saying(trainer, 9, "applied")
+    assert watched.of()[0] == "conflict"
+    watched.keep_saying(trainer, 1, "applied")
+    assert watched.of()[0] == "ok"
+    assert watched.ledger.views()[0].epoch == trainer.epoch
+
+
+def test_a_job_restarted_on_a_host_whose_clock_is_behind_is_heard_after_a_moment(watched: Watched) -> None:
+    ahead = Clock(START + 3600)
+    first = Trainer(ahead)
+    for _ in range(5):
+        watched.say(first)
+        watched.clock.advance(1)
+        ahead.advance(1)
+    behind = Clock(START)
+    second = Trainer(behind, attempt="second")
+    for _ in range(15):
+        watched.say(second)
+        watched.clock.advance(1)
+        behind.advance(1)
+    assert watched.of()[0] == "ok"
+    assert watched.ledger.views()[0].epoch == second.epoch
+
+
+def test_a_backlog_of_an_older_epoch_does_not_take_over_from_a_silent_one(watched: Watched, trainer: Trainer) -> None:
+    """Reports that were made a second apart and come all at once are late, not alive."""
+    late = []
+    for _ in range(10):
+        trainer.step()
+        late.append(trainer.report())
+        watched.clock.advance(1)
+    newer = Trainer(watched.clock, attempt="second")
+    watched.say(newer)
+    watched.clock.advance(60)
+    before = watched.of()
+    assert before[0] == "stale"
+    for report in late:
+        take(watched.ledger, report)
+    assert watched.of() == before
+    assert watched.ledger.views()[0].epoch == newer.epoch
+
+
+def test_a_run_is_degraded_while_a_process_is_missing(watched: Watched) -> None:
+    for process in (0, 1):
+        watched.say(Trainer(watched.clock, process=process, process_count=3))
+        watched.clock.advance(1)
+    assert watched.of_run() == ("degraded", 0)
+    assert watched.of(0)[0] == watched.of(1)[0] == "ok"
+    watched.say(Trainer(watched.clock, process=2, process_count=3))
+    assert watched.of_run() == ("ok", 2)
+
+
+def test_a_run_is_as_ill_as_its_worst_process(watched: Watched) -> None:
+    trainers = [Trainer(watched.clock, process=process, process_count=4) for process in range(4)]
+    for trainer in trainers:
+        watched.say(trainer)
+    for _ in range(12):
+        watched.clock.advance(1)
+        for trainer in trainers[:3]:
+            watched.say(trainer)
+    assert watched.of(3) == watched.of_run() == ("stale", 10)
+    assert {watched.of(process)[0] for process in range(3)} == {"ok"}
+
+
+def test_a_run_is_finished_only_when_all_its_processes_are(watched: Watched) -> None:
+    trainers = [Trainer(watched.clock, process=process, process_count=2) for process in range(2)]
+    for trainer in trainers:
+        watched.say(trainer)
+    watched.say(trainers[0], state="finished")
+    assert watched.of_run()[0] == "ok"
+    watched.clock.advance(2)
+    watched.say(trainers[1], state="finished")
+    assert watched.of_run() == ("finished", 2)
+
+
+def test_what_a_killed_attempt_leaves_behind_is_no_part_of_the_run(watched: Watched) -> None:
+    """Four processes are killed, two take over: the run is those two."""
+    for process in range(4):
+        watched.say(Trainer(watched.clock, process=process, process_count=4))
+    watched.clock.advance(30)
+    assert watched.of_run()[0] == "stale"
+    for process in range(2):
+        watched.say(Trainer(watched.clock, process=process, process_count=2, attempt="second"))
+    assert watched.of_run()[0] == "ok"
+    summary = watched.ledger.summary("lm")
+    assert summary is not None
+    assert (summary.process_count, summary.processes) == (2, 2)
+    assert watched.of(3)[0] == "stale"
+
+
+def test_a_process_restarted_alone_does_not_hide_the_others(watched: Watched) -> None:
+    """Where nothing tells one launch from another, every start is an attempt of its own."""
+    trainers = [Trainer(watched.clock, process=i, attempt=f"of-{i}", process_count=3) for i in range(3)]
+    for trainer in trainers:
+        watched.say(trainer)
+    watched.clock.advance(1)
+    again = Trainer(watched.clock, process=2, attempt="of-2-again", process_count=3)
+    for _ in range(15):
+        watched.clock.advance(1)
+        for trainer in (trainers[0], trainers[1], again):
+            watched.say(trainer)
+        assert watched.of_run()[0] == "ok"
+    assert watched.ledger.lead("lm") == 0
+    for _ in range(15):
+        watched.clock.advance(1)
+        for trainer in (trainers[1], again):
+            watched.say(trainer)
+    assert watched.of_run()[0] == "stale"
+
+
+times = st.floats(0, 1e9)
+verdicts = st.lists(st.tuples(st.sampled_from(sorted(set(HEALTHS) - {"degraded"})), times), min_size=1, max_size=5)
+
+
+@given(verdicts=verdicts, missing=st.booleans(), began=times)
+@settings(deadline=None)
+def test_a_run_is_judged_by_the_first_row_that_holds_of_any_process(
+    verdicts: list[tuple[Health, float]], missing: bool, began: float
+) -> None:
+    """Against the table, read naively; but that one finished process does not finish a run."""
+    found, since = health.overall(verdicts, expected=len(verdicts) + missing, began=began)
+    held = [name for name, _ in verdicts if name != "finished"] or ["finished"]
+    rows = [*held, *(["degraded"] if missing else [])]
+    assert found == min(rows, key=HEALTHS.index)
+    assert since in [*(when for name, when in verdicts if name == found), *([began] if found == "degraded" else [])]
+
+
+def test_the_order_of_the_table_is_the_contracts() -> None:
+    assert list(HEALTHS) == [
+        "conflict", "gave_up", "failed", "finished", "stale", "stalled", "starved", "skipping", "starting", "degraded",
+        "ok",
+    ]  # fmt: skip
