@@ -95,7 +95,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             grid: { show: false },
             ticks: { show: false, size: 0 },
             incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 1e8],
-            values: (_, splits) => splits.map((step) => step.toLocaleString("en")),
+            values: (_, splits) => splits.map((step) => (steps?.length ? step.toLocaleString("en") : "")),
           },
           {
             ...axis,

@@ -29,7 +29,7 @@ export function norm(value) {
   if (!Number.isFinite(value)) return String(value).replace("Infinity", "∞");
   const size = Math.abs(value);
   if (value === 0) return "0";
-  if (size >= 1e6 || size < 1e-3) return value.toExponential(1).replace("e+", "e");
+  if (size >= 1e6 || size < 1e-3) return Number(value.toPrecision(2)).toExponential().replace("e+", "e");
   if (size >= 1000) return grouped.format(Math.round(value));
   return String(Number(value.toPrecision(3)));
 }

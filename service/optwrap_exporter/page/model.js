@@ -56,6 +56,8 @@ export function reduce(state, action) {
       };
     case "missing":
       return action.run === state.selected ? { ...state, missing: true, detail: null } : state;
+    case "any process":
+      return { ...state, wantedProcess: null };
     case "loaded":
       return action.run.run === state.selected ? loaded(state, action) : state;
     case "run":

@@ -11,6 +11,9 @@ const HIDDEN = 60_000;
 /** A stream this far (s) behind what the list says is taken for dead. */
 const BEHIND = 10;
 
+/** Whether the exporter said that there is no such run or process, or that nothing can be called so. */
+const unknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
+
 export function createSession({ getState, dispatch, now }) {
   let stream = null;
   let streamed = null;
@@ -53,8 +56,11 @@ export function createSession({ getState, dispatch, now }) {
       connection("live");
     } catch (error) {
       if (waiting !== mine || run !== getState().selected) return;
-      if (error instanceof HttpError && error.status === 404) dispatch({ type: "missing", run });
-      else restart();
+      if (!unknown(error)) restart();
+      else if (getState().wantedProcess !== null) {
+        dispatch({ type: "any process" });
+        await load(run);
+      } else dispatch({ type: "missing", run });
     } finally {
       if (waiting === mine) {
         waiting = null;
@@ -98,7 +104,7 @@ export function createSession({ getState, dispatch, now }) {
       await getJson(paths.run(run));
       return run;
     } catch (error) {
-      if (!(error instanceof HttpError) || error.status !== 404) throw error;
+      if (!unknown(error)) throw error;
       dispatch({ type: "missing", run });
       return null;
     }

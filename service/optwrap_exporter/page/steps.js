@@ -107,7 +107,7 @@ export class Steps {
     const end = this.length - 1;
     const start = Math.max(0, end - over);
     const took = this.time[end] - this.time[start];
-    return end > start && took > 0 ? (this.step[end] - this.step[start]) / took : null;
+    return took > 0.5 ? (this.step[end] - this.step[start]) / took : null;
   }
 
   #records() {

@@ -12,7 +12,7 @@ export function parse(search) {
   return {
     run: query.get("run"),
     process: count(query.get("process")),
-    window: window === "all" ? "all" : (count(window) ?? DEFAULT_WINDOW),
+    window: window === "all" ? "all" : Math.max(2, count(window) ?? DEFAULT_WINDOW),
     range: from !== null && to !== null && from < to ? [from, to] : null,
     step: count(query.get("step")),
   };

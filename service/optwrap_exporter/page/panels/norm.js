@@ -43,8 +43,18 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
   );
   const readout = el("output", { class: "readout" });
   const host = el("div", { class: "chart" });
-  const figure = el("div", { class: "figure-box", role: "group", tabindex: 0, "aria-label": "Gradient norm over steps" }, host);
-  const summary = el("p", { class: "visually-hidden" });
+  const figure = el(
+    "div",
+    {
+      class: "figure-box",
+      role: "group",
+      tabindex: 0,
+      "aria-label": "Gradient norm over steps. Left and right: the bad step before and after. Escape: follow the run.",
+      "aria-describedby": "norm-summary",
+    },
+    host,
+  );
+  const summary = el("p", { class: "visually-hidden", id: "norm-summary" });
   const legend = el("ul", { class: "legend", "aria-label": "Legend" });
   for (const [name, key, text, className] of LEGEND) {
     legend.append(el("li", { title: KINDS[key]?.what ?? null, "data-key": key }, shape(name, className), el("span", { text })));
@@ -101,6 +111,8 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
       : "";
     const label = hovered === null && view.step === null ? "Last step" : "Step";
     setText(readout, `${label} ${integer(step)} · ${clock(time)} · norm ${norm(raw)} · ${KINDS[kind]?.word ?? kind}${window}${where}`);
+    // Read out where somebody went, not the step that came last.
+    setAttribute(readout, "aria-live", view.step !== null && hovered === null ? "polite" : "off");
     setAttribute(readout, "class", isBad(kind) ? "readout bad" : "readout");
   }
 

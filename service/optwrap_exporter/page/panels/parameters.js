@@ -7,6 +7,8 @@ import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
 /** Rows in the document at once; the filter reaches the others. */
 const ROWS = 100;
 const FILTER_FROM = 8;
+/** Where more than so many went bad in the same first step, none of them is told to be the first. */
+const FIRST = 3;
 
 const COLUMNS = [
   { key: "parameter", label: "Parameter", what: "Path of the parameter in the model's tree" },
@@ -42,6 +44,8 @@ export function createParameters(root, { onJump }) {
   /** null: as the exporter orders them, worst first. */
   let order = null;
   let parameters = [];
+  /** The step in which the first went bad, where that tells a few parameters from the others. */
+  let began;
   let shown = null;
   filter.addEventListener("input", () => draw());
 
@@ -63,7 +67,7 @@ export function createParameters(root, { onJump }) {
 
   function update(row, item) {
     const [path, first, last, steps, values] = row.children;
-    path.firstChild.firstChild.hidden = item.first_step !== firstOfAll();
+    path.firstChild.firstChild.hidden = item.first_step !== began;
     for (const [cell, step] of [[first, item.first_step], [last, item.last_step]]) {
       setText(cell.firstChild, integer(step));
       setAttribute(cell.firstChild, "value", step);
@@ -72,10 +76,6 @@ export function createParameters(root, { onJump }) {
     setText(steps, integer(item.steps));
     setText(values, compact(item.values));
     setAttribute(values, "title", integer(item.values));
-  }
-
-  function firstOfAll() {
-    return parameters.length > 1 ? Math.min(...parameters.map((item) => item.first_step ?? Infinity)) : undefined;
   }
 
   function draw() {
@@ -97,9 +97,16 @@ export function createParameters(root, { onJump }) {
     if (!state.detail || state.detail.parameters === shown) return;
     shown = state.detail.parameters;
     parameters = shown ?? [];
+    began = firstStep(parameters);
     setAttribute(link, "href", paths.parameters(state.detail.run));
     draw();
   };
+}
+
+function firstStep(parameters) {
+  const first = Math.min(...parameters.map((item) => item.first_step ?? Infinity));
+  const count = parameters.filter((item) => item.first_step === first).length;
+  return count < parameters.length && count <= FIRST ? first : undefined;
 }
 
 function compare(a, b) {

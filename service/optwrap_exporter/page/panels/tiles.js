@@ -55,7 +55,7 @@ function createStreak(root) {
     setText(value, integer(streak));
     setText(unit, limit === undefined ? "in a row" : `of ${integer(limit)}`);
     guard(count ?? streak ?? 0, limit ?? 0);
-    const guarded = limit === undefined ? "" : count === streak || count === undefined ? "" : ` · guard at ${integer(count)}`;
+    const guarded = count === undefined || streak === undefined || count === streak ? "" : ` · guard at ${integer(count)}`;
     setText(foot, `longest ${integer(peak)}${guarded}`);
     const used = count ?? streak ?? 0;
     setAttribute(box, "data-tone", used > 0 && limit !== undefined && used >= limit ? "critical" : streak > 0 ? "warning" : null);
@@ -123,7 +123,7 @@ function createNorm(root) {
     const step = state.steps.latest;
     setText(unit, limit === undefined ? "" : `limit ${norm(limit)}`);
     setText(foot, step === undefined ? "no step yet" : `at step ${compact(step)}`);
-    setAttribute(box, "data-tone", last !== null && !Number.isFinite(last) ? "critical" : limit !== undefined && last >= limit ? "warning" : null);
+    setAttribute(box, "data-tone", last !== null && (!Number.isFinite(last) || last >= limit) ? "warning" : null);
   };
 }
 
@@ -135,7 +135,7 @@ function createSteps(root) {
     const { steps, not_finite_steps: bad, verdicts } = run.totals ?? {};
     shares(verdicts, steps);
     setText(value, compact(steps));
-    setText(unit, rate === null || run.health === "finished" ? "" : `${rate >= 10 ? Math.round(rate) : rate.toPrecision(2)} per s`);
+    setText(unit, rate === null || run.health === "finished" ? "" : `${rate >= 10 ? compact(Math.round(rate)) : rate.toPrecision(2)} per s`);
     const unseen = run.unseen ? ` · ${compact(run.unseen)} unseen` : "";
     setText(foot, `${compact(bad ?? 0)} not finite${unseen}`);
     const droppedSteps = (run.dropped?.steps ?? 0) + (run.dropped?.bad_steps ?? 0);
