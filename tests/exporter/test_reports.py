@@ -3,15 +3,22 @@
 import http.client
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from optwrap_exporter.ingest import Busy
 from optwrap_exporter.metrics import OUTCOMES
+from optwrap_exporter.routes import reports
 from optwrap_exporter.routes.reports import LARGEST_BODY
 from optwrap_exporter.settings import parse_address
+from optwrap_exporter.store import StoreFull
+from optwrap_exporter.wire import Acknowledgement, StepsAnswer
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.exporter.running import Job, Served, served
@@ -201,3 +208,68 @@ def test_no_forwarded_header_makes_a_stranger_local(tmp_path: Path) -> None:
             "x-real-ip": "127.0.0.1",
         }
         refusal(open_to_all.client.post("/v1/reports", json=Job().report(), headers=forwarded), 401)
+
+
+def test_a_full_line_asks_to_wait(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Future[Acknowledgement]:
+        raise Busy(1.5)
+
+    monkeypatch.setattr(site.ingest, "offer", full)
+    answer = site.client.post("/v1/reports", json=Job().report())
+    refusal(answer, 429)
+    assert answer.headers["retry-after"] == "2"
+    assert outcomes(site) == {"busy": 1}
+
+
+def test_a_full_store_is_unavailable(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> Future[Acknowledgement]:
+        answer: Future[Acknowledgement] = Future()
+        answer.set_exception(StoreFull("no room"))
+        return answer
+
+    monkeypatch.setattr(site.ingest, "offer", refused)
+    answer = site.client.post("/v1/reports", json=Job().report())
+    assert "room" in refusal(answer, 503)["allowed"]
+    assert int(answer.headers["retry-after"]) > 0
+    assert outcomes(site) == {"unavailable": 1}
+
+
+def test_reports_that_are_being_received_are_bounded_together(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = json.dumps(Job().report()).encode()
+    monkeypatch.setattr(reports, "MOST_BYTES", len(report))
+    first = b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(first + b"Content-Length: 1000\r\n\r\n" + b" " * 900)
+        deadline = time.monotonic() + 30
+        while (answer := site.client.post("/v1/reports", content=report, headers=JSON)).status_code == 200:
+            assert time.monotonic() < deadline, "the slow report was never counted"
+        refusal(answer, 429)
+        assert answer.headers["retry-after"] == "1"
+    while site.client.post("/v1/reports", content=report, headers=JSON).status_code != 200:
+        assert time.monotonic() < deadline, "what the slow report held was never given free"
+
+
+def test_a_query_that_takes_long_holds_no_report_up(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job()
+    site.send(job.report("starting"))
+    asked, release = threading.Event(), threading.Event()
+    real = site.store.steps
+
+    def slow(*args: Any, **query: Any) -> StepsAnswer:
+        asked.set()
+        assert release.wait(30)
+        return real(*args, **query)
+
+    monkeypatch.setattr(site.store, "steps", slow)
+    got: list[int] = []
+    query = threading.Thread(target=lambda: got.append(httpx.get(f"{site.url}/v1/runs/lm/steps").status_code))
+    query.start()
+    assert asked.wait(30)
+    for _ in range(3):
+        job.step()
+        site.send(job.report())
+    assert got == []
+    release.set()
+    query.join()
+    assert got == [200]

@@ -60,11 +60,13 @@ class Reader:
 
 
 @contextlib.contextmanager
-def following(url: str, run: str | None = None, last_event_id: str | None = None) -> Iterator[Reader]:
+def following(
+    url: str, run: str | None = None, last_event_id: str | None = None, socket_options: Any = None
+) -> Iterator[Reader]:
     headers = {} if last_event_id is None else {"last-event-id": last_event_id.encode()}
     query = {} if run is None else {"run": run}
     with (
-        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=30, transport=httpx.HTTPTransport(socket_options=socket_options)) as client,
         client.stream("GET", "/v1/stream", params=query, headers=headers) as response,
     ):
         assert response.status_code == 200, response.read()
@@ -153,27 +155,17 @@ def test_a_change_of_health_that_only_time_brings_is_shown(site: Served) -> None
 
 def test_a_slow_client_holds_nothing_up_and_misses_nothing(site: Served) -> None:
     jobs = [Job(run=f"r{number}", clock=site.clock) for number in range(2)]
-    host, port = site.url.removeprefix("http://").split(":")
-    with socket.socket() as slow:
-        # A window so small that the server soon has to wait for its reader.
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.settimeout(30)
-        slow.connect((host, int(port)))
-        slow.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert slow.recv(4096).startswith(b"HTTP/1.1 200")
-        time.sleep(0.2)  # until it follows: there is nothing to wait for that would not read
+    # A window so small that the server soon has to wait for its reader.
+    small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
+    with following(site.url, socket_options=small) as slow:
         for _ in range(60):
             for job in jobs:
                 for _ in range(20):
                     job.step("applied", 1.0)
                 site.send(job.report())
-        text = b""
-        while text.count(b"event: report") < 120:
-            text += slow.recv(65536)
-    steps = {job.run: [] for job in jobs}
-    for line in text.decode().splitlines():
-        if line.startswith("data:") and '"revision"' in line and line.endswith("}"):
-            data = json.loads(line.removeprefix("data:"))
+        steps: dict[str, list[int]] = {job.run: [] for job in jobs}
+        for _ in range(120):
+            data = slow.next("report").data
             steps[data["run"]] += data["steps"]["step"]
     assert steps == {job.run: list(range(1, 1201)) for job in jobs}
 

@@ -26,14 +26,14 @@ def router(alive: Callable[[], bool], stopping: Callable[[], bool]) -> APIRouter
     routes = APIRouter(prefix="/-", tags=["operation"])
 
     @routes.get("/healthy", responses={503: {"model": ErrorBody, "description": "It has to be restarted."}})
-    def healthy() -> Condition:
+    async def healthy() -> Condition:
         """Whether the exporter works; if not, it has to be restarted."""
         if not alive():
             raise refused(503, "exporter", "the writer has died", "a restart: the log says what happened")
         return Condition(status="healthy")
 
     @routes.get("/ready", responses={503: {"model": ErrorBody, "description": "It is stopping, or broken."}})
-    def ready() -> Condition:
+    async def ready() -> Condition:
         """Whether the exporter takes requests."""
         if stopping() or not alive():
             raise refused(503, "exporter", "stopping" if stopping() else "the writer has died", "a later request")
