@@ -64,7 +64,9 @@ class Counts:
         return Counts(
             tuple(max(0, a - b) for a, b in zip(self.verdicts, other.verdicts, strict=True)),
             max(0, self.not_finite_steps - other.not_finite_steps),
-            {path: rest for path, n in self.parameters.items() if (rest := n - less.get(path, 0)) > 0},
+            {path: rest for path, n in self.parameters.items() if (rest := n - less.get(path, 0)) > 0}
+            if less
+            else self.parameters,
         )
 
     def maximum(self, other: "Counts") -> "Counts":

@@ -12,7 +12,7 @@ from typing import Final
 
 from optwrap_exporter import events, health, ranges
 from optwrap_exporter.counts import Counts
-from optwrap_exporter.events import Occurrence
+from optwrap_exporter.events import Occurrence, Streaks
 from optwrap_exporter.state import NOTHING, EpochState, Offences, ProcessState, Streak
 from optwrap_exporter.wire import Offender, Report
 
@@ -42,36 +42,32 @@ def fold(process: ProcessState | None, report: Report, now: float, listening: fl
     """
     before = process.epochs.get(report.epoch) if process else None
     in_order = before is None or report.seq > before.highest
-    epoch = _epoch(process, before, report, now)
+    streaks = events.of_streaks(report, before.streak if before else Streak()) if in_order else None
+    epoch = _epoch(process, before, report, streaks, now=now)
     first: list[Occurrence | None] = [events.of_start(report, before, process is not None, now)]
-    if not epoch.placed and report.totals.steps > 0:
-        epoch = dataclasses.replace(epoch, placed=True)
+    if epoch.placed and not (before and before.placed):
         first.append(events.of_resumption(report, _previous(process, epoch), now))
     middle = list(events.of_records(report))
-    longest = 0
-    if in_order:
-        streaks = events.of_streaks(report, before.streak if before else Streak())
-        epoch = dataclasses.replace(epoch, streak=streaks.open)
+    if streaks is not None:
         middle += streaks.occurrences
-        longest = streaks.longest
     # Of one step: what ended before it, what began with it, what it was.
     middle.sort(key=lambda occurrence: (occurrence.step or 0, _RANKS.get(occurrence.kind, len(_RANKS))))
     end: list[Occurrence | None] = [events.of_end(report.process, epoch, before, now)]
 
-    after = _started(epoch, report, now)
-    if process is not None:
-        after = dataclasses.replace(process, epochs=_with(process.epochs, epoch, before))
+    # Which epoch is current is judged by the process as it was.
     if process is None or (in_order and _speaks(process, epoch, before, report, gone=_gone(process, now, listening))):
-        after = _live(after, before, epoch, report, now=now, longest=longest)
+        after = _live(process or _started(epoch, report, now), before, epoch, report, now=now, streaks=streaks)
         if after.starved is not None and (process is None or after.starved != process.starved):
             detail = {"steps": report.totals.steps - (after.gradient_anchor or 0)}
             end.insert(0, events.of_time(report.process, "starved", epoch, after.starved, detail))
         if process is not None and _ill(process, now, listening) and not _ill(after, now, listening):
             after = dataclasses.replace(after, cleared=now)
-    elif before is not None and in_order and _contradicts(process, epoch, report):
-        since = process.conflict[0] if process.conflict and _lasting(process, now) else now
-        after = dataclasses.replace(after, conflict=None if epoch.ended else (since, now))
-        if not epoch.ended:
+    else:
+        conflict = process.conflict
+        if before is not None and in_order and _contradicts(process, epoch, report):
+            conflict = None if epoch.ended else (conflict[0] if conflict and _lasting(process, now) else now, now)
+        after = dataclasses.replace(process, epochs=_with(process.epochs, epoch, before), conflict=conflict)
+        if conflict is not None and conflict != process.conflict:
             end.append(events.of_conflict(report.process, epoch, process.epoch, report.source.host, now))
     return Folded(after, epoch, [occurrence for occurrence in (*first, *middle, *end) if occurrence is not None])
 
@@ -94,7 +90,9 @@ def pass_time(process: ProcessState, now: float, listening: float) -> tuple[Proc
     return process, found
 
 
-def _epoch(process: ProcessState | None, before: EpochState | None, report: Report, now: float) -> EpochState:
+def _epoch(
+    process: ProcessState | None, before: EpochState | None, report: Report, streaks: Streaks | None, *, now: float
+) -> EpochState:
     """The report's epoch with the report in it."""
     totals, at_start = Counts.of(report.totals), Counts.of(report.at_start)
     base = Counts.of(report.base) if report.base is not None else None
@@ -121,6 +119,8 @@ def _epoch(process: ProcessState | None, before: EpochState | None, report: Repo
             share=totals.minus(at_start),
             base=base,
             dropped=dropped,
+            streak=streaks.open if streaks else Streak(),
+            placed=report.totals.steps > 0,
             offences=offences,
         )
     in_order = report.seq > before.highest
@@ -146,6 +146,8 @@ def _epoch(process: ProcessState | None, before: EpochState | None, report: Repo
         share=before.share.maximum(totals.minus(at_start)),
         base=base or before.base,
         dropped=(max(before.dropped[0], dropped[0]), max(before.dropped[1], dropped[1])),
+        streak=streaks.open if streaks else before.streak,
+        placed=before.placed or report.totals.steps > 0,
         offences=offences,
     )
 
@@ -234,7 +236,13 @@ def _started(epoch: EpochState, report: Report, now: float) -> ProcessState:
 
 
 def _live(
-    process: ProcessState, before: EpochState | None, epoch: EpochState, report: Report, *, now: float, longest: int
+    process: ProcessState,
+    before: EpochState | None,
+    epoch: EpochState,
+    report: Report,
+    *,
+    now: float,
+    streaks: Streaks | None,
 ) -> ProcessState:
     """The process after a report of its current epoch, in order: gauges, clocks, and what health is judged by."""
     entered = process.current != epoch.epoch or before is None
@@ -256,6 +264,7 @@ def _live(
     still = None if entered or gained.steps else process.stalled
     return dataclasses.replace(
         process,
+        epochs=_with(process.epochs, epoch, before),
         current=epoch.epoch,
         interval=report.interval,
         source=report.source,
@@ -266,7 +275,7 @@ def _live(
         last_gradient_step=now if gained.gradient_steps else process.last_gradient_step,
         last_record=last_record,
         durations=durations,
-        peaks=_peaks(process.peaks, max(streak, longest), now),
+        peaks=_peaks(process.peaks, max(streak, streaks.longest if streaks else 0), now),
         gradient_anchor=anchor,
         ended=(process.ended if not entered and process.ended is not None else now) if epoch.ended else None,
         skipping=(process.skipping if continued else now) if streak else None,

@@ -79,7 +79,12 @@ class Rows:
             if touched:
                 self._steps(report, run_id=run_id, epoch_id=epoch_id, revision=revision)
                 self._offenders(report, run_id=run_id, revision=revision)
-        db.executemany(
+        if plan.occurrences:
+            self._events(plan, run_id, revision)
+        return revision
+
+    def _events(self, plan: Plan, run_id: int, revision: int) -> None:
+        self._db.executemany(
             "INSERT OR IGNORE INTO event (revision, run_id, process, kind, time, step, attempt, alike, detail, key) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
@@ -98,7 +103,6 @@ class Rows:
                 for what in plan.occurrences
             ],
         )
-        return revision
 
     def _run(self, run: RunState) -> int:
         key, labels = self._runs.get(run.run, (0, None))
@@ -127,6 +131,8 @@ class Rows:
 
     def _badness(self, epoch_id: int, epoch: EpochState, before: EpochState | None) -> None:
         rows = [epoch.badness(parameter) for parameter in epoch.changed(before)]
+        if not rows:
+            return
         self._db.executemany(
             "INSERT INTO badness (epoch_id, parameter, totals, at_start, share, base, value_count, first_step, "
             "last_step) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
@@ -186,6 +192,8 @@ class Rows:
         blocks.write(self._db, run_id, report.process, counted)
 
     def _offenders(self, report: Report, *, run_id: int, revision: int) -> None:
+        if not report.offenders:
+            return
         paths = {offender.parameter: None for offender in report.offenders}
         self._db.executemany("INSERT OR IGNORE INTO path (path) VALUES (?)", [(path,) for path in paths])
         self._db.executemany(

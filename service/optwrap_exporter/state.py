@@ -120,7 +120,7 @@ class EpochState:
             (self.base, before and before.base),
         ):
             mine, old = now.parameters if now else {}, then.parameters if then else {}
-            if mine is not old:
+            if mine is not old and mine != old:
                 names.update((path, None) for path in mine if mine[path] != old.get(path, 0))
                 names.update((path, None) for path in old if path not in mine)
         earlier: Mapping[str, Offences] = before.offences if before else {}
@@ -130,9 +130,7 @@ class EpochState:
 
     def durable(self) -> dict[str, Any]:
         """What to write, without the parameters: JSON's types only."""
-        left_out = {"totals", "at_start", "share", "base", "streak", "offences"}
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
-        return plain | {
+        return {name: getattr(self, name) for name in _EPOCH_PLAIN} | {
             "totals": _written(self.totals),
             "at_start": _written(self.at_start),
             "share": _written(self.share),
@@ -246,9 +244,10 @@ class ProcessState:
 
     def durable(self) -> dict[str, Any]:
         """What to write: JSON's types only. Its epochs are written apart."""
-        left_out = {"process", "epochs", "source", "gauges"}
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
-        return plain | {"source": self.source.model_dump(mode="json"), "gauges": self.gauges.model_dump(mode="json")}
+        return {name: getattr(self, name) for name in _PROCESS_PLAIN} | {
+            "source": self.source.model_dump(mode="json"),
+            "gauges": self.gauges.model_dump(mode="json"),
+        }
 
     @classmethod
     def from_durable(cls, process: int, written: Mapping[str, Any], epochs: Iterable[EpochState]) -> "ProcessState":
@@ -271,6 +270,15 @@ class ProcessState:
                 "conflict": pair("conflict"),
             },
         )
+
+
+def _plain(of: type[EpochState] | type[ProcessState], *left_out: str) -> tuple[str, ...]:
+    """Fields that JSON can take as they are."""
+    return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
+
+
+_EPOCH_PLAIN: Final = _plain(EpochState, "totals", "at_start", "share", "base", "streak", "offences")
+_PROCESS_PLAIN: Final = _plain(ProcessState, "process", "epochs", "source", "gauges")
 
 
 def ordered(epochs: Iterable[EpochState]) -> dict[str, EpochState]:
