@@ -83,7 +83,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     return new uPlot(
       {
         ...size(),
-        padding: [8, 14, 0, 0],
+        padding: [8, 24, 0, 0],
         legend: { show: false },
         scales: { x: { time: false, range: () => range }, y: { distr: 3, log: 10, range: rangeY } },
         axes: [

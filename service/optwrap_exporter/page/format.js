@@ -17,10 +17,10 @@ export function integer(value) {
   return Number.isFinite(value) ? grouped.format(value) : "–";
 }
 
-/** 1234567 -> "1.2M": where the exact figure stands in the tooltip. */
+/** 12345678 -> "12.3M": where the exact figure stands in the tooltip. */
 export function compact(value) {
   if (!Number.isFinite(value)) return "–";
-  return Math.abs(value) < 1e6 ? grouped.format(value) : short.format(value);
+  return Math.abs(value) < 1e7 ? grouped.format(value) : short.format(value);
 }
 
 /** Three significant digits, without an exponent between 0.001 and a million: 0.812, 12.3, 4,120, 3.1e-7. */
