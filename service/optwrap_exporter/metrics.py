@@ -180,7 +180,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Reports that came in, by what became of them.",
         ("outcome",),
         note="`accepted`, `duplicate` (stored before, changed nothing), `invalid` (422), `unauthorized` (401), "
-        "`conflict` (409), `too_large` (413), `unsupported_media_type` (415), `busy` (429), `unavailable` (503).",
+        "`conflict` (409), `too_large` (413), `unsupported_media_type` (415), `busy` (429), `unavailable` (503, 500).",
     ),
     Metric("optwrap_exporter_store_bytes", "gauge", "Size of the store on disk.", unit="bytes"),
     Metric(

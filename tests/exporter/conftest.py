@@ -18,3 +18,12 @@ def site(tmp_path: Path) -> "Iterator[Served]":
 
     with served(tmp_path / "data") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """One for all tests of a module that leave no trace in it, or look only at the trace they leave."""
+    from tests.exporter.running import served
+
+    with served(tmp_path_factory.mktemp("shared") / "data") as running:
+        yield running

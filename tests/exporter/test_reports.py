@@ -5,9 +5,10 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -26,8 +27,8 @@ from tests.exporter.running import Job, Served, served
 JSON = {"content-type": "application/json"}
 
 
-def outcomes(site: Served) -> dict[str, int]:
-    """Reports by outcome, those at zero left out, from a scrape."""
+def outcomes(site: Served, since: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
+    """Reports by outcome, those at zero left out, from a scrape; less those there were before."""
     counted = {
         sample.labels["outcome"]: int(sample.value)
         for family in text_string_to_metric_families(site.scrape())
@@ -35,6 +36,7 @@ def outcomes(site: Served) -> dict[str, int]:
         if sample.name == "optwrap_exporter_reports_total"
     }
     assert set(counted) == set(OUTCOMES)
+    counted = {outcome: count - since.get(outcome, 0) for outcome, count in counted.items()}
     return {outcome: count for outcome, count in counted.items() if count}
 
 
@@ -75,16 +77,19 @@ def test_the_same_seq_with_other_content_is_a_conflict_and_harms_nothing(site: S
     ("content_type", "coding"),
     [("text/plain", None), ("", None), ("application/x-ndjson", None), ("application/json", "gzip")],
 )
-def test_what_is_not_plain_json_by_its_headers_is_refused(site: Served, content_type: str, coding: str | None) -> None:
+def test_what_is_not_plain_json_by_its_headers_is_refused(
+    shared: Served, content_type: str, coding: str | None
+) -> None:
+    before = outcomes(shared)
     headers = {"content-type": content_type} | ({"content-encoding": coding} if coding else {})
-    detail = refusal(site.client.post("/v1/reports", content=json.dumps(Job().report()), headers=headers), 415)
+    detail = refusal(shared.client.post("/v1/reports", content=json.dumps(Job().report()), headers=headers), 415)
     assert detail["field"] == ("Content-Encoding" if coding else "Content-Type")
-    assert outcomes(site) == {"unsupported_media_type": 1}
+    assert outcomes(shared, since=before) == {"unsupported_media_type": 1}
 
 
-def test_a_content_type_may_have_a_charset_and_any_case(site: Served) -> None:
+def test_a_content_type_may_have_a_charset_and_any_case(shared: Served) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
-    assert site.client.post("/v1/reports", content=json.dumps(Job().report()), headers=headers).status_code == 200
+    assert shared.client.post("/v1/reports", content=json.dumps(Job().report()), headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -105,10 +110,11 @@ def test_a_content_type_may_have_a_charset_and_any_case(site: Served) -> None:
     ],
     ids=lambda body: f"{body[:12]!r}x{len(body)}",
 )
-def test_hostile_json_is_invalid_and_the_exporter_lives(site: Served, body: bytes) -> None:
-    refusal(site.client.post("/v1/reports", content=body, headers=JSON), 422)
-    assert outcomes(site) == {"invalid": 1}
-    site.send(Job().report())
+def test_hostile_json_is_invalid_and_the_exporter_lives(shared: Served, body: bytes) -> None:
+    before = outcomes(shared)
+    refusal(shared.client.post("/v1/reports", content=body, headers=JSON), 422)
+    assert outcomes(shared, since=before) == {"invalid": 1}
+    shared.send(Job().report())
 
 
 def test_an_invalid_field_is_named_with_its_value_and_what_is_allowed(site: Served) -> None:
@@ -120,27 +126,30 @@ def test_an_invalid_field_is_named_with_its_value_and_what_is_allowed(site: Serv
     assert site.get("/v1/runs")["items"] == []
 
 
-def test_a_body_of_four_mebibytes_is_read_and_one_byte_more_is_not(site: Served) -> None:
-    report = json.dumps(Job().report()).encode()
+def test_a_body_of_four_mebibytes_is_read_and_one_byte_more_is_not(shared: Served) -> None:
+    before = outcomes(shared)
+    report = json.dumps(Job(run="large").report()).encode()
     exactly = report + b" " * (LARGEST_BODY - len(report))
-    assert site.client.post("/v1/reports", content=exactly, headers=JSON).status_code == 200
-    detail = refusal(site.client.post("/v1/reports", content=exactly + b" ", headers=JSON), 413)
+    assert shared.client.post("/v1/reports", content=exactly, headers=JSON).status_code == 200
+    detail = refusal(shared.client.post("/v1/reports", content=exactly + b" ", headers=JSON), 413)
     assert str(LARGEST_BODY) in detail["allowed"]
-    assert outcomes(site) == {"accepted": 1, "too_large": 1}
+    assert outcomes(shared, since=before) == {"accepted": 1, "too_large": 1}
 
 
-def test_a_body_without_a_length_is_cut_off_at_the_limit(site: Served) -> None:
+def test_a_body_without_a_length_is_cut_off_at_the_limit(shared: Served) -> None:
+    before = outcomes(shared)
+
     def endless() -> Iterator[bytes]:
         for _ in range(200):
             yield b" " * 65_536
 
-    detail = refusal(site.client.post("/v1/reports", content=endless(), headers=JSON), 413)
+    detail = refusal(shared.client.post("/v1/reports", content=endless(), headers=JSON), 413)
     assert detail["field"] == "body"
-    assert outcomes(site) == {"too_large": 1}
+    assert outcomes(shared, since=before) == {"too_large": 1}
 
 
-def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_sent(site: Served) -> None:
-    connection = http.client.HTTPConnection(site.url.removeprefix("http://"), timeout=30)
+def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_sent(shared: Served) -> None:
+    connection = http.client.HTTPConnection(shared.url.removeprefix("http://"), timeout=30)
     connection.putrequest("POST", "/v1/reports")
     connection.putheader("Content-Type", "application/json")
     connection.putheader("Content-Length", str(1 << 40))

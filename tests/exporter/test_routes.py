@@ -24,9 +24,15 @@ def fill(site: Served) -> Job:
     return job
 
 
-def test_a_run_answers_what_was_counted(site: Served) -> None:
-    fill(site)
-    run = site.get("/v1/runs/lm")
+@pytest.fixture(scope="module")
+def filled(shared: Served) -> Served:
+    """A site whose only run is that of `fill`; for reading."""
+    fill(shared)
+    return shared
+
+
+def test_a_run_answers_what_was_counted(filled: Served) -> None:
+    run = filled.get("/v1/runs/lm")
     assert run["totals"] == {
         "steps": 12,
         "gradient_steps": 8,
@@ -51,20 +57,19 @@ def test_a_run_answers_what_was_counted(site: Served) -> None:
     assert [process["host"] for process in run["processes"]] == ["node-0"]
 
 
-def test_steps_are_columns_by_step_and_bad_ones_are_always_there(site: Served) -> None:
-    fill(site)
-    answer = site.get("/v1/runs/lm/steps")
+def test_steps_are_columns_by_step_and_bad_ones_are_always_there(filled: Served) -> None:
+    answer = filled.get("/v1/runs/lm/steps")
     assert (answer["run"], answer["process"], answer["total"], answer["sampled"]) == ("lm", 0, 12, False)
     columns = answer["columns"]
     assert columns["step"] == list(range(1, 13))
     assert columns["norm"][2] == "NaN"
     assert columns["finite"] == [number % 3 != 2 for number in range(12)]
     assert columns["mini_step"] == [number % 4 for number in range(12)]
-    thin = site.get("/v1/runs/lm/steps", points=2)
+    thin = filled.get("/v1/runs/lm/steps", points=2)
     assert thin["sampled"]
     assert {3, 6, 9, 12} <= set(thin["columns"]["step"])
     assert len(thin["columns"]["step"]) < 12
-    part = site.get("/v1/runs/lm/steps", since=4, until=6)
+    part = filled.get("/v1/runs/lm/steps", since=4, until=6)
     assert part["columns"]["step"] == [4, 5, 6]
     assert (part["since"], part["until"], part["total"]) == (4, 6, 3)
 
@@ -93,25 +98,23 @@ def test_lists_page_by_cursor_without_loss_or_repetition(site: Served) -> None:
         assert set(found) == expected
 
 
-def test_events_can_be_asked_for_by_kind(site: Served) -> None:
-    fill(site)
-    events = site.get("/v1/runs/lm/events", kind="skipped")["items"]
+def test_events_can_be_asked_for_by_kind(filled: Served) -> None:
+    events = filled.get("/v1/runs/lm/events", kind="skipped")["items"]
     assert [event["step"] for event in events] == [12, 9, 6, 3]
     assert {event["kind"] for event in events} == {"skipped"}
 
 
 @pytest.mark.parametrize("below", ["", "/steps", "/events", "/parameters"])
-def test_an_unknown_run_is_404_and_named(site: Served, below: str) -> None:
-    answer = site.client.get(f"/v1/runs/nobody{below}")
+def test_an_unknown_run_is_404_and_named(filled: Served, below: str) -> None:
+    answer = filled.client.get(f"/v1/runs/nobody{below}")
     assert answer.status_code == 404
     (detail,) = answer.json()["detail"]
     assert (detail["field"], detail["value"]) == ("run", "nobody")
 
 
 @pytest.mark.parametrize("path", ["/v1/runs/lm/steps?process=5", "/v1/runs/lm/events?process=5"])
-def test_an_unknown_process_is_404_and_named(site: Served, path: str) -> None:
-    fill(site)
-    answer = site.client.get(path)
+def test_an_unknown_process_is_404_and_named(filled: Served, path: str) -> None:
+    answer = filled.client.get(path)
     assert answer.status_code == 404
     assert answer.json()["detail"][0]["field"] == "process"
 
@@ -132,23 +135,21 @@ def test_an_unknown_process_is_404_and_named(site: Served, path: str) -> None:
         ("/v1/stream?run=no%20spaces", "run"),
     ],
 )
-def test_a_wrong_parameter_is_422_and_named(site: Served, path: str, field: str) -> None:
-    fill(site)
-    answer = site.client.get(path)
+def test_a_wrong_parameter_is_422_and_named(filled: Served, path: str, field: str) -> None:
+    answer = filled.client.get(path)
     assert answer.status_code == 422, answer.text
     assert [detail["field"] for detail in answer.json()["detail"]] == [field]
     assert all(set(detail) == {"field", "value", "allowed"} for detail in answer.json()["detail"])
 
 
-def test_since_after_until_is_an_empty_range(site: Served) -> None:
-    fill(site)
-    assert site.get("/v1/runs/lm/steps", since=9, until=3)["columns"]["step"] == []
+def test_since_after_until_is_an_empty_range(filled: Served) -> None:
+    assert filled.get("/v1/runs/lm/steps", since=9, until=3)["columns"]["step"] == []
 
 
-def test_paths_and_methods_that_are_not_there_answer_in_the_same_form(site: Served) -> None:
-    missing = site.client.get("/v2/runs")
+def test_paths_and_methods_that_are_not_there_answer_in_the_same_form(filled: Served) -> None:
+    missing = filled.client.get("/v2/runs")
     assert (missing.status_code, missing.json()["detail"][0]["value"]) == (404, "/v2/runs")
-    wrong = site.client.delete("/v1/runs/lm")
+    wrong = filled.client.delete("/v1/runs/lm")
     assert (wrong.status_code, wrong.json()["detail"][0]["value"]) == (405, "DELETE")
 
 
@@ -184,8 +185,8 @@ class Links(HTMLParser):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_loads_nothing_from_elsewhere_and_keeps_to_its_policy(site: Served, path: str) -> None:
-    answer = site.client.get(path)
+def test_a_page_loads_nothing_from_elsewhere_and_keeps_to_its_policy(filled: Served, path: str) -> None:
+    answer = filled.client.get(path)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/html")
     assert answer.headers["cache-control"] == "no-store"
@@ -197,35 +198,34 @@ def test_a_page_loads_nothing_from_elsewhere_and_keeps_to_its_policy(site: Serve
         assert not re.match(r"([a-z]+:)?//", link), link
 
 
-def test_every_file_that_the_page_names_is_served_with_its_type(site: Served) -> None:
+def test_every_file_that_the_page_names_is_served_with_its_type(filled: Served) -> None:
     page = Links()
-    page.feed(site.client.get("/").text)
+    page.feed(filled.client.get("/").text)
     local = [link for link in page.found if link.startswith("/page/")]
     assert local
     for link in local:
-        answer = site.client.get(link)
+        answer = filled.client.get(link)
         assert answer.status_code == 200, link
         expected = {".js": "javascript", ".css": "text/css"}.get(Path(link).suffix, "")
         assert expected in answer.headers["content-type"]
         assert answer.headers["cache-control"] == "no-cache"
-        assert site.client.get(link, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+        assert filled.client.get(link, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
 
 
 @pytest.mark.parametrize("path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page//etc/passwd"])
-def test_nothing_outside_the_page_is_served(site: Served, path: str) -> None:
-    assert site.client.get(path).status_code == 404
+def test_nothing_outside_the_page_is_served(filled: Served, path: str) -> None:
+    assert filled.client.get(path).status_code == 404
 
 
-def test_the_api_page_lists_every_route_and_escapes_what_it_shows(site: Served) -> None:
-    text = site.client.get("/docs").text
-    document = site.get("/openapi.json")
+def test_the_api_page_lists_every_route_and_escapes_what_it_shows(filled: Served) -> None:
+    text = filled.client.get("/docs").text
+    document = filled.get("/openapi.json")
     for path in document["paths"]:
         assert path.replace("&", "&amp;") in text
     assert "<script" not in text
     assert "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$" in text
 
 
-def test_times_are_by_the_exporters_clock(site: Served) -> None:
-    fill(site)
-    run = site.get("/v1/runs/lm")
+def test_times_are_by_the_exporters_clock(filled: Served) -> None:
+    run = filled.get("/v1/runs/lm")
     assert run["first_report"] == run["last_report"] == START + 6

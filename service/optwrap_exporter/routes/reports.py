@@ -58,6 +58,10 @@ def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRou
             return refused.answer
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody
+        except Exception:
+            # A fault of ours, whose answer is a 500: no report is lost uncounted.
+            statistics.report("unavailable")
+            raise
         statistics.report("duplicate" if answer.duplicate else "accepted")
         return Response(answer.model_dump_json(), media_type="application/json")
 
