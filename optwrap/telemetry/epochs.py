@@ -7,6 +7,7 @@ that sum is right once the last report of each epoch arrived. So nothing here ev
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -89,7 +90,13 @@ class Epoch:
     dropped_bad_steps: int = 0
     """Bad ones; a record is counted here or there."""
     unreported: bool = False
-    """Whether it holds anything, records aside, that no report has carried."""
+    """Whether it holds anything, records aside, that no report has carried, or none that was not refused."""
+    held: int = 0
+    """How many reports of it are built and not acknowledged."""
+    known: bool = False
+    """Whether the exporter may have stored a report of it."""
+    refusals: int = 0
+    """How many reports in a row the exporter refused."""
 
     @property
     def share(self) -> Totals:
@@ -128,12 +135,13 @@ class Account:
     Args:
       new_id: makes the id of an epoch.
       most_rows: bound of what waits: step records and offenders together.
-      most_epochs: bound of epochs kept; beyond it the second oldest is added to the oldest, so that totals stay exact.
+      most_epochs: bound of epochs kept; beyond it one that the exporter cannot know of is added to the one before it,
+        so that totals stay exact.
     """
 
     def __init__(self, new_id: Callable[[], str], *, most_rows: int = 65_536, most_epochs: int = 32) -> None:
         self._new_id = new_id
-        self._most_epochs = max(2, most_epochs)
+        self._most_epochs = most_epochs
         self._last: Observed | None = None
         self.backlog: Backlog[Epoch] = Backlog(most_rows)
         self.epochs = [Epoch(new_id(), ZERO, ZERO, unreported=True)]
@@ -159,14 +167,15 @@ class Account:
             return
         reading, last = observed.reading, self._last
         ran = reading.verdict is not None and not observed.restored
-        at_start = less_own_step(reading) if ran else reading.totals
         renamed = last is not None and observed.layout != last.layout
         if last is not None and _went_on(last.reading, reading) and not renamed and not observed.restored:
-            # A step record can have been lost only where a step number is missing.
-            lost = min(observed.lost, reading.step - last.reading.step - 1)
-            bad = min(lost, max(0, _bad_steps(at_start) - _bad_steps(last.reading.totals)))
-            self.current.drop(lost - bad, bad)
+            if observed.lost:
+                # A step record can have been lost only where a step number is missing.
+                lost = min(observed.lost, reading.step - last.reading.step - 1)
+                bad = min(lost, max(0, _bad_steps(less_own_step(reading)) - _bad_steps(last.reading.totals)))
+                self.current.drop(lost - bad, bad)
         else:
+            at_start = less_own_step(reading) if ran else reading.totals
             if last is not None or at_start != ZERO:
                 self._begin(at_start)
             self.current.drop(observed.lost, 0)
@@ -189,18 +198,24 @@ class Account:
             entry.owner.drop(not entry.record.bad, entry.record.bad)
 
     def _begin(self, at_start: Totals) -> None:
-        self.epochs.append(Epoch(self._new_id(), at_start, at_start, base=None))
-        if len(self.epochs) > self._most_epochs:
-            # An epoch no report has told of yet can be added to the one before it, which has the next report to tell.
-            i = next((i for i, epoch in enumerate(self.epochs) if 0 < i < len(self.epochs) - 1 and not epoch.seq), 0)
-            if i:
-                into, gone = self.epochs[i - 1], self.epochs.pop(i)
-                into.totals = plus(into.totals, gone.share)
-                into.state = "running" if "running" in (into.state, gone.state) else into.state
-                into.unreported = True
-                for entry in self.backlog.remove(gone):
-                    gone.drop(not entry.record.bad, entry.record.bad)
-                into.drop(gone.dropped_steps, gone.dropped_bad_steps)
+        self.epochs.append(Epoch(self._new_id(), at_start, at_start))
+        if len(self.epochs) <= self._most_epochs:
+            return
+        over = [(i, epoch) for i, epoch in enumerate(self.epochs[:-1]) if not epoch.held]
+        unknown = [i for i, epoch in over if i and not epoch.known]
+        if unknown:
+            into, gone = self.epochs[unknown[0] - 1], self.epochs.pop(unknown[0])
+            into.totals = plus(into.totals, gone.share)
+            into.state = "running" if "running" in (into.state, gone.state) else into.state
+        elif over:
+            # It takes an exporter that stores, refuses and loses by turns, and a rollback each time, to get here.
+            into, gone = self.current, self.epochs.pop(over[0][0])
+        else:
+            return
+        for entry in self.backlog.take(gone, sys.maxsize):
+            gone.drop(not entry.record.bad, entry.record.bad)
+        into.drop(gone.dropped_steps, gone.dropped_bad_steps)
+        into.unreported = True
 
     def _add(self, observed: Observed) -> None:
         reading = observed.reading

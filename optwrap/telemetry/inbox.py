@@ -73,6 +73,8 @@ class Inbox:
 
     def __init__(self, size: int) -> None:
         self.items: deque[Item] = deque(maxlen=size)
+        self.first: Item | None = None
+        """The first of all, which tells where the counters stood; here those that follow cannot overwrite it."""
         self.layout: Layout | None = None
         self.closing: Closing | None = None
         self.flushes: deque[Flush] = deque()
@@ -87,6 +89,9 @@ class Inbox:
         if isinstance(observed, np.ndarray):
             # An array of the host's may be changed by its owner, or be a view of what a callback was lent.
             observed = observed.copy()
-        self.items.append(Item(next(self._numbers), observed, now, self.layout, restored))
+        item = Item(next(self._numbers), observed, now, self.layout, restored)
+        if self.first is None:
+            self.first = item
+        self.items.append(item)
         if len(self.items) >= self._many:
             self.bell.ring()

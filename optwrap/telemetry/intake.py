@@ -50,12 +50,11 @@ class Intake:
         """
         while True:
             if self._head is None:
-                try:
-                    self._head = self._inbox.items.popleft()
-                except IndexError:
-                    if self._inbox.layout is not None or last:
-                        self._count_unnamed()
-                    return True
+                self._head = self._next()
+            if self._head is None:
+                if self._inbox.layout is not None or last:
+                    self._count_unnamed()
+                return True
             if not arrays.is_ready(self._head.observed):
                 return False
             item, self._head = self._head, None
@@ -74,6 +73,21 @@ class Intake:
         """Count as dropped what is still waiting."""
         waiting = len(self._inbox.items) + (self._head is not None)
         self._account.current.drop(waiting, 0)
+
+    def _next(self) -> Item | None:
+        """The oldest reading there is that was not taken yet."""
+        first = self._inbox.first
+        if first is not None and not self._last_number:
+            # Held there no longer than here; what stays says that there was a first.
+            self._inbox.first = first._replace(observed=None)
+            return first
+        while True:
+            try:
+                item = self._inbox.items.popleft()
+            except IndexError:
+                return None
+            if item.number != 1 or not self._last_number:
+                return item
 
     def _count_unnamed(self) -> None:
         if self._unnamed is not None:

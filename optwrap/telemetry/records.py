@@ -3,7 +3,7 @@
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 GOOD_VERDICTS: Final = frozenset({"applied", "accumulated"})
 """Verdicts of a step that did what it was meant to do."""
@@ -49,7 +49,7 @@ class Entry(NamedTuple, Generic[Owner]):
 class Backlog(Generic[Owner]):
     """Records that no report has carried yet, bounded by weight; ordinary records give way to bad ones.
 
-    Every owner's records leave in the order in which they came. A record that has to go is the oldest ordinary one, or
+    An owner's records leave in the order in which they came. A record that has to go is the oldest ordinary one, or
     where there is none the oldest bad one; `add` and `put_back` return what went, for their caller to count.
     """
 
@@ -57,63 +57,67 @@ class Backlog(Generic[Owner]):
         self.weight = 0
         self._most = most
         self._added = 0
-        self._ordinary: deque[Entry[Owner]] = deque()
-        self._bad: deque[Entry[Owner]] = deque()
+        self._queues: dict[Owner, _Queues[Owner]] = {}
 
     def __len__(self) -> int:
-        return len(self._ordinary) + len(self._bad)
+        return sum(len(queue) for queues in self._queues.values() for queue in queues)
 
     def add(self, owner: Owner, record: Record) -> list[Entry[Owner]]:
         """Let `record` wait; returns the records that had to go for it, itself among them perhaps."""
         self._added += 1
-        self._queue(record).append(Entry(self._added, owner, record))
+        self._queue(owner, record).append(Entry(self._added, owner, record))
         self.weight += record.weight
         return self._shed()
 
     def take(self, owner: Owner, most: int) -> list[Entry[Owner]]:
-        """The oldest records of `owner`, who must own the oldest of all; at least one if there is any, `most` rows."""
+        """The oldest records of `owner`; at least one if there is any, and at most `most` rows of several."""
         taken: list[Entry[Owner]] = []
         room = most
-        while True:
-            heads = [queue for queue in (self._ordinary, self._bad) if queue and queue[0].owner is owner]
-            if not heads:
-                return taken
-            queue = min(heads, key=lambda queue: queue[0].order)
+        while queues := [queue for queue in self._queues.get(owner, ()) if queue]:
+            queue = min(queues, key=_age)
             weight = queue[0].record.weight
             if taken and weight > room:
                 return taken
             room -= weight
-            self.weight -= weight
-            taken.append(queue.popleft())
+            taken.append(self._pop(queue))
+        return taken
 
     def put_back(self, entries: Iterable[Entry[Owner]]) -> list[Entry[Owner]]:
-        """Undo a `take`, nothing having been taken since; returns the records that had to go."""
+        """Undo a `take` of this owner's latest; returns the records that had to go."""
         for entry in reversed(list(entries)):
-            self._queue(entry.record).appendleft(entry)
+            self._queue(entry.owner, entry.record).appendleft(entry)
             self.weight += entry.record.weight
         return self._shed()
 
-    def remove(self, owner: Owner) -> list[Entry[Owner]]:
-        """Take out all records of `owner`, wherever they stand."""
-        found: list[Entry[Owner]] = []
-        for queue in (self._ordinary, self._bad):
-            found += [entry for entry in queue if entry.owner is owner]
-            rest = [entry for entry in queue if entry.owner is not owner]
-            queue.clear()
-            queue.extend(rest)
-        self.weight -= sum(entry.record.weight for entry in found)
-        return found
-
     def has(self, owner: Owner) -> bool:
-        """Whether `owner`, who must own the oldest of all if any, has records here."""
-        return any(queue and queue[0].owner is owner for queue in (self._ordinary, self._bad))
+        """Whether records of `owner` wait."""
+        return owner in self._queues
 
-    def _queue(self, record: Record) -> deque[Entry[Owner]]:
-        return self._bad if record.bad else self._ordinary
+    def _queue(self, owner: Owner, record: Record) -> deque[Entry[Owner]]:
+        queues = self._queues.setdefault(owner, _Queues(deque(), deque()))
+        return queues.bad if record.bad else queues.ordinary
+
+    def _pop(self, queue: deque[Entry[Owner]]) -> Entry[Owner]:
+        entry = queue.popleft()
+        self.weight -= entry.record.weight
+        if not any(self._queues[entry.owner]):
+            del self._queues[entry.owner]
+        return entry
 
     def _shed(self) -> list[Entry[Owner]]:
         gone: list[Entry[Owner]] = []
         while self.weight > self._most:
-            gone.append((self._ordinary or self._bad).popleft())
-            self.weight -= gone[-1].record.weight
+            ordinary = [queues.ordinary for queues in self._queues.values() if queues.ordinary]
+            gone.append(self._pop(min(ordinary or [queues.bad for queues in self._queues.values()], key=_age)))
         return gone
+
+
+class _Queues(NamedTuple, Generic[Owner]):
+    """Where one owner's records wait; not both are empty."""
+
+    ordinary: deque[Entry[Owner]]
+    bad: deque[Entry[Owner]]
+
+
+def _age(queue: deque[Entry[Any]]) -> int:
+    return queue[0].order

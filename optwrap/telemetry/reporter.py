@@ -91,7 +91,7 @@ class Reporter:
 
     def cycle(self) -> None:
         """Take what was observed, and report if it is time."""
-        flushes = list(self._inbox.flushes)
+        flushes = [flush for flush in self._inbox.flushes if not flush.over.is_set()]
         if any(not flush.begun for flush in flushes):
             # Whoever waits is worth one attempt at once, however long the exporter has been away.
             self._failures = 0
@@ -106,7 +106,7 @@ class Reporter:
         due = now >= self._due
         if now >= self._blocked_until and (due or (flushes and not self._failures and not outbox.settled)):
             self._send(outbox, beat=due)
-        if drained and outbox.settled:
+        if drained and (outbox.settled or self._refused):
             for flush in flushes:
                 flush.reached = not self._refused
                 flush.over.set()
@@ -136,7 +136,7 @@ class Reporter:
         while True:
             self._send(outbox, beat=False, deadline=closing.deadline)
             left = closing.deadline - clock.monotonic()
-            if outbox.settled or left <= pause:
+            if outbox.settled or self._refused or left <= pause:
                 return
             clock.sleep(pause)
             pause = min(2 * pause, 0.5)
@@ -188,10 +188,12 @@ class Reporter:
         try:
             answer = self._transport.post(report.body, within=within)
         except TransportError as error:
+            outbox.fail(report)
             return self._failed(str(error), None)
         if answer.status == 200:
             return self._accepted(outbox, report, answer)
         if answer.status in _BUSY or (answer.status >= 500 and not self._hopeless(answer)):
+            outbox.fail(report)
             return self._failed(answer.message, answer.retry_after)
         self._reached()
         if answer.status == 413 and outbox.split(report):
@@ -201,7 +203,7 @@ class Reporter:
         self._due = self._clock.monotonic() + self._settings.interval
         self._once.warn(
             answer.status,
-            "optwrap: the exporter at %s refused a report of run %s, whose step records are lost: %s",
+            "optwrap: the exporter at %s refused a report of run %s, the step records in which are lost: %s",
             self._settings.endpoint.text,
             self._settings.run,
             answer.message,
@@ -218,6 +220,7 @@ class Reporter:
             if not isinstance(acknowledged, int) or not isinstance(base, dict | None):
                 raise TypeError
         except (ValueError, TypeError, KeyError, AttributeError):
+            outbox.fail(report)
             return self._failed(f"answered as no exporter does: {answer.message}", None)
         self._reached()
         self._refused = False

@@ -142,6 +142,7 @@ class Outbox:
             return None
         entries = tuple(self._account.backlog.take(epoch, self._most_rows))
         epoch.seq += 1
+        epoch.held += 1
         epoch.unreported = False
         report = Report(
             epoch, epoch.seq, self._encode(epoch, [entry.record for entry in entries], source, now), entries
@@ -153,14 +154,26 @@ class Outbox:
         """Let go of what the exporter says is durable: the epoch's reports up to that number."""
         if base is not None:
             epoch.base = base
-        self.held = [r for r in self.held if r.epoch is not epoch or r.seq > acknowledged]
+        epoch.known = True
+        epoch.refusals = 0
+        for report in [r for r in self.held if r.epoch is epoch and r.seq <= acknowledged]:
+            self._let_go(report)
         self._retire()
 
+    def fail(self, report: Report) -> None:
+        """Take note that nobody knows whether the exporter has stored a report."""
+        report.epoch.known = True
+
     def refuse(self, report: Report) -> None:
-        """Let go of a report that the exporter will never take; its records are counted as dropped."""
-        self.held.remove(report)
+        """Let go of a report that the exporter will never take.
+
+        Its records are counted as dropped. Its totals are in the next report, which is for another epoch to begin with
+        if there is one: what is wrong may be wrong with this one only.
+        """
+        self._let_go(report)
         self._account.discard(report.entries)
-        self._retire()
+        report.epoch.unreported = True
+        report.epoch.refusals += 1
 
     def split(self, report: Report) -> bool:
         """Take apart a report that was too large, so that the next are half of it at most; False if that cannot be."""
@@ -168,19 +181,23 @@ class Outbox:
             return False
         rows = sum(entry.record.weight for entry in report.entries)
         self._most_rows = max(1, min(self._most_rows, rows) // 2)
-        self.held.remove(report)
+        self._let_go(report)
         self._account.discard(self._account.backlog.put_back(report.entries))
         report.epoch.unreported = True
         return True
 
     def _next(self) -> Epoch | None:
-        """The oldest epoch with something to report."""
-        return next((e for e in self._account.epochs if e.unreported or self._account.backlog.has(e)), None)
+        """The oldest epoch with something to report, of those that were refused least."""
+        ready = (epoch for epoch in self._account.epochs if epoch.unreported or self._account.backlog.has(epoch))
+        return min(ready, key=lambda epoch: epoch.refusals, default=None)
+
+    def _let_go(self, report: Report) -> None:
+        self.held.remove(report)
+        report.epoch.held -= 1
 
     def _retire(self) -> None:
-        held = {id(report.epoch) for report in self.held}
         for epoch in self._account.epochs[:-1]:
-            if not (epoch.unreported or id(epoch) in held or self._account.backlog.has(epoch)):
+            if not (epoch.unreported or epoch.held or self._account.backlog.has(epoch)):
                 self._account.epochs.remove(epoch)
 
     def _encode(self, epoch: Epoch, records: Sequence[Record], source: Mapping[str, Any], now: float) -> bytes:

@@ -169,6 +169,9 @@ class HttpTransport:
             content = response.read(_LARGEST_ANSWER + 1)
             if len(content) > _LARGEST_ANSWER:
                 raise http.client.HTTPException(f"an answer of more than {_LARGEST_ANSWER} bytes")
+            if response.length:
+                # A read of so many bytes at most is content with fewer.
+                raise http.client.IncompleteRead(content, response.length)
             if response.will_close:
                 self.close()
             return Answer(response.status, content, _seconds(response.headers.get("Retry-After")))

@@ -1,0 +1,303 @@
+"""What the Monitor's tests share: a training simulated in plain Python, and exporters that keep books or misbehave."""
+
+import contextlib
+import copy
+import http.server
+import json
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from optwrap.telemetry.reading import Layout, Reading, pack, unpack
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters
+
+PARAMETERS = ("decoder/layer_0/w", "decoder/layer_1/w", "head")
+
+_pack = jax.jit(pack)
+
+
+class Training:
+    """An instrumented optimizer's counters, counted here; the words come from the library's own `pack`.
+
+    With `distinct` a step that is not finite has a norm of its own as all others have, so that none can be taken for
+    the repetition of another one.
+    """
+
+    def __init__(
+        self, parameters: tuple[str, ...] = PARAMETERS, *, mini_step: int | None = None, distinct: bool = False
+    ) -> None:
+        self.layout = Layout(parameters)
+        self.verdicts = dict.fromkeys(VERDICTS, 0)
+        self.parameters = dict.fromkeys(parameters, 0)
+        self.not_finite_steps = 0
+        self.streak = 0
+        self.verdict: str | None = None
+        self.offenders: Mapping[str, int] = {}
+        self.mini_step = mini_step
+        self._distinct = distinct
+        self._ran = [0]
+
+    @property
+    def steps(self) -> int:
+        return sum(self.verdicts.values())
+
+    def step(self, verdict: str = "applied", offenders: Mapping[str, int] | None = None) -> "Training":
+        """One call of `update`."""
+        self._ran[0] += 1
+        self.verdict, self.offenders = verdict, dict(offenders or {})
+        self.verdicts[verdict] += 1
+        for path in self.offenders:
+            self.parameters[path] += 1
+        self.not_finite_steps += bool(self.offenders)
+        self.streak = self.streak + 1 if self.offenders else 0
+        return self
+
+    def saved(self) -> "Training":
+        """A checkpoint."""
+        clone = copy.deepcopy(self)
+        clone._ran = self._ran
+        return clone
+
+    @property
+    def norm(self) -> float:
+        return float("nan") if self.offenders and not self._distinct else 1 + self._ran[0] / 1024
+
+    def counters(self) -> Counters:
+        """The counters as arrays of numpy."""
+        gauges = [ABSENT if name != "mini_step" or self.mini_step is None else self.mini_step for name in INT_GAUGES]
+        return Counters(
+            verdicts=np.array(list(self.verdicts.values()), np.int32),
+            not_finite_steps=np.int32(self.not_finite_steps),
+            not_finite_streak=np.int32(self.streak),
+            not_finite_streak_peak=np.int32(self.streak),
+            parameters=np.array(list(self.parameters.values()), np.int32),
+            window_not_finite=np.zeros([0], np.bool_),
+            verdict=np.int32(-1 if self.verdict is None else VERDICTS.index(self.verdict)),
+            finite=np.bool_(not self.offenders),
+            gradient_norm=np.float32(self.norm),
+            not_finite_values=np.array([self.offenders.get(p, 0) for p in self.layout.parameters], np.int32),
+            gauges=np.array(gauges, np.int32),
+            gradient_norm_limit=np.float32(np.nan),
+            fingerprint=np.uint32(self.layout.fingerprint),
+            token=np.uint32(0),
+        )
+
+    def words(self) -> jax.Array:
+        """The packed reading, on the device."""
+        return _pack(self.counters())
+
+    def reading(self) -> Reading:
+        """The reading, unpacked."""
+        return unpack(np.array(self.words()), self.layout)
+
+
+def counts(totals: Any) -> dict[str, int]:
+    """Totals, of the wire or of a Training, as one flat dictionary without zeros."""
+    if isinstance(totals, Training):
+        flat = {**totals.verdicts, "not_finite_steps": totals.not_finite_steps}
+        flat |= {f"parameter {path}": n for path, n in totals.parameters.items()}
+    else:
+        flat = {**totals["verdicts"], "not_finite_steps": totals["not_finite_steps"]}
+        flat |= {f"parameter {path}": n for path, n in totals["parameters"].items()}
+    return {key: n for key, n in flat.items() if n}
+
+
+def less(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    """`a - b`, key by key, zeros left out."""
+    return {key: n for key in {*a, *b} if (n := a.get(key, 0) - b.get(key, 0))}
+
+
+def plus(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    """`a + b`, key by key, zeros left out."""
+    return {key: n for key in {*a, *b} if (n := a.get(key, 0) + b.get(key, 0))}
+
+
+class Books:
+    """An exporter's bookkeeping, reduced to the law it must obey: totals are a sum over epochs.
+
+    Every report is kept by epoch and number; a number that comes again with other bytes is an AssertionError.
+    """
+
+    def __init__(self) -> None:
+        self.reports: dict[tuple[str, int], bytes] = {}
+        self.order: list[dict[str, Any]] = []
+        self._read: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def take(self, body: bytes) -> dict[str, Any]:
+        """Store a report; returns the acknowledgement."""
+        report = json.loads(body)
+        key = report["epoch"], report["seq"]
+        assert self.reports.setdefault(key, body) == body, f"report {key} was changed after it was sent"
+        self._read[key] = report
+        self.order.append(report)
+        n = report["oldest_held"] - 1
+        while (report["epoch"], n + 1) in self.reports:
+            n += 1
+        return {"acknowledged": n, "base": None}
+
+    def epochs(self) -> dict[str, list[dict[str, Any]]]:
+        """Every report by epoch, in the order of their numbers."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for (epoch, _), report in sorted(self._read.items(), key=lambda item: item[0]):
+            found.setdefault(epoch, []).append(report)
+        return found
+
+    def totals(self) -> dict[str, int]:
+        """The sum over epochs of the largest totals less where the epoch began."""
+        total: dict[str, int] = {}
+        for reports in self.epochs().values():
+            starts = {json.dumps(report["at_start"], sort_keys=True) for report in reports}
+            assert len(starts) == 1, "at_start changed within an epoch"
+            largest: dict[str, int] = {}
+            for report in reports:
+                now = counts(report["totals"])
+                largest = {key: max(largest.get(key, 0), now.get(key, 0)) for key in {*largest, *now}}
+            total = plus(total, less(largest, counts(reports[0]["at_start"])))
+        return total
+
+    def steps(self) -> list[tuple[str, int]]:
+        """Epoch and number of every step record."""
+        return [(e, step) for e, reports in self.epochs().items() for r in reports for step in r["steps"]["step"]]
+
+    def dropped(self) -> dict[str, int]:
+        """What the client says it dropped, over all epochs."""
+        last = [reports[-1]["dropped"] for reports in self.epochs().values()]
+        return {kind: sum(dropped[kind] for dropped in last) for kind in ("steps", "bad_steps")}
+
+
+Reply = tuple[int, Mapping[str, str], bytes]
+
+
+class StubExporter:
+    """A real HTTP server on a free port of 127.0.0.1 or on a Unix socket.
+
+    What it answers is `answer`, its books' answer unless a test says otherwise; `connections` counts how often it was
+    dialled.
+    """
+
+    def __init__(self, path: Path | None = None, port: int = 0) -> None:
+        self.books = Books()
+        self.requests: list[tuple[str, Mapping[str, str], bytes]] = []
+        self.connections = 0
+        self.answer: Callable[[bytes, socket.socket], Reply | None] = self.ok
+        self._open: set[socket.socket] = set()
+        self._condition = threading.Condition()
+        handler = self._handler()
+        if path is None:
+            self.server: Any = _Tcp(("127.0.0.1", port), handler)
+            self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        else:
+            self.server = _Unix(str(path), handler)
+            self.endpoint = f"unix://{path}"
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self.server.server_address[1])
+
+    def ok(self, body: bytes, _: socket.socket) -> Reply:
+        """What an exporter answers that is well."""
+        with self._condition:
+            return 200, {}, json.dumps(self.books.take(body)).encode()
+
+    def wait(self, condition: Callable[["StubExporter"], object], timeout: float = 20.0) -> None:
+        """Wait until `condition` holds; it is asked after every request."""
+        with self._condition:
+            assert self._condition.wait_for(lambda: condition(self), timeout), f"not so after {timeout} s"
+
+    def break_connections(self) -> None:
+        """Close what is open, as a server does that ends."""
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.break_connections()
+        self._thread.join()
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        stub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                stub.connections += 1
+                stub._open.add(self.connection)
+
+            def finish(self) -> None:
+                stub._open.discard(self.connection)
+                with contextlib.suppress(OSError):
+                    super().finish()
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                try:
+                    try:
+                        reply = stub.answer(body, self.connection)
+                    finally:
+                        with stub._condition:
+                            stub.requests.append((self.path, dict(self.headers), body))
+                            stub._condition.notify_all()
+                    if reply is None:
+                        self.close_connection = True
+                        return
+                    status, headers, content = reply
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+                except OSError:
+                    self.close_connection = True
+
+            def address_string(self) -> str:
+                return "client"
+
+            def log_message(self, *args: object) -> None:
+                del args
+
+        return Handler
+
+
+class _Tcp(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def handle_error(self, *args: object) -> None:
+        del args
+
+
+class _Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: object) -> None:
+        del args
+
+
+def refusal(status: int, headers: Mapping[str, str] | None = None) -> Callable[[bytes, socket.socket], Reply]:
+    """An answer that is `status`, in the exporter's form."""
+    body = json.dumps({"detail": [{"field": "run", "value": "x y", "allowed": "a name"}]}).encode()
+    return lambda *_: (status, headers or {}, body)
+
+
+@contextlib.contextmanager
+def waiting(until: Callable[[], bool], timeout: float = 20.0) -> Iterator[None]:
+    """Run the block, then wait until `until()` is true."""
+    yield
+    deadline = time.monotonic() + timeout
+    while not until():
+        assert time.monotonic() < deadline, f"not so after {timeout} s"
+        time.sleep(0.005)
