@@ -181,11 +181,20 @@ def _window(gauges: Json) -> RenderableType:
 
 
 def _event(event: Json, now: float) -> str:
-    said = " ".join(f"{key}={value}" for key, value in event["detail"].items())
+    said = " ".join(f"{key}={_plain(value)}" for key, value in event["detail"].items())
     step = "" if event["step"] is None else f" at step {event['step']:,}"
     return _clean(
         f"{_ago(now, event['time']):>9} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {said}"
     )
+
+
+def _plain(value: object) -> str:
+    """A value of an event's detail without JSON's brackets: `decoder/w 100, decoder/b 3`."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return " ".join(map(_plain, value.values()))
+    return str(value)
 
 
 def _number(value: object) -> str:

@@ -1,6 +1,7 @@
 """The API as committed text, and as a stranger meets it."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import schemathesis
@@ -34,6 +35,12 @@ def test_the_document_has_every_route_of_the_contract() -> None:
         "/-/healthy",
         "/-/ready",
     }
+
+
+def test_the_documentation_has_every_route() -> None:
+    text = (ROOT / "docs" / "exporter.md").read_text()
+    for path in (*openapi.document()["paths"], "/", "/page/", "/docs", "/openapi.json"):
+        assert re.search(rf"[`, ]{re.escape(path)}\b|[`, ]{re.escape(path)}[`.]", text), path
 
 
 def test_every_error_in_the_document_has_the_one_form() -> None:

@@ -213,3 +213,14 @@ def test_forget_deletes_a_run_and_only_while_no_exporter_runs(
     exporter.start()
     runs = httpx.get(f"{exporter.url}/v1/runs", trust_env=False).json()["items"]
     assert [run["run"] for run in runs] == ["kept"]
+
+
+def test_the_documentation_has_every_option_and_its_environment_variable() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "exporter.md").read_text()
+    for command in (cli.main, *cli.main.commands.values()):
+        assert command is cli.main or f"`optwrap-exporter {command.name}" in text
+        for param in command.params:
+            if isinstance(param, click.Option):
+                assert f"{param.opts[0]}" in text, param.opts
+                if command is cli.main and param.name != "version":
+                    assert f"`OPTWRAP_EXPORTER_{param.opts[0][2:].replace('-', '_').upper()}`" in text, param.opts
