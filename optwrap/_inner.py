@@ -48,7 +48,7 @@ def step_if(
     def common(leaf: jax.Array, old: Any, new: Any) -> jax.Array:
         with jax.numpy_dtype_promotion("standard"):
             dtype = old.dtype if keep_dtypes or old.dtype == new.dtype else jnp.promote_types(old.dtype, new.dtype)
-        return _vary(cast(leaf, dtype), _varying(old) | _varying(new))
+        return _vary(cast(leaf, dtype), varying(old) | varying(new))
 
     def take() -> Step:
         nonlocal returned
@@ -90,14 +90,14 @@ def _check_same_shape(name: str, old: Tree, new: Tree) -> None:
 
 def _zeros(like: Any) -> jax.Array:
     """Zeros of an abstract array's type, its sharding and varying axes included."""
-    return _vary(jnp.zeros(like.shape, like.dtype, out_sharding=like.sharding), _varying(like))
+    return _vary(jnp.zeros(like.shape, like.dtype, out_sharding=like.sharding), varying(like))
 
 
-def _varying(aval: Any) -> frozenset[str]:
+def varying(aval: Any) -> frozenset[str]:
     """The axes of a shard_map over which an abstract array varies; JAX has renamed where it says so."""
     return frozenset(getattr(aval, "vma", ()) or getattr(getattr(aval, "mat", None), "varying", ()))
 
 
 def _vary(leaf: jax.Array, axes: frozenset[str]) -> jax.Array:
-    missing = tuple(sorted(axes - _varying(jax.typeof(leaf))))
+    missing = tuple(sorted(axes - varying(jax.typeof(leaf))))
     return lax.pcast(leaf, missing, to="varying") if missing else leaf
