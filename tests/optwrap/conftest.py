@@ -1,0 +1,32 @@
+"""What holds for every test of the library: strict shapes, no warnings, several devices."""
+
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+# Before anything asks for a device: tests on a mesh need some.
+jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make warnings errors, for the tests below this directory."""
+    here = pathlib.Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.filterwarnings("error"))
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks() -> Iterator[None]:
+    """An operation that would silently repeat an array of lower rank fails."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def strict_dtypes() -> Iterator[None]:
+    """An operation that would silently widen a dtype fails."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,196 @@
+"""Values that are not finite, anywhere, in any micro-batch, under every nesting of two wrappers."""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import optwrap
+from tests.optwrap.transformations import (
+    FLOAT32,
+    OPTAX_RAISES,
+    PAIRS,
+    SINGLES,
+    WRAPPERS,
+    After,
+    Case,
+    assert_same,
+    gradients,
+    run,
+)
+
+GUARDS = ("apply_if_finite", "multi_steps_skip_not_finite")
+STEPS = 8
+LEAVES, STRUCTURE = jax.tree.flatten(FLOAT32)
+FINE = [jax.tree.leaves(gradients(FLOAT32, step)) for step in range(STEPS)]
+CASES = [case for case in SINGLES if case.name in WRAPPERS] + PAIRS
+
+values_not_finite = st.sampled_from([np.nan, np.inf, -np.inf])
+positions = st.integers(0, len(LEAVES) - 1).flatmap(
+    lambda leaf: st.tuples(st.just(leaf), st.integers(0, LEAVES[leaf].size - 1))
+)
+faults = st.dictionaries(
+    st.integers(0, STEPS - 1), st.lists(st.tuples(positions, values_not_finite), min_size=1, max_size=3), max_size=5
+)
+"""By step, which values are replaced by what."""
+
+quick = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def batches_with(faults: dict[int, Any]) -> list[Any]:
+    """The gradients of every step, faults put in."""
+    batches = []
+    for step in range(STEPS):
+        leaves = [leaf.copy() for leaf in FINE[step]]
+        for (leaf, position), value in faults.get(step, []):
+            leaves[leaf].flat[position] = value
+        batches.append(jax.tree.unflatten(STRUCTURE, leaves))
+    return batches
+
+
+def is_finite(tree: Any) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+def by_name(cases: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+def guarded(case: Case) -> bool:
+    """Whether there is a guard in the nest."""
+    return any(guard in case.name.split("-") for guard in GUARDS)
+
+
+def guards_parameters(case: Case) -> bool:
+    """Whether a guard stands between every gradient and the parameters: masked hands on past the guard inside it."""
+    return guarded(case) and not case.name.startswith("masked")
+
+
+def rejects_outermost(case: Case) -> bool:
+    """Whether the guard sees every call, so that a rejected call changes nothing at all."""
+    return case.name.removeprefix("flatten-").partition("-")[0] in GUARDS
+
+
+@by_name([case for case in CASES if guards_parameters(case)])
+@quick
+@given(faults=faults)
+def test_no_value_that_is_not_finite_reaches_the_parameters(case: Case, faults: dict[int, Any]) -> None:
+    """While a guard is within its limit the parameters stay finite, wherever it sits in the nest."""
+    for after in run(case, optwrap, FLOAT32, batches_with(faults)):
+        assert is_finite(after.params)
+
+
+@by_name([case for case in CASES if rejects_outermost(case)])
+@quick
+@given(faults=faults)
+def test_a_rejected_step_changes_only_what_counts_it(case: Case, faults: dict[int, Any]) -> None:
+    """Zero updates, the same parameters bit for bit, the same state but for the guard's own figures."""
+    batches = batches_with(faults)
+    trail = run(case, optwrap, FLOAT32, batches)
+    for grads, (before, after) in zip(batches, itertools.pairwise(trail), strict=True):
+        if is_finite(grads):
+            continue
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.updates))
+        assert_same(after.params, before.params)
+        assert_same(without_figures(after.state), without_figures(before.state))
+
+
+def without_figures(state: Any) -> Any:
+    """The state without the figures of its outermost guard."""
+    if isinstance(state, optwrap.ApplyIfFiniteState):
+        return state._replace(notfinite_count=(), last_finite=(), total_notfinite=())
+    assert isinstance(state, optwrap.MultiStepsState)
+    return state._replace(skip_state=())
+
+
+@by_name([case for case in CASES if rejects_outermost(case) and case.name not in OPTAX_RAISES])
+@quick
+@given(faults=faults)
+def test_skipping_equals_never_having_seen_the_batch(case: Case, faults: dict[int, Any]) -> None:
+    """Parameters and inner state are those of optax on the same batches without the bad ones, bit for bit."""
+    batches = batches_with(faults)
+    ours = run(case, optwrap, FLOAT32, batches)[-1]
+    clean = run(case, optax, FLOAT32, [grads for grads in batches if is_finite(grads)])[-1]
+    assert_same(ours.params, clean.params)
+    assert_same(without_figures(ours.state), without_figures(clean.state))
+
+
+@by_name([case for case in CASES if case.name.startswith("multi_steps")])
+@quick
+@given(faults=faults)
+def test_a_bad_window_says_nothing_of_the_next(case: Case, faults: dict[int, Any]) -> None:
+    """The accumulator after a completed window is zero, and finite where the window's own gradients were."""
+    window_finite = True
+    batches = batches_with(faults)
+    trail = run(case, optwrap, FLOAT32, batches)
+    for grads, after in zip(batches, trail[1:], strict=True):
+        skipped = "should_skip" in after.state.skip_state and bool(after.state.skip_state["should_skip"])
+        window_finite = window_finite and (is_finite(grads) or skipped)
+        assert is_finite(after.state.acc_grads) or not window_finite
+        if after.state.mini_step == 0 and not skipped:
+            assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.state.acc_grads))
+            window_finite = True
+
+
+@by_name([case for case in CASES if case.name.startswith("multi_steps")])
+@quick
+@given(faults=faults)
+def test_a_mini_step_before_the_last_updates_nothing(case: Case, faults: dict[int, Any]) -> None:
+    """Before the last of a window: zero updates and an untouched inner state, whatever was accumulated."""
+    trail = run(case, optwrap, FLOAT32, batches_with(faults))
+    for before, after in itertools.pairwise(trail):
+        if after.state.gradient_step == before.state.gradient_step:
+            assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.updates))
+            assert_same(after.state.inner_opt_state, before.state.inner_opt_state)
+
+
+@by_name([case for case in CASES if not guarded(case)])
+@quick
+@given(step=st.integers(0, STEPS - 1), position=positions, value=values_not_finite)
+def test_without_a_guard_one_bad_value_stays_where_it_is(case: Case, step: int, position: Any, value: float) -> None:
+    """Nothing but the value's own element is touched: elementwise transformations do not spread it."""
+    fine = run(case, optwrap, FLOAT32, batches_with({}))
+    bad = run(case, optwrap, FLOAT32, batches_with({step: [(position, value)]}))
+    leaf, index = position
+    for expected, actual in zip(fine, bad, strict=True):
+        for params, others in zip(trees_of(expected), trees_of(actual), strict=True):
+            leaves, other_leaves = ([np.array(x) for x in jax.tree.leaves(tree)] for tree in (params, others))
+            leaves[leaf].flat[index] = other_leaves[leaf].flat[index] = 0.0
+            jax.tree.map(np.testing.assert_array_equal, other_leaves, leaves)
+
+
+def trees_of(after: After) -> tuple[Any, ...]:
+    """The parameters: one tree, or the fast and the slow one."""
+    return tuple(after.params) if isinstance(after.params, optwrap.LookaheadParams) else (after.params,)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+@quick
+@given(data=st.data())
+def test_the_guard_gives_up_and_recovers_as_optax_does(limit: int, data: st.DataObject) -> None:
+    """Of any sequence of good and bad batches: N bad ones rejected, further ones accepted until a finite one."""
+    bad = data.draw(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS))
+    batches = batches_with({step: [((0, 0), np.nan)] for step in range(STEPS) if bad[step]})
+    case = LIMITED[limit]
+    for mine, other in zip(run(case, optwrap, FLOAT32, batches), run(case, optax, FLOAT32, batches), strict=True):
+        assert_same(mine, other)
+
+
+LIMITED = {
+    limit: Case(f"limit_{limit}", (lambda library, inner, limit=limit: library.apply_if_finite(inner, limit),))
+    for limit in (0, 1, 3)
+}
+
+
+def test_the_table_has_every_nesting_of_two() -> None:
+    """No pair is left out but those of lookahead in what chooses among, or doubles, a pair of parameters."""
+    assert len(WRAPPERS) == 6
+    assert {f"{outer}-{inner}" for outer in WRAPPERS for inner in WRAPPERS} - {case.name for case in PAIRS} == {
+        "masked-lookahead",
+        "lookahead-lookahead",
+    }

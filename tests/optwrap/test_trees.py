@@ -1,0 +1,119 @@
+"""Finite checks and norms against numpy, wherever float32 overflows or int32 wraps."""
+
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optwrap import _trees
+
+DTYPES = [np.float32, np.float16, jnp.bfloat16, np.complex64, np.int32, np.bool_]
+
+
+def arrays(dtype: Any) -> st.SearchStrategy[np.ndarray[Any, Any]]:
+    """Arrays with NaN and Inf among their values, and finite ones up to the dtype's largest."""
+    shape = st.sampled_from([(), (3,), (2, 2), (0,)])  # few: eager operations are compiled for each
+    if dtype is jnp.bfloat16:
+        elements = st.floats(width=16, allow_nan=True, allow_infinity=True)
+        return hnp.arrays(np.float32, shape, elements=elements).map(lambda x: x.astype(dtype))
+    if dtype is np.float32:
+        special = st.sampled_from([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e20, 0.0, 1.5])
+        return hnp.arrays(np.float32, shape, elements=special)
+    return hnp.arrays(dtype, shape)
+
+
+trees = st.lists(st.sampled_from(DTYPES).flatmap(arrays), max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tree=trees)
+def test_all_finite_is_what_numpy_says(tree: list[Any]) -> None:
+    """Also where squares overflow although every value is finite."""
+    expected = all(np.isfinite(leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf).all() for leaf in tree)
+    assert bool(_trees.all_finite(tree)) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(tree=trees)
+def test_not_finite_counts_are_numpys(tree: list[Any]) -> None:
+    """One per leaf, in order; zero for integers."""
+    counts = [int(count) for count in _trees.not_finite_counts(tree)]
+    assert counts == [int((~np.isfinite(leaf.astype(np.complex64))).sum()) for leaf in tree]
+    assert int(_trees.saturating_sum(_trees.not_finite_counts(tree))) == sum(counts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tree=st.lists(hnp.arrays(np.complex64, (3, 2), elements=st.complex_numbers(max_magnitude=1e3, width=64))))
+def test_squared_norm_is_that_of_absolute_values(tree: list[Any]) -> None:
+    """Of all leaves together, in float32."""
+    norm = _trees.squared_norm(tree[:3])
+    assert norm.dtype == jnp.float32
+    expected = sum(float((np.abs(leaf.astype(np.complex128)) ** 2).sum()) for leaf in tree[:3])
+    np.testing.assert_allclose(float(norm), expected, rtol=1e-5)
+
+
+def test_the_largest_finite_values_are_finite() -> None:
+    """Their squares overflow float32, their sum too."""
+    for dtype in (np.float32, np.float16, jnp.bfloat16):
+        assert _trees.all_finite([jnp.full((100,), jnp.finfo(dtype).max, dtype)])
+    huge = jnp.float32(3e38)
+    assert _trees.all_finite(jax.lax.complex(huge, huge))
+
+
+def test_wide_leaves_are_squared_wide() -> None:
+    """float64 leaves in float64, beside float32 leaves in float32; their sum is float64."""
+    with jax.enable_x64(True):
+        tree = [jnp.array([1e200]), jnp.array([2.0], jnp.float32)]
+        assert [norm.dtype for norm in _trees.squared_norms(tree)] == [jnp.float64, jnp.float32]
+        assert _trees.squared_norm(tree).dtype == jnp.float64
+        assert _trees.all_finite(tree)  # 1e400 is no float64: told apart value by value
+
+
+def test_a_leaf_with_more_values_than_int32_can_count() -> None:
+    """The count of one leaf saturates, at 3 and at 4 times 2**30 NaNs."""
+    for billions in (3, 4):
+        count = jax.jit(lambda x, n=billions: _trees.not_finite_counts(jnp.broadcast_to(x, (n, 1024, 1024, 1024))))
+        assert [int(n) for n in count(jnp.float32(jnp.nan))] == [2**31 - 1]
+        assert count(jnp.float32(1))[0].dtype == jnp.int32
+
+
+@given(counts=st.lists(st.integers(0, 2**31 - 1), max_size=6))
+def test_sums_of_counts_saturate(counts: list[int]) -> None:
+    """Never above 2**31 - 1, never negative."""
+    total = _trees.saturating_sum([jnp.int32(count) for count in counts])
+    assert int(total) == min(sum(counts), 2**31 - 1)
+
+
+@pytest.mark.parametrize("value", [2**40, np.uint32(2**32 - 1), np.int8(5), -7, np.int32(-7), 2**31 - 1])
+def test_any_integer_is_brought_into_int32(value: Any) -> None:
+    """Without wrapping, whatever its dtype."""
+    assert int(_trees.as_int32(value, 1)) == min(max(int(value), 1), 2**31 - 1)
+
+
+def test_equal_questions_are_asked_once() -> None:
+    """In a step that asks twice whether the same gradients are finite, and for their norm, XLA merges the three."""
+
+    def asked(times: int) -> str:
+        def ask(tree: Any) -> Any:
+            return [_trees.all_finite(tree) for _ in range(times)], _trees.squared_norm(tree) if times > 1 else 0
+
+        tree = [jnp.ones((64, 64)), jnp.ones((128, 32))]
+        return jax.jit(ask).lower(tree).compile().as_text()
+
+    for operation in (" conditional(", " reduce("):
+        assert asked(2).count(operation) == asked(1).count(operation) > 0
+
+
+def test_placeholders_are_known() -> None:
+    """What `optax.tree.map_params` gives to `init`, and nothing else."""
+    import optax
+
+    seen = []
+    optax.tree.map_params(lambda params: seen.append(_trees.is_placeholder(params)) or (), lambda x: x, ())
+    assert seen == [True]
+    assert not any(_trees.is_placeholder(tree) for tree in ({}, (), None, jnp.ones(3), optax.MaskedNode()))
