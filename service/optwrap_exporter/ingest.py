@@ -261,7 +261,10 @@ class Ingest:
         self._ledger.apply(plan)
         committed = Committed(revision, frozenset({plan.run.run}))
         for listener in self._listeners:
-            listener(committed)
+            try:
+                listener(committed)
+            except Exception:  # what is committed is committed, whoever cannot hear of it
+                _log.exception("a listener failed")
         return plan
 
     def _look_after(self) -> None:

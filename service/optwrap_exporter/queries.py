@@ -84,7 +84,7 @@ def _narrowed(db: sqlite3.Connection, span: _Span) -> _Span:
 
 
 def _sampled(db: sqlite3.Connection, span: _Span, parts: dict[int, blocks.Block], buckets: int) -> list[_Row]:
-    """Of each of `buckets` parts of the span, the good steps with the smallest and the largest norm."""
+    """Of each of at most `buckets` parts of the span, the good steps with the smallest and the largest norm."""
     if buckets < 1:
         return []
     width = -(-(span.last - span.first + 1) // buckets)
@@ -93,9 +93,10 @@ def _sampled(db: sqlite3.Connection, span: _Span, parts: dict[int, blocks.Block]
         for row in db.execute(f"SELECT step, epoch_id, norm, bad FROM step WHERE {_IN_SPAN} AND bad = 0", span):
             joined.setdefault((row[0] - span.first) // width, blocks.Block()).add(row)
     else:
+        first = span.first // blocks.SIZE
+        together = -(-(span.last // blocks.SIZE - first + 1) // buckets)
         for number, block in parts.items():
-            start = max(number * blocks.SIZE, span.first)
-            joined.setdefault((start - span.first) // width, blocks.Block()).merge(block)
+            joined.setdefault((number - first) // together, blocks.Block()).merge(block)
     chosen = {extreme[1:] for block in joined.values() for extreme in (block.low, block.high) if extreme is not None}
     return db.execute(
         f"""

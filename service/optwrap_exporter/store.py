@@ -24,8 +24,8 @@ SMALLEST_LIMIT: Final = 1024 * 1024
 
 _FILE: Final = "optwrap.sqlite3"
 _READERS: Final = 4
-_AT_ONCE: Final = 256
-"""Changes whose records are dropped in one transaction."""
+_AT_ONCE: Final = 64
+"""Changes whose records are dropped in one transaction: short, because the next report waits for it."""
 _CROWDED: Final = 0.9
 """The part of the limit from which on room is made before it is needed."""
 
@@ -116,8 +116,9 @@ class Store:
     ) -> StepsAnswer:
         """Step records of one process with since <= step <= until, by step, then time.
 
-        Where there are more than `points` good ones, their range is cut into `points // 2` parts of equal length, and
-        of each part those with the smallest and the largest norm are kept. Bad ones (skipped, accepted though not
+        Where there are more than `points` good ones, their range is cut into at most `points // 2` parts of one length,
+        of whole blocks where they are wide, and of each part those with the smallest and the largest norm are kept.
+        Bad ones (skipped, accepted though not
         finite, or gradients not finite) are always all there. An unknown run or process has none. After a rollback or
         a resume a step number may be there more than once: each is a step that was taken.
         """
@@ -223,7 +224,7 @@ class Store:
         if revision is not None:
             self._transaction(lambda: retention.drop_records(self._db, revision))
             return True
-        return self._transaction(lambda: retention.drop_events(self._db, 10 * _AT_ONCE))
+        return self._transaction(lambda: retention.drop_events(self._db, 16 * _AT_ONCE))
 
     def retire(self, before: float) -> bool:
         """Forget some of the step records and events that were committed before a time; False: no more to forget.
