@@ -1,0 +1,137 @@
+"""The page follows: reports as they come, an exporter that goes and comes back, a run that begins."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.conftest import RunningExporter
+from tests.e2e.page.desk import MakeReporter, OpenDesk
+
+pytestmark = pytest.mark.programs("chromium")
+
+# What the browser itself says while nothing listens on the exporter's port.
+GONE = re.compile(
+    r"Failed to load resource: net::ERR_(CONNECTION_REFUSED|INCOMPLETE_CHUNKED_ENCODING|CONNECTION_RESET)"
+)
+
+
+@pytest.mark.usefixtures("exporter")
+def test_an_open_page_follows_the_reports_without_being_loaded_again(
+    open_desk: OpenDesk, reporter: MakeReporter
+) -> None:
+    """From an exporter with nothing in it to a streak and its end: every panel says what the job's own counters say."""
+    desk, training = open_desk(), reporter("char-lm")
+    page = desk.open()
+    expect(page.get_by_role("heading", name="No run has reported yet")).to_be_visible()
+    expect(desk.part("empty")).to_contain_text(desk.url)
+    page.evaluate("window.loadedOnce = 'still the same page'")
+
+    training.good(42)
+    desk.health("ok")
+    expect(page.get_by_role("heading", name="char-lm")).to_be_visible()
+    expect(page).to_have_title("✓ Healthy · char-lm · optwrap")
+    accumulation = page.locator(".tile.accumulation")
+    expect(accumulation.locator(".value")).to_have_text("2")
+    expect(accumulation.get_by_role("meter")).to_have_attribute("aria-valuetext", "2 of 4")
+    expect(accumulation).to_contain_text("10 gradient steps")
+
+    training.large()
+    training.bad(decoder__layer_3__mlp__w=262_144)
+    training.bad(decoder__layer_3__mlp__w=4, embed__table=9)
+    desk.health("skipping")
+    expect(page).to_have_title("▲ Skipping · char-lm · optwrap")
+    assert page.locator("#favicon").get_attribute("data-tier") == "warning"
+    streak = page.locator(".tile.streak")
+    expect(streak.locator(".value")).to_have_text("2")
+    expect(streak.get_by_role("meter")).to_have_attribute("aria-valuetext", "2 of 5")
+    expect(page.locator("[data-reason=not_finite] b")).to_have_text("2")
+    expect(page.locator("[data-reason=large] b")).to_have_text("1")
+    expect(page.locator("[data-reason=other] b")).to_have_text("0")
+    expect(page.locator(".tile.norm-last .value")).to_have_text("NaN")
+
+    rows = desk.part("parameters").locator("tbody tr")
+    expect(rows).to_have_count(2)
+    worst = rows.first.locator("td")
+    expect(worst).to_have_text(["firstdecoder/layer_3/mlp/w", "44", "45", "2", "262,148"])
+    expect(rows.first.locator(".badge")).to_be_visible()
+    expect(rows.nth(1).locator(".badge")).to_be_hidden()
+    events = desk.part("events").locator("li")
+    expect(events.filter(has_text="Skipped, not finite")).to_have_count(2)
+    expect(events.filter(has_text="Skipped, large")).to_have_count(1)
+    expect(events.first).to_contain_text("step 45")
+    expect(events.filter(has_text="Streak began")).to_contain_text("step 44")
+
+    training.good(3)
+    desk.health("ok")
+    expect(streak.locator(".value")).to_have_text("0")
+    expect(streak).to_contain_text("longest 2")
+    expect(desk.part("events").locator("li").first).to_contain_text("Streak ended")
+    expect(page.locator(".tile.steps .value")).to_have_text("48")
+    expect(desk.part("processes").locator("tbody tr")).to_have_count(1)
+    expect(desk.part("processes").locator("tbody tr")).to_contain_text("node-0")
+    training.send("finished")
+    desk.health("finished")
+    assert page.evaluate("window.loadedOnce") == "still the same page"
+
+
+def test_an_exporter_that_dies_is_seen_and_its_return_needs_no_reload(
+    open_desk: OpenDesk, reporter: MakeReporter, exporter: RunningExporter
+) -> None:
+    """While it is gone the page says so and that its figures are old; afterwards it shows everything, each once."""
+    desk, training = open_desk(), reporter()
+    desk.expected = GONE
+    training.good(10)
+    training.bad(w=3)
+    page = desk.open()
+    desk.health("skipping")
+    page.evaluate("window.loadedOnce = 'still the same page'")
+    exporter.kill9()
+    expect(page.locator("#lost")).to_be_visible()
+    expect(page.locator("#lost")).to_contain_text("No live data from the exporter")
+    expect(page.locator("#connection")).to_contain_text("Disconnected")
+    expect(page.locator("#verdict-word")).to_have_text("Last known: Skipping")
+    expect(page).to_have_title("⚠ Disconnected · optwrap")
+
+    exporter.restart()
+    training.bad(w=4)
+    training.good(5)
+    expect(page.locator("#lost")).to_be_hidden()
+    desk.health("ok")
+    expect(page.locator(".tile.steps .value")).to_have_text("17")
+    expect(desk.chart()).to_have_attribute("data-marked", "11 12")
+    expect(desk.part("events").locator("li").filter(has_text="Skipped, not finite")).to_have_count(2)
+    training.bad(w=5)
+    expect(desk.chart()).to_have_attribute("data-marked", "11 12 18")
+    assert page.evaluate("window.loadedOnce") == "still the same page"
+
+
+def test_an_unknown_run_is_said_in_words_and_appears_when_it_reports(
+    open_desk: OpenDesk, reporter: MakeReporter
+) -> None:
+    """A link to a run that nobody knows is no empty page."""
+    desk, training = open_desk(), reporter("tomorrow")
+    desk.expected = re.compile("status of 404")
+    page = desk.open("tomorrow")
+    expect(page.get_by_role("heading", name="No run named tomorrow")).to_be_visible()
+    training.good(4)
+    desk.health("ok")
+    expect(desk.part("missing")).to_be_hidden()
+
+
+def test_processes_that_report_the_same_steps_are_counted_once(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Two processes of one data-parallel job: one step's record, one event of each skip, two rows of processes."""
+    desk = open_desk()
+    both = [reporter(process=process, process_count=2) for process in (0, 1)]
+    for training in both:
+        training.good(8)
+    page = desk.open(both[0].run)
+    desk.health("ok")
+    for training in both:
+        training.bad(w=1)
+    desk.health("skipping")
+    expect(desk.part("processes").locator("tbody tr")).to_have_count(2)
+    expect(desk.part("processes").locator(".status.warning")).to_have_count(2)
+    expect(page.locator(".tile.steps .value")).to_have_text("9")
+    expect(desk.chart()).to_have_attribute("data-marked", "9")
+    expect(desk.part("events").locator("li").filter(has_text="Skipped")).to_have_count(1)
