@@ -11,7 +11,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from optwrap_exporter.ledger import Clock, Ledger, ProcessView
-from optwrap_exporter.metrics import METRICS, OTHER
+from optwrap_exporter.metrics import DROPPED, METRICS, OTHER
 from optwrap_exporter.statistics import Statistics
 from optwrap_exporter.wire import HEALTHS, Verdict
 
@@ -46,9 +46,9 @@ class StoreFigures:
     """What a scrape tells of the store."""
 
     size: Callable[[], int]
-    """Bytes on disk, now."""
+    """Bytes that it holds, now."""
     limit: int | None
-    """Bytes it may take."""
+    """Bytes that it may hold."""
 
 
 class OptwrapCollector(Collector):
@@ -115,8 +115,8 @@ def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:
         add("optwrap_skipped_steps_total", totals.verdict(verdict), run, process, reason)
     add("optwrap_not_finite_steps_total", totals.not_finite_steps, run, process)
     add("optwrap_accepted_not_finite_steps_total", totals.accepted_not_finite, run, process)
-    add("optwrap_client_dropped_total", view.dropped.steps, run, process, "steps")
-    add("optwrap_client_dropped_total", view.dropped.bad_steps, run, process, "bad_steps")
+    for kind in DROPPED:
+        add("optwrap_client_dropped_total", getattr(view.dropped, kind), run, process, kind)
     # A parameter's own series can only begin when it first goes bad; the one for the rest is there from the hello on.
     for parameter, steps in {OTHER: 0, **view.parameters}.items():
         add("optwrap_parameter_not_finite_steps_total", steps, run, process, parameter)

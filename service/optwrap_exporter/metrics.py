@@ -182,11 +182,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         note="`accepted`, `duplicate` (stored before, changed nothing), `invalid` (422), `unauthorized` (401), "
         "`conflict` (409), `too_large` (413), `unsupported_media_type` (415), `busy` (429), `unavailable` (503, 500).",
     ),
-    Metric("optwrap_exporter_store_bytes", "gauge", "Size of the store on disk.", unit="bytes"),
+    Metric(
+        "optwrap_exporter_store_bytes", "gauge", "Bytes that the store holds; its limit is about these.", unit="bytes"
+    ),
     Metric(
         "optwrap_exporter_store_limit_bytes",
         "gauge",
-        "Size of the store above which the oldest step records go (--retention-bytes).",
+        "Bytes above which the oldest step records make room (--retention-bytes).",
         unit="bytes",
     ),
     Metric(
