@@ -8,7 +8,7 @@ UPLOT  := service/optwrap_exporter/page/vendor/uPlot.json
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check format bench openapi screenshots clean
+.PHONY: help setup demo test check format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -40,6 +40,11 @@ check: setup ## ruff and mypy
 format: setup ## put the sources into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+generated: setup ## what is committed and generated: openapi.json, docs/metrics.md, the dashboards, the runbooks' page
+	@$(BIN)/python -m optwrap_exporter.openapi > service/openapi.json
+	@$(BIN)/python -m optwrap_exporter.metrics > docs/metrics.md
+	@$(BIN)/python -m deploy.build
 
 bench: setup ## ratios to a baseline, each benchmark in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
