@@ -1,0 +1,287 @@
+"""Wrong arguments: raised when the wrapper is made or first traced, with the argument, its value and what to do."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optwrap
+
+PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+SGD = optax.sgd(0.1)
+
+
+def skipping(returned: Any) -> Callable[..., Any]:
+    """MultiSteps' init with a skip function that returns this."""
+    return lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=lambda *_: returned).init(PARAMS)
+
+
+def updated(transformation: Any, params: Any = PARAMS) -> Any:
+    """The first update, traced only: nothing reaches XLA."""
+    state = jax.eval_shape(transformation.init, params)
+    return jax.eval_shape(transformation.update, PARAMS, state, params)
+
+
+def large(limit: Any) -> Any:
+    return functools.partial(optwrap.skip_large_updates, max_squared_norm=limit)
+
+
+WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    # the transformation to wrap
+    "apply_if_finite a function": (
+        lambda: optwrap.apply_if_finite(optax.sgd, 3),
+        TypeError,
+        r"apply_if_finite: inner must be an optax.GradientTransformation, got <function sgd .*call it",
+    ),
+    "MultiSteps nothing": (lambda: optwrap.MultiSteps(None, 2), TypeError, r"MultiSteps: opt must be .* got None"),
+    "masked a tuple": (lambda: optwrap.masked((1, 2), True), TypeError, r"masked: inner must be .* got \(1, 2\)"),
+    "flatten a number": (lambda: optwrap.flatten(0.1), TypeError, r"flatten: inner must be .* got 0.1 \(float\)"),
+    "lookahead a string": (
+        lambda: optwrap.lookahead("sgd", 2, 0.5),
+        TypeError,
+        r"lookahead: fast_optimizer must be .* got 'sgd' \(str\)",
+    ),
+    # limits and periods
+    "negative limit": (
+        lambda: optwrap.apply_if_finite(SGD, -1),
+        ValueError,
+        r"apply_if_finite: max_consecutive_errors must be an integer from 0 to 2147483647, got -1: say how many",
+    ),
+    "limit beyond int32": (
+        lambda: optwrap.apply_if_finite(SGD, 2**31),
+        ValueError,
+        r"max_consecutive_errors .* got 2147483648: .*2\*\*31 - 1 never gives up",
+    ),
+    "limit a float": (
+        lambda: optwrap.apply_if_finite(SGD, 3.0),
+        TypeError,
+        r"max_consecutive_errors must be an integer from 0 .* got 3.0 \(float\)",
+    ),
+    "limit a bool": (lambda: optwrap.apply_if_finite(SGD, True), TypeError, r"max_consecutive_errors .* got True"),
+    "limit a vector": (
+        lambda: optwrap.apply_if_finite(SGD, jnp.arange(2)),
+        TypeError,
+        r"max_consecutive_errors .* got an array int32\[2\]",
+    ),
+    "limit traced as a float": (
+        lambda: jax.eval_shape(lambda n: optwrap.apply_if_finite(SGD, n).init(PARAMS), jnp.float32(3)),
+        TypeError,
+        r"max_consecutive_errors .* got an array float32\[\]",
+    ),
+    "k zero": (
+        lambda: optwrap.MultiSteps(SGD, 0),
+        ValueError,
+        r"MultiSteps: every_k_schedule must be an integer from 1 to 2147483647, got 0: give the number of mini-steps",
+    ),
+    "k negative, numpy": (lambda: optwrap.MultiSteps(SGD, np.int64(-4)), ValueError, r"every_k_schedule .* got -4"),
+    "k a float": (lambda: optwrap.MultiSteps(SGD, 4.0), TypeError, r"every_k_schedule .* got 4.0 \(float\)"),
+    "k a bool": (lambda: optwrap.MultiSteps(SGD, True), TypeError, r"every_k_schedule .* got True \(bool\)"),
+    "k a numpy bool": (lambda: optwrap.MultiSteps(SGD, np.True_), TypeError, r"every_k_schedule .* got np.True_"),
+    "k nothing": (lambda: optwrap.MultiSteps(SGD, None), TypeError, r"every_k_schedule .* got None"),
+    "schedule of floats": (
+        lambda: updated(optwrap.MultiSteps(SGD, optax.linear_schedule(2, 4, 10))),
+        TypeError,
+        r"MultiSteps: what every_k_schedule returns must be an integer scalar, got an array float32\[\]",
+    ),
+    "schedule of vectors": (
+        lambda: updated(optwrap.MultiSteps(SGD, lambda _: jnp.array([2, 3]))),
+        TypeError,
+        r"what every_k_schedule returns must be an integer scalar, got an array int32\[2\]",
+    ),
+    "schedule of bools": (
+        lambda: updated(optwrap.MultiSteps(SGD, lambda _: True)),
+        TypeError,
+        r"what every_k_schedule returns must be an integer scalar, got True",
+    ),
+    "period zero": (
+        lambda: optwrap.lookahead(SGD, 0, 0.5),
+        ValueError,
+        r"lookahead: sync_period must be an integer from 1 to 2147483647, got 0",
+    ),
+    "period a float": (lambda: optwrap.lookahead(SGD, 5.0, 0.5), TypeError, r"sync_period .* got 5.0"),
+    "slow step beyond": (
+        lambda: optwrap.lookahead(SGD, 5, 1.5),
+        ValueError,
+        r"lookahead: slow_step_size must be a number from 0 to 1, got 1.5",
+    ),
+    "slow step negative": (lambda: optwrap.lookahead(SGD, 5, jnp.float32(-0.5)), ValueError, r"slow_step_size .*-0.5"),
+    "slow step not a number": (lambda: optwrap.lookahead(SGD, 5, float("nan")), ValueError, r"slow_step_size .* nan"),
+    "slow step a string": (lambda: optwrap.lookahead(SGD, 5, "0.5"), TypeError, r"slow_step_size .* got '0.5' \(str\)"),
+    # the accumulator
+    "accumulator of integers": (
+        lambda: optwrap.MultiSteps(SGD, 2, accumulator_dtype=jnp.int32),
+        TypeError,
+        r"MultiSteps: accumulator_dtype must be floating or complex, got int32: pass jnp.float32",
+    ),
+    "accumulator no dtype": (
+        lambda: optwrap.MultiSteps(SGD, 2, accumulator_dtype="float33"),
+        TypeError,
+        r"accumulator_dtype must be a dtype, got 'float33'",
+    ),
+    # the skip function
+    "skip no function": (
+        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=True),
+        TypeError,
+        r"MultiSteps: should_skip_update_fn must be a function, got True",
+    ),
+    "skip without its limit": (
+        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=optwrap.skip_large_updates),
+        TypeError,
+        r"skip_large_updates needs its limit, got keywords \[\], expected max_squared_norm",
+    ),
+    "norm negative": (
+        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=large(-1.0)),
+        ValueError,
+        r"skip_large_updates: max_squared_norm must be a number from 0, got -1.0",
+    ),
+    "norm not a number": (
+        lambda: optwrap.skip_large_updates(PARAMS, 0, None, float("nan")),
+        ValueError,
+        r"max_squared_norm must be a number from 0, got nan",
+    ),
+    "norm a vector": (
+        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=large(np.ones(2))),
+        TypeError,
+        r"max_squared_norm .* got an array float64\[2\]",
+    ),
+    "norm a bool": (lambda: optwrap.skip_large_updates(PARAMS, 0, None, True), TypeError, r"max_squared_norm .* True"),
+    "skip returns a Python bool": (
+        skipping((True, ())),
+        TypeError,
+        r"should_skip_update_fn returned True \(bool\) as its first value, not an array: return \(skip, skip_state\)",
+    ),
+    "skip returns an integer": (
+        skipping((jnp.int32(1), ())),
+        ValueError,
+        r"should_skip_update_fn returned an array int32\[\] as its first value, expected bool\[\]",
+    ),
+    "skip returns a vector": (
+        skipping((jnp.ones(2, bool), ())),
+        ValueError,
+        r"an array bool\[2\] .* expected bool\[\]",
+    ),
+    "skip returns no pair": (skipping(jnp.array(True)), TypeError, r"should_skip_update_fn returned .*, not a pair"),
+    # masks
+    "mask of another tree": (
+        lambda: optwrap.masked(SGD, {"w": True, "c": False}).init(PARAMS),
+        ValueError,
+        r"masked: mask does not fit params: .*'c'.*'w'.* give a bool for every parameter",
+    ),
+    "mask for a deeper tree": (
+        lambda: optwrap.masked(SGD, {"w": {"x": True}, "b": False}).init(PARAMS),
+        ValueError,
+        r"mask does not fit params",
+    ),
+    "called mask of another tree": (
+        lambda: updated(optwrap.masked(SGD, lambda _: {"w": True})),
+        ValueError,
+        r"mask does not fit params",
+    ),
+    "mask around a pair": (
+        lambda: updated(
+            optwrap.masked(optwrap.lookahead(SGD, 2, 0.5), {"w": True, "b": False}),
+            optax.LookaheadParams.init_synced(PARAMS),
+        ),
+        ValueError,
+        r"mask does not fit params",
+    ),
+    "mask of arrays": (
+        lambda: optwrap.masked(SGD, {"w": jnp.ones((2, 3), bool), "b": True}),
+        TypeError,
+        r"masked: mask\['w'\] must be True or False, got an array bool\[2, 3\] .*: a mask chooses whole parameters",
+    ),
+    "mask of labels": (
+        lambda: optwrap.masked(SGD, {"w": "decay", "b": "none"}),
+        TypeError,
+        r"mask\['b'\] must be True or False, got 'none' \(str\)",
+    ),
+    "mask that is traced": (
+        lambda: jax.eval_shape(lambda m: optwrap.masked(SGD, m).init(PARAMS), jnp.array(True)),
+        TypeError,
+        r"masked: mask must be True or False, got an array bool\[\] .*before the step is compiled",
+    ),
+    "mask of values": (
+        lambda: updated(optwrap.masked(SGD, lambda tree: jax.tree.map(lambda x: jnp.all(x > 0), tree))),
+        TypeError,
+        r"mask\['b'\] must be True or False, got an array bool\[\]",
+    ),
+    # parameters
+    "lookahead without the pair": (
+        lambda: updated(optwrap.lookahead(SGD, 2, 0.5)),
+        TypeError,
+        r"lookahead: params of update must be LookaheadParams, got dict: keep the pair",
+    ),
+    "lookahead without parameters": (
+        lambda: optwrap.lookahead(SGD, 2, 0.5).update(PARAMS, None),
+        TypeError,
+        r"lookahead: params of update must be LookaheadParams, got NoneType",
+    ),
+    "flatten gradients of others": (
+        lambda: optwrap.flatten(SGD).update({"w": PARAMS["w"]}, SGD.init(PARAMS), PARAMS),
+        ValueError,
+        r"flatten: updates have 1 arrays, params 2: pass the gradients of these parameters",
+    ),
+    # states that a skipped step could not keep
+    "a state that grows": (
+        lambda: updated(optwrap.apply_if_finite(changing(jnp.zeros(2), jnp.zeros(3)), 1)),
+        TypeError,
+        r"apply_if_finite: .* returned state\['s'\] with shape \(3,\), expected \(2,\): a skipped step keeps the state",
+    ),
+    "a state with another structure": (
+        lambda: updated(optwrap.MultiSteps(changing(None, jnp.zeros(3)), 2)),
+        TypeError,
+        r"MultiSteps: .* returned a state of another structure than it was given",
+    ),
+}
+
+
+def changing(before: Any, after: Any) -> optax.GradientTransformation:
+    """A transformation whose update returns a state unlike its init's."""
+    return optax.GradientTransformation(
+        lambda _: {"s": before}, lambda updates, _state, _params=None: (updates, {"s": after})
+    )
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_named_with_their_value_and_a_remedy(
+    wrong: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    """At the latest when traced: none of these calls compiles or runs anything that it should not."""
+    with pytest.raises(error, match=message):
+        wrong()
+
+
+def test_the_ends_of_every_range_are_allowed() -> None:
+    """0 and 2**31 - 1 errors, k and period 1, slow steps 0 and 1, an infinite norm limit and one of 0."""
+    for limit in (0, 2**31 - 1, np.int64(7), jnp.int32(7)):
+        updated(optwrap.apply_if_finite(SGD, limit))
+    pair = optax.LookaheadParams.init_synced(PARAMS)
+    for period, size in ((1, 0), (2**31 - 1, 1), (np.int32(3), np.float64(0.5)), (jnp.int32(3), jnp.float32(1))):
+        updated(optwrap.lookahead(SGD, period, size), pair)
+    for norm in (0, np.inf, jnp.float32(2), np.float64(2)):
+        updated(optwrap.MultiSteps(SGD, 2**31 - 1, should_skip_update_fn=large(norm)))
+    for mask in (True, np.False_, {"w": 1, "b": np.True_}, {"w": jnp.array(True), "b": 0}):
+        updated(optwrap.masked(SGD, mask))
+
+
+def test_traced_values_are_brought_into_range() -> None:
+    """A traced k or period below 1 counts as 1, a negative limit as 0: on the device nothing can raise."""
+
+    def counts(n: Any) -> Any:
+        gradients = {"w": jnp.full((2, 3), jnp.nan), "b": jnp.ones(3)}
+        guard = optwrap.apply_if_finite(SGD, n)
+        steps = optwrap.MultiSteps(SGD, lambda _: n)
+        ahead = optwrap.lookahead(SGD, n, 0.5)
+        pair = optax.LookaheadParams.init_synced(PARAMS)
+        accepted, _ = guard.update(gradients, guard.init(PARAMS), PARAMS)
+        _, state = steps.update(gradients, steps.init(PARAMS), PARAMS)
+        _, synced = ahead.update(gradients, ahead.init(pair), pair)
+        return jnp.isnan(accepted["w"]).all(), state.gradient_step, synced.steps_since_sync
+
+    assert [int(value) for value in jax.jit(counts)(jnp.int8(-5))] == [1, 1, 0]
+    assert [int(value) for value in jax.jit(counts)(jnp.uint32(2**32 - 1))] == [0, 0, 1]

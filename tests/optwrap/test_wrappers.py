@@ -1,0 +1,278 @@
+"""What each wrapper promises beside the laws of all: saturation, meshes, declarations, masks, extra args."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optwrap
+from optwrap._declarations import Guard, Sync, Window, collecting, walk
+from tests.optwrap.transformations import FLOAT32, WRAPPERS, assert_same, gradients, momentum, multi_steps, stepper
+
+FULL = jnp.int32(2**31 - 1)
+
+
+def test_the_public_names_are_these() -> None:
+    """The names are those of optax, and the state classes its own, not copies."""
+    for name in (
+        "ApplyIfFiniteState",
+        "LookaheadState",
+        "LookaheadParams",
+        "MaskedState",
+        "MaskedNode",
+        "MultiStepsState",
+    ):
+        assert getattr(optwrap, name) is getattr(optax, name)
+    assert set(optwrap.__all__) >= {
+        *("apply_if_finite", "flatten", "lookahead", "masked", "MultiSteps"),
+        *("ShouldSkipUpdateFunction", "skip_not_finite", "skip_large_updates"),
+    }
+    assert all(hasattr(optwrap, name) for name in optwrap.__all__)
+
+
+def test_counters_saturate() -> None:
+    """At 2**31 - 1 they stay, and the decisions that depend on them stay right."""
+    bad = {"layer": {"w": jnp.full((2, 3), jnp.nan)}, "b": FLOAT32["b"]}
+    guard = optwrap.apply_if_finite(momentum(), 2**31 - 1)
+    state = guard.init(FLOAT32)._replace(notfinite_count=FULL, total_notfinite=FULL)
+    updates, after = jax.jit(guard.update)(bad, state)
+    assert (int(after.notfinite_count), int(after.total_notfinite)) == (2**31 - 1, 2**31 - 1)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates)), "a guard of 2**31 - 1 never gives up"
+
+    steps = optwrap.MultiSteps(momentum(), 1)
+    _, after = jax.jit(steps.update)(FLOAT32, steps.init(FLOAT32)._replace(gradient_step=FULL))
+    assert int(after.gradient_step) == 2**31 - 1
+    assert steps.has_updated(after)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_training_whose_states_come_from_a_checkpoint(name: str) -> None:
+    """Arrays of numpy, as a restored state has them, make no difference."""
+    transformation = WRAPPERS[name](optwrap, momentum())
+    params = optax.LookaheadParams.init_synced(FLOAT32) if name == "lookahead" else FLOAT32
+    state = transformation.init(params)
+    step = jax.jit(stepper(transformation))
+    expected = step(gradients(FLOAT32, 1), state, params)
+    assert_same(step(gradients(FLOAT32, 1), jax.tree.map(np.asarray, state), params), expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("name", [name for name in WRAPPERS if name != "flatten"])
+def test_shardings_are_kept(name: str, axis_type: AxisType) -> None:
+    """Parameters and state sharded over a mesh stay as they are, and no step gathers them."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
+    rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(jnp.ones((8, 3)), rows), "b": jax.device_put(jnp.ones(3), everywhere)}
+        grads = jax.tree.map(lambda leaf: leaf * 0.5, params)
+        if name == "lookahead":
+            params = optax.LookaheadParams(params, jax.tree.map(jnp.copy, params))  # both are donated
+        transformation = WRAPPERS[name](optwrap, momentum())
+        state = jax.jit(transformation.init)(params)
+        compiled = jax.jit(stepper(transformation), donate_argnums=(1, 2)).lower(grads, state, params).compile()
+        assert "all-gather" not in compiled.as_text()
+        after = compiled(grads, state, params)
+    for leaf in jax.tree.leaves((after.params, after.state)):
+        assert leaf.sharding.is_equivalent_to(rows if leaf.shape == (8, 3) else everywhere, leaf.ndim)
+
+
+@pytest.mark.parametrize("name", [name for name in WRAPPERS if name != "flatten"])
+def test_works_within_shard_map(name: str) -> None:
+    """Per-device trainings, one of them with NaN: what varies over the mesh varies in both branches alike."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    transformation = WRAPPERS[name](optwrap, momentum())
+
+    def trained(grads: Any) -> Any:
+        grads = {"w": grads}
+        params: Any = {"w": jnp.ones(grads["w"].shape)}  # the same everywhere, until the first step
+        if name == "lookahead":
+            params = optax.LookaheadParams.init_synced(params)
+        state = transformation.init(params)
+        for _ in range(4):
+            params, state, _ = stepper(transformation)(grads, state, params)
+        return jnp.atleast_1d(jax.tree.leaves(params)[0])
+
+    grads = jnp.ones((4, 2)).at[2, 1].set(jnp.nan)
+    together = jax.jit(jax.shard_map(trained, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(grads)
+    alone = jax.jit(trained)
+    for device in range(4):
+        np.testing.assert_allclose(together[device], alone(grads[device : device + 1])[0], rtol=1e-6)
+
+
+def test_limits_and_schedules_are_declared_for_the_states_they_belong_to() -> None:
+    """Whoever collects while `init` is traced finds them, nested and chained; nobody is disturbed otherwise."""
+    large = functools.partial(optax.skip_large_updates, max_squared_norm=9.0)
+    inner = optax.chain(optax.clip(1.0), optwrap.MultiSteps(optax.adam(0.1), 4, should_skip_update_fn=large))
+    transformation = optwrap.apply_if_finite(optwrap.lookahead(inner, 5, 0.5), 7)
+    pair = optax.LookaheadParams.init_synced(FLOAT32)
+    kinds = (optax.ApplyIfFiniteState, optax.LookaheadState, optax.MultiStepsState)
+    with collecting() as collected:
+        state = transformation.init(pair)
+    guard, sync, window = (collected.of(node) for node in walk(state, kinds))
+    assert guard == Guard(7)
+    assert sync == Sync(5)
+    assert isinstance(window, Window)
+    assert window.max_squared_norm == 9.0
+    assert int(window.every_k(jnp.int32(3))) == 4
+    with collecting() as collected:
+        assert collected.of(jax.eval_shape(transformation.init, pair)) is None, "another object: not what was declared"
+
+
+def test_the_window_gets_its_k_from_the_gradient_step() -> None:
+    """The schedule is read anew for every window."""
+    wrapper = optwrap.MultiSteps(optax.sgd(1.0), lambda step: jnp.where(step < 2, 1, 3))
+    state, emitted = wrapper.init(FLOAT32), []
+    update = jax.jit(wrapper.update)
+    for i in range(8):
+        _, state = update(gradients(FLOAT32, i), state, FLOAT32)
+        emitted.append(bool(wrapper.has_updated(state)))
+    assert emitted == [True, True, False, False, True, False, False, True]
+
+
+def test_extra_args_reach_the_optimizer_of_a_window_whatever_they_are() -> None:
+    """Functions, arrays and trees; those of the mini-step that completes the window."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, scale: Any, function: Any) -> Any:
+        del params
+        return jax.tree.map(lambda leaf: function(leaf) * scale["by"], updates), state
+
+    inner = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    transformation = multi_steps(optwrap, optwrap.apply_if_finite(inner, 1), 2, skip="not_finite")
+    state = transformation.init(FLOAT32)
+    update_step = jax.jit(functools.partial(transformation.update, function=jnp.negative))
+    for by in (10.0, 2.0):
+        updates, state = update_step(jax.tree.map(jnp.ones_like, FLOAT32), state, scale={"by": by})
+    np.testing.assert_array_equal(updates["b"], -2.0)
+
+
+def test_a_guard_works_where_functions_are_not_jitted() -> None:
+    """Under `jax.disable_jit`, where a debugger can look, only one branch runs, and a rejected step is still zeros."""
+    bad = {"layer": {"w": jnp.full((2, 3), jnp.nan)}, "b": FLOAT32["b"]}
+    transformation = optwrap.apply_if_finite(optwrap.MultiSteps(optax.sgd(0.1), 1), 3)
+    state = transformation.init(FLOAT32)
+    with jax.disable_jit():
+        updates, state = transformation.update(bad, state, FLOAT32)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
+        updates, state = transformation.update(FLOAT32, state, FLOAT32)
+    assert np.any(updates["b"])
+    assert (int(state.total_notfinite), int(state.inner_state.gradient_step)) == (1, 1)
+
+
+def test_training_can_be_differentiated_through() -> None:
+    """Meta-gradients flow through a window and a guard, as through optax's."""
+
+    def trained(library: Any, scale: Any) -> Any:
+        inner = library.MultiSteps(optax.sgd(0.1, momentum=0.5), 2).gradient_transformation()
+        transformation = library.apply_if_finite(inner, 2)
+        start = (FLOAT32, transformation.init(FLOAT32))
+
+        def step(carry: Any, grads: Any) -> Any:
+            return stepper(transformation)(jax.tree.map(lambda leaf: leaf * scale, grads), *carry[::-1])[:2], None
+
+        batches = jax.tree.map(lambda *leaves: np.stack(leaves), *(gradients(FLOAT32, i) for i in range(4)))
+        (params, _), _ = jax.lax.scan(step, start, batches)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+
+    ours, theirs = (jax.jit(jax.grad(functools.partial(trained, each)))(jnp.float32(1.5)) for each in (optwrap, optax))
+    assert ours != 0
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+class Callables:
+    """A tree of masks that can itself be called, as modules of some libraries can."""
+
+    def __init__(self, w: Any, b: Any) -> None:
+        self.leaves = (w, b)
+
+    def __call__(self, _: Any) -> Any:
+        raise AssertionError("its leaves are bools: it is a mask")
+
+
+jax.tree_util.register_pytree_node(Callables, lambda mask: (mask.leaves, None), lambda _, leaves: Callables(*leaves))
+
+
+def test_a_tree_that_can_be_called_is_a_mask_if_its_leaves_are_bools() -> None:
+    """Only a tree all of whose leaves are callable is called."""
+    params = Callables(jnp.ones(2), jnp.ones(2))
+    grads = Callables(jnp.ones(2), jnp.ones(2))
+    transformation = optwrap.masked(optax.scale(5.0), Callables(True, False))
+    updates, _ = transformation.update(grads, transformation.init(params), params)
+    np.testing.assert_array_equal(updates.leaves, [[5.0, 5.0], [1.0, 1.0]])
+
+
+def test_a_prefix_masks_whole_subtrees() -> None:
+    """And what is masked out leaves nothing in the state."""
+    transformation = optwrap.masked(optax.trace(0.5), {"layer": False, "b": True})
+    state = transformation.init(FLOAT32)
+    assert state.inner_state.trace["layer"] == optwrap.MaskedNode()
+    assert_same(state, optax.masked(optax.trace(0.5), {"layer": False, "b": True}).init(FLOAT32))
+
+
+@pytest.mark.parametrize("compatible", [True, False])
+def test_extra_args_shaped_like_the_updates_are_masked_if_asked(compatible: bool) -> None:
+    """Those with another structure never are."""
+    seen = {}
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        del params
+        seen.update(extra_args)
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    mask = {"layer": {"w": True}, "b": False}
+    transformation = optwrap.masked(inner, mask, mask_compatible_extra_args=compatible)
+    transformation.update(FLOAT32, transformation.init(FLOAT32), FLOAT32, like=FLOAT32, other=(1, 2))
+    assert seen["other"] == (1, 2)
+    assert (seen["like"]["b"] == optwrap.MaskedNode()) is compatible or not compatible
+    assert isinstance(seen["like"]["b"], optwrap.MaskedNode) is compatible
+
+
+def test_flatten_groups_updates_by_the_dtypes_of_the_parameters() -> None:
+    """float32 gradients of bfloat16 and float32 parameters go where the state of each parameter is."""
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones((2, 2), jnp.float32)}
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, jnp.float32), params)
+    transformation = optwrap.flatten(optax.adam(0.1))
+    state = transformation.init(params)
+    assert {name: vector.shape for name, vector in state[0].mu.items()} == {"bfloat16": (2,), "float32": (4,)}
+    updates, _ = jax.jit(transformation.update)(grads, state, params)
+    alone, _ = jax.jit(optax.adam(0.1).update)(grads, optax.adam(0.1).init(params), params)
+    assert_same(updates, alone)
+
+
+def test_flatten_gives_narrow_updates_their_dtype_back() -> None:
+    """Gradients of several dtypes for parameters of one share a vector, and come back as they were."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    grads = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(3)}
+    transformation = optwrap.flatten(optax.scale(2.0))
+    updates, _ = transformation.update(grads, transformation.init(params), params)
+    assert_same(updates, jax.tree.map(lambda leaf: leaf * 2, grads))
+
+
+def test_slow_parameters_follow_the_paper() -> None:
+    """After each synchronisation slow = slow + step * (fast - slow), and fast starts again from there."""
+    transformation = optwrap.lookahead(optax.sgd(1.0), sync_period=3, slow_step_size=0.25)
+    pair = optax.LookaheadParams.init_synced(FLOAT32)
+    state = transformation.init(pair)
+    fast = slow = np.asarray(FLOAT32["b"], np.float64)
+    step = jax.jit(stepper(transformation))
+    for i in range(7):
+        grads = gradients(FLOAT32, i)
+        pair, state, _ = step(grads, state, pair)
+        fast = fast - grads["b"]
+        if i % 3 == 2:
+            slow = fast = slow + 0.25 * (fast - slow)
+        np.testing.assert_allclose(pair.fast["b"], fast, rtol=1e-5)
+        np.testing.assert_allclose(pair.slow["b"], slow, rtol=1e-5)
+        assert int(state.steps_since_sync) == (i + 1) % 3
+
+
+def test_init_of_lookahead_takes_the_fast_parameters_alone() -> None:
+    """As optax's does, for wrappers that know only those."""
+    transformation = optwrap.lookahead(optax.adam(0.1), 3, 0.5)
+    assert_same(transformation.init(FLOAT32), transformation.init(optax.LookaheadParams.init_synced(FLOAT32)))
