@@ -1,4 +1,4 @@
-"""Blocks: for every few hundred step numbers, how many steps there are and where the smallest and largest norm is.
+"""Blocks: for every few dozen step numbers, how many steps there are and where the smallest and largest norm is.
 
 With them a million steps are counted and thinned out without being read. A norm that is not a number counts as infinite
 here, so that a good step with one is found.
@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
-SIZE: Final = 256
+SIZE: Final = 64
 """Step numbers in a block."""
 
 Row = tuple[int, int, float | None, int]

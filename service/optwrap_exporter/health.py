@@ -47,7 +47,10 @@ def stalled_since(process: ProcessState, now: float, listening: float) -> float 
     """Since when it has reported for too long without a step."""
     if process.stalled is not None or process.ended is not None:
         return process.stalled
-    since = max(process.last_step or 0.0, process.epoch.first_report, listening) + patience(process)
+    moved = max(process.last_step or 0.0, process.epoch.first_report, listening)
+    if now < moved + _STUCK:  # no patience is shorter; to know it exactly takes a median
+        return None
+    since = moved + patience(process)
     return since if now >= since else None
 
 

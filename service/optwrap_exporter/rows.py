@@ -205,8 +205,11 @@ class Rows:
         )
 
 
+_encoder: Final = json.JSONEncoder(separators=(",", ":"))
+
+
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    return _encoder.encode(value)
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:

@@ -75,7 +75,8 @@ class Store:
             raise StoreError(f"{self._path}: {error}: move it away, or give another --data-dir") from None
         except sqlite3.Error as error:
             os.close(self._lock)
-            raise StoreError(f"{self._path}: {error}: move it away, or give another --data-dir") from error
+            away = "make room or rights for it" if isinstance(error, sqlite3.OperationalError) else "move it away"
+            raise StoreError(f"{self._path}: {error}: {away}, or give another --data-dir") from error
 
     def __enter__(self) -> Self:
         return self
