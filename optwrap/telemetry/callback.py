@@ -42,13 +42,16 @@ def report(words: jax.Array, token: jax.Array, observer: Observer) -> jax.Array:
       token: uint32[], what the previous call returned: through it the calls come in the steps' order.
       observer: who takes it.
     """
+    said: set[type[Exception]] = set()
 
     def deliver(words: Any) -> np.ndarray[Any, np.dtype[np.uint32]]:
         try:
             observer.observe(np.array(words, np.uint32))
-        except Exception:
+        except Exception as error:
             # Raised into the step it would end the training, with the donated state already gone.
-            _log.exception("the host callback's observer raised; this reading is lost")
+            if type(error) not in said:
+                said.add(type(error))
+                _log.exception("optwrap: a reading was lost, as will be others like it: %r raised", observer)
         return _ZERO
 
     # The token is 0, which XLA does not know.

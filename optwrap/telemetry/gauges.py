@@ -38,8 +38,8 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
                     "every_k": _limit(wrapper),
                     "gradient_step": window.gradient_step,
                 }
-                if wrapper.known is not None and wrapper.known.squared_norm is not None:
-                    norm_limit = jnp.sqrt(wrapper.known.squared_norm)
+                squared = None if wrapper.known is None else wrapper.known.squared_norm
+                norm_limit = None if squared is None else jnp.sqrt(squared)
             case optax.LookaheadState() as lookahead:
                 values |= {"steps_since_sync": lookahead.steps_since_sync, "sync_period": _limit(wrapper)}
     guards = [wrapper for wrapper in every if isinstance(wrapper.new, optax.ApplyIfFiniteState)]

@@ -134,13 +134,13 @@ def _followed(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _Sai
             return lambda _: Known(_int32(live), None)
         case Window():
             schedule = jax.make_jaxpr(declaration.every_k)(np.zeros([], np.int32))
-            captured = [follow(value) for value in schedule.consts]
+            jaxpr, captured = schedule.jaxpr, [follow(value) for value in schedule.consts]
             squared_norm = follow(declaration.max_squared_norm)
 
             def of_window(state: optax.MultiStepsState) -> Known:
                 k = None
                 if all(value is not None for value in captured):
-                    (k,) = jaxpr_as_fun(ClosedJaxpr(schedule.jaxpr, captured))(state.gradient_step)
+                    (k,) = jaxpr_as_fun(ClosedJaxpr(jaxpr, captured))(state.gradient_step)
                 return Known(_int32(k), None if squared_norm is None else jnp.asarray(squared_norm).astype(jnp.float32))
 
             return of_window

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optwrap._checks import INT32_MAX
+from optwrap._inner import varying
 from optwrap._trees import is_inexact, not_finite_counts, squared_norms
 
 _SCALE: Final = 2.0**-96
@@ -49,7 +50,9 @@ def summarize(tree: Any) -> Summary:
     def one_by_one() -> Summary:
         counts = [jnp.minimum(_over_devices(lax.psum, count), INT32_MAX) for count in not_finite_counts(every)]
         not_finite = jnp.stack(counts).astype(jnp.int32)
-        norm = jnp.sqrt(_sum_over_devices(squared_norms([_scaled(leaf) for leaf in leaves]))) / _SCALE
+        # Were it a constant, XLA would square it, to 0, where a leaf is a scalar. What the total is it does not know.
+        scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
+        norm = jnp.sqrt(_sum_over_devices(squared_norms([_scaled(leaf, scale) for leaf in leaves]))) / scale
         return Summary(jnp.all(not_finite == 0), norm.astype(jnp.float32), not_finite)
 
     summary: Summary = lax.cond(jnp.isfinite(total), as_usual, one_by_one)
@@ -70,27 +73,23 @@ def on_any_device(value: jax.Array) -> jax.Array:
 
 
 def _over_devices(reduce: Callable[..., Any], value: jax.Array) -> jax.Array:
-    axes = _varying(value)
+    axes = tuple(sorted(varying(jax.typeof(value))))
     return jnp.asarray(reduce(value, axes)) if axes else value
-
-
-def _varying(value: jax.Array) -> tuple[str, ...]:
-    """The mesh axes along which `value` may differ from device to device; only `shard_map` knows any."""
-    return tuple(sorted(getattr(jax.typeof(value), "vma", ())))
 
 
 def _sum_over_devices(norms: Sequence[jax.Array]) -> jax.Array:
     """The sum of scalars, each over the axes it varies along: replicated ones are not counted once per device."""
     widest = jnp.float64 if any(norm.dtype == jnp.float64 for norm in norms) else jnp.float32
-    alike: dict[tuple[str, ...], list[jax.Array]] = {}
+    alike: dict[frozenset[str], list[jax.Array]] = {}
     for norm in norms:
-        alike.setdefault(_varying(norm), []).append(norm.astype(widest))
+        alike.setdefault(varying(jax.typeof(norm)), []).append(norm.astype(widest))
     sums = [_over_devices(lax.psum, jnp.sum(jnp.stack(group))) for group in alike.values()]
     return sums[0] if len(sums) == 1 else jnp.sum(jnp.stack(sums))
 
 
-def _scaled(leaf: Any) -> jax.Array:
+def _scaled(leaf: Any, scale: jax.Array) -> jax.Array:
     leaf = jnp.asarray(leaf)
-    wide = leaf.dtype in (jnp.float64, jnp.complex64, jnp.complex128)
-    scaled: jax.Array = (leaf if wide else leaf.astype(jnp.float32)) * _SCALE
+    if not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = leaf.astype(scale.dtype)
+    scaled: jax.Array = leaf * scale.astype(leaf.dtype)
     return scaled

@@ -29,11 +29,6 @@ _BY_GRAVITY: Final = (
 )
 _APPLIED, _ACCUMULATED, _ACCEPTED, _OTHER, _LARGE, _NOT_FINITE = range(len(_BY_GRAVITY))
 
-_SMALL: Final = 16
-"""Values in a leaf of a state up to which it is compared with what it was: step counters are that small, moments are
-not, and keeping those to compare them would cost their memory in every step."""
-
-
 class Call(NamedTuple):
     """One call of an optimizer's `update`."""
 
@@ -127,7 +122,7 @@ def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[ja
     if wrapper.known is not None and wrapper.known.limit is not None:
         accepted = new.notfinite_count > wrapper.known.limit
     else:
-        accepted = _left_a_trace(old.inner_state, new.inner_state, on_any_device(bad), given.alone, hearing.updates)
+        accepted = _left_a_trace(old.inner_state, new.inner_state, bad, given.alone, hearing.updates)
     return bad, jnp.where(bad & ~accepted, _NOT_FINITE, inside)
 
 
@@ -174,20 +169,18 @@ def _skip_reason(finite: jax.Array, skip_state: Any) -> jax.Array:
 def _left_a_trace(old: Any, new: Any, bad: jax.Array, alone: bool, updates: Any) -> jax.Array:
     """Whether values that were not finite (`bad`) went into the inner optimizer, seen from what it did (bool[]).
 
-    For a guard that hides its limit. What it rejects leaves the inner state as it was and gives updates of zero.
+    For a guard that hides its limit. What it rejects leaves the inner state as it was, and gives updates of zero. Of
+    the state only counters are compared: for moments, both the old and the new would have to be kept in every step.
     """
-    pairs = [
-        pair
-        for pair in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-        if jnp.size(pair[0]) <= _SMALL and not jnp.issubdtype(pair[0].dtype, jax.dtypes.extended)
+    counters = [
+        (before, after)
+        for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+        if jnp.ndim(before) == 0 and jnp.issubdtype(jnp.result_type(before), jnp.integer)
     ]
-
-    def look() -> jax.Array:
-        changed = [~jnp.array_equal(x, y, equal_nan=True) for x, y in pairs]
-        returned = anywhere((lambda x: x != 0) if alone else _not_finite, updates)
-        return on_any_device(jnp.any(jnp.stack([returned, *changed])))
-
-    accepted: jax.Array = lax.cond(bad, look, lambda: jnp.array(False))
+    if counters:
+        return bad & jnp.any(jnp.stack([before != after for before, after in counters]))
+    test = (lambda x: x != 0) if alone else _not_finite
+    accepted: jax.Array = lax.cond(on_any_device(bad), lambda: anywhere(test, updates), lambda: jnp.array(False))
     return accepted
 
 

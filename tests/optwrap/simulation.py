@@ -1,0 +1,258 @@
+"""Optimizers and their wrappers in plain numpy, step by step, with what becomes of each call known as it happens.
+
+The ground truth for `instrument`, which sees only the states before and after a call. Here nothing is inferred: each
+part is called with the values it gets, and says what it did with them. Gradients are dicts of float32 arrays.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+Leaves = dict[str, np.ndarray[Any, Any]]
+
+GRAVITY = ("applied", "accumulated", "accepted_not_finite", "skipped_other", "skipped_large", "skipped_not_finite")
+
+
+def gravest(fates: list[str | None]) -> str | None:
+    """Of several parts side by side; None if none of them has a say."""
+    known = [fate for fate in fates if fate is not None]
+    return max(known, key=GRAVITY.index) if known else None
+
+
+def is_finite(leaves: Leaves) -> bool:
+    return all(bool(np.isfinite(leaf).all()) for leaf in leaves.values())
+
+
+def zeros(leaves: Leaves) -> Leaves:
+    return {name: np.zeros_like(leaf) for name, leaf in leaves.items()}
+
+
+@dataclasses.dataclass
+class Told:
+    """What a part did with what it was given."""
+
+    updates: Leaves
+    fate: str | None = None
+    """None for a part without a wrapper."""
+    saw: bool = False
+    """Whether a wrapper in it was given something not finite."""
+
+
+class Part:
+    """A transformation; `inside` are those that it wraps."""
+
+    inside: "tuple[Part, ...]" = ()
+
+    def __call__(self, given: Leaves) -> Told:
+        raise NotImplementedError
+
+    def walk(self) -> "Iterator[Part]":
+        yield self
+        for part in self.inside:
+            yield from part.walk()
+
+
+class Adam(Part):
+    """As far as it matters here: where it has once consumed NaN or Inf its updates are NaN for ever."""
+
+    def __init__(self) -> None:
+        self.spoilt: dict[str, Any] = {}
+
+    def __call__(self, given: Leaves) -> Told:
+        for name, leaf in given.items():
+            self.spoilt[name] = self.spoilt.get(name, False) | ~np.isfinite(leaf)
+        return Told({name: np.where(self.spoilt[name], np.nan, -0.001).astype(np.float32) for name in given})
+
+
+@dataclasses.dataclass
+class Elementwise(Part):
+    """A stateless transformation."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, given: Leaves) -> Told:
+        return Told({name: np.asarray(self.function(leaf), np.float32) for name, leaf in given.items()})
+
+
+class Guard(Part):
+    """apply_if_finite."""
+
+    def __init__(self, inner: Part, limit: int, declared: bool) -> None:
+        self.inside = (inner,)
+        self.limit = limit
+        self.declared = declared
+        self.count = 0
+
+    def __call__(self, given: Leaves) -> Told:
+        finite = is_finite(given)
+        self.count = 0 if finite else self.count + 1
+        if self.count > self.limit or finite:
+            told = self.inside[0](given)
+            return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"), not finite)
+        return Told(zeros(given), "skipped_not_finite", True)
+
+
+class Window(Part):
+    """MultiSteps: optwrap's, or with `leaky` optax's, which blends by multiplication."""
+
+    def __init__(
+        self, inner: Part, every_k: Callable[[int], int], skip: str | None, max_squared_norm: float, leaky: bool
+    ) -> None:
+        self.inside = (inner,)
+        self.every_k = every_k
+        self.skip = skip
+        self.max_squared_norm = max_squared_norm
+        self.leaky = leaky
+        self.mini_step = 0
+        self.gradient_step = 0
+        self.accumulated: Leaves = {}
+
+    def __call__(self, given: Leaves) -> Told:
+        finite = is_finite(given)
+        if self._skips(given):
+            why = (
+                "skipped_not_finite" if not finite else {"large": "skipped_large"}.get(self.skip or "", "skipped_other")
+            )
+            return Told(zeros(given), why, not finite)
+        if not self.accumulated or (self.mini_step == 0 and not self.leaky):
+            self.accumulated = zeros(given)
+        share = np.float32(self.mini_step + 1)
+        window = {name: acc + (given[name] - acc) / share for name, acc in self.accumulated.items()}
+        k = self.every_k(self.gradient_step)
+        emit = self.mini_step == k - 1 if self.leaky else self.mini_step >= k - 1
+        self.mini_step = (self.mini_step + 1) % k if self.leaky else 0 if emit else self.mini_step + 1
+        if emit:
+            self.gradient_step += 1
+            self.accumulated = {name: 0 * leaf for name, leaf in window.items()} if self.leaky else {}
+            told = self.inside[0](window)
+            fate = told.fate or ("applied" if is_finite(window) else "accepted_not_finite")
+            return Told(told.updates, fate, not finite)
+        self.accumulated = window
+        updates = zeros(given)
+        if self.leaky:
+            updates = {name: 0 * leaf for name, leaf in copy.deepcopy(self.inside[0])(window).updates.items()}
+        return Told(updates, "accumulated" if is_finite(updates) else "accepted_not_finite", not finite)
+
+    def _skips(self, given: Leaves) -> bool:
+        match self.skip:
+            case "not_finite":
+                return not is_finite(given)
+            case "large":
+                return not sum(float(np.sum(leaf * leaf)) for leaf in given.values()) < self.max_squared_norm
+            case "negative":
+                return bool(given["c"][0] < 0)
+        return False
+
+
+class Lookahead(Part):
+    """The fast half of lookahead."""
+
+    def __init__(self, inner: Part, period: int, declared: bool) -> None:
+        self.inside = (inner,)
+        self.period = period
+        self.declared = declared
+        self.steps_since_sync = 0
+
+    def __call__(self, given: Leaves) -> Told:
+        self.steps_since_sync = (self.steps_since_sync + 1) % self.period
+        return self.inside[0](given)
+
+
+class Masked(Part):
+    """Only the leaves named are transformed."""
+
+    def __init__(self, inner: Part, names: set[str]) -> None:
+        self.inside = (inner,)
+        self.names = names
+
+    def __call__(self, given: Leaves) -> Told:
+        told = self.inside[0]({name: leaf for name, leaf in given.items() if name in self.names})
+        return dataclasses.replace(told, updates={**given, **told.updates})
+
+
+class Chain(Part):
+    """One after another; each leaf to those that take it."""
+
+    def __init__(self, *parts: Part) -> None:
+        self.inside = parts
+
+    def __call__(self, given: Leaves) -> Told:
+        all_told = []
+        for part in self.inside:
+            all_told.append(part(given))
+            given = all_told[-1].updates
+        return Told(given, gravest([told.fate for told in all_told]), any(told.saw for told in all_told))
+
+
+@dataclasses.dataclass
+class Step:
+    """What is to be read after one call."""
+
+    verdict: str
+    finite: bool
+    norm: float
+    offenders: dict[str, int]
+    verdicts: dict[str, int]
+    not_finite_steps: int
+    parameters: dict[str, int]
+    gauges: dict[str, int | float]
+
+
+def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
+    """What an instrumented `optimizer` is to report of each of these calls."""
+    verdicts = dict.fromkeys(GRAVITY, 0)
+    parameters: dict[str, int] = {}
+    streak = peak = not_finite_steps = 0
+    steps = []
+    for given in gradients:
+        finite = is_finite(given)
+        told = optimizer(given)
+        verdict = told.fate or ("applied" if finite else "accepted_not_finite")
+        if told.fate is not None and not finite and not told.saw and not is_finite(told.updates):
+            verdict = gravest([verdict, "accepted_not_finite"]) or verdict
+        offenders = {name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})}
+        verdicts[verdict] += 1
+        not_finite_steps += not finite
+        streak = 0 if finite else streak + 1
+        peak = max(peak, streak)
+        parameters = {name: parameters.get(name, 0) + (name in offenders) for name in given}
+        norm = float(np.sqrt(sum(np.sum(np.square(leaf.astype(np.float64))) for leaf in given.values())))
+        steps.append(
+            Step(
+                verdict=verdict,
+                finite=finite,
+                norm=norm,
+                offenders=offenders,
+                verdicts=dict(verdicts),
+                not_finite_steps=not_finite_steps,
+                parameters={name: times for name, times in parameters.items() if times},
+                gauges={"not_finite_streak": streak, "not_finite_streak_peak": peak, **_gauges(optimizer)},
+            )
+        )
+    return steps
+
+
+def _gauges(optimizer: Part) -> dict[str, int | float]:
+    gauges: dict[str, int | float] = {}
+    parts = list(optimizer.walk())
+    guards = [part for part in parts if isinstance(part, Guard)]
+    if guards:
+        nearest = min(guards, key=lambda guard: guard.limit - guard.count)
+        if nearest.declared:
+            gauges |= {"guard_not_finite_limit": nearest.limit, "guard_not_finite_count": nearest.count}
+        else:
+            gauges["guard_not_finite_count"] = max(guard.count for guard in guards)
+    for window in [part for part in parts if isinstance(part, Window)][:1]:
+        gauges |= {"mini_step": window.mini_step, "gradient_step": window.gradient_step}
+        if not window.leaky:
+            gauges["every_k"] = window.every_k(window.gradient_step)
+            if window.skip == "large":
+                gauges["gradient_norm_limit"] = window.max_squared_norm**0.5
+    for lookahead in [part for part in parts if isinstance(part, Lookahead)][:1]:
+        gauges["steps_since_sync"] = lookahead.steps_since_sync
+        if lookahead.declared:
+            gauges["sync_period"] = lookahead.period
+    return gauges

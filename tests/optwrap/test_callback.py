@@ -1,0 +1,197 @@
+"""emit="callback": the step reports by itself what the returned reading would have said, each step once."""
+
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import optwrap
+from optwrap.telemetry.instrument import instrument
+from optwrap.telemetry.reading import Layout, reading, unpack
+
+PARAMS = {"a": np.ones((3,), np.float32), "b": np.ones((2, 2), np.float32)}
+
+
+class Listening:
+    """A monitor that keeps every reading."""
+
+    def __init__(self) -> None:
+        self.layout: Layout | None = None
+        self.words: list[Any] = []
+
+    def describe(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def observe(self, reading: Any) -> None:
+        assert type(reading) is np.ndarray
+        assert reading.flags.owndata
+        self.words.append(reading)
+
+    @property
+    def steps(self) -> list[int]:
+        return [unpack(words, self.layout).step for words in self.words]
+
+
+def gradients(value: float) -> Any:
+    return {**PARAMS, "a": np.array([1, value, 1], np.float32)}
+
+
+def optimizer() -> Any:
+    return optwrap.apply_if_finite(optwrap.MultiSteps(optax.adam(1e-3), 2), 1)
+
+
+@functools.cache
+def both() -> tuple[Any, Listening, Any]:
+    """A step that returns its reading and another that reports by itself, compiled once."""
+    listening = Listening()
+    txs = instrument(optimizer()), instrument(optimizer(), listening, emit="callback")
+
+    def compile(tx: Any) -> Any:
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params: Any, state: Any, grads: Any) -> Any:
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, reading(state)
+
+        return tx.init, step
+
+    return compile(txs[0]), listening, compile(txs[1])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from([1.0, 1e30, np.nan, np.inf]), min_size=1, max_size=8))
+def test_the_callback_says_what_the_returned_reading_says(values: list[float]) -> None:
+    """The same words, for each step once and in order, with the states donated; and the training is the same."""
+    (init, returned), listening, (_, reporting) = both()
+    listening.words.clear()
+    ends, words = [], []
+    for step in (returned, reporting):
+        params = jax.tree.map(jnp.array, PARAMS)
+        state = init(params)
+        words.append([])
+        for value in values:
+            params, state, now = step(params, state, gradients(value))
+            words[-1].append(np.asarray(now))
+        ends.append((params, state))
+    jax.block_until_ready(ends)
+    np.testing.assert_array_equal(words[0], words[1])
+    np.testing.assert_array_equal(listening.words, words[0])
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_with_it_has_no_effect_and_is_traced_once() -> None:
+    """Effects would take the program off jit's fast path."""
+    listening = Listening()
+    tx = instrument(optimizer(), listening, emit="callback")
+    state = tx.init(PARAMS)
+    step = jax.jit(tx.update)
+    assert not jax.make_jaxpr(tx.update)(PARAMS, state, PARAMS).effects
+    for _ in range(5):
+        _, state = step(gradients(1.0), state, PARAMS)
+    jax.block_until_ready(state)
+    assert step._cache_size() == 1
+    assert listening.steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_a_scan_over_steps_reports_each_of_them_in_order(unroll: int) -> None:
+    listening = Listening()
+    tx = instrument(optimizer(), listening, emit="callback")
+
+    @jax.jit
+    def run(state: Any, values: Any) -> Any:
+        def step(state: Any, value: Any) -> Any:
+            _, state = tx.update({**PARAMS, "a": jnp.stack([value] * 3)}, state, PARAMS)
+            return state, reading(state)
+
+        return jax.lax.scan(step, state, values, unroll=unroll)
+
+    state, words = run(tx.init(PARAMS), jnp.where(jnp.arange(24) % 7 == 3, jnp.nan, 1.0))
+    jax.block_until_ready(state)
+    np.testing.assert_array_equal(listening.words, words)
+    state, words = run(state, jnp.ones(24))
+    jax.block_until_ready(state)
+    assert listening.steps == list(range(1, 49))
+
+
+def test_an_observer_that_raises_stops_no_step(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(Listening):
+        def observe(self, reading: Any) -> None:
+            super().observe(reading)
+            raise RuntimeError("the disk is full")
+
+    tx = instrument(optax.sgd(0.5), raising := Raising(), emit="callback")
+    step = jax.jit(tx.update, donate_argnums=1)
+    state = tx.init(PARAMS)
+    with caplog.at_level(logging.ERROR, logger="optwrap"):
+        for _ in range(3):
+            updates, state = step(PARAMS, state, PARAMS)
+        jax.block_until_ready(state)
+    np.testing.assert_array_equal(updates["a"], -0.5 * PARAMS["a"])
+    assert raising.steps == [1, 2, 3]
+    assert len(caplog.records) == 1  # one line, not one per step
+    assert "the disk is full" in caplog.text
+
+
+def test_it_reports_from_an_eager_update_too() -> None:
+    tx = instrument(optax.sgd(0.5), listening := Listening(), emit="callback")
+    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    tx.update(PARAMS, state, PARAMS)
+    assert listening.steps == [1, 2]
+
+
+def test_under_vmap_each_optimizer_reports_its_own() -> None:
+    tx = instrument(optax.sgd(0.5), listening := Listening(), emit="callback")
+    states = jax.vmap(lambda _: tx.init(PARAMS))(jnp.arange(3))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(gradients(value) for value in (1.0, np.nan, 2.0)))
+    _, states = jax.jit(jax.vmap(tx.update))(stacked, states)
+    jax.block_until_ready(states)
+    assert [unpack(words).finite for words in listening.words] == [True, False, True]
+
+
+def test_gradients_flow_past_it() -> None:
+    def outcome(rate: Any, **how: Any) -> Any:
+        tx = instrument(optax.sgd(rate), **how)
+        state, params = tx.init(PARAMS), PARAMS
+        for _ in range(2):
+            updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
+            params = optax.apply_updates(params, updates)
+        return optax.tree.sum(params)
+
+    listening = Listening()
+    got = jax.jit(jax.grad(functools.partial(outcome, monitor=listening, emit="callback")))(0.1)
+    np.testing.assert_allclose(got, jax.jit(jax.grad(outcome))(0.1), rtol=1e-6)
+
+
+def test_a_reading_of_many_parameters_arrives_whole() -> None:
+    """Some backends stage large operands otherwise than small ones."""
+    params = {f"p{i:05}": np.float32(i) for i in range(400)}
+    wide = {"w": jnp.zeros(3), "more": params}
+    tx = instrument(optax.identity(), listening := Listening(), emit="callback")
+    _, state = jax.jit(tx.update)({"w": jnp.full(3, jnp.nan), "more": params}, tx.init(wide), wide)
+    jax.block_until_ready(state)
+    (words,) = listening.words
+    np.testing.assert_array_equal(words, reading(state))
+    assert words.shape == (22 + 2 * 401,)
+
+
+def test_on_a_mesh_the_step_reports_once() -> None:
+    """Not once per device."""
+    mesh = jax.make_mesh((4,), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = jax.device_put({"w": np.ones((8, 2), np.float32)}, sharding)
+    tx = instrument(optax.adam(1e-3), listening := Listening(), emit="callback")
+    with jax.set_mesh(mesh):
+        state = jax.jit(tx.init)(params)
+        step = jax.jit(tx.update)
+        for _ in range(4):
+            _, state = step(params, state, params)
+        jax.block_until_ready(state)
+    assert listening.steps == [1, 2, 3, 4]

@@ -1,0 +1,145 @@
+"""Several devices: one reading, the same on all of them, of the gradients as a whole."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optwrap
+from optwrap.telemetry.instrument import instrument
+from optwrap.telemetry.reading import Layout, reading, unpack
+
+PARAMS = {"a": np.ones((8, 4), np.float32), "b": np.full((4,), 2.0, np.float32), "c": np.ones((3,), np.float32)}
+SPECS = {"a": P("x", "y"), "b": P("y"), "c": P()}
+LAYOUT = Layout(("a", "b", "c"))
+NORM = np.sqrt(32 + 16 + 3)
+VALUES = (1.0, np.nan, 1.0, 1e30, np.inf)
+
+
+def gradients(value: float) -> Any:
+    spoilt = PARAMS["a"].copy()
+    spoilt[5, 2] = value
+    return {**PARAMS, "a": spoilt}
+
+
+def optimizer() -> Any:
+    return optwrap.MultiSteps(optwrap.apply_if_finite(optax.adam(1e-3), 1), 2).gradient_transformation()
+
+
+@functools.cache
+def on_one_device() -> list[Any]:
+    tx = instrument(optimizer())
+    step = jax.jit(lambda grads, state: tx.update(grads, state, PARAMS)[1])
+    state, rows = tx.init(PARAMS), []
+    for value in VALUES:
+        state = step(gradients(value), state)
+        rows.append(unpack(np.asarray(reading(state)), LAYOUT))
+    return rows
+
+
+def same(words: Any, expected: Any) -> None:
+    """Equal in all but the last bits of the norm, whose sum runs in another order."""
+    got = unpack(np.asarray(words), LAYOUT)
+    assert (got.totals, got.verdict, got.finite, got.offenders) == (
+        expected.totals,
+        expected.verdict,
+        expected.finite,
+        expected.offenders,
+    )
+    np.testing.assert_allclose(got.norm, expected.norm, rtol=1e-6)
+    assert {**got.gauges, "gradient_norm": 0} == {**expected.gauges, "gradient_norm": 0}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_of_sharded_parameters_the_reading_is_replicated_and_that_of_one_device(kind: AxisType) -> None:
+    """Whether XLA places the counters or their types say where they are; and donation takes nothing away."""
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind, kind))
+    tx = instrument(optimizer())
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, reading(state)
+
+    def placed(tree: Any) -> Any:
+        return {name: jax.device_put(leaf, NamedSharding(mesh, SPECS[name])) for name, leaf in tree.items()}
+
+    with jax.set_mesh(mesh):
+        params = placed(PARAMS)
+        state = jax.jit(tx.init)(params)
+        all_words = []
+        for value in VALUES:
+            params, state, words = step(params, state, placed(gradients(value)))
+            assert words.sharding.is_fully_replicated
+            assert len(words.sharding.device_set) == 4
+            all_words.append(words)
+        assert params["a"].sharding.spec == SPECS["a"]
+    for words, expected in zip(all_words, on_one_device(), strict=True):
+        same(words, expected)
+
+
+def test_inside_shard_map_sharded_gradients_are_counted_as_a_whole_and_replicated_ones_once() -> None:
+    """Each device holds a part of the parameters and of the optimizer's moments; the counters are the same on all."""
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
+    tx = instrument(optax.adam(1e-3))
+    state = tx.init(PARAMS)
+    specs = optax.tree.map_params(tx, lambda _, spec: spec, state, SPECS, transform_non_params=lambda _: P())
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(SPECS, specs), out_specs=(specs, P()))
+    def step(grads: Any, state: Any) -> Any:
+        _, state = tx.update(grads, state)
+        return state, reading(state)
+
+    for value, verdict in ((1.0, "applied"), (np.nan, "accepted_not_finite"), (1e30, "applied")):
+        state, words = step(gradients(value), state)
+        got = unpack(np.asarray(words), LAYOUT)
+        assert (got.verdict, got.offenders) == (verdict, {} if verdict == "applied" else {"a": 1})
+        if verdict == "applied":
+            np.testing.assert_allclose(got.norm, NORM if value == 1.0 else 1e30, rtol=1e-6)
+
+
+@pytest.mark.parametrize("library", [optwrap, optax], ids=lambda library: library.__name__)
+def test_inside_shard_map_averaged_gradients_are_judged_like_on_one_device(library: Any) -> None:
+    """Data parallel: each device has gradients of its own, and the optimizer their mean."""
+    mesh = jax.make_mesh((4,), ("data",))
+    tx = instrument(library.apply_if_finite(optax.adam(1e-3), 1))
+    state = tx.init(PARAMS)
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("data"), P()), out_specs=(P(), P()))
+    def step(scale: Any, state: Any) -> Any:
+        grads = jax.lax.pmean(jax.tree.map(lambda leaf: leaf * scale[0], PARAMS), "data")
+        _, state = tx.update(grads, state, PARAMS)
+        return state, reading(state)
+
+    with jax.set_mesh(mesh):
+        verdicts = []
+        for bad in (1.0, np.nan, np.inf, 1.0):
+            scales = jax.device_put(np.array([1, bad, 1, 1], np.float32), NamedSharding(mesh, P("data")))
+            state, words = step(scales, state)
+            verdicts.append(unpack(np.asarray(words), LAYOUT).verdict)
+    assert verdicts == ["applied", "skipped_not_finite", "accepted_not_finite", "applied"]
+
+
+def test_under_pmap_every_device_has_the_same_row() -> None:
+    tx = instrument(optwrap.apply_if_finite(optax.adam(1e-3), 1))
+
+    def step(scale: Any, state: Any) -> Any:
+        grads = jax.lax.pmean(jax.tree.map(lambda leaf: leaf * scale, PARAMS), "data")
+        _, state = tx.update(grads, state, PARAMS)
+        return state, reading(state)
+
+    stepped = jax.pmap(step, axis_name="data", in_axes=(0, None), out_axes=(0, 0))
+    states, words = stepped(np.array([1, np.nan, 1, 1], np.float32), tx.init(PARAMS))
+    rows = np.asarray(words)
+    assert rows.shape[0] == 4
+    assert (rows == rows[0]).all()
+    assert unpack(rows[0], LAYOUT).verdict == "skipped_not_finite"
+    # And outside, of the replicated state itself.
+    np.testing.assert_array_equal(reading(states), rows)

@@ -1,0 +1,113 @@
+"""Norm, finiteness and counts of gradients, against numpy, for every dtype and shape."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from optwrap.telemetry.summary import summarize
+
+SHAPES = ((), (1,), (7,), (3, 0), (2, 3, 4))
+summarized = jax.jit(summarize)
+
+
+def expected(leaves: list[Any]) -> tuple[bool, float, list[int]]:
+    """In numpy and float64, without any shortcut."""
+    inexact = [np.asarray(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    wide = [leaf.astype(np.complex128 if np.iscomplexobj(leaf) else np.float64) for leaf in inexact]
+    counts = [
+        int(np.sum(~np.isfinite(np.asarray(leaf).astype(np.complex128))))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        else 0
+        for leaf in leaves
+    ]
+    largest = max([float(np.max(np.abs(leaf), initial=0)) for leaf in wide], default=0.0) or 1.0
+    with np.errstate(all="ignore"):
+        norm = float(np.sqrt(sum(np.sum((np.abs(leaf) / largest) ** 2) for leaf in wide))) * largest
+    return not any(counts), norm, counts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64", "float8_e5m2"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_the_summary_is_numpys(dtype: str, shape: tuple[int, ...], data: st.DataObject) -> None:
+    """Also for values whose squares overflow, and for values that are not finite, beside an integer leaf."""
+    values = data.draw(
+        npst.arrays(
+            np.float32,
+            shape,
+            elements=st.one_of(
+                st.floats(-10, 10, width=32), st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1e25, -3e38, 250.0, 1e-30])
+            ),
+        )
+    )
+    if dtype == "complex64":
+        parts, values = values, np.empty(shape, np.complex64)
+        values.real, values.imag = parts, np.flip(parts)
+    leaf = jnp.asarray(values).astype(dtype)
+    summary = summarized({"a": leaf, "b": jnp.arange(3), "c": jnp.float32(0.5)})
+    finite, norm, counts = expected([np.asarray(leaf), np.arange(3), np.float32(0.5)])
+    assert bool(summary.finite) == finite
+    assert summary.not_finite.tolist() == counts
+    if finite:
+        if norm > float(np.finfo(np.float32).max):
+            norm = np.inf
+        np.testing.assert_allclose(float(summary.norm), norm, rtol=1e-5)
+    else:
+        assert not np.isfinite(float(summary.norm))
+
+
+def test_a_gradient_too_large_for_its_own_squares_is_finite_and_has_its_norm() -> None:
+    """Also as scalars, where XLA takes the root of the square for the absolute value."""
+    for tree in ({"w": jnp.full((4,), 1e30)}, jnp.float32(-3e38), {"a": jnp.float32(3e30), "b": jnp.full((1,), 4e30)}):
+        summary = summarized(tree)
+        norm = float(np.sqrt(sum(np.sum(np.square(np.float64(leaf))) for leaf in jax.tree.leaves(tree))))
+        assert bool(summary.finite)
+        np.testing.assert_allclose(float(summary.norm), norm, rtol=1e-5)
+        assert not summary.not_finite.any()
+
+
+@pytest.mark.parametrize(
+    "tree", [{}, {"a": None}, {"a": jnp.arange(3)}, {"a": jnp.zeros((0, 2))}, {"a": jnp.array(True)}]
+)
+def test_nothing_that_could_be_not_finite_is_finite_and_has_no_length(tree: Any) -> None:
+    summary = summarized(tree)
+    assert (bool(summary.finite), float(summary.norm)) == (True, 0.0)
+    assert summary.not_finite.shape == (len(jax.tree.leaves(tree)),)
+    assert not summary.not_finite.any()
+
+
+def test_leaves_without_numbers_count_for_nothing() -> None:
+    """A PRNG key, and the gradient of an integer."""
+    float0 = jax.grad(lambda pair: jnp.sum(pair["x"]) * 1.0, allow_int=True)({"n": jnp.arange(2), "x": jnp.ones(3)})
+    assert float0["n"].dtype == jax.dtypes.float0
+    tree = {**float0, "key": jax.random.key(0), "y": jnp.array([np.nan])}
+    summary = summarize(tree)
+    assert not bool(summary.finite)
+    assert summary.not_finite.tolist() == [0, 0, 0, 1]
+
+
+def test_float64_is_judged_and_measured_in_float64() -> None:
+    with jax.enable_x64(True):
+        summary = jax.jit(summarize)({"w": jnp.full((4,), 1e200), "v": jnp.ones(2, jnp.float32)})
+        assert bool(summary.finite)
+        assert float(summary.norm) == np.inf  # float32 says so
+        summary = jax.jit(summarize)({"w": jnp.full((4,), 1e30, jnp.float64)})
+        np.testing.assert_allclose(float(summary.norm), 2e30, rtol=1e-6)
+        assert not bool(jax.jit(summarize)({"w": jnp.array([1e308, np.inf])}).finite)
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+def test_mixed_dtypes_need_no_implicit_promotion() -> None:
+    with jax.enable_x64(True):
+        tree = [jnp.ones(2, dtype) for dtype in ("float64", "float32", "bfloat16", "complex64", "complex128", "int8")]
+        summary = jax.jit(summarize)(tree)
+        np.testing.assert_allclose(float(summary.norm), np.sqrt(10))
+        assert summary.norm.dtype == jnp.float32
+        assert summary.not_finite.dtype == jnp.int32

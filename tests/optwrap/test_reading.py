@@ -1,0 +1,184 @@
+"""The packed reading: found in any state, unpacked to what was counted, and refused where it is none."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optwrap.telemetry.instrument import instrument
+from optwrap.telemetry.reading import MAGIC, Layout, pack, reading, unpack
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters
+
+COUNT = st.integers(0, 2**31 - 1)
+NAMES = st.lists(st.text(min_size=1, max_size=5), max_size=4, unique=True)
+
+
+@st.composite
+def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
+    layout = Layout(tuple(draw(NAMES)))
+    size = len(layout.parameters)
+
+    def vector(length: int, values: st.SearchStrategy[int] = COUNT) -> np.ndarray[Any, Any]:
+        return np.array(draw(st.lists(values, min_size=length, max_size=length)), np.int32)
+
+    return Counters(
+        verdicts=vector(len(VERDICTS), st.integers(0, 2**28)),
+        not_finite_steps=np.int32(draw(COUNT)),
+        not_finite_streak=np.int32(draw(COUNT)),
+        not_finite_streak_peak=np.int32(draw(COUNT)),
+        parameters=vector(size),
+        window_not_finite=np.zeros(2, np.bool_),
+        verdict=np.int32(draw(st.integers(-1, len(VERDICTS) - 1))),
+        finite=np.bool_(draw(st.booleans())),
+        gradient_norm=np.float32(draw(st.floats(width=32, allow_nan=False))),
+        not_finite_values=vector(size),
+        gauges=vector(len(INT_GAUGES), st.one_of(st.just(ABSENT), COUNT)),
+        gradient_norm_limit=np.float32(draw(st.floats(width=32, min_value=0))),
+        fingerprint=np.uint32(layout.fingerprint),
+        token=np.uint32(0),
+    ), layout
+
+
+@settings(max_examples=60, deadline=None)
+@given(counters())
+def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> None:
+    counted, layout = drawn
+    words = np.asarray(pack(counted))
+    assert words.dtype == np.uint32
+    assert words.shape == (22 + 2 * len(layout.parameters),)
+    got = unpack(words, layout)
+    assert got.totals.verdicts == dict(zip(VERDICTS, counted.verdicts.tolist(), strict=True))
+    assert got.totals.steps == got.step == counted.verdicts.sum(dtype=np.int64)
+    assert got.totals.gradient_steps == counted.verdicts[0] + counted.verdicts[5]
+    assert got.totals.not_finite_steps == counted.not_finite_steps
+    assert got.verdict == (VERDICTS[counted.verdict] if counted.verdict >= 0 else None)
+    assert (got.finite, got.norm) == (counted.finite, counted.gradient_norm)
+    for values, told in ((counted.parameters, got.totals.parameters), (counted.not_finite_values, got.offenders)):
+        assert told == {name: n for name, n in zip(layout.parameters, values.tolist(), strict=True) if n}
+    expected = {name: n for name, n in zip(INT_GAUGES, counted.gauges.tolist(), strict=True) if n != ABSENT}
+    expected |= {
+        "not_finite_streak": int(counted.not_finite_streak),
+        "not_finite_streak_peak": int(counted.not_finite_streak_peak),
+        "gradient_norm": float(counted.gradient_norm),
+        "gradient_norm_limit": float(counted.gradient_norm_limit),
+    }
+    if np.isnan(counted.gradient_norm_limit):
+        del expected["gradient_norm_limit"]
+    assert got.gauges == expected
+
+
+def test_a_layout_is_told_by_its_names_in_their_order() -> None:
+    assert Layout(("a", "b")).fingerprint == zlib.crc32(b"a\0b")
+    assert len({Layout(names).fingerprint for names in [("a", "b"), ("b", "a"), ("ab",), (), ("a",)]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (np.zeros(30, np.float32), r"a reading is a uint32 vector of 22 \+ 2 P words .* got float32\[30\]"),
+        (np.zeros((2, 30), np.uint32), r"got uint32\[2, 30\]"),
+        (np.zeros(21, np.uint32), r"got uint32\[21\]"),
+        (np.zeros(23, np.uint32), r"got uint32\[23\]"),
+        (np.zeros(24, np.uint32), rf"first word is 0x0, expected {MAGIC:#x}"),
+    ],
+)
+def test_what_is_no_reading_is_refused(words: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        unpack(words)
+
+
+def test_a_reading_of_another_instrumentation_is_refused() -> None:
+    words = np.asarray(reading(instrument(optax.sgd(1.0)).init({"a": 1.0, "b": 1.0})))
+    assert unpack(words, Layout(("a", "b"))).totals.steps == 0
+    for other in (Layout(("a", "c")), Layout(("a",))):
+        with pytest.raises(ValueError, match="give each instrument its own Monitor"):
+            unpack(words, other)
+    assert unpack(words).totals == unpack(words, Layout(("a", "b"))).totals
+
+
+def test_before_the_first_step_there_is_no_verdict() -> None:
+    got = unpack(np.asarray(reading(instrument(optax.sgd(1.0)).init({"a": 1.0}))))
+    assert (got.verdict, got.step, got.finite, got.offenders) == (None, 0, True, {})
+
+
+def two(*names: str | None) -> Any:
+    tx = optax.chain(*(instrument(optax.sgd(1.0), name=name) for name in names))
+    return {"opt": tx.init({"w": jnp.ones(2)}), "epoch": 3}
+
+
+def test_the_instrumentation_is_found_wherever_it_sits() -> None:
+    tx = instrument(optax.sgd(1.0))
+    state = tx.init({"w": jnp.ones(2)})
+    everywhere = [
+        state,
+        {"train": (1, [state])},
+        optax.apply_if_finite(tx, 1).init({"w": jnp.ones(2)}),
+        optax.MultiSteps(tx, 2).init({"w": jnp.ones(2)}),
+        optax.masked(tx, True).init({"w": jnp.ones(2)}),
+    ]
+    for tree in everywhere:
+        np.testing.assert_array_equal(reading(tree), reading(state))
+
+
+def test_of_several_the_name_decides() -> None:
+    state = two("actor", "critic")
+    np.testing.assert_array_equal(reading(state, name="critic"), pack(state["opt"][1].counters["critic"]))
+    for words in (reading(state, name="actor"), jax.jit(lambda tree: reading(tree, name="actor"))(state)):
+        np.testing.assert_array_equal(words, pack(state["opt"][0].counters["actor"]))
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "says"),
+    [
+        ((), None, r"expected one instrumentation in the state, found none: wrap the optimizer"),
+        (optax.adam(1.0).init({"w": 1.0}), "main", r"one instrumentation named 'main' in the state, found none"),
+        (
+            two("actor", "critic"),
+            None,
+            r"found 'actor' at state\['opt'\]\[0\], 'critic' at state\['opt'\]\[1\]: say which",
+        ),
+        (two("actor", "critic"), "main", r"found 'actor' .*, 'critic' .*: pass the name of one of these"),
+        (two(None, None), None, r"found 'instrument' at .*\[0\], 'instrument' at .*\[1\]: give each its own"),
+        (two("a", "a"), "a", r"found 'a' at .*\[0\], 'a' at .*\[1\]: give each its own name"),
+        (
+            instrument(instrument(optax.sgd(1.0), name="in"), name="out").init({"w": 1.0}),
+            None,
+            r"'out' at state, 'in' at state.inner_state",
+        ),
+    ],
+)
+def test_where_it_is_not_clear_which_all_are_named(state: Any, name: str | None, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        reading(state, name)
+
+
+def test_a_name_that_is_no_string_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"name must be a string, got 3 \(int\)"):
+        reading((), 3)
+
+
+def test_a_scan_over_steps_stacks_readings_of_consecutive_steps() -> None:
+    tx = instrument(optax.sgd(1.0))
+
+    def step(state: Any, grads: Any) -> Any:
+        _, state = tx.update({"w": grads}, state)
+        return state, reading(state)
+
+    _, words = jax.lax.scan(step, tx.init({"w": jnp.ones(2)}), jnp.array([[1.0, 1.0], [np.nan, 1.0], [1.0, 1.0]]))
+    rows = [unpack(row) for row in np.asarray(words)]
+    assert [row.step for row in rows] == [1, 2, 3]
+    assert [row.finite for row in rows] == [True, False, True]
+
+
+def test_of_a_stacked_state_the_readings_are_stacked() -> None:
+    tx = instrument(optax.sgd(1.0))
+    states = jax.vmap(lambda w: tx.init({"w": w}))(jnp.ones((3, 2)))
+    rows = np.asarray(reading(states))
+    assert rows.shape == (3, 24)
+    assert [unpack(row).step for row in rows] == [0, 0, 0]
