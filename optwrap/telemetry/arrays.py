@@ -24,11 +24,11 @@ class Row(NamedTuple):
 def is_ready(observed: object) -> bool:
     """Whether `on_host` can read `observed` without waiting for a device."""
     if isinstance(observed, jax.Array) and not isinstance(observed, jax.core.Tracer):
-        # Not in jax.Array's interface, but all of JAX's own arrays have it.
+        # Not in jax.Array's interface, but all of JAX's own arrays have it. Of an array that was deleted it must not be
+        # asked (jaxlib 0.10.2: a null pointer); where its computation failed it may raise, which on_host will hear too.
         ready = getattr(observed, "is_ready", None)
-        # One that is deleted, or whose computation failed, may say so by raising: on_host will hear the same.
         with contextlib.suppress(Exception):
-            return ready is None or bool(ready())
+            return ready is None or observed.is_deleted() or bool(ready())
     return True
 
 

@@ -20,8 +20,8 @@ class Item(NamedTuple):
     observed: object
     time: float
     """Seconds since 1970."""
-    layout: Layout | None
-    """The Monitor's at that time."""
+    described: int
+    """How often an instrumentation had said by then what its parameters are called."""
     restored: bool | None
 
 
@@ -76,6 +76,7 @@ class Inbox:
         self.first: Item | None = None
         """The first of all, which tells where the counters stood; here those that follow cannot overwrite it."""
         self.layout: Layout | None = None
+        self.described = 0
         self.closing: Closing | None = None
         self.flushes: deque[Flush] = deque()
         self.bell = Bell()
@@ -89,7 +90,7 @@ class Inbox:
         if isinstance(observed, np.ndarray):
             # An array of the host's may be changed by its owner, or be a view of what a callback was lent.
             observed = observed.copy()
-        item = Item(next(self._numbers), observed, now, self.layout, restored)
+        item = Item(next(self._numbers), observed, now, self.described, restored)
         if self.first is None:
             self.first = item
         self.items.append(item)

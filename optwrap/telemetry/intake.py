@@ -108,8 +108,9 @@ class Intake:
         for i, row in enumerate(rows):
             restored = item.restored
             if restored is None:
-                # No instrumented step was traced before it was observed, so none can have run.
-                restored = self._account.untouched and item.layout is None and row.reading.step > 1
+                # An instrumentation describes itself when its init is traced, and again when its update is: after the
+                # first time no step can have run yet.
+                restored = self._account.untouched and item.described <= 1 and row.reading.step > 1
             self._account.take(
                 Observed(
                     reading=row.reading,

@@ -103,7 +103,7 @@ class Monitor:
         )
         self._work: _Work | None = None
         if self._settings is not None:
-            self._work = _Work(self._settings, parts, None)
+            self._work = _Work(self._settings, parts)
             self._start()
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=functools.partial(_after_fork, weakref.ref(self)))
@@ -118,6 +118,7 @@ class Monitor:
         if self._work is None:
             return
         before, self._work.inbox.layout = self._work.inbox.layout, layout
+        self._work.inbox.described += 1
         if before is not None and before != layout:
             self._once.warn(
                 "layout",
@@ -133,9 +134,9 @@ class Monitor:
         Counters that went back (the training was rolled back to an earlier state) begin a new epoch by themselves; the
         last reading once more is passed over.
 
-        Observe a restored state once before the loop, `monitor.observe(optwrap.reading(opt_state))`, to tell where its
-        counters stand. Otherwise the first reading is taken for that of the first step, and all before it for what
-        earlier attempts have done.
+        Observe a restored state once before the loop, `monitor.observe(optwrap.reading(opt_state), restored=True)`, to
+        tell where its counters stand. Otherwise the first reading is taken for that of the first step, and all before
+        it for what earlier attempts have done.
 
         Args:
           reading: what `optwrap.reading` returned, uint32[words], of the host or of any devices, computed or still
@@ -143,7 +144,8 @@ class Monitor:
             their times are spread evenly since the last reading, and marked as interpolated), or n equal rows,
             replicas of one step (from pmap). Whatever else it is, is passed over with one line in the log.
           restored: whether this is a state that was restored and has not stepped since: it says where the counters
-            stand and is no step. By default that is assumed of a first reading observed before the step is traced.
+            stand and is no step. By default that is assumed of a first reading that is observed before the step was
+            traced, which can be seen where the optimizer's `init` was traced or called once at most.
         """
         try:
             if not self._accepting and not self._admit():
@@ -218,11 +220,17 @@ class Monitor:
             return False
         if self._work.thread is None:
             self._start()
-        return True
+        return self._work is not None
 
     def _start(self) -> None:
         assert self._work is not None
-        self._work.start()
+        try:
+            self._work.start()
+        except RuntimeError as error:
+            # The process has as many threads as it may, or is about to exit.
+            self._once.warn("thread", "optwrap: run %s is not reported: %s", self._run, error)
+            self._work = None
+            return
         # A Monitor that is dropped stops its thread, which knows nothing of it.
         weakref.finalize(self, self._work.let_go).atexit = False
         self._accepting = True
@@ -231,17 +239,17 @@ class Monitor:
         """Begin anew in a forked child: without the parent's thread, locks, readings and connection."""
         self._accepting = False
         if self._work is not None and not self._closed and self._settings is not None:
-            parent, self._work = self._work, _Work(self._settings, self._parts, self._work.inbox.layout)
+            parent, self._work = self._work, _Work(self._settings, self._parts)
+            self._work.inbox.layout, self._work.inbox.described = parent.inbox.layout, parent.inbox.described
             parent.transport.abandon()
 
 
 class _Work:
     """What goes on behind a Monitor; it does not know the Monitor, so that one can be dropped while this goes on."""
 
-    def __init__(self, settings: Settings, parts: Parts, layout: Layout | None) -> None:
+    def __init__(self, settings: Settings, parts: Parts) -> None:
         self.clock = parts.clock
         self.inbox = Inbox(parts.queue_size)
-        self.inbox.layout = layout
         self.transport = parts.transport(settings)
         self.reporter = Reporter(
             settings,
@@ -255,8 +263,9 @@ class _Work:
         self._process = os.getpid()
 
     def start(self) -> None:
-        self.thread = threading.Thread(target=self.reporter.run, name="optwrap-monitor", daemon=True)
-        self.thread.start()
+        thread = threading.Thread(target=self.reporter.run, name="optwrap-monitor", daemon=True)
+        thread.start()
+        self.thread = thread
         atexit.register(self._at_exit)
 
     def close(self, state: str) -> None:

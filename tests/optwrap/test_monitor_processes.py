@@ -1,0 +1,253 @@
+"""A Monitor in processes of their own: how they end, what forking does, which devices and processes there are."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+
+from tests.optwrap.monitoring import StubExporter, counts
+
+HEAD = """
+import atexit, os, sys, threading, time
+import jax, jax.numpy as jnp, numpy as np
+from optwrap.telemetry.monitor import Monitor
+from tests.optwrap.monitoring import Training
+
+training = Training()
+
+def start(**arguments):
+    monitor = Monitor("r", interval=0.05, **arguments)
+    monitor.describe(training.layout)  # as init does
+    monitor.describe(training.layout)  # and update
+    return monitor
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "optwrap-monitor"]
+"""
+
+
+@pytest.fixture
+def stub() -> Iterator[StubExporter]:
+    server = StubExporter()
+    yield server
+    server.close()
+
+
+def begin(stub: StubExporter, script: str, *arguments: str) -> "subprocess.Popen[str]":
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPTWRAP_", "SLURM_"))}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HEAD + textwrap.dedent(script), *arguments],
+        env={**environ, "OPTWRAP_ENDPOINT": stub.endpoint, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(stub: StubExporter, script: str) -> str:
+    """What a program prints that ends well; its HEAD is above."""
+    process = begin(stub, script)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return out
+
+
+def test_a_program_that_just_ends_has_reported_everything(stub: StubExporter) -> None:
+    """Nobody closed the Monitor: the interpreter's exit does, before JAX is gone."""
+    run(
+        stub,
+        """
+        jax.devices()
+        monitor = start()
+        for _ in range(20):
+            monitor.observe(training.step().words())
+        """,
+    )
+    assert stub.books.totals() == {"applied": 20}
+    assert stub.books.order[-1]["state"] == "finished"
+
+
+def test_a_program_that_fails_has_failed(stub: StubExporter) -> None:
+    """An exception that nobody caught is seen at exit."""
+    process = begin(
+        stub,
+        """
+        monitor = start(process=0)
+        monitor.observe(training.step().words())
+        raise ValueError("no more data")
+        """,
+    )
+    assert "no more data" in process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert stub.books.totals() == {"applied": 1}
+    assert stub.books.order[-1]["state"] == "failed"
+
+
+def test_a_hanging_exporter_keeps_no_program_from_ending(stub: StubExporter) -> None:
+    """Its exit waits 2 s for the last report, and then it is over, whatever the thread is waiting for."""
+    stub.answer = lambda _, connection: (connection.recv(1), None)[1]
+    out = run(
+        stub,
+        """
+        atexit.register(lambda: print(time.monotonic() - end))  # the last to run
+        monitor = start(process=0)
+        monitor.observe(training.step().words())
+        time.sleep(0.5)
+        end = time.monotonic()
+        """,
+    )
+    assert stub.requests, "it hung in a request"
+    assert float(out) < 4.5, "it gives up before the request does"
+
+
+def test_a_forked_child_reports_nothing_of_its_parents(stub: StubExporter) -> None:
+    """It has no thread of ours and no count, and ends at once; the parent goes on over its own connection."""
+    out = run(
+        stub,
+        """
+        jax.devices()
+        monitor = start()
+        monitor.observe(training.step().words())
+        assert monitor.flush(30)
+        monitor.observe(training.step().words())
+        child = os.fork()
+        if child == 0:
+            assert not threads()
+            assert monitor.flush(0)
+            assert monitor._work.inbox.items.maxlen and not monitor._work.inbox.items
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        monitor.observe(training.step().words())
+        assert monitor.flush(30)
+        monitor.close()
+        print(len(threads()))
+        """,
+    )
+    assert out == "0\n"
+    assert list(stub.books.epochs()) == [stub.books.order[0]["epoch"]]
+    assert stub.books.totals() == {"applied": 3}
+    assert stub.connections == 1
+
+
+def test_a_forked_child_that_observes_is_a_start_of_its_own(stub: StubExporter) -> None:
+    """Its first reading begins an epoch, less its own step; closing it leaves the parent's Monitor open."""
+    run(
+        stub,
+        """
+        jax.devices()
+        monitor = start()
+        monitor.observe(training.step().words())
+        words = np.array(training.step().words())
+        child = os.fork()
+        if child == 0:
+            monitor.observe(words)
+            monitor.close("failed")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        monitor.observe(words)
+        assert monitor.flush(30)
+        """,
+    )
+    epochs = stub.books.epochs()
+    shares = sorted((reports[-1]["state"], counts(reports[-1]["at_start"])) for reports in epochs.values())
+    assert [state for state, _ in shares] == ["failed", "finished", "starting"], "the child's, the parent's, its hello"
+    assert shares[0][1] == {"applied": 1}
+    assert stub.books.totals() == {"applied": 3}
+
+
+def test_a_closed_monitor_stays_closed_in_a_child(stub: StubExporter) -> None:
+    """And a child of a program without a Monitor's thread does not get one."""
+    run(
+        stub,
+        """
+        jax.devices()
+        monitor = start()
+        monitor.close()
+        child = os.fork()
+        if child == 0:
+            monitor.observe(None)
+            os._exit(len(threads()))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """,
+    )
+    assert len(stub.books.epochs()) == 1
+
+
+def test_a_monitor_does_not_wake_the_devices(stub: StubExporter) -> None:
+    """What must come before them can still come after it; then, readings on several of them are read.
+
+    Replicated, they are one reading; as rows on a device each, replicas of one step, they are one step.
+    """
+    out = run(
+        stub,
+        """
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        monitor = start()
+        time.sleep(0.3)
+        jax.config.update("jax_transfer_guard_device_to_host", "disallow")  # of all threads; an explicit transfer is allowed
+        jax.config.update("jax_num_cpu_devices", 4)  # an error once there are devices
+        mesh = jax.make_mesh((4,), ("data",))
+        words = training.step().words()
+        monitor.observe(jax.device_put(words, NamedSharding(mesh, P())))
+        rows = jnp.tile(training.step().words(), (4, 1))
+        monitor.observe(jax.device_put(rows, NamedSharding(mesh, P("data"))))
+        assert monitor.flush(30)
+        print(jax.device_count())
+        """,
+    )
+    assert out == "4\n"
+    assert stub.books.totals() == {"applied": 2}
+    assert stub.books.order[-1]["source"]["device_count"] == 4
+
+
+def test_told_which_process_it_is_it_says_hello_without_devices(stub: StubExporter) -> None:
+    """A job that hangs before it has devices is seen to have started."""
+    run(
+        stub,
+        """
+        from jax._src.xla_bridge import backends_are_initialized
+        monitor = start(process=0)
+        assert monitor.flush(30)
+        assert not backends_are_initialized()
+        """,
+    )
+    hello = stub.books.order[0]
+    assert (hello["state"], hello["process"], hello["source"]["platform"]) == ("starting", 0, "")
+
+
+def test_processes_of_one_launch_agree_on_what_it_is_called(stub: StubExporter) -> None:
+    """Two processes of jax.distributed, neither told anything: one attempt, two indices.
+
+    Each reports a reading that is replicated over both, of which it can read its own part only.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = """
+        from jax.experimental import multihost_utils
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        monitor = start()
+        jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+        sharding = NamedSharding(jax.make_mesh((2,), ("data",)), P())
+        words = np.array(jax.jit(lambda x: x)(training.step().words()))
+        reading = jax.make_array_from_callback(words.shape, sharding, lambda index: words[index])
+        assert not reading.is_fully_addressable
+        monitor.observe(reading)
+        assert monitor.flush(60)
+        monitor.close()
+        multihost_utils.sync_global_devices("both reported")
+    """
+    both = [begin(stub, script, f"127.0.0.1:{port}", str(index)) for index in range(2)]
+    for process in both:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    reports = stub.books.order
+    assert {report["process"] for report in reports} == {0, 1}
+    assert {report["source"]["process_count"] for report in reports} == {2}
+    assert len({report["attempt"] for report in reports}) == 1
+    assert len({report["epoch"] for report in reports}) == 2
+    assert stub.books.totals() == {"applied": 2}
