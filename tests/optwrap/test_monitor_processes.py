@@ -188,7 +188,7 @@ def test_a_monitor_does_not_wake_the_devices(stub: StubExporter) -> None:
         from jax.sharding import NamedSharding, PartitionSpec as P
         monitor = start()
         time.sleep(0.3)
-        jax.config.update("jax_transfer_guard_device_to_host", "disallow")  # of all threads; an explicit transfer is allowed
+        jax.config.update("jax_transfer_guard_device_to_host", "disallow")  # an explicit one is allowed
         jax.config.update("jax_num_cpu_devices", 4)  # an error once there are devices
         mesh = jax.make_mesh((4,), ("data",))
         words = training.step().words()
