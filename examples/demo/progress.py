@@ -66,7 +66,8 @@ class Progress:
         if reading is not None:
             seen = unpack(np.asarray(reading))
             skipped = sum(steps for verdict, steps in seen.totals.verdicts.items() if verdict.startswith("skipped"))
-            shown += f"  streak {seen.gauges['not_finite_streak']}  skipped {skipped}"
+            streak, longest = seen.gauges["not_finite_streak"], seen.gauges["not_finite_streak_peak"]
+            shown += f"  streak {streak}, longest {longest}  skipped {skipped}"
         if self._terminal:
             self._bar.update(self._task, completed=step, shown=shown)
         else:
