@@ -46,7 +46,7 @@ class Intake:
         """Count what the device has finished; returns whether that is everything.
 
         Args:
-          last: no reading and no layout will come after this.
+          last: whoever asks does not want to wait for what the parameters are called.
         """
         while True:
             if self._head is None:
@@ -101,24 +101,27 @@ class Intake:
             if self._account.repeats(words[-1].tobytes() if words.ndim > 1 else words.tobytes()):
                 return
             rows = arrays.rows(words, lambda row: unpack(row, layout), item.time, self._last_time)
-        except Exception as error:
-            self._once.warn(type(error), "optwrap: a reading was passed over, as will be others like it: %s", error)
-            return
-        self._last_time = item.time
-        for i, row in enumerate(rows):
-            restored = item.restored
-            if restored is None:
-                # An instrumentation describes itself when its init is traced, and again when its update is: after the
-                # first time no step can have run yet.
-                restored = self._account.untouched and item.described <= 1 and row.reading.step > 1
-            self._account.take(
-                Observed(
-                    reading=row.reading,
-                    identity=row.words.tobytes(),
-                    time=row.time,
-                    layout=layout,
-                    interpolated=row.interpolated,
-                    restored=restored and len(rows) == 1,
-                    lost=lost * len(rows) if i == 0 else 0,
+            self._last_time = item.time
+            for i, row in enumerate(rows):
+                restored = item.restored
+                if restored is None:
+                    # An instrumentation describes itself when its init is traced, and again when its update is: after
+                    # the first time no step can have run yet.
+                    restored = self._account.untouched and item.described <= 1 and row.reading.step > 1
+                self._account.take(
+                    Observed(
+                        reading=row.reading,
+                        identity=row.words.tobytes(),
+                        time=row.time,
+                        layout=layout,
+                        interpolated=row.interpolated,
+                        restored=restored and len(rows) == 1,
+                        lost=lost * len(rows) if i == 0 else 0,
+                    )
                 )
+        except Exception as error:
+            # Ours are ValueErrors and JAX's RuntimeErrors; of any other kind it matters where it came from.
+            unknown = None if isinstance(error, ValueError | RuntimeError) else error
+            self._once.warn(
+                type(error), "optwrap: a reading was passed over, as will be others like it: %s", error, error=unknown
             )

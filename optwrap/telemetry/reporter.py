@@ -91,7 +91,7 @@ class Reporter:
 
     def cycle(self) -> None:
         """Take what was observed, and report if it is time."""
-        flushes = [flush for flush in self._inbox.flushes if not flush.over.is_set()]
+        flushes = [flush for flush in list(self._inbox.flushes) if not flush.over.is_set()]
         if any(not flush.begun for flush in flushes):
             # Whoever waits is worth one attempt at once, however long the exporter has been away.
             self._failures = 0
@@ -101,7 +101,7 @@ class Reporter:
         outbox = self._greet()
         if outbox is None:
             return
-        drained = self._intake.drain()
+        drained = self._intake.drain(last=bool(flushes))
         now = self._clock.monotonic()
         due = now >= self._due
         if now >= self._blocked_until and (due or (flushes and not self._failures and not outbox.settled)):

@@ -366,6 +366,33 @@ def test_flush_says_whether_everything_arrived(make: Callable[..., Monitor]) -> 
     assert not monitor.flush(0.05)
 
 
+def test_many_may_flush_at_once(
+    stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """From any thread, while another one observes."""
+    training, monitor = Training(), make()
+    monitor.describe(training.layout)
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(monitor.flush(30))) for _ in range(16)]
+    for thread in threads:
+        monitor.observe(training.step().words())
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 16
+    assert monitor.flush()
+    assert stub.books.totals() == {"applied": 16}
+    assert lines(caplog) == []
+
+
+def test_flush_does_not_wait_for_names(stub: StubExporter, make: Callable[..., Monitor]) -> None:
+    """Of an instrument that was not given the Monitor none will come."""
+    monitor = make()
+    monitor.observe(Training().step("skipped_not_finite", {"head": 1}).words())
+    assert monitor.flush()
+    assert stub.books.totals() == {"skipped_not_finite": 1, "not_finite_steps": 1, "parameter leaf_2": 1}
+
+
 def test_closing_twice_is_closing_once(stub: StubExporter, make: Callable[..., Monitor]) -> None:
     """The first word counts."""
     monitor = make()
