@@ -219,6 +219,7 @@ def test_counters_saturate_and_never_wrap() -> None:
     assert set(totals.verdicts.values()) == {2**31 - 1}
     assert totals.not_finite_steps == 2**31 - 1
     assert set(totals.parameters.values()) == {2**31 - 1}
+    assert read(after).gauges["not_finite_streak"] == 2**31 - 1
     assert read(after).gauges["not_finite_streak_peak"] == 2**31 - 1
 
 

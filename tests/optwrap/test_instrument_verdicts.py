@@ -68,8 +68,17 @@ def sgd() -> Any:
     return optax.sgd(1e-3), sim.Elementwise(lambda x: -0.001 * x)
 
 
+def sign() -> Any:
+    """Of Inf it makes 1: what it returns does not show what it got."""
+    return stateless(jnp.sign, np.sign)
+
+
 def zero() -> Any:
     return optax.set_to_zero(), sim.Elementwise(np.zeros_like)
+
+
+def stateless(function: Any, simulated: Any) -> Any:
+    return optax.stateless(lambda updates, _: jax.tree.map(function, updates)), sim.Elementwise(simulated)
 
 
 def chain(*inner: Any) -> Any:
@@ -82,11 +91,9 @@ def partition(**groups: Any) -> Any:
     return tx, sim.Chain(*(sim.Masked(part, set(group)) for group, (_, part) in groups.items()))
 
 
-ZERO_NANS = (optax.zero_nans(), sim.Elementwise(lambda x: np.where(np.isnan(x), 0, x)))
-SHIFT = (
-    optax.stateless(lambda updates, _: jax.tree.map(lambda x: x + 1e-4, updates)),
-    sim.Elementwise(lambda x: x + np.float32(1e-4)),
-)
+MENDING = (optax.zero_nans(), sim.Elementwise(lambda x: np.where(np.isnan(x), 0, x)))
+SHIFT = stateless(lambda x: x + 1e-4, lambda x: x + np.float32(1e-4))
+SPOILING = stateless(lambda x: jnp.where(x < -50, jnp.nan, x), lambda x: np.where(x < -50, np.nan, x))
 
 NESTINGS: dict[str, Callable[[Lib], Any]] = {
     "bare": lambda _: adam(),
@@ -94,6 +101,8 @@ NESTINGS: dict[str, Callable[[Lib], Any]] = {
     "guard that never rejects": lambda lib: lib.guard(adam(), 0),
     "guard, stateless inside": lambda lib: lib.guard(sgd(), 2),
     "guard, stateless inside, in a chain": lambda lib: chain(lib.guard(sgd(), 1), SHIFT),
+    "guard, stateless inside, in lookahead": lambda lib: lib.lookahead(lib.guard(sgd(), STEPS), 2),
+    "guard, sign inside": lambda lib: lib.guard(sign(), 1),
     "window": lambda lib: lib.window(adam(), 3),
     "window of one": lambda lib: lib.window(adam(), 1),
     "window by schedule": lambda lib: lib.window(adam(), lambda step: jnp.where(step >= 2, 2, 3)),
@@ -111,7 +120,10 @@ NESTINGS: dict[str, Callable[[Lib], Any]] = {
     "lookahead around window around guard": lambda lib: lib.lookahead(lib.window(lib.guard(adam(), 1), 2), 3),
     "masked around guard": lambda lib: lib.masked(lib.guard(adam(), 1), "ac"),
     "masked around window": lambda lib: lib.masked(lib.window(adam(), 3), "ab"),
-    "chain after mending": lambda lib: chain(ZERO_NANS, lib.guard(adam(), 1)),
+    "guard after mending": lambda lib: chain(MENDING, lib.guard(adam(), 1)),
+    "guard after spoiling": lambda lib: chain(SPOILING, lib.guard(adam(), 1)),
+    "window skipping not finite after spoiling": lambda lib: chain(SPOILING, lib.window(adam(), 2, "not_finite")),
+    "window skipping large after spoiling": lambda lib: chain(SPOILING, lib.window(adam(), 2, "large")),
     "groups with guard and window": lambda lib: partition(ab=lib.guard(adam(), 1), c=lib.window(adam(), 2)),
     "groups with guard and nothing": lambda lib: partition(a=lib.guard(adam(), 1), bc=adam()),
     "groups with guard and frozen": lambda lib: partition(ab=lib.guard(adam(), 1), c=zero()),
@@ -147,7 +159,7 @@ def compiled(nesting: str, lib: Lib) -> Any:
     @jax.jit
     def run(stacked: Any) -> jax.Array:
         params: Any = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
-        if nesting.startswith("lookahead"):
+        if "lookahead" in nesting:
             params = optax.LookaheadParams.init_synced(params)
 
         def step(carry: Any, gradients: Any) -> Any:
