@@ -1,5 +1,6 @@
 """`instrument` around any transformation: the training goes on as without it, the state stays one like any other."""
 
+import dataclasses
 import functools
 import pickle
 from typing import Any
@@ -288,6 +289,20 @@ def test_paths_name_each_parameter_differently(tree: Any, expected: tuple[str, .
     monitor = Noting()
     instrument(optax.identity(), monitor).init(tree)
     assert monitor.layouts == [Layout(expected)]
+
+
+def test_a_parameter_in_a_box_is_called_as_without_it() -> None:
+    """flax's modules hand boxes to init, and to update what is in them."""
+
+    @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=[])
+    @dataclasses.dataclass
+    class Box:
+        value: Any
+
+    tx = instrument(optax.sgd(0.1), monitor := Noting())
+    state = tx.init({"kernel": Box(jnp.ones(2)), "value": jnp.ones(2)})
+    tx.update({"kernel": jnp.ones(2), "value": jnp.ones(2)}, state)
+    assert monitor.layouts == [Layout(("kernel", "value"))] * 2
 
 
 def test_no_two_parameters_share_a_name_even_where_their_keys_print_alike() -> None:
