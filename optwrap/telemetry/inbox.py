@@ -5,6 +5,7 @@ import itertools
 import queue
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -69,10 +70,27 @@ class Inbox:
     Args:
       size: how many observed readings wait at most; beyond it the oldest goes. What is counted is cumulative, so the
         newest is the one to keep.
+      time: seconds since 1970.
     """
 
-    def __init__(self, size: int) -> None:
-        self.items: deque[Item] = deque(maxlen=size)
+    # Between two steps the processor has forgotten all of this; what `put` touches is what it costs.
+    __slots__ = (
+        "_every",
+        "_numbers",
+        "_time",
+        "bell",
+        "closing",
+        "described",
+        "first",
+        "flushes",
+        "items",
+        "layout",
+        "over",
+    )
+
+    def __init__(self, size: int, time: Callable[[], float]) -> None:
+        self.items: deque[tuple[int, object, float, int, bool | None]] = deque(maxlen=size)
+        """The fields of an Item each."""
         self.first: Item | None = None
         """The first of all, which tells where the counters stood; here those that follow cannot overwrite it."""
         self.layout: Layout | None = None
@@ -82,17 +100,26 @@ class Inbox:
         self.bell = Bell()
         self.over = threading.Event()
         """Set when the reporting thread has ended."""
+        self._time = time
         self._numbers = itertools.count(1)
-        self._many = max(1, size // 2)
+        self._every = max(1, size // 2)
 
-    def put(self, observed: object, now: float, restored: bool | None) -> None:
+    def put(self, observed: object, restored: bool | None) -> None:
         """Leave a reading for the reporting thread, which need not hurry unless many wait."""
         if isinstance(observed, np.ndarray):
             # An array of the host's may be changed by its owner, or be a view of what a callback was lent.
             observed = observed.copy()
-        item = Item(next(self._numbers), observed, now, self.described, restored)
-        if self.first is None:
-            self.first = item
+        number = next(self._numbers)
+        item = (number, observed, self._time(), self.described, restored)
+        if number == 1:
+            self.first = Item._make(item)
         self.items.append(item)
-        if len(self.items) >= self._many:
+        if not number % self._every:
             self.bell.ring()
+
+    def take(self) -> Item | None:
+        """The oldest reading that waits."""
+        try:
+            return Item._make(self.items.popleft())
+        except IndexError:
+            return None

@@ -81,13 +81,8 @@ class Intake:
             # Held there no longer than here; what stays says that there was a first.
             self._inbox.first = first._replace(observed=None)
             return first
-        while True:
-            try:
-                item = self._inbox.items.popleft()
-            except IndexError:
-                return None
-            if item.number != 1 or not self._last_number:
-                return item
+        item = self._inbox.take()
+        return self._inbox.take() if item is not None and item.number == 1 else item
 
     def _count_unnamed(self) -> None:
         if self._unnamed is not None:

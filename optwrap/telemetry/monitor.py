@@ -90,8 +90,8 @@ class Monitor:
     ) -> None:
         self._parts = parts = _parts or Parts()
         self._once = Once()
-        self._accepting = False
-        """Whether `observe` need only leave a reading: neither off, nor closed, nor without a thread after a fork."""
+        self._put: Callable[[object, bool | None], None] | None = None
+        """Where `observe` leaves a reading; None while it is off, closed, or without a thread after a fork."""
         self._closed = False
         self._settings = resolve(
             parts.environ,
@@ -149,11 +149,9 @@ class Monitor:
             traced, which can be seen where the optimizer's `init` was traced or called once at most.
         """
         try:
-            if not self._accepting and not self._admit():
-                return
-            work = self._work
-            if work is not None:
-                work.inbox.put(reading, work.clock.time(), restored)
+            put = self._put or self._admit()
+            if put is not None:
+                put(reading, restored)
         except Exception as error:
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
@@ -193,7 +191,7 @@ class Monitor:
         """
         if state not in _STATES:
             raise ValueError(f"close: state is {state!r}; allowed: {' or '.join(map(repr, _STATES))}")
-        self._accepting = False
+        self._put = None
         if not self._closed:
             self._closed = True
             if self._work is not None:
@@ -213,16 +211,16 @@ class Monitor:
     def _run(self) -> str:
         return "" if self._settings is None else self._settings.run
 
-    def _admit(self) -> bool:
-        """Whether a reading may be left although the Monitor is not simply open."""
-        if self._work is None:
-            return False
-        if self._closed:
-            self._once.warn("closed", "optwrap: the Monitor of run %s is closed; what it observes is lost", self._run)
-            return False
-        if self._work.thread is None:
-            self._start()
-        return self._work is not None
+    def _admit(self) -> Callable[[object, bool | None], None] | None:
+        """Where a reading may be left although the Monitor is not simply open."""
+        if self._work is not None:
+            if self._closed:
+                self._once.warn(
+                    "closed", "optwrap: the Monitor of run %s is closed; what it observes is lost", self._run
+                )
+            else:
+                self._start()
+        return self._put
 
     def _start(self) -> None:
         assert self._work is not None
@@ -235,11 +233,11 @@ class Monitor:
             return
         # A Monitor that is dropped stops its thread, which knows nothing of it.
         weakref.finalize(self, self._work.let_go).atexit = False
-        self._accepting = True
+        self._put = self._work.inbox.put
 
     def _restart(self) -> None:
         """Begin anew in a forked child: without the parent's thread, locks, readings and connection."""
-        self._accepting = False
+        self._put = None
         if self._work is not None and not self._closed and self._settings is not None:
             parent, self._work = self._work, _Work(self._settings, self._parts)
             self._work.inbox.layout, self._work.inbox.described = parent.inbox.layout, parent.inbox.described
@@ -251,7 +249,7 @@ class _Work:
 
     def __init__(self, settings: Settings, parts: Parts) -> None:
         self.clock = parts.clock
-        self.inbox = Inbox(parts.queue_size)
+        self.inbox = Inbox(parts.queue_size, parts.clock.time)
         self.transport = parts.transport(settings)
         self.reporter = Reporter(
             settings,
@@ -262,13 +260,16 @@ class _Work:
             clock=self.clock,
         )
         self.thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self._process = os.getpid()
 
     def start(self) -> None:
-        thread = threading.Thread(target=self.reporter.run, name="optwrap-monitor", daemon=True)
-        thread.start()
-        self.thread = thread
-        atexit.register(self._at_exit)
+        with self._starting:
+            if self.thread is None:
+                thread = threading.Thread(target=self.reporter.run, name="optwrap-monitor", daemon=True)
+                thread.start()
+                self.thread = thread
+                atexit.register(self._at_exit)
 
     def close(self, state: str) -> None:
         if self.thread is not None:

@@ -113,7 +113,7 @@ class Desk:
         clock = Clock(lambda: self.now, lambda: self.now, self.pass_time, random.Random(seed).random)
         self.network = Network()
         self.source = FixedSource()
-        self.inbox = Inbox(queue)
+        self.inbox = Inbox(queue, clock.time)
         self.account = Account(lambda: next(ids), most_rows=most_rows, most_epochs=most_epochs)
         self.reporter = Reporter(
             settings, self.inbox, self.account, transport=self.network, source=self.source, clock=clock
@@ -129,7 +129,7 @@ class Desk:
         self.now += seconds
 
     def observe(self, training: Training | None = None) -> None:
-        self.inbox.put(np.array((training or self.training).words()), self.now, None)
+        self.inbox.put(np.array((training or self.training).words()), None)
 
     def run(self, seconds: float) -> None:
         """Let the thread's loop go on for that long."""
@@ -389,7 +389,7 @@ def test_steps_in_a_row_have_times_between_two_observations() -> None:
     desk.observe()
     desk.now = began + 4
     block = np.stack([np.array(desk.training.step().words()) for _ in range(4)])
-    desk.inbox.put(block, desk.now, None)
+    desk.inbox.put(block, None)
     desk.run(1.0)
     steps = desk.books.order[-1]["steps"]
     assert steps["step"] == [1, 2, 3, 4, 5]
@@ -401,8 +401,8 @@ def test_replicas_of_a_step_are_one_step() -> None:
     """Equal rows, as pmap returns them; and the same rows once more are no news."""
     desk = Desk()
     block = np.stack([np.array(desk.training.step("skipped_not_finite", {"head": 2}).words())] * 8)
-    desk.inbox.put(block, desk.now, None)
-    desk.inbox.put(block, desk.now, None)
+    desk.inbox.put(block, None)
+    desk.inbox.put(block, None)
     desk.run(1.0)
     report = desk.books.order[-1]
     assert report["steps"]["step"] == [1]
@@ -415,7 +415,7 @@ def test_rows_that_are_neither_steps_nor_replicas_are_refused(caplog: pytest.Log
     desk = Desk()
     first, _, third = [np.array(desk.training.step().words()) for _ in range(3)]
     for _ in range(3):
-        desk.inbox.put(np.stack([first, third]), desk.now, None)
+        desk.inbox.put(np.stack([first, third]), None)
     desk.run(1.0)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "optwrap"]
     assert "rows of the steps 1, 3" in line
