@@ -292,7 +292,7 @@ def test_paths_name_each_parameter_differently(tree: Any, expected: tuple[str, .
 
 
 def test_a_parameter_in_a_box_is_called_as_without_it() -> None:
-    """flax's modules hand boxes to init, and to update what is in them."""
+    """Modules of flax hand boxes to init, and to update what is in them."""
 
     @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=[])
     @dataclasses.dataclass
