@@ -266,7 +266,7 @@ class _Work:
     def start(self) -> None:
         with self._starting:
             if self.thread is None:
-                thread = threading.Thread(target=self.reporter.run, name="optwrap-monitor", daemon=True)
+                thread = threading.Thread(target=self._run, name="optwrap-monitor", daemon=True)
                 thread.start()
                 self.thread = thread
                 atexit.register(self._at_exit)
@@ -277,13 +277,18 @@ class _Work:
                 self.inbox.closing = Closing(state, self.clock.monotonic() + _PATIENCE - _MARGIN)
             self.inbox.bell.ring()
             self.inbox.over.wait(_PATIENCE)
-            atexit.unregister(self._at_exit)
 
     def let_go(self) -> None:
         # This may run wherever the garbage collector does, the reporting thread included: nothing here waits.
         if self.inbox.closing is None:
             self.inbox.closing = Closing("finished", self.clock.monotonic() + _PATIENCE)
             self.inbox.bell.ring()
+
+    def _run(self) -> None:
+        try:
+            self.reporter.run()
+        finally:
+            atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
         # A forked child inherits the parent's exit handlers, but not its thread.

@@ -454,13 +454,16 @@ def test_a_monitor_that_is_dropped_reports_the_end_and_leaves_no_thread(
     monitor = make()
     work = monitor._work
     assert work is not None
-    reference = weakref.ref(monitor)
+    reference, behind = weakref.ref(monitor), weakref.ref(work)
     assert monitor.flush()
-    with waiting(lambda: work.thread is not None and not work.thread.is_alive()):
-        del monitor
+    thread = work.thread
+    with waiting(lambda: thread is not None and not thread.is_alive()):
+        del monitor, work
         gc.collect()
         assert reference() is None
     assert stub.books.order[-1]["state"] == "finished"
+    gc.collect()
+    assert behind() is None, "nor does its thread, nor the exit of the process, keep anything"
 
 
 def test_a_thread_that_cannot_be_started_stops_no_training(
