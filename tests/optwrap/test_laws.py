@@ -80,6 +80,15 @@ def test_update_keeps_structure_shapes_and_dtypes(case: Case, tree: str) -> None
     assert_same_types(after.params, params)
 
 
+@by_name([case for case in ONE_EACH if case.name != "apply_if_finite"])  # that of optax raises
+def test_gradients_wider_than_the_parameters_give_what_optax_gives(case: Case) -> None:
+    """With float32 gradients of bfloat16 parameters MultiSteps casts the state back, the others let it widen."""
+    tree = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), FLOAT32)
+    batches = [gradients(FLOAT32, step) for step in range(4)]
+    ours, theirs = (run(case, library, tree, batches)[-1] for library in (optwrap, optax))
+    assert_same(ours, theirs)
+
+
 @by_name(SINGLES + PAIRS)
 def test_init_takes_shapes_for_parameters(case: Case) -> None:
     """`init` of `ShapeDtypeStruct`s, which hold no values, gives the types of `init` of arrays."""
