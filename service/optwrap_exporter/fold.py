@@ -175,7 +175,8 @@ def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
     if process is None:
         return 0.0, 0
     known = list(process.epochs.values())
-    generation = sum(state.attempt == report.attempt for state in known)
+    # A hello that does not know yet where the counters stand may get an epoch of its own, and need not arrive.
+    generation = sum(state.attempt == report.attempt and state.placed for state in known)
     if report.sent_at >= process.epoch.began:
         return known[-1].order + 1, generation
     at = next(i for i, state in enumerate(known) if state.epoch == process.current)
@@ -188,7 +189,9 @@ def _with(epochs: Mapping[str, EpochState], epoch: EpochState, before: EpochStat
 
 
 def _previous(process: ProcessState | None, epoch: EpochState) -> EpochState | None:
-    earlier = [state for state in process.epochs.values() if state.order < epoch.order] if process else []
+    """The last epoch before it that lived, and did not only say hello."""
+    epochs = process.epochs.values() if process else ()
+    earlier = [state for state in epochs if state.order < epoch.order and state.placed]
     return earlier[-1] if earlier else None
 
 

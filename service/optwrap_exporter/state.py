@@ -60,7 +60,7 @@ class EpochState:
     order: float
     """Its place among the epochs of its process."""
     generation: int
-    """How many epochs of its process and attempt came before it."""
+    """How many epochs of its process and attempt, that took up at some step, came before it."""
     first_report: float
     last_report: float
     """By the exporter's clock, late reports included."""
@@ -78,7 +78,7 @@ class EpochState:
     """Every seq that is stored."""
     state: State
     at_start: Counts = NOTHING
-    """As the report with the highest seq says: the hello does not know it yet."""
+    """As the report with the highest seq says."""
     totals: Counts = NOTHING
     """The largest seen."""
     share: Counts = NOTHING

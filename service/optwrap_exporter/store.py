@@ -10,6 +10,7 @@ import os
 import queue
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -28,6 +29,9 @@ _AT_ONCE: Final = 64
 """Changes whose records are dropped in one transaction: short, because the next report waits for it."""
 _CROWDED: Final = 0.9
 """The part of the limit from which on room is made before it is needed."""
+
+_OF_THE_DISK: Final = (sqlite3.OperationalError, sqlite3.DatabaseError)
+"""What a full or failing disk, or a damaged file, raises: these classes themselves; those derived are our mistakes."""
 
 Result = TypeVar("Result")
 
@@ -193,27 +197,28 @@ class Store:
         Raises:
           StoreFull: not even the totals could be stored. Nothing was.
         """
-        if self._limit is not None and schema.used_bytes(self._db) > _CROWDED * self._limit:
-            with contextlib.suppress(sqlite3.Error):
-                self.make_room()
+        self._made_room()
+        versions = [plan, plan.without_records()]
         while True:
             try:
-                return self._transaction(lambda: self._rows.write(plan, digest)), plan
-            except sqlite3.Error as error:
-                failure = error
-            # Room is made only where the limit is what is in the way: a disk that others fill is not emptied by us.
-            if self._limit is None or schema.used_bytes(self._db) < _CROWDED * self._limit:
-                break
-            try:
-                if not self.make_room():
-                    break
-            except sqlite3.Error:
-                break
-        without = plan.without_records()
-        if without is not plan:
-            with contextlib.suppress(sqlite3.Error):
-                return self._transaction(lambda: self._rows.write(without, digest)), without
-        raise StoreFull(f"{self._path}: {failure}") from failure
+                return self._transaction(partial(self._rows.write, versions[0], digest)), versions[0]
+            except sqlite3.DatabaseError as error:
+                if type(error) not in _OF_THE_DISK:
+                    raise
+                if self._made_room():
+                    continue
+                if len(versions) == 1:
+                    raise StoreFull(f"{self._path}: {error}") from error
+                versions.pop(0)
+
+    def _made_room(self) -> bool:
+        """Make room where the limit is what is in the way: a disk that others fill is not emptied by us."""
+        if self._limit is None or schema.used_bytes(self._db) < _CROWDED * self._limit:
+            return False
+        try:
+            return self.make_room()
+        except sqlite3.Error:
+            return False
 
     def make_room(self) -> bool:
         """Forget some of the oldest step records; where there is none, of the oldest events. False: nothing to forget.

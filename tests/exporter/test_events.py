@@ -167,6 +167,20 @@ def test_records_that_lag_behind_the_totals_tell_their_streaks_when_they_come(le
     ]
 
 
+def test_the_gauge_says_nothing_of_records_that_lag_behind_it(ledger: Ledger, trainer: Trainer) -> None:
+    """Steps 2 and 4 were bad, the record of 3 was dropped; the streak that the gauge shows is a later one."""
+    for finite in (True, False, True, False, True, False, False, False):
+        trainer.step() if finite else trainer.bad()
+    whole = trainer.json()
+    columns = {name: [column[1], column[3]] for name, column in whole["steps"].items()}
+    found = take(ledger, sent(whole | {"steps": columns})).occurrences
+    assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
+        ("streak_started", 2),
+        ("streak_ended", 3),
+        ("streak_started", 4),
+    ]
+
+
 def test_where_records_were_dropped_the_gauge_says_how_far_back_the_streak_goes(
     ledger: Ledger, trainer: Trainer
 ) -> None:
@@ -266,6 +280,24 @@ def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, cloc
     (diverged,) = only(take(ledger, b.report()).occurrences, "diverged")
     assert (diverged.step, diverged.process) == (4, 1)
     assert diverged.detail == {"verdicts": {"0": "applied", "1": "skipped_not_finite"}, "steps": 2}
+
+
+def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: Clock) -> None:
+    a, _ = twins(clock)
+    a.step()
+    report = a.json()
+    take(ledger, sent(report))
+    again = report | {"seq": 2, "steps": report["steps"] | {"verdict": ["accumulated"]}}
+    assert "diverged" not in kinds(take(ledger, sent(again)).occurrences)
+
+
+def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Ledger, clock: Clock) -> None:
+    a, b = twins(clock)
+    take(ledger, Trainer(clock, process_count=2).hello())  # process 0, before the epoch that its resumed state begins
+    a.step()
+    b.bad()
+    take(ledger, a.report())
+    assert "diverged" in kinds(take(ledger, b.report()).occurrences)
 
 
 def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: Clock) -> None:

@@ -221,7 +221,7 @@ def test_an_older_report_of_the_same_epoch_does_not_turn_the_gauges_back() -> No
     take(ledger, older)
     answer = detail(ledger)
     assert answer.gauges.not_finite_streak == 0
-    assert answer.totals.steps == 2
+    assert (answer.totals.steps, answer.state_totals.steps, answer.unseen) == (2, 2, 0)
     assert answer.health == "ok"
 
 
@@ -238,6 +238,28 @@ def test_the_hello_knows_no_counters_yet_and_counts_nothing() -> None:
     take(ledger, trainer.report())
     answer = detail(ledger)
     assert (answer.totals.steps, answer.state_totals.steps, answer.unseen) == (1, 501, 500)
+
+
+def test_a_hello_and_the_epoch_that_a_resumed_state_begins_are_one_process_that_resumed() -> None:
+    """What a Monitor does where its first reading shows a state that has lived."""
+    clock = Clock()
+    ledger = Ledger(clock)
+    first = Trainer(clock)
+    for _ in range(7):
+        first.step()
+    take(ledger, first.report())
+    checkpoint = first.state.copy()
+    clock.advance(1)
+    hello = Trainer(clock, attempt="second")
+    assert take(ledger, hello.hello()).occurrences == ()
+    clock.advance(1)
+    resumed = Trainer(clock, attempt="second", state=checkpoint)
+    resumed.step()
+    (event,) = take(ledger, resumed.report()).occurrences
+    assert (event.kind, event.detail) == ("resumed", {"from": 7, "to": 7})
+    answer = detail(ledger)
+    assert (answer.totals.steps, answer.state_totals.steps, answer.unseen, answer.health) == (8, 8, 0, "ok")
+    assert [row.attempt for row in answer.attempts] == ["first", "second"]
 
 
 def test_what_nobody_reported_is_unseen_and_what_an_earlier_attempt_reported_is_not() -> None:
