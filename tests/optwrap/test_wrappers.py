@@ -105,6 +105,22 @@ def test_works_within_shard_map(name: str) -> None:
         np.testing.assert_allclose(together[device], alone(grads[device : device + 1])[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("skip", [None, "not_finite", "large"])
+def test_a_window_takes_no_memory_but_for_the_updates(skip: str | None) -> None:
+    """With the state donated the accumulator is filled and emptied in place: XLA allots one tree, the updates."""
+    params = {f"w{i}": jnp.ones((256, 256)) for i in range(8)}
+    transformation = multi_steps(optwrap, optax.adamw(0.1), 4, skip=skip)
+    state = transformation.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))  # results in the order of what is donated: JAX pairs them by it
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        return stepper(transformation)(grads, state, params)[:2]
+
+    compiled = step.lower(params, state, params).compile()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * size
+
+
 def test_limits_and_schedules_are_declared_for_the_states_they_belong_to() -> None:
     """Whoever collects while `init` is traced finds them, nested and chained; nobody is disturbed otherwise."""
     large = functools.partial(optax.skip_large_updates, max_squared_norm=9.0)
