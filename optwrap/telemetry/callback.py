@@ -6,7 +6,9 @@ optimizer's state carries on prevents the second. Each operand is a transfer of 
 one.
 """
 
+import _thread
 import logging
+import threading
 from typing import Any, Final, Protocol, runtime_checkable
 
 import jax
@@ -42,12 +44,15 @@ def report(words: jax.Array, token: jax.Array, observer: Observer) -> jax.Array:
       token: uint32[], what the previous call returned: through it the calls come in the steps' order.
       observer: who takes it.
     """
-    said: set[type[Exception]] = set()
+    said: set[type[BaseException]] = set()
 
     def deliver(words: Any) -> np.ndarray[Any, np.dtype[np.uint32]]:
         try:
             observer.observe(np.array(words, np.uint32))
-        except Exception as error:
+        except KeyboardInterrupt:
+            # Small programs run in the caller's thread, where Ctrl-C may come in here. It comes again after the step.
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        except BaseException as error:
             # Raised into the step it would end the training, with the donated state already gone.
             if type(error) not in said:
                 said.add(type(error))

@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import signal
+import time
 from typing import Any
 
 import jax
@@ -138,6 +140,34 @@ def test_an_observer_that_raises_stops_no_step(caplog: pytest.LogCaptureFixture)
     assert raising.steps == [1, 2, 3]
     assert len(caplog.records) == 1  # one line, not one per step
     assert "the disk is full" in caplog.text
+
+
+def test_an_interrupt_during_the_callback_comes_when_the_step_is_over() -> None:
+    """Raised inside the step it would take the donated state with it."""
+
+    class Interrupted(Listening):
+        def observe(self, reading: Any) -> None:
+            super().observe(reading)
+            if len(self.words) == 2:
+                raise KeyboardInterrupt
+
+    tx = instrument(optax.sgd(0.5), interrupted := Interrupted(), emit="callback")
+    step = jax.jit(tx.update, donate_argnums=1)
+
+    def train() -> None:
+        state = tx.init(PARAMS)
+        for _ in range(2):
+            _, state = step(PARAMS, state, PARAMS)
+        jax.block_until_ready(state)
+        time.sleep(30)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert interrupted.steps == [1, 2]
 
 
 def test_it_reports_from_an_eager_update_too() -> None:
