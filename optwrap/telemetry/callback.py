@@ -6,8 +6,9 @@ optimizer's state carries on prevents the second. Each operand is a transfer of 
 one.
 """
 
-import _thread
 import logging
+import os
+import signal
 import threading
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -51,7 +52,7 @@ def report(words: jax.Array, token: jax.Array, observer: Observer) -> jax.Array:
             observer.observe(np.array(words, np.uint32))
         except KeyboardInterrupt:
             # Small programs run in the caller's thread, where Ctrl-C may come in here. It comes again after the step.
-            threading.Timer(0.05, _thread.interrupt_main).start()
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
         except BaseException as error:
             # Raised into the step it would end the training, with the donated state already gone.
             if type(error) not in said:
