@@ -29,6 +29,7 @@ _BY_GRAVITY: Final = (
 )
 _APPLIED, _ACCUMULATED, _ACCEPTED, _OTHER, _LARGE, _NOT_FINITE = range(len(_BY_GRAVITY))
 
+
 class Call(NamedTuple):
     """One call of an optimizer's `update`."""
 
