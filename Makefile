@@ -30,7 +30,7 @@ demo: setup ## train a small transformer with faults put in, and watch it; HOLD=
 	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
 
 test: setup ## every test; ARGS='-k name' for some
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff format --check .
