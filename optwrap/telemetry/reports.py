@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import math
+import operator
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from optwrap.telemetry.epochs import Account, Epoch
@@ -70,8 +71,17 @@ def totals(of: Totals) -> dict[str, Any]:
         "gradient_steps": of.gradient_steps,
         "not_finite_steps": of.not_finite_steps,
         "verdicts": dict(of.verdicts),
-        "parameters": {path(parameter): steps for parameter, steps in of.parameters.items()},
+        "parameters": _named(of.parameters, max),
     }
+
+
+def _named(of: Mapping[str, int], join: Callable[[int, int], int]) -> dict[str, int]:
+    """Counts by the parameters' paths as they travel, `join` making one of those whose paths travel alike."""
+    found: dict[str, int] = {}
+    for parameter, count in of.items():
+        name = path(parameter)
+        found[name] = join(found[name], count) if name in found else count
+    return found
 
 
 def gauges(of: Mapping[str, float | int]) -> dict[str, Any]:
@@ -219,9 +229,9 @@ class Outbox:
             "gauges": gauges(epoch.gauges),
             "steps": columns(records),
             "offenders": [
-                {"step": record.step, "parameter": path(parameter), "not_finite": values}
+                {"step": record.step, "parameter": parameter, "not_finite": values}
                 for record in records
-                for parameter, values in record.offenders.items()
+                for parameter, values in _named(record.offenders, operator.add).items()
             ],
             "dropped": {"steps": epoch.dropped_steps, "bad_steps": epoch.dropped_bad_steps},
         }

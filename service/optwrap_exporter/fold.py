@@ -14,7 +14,7 @@ from optwrap_exporter import events, health, ranges
 from optwrap_exporter.counts import Counts
 from optwrap_exporter.events import Occurrence, Streaks
 from optwrap_exporter.state import NOTHING, EpochState, Offences, ProcessState, Streak
-from optwrap_exporter.wire import Offender, Report
+from optwrap_exporter.wire import LARGEST, Offender, Report
 
 _SAMPLES: Final = 31
 _PACED: Final = 3
@@ -163,7 +163,7 @@ def _offences(before: Mapping[str, Offences], offenders: list[Offender]) -> Mapp
     for offender in offenders:
         known = found.get(offender.parameter) or Offences(0, offender.step, offender.step)
         found[offender.parameter] = Offences(
-            known.values + offender.not_finite,
+            min(known.values + offender.not_finite, LARGEST),
             min(known.first_step, offender.step),
             max(known.last_step, offender.step),
         )
@@ -179,7 +179,8 @@ def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
     generation = sum(state.attempt == report.attempt and state.placed for state in known)
     if report.sent_at >= process.epoch.began:
         return known[-1].order + 1, generation
-    at = next(i for i, state in enumerate(known) if state.epoch == process.current)
+    # Before the first that began after it: the current one did.
+    at = next(i for i, state in enumerate(known) if state.began > report.sent_at)
     return (known[at].order + (known[at - 1].order if at else known[at].order - 2)) / 2, generation
 
 

@@ -20,7 +20,10 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import core_schema
+
+from optwrap_exporter import consistency
+from optwrap_exporter.consistency import wrong
 
 Verdict = Literal[
     "applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"
@@ -146,11 +149,6 @@ class _Response(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
 
-def _wrong(field: str, allowed: str, value: object) -> PydanticCustomError:
-    # What is allowed may quote a path with braces in it, which must not be read as a template's.
-    return PydanticCustomError("inconsistent", "{allowed}", {"field": field, "allowed": allowed, "value": value})
-
-
 # --- what a training process sends ------------------------------------------------------------------------------------
 
 
@@ -180,12 +178,12 @@ class Counters(_Request):
         verdicts = self.verdicts
         total = sum(getattr(verdicts, name) for name in VERDICTS)
         if self.steps != total:
-            raise _wrong("steps", f"the sum of the verdicts, {total}", self.steps)
+            raise wrong("steps", f"the sum of the verdicts, {total}", self.steps)
         reached = verdicts.applied + verdicts.accepted_not_finite
         if self.gradient_steps != reached:
-            raise _wrong("gradient_steps", f"applied + accepted_not_finite, {reached}", self.gradient_steps)
+            raise wrong("gradient_steps", f"applied + accepted_not_finite, {reached}", self.gradient_steps)
         if self.not_finite_steps > self.steps:
-            raise _wrong("not_finite_steps", f"at most steps, {self.steps}", self.not_finite_steps)
+            raise wrong("not_finite_steps", f"at most steps, {self.steps}", self.not_finite_steps)
         return self
 
 
@@ -240,7 +238,7 @@ class StepColumns(_Request):
         for name in ("time", "verdict", "finite", "norm", "mini_step", "interpolated"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.step):
-                raise _wrong(name, f"as many entries as step has, {len(self.step)}", f"{len(column)} entries")
+                raise wrong(name, f"as many entries as step has, {len(self.step)}", f"{len(column)} entries")
         return self
 
     def __len__(self) -> int:
@@ -286,22 +284,7 @@ class Report(_Request):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.oldest_held > self.seq:
-            raise _wrong("oldest_held", f"at most seq, {self.seq}", self.oldest_held)
-        now, then = self.totals, self.at_start
-        for name in ("steps", "gradient_steps", "not_finite_steps"):
-            if getattr(now, name) < getattr(then, name):
-                raise _wrong(f"totals.{name}", f"at least at_start's, {getattr(then, name)}", getattr(now, name))
-        for verdict in VERDICTS:
-            if getattr(now.verdicts, verdict) < getattr(then.verdicts, verdict):
-                raise _wrong(
-                    f"totals.verdicts.{verdict}",
-                    f"at least at_start's, {getattr(then.verdicts, verdict)}",
-                    getattr(now.verdicts, verdict),
-                )
-        for path, steps in then.parameters.items():
-            if now.parameters.get(path, 0) < steps:
-                raise _wrong(f"totals.parameters.{path}", f"at least at_start's, {steps}", now.parameters.get(path, 0))
+        consistency.check(self)
         return self
 
 

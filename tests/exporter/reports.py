@@ -174,6 +174,13 @@ def sent(report: Mapping[str, Any]) -> Report:
     return Report.model_validate_json(json.dumps(report))
 
 
+def with_records(report: Mapping[str, Any], *places: int) -> dict[str, Any]:
+    """The report whose client had to drop all step records but those in these places."""
+    columns = {name: [column[place] for place in places] for name, column in report["steps"].items()}
+    offenders = [offender for offender in report["offenders"] if offender["step"] in columns["step"]]
+    return {**report, "steps": columns, "offenders": offenders}
+
+
 def take(ledger: Ledger, report: Report) -> Plan:
     """Fold a report into a ledger that has no store behind it, as the ingest would."""
     plan = ledger.plan(report)

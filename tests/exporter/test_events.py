@@ -13,7 +13,7 @@ from optwrap_exporter.ledger import Ledger
 from optwrap_exporter.wire import EVENT_KINDS, Report
 
 from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, Trainer, sent, take
+from tests.exporter.reports import Clock, Trainer, sent, take, with_records
 
 
 def kinds(occurrences: Iterable[Occurrence]) -> list[str]:
@@ -171,9 +171,7 @@ def test_the_gauge_says_nothing_of_records_that_lag_behind_it(ledger: Ledger, tr
     """Steps 2 and 4 were bad, the record of 3 was dropped; the streak that the gauge shows is a later one."""
     for finite in (True, False, True, False, True, False, False, False):
         trainer.step() if finite else trainer.bad()
-    whole = trainer.json()
-    columns = {name: [column[1], column[3]] for name, column in whole["steps"].items()}
-    found = take(ledger, sent(whole | {"steps": columns})).occurrences
+    found = take(ledger, sent(with_records(trainer.json(), 1, 3))).occurrences
     assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
         ("streak_started", 2),
         ("streak_ended", 3),
@@ -188,8 +186,7 @@ def test_where_records_were_dropped_the_gauge_says_how_far_back_the_streak_goes(
     take(ledger, trainer.report())
     for _ in range(5):
         trainer.bad()
-    report = trainer.json()
-    report["steps"] = {name: column[-1:] for name, column in report["steps"].items()}
+    report = with_records(trainer.json(), -1)
     (started,) = only(take(ledger, sent(report)).occurrences, "streak_started")
     assert started.step == 2
 
@@ -197,8 +194,7 @@ def test_where_records_were_dropped_the_gauge_says_how_far_back_the_streak_goes(
 def test_dropped_good_steps_between_two_bad_ones_part_two_streaks(ledger: Ledger, trainer: Trainer) -> None:
     for finite in (False, True, False, True):
         trainer.step() if finite else trainer.bad()
-    report = trainer.json()
-    report["steps"] = {name: [column[0], column[2]] for name, column in report["steps"].items()}
+    report = with_records(trainer.json(), 0, 2)
     found = take(ledger, sent(report)).occurrences
     assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
         ("streak_started", 1),
@@ -287,7 +283,8 @@ def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: Clock) ->
     a.step()
     report = a.json()
     take(ledger, sent(report))
-    again = report | {"seq": 2, "steps": report["steps"] | {"verdict": ["accumulated"]}}
+    a.step("accumulated")
+    again = a.json(steps=report["steps"] | {"verdict": ["accumulated"]})
     assert "diverged" not in kinds(take(ledger, sent(again)).occurrences)
 
 

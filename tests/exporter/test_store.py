@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from optwrap_exporter import blocks, schema
 from optwrap_exporter.cursor import CursorError
 from optwrap_exporter.ledger import Ledger, Plan
 from optwrap_exporter.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
-from optwrap_exporter.wire import Event, EventKind, Page, Report, StepsAnswer, spelled
+from optwrap_exporter.wire import VERDICTS, Event, EventKind, Page, Report, StepsAnswer, spelled
 
 from tests.exporter import crashing
 from tests.exporter.histories import History, delivered, histories
@@ -375,7 +375,9 @@ def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
     }
     since, until = bounds
     with fresh(tmp_path_factory) as kept:
-        kept.take(Trainer(kept.clock).report(steps=columns))
+        trainer = Trainer(kept.clock)
+        trainer.state.verdicts.update(dict.fromkeys(VERDICTS, at))
+        kept.take(trainer.report(steps=columns))
         answer = kept.store.steps("lm", 0, since=since, until=until, points=points)
         check_blocks(kept.directory)
     asked = {s: row for s, row in stored.items() if s >= (since or 0) and (until is None or s <= until)}
@@ -440,9 +442,7 @@ def test_a_step_that_two_reports_of_one_epoch_tell_of_stays_as_it_was(kept: Kept
     trainer.step(norm=1.0)
     report = trainer.json()
     kept.take(sent(report))
-    columns = {**report["steps"], "norm": [9.0]}
-    doubled = {name: column * 2 for name, column in columns.items()}
-    kept.take(sent(report | {"seq": 2, "steps": doubled}))
+    kept.take(sent(report | {"seq": 2, "steps": {**report["steps"], "norm": [9.0]}}))
     answer = kept.store.steps("lm", 0)
     assert (answer.total, rows(answer)[0][3]) == (1, 1.0)
     check_blocks(kept.directory)
@@ -662,46 +662,38 @@ def test_a_forgotten_run_leaves_no_row_and_no_other_run_loses_one(kept: Kept) ->
 LARGE = 2**53
 
 
-@st.composite
-def counters(draw: st.DrawFn, most: int = LARGE // 6) -> State:
-    verdicts = draw(st.lists(st.integers(0, most), min_size=6, max_size=6))
-    names = ("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite")
-    state = State()
-    state.verdicts.update(dict(zip(names, verdicts, strict=True)))
-    state.not_finite_steps = draw(st.integers(0, state.steps))
-    state.parameters.update(
-        draw(st.dictionaries(st.text("aé/\u202e'\"{}💥", min_size=1, max_size=8), st.integers(0, LARGE), max_size=3))
-    )
+texts = st.text("aé/\u202e'\"{}💥", min_size=1, max_size=8)
+
+
+def counted(draw: st.DrawFn, since: State, verdicts: Sequence[str] = ()) -> State:
+    """Counters that are nowhere below, with these verdicts at least."""
+    state = since.copy()
+    state.verdicts.update(verdicts)
+    state.verdicts.update({name: draw(st.integers(0, LARGE // 20)) for name in VERDICTS})
+    not_finite = draw(st.integers(0, state.steps - since.steps))
+    state.not_finite_steps += not_finite
+    state.parameters.update(draw(st.dictionaries(texts, st.integers(0, not_finite), max_size=3)))
     return state
-
-
-def below(draw: st.DrawFn, state: State) -> State:
-    """Counters that are nowhere above."""
-    lower = State()
-    for name, n in state.verdicts.items():
-        lower.verdicts[name] = draw(st.integers(0, n))
-    lower.not_finite_steps = draw(st.integers(0, min(lower.steps, state.not_finite_steps)))
-    for path, n in state.parameters.items():
-        lower.parameters[path] = draw(st.integers(0, n))
-    return lower
 
 
 @st.composite
 def any_report(draw: st.DrawFn) -> Report:
     """As strange as the wire allows."""
-    state = draw(counters())
     norms = st.floats(0, allow_nan=False, allow_infinity=False) | st.sampled_from(["NaN", "Infinity", "-Infinity"])
-    n = draw(st.integers(0, 4))
+    verdicts = draw(st.lists(st.sampled_from(["applied", "skipped_other", "accepted_not_finite"]), max_size=4))
+    before = counted(draw, State())
+    state = counted(draw, before, verdicts)
+    n = len(verdicts)
 
     def column(of: st.SearchStrategy[object]) -> list[object]:
         return draw(st.lists(of, min_size=n, max_size=n))
 
-    numbers = st.integers(1, 5) | st.integers(1, LARGE)
+    lived = st.integers(before.steps + 1, max(before.steps + 1, state.steps))
+    steps = sorted(draw(st.lists(lived, min_size=n, max_size=n, unique=True)))
     times = st.floats(0, 4_102_444_800.0)
     gauges = ("not_finite_streak", "not_finite_streak_peak", "guard_not_finite_count", "mini_step", "every_k")
-    offender = st.fixed_dictionaries(
-        {"step": numbers, "parameter": st.text("a/💥", min_size=1, max_size=3), "not_finite": st.integers(1, LARGE)}
-    )
+    places = st.tuples(st.sampled_from(steps or [0]), texts)
+    bad = draw(st.dictionaries(places, st.integers(1, LARGE), max_size=4 if steps else 0))
     seq = draw(st.integers(1, 4) | st.integers(1, LARGE))
     return Trainer(
         process=draw(st.integers(0, 1)),
@@ -715,22 +707,22 @@ def any_report(draw: st.DrawFn) -> Report:
         oldest_held=draw(st.integers(1, seq)),
         sent_at=draw(times),
         totals=state.counters(),
-        at_start=below(draw, state).counters(),
-        base=draw(st.none() | counters().map(State.counters)),
+        at_start=before.counters(),
+        base=counted(draw, State()).counters() if draw(st.booleans()) else None,
         gauges=draw(st.dictionaries(st.sampled_from(gauges), st.integers(0, LARGE)))
         | draw(
             st.fixed_dictionaries({}, optional={"gradient_norm": norms, "gradient_norm_limit": st.floats(0, 1e308)})
         ),
         steps={
-            "step": column(numbers),
+            "step": steps,
             "time": column(times),
-            "verdict": column(st.sampled_from(["applied", "skipped_other", "accepted_not_finite"])),
+            "verdict": verdicts,
             "finite": column(st.booleans()),
             "norm": column(norms),
             "mini_step": column(st.none() | st.integers(0, LARGE)),
             **({"interpolated": column(st.booleans())} if draw(st.booleans()) else {}),
         },
-        offenders=draw(st.lists(offender, max_size=4)),
+        offenders=[{"step": step, "parameter": path, "not_finite": n} for (step, path), n in bad.items()],
         dropped={"steps": draw(st.integers(0, LARGE)), "bad_steps": draw(st.integers(0, LARGE))},
     )
 
@@ -760,3 +752,13 @@ def test_whatever_the_wire_lets_through_is_stored_and_answered(
         again.store.close()
         assert reopened is not None
         assert reopened.totals == answer.totals
+
+
+def test_a_sum_that_no_column_can_hold_stops_at_the_largest_count(kept: Kept) -> None:
+    trainer = Trainer(kept.clock)
+    for _ in range(1100):
+        trainer.bad(w=LARGE)
+    kept.take(trainer.report())
+    answer = kept.reopened().ledger.detail("lm")
+    assert answer is not None
+    assert [(row.parameter, row.values) for row in answer.parameters] == [("w", LARGE)]

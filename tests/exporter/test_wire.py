@@ -150,6 +150,61 @@ def test_totals_below_those_at_the_start_are_refused(key: str) -> None:
     assert all("at_start" in detail.allowed for detail in details)
 
 
+def skipping() -> dict[str, Any]:
+    """A report of the steps 6 and 7 of a resumed state, both skipped; what came before them was good but for one."""
+    trainer = Trainer()
+    trainer.bad()
+    for _ in range(4):
+        trainer.step()
+    resumed = Trainer(state=trainer.state)
+    resumed.bad(w=1)
+    resumed.bad(w=2, b=3)
+    report = resumed.json()
+    assert wrong(report) == []
+    return report
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        # Of an epoch that took up with 1 step not finite, in w, and had 2 more, both in w and one in b.
+        (("totals", "parameters", "w"), 4, "totals.parameters.w"),
+        (("totals", "parameters", "b"), 3, "totals.parameters.b"),
+        (("totals", "parameters", "b"), 2**53, "totals.parameters.b"),
+        (("at_start", "parameters"), {"w": 2}, "at_start.parameters.w"),
+        (("at_start", "not_finite_steps"), 0, "at_start.parameters.w"),
+        (("totals", "not_finite_steps"), 4, "totals.not_finite_steps"),
+        (("steps", "step"), [6, 8], "steps.step[1]"),
+        (("steps", "step"), [6, 2**53], "steps.step[1]"),
+        (("steps", "step"), [7, 6], "steps.step[1]"),
+        (("steps", "step"), [6, 6], "steps.step[1]"),
+        (("steps", "step"), [5, 7], "steps.step[0]"),
+        (("steps", "verdict"), ["skipped_not_finite", "skipped_large"], "steps.verdict"),
+        (("offenders", 0, "step"), 5, "offenders[0].step"),
+        (("offenders", 1), {"step": 6, "parameter": "w", "not_finite": 1}, "offenders[1]"),
+    ],
+)
+def test_what_cannot_have_been_is_refused_and_named(path: tuple[str | int, ...], value: Any, field: str) -> None:
+    """Each part is in bounds, but no training can have counted them all."""
+    report = skipping()
+    at(*path)(report, value)
+    assert field in [detail.field for detail in wrong(report)]
+
+
+def test_counters_that_saturated_are_no_contradiction() -> None:
+    """The library's stop at the largest int32, each by itself: what is counted later goes on alone."""
+    full = 2**31 - 1
+    trainer = Trainer()
+    trainer.state.verdicts.update(accumulated=1, skipped_not_finite=full)
+    trainer.state.not_finite_steps = full
+    trainer.state.parameters.update(w=full, b=4)
+    report = trainer.json()
+    # It began before a step that was not finite, in b alone: less that one, but w had stopped before.
+    report["at_start"] = {**report["totals"], "not_finite_steps": full - 1, "steps": full, "parameters": {"w": full}}
+    report["at_start"]["verdicts"] = {**report["totals"]["verdicts"], "skipped_not_finite": full - 1}
+    assert wrong(report) == []
+
+
 def test_more_parameters_than_allowed_are_refused() -> None:
     report = documented()
     report["offenders"] = []

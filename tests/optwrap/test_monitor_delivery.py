@@ -538,6 +538,53 @@ def test_names_the_wire_does_not_take_are_written_so_that_it_does() -> None:
     assert names == [".", "a\\nb", "\\ud800", "x" * 1024]
 
 
+def test_names_that_the_wire_cannot_tell_apart_are_one_parameter() -> None:
+    """Its values are those of both; its steps at least those of either, and no more than there were."""
+    desk = Desk()
+    endless, escaped = "x" * 2000, "a\nb"
+    desk.training = Training((endless, endless + "y", escaped, "a\\nb"))
+    desk.inbox.layout = desk.training.layout
+    for offenders in ({endless: 1, endless + "y": 2, escaped: 4}, {escaped: 1}, {endless + "y": 1, "a\\nb": 8}):
+        desk.training.step("skipped_not_finite", offenders)
+        desk.observe()
+    desk.run(1.0)
+    report = desk.books.order[-1]
+    assert report["totals"]["parameters"] == {"x" * 1024: 2, "a\\nb": 2}
+    assert [(one["step"], one["parameter"], one["not_finite"]) for one in report["offenders"]] == [
+        (1, "x" * 1024, 3),
+        (1, "a\\nb", 4),
+        (2, "a\\nb", 1),
+        (3, "x" * 1024, 1),
+        (3, "a\\nb", 8),
+    ]
+
+
+@hypothesis.given(
+    verdicts=st.lists(st.sampled_from(["applied", "accumulated", "skipped_not_finite"]), min_size=1, max_size=8),
+    offenders=st.lists(st.sets(st.sampled_from(PARAMETERS), max_size=2), min_size=8, max_size=8),
+    room=st.tuples(*[st.integers(0, 2)] * 4),
+)
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_counters_that_saturate_make_reports_that_are_taken(
+    verdicts: list[str], offenders: list[set[str]], room: tuple[int, int, int, int]
+) -> None:
+    """Each stops by itself at the largest int32, so that they do not fit together any more; the totals are the last."""
+    full = 2**31 - 1
+    desk = Desk()
+    training = desk.training
+    training.verdicts.update({"skipped_not_finite": full - room[0], "applied": full - room[1]})
+    training.not_finite_steps = full - room[2]
+    training.parameters[PARAMETERS[0]] = full - max(room[2], room[3])
+    for verdict, bad in zip(verdicts, offenders, strict=False):
+        training.step(verdict, dict.fromkeys(sorted(bad), 1))
+        for counts_of in (training.verdicts, training.parameters):
+            counts_of.update({name: min(n, full) for name, n in counts_of.items()})
+        training.not_finite_steps = min(training.not_finite_steps, full)
+        desk.observe()
+        desk.run(1.0)
+    assert counts(desk.books.order[-1]["totals"]) == counts(training)
+
+
 def test_a_fault_of_our_own_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
     """It is said once, with its traceback, and reporting goes on."""
     desk = Desk()
