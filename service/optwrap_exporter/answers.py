@@ -6,7 +6,7 @@ from typing import Final
 
 from optwrap_exporter import health, ranges
 from optwrap_exporter.counts import Counts
-from optwrap_exporter.state import NOTHING, Offences, ProcessState, RunState
+from optwrap_exporter.state import Offences, ProcessState, RunState
 from optwrap_exporter.wire import (
     AttemptRow,
     AttemptState,
@@ -95,7 +95,7 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
         since=since,
         first_report=_first_report(run),
         last_report=max(process.last_report for process in run.processes.values()),
-        totals=total(run).totals(),
+        totals=run.total.totals(),
         process_count=health.process_count(members),
         processes=len(members),
     )
@@ -127,36 +127,27 @@ def lead(run: RunState, now: float) -> ProcessState:
     return health.relevant(run, now)[0]
 
 
-def total(run: RunState) -> Counts:
-    """Seen to run: the sum over attempts of the largest process in each, field by field."""
-    largest: dict[str, Counts] = {}
-    for process in run.processes.values():
-        for attempt, share in process.shares().items():
-            largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
-    summed = NOTHING
-    for counts in largest.values():
-        summed = summed.plus(counts)
-    return summed
-
-
 def unseen(run: RunState, speaker: ProcessState) -> int:
-    """Steps that the run's present state has lived and that no epoch of any process covers.
+    """Steps that the run's present state has lived and that nobody has seen.
 
-    What is only known by hearsay (a base, after the loss of a directory) was seen by somebody: it counts as seen.
+    Seen is what the epochs of all processes cover, and what those of the speaker cover together with what it knows by
+    hearsay only (a base, after the loss of a directory). Both may be the same steps: the larger of the two counts.
     """
-    covered = ranges.union(
-        (state.at_start.steps + 1, state.totals.steps)
-        for process in run.processes.values()
-        for state in process.epochs.values()
-    )
     lived = speaker.epoch.totals.steps
-    hearsay = speaker.shares().get("", NOTHING).steps
-    return max(0, lived - ranges.count(covered, 1, lived) - hearsay)
+    hearsay = speaker.total.steps - speaker.seen.steps
+    covered = max(_covered(run.processes.values(), lived), _covered([speaker], lived) + hearsay)
+    return max(0, lived - covered)
+
+
+def _covered(processes: Iterable[ProcessState], lived: int) -> int:
+    """How many of that many steps the epochs of some processes tell of."""
+    epochs = (state for process in processes for state in process.epochs.values())
+    return ranges.count(ranges.union((state.at_start.steps + 1, state.totals.steps) for state in epochs), 1, lived)
 
 
 def parameters(run: RunState) -> list[ParameterRow]:
     """Parameters that were not finite, worst first: by steps, then values, then path."""
-    found = total(run).parameters
+    found = run.total.parameters
     offences = _offences(run)
     rows = [
         ParameterRow(

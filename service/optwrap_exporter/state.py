@@ -5,7 +5,8 @@ without reading a single step record. Parameters are apart (`Badness`): there ma
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property, reduce
 from typing import Any, Final
 
 from optwrap_exporter.counts import Counts
@@ -167,7 +168,7 @@ def _written(counts: Counts) -> list[int]:
     return [*counts.verdicts, counts.not_finite_steps]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)  # without slots: what is derived from it is remembered in it
 class ProcessState:
     """One process of a run: its epochs, and how the current one lives. Times by the exporter's clock."""
 
@@ -211,36 +212,36 @@ class ProcessState:
         """The current one."""
         return self.epochs[self.current]
 
-    @property
+    @cached_property
     def total(self) -> Counts:
         """Seen to run: the sum over its epochs of their share, on top of what is only known by hearsay (`base`)."""
         return self.before(None)
 
+    @cached_property
+    def seen(self) -> Counts:
+        """The sum over its epochs of their share, hearsay left out."""
+        return reduce(Counts.plus, (state.share for state in self.epochs.values()), NOTHING)
+
     def before(self, epoch: str | None) -> Counts:
-        """What was counted before that epoch; before none: all of it.
+        """What was counted before that epoch; before none: all of it."""
+        counted = NOTHING
+        for state, before, after in self.counted():
+            if state.epoch == epoch:
+                return before
+            counted = after
+        return counted
+
+    def counted(self) -> Iterator[tuple[EpochState, Counts, Counts]]:
+        """Its epochs in their order, each with what was counted before it and through it.
 
         A base is what was counted before its epoch as far as some exporter knew: at least that much. In the store that
         counted it, it never exceeds what the epochs before add up to; after the loss of a directory it stands for them.
         """
-        counted = NOTHING
+        through = NOTHING
         for state in self.epochs.values():
-            if state.base is not None:
-                counted = counted.maximum(state.base)
-            if state.epoch == epoch:
-                break
-            counted = counted.plus(state.share)
-        return counted
-
-    def shares(self) -> dict[str, Counts]:
-        """By attempt, what its epochs add; under "" what is known by hearsay only."""
-        by_attempt: dict[str, Counts] = {}
-        seen = NOTHING
-        for state in self.epochs.values():
-            by_attempt[state.attempt] = by_attempt.get(state.attempt, NOTHING).plus(state.share)
-            seen = seen.plus(state.share)
-        if any(state.base is not None for state in self.epochs.values()):
-            by_attempt[""] = self.total.minus(seen)
-        return by_attempt
+            before = through if state.base is None else through.maximum(state.base)
+            through = before.plus(state.share)
+            yield state, before, through
 
     def durable(self) -> dict[str, Any]:
         """What to write: JSON's types only. Its epochs are written apart."""
@@ -286,7 +287,7 @@ def ordered(epochs: Iterable[EpochState]) -> dict[str, EpochState]:
     return {state.epoch: state for state in sorted(epochs, key=lambda state: state.order)}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)  # without slots, as ProcessState
 class RunState:
     """One run."""
 
@@ -294,3 +295,32 @@ class RunState:
     processes: Mapping[int, ProcessState]
     labels: tuple[str, ...] = ()
     """The first ten parameters to go bad, which keep a metric label of their own for the run's life."""
+
+    @cached_property
+    def total(self) -> Counts:
+        """Seen to run: the sum over attempts of the largest process in each, field by field.
+
+        What is known by hearsay only (a process's `base`) is of no known attempt, and several processes may have been
+        told of the same. So what is added up through each attempt is at least what any process had counted by its end,
+        its base included. That is never more than what was, and never less than what was said before.
+        """
+        began: dict[str, float] = {}
+        for process in self.processes.values():
+            for state in process.epochs.values():
+                began[state.attempt] = min(state.began, began.get(state.attempt, state.began))
+        places = {attempt: place for place, attempt in enumerate(sorted(began, key=lambda name: (began[name], name)))}
+        largest, reached = [NOTHING] * len(places), [NOTHING] * len(places)
+        for process in self.processes.values():
+            own: dict[int, Counts] = {}
+            furthest = 0
+            for state, _, through in process.counted():
+                place = places[state.attempt]
+                own[place] = own.get(place, NOTHING).plus(state.share)
+                furthest = max(furthest, place)
+                reached[furthest] = reached[furthest].maximum(through)
+            for place, counts in own.items():
+                largest[place] = largest[place].maximum(counts)
+        total = NOTHING
+        for counts, through in zip(largest, reached, strict=True):
+            total = total.plus(counts).maximum(through)
+        return total

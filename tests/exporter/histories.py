@@ -101,6 +101,7 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                 reports.append(trainer.report(draw(st.sampled_from(["running", "finished", "failed"]))))
                 history.trainers.append(trainer)
                 history.reports[trainer.epoch] = reports
+                clock.advance(0.5)  # no two epochs say anything at the same moment
                 history.shares[trainer.epoch] = counts(minus(trainer.state, began))
                 state = draw(st.sampled_from([began, *checkpoints]))
         clock.advance(draw(st.sampled_from([1.0, 60.0])))
