@@ -28,13 +28,13 @@ Result = TypeVar("Result")
 
 
 class Conflict(Exception):
-    """This epoch and seq are stored with other content (409). Nothing was changed."""
+    """This epoch and seq are stored with other content, or the epoch is of another attempt (409). Nothing was changed."""
 
-    def __init__(self, report: Report) -> None:
-        self.field = "seq"
-        self.value = f"epoch {report.epoch}, seq {report.seq}"
-        self.allowed = "what was sent with this epoch and seq before, or a seq that was not sent yet"
-        super().__init__(f"{self.field}: {self.value}: expected {self.allowed}")
+    def __init__(self, field: str, value: str, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field}: {value}: expected {allowed}")
 
 
 class Busy(Exception):
@@ -252,9 +252,16 @@ class Ingest:
         if known is not None:
             # One so old that its digest is gone is taken for what it says it is.
             if self._store.digest(report) not in {None, digest}:
-                raise Conflict(report)
+                raise Conflict(
+                    "seq",
+                    f"epoch {report.epoch}, seq {report.seq}",
+                    "what was sent with this epoch and seq before, or a seq that was not sent yet",
+                )
             return acknowledge(known, report, duplicate=True)
-        return self._commit(self._ledger.plan(report), digest).answer()
+        plan = self._ledger.plan(report)
+        if plan.before is not None and plan.before.attempt != report.attempt:
+            raise Conflict("attempt", report.attempt, f"that of epoch {report.epoch}, {plan.before.attempt}")
+        return self._commit(plan, digest).answer()
 
     def _commit(self, plan: Plan, digest: bytes | None = None) -> Plan:
         revision, plan = self._store.commit(plan, digest)

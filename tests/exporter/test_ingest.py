@@ -113,6 +113,21 @@ def test_other_content_under_the_same_epoch_and_seq_is_a_conflict_that_harms_not
     assert exporter.detail.totals.steps == 1
 
 
+def test_an_epoch_of_another_attempt_is_a_conflict_that_harms_nothing(exporter: Exporter) -> None:
+    """An epoch is of one launch: which process speaks for a launch, and what it skipped, is told by that."""
+    trainer = Trainer(exporter.clock)
+    trainer.bad()
+    exporter.ingest.submit(trainer.report())
+    before = everything(exporter)
+    trainer.bad()
+    report = trainer.report(attempt="second")
+    with pytest.raises(Conflict, match=r"attempt: second: expected .*first"):
+        exporter.ingest.submit(report)
+    assert everything(exporter) == before
+    exporter.ingest.submit(sent(json.loads(report.model_dump_json()) | {"attempt": "first"}))
+    assert exporter.detail.totals.steps == 2
+
+
 def test_a_conflict_is_known_after_a_restart_too(tmp_path: Path) -> None:
     trainer = Trainer()
     report = trainer.report()
