@@ -3,8 +3,12 @@
 import base64
 import binascii
 import json
+from typing import Final
 
 from optwrap_exporter.wire import shown
+
+_LARGEST: Final = 2**63 - 1
+"""The largest number that a row can have: SQLite's."""
 
 
 class CursorError(ValueError):
@@ -32,5 +36,7 @@ def decode(of: str, cursor: str, types: tuple[type, ...]) -> list[int | str]:
     except (ValueError, binascii.Error, RecursionError):
         raise CursorError(cursor) from None
     if not isinstance(made, list) or made[:1] != [of] or [type(part) for part in made[1:]] != list(types):
+        raise CursorError(cursor)
+    if not all(-_LARGEST <= part <= _LARGEST for part in made[1:] if isinstance(part, int)):
         raise CursorError(cursor)
     return made[1:]

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class Conflict(Exception):
-    """This epoch and seq are stored with other content, or the epoch is of another attempt (409). Nothing was changed."""
+    """The epoch and seq are stored with other content, or the epoch with another attempt (409). Nothing was changed."""
 
     def __init__(self, field: str, value: str, allowed: str) -> None:
         self.field = field
@@ -155,7 +155,8 @@ class Ingest:
 
         Returns:
           The answer, once the report is committed (its `duplicate` says whether it was already); or the exception
-          Conflict or StoreFull. Cancelling it takes the report out of the line, if the writer has not begun.
+          Conflict, StoreFull, or Busy (more gaps between the reports of an epoch than are kept). Cancelling it takes
+          the report out of the line, if the writer has not begun.
 
         Raises:
           Busy: the line is full.
@@ -261,6 +262,8 @@ class Ingest:
         plan = self._ledger.plan(report)
         if plan.before is not None and plan.before.attempt != report.attempt:
             raise Conflict("attempt", report.attempt, f"that of epoch {report.epoch}, {plan.before.attempt}")
+        if plan.scattered:  # those that the client holds from before will close gaps
+            raise Busy(_RETRY)
         return self._commit(plan, digest).answer()
 
     def _commit(self, plan: Plan, digest: bytes | None = None) -> Plan:

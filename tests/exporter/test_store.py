@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter import blocks, schema
-from optwrap_exporter.cursor import CursorError
+from optwrap_exporter.cursor import CursorError, encode
 from optwrap_exporter.ledger import Ledger, Plan
 from optwrap_exporter.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
 from optwrap_exporter.wire import VERDICTS, Event, EventKind, Page, Report, StepsAnswer, spelled
@@ -521,6 +521,13 @@ def test_a_cursor_of_another_list_is_refused(kept: Kept) -> None:
     with pytest.raises(CursorError) as error:
         kept.store.events("lm", cursor=runs)
     assert error.value.value == runs
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30, -(10**30)])
+def test_a_cursor_with_a_number_that_no_row_can_have_is_refused(kept: Kept, number: int) -> None:
+    with pytest.raises(CursorError):
+        kept.store.events("lm", cursor=encode("events:lm::", [number]))
+    assert kept.store.events("lm", cursor=encode("events:lm::", [2**63 - 1])).items == []
 
 
 @given(cursor=st.text(max_size=60) | st.binary(max_size=30).map(lambda b: b.decode("latin-1")))
