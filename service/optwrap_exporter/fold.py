@@ -130,6 +130,9 @@ def _epoch(
         paced = paced + 1 if sent > 0 and 0.5 * sent <= apart <= 2 * sent + 1 else 0
     if base is not None and before.base is not None:
         base = base.maximum(before.base)
+    received = ranges.add(before.received, report.seq)
+    if len(received) > ranges.MOST:  # what the client does not hold any more cannot come any more
+        received = ranges.union([(1, report.oldest_held - 1), *received])
     return dataclasses.replace(
         before,
         last_report=now,
@@ -138,7 +141,7 @@ def _epoch(
         heard=now if in_order else before.heard,
         paced=paced,
         highest=max(before.highest, report.seq),
-        received=ranges.add(before.received, report.seq),
+        received=received,
         state=report.state if in_order else before.state,
         at_start=_same(before.at_start, at_start) if in_order else before.at_start,
         totals=before.totals.maximum(totals),

@@ -48,6 +48,11 @@ class Plan:
         """The report's epoch as it will be; the process's current one where there is no report."""
         return self.process.epochs[self.report.epoch] if self.report else self.process.epoch
 
+    @property
+    def scattered(self) -> bool:
+        """Whether there are more gaps between the epoch's reports than can be kept: it must not be committed."""
+        return len(self.epoch.received) > ranges.MOST
+
     def answer(self) -> Acknowledgement:
         """What the client will be told."""
         if self.report is None:

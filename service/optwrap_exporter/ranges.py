@@ -7,7 +7,7 @@ Ranges = tuple[tuple[int, int], ...]
 """Pairs of first and last, both included."""
 
 MOST: Final = 512
-"""Ranges kept: beyond it the two lowest become one, as if what is between them had come."""
+"""Ranges that are kept of one epoch's reports."""
 
 
 def add(ranges: Ranges, number: int) -> Ranges:
@@ -16,8 +16,7 @@ def add(ranges: Ranges, number: int) -> Ranges:
         return (*ranges[:-1], (ranges[-1][0], number))
     if contains(ranges, number):
         return ranges
-    merged = union([*ranges, (number, number)])
-    return merged if len(merged) <= MOST else ((merged[0][0], merged[1][1]), *merged[2:])
+    return union([*ranges, (number, number)])
 
 
 def contains(ranges: Ranges, number: int) -> bool:

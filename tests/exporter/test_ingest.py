@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optwrap_exporter import ranges
 from optwrap_exporter.ingest import Busy, Closed, Committed, Conflict, Ingest, Retention, digest_of
 from optwrap_exporter.ledger import Ledger, Plan
 from optwrap_exporter.store import Store, StoreFull
@@ -126,6 +127,40 @@ def test_an_epoch_of_another_attempt_is_a_conflict_that_harms_nothing(exporter: 
     assert everything(exporter) == before
     exporter.ingest.submit(sent(json.loads(report.model_dump_json()) | {"attempt": "first"}))
     assert exporter.detail.totals.steps == 2
+
+
+def test_reports_with_too_many_gaps_between_them_are_refused_and_none_is_invented(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which reports came is kept exactly; what cannot be kept is for the client to send again."""
+    monkeypatch.setattr(ranges, "MOST", 4)
+    trainer = Trainer(exporter.clock)
+    reports = []
+    for _ in range(9):
+        trainer.bad()
+        reports.append(trainer.report())
+    for report in reports[:7:2]:
+        exporter.ingest.submit(report)
+    before = everything(exporter)
+    with pytest.raises(Busy):
+        exporter.ingest.submit(reports[8])
+    assert everything(exporter) == before
+    for place in (1, 8, 3, 5, 7):
+        assert not exporter.ingest.submit(reports[place]).duplicate
+    assert exporter.ingest.submit(reports[8]).acknowledged == 9
+    assert exporter.store.steps("lm", 0).total == 9
+
+
+def test_what_a_client_does_not_hold_any_more_leaves_no_gap_to_be_kept(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "MOST", 4)
+    trainer = Trainer(exporter.clock)
+    for seq in range(1, 100, 2):
+        trainer.seq = seq - 1
+        trainer.step()
+        assert exporter.ingest.submit(trainer.report(oldest_held=max(1, seq - 2))).acknowledged >= seq - 2
+    assert exporter.detail.totals.steps == 50
 
 
 def test_a_conflict_is_known_after_a_restart_too(tmp_path: Path) -> None:
