@@ -27,8 +27,8 @@ _ZERO: Final = np.zeros([], np.uint32)
 class Observer(Protocol):
     """Who takes readings: `Monitor`, or anything with these two methods."""
 
-    def describe(self, layout: Layout) -> None:
-        """Take note of how the parameters are called. Comes whenever a step is traced, so possibly often."""
+    def describe(self, layout: Layout, *, stepping: bool = False) -> None:
+        """Take note of how the parameters are called. Comes whenever `init` or a step is traced, so possibly often."""
 
     def observe(self, reading: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
         """Take one reading; neither block nor raise. The same reading may come twice."""

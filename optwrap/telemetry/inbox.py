@@ -21,8 +21,8 @@ class Item(NamedTuple):
     observed: object
     time: float
     """Seconds since 1970."""
-    described: int
-    """How often an instrumentation had said by then what its parameters are called."""
+    stepping: bool
+    """Whether a step had been traced by then: before that no step can have run."""
     restored: bool | None
 
 
@@ -80,21 +80,21 @@ class Inbox:
         "_time",
         "bell",
         "closing",
-        "described",
         "first",
         "flushes",
         "items",
         "layout",
         "over",
+        "stepping",
     )
 
     def __init__(self, size: int, time: Callable[[], float]) -> None:
-        self.items: deque[tuple[int, object, float, int, bool | None]] = deque(maxlen=size)
+        self.items: deque[tuple[int, object, float, bool, bool | None]] = deque(maxlen=size)
         """The fields of an Item each."""
         self.first: Item | None = None
         """The first of all, which tells where the counters stood; here those that follow cannot overwrite it."""
         self.layout: Layout | None = None
-        self.described = 0
+        self.stepping = False
         self.closing: Closing | None = None
         self.flushes: deque[Flush] = deque()
         self.bell = Bell()
@@ -110,7 +110,7 @@ class Inbox:
             # An array of the host's may be changed by its owner, or be a view of what a callback was lent.
             observed = observed.copy()
         number = next(self._numbers)
-        item = (number, observed, self._time(), self.described, restored)
+        item = (number, observed, self._time(), self.stepping, restored)
         if number == 1:
             self.first = Item._make(item)
         self.items.append(item)

@@ -94,7 +94,7 @@ def instrument(
         size = before.parameters.shape[0]
         layout, places = _layout(updates, params, size)
         if monitor is not None:
-            monitor.describe(layout)
+            monitor.describe(layout, stepping=True)
 
         new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
 

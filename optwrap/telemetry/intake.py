@@ -100,9 +100,7 @@ class Intake:
             for i, row in enumerate(rows):
                 restored = item.restored
                 if restored is None:
-                    # An instrumentation describes itself when its init is traced, and again when its update is: after
-                    # the first time no step can have run yet.
-                    restored = self._account.untouched and item.described <= 1 and row.reading.step > 1
+                    restored = self._account.untouched and not item.stepping and row.reading.step > 1
                 self._account.take(
                     Observed(
                         reading=row.reading,

@@ -114,12 +114,17 @@ class Monitor:
             return "Monitor(off)"
         return f"Monitor(run={self._settings.run!r}, endpoint={self._settings.endpoint.text!r})"
 
-    def describe(self, layout: Layout) -> None:
-        """Say what an instrumentation's parameters are called. `instrument` does, whenever its step is traced."""
+    def describe(self, layout: Layout, *, stepping: bool = False) -> None:
+        """Say what an instrumentation's parameters are called. `instrument` does, whenever it is traced.
+
+        Args:
+          layout: their paths.
+          stepping: whether it is a step that is traced, and not the optimizer's `init`.
+        """
         if self._work is None:
             return
         before, self._work.inbox.layout = self._work.inbox.layout, layout
-        self._work.inbox.described += 1
+        self._work.inbox.stepping |= stepping
         if before is not None and before != layout:
             self._once.warn(
                 "layout",
@@ -146,7 +151,7 @@ class Monitor:
             replicas of one step (from pmap). Whatever else it is, is passed over with one line in the log.
           restored: whether this is a state that was restored and has not stepped since: it says where the counters
             stand and is no step. By default that is assumed of a first reading that is observed before the step was
-            traced, which can be seen where the optimizer's `init` was traced or called once at most.
+            traced, which the `instrument` that was given this Monitor tells it.
         """
         try:
             put = self._put or self._admit()
@@ -240,7 +245,7 @@ class Monitor:
         self._put = None
         if self._work is not None and not self._closed and self._settings is not None:
             parent, self._work = self._work, _Work(self._settings, self._parts)
-            self._work.inbox.layout, self._work.inbox.described = parent.inbox.layout, parent.inbox.described
+            self._work.inbox.layout, self._work.inbox.stepping = parent.inbox.layout, parent.inbox.stepping
             parent.transport.abandon()
 
 

@@ -28,8 +28,8 @@ class Listening:
         self.layout: Layout | None = None
         self.words: list[Any] = []
 
-    def describe(self, layout: Layout) -> None:
-        self.layout = layout
+    def describe(self, layout: Layout, *, stepping: bool = False) -> None:
+        self.layout, self.stepping = layout, stepping
 
     def observe(self, reading: Any) -> None:
         assert type(reading) is np.ndarray

@@ -38,9 +38,11 @@ class Noting:
 
     def __init__(self) -> None:
         self.layouts: list[Layout] = []
+        self.stepping: list[bool] = []
 
-    def describe(self, layout: Layout) -> None:
+    def describe(self, layout: Layout, *, stepping: bool = False) -> None:
         self.layouts.append(layout)
+        self.stepping.append(stepping)
 
     def observe(self, reading: Any) -> None:
         raise AssertionError(f"nobody observed {reading}")
@@ -258,6 +260,7 @@ def test_the_monitor_learns_the_names_whenever_init_or_update_is_traced() -> Non
     state = tx.init(FLOAT32)
     jax.eval_shape(tx.update, FLOAT32, state, FLOAT32)
     assert monitor.layouts == [LAYOUT, LAYOUT]
+    assert monitor.stepping == [False, True]
 
 
 def test_parameters_of_lookahead_are_called_as_its_fast_ones() -> None:

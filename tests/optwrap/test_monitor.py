@@ -144,21 +144,30 @@ def test_a_real_step_is_reported(stub: StubExporter, make: Callable[..., Monitor
 def test_a_restored_state_observed_before_the_loop_is_where_counting_begins(
     stub: StubExporter, make: Callable[..., Monitor]
 ) -> None:
-    """Said, or seen from its coming before the step was traced: init described the parameters once, update did not."""
+    """Said, or seen from its coming before any step was traced, however often init was."""
     training = Training()
     for _ in range(10):
         training.step()
-    cases = [(None, 0, 1), (None, 1, 1), (None, 2, 2), (True, 2, 1), (False, 0, 2), (False, 1, 2)]
-    for said, described, steps in cases:
+    cases = [
+        (None, [], 1),
+        (None, [False], 1),
+        (None, [False, False], 1),
+        (None, [False, True], 2),
+        (None, [True], 2),
+        (True, [False, True], 1),
+        (False, [], 2),
+        (False, [False], 2),
+    ]
+    for said, traced, steps in cases:
         monitor, saved = make(), training.saved()
-        for _ in range(described):
-            monitor.describe(saved.layout)
+        for stepping in traced:
+            monitor.describe(saved.layout, stepping=stepping)
         monitor.observe(saved.words(), restored=said)
-        monitor.describe(saved.layout)
+        monitor.describe(saved.layout, stepping=True)
         monitor.observe(saved.step().words())
         assert monitor.flush()
         monitor.close()
-        assert stub.books.totals() == {"applied": steps}, (said, described)
+        assert stub.books.totals() == {"applied": steps}, (said, traced)
         stub.books.__init__()  # type: ignore[misc]  # begin new books
 
 

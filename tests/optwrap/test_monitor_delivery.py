@@ -119,7 +119,7 @@ class Desk:
             settings, self.inbox, self.account, transport=self.network, source=self.source, clock=clock
         )
         self.training = Training()
-        self.inbox.layout, self.inbox.described = self.training.layout, 2
+        self.inbox.layout, self.inbox.stepping = self.training.layout, True
 
     @property
     def books(self) -> Books:
@@ -499,7 +499,7 @@ def test_nobody_reports_before_it_is_known_who() -> None:
 def test_a_first_reading_waits_for_the_names_of_its_parameters() -> None:
     """Observed before the step is traced, it is of a restored state, and is counted under the names that come later."""
     desk = Desk()
-    layout, desk.inbox.layout, desk.inbox.described = desk.inbox.layout, None, 0
+    layout, desk.inbox.layout, desk.inbox.stepping = desk.inbox.layout, None, False
     for _ in range(3):
         desk.training.step("skipped_not_finite", {"head": 1})
     desk.observe()
