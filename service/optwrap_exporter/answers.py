@@ -123,8 +123,13 @@ def detail(run: RunState, now: float, listening: float, most_parameters: int | N
 
 
 def lead(run: RunState, now: float) -> ProcessState:
-    """The process that speaks for the run where all say the same: the lowest of those that are the run now."""
-    return health.relevant(run, now)[0]
+    """The process that speaks for the run where all say the same.
+
+    Of those that are the run now the lowest that has not been silent, or gone, long before the others.
+    """
+    members = health.relevant(run, now)
+    last = max(process.last_report for process in members)
+    return next(process for process in members if process.last_report + health.silence(process.interval) > last)
 
 
 def unseen(run: RunState, speaker: ProcessState) -> int:
@@ -239,5 +244,5 @@ def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
             until=until[attempt],
             state=next(state for state in worst if state in states[attempt]),
         )
-        for attempt in sorted(since, key=since.__getitem__)
+        for attempt in sorted(since, key=lambda name: (since[name], name))
     ]

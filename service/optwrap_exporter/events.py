@@ -14,7 +14,7 @@ MOST_NAMED: Final = 20
 """Parameters that one event names; all of them are in the offenders' records."""
 
 OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
-"""Kinds that every process of an attempt reports alike; a run's list takes them from one."""
+"""Kinds that every process of an attempt reports alike; a run's list takes each from the first that tells it."""
 
 REASONS: Final[dict[Verdict, str]] = {
     "skipped_not_finite": "not_finite",

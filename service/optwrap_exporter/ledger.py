@@ -179,7 +179,7 @@ class Ledger:
     def lead(self, run: str) -> int | None:
         """The process that speaks for the run where all say the same: the lowest that reports in the newest attempt.
 
-        None where the run is unknown.
+        One that went silent, or ended, long before others does not. None where the run is unknown.
         """
         state = self._runs.get(run)
         return answers.lead(state, self._clock()).process if state else None

@@ -163,10 +163,7 @@ def events(
         where.append("process = ?")
         values.append(process)
     else:
-        where.append(
-            "(NOT alike OR process = (SELECT lead FROM attempt"
-            " WHERE attempt.run_id = event.run_id AND attempt.attempt = event.attempt))"
-        )
+        where.append("NOT again")
     rows = db.execute(
         f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE {' AND '.join(where)} "
         "ORDER BY event.id DESC LIMIT ?",

@@ -71,11 +71,6 @@ class Rows:
         revision = cursor.lastrowid or 0
         if report is not None:
             self._badness(epoch_id, epoch, plan.before)
-            if plan.before is None:
-                db.execute(
-                    "INSERT INTO attempt VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET lead = min(lead, excluded.lead)",
-                    (run_id, report.attempt, process),
-                )
             if touched:
                 self._steps(report, run_id=run_id, epoch_id=epoch_id, revision=revision)
                 self._offenders(report, run_id=run_id, revision=revision)
@@ -84,10 +79,16 @@ class Rows:
         return revision
 
     def _events(self, plan: Plan, run_id: int, revision: int) -> None:
-        self._db.executemany(
-            "INSERT OR IGNORE INTO event (revision, run_id, process, kind, time, step, attempt, alike, detail, key) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
+        for what in plan.occurrences:
+            alike = None
+            if what.kind in events.OF_STEPS and what.step is not None:
+                before = plan.process.taken_before(plan.epoch, what.step)
+                alike = f"{what.kind}/{what.attempt}/{before}/{what.step}"
+            self._db.execute(
+                "INSERT OR IGNORE INTO event "
+                "(revision, run_id, process, kind, time, step, attempt, alike, again, detail, key) VALUES "
+                "(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, "
+                "EXISTS (SELECT 1 FROM event WHERE run_id = ?2 AND alike = ?8 AND process != ?3), ?9, ?10)",
                 (
                     revision,
                     run_id,
@@ -96,13 +97,11 @@ class Rows:
                     what.time,
                     what.step,
                     what.attempt,
-                    what.kind in events.OF_STEPS,
+                    alike,
                     _json(what.detail),
                     what.key,
-                )
-                for what in plan.occurrences
-            ],
-        )
+                ),
+            )
 
     def _run(self, run: RunState) -> int:
         key, labels = self._runs.get(run.run, (0, None))

@@ -43,12 +43,6 @@ CREATE TABLE badness (                  -- state.Badness; in the tree's order as
     last_step INTEGER,
     UNIQUE (epoch_id, parameter)
 );
-CREATE TABLE attempt (
-    run_id INTEGER NOT NULL,
-    attempt TEXT NOT NULL,
-    lead INTEGER NOT NULL,              -- its lowest process that reports
-    PRIMARY KEY (run_id, attempt)
-) WITHOUT ROWID;
 CREATE TABLE change (                   -- one row for each transaction
     revision INTEGER PRIMARY KEY AUTOINCREMENT,
     time REAL NOT NULL,                 -- the exporter's clock
@@ -115,16 +109,18 @@ CREATE TABLE event (
     time REAL NOT NULL,
     step INTEGER,
     attempt TEXT NOT NULL,
-    alike INTEGER NOT NULL,             -- 1: every process of the attempt says the same
+    alike TEXT,                         -- the same for all processes that tell the same; null: only one does
+    again INTEGER NOT NULL,             -- 1: another had told it before
     detail TEXT NOT NULL,               -- JSON
     key TEXT NOT NULL,
     UNIQUE (run_id, key)
 );
 CREATE INDEX event_run ON event (run_id, kind, id);
 CREATE INDEX event_revision ON event (revision);
+CREATE INDEX event_alike ON event (run_id, alike) WHERE alike IS NOT NULL;
 """
 
-OF_RUN: Final = ("process", "epoch", "attempt", "change", "step", "block", "offender", "event")
+OF_RUN: Final = ("process", "epoch", "change", "step", "block", "offender", "event")
 """Tables whose rows belong to a run by `run_id`."""
 
 MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {}

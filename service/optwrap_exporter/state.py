@@ -243,6 +243,15 @@ class ProcessState:
             through = before.plus(state.share)
             yield state, before, through
 
+    def taken_before(self, epoch: EpochState, step: int) -> int:
+        """How often it had taken the step in the same attempt before that epoch: after a rollback it is another one."""
+        return sum(
+            state.attempt == epoch.attempt
+            and state.order < epoch.order
+            and state.at_start.steps < step <= state.totals.steps
+            for state in self.epochs.values()
+        )
+
     def durable(self) -> dict[str, Any]:
         """What to write: JSON's types only. Its epochs are written apart."""
         return {name: getattr(self, name) for name in _PROCESS_PLAIN} | {

@@ -141,8 +141,8 @@ class Store:
     ) -> Page[Event]:
         """Events, newest first.
 
-        What every process says alike (skips, streaks) comes from one process of each attempt, the lowest that reports,
-        unless `process` asks for one of them.
+        What every process says alike (skips, streaks) comes once, from the first that told it, unless `process` asks
+        for all that one of them told.
 
         Raises:
           CursorError: the cursor is not one of this list (run, kind and process belong to the list).

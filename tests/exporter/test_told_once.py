@@ -1,0 +1,171 @@
+"""What all processes of an attempt say alike, a run tells once, whichever goes silent; and who speaks for it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optwrap_exporter.ledger import Ledger
+from optwrap_exporter.store import Store
+from optwrap_exporter.wire import Event, EventKind, Report
+
+from tests.exporter.histories import History, histories
+from tests.exporter.reports import Clock, Trainer
+
+
+class Kept:
+    """A store and the ledger before it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
+        self.store = Store(directory)
+        self.ledger = Ledger(self.clock)
+
+    def take(self, report: Report) -> None:
+        _, plan = self.store.commit(self.ledger.plan(report))
+        self.ledger.apply(plan)
+
+    def events(self, kind: EventKind | None = None, process: int | None = None) -> list[Event]:
+        return self.store.events("lm", kind=kind, process=process, limit=1000).items
+
+    @property
+    def speaker(self) -> int:
+        found = self.ledger.lead("lm")
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    made = Kept(tmp_path / "data")
+    yield made
+    made.store.close()
+
+
+@st.composite
+def silenced(draw: st.DrawFn) -> tuple[History, list[Report]]:
+    """A history, and its reports: each process's in its order, interleaved anyhow, up to where it goes silent."""
+    history = draw(histories())
+    lines: dict[int, list[Report]] = {process: [] for process in history.processes}
+    for trainer in history.trainers:
+        lines[trainer.process] += history.reports[trainer.epoch]
+    for process, line in lines.items():
+        lines[process] = line[: draw(st.integers(0, len(line)))]
+    turns = draw(st.permutations([process for process, line in lines.items() for _ in line]))
+    waiting = {process: iter(line) for process, line in lines.items()}
+    return history, [next(waiting[process]) for process in turns]
+
+
+def bad_steps(arrived: list[Report]) -> set[tuple[str, int, int, str]]:
+    """Attempt, step, how many times its process had taken it in that attempt, and kind: of all that anybody told."""
+    taken: Counter[tuple[str, int, int]] = Counter()
+    found = set()
+    for report in arrived:
+        for step, verdict in zip(report.steps.step, report.steps.verdict, strict=True):
+            taken[report.attempt, report.process, step] += 1
+            if verdict not in {"applied", "accumulated"}:
+                kind = "accepted_not_finite" if verdict == "accepted_not_finite" else "skipped"
+                found.add((report.attempt, step, taken[report.attempt, report.process, step], kind))
+    return found
+
+
+@given(told=silenced(), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_bad_step_that_any_process_told_of_is_one_event_of_the_run(
+    tmp_path_factory: pytest.TempPathFactory, told: tuple[History, list[Report]], data: st.DataObject
+) -> None:
+    _, arriving = told
+    kept = Kept(tmp_path_factory.mktemp("store"))
+    listed: dict[int, Event] = {}
+    try:
+        for report in arriving:
+            kept.clock.advance(data.draw(st.sampled_from([0.0, 1.0, 30.0])))
+            kept.take(report)
+            now = {event.id: event for event in kept.events()}
+            # What was listed once stays: whoever reads on from where he was misses nothing and reads nothing twice.
+            assert now.keys() >= listed.keys()
+            assert all(id_ > max(listed, default=0) for id_ in now.keys() - listed.keys())
+            listed = now
+    finally:
+        kept.store.close()
+    of_steps = [event for event in listed.values() if event.kind in {"skipped", "accepted_not_finite"}]
+    truth = Counter((attempt, step, kind) for attempt, step, _, kind in bad_steps(arriving))
+    assert Counter((event.attempt, event.step, event.kind) for event in of_steps) == truth
+
+
+@given(told=silenced())
+@settings(max_examples=20, deadline=None)
+def test_every_process_lists_what_it_told_itself(
+    tmp_path_factory: pytest.TempPathFactory, told: tuple[History, list[Report]]
+) -> None:
+    history, arriving = told
+    by_process = defaultdict(list)
+    kept = Kept(tmp_path_factory.mktemp("store"))
+    try:
+        for report in arriving:
+            kept.take(report)
+            by_process[report.process].append(report)
+        for process in history.processes:
+            of_steps = [*kept.events("skipped", process), *kept.events("accepted_not_finite", process)]
+            truth = Counter((attempt, step, kind) for attempt, step, _, kind in bad_steps(by_process[process]))
+            assert Counter((event.attempt, event.step, event.kind) for event in of_steps) == truth
+    finally:
+        kept.store.close()
+
+
+def test_a_run_whose_lowest_process_is_silent_is_told_by_the_next(kept: Kept) -> None:
+    first, second = (Trainer(kept.clock, process=process, process_count=2) for process in range(2))
+    for trainer in (first, second):
+        trainer.step()
+        kept.take(trainer.report())
+    assert kept.speaker == 0
+    for _ in range(12):
+        kept.clock.advance(1)
+        second.bad()
+        second.step(norm=0.25)
+        kept.take(second.report())
+    assert kept.speaker == 1
+    answer = kept.ledger.detail("lm")
+    assert answer is not None
+    assert (answer.state_totals.steps, answer.gauges.gradient_norm) == (25, 0.25)
+    assert len(kept.events("skipped")) == len(kept.events("streak_started")) == len(kept.events("streak_ended")) == 12
+    assert kept.store.steps("lm", kept.speaker).total == 25
+    for _ in range(24):
+        first.step()
+    kept.clock.advance(1)
+    kept.take(first.report())
+    assert kept.speaker == 0
+
+
+def test_a_process_that_ends_long_before_the_others_does_not_speak_for_the_run(kept: Kept) -> None:
+    first, second = (Trainer(kept.clock, process=process, process_count=2) for process in range(2))
+    kept.take(first.report("finished"))
+    kept.take(second.report())
+    assert kept.speaker == 0
+    kept.clock.advance(60)
+    second.step()
+    kept.take(second.report("finished"))
+    assert kept.speaker == 1
+
+
+def test_the_lowest_of_processes_that_go_silent_together_goes_on_speaking(kept: Kept) -> None:
+    for process in range(2):
+        kept.take(Trainer(kept.clock, process=process, process_count=2).report())
+        kept.clock.advance(1)
+    kept.clock.advance(3600)
+    assert kept.speaker == 0
+
+
+def test_what_one_process_told_is_not_told_again_when_that_was_forgotten(kept: Kept) -> None:
+    """The oldest events make room first: the same from another process does not take their place."""
+    trainers = [Trainer(kept.clock, process=process, process_count=2) for process in range(2)]
+    for trainer in trainers:
+        trainer.bad()
+        kept.take(trainer.report())
+    (event,) = kept.events("skipped")
+    # The change, with the event, that retention forgets next.
+    kept.store._db.execute("DELETE FROM event WHERE revision <= (SELECT revision FROM event WHERE id = ?)", (event.id,))
+    assert kept.events("skipped") == []
+    assert len(kept.events("skipped", process=1)) == 1
