@@ -34,6 +34,7 @@ OUTCOMES: Final = (
     "invalid",
     "unauthorized",
     "conflict",
+    "timed_out",
     "too_large",
     "unsupported_media_type",
     "busy",
@@ -180,7 +181,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Reports that came in, by what became of them.",
         ("outcome",),
         note="`accepted`, `duplicate` (stored before, changed nothing), `invalid` (422), `unauthorized` (401), "
-        "`conflict` (409), `too_large` (413), `unsupported_media_type` (415), `busy` (429), `unavailable` (503, 500).",
+        "`conflict` (409), `timed_out` (408), `too_large` (413), `unsupported_media_type` (415), `busy` (429), "
+        "`unavailable` (503, 500).",
     ),
     Metric(
         "optwrap_exporter_store_bytes", "gauge", "Bytes that the store holds; its limit is about these.", unit="bytes"

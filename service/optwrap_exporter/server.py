@@ -18,8 +18,8 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from optwrap_exporter.settings import Address
 
-GRACE_SECONDS: Final = 5
-"""What a request in progress gets at shutdown; streams are told to end and need none of it."""
+GRACE_SECONDS: Final = 6
+"""What a request in progress gets at shutdown, more than a report may take to arrive; streams are told to end."""
 
 KEEP_ALIVE_SECONDS: Final = 75
 """How long an idle connection stays: longer than most processes' interval between reports."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from optwrap_exporter import server
 from optwrap_exporter.ingest import Busy
 from optwrap_exporter.metrics import OUTCOMES
 from optwrap_exporter.routes import reports
@@ -257,6 +258,33 @@ def test_reports_that_are_being_received_are_bounded_together(site: Served, monk
         assert answer.headers["retry-after"] == "1"
     while site.client.post("/v1/reports", content=report, headers=JSON).status_code != 200:
         assert time.monotonic() < deadline, "what the slow report held was never given free"
+
+
+def test_a_body_that_does_not_arrive_in_time_is_given_up_and_holds_no_other_up(
+    site: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-sent reports, left open, take all the room there is; not for ever."""
+    report = json.dumps(Job().report()).encode()
+    monkeypatch.setattr(reports, "MOST_BYTES", 1000)
+    monkeypatch.setattr(reports, "BODY_SECONDS", 0.2)
+    first = b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    host, port = site.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as half:
+        half.sendall(first + b"Content-Length: 1000\r\n\r\n" + b" " * 999)
+        answer = http.client.HTTPResponse(half, method="POST")
+        answer.begin()
+        assert answer.status == 408
+        assert json.loads(answer.read())["detail"] == [
+            {"field": "body", "value": "999 bytes", "allowed": "all of it within 0.2 s"}
+        ]
+        assert half.recv(1) == b"", "the connection was kept"
+        assert site.client.post("/v1/reports", content=report, headers=JSON).status_code == 200
+    assert outcomes(site) == {"timed_out": 1, "accepted": 1}
+
+
+def test_a_stop_outlasts_a_body_that_does_not_arrive() -> None:
+    """So that what is cut off is answered, and no traceback is logged."""
+    assert server.GRACE_SECONDS > reports.BODY_SECONDS
 
 
 def test_a_query_that_takes_long_holds_no_report_up(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:

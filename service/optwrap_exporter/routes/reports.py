@@ -25,10 +25,13 @@ LARGEST_BODY: Final = 4 << 20
 """Bytes of a report."""
 MOST_BYTES: Final = 64 << 20
 """Bytes of all reports that are being received: beyond it clients are asked to wait."""
+BODY_SECONDS: Final = 5.0
+"""What a report may take to arrive: one that stops half-way must not hold its room for ever. No client waits longer."""
 FULL_RETRY_SECONDS: Final = 5
 
 _ANSWERS: Final = {
     401: "The token is missing or wrong, or this address takes no reports at all.",
+    408: "The body did not arrive in time.",
     409: "This epoch and seq are stored with other content, or the epoch with another attempt.",
     413: "Larger than 4 MiB.",
     415: "Not application/json.",
@@ -137,18 +140,26 @@ class _Inbox:
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > LARGEST_BODY:
             raise self._too_large(f"{announced} bytes")
+        return await self._read(request)
+
+    async def _read(self, request: Request) -> bytes:
         received = 0
         parts: list[bytes] = []
         try:
-            async for part in request.stream():
-                received += len(part)
-                self._held += len(part)
-                if received > LARGEST_BODY:
-                    raise self._too_large(f"more than {LARGEST_BODY} bytes")
-                if self._held > MOST_BYTES:
-                    answer = refusal(429, "request", None, "the same report later", {"Retry-After": "1"})
-                    raise _Refused("busy", answer)
-                parts.append(part)
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    received += len(part)
+                    self._held += len(part)
+                    if received > LARGEST_BODY:
+                        raise self._too_large(f"more than {LARGEST_BODY} bytes")
+                    if self._held > MOST_BYTES:
+                        answer = refusal(429, "request", None, "the same report later", {"Retry-After": "1"})
+                        raise _Refused("busy", answer)
+                    parts.append(part)
+        except TimeoutError:
+            allowed = f"all of it within {BODY_SECONDS:g} s"
+            answer = refusal(408, "body", f"{received} bytes", allowed, {"Connection": "close"})
+            raise _Refused("timed_out", answer) from None
         finally:
             self._held -= received
         return b"".join(parts)
