@@ -14,9 +14,10 @@ from optwrap_exporter.answers import ProcessView
 from optwrap_exporter.cursor import decode, encode
 from optwrap_exporter.events import Occurrence
 from optwrap_exporter.fold import fold, pass_time
+from optwrap_exporter.health import of_run
 from optwrap_exporter.said import Said
 from optwrap_exporter.state import EpochState, ProcessState, RunState
-from optwrap_exporter.wire import Acknowledgement, Page, ParameterRow, Report, RunDetail, RunSummary
+from optwrap_exporter.wire import Acknowledgement, Health, Page, ParameterRow, Report, RunDetail, RunSummary
 
 __all__ = ["Clock", "Ledger", "Plan", "ProcessView"]
 
@@ -187,6 +188,11 @@ class Ledger:
     def has(self, run: str, process: int) -> bool:
         """Whether this process of this run has ever reported."""
         return self._process(run, process) is not None
+
+    def health(self, run: str) -> Health | None:
+        """The run's health, without adding up what it has counted; None where it is unknown."""
+        state = self._runs.get(run)
+        return of_run(state, self._clock(), self._listening)[0] if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None where it is unknown."""

@@ -26,13 +26,14 @@ class Follower:
     def __init__(self, run: str | None) -> None:
         self.shown: dict[str, tuple[float, Health]] = {}
         """When (`time.monotonic`) the stream last showed each run, and in which health."""
-        self._run = run
+        self.run = run
+        """Which one it follows; None: all."""
         self._touched: set[str] = set()
         self._wake = asyncio.Event()
 
     def touch(self, runs: frozenset[str]) -> None:
         """Something was committed of these runs, or their health changed."""
-        mine = runs if self._run is None else runs & {self._run}
+        mine = runs if self.run is None else runs & {self.run}
         if mine:
             self._touched |= mine
             self._wake.set()
@@ -74,7 +75,8 @@ class Hub:
 
     @contextlib.contextmanager
     def follow(self, run: str | None) -> Iterator[Follower]:
-        """A follower of one run, or of all, for the block's time."""
+        """A follower of one run, or of all, for the block's time; there must be room."""
+        assert not self.full
         follower = Follower(run)
         self._followers.add(follower)
         try:
@@ -123,6 +125,5 @@ class Hub:
                     shown = follower.shown.items()
                     follower.touch(frozenset(run for run, (_, before) in shown if health.get(run) != before))
 
-    def _look(self) -> dict[str, Health]:
-        summaries = map(self._ledger.summary, self._ledger.runs())
-        return {summary.run: summary.health for summary in summaries if summary is not None}
+    def _look(self) -> dict[str, Health | None]:
+        return {run: self._ledger.health(run) for run in self._ledger.runs()}

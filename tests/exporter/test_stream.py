@@ -190,6 +190,32 @@ def test_too_many_streams_are_refused_and_room_is_made_by_leaving(
         assert time.monotonic() < deadline
 
 
+def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
+    site: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_STREAMS", 3)
+    host, port = site.url.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as stack:
+        asked = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(40)]
+        for one in asked:
+            one.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answered = [one.recv(12).removeprefix(b"HTTP/1.1 ") for one in asked]
+    assert (answered.count(b"200"), answered.count(b"503")) == (3, 37)
+
+
+def test_a_run_event_brings_no_more_than_the_worst_parameters(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(route, "MOST_PARAMETERS", 2)
+    job = Job(clock=site.clock)
+    for offenders in ({"a": 1, "b": 1, "c": 1}, {"c": 1, "b": 1}, {"c": 1}):
+        job.step("skipped_not_finite", "NaN", **offenders)
+    site.send(job.report())
+    with following(site.url, "lm") as stream:
+        run = stream.next("run").data
+    whole = site.get("/v1/runs/lm")
+    assert [row["parameter"] for row in whole["parameters"]] == ["c", "b", "a"]
+    assert run == whole | {"parameters": whole["parameters"][:2]}
+
+
 def test_a_stop_ends_open_streams_cleanly_and_at_once(exporter: RunningExporter) -> None:
     with following(exporter.url) as stream:
         rest: list[Message] = []

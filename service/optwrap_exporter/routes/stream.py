@@ -13,13 +13,16 @@ from starlette.concurrency import run_in_threadpool
 from optwrap_exporter.errors import refused
 from optwrap_exporter.ledger import Ledger
 from optwrap_exporter.store import Store
-from optwrap_exporter.streams import Hub
+from optwrap_exporter.streams import Follower, Hub
 from optwrap_exporter.wire import ErrorBody, Health, Run
 
 BATCH: Final = 100
 """Messages read from the store at once: all that a stream ever holds."""
 RUN_SECONDS: Final = 1.0
 """Least time between two `run` events of one run whose health is the same."""
+
+MOST_PARAMETERS: Final = 1000
+"""Parameters in a `run` event, the worst: one comes every second, and a run may have a hundred thousand."""
 
 Shown = Mapping[str, tuple[float, Health]]
 
@@ -33,14 +36,19 @@ def _error(description: str) -> dict[str, Any]:
 def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
     """The route."""
 
-    def room() -> None:
+    async def place(
+        run: Annotated[Run | None, Query(description="Only this run, which need not have reported yet.")] = None,
+    ) -> AsyncIterator[Follower]:
+        # In the event loop, and without a pause between the question and the answer: many may ask at once.
         if hub.closed or hub.full:
             allowed = "the same request later: " + (
                 "the exporter is stopping" if hub.closed else "too many streams are open"
             )
             raise refused(503, "request", None, allowed, {"Retry-After": "5"})
+        with hub.follow(run) as follower:
+            yield follower
 
-    routes = APIRouter(tags=["stream"], dependencies=[Depends(room)])
+    routes = APIRouter(tags=["stream"])
 
     @routes.get(
         "/v1/stream",
@@ -51,38 +59,39 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
         },
     )
     async def stream(
-        run: Annotated[Run | None, Query(description="Only this run, which need not have reported yet.")] = None,
+        follower: Annotated[Follower, Depends(place)],
         last_event_id: Annotated[
             str | None, Header(description="The `id` of the last message that came: what follows it comes first.")
         ] = None,
     ) -> AsyncIterator[ServerSentEvent]:
         """Follow one run, or all.
 
-        `report` events bring what each committed report added, `run` events the answer of /v1/runs/{run}: at the start
-        (of the run asked for, or of every run that has not ended), then at most once a second and on every change of
-        health. Without Last-Event-ID, or with one that this store never gave, it begins with what comes next.
+        `report` events bring what each committed report added, `run` events the answer of /v1/runs/{run} with the worst
+        1,000 parameters: at the start (of the run asked for, or of every run that has not ended), then at most once a
+        second and on every change of health. Without Last-Event-ID, or with one that this store never gave, it begins
+        with what comes next.
         """
-        with hub.follow(run) as follower:
-            position = _position(last_event_id, await run_in_threadpool(store.revision))
-            # Sets the client's last event id, so that it can come back even if nothing happens before it is cut off.
-            yield ServerSentEvent(comment=f"from revision {position}", id=str(position))
-            touched = await run_in_threadpool(_first, ledger, run)
-            while not hub.closed:
-                touched |= follower.take()
-                messages = await run_in_threadpool(store.changes, position, run, BATCH)
-                for message in messages:
-                    position = message.revision
-                    yield ServerSentEvent(event="report", data=message, id=str(position))
-                for name in await run_in_threadpool(_due, ledger, touched, follower.shown):
-                    touched.discard(name)
-                    detail = await run_in_threadpool(ledger.detail, name)
-                    if detail is None:
-                        follower.shown.pop(name, None)
-                        continue
-                    follower.shown[name] = (time.monotonic(), detail.health)
-                    yield ServerSentEvent(event="run", data=detail, id=str(position))
-                if len(messages) < BATCH:
-                    await follower.wait(_until_due(touched, follower.shown))
+        run = follower.run
+        position = _position(last_event_id, await run_in_threadpool(store.revision))
+        # Sets the client's last event id, so that it can come back even if nothing happens before it is cut off.
+        yield ServerSentEvent(comment=f"from revision {position}", id=str(position))
+        touched = await run_in_threadpool(_first, ledger, run)
+        while not hub.closed:
+            touched |= follower.take()
+            messages = await run_in_threadpool(store.changes, position, run, BATCH)
+            for message in messages:
+                position = message.revision
+                yield ServerSentEvent(event="report", data=message, id=str(position))
+            for name in await run_in_threadpool(_due, ledger, touched, follower.shown):
+                touched.discard(name)
+                detail = await run_in_threadpool(ledger.detail, name, MOST_PARAMETERS)
+                if detail is None:
+                    follower.shown.pop(name, None)
+                    continue
+                follower.shown[name] = (time.monotonic(), detail.health)
+                yield ServerSentEvent(event="run", data=detail, id=str(position))
+            if len(messages) < BATCH:
+                await follower.wait(_until_due(touched, follower.shown))
 
     return routes
 
@@ -91,8 +100,7 @@ def _first(ledger: Ledger, run: str | None) -> set[str]:
     """The runs that a stream shows at its start."""
     if run is not None:
         return {run}
-    summaries = map(ledger.summary, ledger.runs())
-    return {one.run for one in summaries if one is not None and one.health not in {"finished", "failed"}}
+    return {name for name in ledger.runs() if ledger.health(name) not in {"finished", "failed"}}
 
 
 def _due(ledger: Ledger, touched: set[str], shown: Shown) -> list[str]:
@@ -101,8 +109,7 @@ def _due(ledger: Ledger, touched: set[str], shown: Shown) -> list[str]:
     found = []
     for name in sorted(touched):
         when, health = shown.get(name, (-math.inf, None))
-        summary = ledger.summary(name)
-        if summary is None or now - when >= RUN_SECONDS or summary.health != health:
+        if now - when >= RUN_SECONDS or ledger.health(name) != health:
             found.append(name)
     return found
 
