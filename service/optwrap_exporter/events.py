@@ -180,9 +180,11 @@ def of_end(process: int, epoch: EpochState, before: EpochState | None, now: floa
     return Occurrence(process, kind, now, None, epoch.attempt, detail, f"{kind}/{process}/{epoch.epoch}")
 
 
-def of_conflict(process: int, older: EpochState, newer: EpochState, host: str, now: float) -> Occurrence:
-    """`conflict`: two attempts report under one name."""
-    detail = {"older": {"attempt": older.attempt, "host": host}, "newer": {"attempt": newer.attempt}}
+def of_conflict(process: int, older: EpochState, newer: EpochState, now: float) -> Occurrence:
+    """`conflict`: two lives report under one name at the same time."""
+    detail = {
+        name: {"attempt": epoch.attempt, "host": epoch.host} for name, epoch in (("older", older), ("newer", newer))
+    }
     key = f"conflict/{process}/{older.epoch}/{newer.epoch}"
     return Occurrence(process, "conflict", now, None, newer.attempt, detail, key)
 

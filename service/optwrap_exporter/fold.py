@@ -13,12 +13,10 @@ from typing import Final
 from optwrap_exporter import events, health, ranges
 from optwrap_exporter.counts import Counts
 from optwrap_exporter.events import Occurrence, Streaks
-from optwrap_exporter.state import NOTHING, EpochState, Offences, ProcessState, Streak
+from optwrap_exporter.state import NOTHING, Beat, EpochState, Offences, ProcessState, Streak
 from optwrap_exporter.wire import LARGEST, Offender, Report
 
 _SAMPLES: Final = 31
-_PACED: Final = 3
-"""Reports in a row that have to come as they were sent before an older epoch is believed to be alive."""
 _RANKS: Final = {"streak_ended": 0, "streak_started": 1}
 
 
@@ -63,12 +61,7 @@ def fold(process: ProcessState | None, report: Report, now: float, listening: fl
         if process is not None and _ill(process, now, listening) and not _ill(after, now, listening):
             after = dataclasses.replace(after, cleared=now)
     else:
-        conflict = process.conflict
-        if before is not None and in_order and _contradicts(process, epoch, report):
-            conflict = None if epoch.ended else (conflict[0] if conflict and _lasting(process, now) else now, now)
-        after = dataclasses.replace(process, epochs=_with(process.epochs, epoch, before), conflict=conflict)
-        if conflict is not None and conflict != process.conflict:
-            end.append(events.of_conflict(report.process, epoch, process.epoch, report.source.host, now))
+        after = dataclasses.replace(process, epochs=_with(process.epochs, epoch, before))
     return Folded(after, epoch, [occurrence for occurrence in (*first, *middle, *end) if occurrence is not None])
 
 
@@ -110,7 +103,7 @@ def _epoch(
             began=report.sent_at,
             sent=report.sent_at,
             heard=now,
-            paced=0,
+            beats=(Beat(now, report.totals.steps),),
             highest=report.seq,
             received=((report.seq, report.seq),),
             state=report.state,
@@ -119,15 +112,16 @@ def _epoch(
             share=totals.minus(at_start),
             base=base,
             dropped=dropped,
+            host=report.source.host,
             streak=streaks.open if streaks else Streak(),
             placed=report.totals.steps > 0,
             offences=offences,
         )
     in_order = report.seq > before.highest
-    paced = before.paced
+    beats = before.beats
     if in_order:
         apart, sent = now - before.heard, report.sent_at - before.sent
-        paced = paced + 1 if sent > 0 and 0.5 * sent <= apart <= 2 * sent + 1 else 0
+        beats = before.beaten(Beat(now, report.totals.steps), paced=sent > 0 and 0.5 * sent <= apart <= 2 * sent + 1)
     if base is not None and before.base is not None:
         base = base.maximum(before.base)
     received = ranges.add(before.received, report.seq)
@@ -139,7 +133,7 @@ def _epoch(
         began=min(before.began, report.sent_at),
         sent=report.sent_at if in_order else before.sent,
         heard=now if in_order else before.heard,
-        paced=paced,
+        beats=beats,
         highest=max(before.highest, report.seq),
         received=received,
         state=report.state if in_order else before.state,
@@ -209,21 +203,11 @@ def _speaks(process: ProcessState, epoch: EpochState, before: EpochState | None,
     # Once another has taken its place an epoch gets it back only if that one is gone, and it is plainly alive itself:
     # it sent this after all that the other ever sent, or it keeps time (its clock may have been set back).
     alive = report.seq > before.highest and not epoch.ended
-    return gone and alive and (report.sent_at > current.sent or epoch.paced >= _PACED)
+    return gone and alive and (report.sent_at > current.sent or epoch.alive)
 
 
 def _gone(process: ProcessState, now: float, listening: float) -> bool:
     return process.epoch.ended or health.stale_since(process, now, listening) is not None
-
-
-def _contradicts(process: ProcessState, epoch: EpochState, report: Report) -> bool:
-    """Whether an older epoch of another attempt was alive after the current one began, and that one has not ended."""
-    current = process.epoch
-    return epoch.attempt != current.attempt and report.sent_at > current.began and not current.ended
-
-
-def _lasting(process: ProcessState, now: float) -> bool:
-    return process.conflict is not None and now < process.conflict[1] + health.silence(process.interval)
 
 
 def _ill(process: ProcessState, now: float, listening: float) -> bool:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from optwrap_exporter import answers, events, ranges
+from optwrap_exporter import answers, conflicts, events, ranges
 from optwrap_exporter.answers import ProcessView
 from optwrap_exporter.cursor import decode, encode
 from optwrap_exporter.events import Occurrence
@@ -113,17 +113,20 @@ class Ledger:
         process = run.processes.get(report.process)
         before = process.epochs.get(report.epoch) if process else None
         folded = fold(process, report, now, self._listening)
-        occurrences = folded.occurrences
+        occurrences, after = folded.occurrences, folded.process
+        if report.seq == folded.epoch.highest:
+            after, conflict = conflicts.judge(run, after, folded.epoch, now)
+            occurrences = [*occurrences, conflict] if conflict else occurrences
         if (found := self._said.disagreement(report, folded.epoch.generation)) is not None:
             step, verdicts, steps = found
             occurrences = [*occurrences, events.of_divergence(report, step, verdicts, steps, now)]
         labels = run.labels
         if len(labels) < LABELS and (before is None or folded.epoch.share.parameters != before.share.parameters):
-            labels = _labels(labels, report, folded.process)
+            labels = _labels(labels, report, after)
         return Plan(
             time=now,
-            run=RunState(run.run, {**run.processes, report.process: folded.process}, labels),
-            process=folded.process,
+            run=RunState(run.run, {**run.processes, report.process: after}, labels),
+            process=after,
             occurrences=tuple(occurrences),
             report=report,
             before=before,

@@ -7,7 +7,7 @@ without reading a single step record. Parameters are apart (`Badness`): there ma
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, reduce
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.counts import Counts
 from optwrap_exporter.ranges import Ranges
@@ -52,6 +52,19 @@ class Streak:
         return 0 if self.first is None or self.last is None else self.last - self.first + 1
 
 
+class Beat(NamedTuple):
+    """A report that came as far from the one before it, in time, as it was sent."""
+
+    time: float
+    """When it came, by the exporter's clock."""
+    steps: int
+    """What its totals said."""
+
+
+_LIVING: Final = 4
+"""Beats that tell a life from what was only late."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class EpochState:
     """One epoch of one process: one start of it, or one rollback within it."""
@@ -71,8 +84,8 @@ class EpochState:
     """`sent_at` of the report with the highest seq."""
     heard: float
     """When that one came, by the exporter's clock."""
-    paced: int
-    """How many reports in a row came as far apart as they were sent: a living process does, a backlog does not."""
+    beats: tuple[Beat, ...]
+    """The last reports that came as far apart as they were sent: a living process does, a backlog does not."""
     highest: int
     """The highest seq."""
     received: Ranges
@@ -90,6 +103,7 @@ class EpochState:
     """Step records and bad ones that the client dropped."""
     not_stored: int = 0
     """Step records that the store had no room for."""
+    host: str = ""
     streak: Streak = Streak()
     placed: bool = False
     """Whether it is known, and told, at which step the epoch took up."""
@@ -99,6 +113,20 @@ class EpochState:
     def ended(self) -> bool:
         """Whether it said so."""
         return self.state in {"finished", "failed"}
+
+    @property
+    def alive(self) -> bool:
+        """Whether it kept time for several reports in a row."""
+        return len(self.beats) == _LIVING
+
+    @property
+    def moving(self) -> bool:
+        """Whether it took steps meanwhile."""
+        return self.beats[-1].steps > self.beats[0].steps
+
+    def beaten(self, beat: Beat, *, paced: bool) -> tuple[Beat, ...]:
+        """Its beats with another report's; `paced`: it came as far from the last one as it was sent."""
+        return (*self.beats, beat)[-_LIVING:] if paced else (beat,)
 
     def badness(self, parameter: str) -> Badness:
         """What it has to say of one parameter."""
@@ -153,6 +181,7 @@ class EpochState:
             **dict(written)
             | {
                 "received": tuple((first, last) for first, last in written["received"]),
+                "beats": tuple(Beat(*beat) for beat in written["beats"]),
                 "dropped": tuple(written["dropped"]),
                 "totals": counts("totals"),
                 "at_start": counts("at_start"),
@@ -202,7 +231,7 @@ class ProcessState:
     gave_up: tuple[float, float] | None = None
     """Since when, and when last."""
     conflict: tuple[float, float] | None = None
-    """Since when, and when last, an older epoch of another attempt was heard."""
+    """Since when, and when last, it and another life under its name contradicted each other."""
     stale: float | None = None
     """Since when it is said to be; known even after a restart of the exporter."""
     stalled: float | None = None
@@ -242,6 +271,10 @@ class ProcessState:
             before = through if state.base is None else through.maximum(state.base)
             through = before.plus(state.share)
             yield state, before, through
+
+    def names_own_attempt(self, epoch: EpochState) -> bool:
+        """Whether an epoch's attempt is called by one of this process's epochs: nothing told it its launch, then."""
+        return epoch.attempt in self.epochs
 
     def taken_before(self, epoch: EpochState, step: int) -> int:
         """How often it had taken the step in the same attempt before that epoch: after a rollback it is another one."""

@@ -247,16 +247,6 @@ def test_an_end_is_told_once(ledger: Ledger, trainer: Trainer, state: str) -> No
     assert take(ledger, trainer.report(state)).occurrences == ()
 
 
-def test_a_conflict_names_both_attempts(ledger: Ledger, trainer: Trainer, clock: Clock) -> None:
-    take(ledger, trainer.report())
-    clock.advance(1)
-    take(ledger, Trainer(clock, attempt="second").report())
-    clock.advance(1)
-    (conflict,) = take(ledger, trainer.report()).occurrences
-    assert conflict.kind == "conflict"
-    assert conflict.detail == {"older": {"attempt": "first", "host": "node-0"}, "newer": {"attempt": "second"}}
-
-
 def twins(clock: Clock) -> tuple[Trainer, Trainer]:
     return Trainer(clock, process_count=2), Trainer(clock, process=1, process_count=2)
 

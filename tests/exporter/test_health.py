@@ -8,45 +8,7 @@ from optwrap_exporter.ledger import Ledger
 from optwrap_exporter.wire import HEALTHS, Health
 
 from tests.exporter.reports import START, Clock, Trainer, take
-
-
-class Watched:
-    """One exporter's ledger, and what it says of the only run."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.ledger = Ledger(self.clock)
-
-    def of(self, process: int = 0) -> tuple[Health, float]:
-        """Health of a process and, in seconds after START, since when."""
-        (view,) = [view for view in self.ledger.views() if view.process == process]
-        return view.health, view.since - START
-
-    def of_run(self) -> tuple[Health, float]:
-        summary = self.ledger.summary("lm")
-        assert summary is not None
-        return summary.health, summary.since - START
-
-    def say(self, trainer: Trainer, verdict: str | None = "applied", *, state: str = "running") -> None:
-        """A report, of one step where a verdict is given."""
-        if verdict == "bad":
-            trainer.bad()
-        elif verdict is not None:
-            trainer.step(verdict)
-        take(self.ledger, trainer.report(state))
-
-    def keep_saying(self, trainer: Trainer, seconds: float, verdict: str | None = None) -> None:
-        """A report each second."""
-        for _ in range(int(seconds)):
-            self.clock.advance(1)
-            self.say(trainer, verdict)
-
-    def look(self) -> list[str]:
-        """What the clock alone brings: the kinds of the events."""
-        plans = self.ledger.pass_time()
-        for plan in plans:
-            self.ledger.apply(plan)
-        return [occurrence.kind for plan in plans for occurrence in plan.occurrences]
+from tests.exporter.watching import Watched
 
 
 @pytest.fixture
@@ -265,77 +227,6 @@ def test_a_finished_process_with_an_open_streak_is_finished(watched: Watched, tr
     assert watched.of()[0] == "finished"
 
 
-def test_two_live_attempts_under_one_name_are_a_conflict_until_one_is_gone(watched: Watched, trainer: Trainer) -> None:
-    watched.say(trainer)
-    watched.clock.advance(5)
-    other = Trainer(watched.clock, attempt="second")
-    watched.say(other)
-    assert watched.of()[0] == "ok"
-    watched.clock.advance(1)
-    watched.say(trainer)
-    assert watched.of() == watched.of_run() == ("conflict", 6)
-    for _ in range(20):
-        watched.clock.advance(1)
-        watched.say(trainer)
-        watched.say(other)
-    assert watched.of() == ("conflict", 6)
-    last = watched.clock.now - START
-    watched.keep_saying(other, 9, "applied")
-    assert watched.of() == ("conflict", 6)
-    watched.keep_saying(other, 1, "applied")
-    assert watched.of() == ("ok", last + 10)
-
-
-def test_a_conflict_ends_at_once_when_the_older_one_says_goodbye(watched: Watched, trainer: Trainer) -> None:
-    watched.say(trainer)
-    other = Trainer(watched.clock, attempt="second")
-    watched.clock.advance(1)
-    watched.say(other)
-    watched.clock.advance(1)
-    watched.say(trainer)
-    watched.say(trainer, state="finished")
-    assert watched.of()[0] == "ok"
-
-
-def test_a_killed_and_resumed_job_is_no_conflict(watched: Watched, trainer: Trainer) -> None:
-    watched.say(trainer)
-    watched.clock.advance(1)
-    watched.say(Trainer(watched.clock, attempt="second", state=trainer.state.copy()))
-    assert watched.of()[0] == "ok"
-
-
-def test_a_late_report_is_no_conflict(watched: Watched, trainer: Trainer) -> None:
-    watched.say(trainer)
-    watched.clock.advance(1)
-    trainer.step()
-    late = trainer.report()
-    watched.clock.advance(1)
-    watched.say(Trainer(watched.clock, attempt="second"))
-    watched.clock.advance(1)
-    take(watched.ledger, late)
-    assert watched.of()[0] == "ok"
-
-
-def test_the_last_words_of_a_job_that_its_successor_overlaps_are_no_conflict(
-    watched: Watched, trainer: Trainer
-) -> None:
-    watched.say(trainer)
-    watched.clock.advance(1)
-    watched.say(Trainer(watched.clock, attempt="second"))
-    watched.clock.advance(1)
-    watched.say(trainer, state="failed")
-    assert watched.of()[0] == "ok"
-
-
-def test_a_rollback_within_an_attempt_is_no_conflict(watched: Watched, trainer: Trainer) -> None:
-    watched.say(trainer)
-    watched.clock.advance(1)
-    watched.say(Trainer(watched.clock, attempt=trainer.attempt))
-    watched.clock.advance(1)
-    watched.say(trainer)
-    assert watched.of()[0] == "ok"
-
-
 def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
     watched: Watched, trainer: Trainer
 ) -> None:
@@ -344,7 +235,7 @@ def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
     newer = Trainer(watched.clock, attempt="second")
     watched.say(newer)
     watched.keep_saying(trainer, 9, "applied")
-    assert watched.of()[0] == "conflict"
+    assert watched.ledger.views()[0].epoch == newer.epoch
     watched.keep_saying(trainer, 1, "applied")
     assert watched.of()[0] == "ok"
     assert watched.ledger.views()[0].epoch == trainer.epoch
@@ -435,11 +326,13 @@ def test_what_a_killed_attempt_leaves_behind_is_no_part_of_the_run(watched: Watc
 
 def test_a_process_restarted_alone_does_not_hide_the_others(watched: Watched) -> None:
     """Where nothing tells one launch from another, every start is an attempt of its own."""
-    trainers = [Trainer(watched.clock, process=i, attempt=f"of-{i}", process_count=3) for i in range(3)]
+    trainers = [
+        Trainer(watched.clock, process=i, epoch=f"of-{i}", attempt=f"of-{i}", process_count=3) for i in range(3)
+    ]
     for trainer in trainers:
         watched.say(trainer)
     watched.clock.advance(1)
-    again = Trainer(watched.clock, process=2, attempt="of-2-again", process_count=3)
+    again = Trainer(watched.clock, process=2, epoch="again", attempt="again", process_count=3)
     for _ in range(15):
         watched.clock.advance(1)
         for trainer in (trainers[0], trainers[1], again):

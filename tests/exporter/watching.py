@@ -1,0 +1,45 @@
+"""For tests: a ledger that is watched, with a clock that the test turns."""
+
+from optwrap_exporter.ledger import Ledger
+from optwrap_exporter.wire import Health
+
+from tests.exporter.reports import START, Clock, Trainer, take
+
+
+class Watched:
+    """One exporter's ledger, and what it says of the only run."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.ledger = Ledger(self.clock)
+
+    def of(self, process: int = 0) -> tuple[Health, float]:
+        """Health of a process and, in seconds after START, since when."""
+        (view,) = [view for view in self.ledger.views() if view.process == process]
+        return view.health, view.since - START
+
+    def of_run(self) -> tuple[Health, float]:
+        summary = self.ledger.summary("lm")
+        assert summary is not None
+        return summary.health, summary.since - START
+
+    def say(self, trainer: Trainer, verdict: str | None = "applied", *, state: str = "running") -> None:
+        """A report, of one step where a verdict is given."""
+        if verdict == "bad":
+            trainer.bad()
+        elif verdict is not None:
+            trainer.step(verdict)
+        take(self.ledger, trainer.report(state))
+
+    def keep_saying(self, trainer: Trainer, seconds: float, verdict: str | None = None) -> None:
+        """A report each second."""
+        for _ in range(int(seconds)):
+            self.clock.advance(1)
+            self.say(trainer, verdict)
+
+    def look(self) -> list[str]:
+        """What the clock alone brings: the kinds of the events."""
+        plans = self.ledger.pass_time()
+        for plan in plans:
+            self.ledger.apply(plan)
+        return [occurrence.kind for plan in plans for occurrence in plan.occurrences]
