@@ -21,7 +21,7 @@ from optwrap_exporter.security import HostCheck, SecurityHeaders
 from optwrap_exporter.server import StartError, bind_tcp, bound_unix, configure_logging, server_of
 from optwrap_exporter.settings import Address, Settings
 from optwrap_exporter.statistics import Statistics
-from optwrap_exporter.store import Store, StoreError
+from optwrap_exporter.store import Store, StoreError, holds_store
 from optwrap_exporter.streams import Hub
 
 DISTRIBUTION: Final = "optwrap-exporter"
@@ -119,8 +119,8 @@ def forget_run(data_dir: Path, name: str) -> None:
     Raises:
       click.ClickException: the directory is in use or no store, or it knows no such run.
     """
-    if not data_dir.is_dir():
-        raise click.ClickException(f"--data-dir {data_dir}: there is no such directory")
+    if not holds_store(data_dir):
+        raise click.ClickException(f"--data-dir {data_dir}: holds no store")
     try:
         with contextlib.closing(Store(data_dir)) as store:
             ingest = Ingest(store, Ledger(time.time), clock=time.time, tick=0)

@@ -44,6 +44,11 @@ class StoreFull(Exception):
     """Not even the totals can be stored (503). Nothing of the report was."""
 
 
+def holds_store(directory: Path) -> bool:
+    """Whether there is a store in that directory; none is made."""
+    return (directory / _FILE).is_file()
+
+
 class Store:
     """Everything durable. Close it; or use it as a context manager.
 
@@ -62,7 +67,7 @@ class Store:
             raise StoreError(f"store limit: {limit_bytes} bytes: give at least {SMALLEST_LIMIT}, or none")
         self._path = directory / _FILE
         self._limit = limit_bytes
-        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()  # None: there are no more
         self._closed = False
         self._lock = _locked(directory)
         try:
@@ -94,7 +99,9 @@ class Store:
             return
         self._closed = True
         for _ in range(_READERS):
-            self._readers.get().close()
+            if (reader := self._readers.get()) is not None:
+                reader.close()
+        self._readers.put(None)
         self._db.close()
         os.close(self._lock)
 
@@ -161,9 +168,10 @@ class Store:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """A connection in which everything that is read is of one revision."""
-        if self._closed:
-            raise RuntimeError(f"{self._path}: the store is closed")
         db = self._readers.get()
+        if db is None:
+            self._readers.put(None)  # for whoever waits next
+            raise RuntimeError(f"{self._path}: the store is closed")
         try:
             db.execute("BEGIN")
             yield db
@@ -276,6 +284,8 @@ def _locked(directory: Path) -> int:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise StoreError(f"data directory {directory}: not a directory: give another, by --data-dir") from error
     except OSError as error:
         raise StoreError(
             f"data directory {directory}: {error.strerror}: give one that can be written, by --data-dir"

@@ -131,7 +131,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--allowed-host", "http://x"], "neither a host name"),
         (["--log-level", "loud"], "loud"),
         (["--data-dir", "/proc/nope/x"], "/proc/nope/x"),
-        (["--data-dir", "/dev/null"], "/dev/null"),
+        (["--data-dir", "/dev/null"], "/dev/null: not a directory"),
         (["--ingest-socket", "/proc/nope/x"], "/proc/nope/x"),
         (["status", "http://127.0.0.1:1"], "no exporter answers at http://127.0.0.1:1"),
         (["status", "unix:///nonexistent/socket"], "no exporter answers"),
@@ -213,6 +213,11 @@ def test_forget_deletes_a_run_and_only_while_no_exporter_runs(
     exporter.start()
     runs = httpx.get(f"{exporter.url}/v1/runs", trust_env=False).json()["items"]
     assert [run["run"] for run in runs] == ["kept"]
+
+
+def test_forget_makes_no_store_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path}: holds no store" in failure(capsys, "forget", "lm", "--data-dir", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_documentation_has_every_option_and_its_environment_variable() -> None:

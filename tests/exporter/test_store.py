@@ -247,7 +247,7 @@ def truncated(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (a_file, "File exists|Not a directory"),
+        (a_file, "not a directory"),
         (no_database, "not a database"),
         (anothers, "another program"),
         (newer, "newer exporter"),
@@ -334,6 +334,20 @@ def test_many_threads_may_read_while_one_writes(kept: Kept) -> None:
 def test_a_closed_store_is_not_read(kept: Kept) -> None:
     kept.store.close()
     kept.store.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        kept.store.revision()
+
+
+def test_a_read_that_finds_the_store_closed_under_it_ends(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = kept.store._readers
+    get = readers.get
+
+    def too_late() -> sqlite3.Connection | None:
+        monkeypatch.undo()
+        kept.store.close()
+        return get(timeout=5)
+
+    monkeypatch.setattr(readers, "get", too_late)
     with pytest.raises(RuntimeError, match="closed"):
         kept.store.revision()
 
