@@ -173,9 +173,9 @@ def worst_first(row: ParameterRow) -> tuple[int, int, str]:
 
 
 def _offences(run: RunState) -> dict[str, Offences]:
-    """By parameter, over all attempts; of an attempt, whose processes see the same, from the one that saw most."""
+    """By parameter, over all attempts; of an attempt, whose processes see the same, from the lowest that saw most."""
     largest: dict[tuple[str, str], Offences] = {}
-    for process in run.processes.values():
+    for _, process in sorted(run.processes.items()):
         own: dict[tuple[str, str], Offences] = {}
         for state in process.epochs.values():
             for path, found in state.offences.items():
