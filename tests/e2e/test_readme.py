@@ -75,6 +75,29 @@ def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, in
         assert run in asked.stdout or run not in command, asked
 
 
+def test_the_exporters_command_starts_one(tmp_path: Path) -> None:
+    """As it stands, but for the port, which somebody may have."""
+    environment = {**os.environ, "OPTWRAP_EXPORTER_LISTEN": "127.0.0.1:0"}
+    (command,) = (c for c in COMMANDS if c.startswith("optwrap-exporter --data-dir"))
+    program, *arguments = command.split()
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name(program), *arguments],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert "listening on http://127.0.0.1:" in said, said
+        assert any((tmp_path / "optwrap-data").iterdir())
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
 def test_make_demo_sets_up_and_ends_in_json(tmp_path: Path) -> None:
     ran = shell("make demo", REPOSITORY, ARGS=f"--quick --listen 127.0.0.1:0 --data-dir {tmp_path}")
     assert ran.returncode == 0, ran.stderr
