@@ -245,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="two small cases, two seconds each: to see that it runs")
     parser.add_argument("--seconds", type=float, help="to measure each case for (15; quick: 2)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this in their title")
     options = parser.parse_args()
     seconds = options.seconds or (2.0 if options.quick else 15.0)
     if options.quick:
@@ -260,7 +261,7 @@ def main() -> None:
         highlight=False,
     )
     with tempfile.TemporaryDirectory() as directory, Exporter("127.0.0.1:0", Path(directory)) as exporter:
-        for number, case in enumerate(cases):
+        for number, case in enumerate(case for case in cases if options.only in case.title):
             measure(case, exporter.endpoint, seconds, f"case-{number}", console)
 
 
