@@ -6,7 +6,8 @@ from typing import Final
 
 from optwrap_exporter import health, ranges
 from optwrap_exporter.counts import Counts
-from optwrap_exporter.state import Offences, ProcessState, RunState
+from optwrap_exporter.epoch import Offences
+from optwrap_exporter.state import ProcessState, RunState
 from optwrap_exporter.wire import (
     AttemptRow,
     AttemptState,
@@ -139,7 +140,7 @@ def unseen(run: RunState, speaker: ProcessState) -> int:
     hearsay only (a base, after the loss of a directory). Both may be the same steps: the larger of the two counts.
     """
     lived = speaker.epoch.totals.steps
-    hearsay = speaker.total.steps - speaker.seen.steps
+    hearsay = speaker.total.steps - sum(share.steps for share in speaker.shares.values())
     covered = max(_covered(run.processes.values(), lived), _covered([speaker], lived) + hearsay)
     return max(0, lived - covered)
 
@@ -176,22 +177,13 @@ def _offences(run: RunState) -> dict[str, Offences]:
     """By parameter, over all attempts; of an attempt, whose processes see the same, from the lowest that saw most."""
     largest: dict[tuple[str, str], Offences] = {}
     for _, process in sorted(run.processes.items()):
-        own: dict[tuple[str, str], Offences] = {}
-        for state in process.epochs.values():
-            for path, found in state.offences.items():
-                key = (state.attempt, path)
-                own[key] = _both(own[key], found) if key in own else found
-        for key, found in own.items():
+        for key, found in process.offences.items():
             if key not in largest or largest[key].values < found.values:
                 largest[key] = found
     summed: dict[str, Offences] = {}
     for (_, path), found in largest.items():
-        summed[path] = _both(summed[path], found) if path in summed else found
+        summed[path] = summed[path].plus(found) if path in summed else found
     return summed
-
-
-def _both(a: Offences, b: Offences) -> Offences:
-    return Offences(a.values + b.values, min(a.first_step, b.first_step), max(a.last_step, b.last_step))
 
 
 def _first_report(run: RunState) -> float:

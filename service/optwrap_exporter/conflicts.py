@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from optwrap_exporter import events, health
+from optwrap_exporter.epoch import EpochState
 from optwrap_exporter.events import Occurrence
-from optwrap_exporter.state import EpochState, ProcessState, RunState
+from optwrap_exporter.state import ProcessState, RunState
 
 
 def judge(

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from optwrap_exporter.state import EpochState, Streak
+from optwrap_exporter.epoch import EpochState, Streak
 from optwrap_exporter.wire import EventKind, Offender, Report, Verdict, spelled
 
 MOST_NAMED: Final = 20

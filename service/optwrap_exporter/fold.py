@@ -12,8 +12,9 @@ from typing import Final
 
 from optwrap_exporter import events, health, ranges
 from optwrap_exporter.counts import Counts
+from optwrap_exporter.epoch import NOTHING, Beat, EpochState, Offences, Streak
 from optwrap_exporter.events import Occurrence, Streaks
-from optwrap_exporter.state import NOTHING, Beat, EpochState, Offences, ProcessState, Streak
+from optwrap_exporter.state import ProcessState
 from optwrap_exporter.wire import LARGEST, Offender, Report
 
 _SAMPLES: Final = 31

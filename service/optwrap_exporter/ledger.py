@@ -12,11 +12,12 @@ from typing import Final
 from optwrap_exporter import answers, conflicts, events, ranges
 from optwrap_exporter.answers import ProcessView
 from optwrap_exporter.cursor import decode, encode
+from optwrap_exporter.epoch import EpochState
 from optwrap_exporter.events import Occurrence
 from optwrap_exporter.fold import fold, pass_time
 from optwrap_exporter.health import of_run
 from optwrap_exporter.said import Said
-from optwrap_exporter.state import EpochState, ProcessState, RunState
+from optwrap_exporter.state import ProcessState, RunState
 from optwrap_exporter.wire import Acknowledgement, Health, Page, ParameterRow, Report, RunDetail, RunSummary
 
 __all__ = ["Clock", "Ledger", "Plan", "ProcessView"]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from optwrap_exporter import blocks, events
+from optwrap_exporter.epoch import Badness, EpochState, Offences
 from optwrap_exporter.ledger import Plan
-from optwrap_exporter.state import Badness, EpochState, Offences, ProcessState, RunState
+from optwrap_exporter.state import ProcessState, RunState
 from optwrap_exporter.wire import VERDICTS, Report
 
 _GOOD: Final = frozenset({"applied", "accumulated"})

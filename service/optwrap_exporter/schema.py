@@ -27,10 +27,10 @@ CREATE TABLE epoch (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     epoch TEXT NOT NULL,
-    state TEXT NOT NULL,                -- JSON: state.EpochState.durable
+    state TEXT NOT NULL,                -- JSON: epoch.EpochState.durable
     UNIQUE (run_id, process, epoch)
 );
-CREATE TABLE badness (                  -- state.Badness; in the tree's order as far as it was known
+CREATE TABLE badness (                  -- epoch.Badness; in the tree's order as far as it was known
     id INTEGER PRIMARY KEY,
     epoch_id INTEGER NOT NULL,
     parameter TEXT NOT NULL,
