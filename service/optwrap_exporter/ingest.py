@@ -264,7 +264,15 @@ class Ingest:
             raise Conflict("attempt", report.attempt, f"that of epoch {report.epoch}, {plan.before.attempt}")
         if plan.scattered:  # those that the client holds from before will close gaps
             raise Busy(_RETRY)
+        if self._make_room(len(report.steps) + len(report.offenders)):
+            plan = self._ledger.plan(report)
         return self._commit(plan, digest).answer()
+
+    def _make_room(self, records: int = 0) -> bool:
+        """Make room for so many records; whether the ledger has changed by that."""
+        lost = self._store.make_room(records)
+        self._ledger.lose(lost)
+        return bool(lost)
 
     def _commit(self, plan: Plan, digest: bytes | None = None) -> Plan:
         revision, plan = self._store.commit(plan, digest)
@@ -284,6 +292,7 @@ class Ingest:
             _log.warning("looking after the store failed, will try again: %s", error)
 
     def _look(self, *, forever: bool = False) -> None:
+        self._make_room()
         for plan in self._ledger.pass_time():
             self._commit(plan)
         if self._retention.seconds is None:

@@ -6,7 +6,7 @@ asked from any thread at any time, and an answer is one consistent state, never 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from optwrap_exporter import answers, conflicts, events, ranges
@@ -152,6 +152,15 @@ class Ledger:
         self._runs[plan.run.run] = plan.run
         if plan.report is not None:
             self._said.remember(plan.report, plan.epoch.generation)
+
+    def lose(self, lost: Mapping[tuple[str, int, str], int]) -> None:
+        """Count step records that had to make room, by run, process and epoch; the store has counted them, too."""
+        for (name, index, of), count in lost.items():
+            run = self._runs[name]
+            process = run.processes[index]
+            epoch = dataclasses.replace(process.epochs[of], not_stored=process.epochs[of].not_stored + count)
+            process = dataclasses.replace(process, epochs={**process.epochs, of: epoch})
+            self._runs[name] = dataclasses.replace(run, processes={**run.processes, index: process})
 
     def forget(self, run: str) -> None:
         """Forget a run that the store has forgotten."""

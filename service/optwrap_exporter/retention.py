@@ -4,13 +4,22 @@ Each function is one transaction's worth; totals are untouched but by `forget`.
 """
 
 import sqlite3
+from collections import Counter
+from collections.abc import Mapping
 
 from optwrap_exporter import blocks
-from optwrap_exporter.schema import OF_RUN
+from optwrap_exporter.schema import OF_RUN, used_bytes
+
+Origin = tuple[str, int, str]
+"""Where step records came from: run, process, epoch."""
 
 
-def drop_records(db: sqlite3.Connection, revision: int) -> None:
-    """Delete the step records that came with that change and those before it, and the changes themselves."""
+def drop_records(db: sqlite3.Connection, revision: int) -> Counter[int]:
+    """Delete the step records that came with that change and those before it, and the changes themselves.
+
+    Returns how many step records there were, by the id of their epoch.
+    """
+    found: Counter[int] = Counter()
     spans = db.execute(
         "SELECT run_id, process, min(first_step), max(last_step) FROM change "
         "WHERE revision <= ? AND first_step IS NOT NULL GROUP BY run_id, process",
@@ -18,16 +27,39 @@ def drop_records(db: sqlite3.Connection, revision: int) -> None:
     ).fetchall()
     for span in spans:
         where = "run_id = ? AND process = ? AND step BETWEEN ? AND ? AND revision <= ?"
-        for table in ("step", "offender"):
-            db.execute(f"DELETE FROM {table} WHERE {where}", (*span, revision))
+        gone = db.execute(f"DELETE FROM step WHERE {where} RETURNING epoch_id", (*span, revision))
+        found.update(epoch_id for (epoch_id,) in gone)
+        db.execute(f"DELETE FROM offender WHERE {where}", (*span, revision))
         blocks.rewrite(db, *span)
     db.execute("DELETE FROM change WHERE revision <= ?", (revision,))
+    return found
 
 
-def oldest_change(db: sqlite3.Connection, count: int) -> int | None:
-    """The last of the `count` oldest changes there are; None where there is none."""
-    rows = db.execute("SELECT revision FROM change ORDER BY revision LIMIT ?", (count,)).fetchall()
-    return int(rows[-1][0]) if rows else None
+def make_room(db: sqlite3.Connection, target: int, count: int) -> Mapping[Origin, int] | None:
+    """Drop the oldest changes, `count` at most, until no more than `target` bytes are used; None where there is none.
+
+    Returns how many step records went, which are counted in their epochs as not stored.
+    """
+    oldest = db.execute("SELECT revision FROM change ORDER BY revision LIMIT ?", (count,)).fetchall()
+    lost: Counter[int] = Counter()
+    for (revision,) in oldest:
+        lost += drop_records(db, revision)
+        if used_bytes(db) <= target:
+            break
+    return {_lose(db, epoch_id, records): records for epoch_id, records in lost.items()} if oldest else None
+
+
+def _lose(db: sqlite3.Connection, epoch_id: int, records: int) -> Origin:
+    """Count step records of an epoch as not stored; returns which epoch that is."""
+    db.execute(
+        "UPDATE epoch SET state = json_set(state, '$.not_stored', json_extract(state, '$.not_stored') + ?) "
+        "WHERE id = ?",
+        (records, epoch_id),
+    )
+    run, process, epoch = db.execute(
+        "SELECT run.run, process, epoch FROM epoch JOIN run ON run.id = run_id WHERE epoch.id = ?", (epoch_id,)
+    ).fetchone()
+    return run, process, epoch
 
 
 def last_change_before(db: sqlite3.Connection, time: float, count: int) -> int | None:

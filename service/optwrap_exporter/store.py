@@ -9,13 +9,15 @@ import fcntl
 import os
 import queue
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from optwrap_exporter import queries, retention, schema
 from optwrap_exporter.ledger import Plan
+from optwrap_exporter.retention import Origin
 from optwrap_exporter.rows import Rows
 from optwrap_exporter.state import RunState
 from optwrap_exporter.wire import Event, EventKind, Page, Report, ReportMessage, StepsAnswer
@@ -26,9 +28,13 @@ SMALLEST_LIMIT: Final = 1024 * 1024
 _FILE: Final = "optwrap.sqlite3"
 _READERS: Final = 4
 _AT_ONCE: Final = 64
-"""Changes whose records are dropped in one transaction: short, because the next report waits for it."""
+"""Changes whose records, or events, that are dropped in one transaction: short, because the next report waits."""
 _CROWDED: Final = 0.9
-"""The part of the limit from which on room is made before it is needed."""
+"""The part of the limit that is filled: beyond it are the log's and the tree's own ups and downs."""
+_RECORD_BYTES: Final = 100
+"""What a step record or an offender takes at most, by and large."""
+_SLICE: Final = 1 << 16
+"""Bytes beyond what is needed that are given free at once."""
 
 _OF_THE_DISK: Final = (sqlite3.OperationalError, sqlite3.DatabaseError)
 """What a full or failing disk, or a damaged file, raises: these classes themselves; those derived are our mistakes."""
@@ -205,40 +211,40 @@ class Store:
         Raises:
           StoreFull: not even the totals could be stored. Nothing was.
         """
-        self._made_room()
-        versions = [plan, plan.without_records()]
-        while True:
+        for version in (plan, plan.without_records()):
             try:
-                return self._transaction(partial(self._rows.write, versions[0], digest)), versions[0]
+                return self._transaction(partial(self._rows.write, version, digest)), version
             except sqlite3.DatabaseError as error:
                 if type(error) not in _OF_THE_DISK:
                     raise
-                if self._made_room():
-                    continue
-                if len(versions) == 1:
-                    raise StoreFull(f"{self._path}: {error}") from error
-                versions.pop(0)
+                full = error
+        raise StoreFull(f"{self._path}: {full}") from full
 
-    def _made_room(self) -> bool:
-        """Make room where the limit is what is in the way: a disk that others fill is not emptied by us."""
-        if self._limit is None or schema.used_bytes(self._db) < _CROWDED * self._limit:
-            return False
-        try:
-            return self.make_room()
-        except sqlite3.Error:
-            return False
+    def make_room(self, records: int = 0) -> Mapping[Origin, int]:
+        """Forget the oldest step records, then the oldest events, until so many records more are within the limit.
 
-    def make_room(self) -> bool:
-        """Forget some of the oldest step records; where there is none, of the oldest events. False: nothing to forget.
+        Where far more would have to go (the limit was lowered) it is some now and some the next time. It is the limit
+        alone that is looked at: a disk that others fill is not emptied by us.
 
-        Raises:
-          sqlite3.Error: not even that was possible.
+        Returns:
+          How many step records went, by where they came from; each is counted as not stored.
         """
-        revision = retention.oldest_change(self._db, _AT_ONCE)
-        if revision is not None:
-            self._transaction(lambda: retention.drop_records(self._db, revision))
-            return True
-        return self._transaction(lambda: retention.drop_events(self._db, 16 * _AT_ONCE))
+        lost: Counter[Origin] = Counter()
+        if self._limit is None:
+            return lost
+        coming = _RECORD_BYTES * records
+        used = schema.used_bytes(self._db)
+        target = max(int(_CROWDED * self._limit) - coming, used - 2 * coming - _SLICE)
+        try:
+            while schema.used_bytes(self._db) > target:
+                gone = self._transaction(lambda: retention.make_room(self._db, target, _AT_ONCE))
+                if gone is not None:
+                    lost.update(gone)
+                elif not self._transaction(lambda: retention.drop_events(self._db, _AT_ONCE)):
+                    break
+        except sqlite3.Error:  # then there is no more room than there is
+            pass
+        return lost
 
     def retire(self, before: float) -> bool:
         """Forget some of the step records and events that were committed before a time; False: no more to forget.

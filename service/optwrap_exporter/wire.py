@@ -353,7 +353,7 @@ class DroppedTotals(_Response):
     steps: int
     bad_steps: int
     not_stored: int
-    """Step records that reached the exporter and for which its store had no room."""
+    """Step records that reached the exporter and for which its store had no room, at once or later."""
 
 
 class AttemptRow(_Response):

@@ -12,22 +12,28 @@ from hypothesis import strategies as st
 from optwrap_exporter import ranges
 from optwrap_exporter.ingest import Busy, Closed, Committed, Conflict, Ingest, Retention, digest_of
 from optwrap_exporter.ledger import Ledger, Plan
-from optwrap_exporter.store import Store, StoreFull
+from optwrap_exporter.store import SMALLEST_LIMIT, Store, StoreFull
 from optwrap_exporter.wire import Acknowledgement, Report, RunDetail
 
 from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, Trainer, sent
+from tests.exporter.reports import Clock, State, Trainer, sent
 
 
 class Exporter:
     """Store, ledger and ingest on one directory; started, with a clock that the test turns."""
 
     def __init__(
-        self, directory: Path, clock: Clock | None = None, *, waiting: int = 256, retention: Retention | None = None
+        self,
+        directory: Path,
+        clock: Clock | None = None,
+        *,
+        waiting: int = 256,
+        retention: Retention | None = None,
+        limit_bytes: int | None = None,
     ) -> None:
         self.directory = directory
         self.clock = clock or Clock()
-        self.store = Store(directory)
+        self.store = Store(directory, limit_bytes=limit_bytes)
         self.ledger = Ledger(self.clock)
         self.ingest = Ingest(self.store, self.ledger, clock=self.clock, waiting=waiting, tick=0, retention=retention)
 
@@ -392,6 +398,29 @@ def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
             clock.advance(60)
             assert told.wait(60)
         assert failed.is_set()
+
+
+def test_records_that_make_room_for_others_are_counted_and_that_survives_a_restart(tmp_path: Path) -> None:
+    """Of every epoch by itself, that of the report which needs the room included; what time brings undoes no count."""
+    clock = Clock()
+    with Exporter(tmp_path, clock, limit_bytes=SMALLEST_LIMIT) as exporter:
+        state = State()
+        for _ in range(3):
+            trainer = Trainer(clock, state=state)
+            state = trainer.state
+            for _ in range(15):
+                for _ in range(1000):
+                    trainer.step()
+                exporter.ingest.submit(trainer.report())
+                clock.advance(1)
+        clock.advance(60)
+        exporter.ingest.tick()
+        stored = exporter.store.steps("lm", 0).total
+        assert stored > 10_000
+        assert exporter.detail.dropped.not_stored == state.steps - stored
+        before = exporter.detail
+    with Exporter(tmp_path, clock, limit_bytes=SMALLEST_LIMIT) as exporter:
+        assert exporter.detail == before
 
 
 def test_old_records_go_and_runs_long_silent_go_whole_but_no_live_totals(tmp_path: Path) -> None:

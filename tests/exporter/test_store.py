@@ -1,6 +1,7 @@
 """The store: what is acknowledged survives a crash, once; what is read is right; what does not fit goes in order."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -38,6 +39,7 @@ class Kept:
         self.ledger.restore(self.store.restore())
 
     def take(self, report: Report) -> int:
+        self.ledger.lose(self.store.make_room(len(report.steps) + len(report.offenders)))
         return self.commit(self.ledger.plan(report))
 
     def commit(self, plan: Plan) -> int:
@@ -593,31 +595,56 @@ def test_old_records_and_events_go_and_totals_stay(kept: Kept) -> None:
     assert after.parameters == before.parameters
 
 
-def test_where_the_limit_is_reached_the_oldest_records_go_and_totals_never(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("reports", "records"), [(600, 20), (150, 100), (25, 1000)])
+def test_where_the_limit_is_reached_the_oldest_records_go_and_are_counted_and_totals_never(
+    tmp_path: Path, reports: int, records: int
+) -> None:
+    """And no more of them than has to: the store stays as full as it may be."""
     kept = Kept(tmp_path, limit_bytes=SMALLEST_LIMIT)
     trainers = [Trainer(kept.clock, process=process, process_count=2) for process in range(2)]
-    largest = 0
-    for _ in range(150):
+    sizes: list[int] = []
+    for _ in range(reports):
         kept.clock.advance(1)
         for trainer in trainers:
-            for _ in range(100):
+            for _ in range(records):
                 trainer.step()
             trainer.bad()
             kept.take(trainer.report())
-        largest = max(largest, kept.store.size())
-    assert 0.8 * SMALLEST_LIMIT < largest <= SMALLEST_LIMIT
-    steps = kept.store.steps("lm", 1, points=10**6).columns.step
+        sizes.append(kept.store.size())
+    full = next(place for place, size in enumerate(sizes) if size > 0.75 * SMALLEST_LIMIT)
+    assert max(sizes) <= SMALLEST_LIMIT
+    assert min(sizes[full:]) > 0.75 * SMALLEST_LIMIT
     last = trainers[1].state.steps
-    assert steps == list(range(steps[0], last + 1))
-    assert steps[0] > 1
+    for view in kept.ledger.views():
+        steps = kept.store.steps("lm", view.process, points=10**6).columns.step
+        assert steps == list(range(steps[0], last + 1))
+        assert view.dropped.not_stored == last - len(steps) > 0
+        assert view.totals.steps == last
     check_blocks(tmp_path)
     answer = kept.ledger.detail("lm")
-    assert answer is not None
-    assert (answer.totals.steps, answer.dropped.not_stored) == (last, 0)
     kept.store.close()
-    again = Kept(tmp_path, clock=kept.clock).ledger.detail("lm")
-    assert again is not None
-    assert again.totals == answer.totals
+    again = Kept(tmp_path, clock=kept.clock)
+    assert again.ledger.detail("lm") == answer
+    again.store.close()
+
+
+def test_a_limit_that_was_lowered_is_reached_little_by_little(kept: Kept) -> None:
+    trainer = Trainer(kept.clock)
+    for _ in range(60):
+        for _ in range(1000):
+            trainer.step()
+        kept.take(trainer.report())
+    kept.store.close()
+    lower = Kept(kept.directory, clock=kept.clock, limit_bytes=SMALLEST_LIMIT)
+    sizes = [lower.store.size()]
+    while len(sizes) == 1 or sizes[-1] < sizes[-2]:
+        lower.ledger.lose(lower.store.make_room())
+        sizes.append(lower.store.size())
+    assert sizes[0] > 1.5 * SMALLEST_LIMIT > SMALLEST_LIMIT > sizes[-1] > 0.75 * SMALLEST_LIMIT
+    assert max(before - after for before, after in itertools.pairwise(sizes)) < SMALLEST_LIMIT / 4
+    (view,) = lower.ledger.views()
+    assert view.dropped.not_stored == 60_000 - lower.store.steps("lm", 0).total
+    lower.store.close()
 
 
 def test_where_the_disk_is_full_records_are_left_out_first_and_counted_and_then_reports_refused(kept: Kept) -> None:
