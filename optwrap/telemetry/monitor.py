@@ -151,7 +151,8 @@ class Monitor:
             replicas of one step (from pmap). Whatever else it is, is passed over with one line in the log.
           restored: whether this is a state that was restored and has not stepped since: it says where the counters
             stand and is no step. By default that is assumed of a first reading that is observed before the step was
-            traced, which the `instrument` that was given this Monitor tells it.
+            traced, which the `instrument` that was given this Monitor tells it; say it where the step was compiled
+            ahead of time.
         """
         try:
             put = self._put or self._admit()
