@@ -65,7 +65,7 @@ class ProcessState:
 
     @cached_property
     def reached(self) -> tuple[tuple[str, Counts], ...]:
-        """What it had counted when each of its attempts ended, in their order; one that is taken up again is another."""
+        """What it had counted when each of its attempts ended, in their order; one taken up again is another."""
         found: list[tuple[str, Counts]] = []
         for state, _, through in self._counted():
             if found and found[-1][0] == state.attempt:
