@@ -46,7 +46,7 @@ def instrument(
     * `applied`: otherwise.
 
     Of several wrappers side by side (`optax.chain`, `optax.multi_transform`) the first of these that befell any one of
-    them is the call's, in the order skipped, accepted, accumulated, applied. A value that is not finite and that no
+    them is the call's, in the order accepted, skipped, applied, accumulated. A value that is not finite and that no
     wrapper was given, for instance outside the mask of `masked`, is accepted if any of the updates is not finite, and
     mended otherwise. A window whose mean overflows although all it took in was finite is seen by a guard inside, and
     not without one.

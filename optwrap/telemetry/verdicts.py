@@ -2,9 +2,10 @@
 
 From the outermost wrapper inwards: each looks at what it was given and either stops it there (skipped, accumulated) or
 hands it to what is inside, which is judged in turn. Wrappers that were not called are not judged: what they hold is
-from an earlier call. Side by side (in `optax.chain`, `optax.multi_transform`) the gravest fate is the call's:
+from an earlier call. Side by side (in `optax.chain`, `optax.multi_transform`) the gravest fate is the call's, and what
+cannot be undone is the gravest:
 
-    skipped (not finite, large, other)  >  accepted although not finite  >  accumulated  >  applied
+    accepted although not finite  >  skipped (not finite, large, other)  >  applied  >  accumulated
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +16,20 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from optwrap._checks import INT32_MAX
 from optwrap.telemetry.limits import WRAPPERS, Wrapper, outermost
 from optwrap.telemetry.state import VERDICTS
 from optwrap.telemetry.summary import Summary, anywhere, on_any_device
 
 _BY_GRAVITY: Final = (
-    "applied",
     "accumulated",
-    "accepted_not_finite",
+    "applied",
     "skipped_other",
     "skipped_large",
     "skipped_not_finite",
+    "accepted_not_finite",
 )
-_APPLIED, _ACCUMULATED, _ACCEPTED, _OTHER, _LARGE, _NOT_FINITE = range(len(_BY_GRAVITY))
+_ACCUMULATED, _APPLIED, _OTHER, _LARGE, _NOT_FINITE, _ACCEPTED = range(len(_BY_GRAVITY))
 
 
 class Call(NamedTuple):
@@ -117,8 +119,10 @@ def _judge_wrapper(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[
 def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
     old, new = wrapper.old, wrapper.new
     # Its own judgement, not ours: it may have been given only some of the leaves, or a window's mean that overflowed.
-    bad = ~new.last_finite
-    leaves = None if given.leaves is None else given.leaves | new.last_finite
+    # What it found in an earlier call is no matter of this one: in this one it was not called.
+    called = (new.total_notfinite != old.total_notfinite) | (new.total_notfinite == INT32_MAX)
+    bad = ~new.last_finite & called
+    leaves = None if given.leaves is None else given.leaves | ~bad
     inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=~bad, leaves=leaves), hearing)
     if wrapper.known is not None and wrapper.known.limit is not None:
         accepted = new.notfinite_count > wrapper.known.limit

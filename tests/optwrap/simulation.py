@@ -13,7 +13,7 @@ import numpy as np
 
 Leaves = dict[str, np.ndarray[Any, Any]]
 
-GRAVITY = ("applied", "accumulated", "accepted_not_finite", "skipped_other", "skipped_large", "skipped_not_finite")
+GRAVITY = ("accumulated", "applied", "skipped_other", "skipped_large", "skipped_not_finite", "accepted_not_finite")
 
 
 def gravest(fates: list[str | None]) -> str | None:
