@@ -36,11 +36,16 @@ function readColours() {
   };
 }
 
-/** Powers of ten, and 2 and 5 between them where fewer than three powers are in view. */
+/** The top of the norm's axis: uPlot draws none that needs more than 17 digits. What is larger leaves at the top. */
+const HIGHEST = 9e16;
+
+/** Powers of ten, every other one where many are in view, and 2 and 5 between them where fewer than three are. */
 function logSplits(min, max) {
-  const few = Math.log10(max / min) < 3;
+  const decades = Math.log10(max / min);
+  const few = decades < 3;
+  const stride = Math.ceil(decades / 10);
   const splits = [];
-  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power += 1) {
+  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power += stride) {
     for (const step of few ? [1, 2, 5] : [1]) {
       const value = Number(`${step}e${power}`);
       if (value >= min && value <= max) splits.push(value);
@@ -75,7 +80,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     const span = Math.max(1, Math.log10(max / min));
     min /= 10 ** (missing + span * ((2 * MARK) / (size().height - 90)));
     max *= 10 ** (missing + span * 0.08);
-    return [min, max];
+    return [min, Math.min(max, HIGHEST)];
   }
 
   function build() {
