@@ -79,5 +79,5 @@ def _log_to(console: Console) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             console.print(self.format(record), highlight=False, markup=False, soft_wrap=True)
 
-    logging.basicConfig(handlers=[Handler()])
+    logging.basicConfig(handlers=[Handler()], format="%(message)s")
     logging.getLogger("optwrap").setLevel(logging.INFO)

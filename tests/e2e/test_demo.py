@@ -31,7 +31,7 @@ from tests.conftest import RunningExporter
 
 pytestmark = pytest.mark.timeout(240)
 REPOSITORY = Path(__file__).parents[2]
-MANY = 2000
+MANY = 3000
 """Micro-steps of a training in which there is time to do something; short as steps are, some seconds."""
 CORPUS = Corpus(context=FULL.context, layers=FULL.layers)
 
@@ -226,8 +226,11 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
         for before in (200, 1000):
             wait_for_steps(exporter.url, before)
             exporter.kill9()
-            time.sleep(0.3)  # some reports find nobody
+            time.sleep(1.2)  # the next report finds nobody
+            # The training must not be over before the exporter is back, however slowly that starts.
+            process.send_signal(signal.SIGSTOP)
             exporter.start()
+            process.send_signal(signal.SIGCONT)
         output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     expected = truth(QUICK, steps)
@@ -273,6 +276,7 @@ def test_a_job_without_an_exporter_trains_on_and_says_so_once(there: str) -> Non
     assert "step 80/80" in ran.stderr
     assert re.search(r"with optwrap +\d\.\d\d -> \d\.\d\d$", ran.stdout, re.MULTILINE)
     log, last = (line for line in ran.stderr.splitlines() if endpoint in line)
+    assert log.startswith("optwrap: ")
     assert "run alone" in log
     assert last.startswith("demo: ")
     assert "'alone'" in last
