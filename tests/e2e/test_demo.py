@@ -136,8 +136,14 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        # Where a test failed midway: politely, so that it takes its exporter with it.
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            process.send_signal(number)
+        try:
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def address_in(line: str) -> str:
