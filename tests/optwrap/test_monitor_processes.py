@@ -22,7 +22,7 @@ training = Training()
 def start(**arguments):
     monitor = Monitor("r", interval=0.05, **arguments)
     monitor.describe(training.layout)  # as init does
-    monitor.describe(training.layout)  # and update
+    monitor.describe(training.layout, stepping=True)  # and update
     return monitor
 
 def threads():
