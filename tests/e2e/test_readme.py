@@ -41,8 +41,10 @@ def test_every_block_is_python_or_a_command_that_a_test_here_knows() -> None:
 def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a newcomer's shell would, with this environment's programs first on the path."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # Not what `make test ARGS=...` hands to a make inside it.
-    inherited = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES")}
+    # Not what `make test ARGS=...` hands to a make inside it: its arguments, nor its level, at which a make announces
+    # its directories on stdout, after the demo's last line.
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS")
+    inherited = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.run(
         command,
         shell=True,
