@@ -1,7 +1,7 @@
 """Arguments, checked when a wrapper is made or first traced: never later, never from inside XLA."""
 
 import math
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ import optax
 from jax.typing import ArrayLike
 
 INT32_MAX: Final = 2**31 - 1
+
+_NAMED: Final = 6
+"""Paths that a message names at most."""
 
 
 def is_concrete(value: object) -> bool:
@@ -78,6 +81,67 @@ def real(argument: str, value: Any, most: float, remedy: str) -> None:
         raise TypeError(f"{argument} must be {allowed}, got {shown(value)} ({type(value).__name__}): {remedy}")
     if is_concrete(value) and not 0 <= float(value) <= most:
         raise ValueError(f"{argument} must be {allowed}, got {float(value)}: {remedy}")
+
+
+def flag(argument: str, value: Any, remedy: str) -> bool:
+    """A bool known now: Python's or numpy's, or the integers 0 and 1.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if isinstance(value, bool | np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{argument} must be True or False, got {shown(value)} ({type(value).__name__}): {remedy}")
+
+
+State = TypeVar("State")
+
+
+def state(wrapper: str, value: Any, expected: type[State]) -> State:
+    """The state of a wrapper: of the class that its `init` returns, with this class's fields.
+
+    Raises:
+      TypeError: it is of another class: of another wrapper, or restored without telling the checkpoint what to restore.
+    """
+    if not isinstance(value, expected):
+        raise TypeError(
+            f"{wrapper}: state must be the {expected.__name__} that init returns, got {shown(value)} "
+            f"({type(value).__name__}): pass the state of this very transformation, as init made it or the last update "
+            "returned it; restore a checkpoint into a state made by init"
+        )
+    return value
+
+
+def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str) -> None:
+    """A tree of arrays with the structure of `expected`, and its shapes: none of them is broadcast.
+
+    Args:
+      argument: what the tree is called in the message.
+      tree: arrays, or what has their shape.
+      expected: the same.
+      whose: what `expected` is called in the message.
+      remedy: what to do.
+
+    Raises:
+      ValueError: it is none; the message names the paths.
+    """
+    got, wanted = _shapes(tree), _shapes(expected)
+    structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(expected)]
+    if structures[0] != structures[1]:
+        differences = [f"{path} is missing" for path in wanted if path not in got]
+        differences += [f"{path} is not among them" for path in got if path not in wanted]
+        said = "; ".join(differences[:_NAMED]) + ("; ..." if len(differences) > _NAMED else "")
+        if not said:
+            said = f"got the structure {structures[0]}, expected {structures[1]}"
+        raise ValueError(f"{argument} must have the leaves of {whose}: {said}: {remedy}")
+    for path, shape in got.items():
+        if shape != wanted[path]:
+            raise ValueError(f"{argument}{path} must have the shape of {whose}, {wanted[path]}, got {shape}: {remedy}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf by its path: an empty path where the tree is one array."""
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def transformation(argument: str, value: Any) -> Any:

@@ -26,7 +26,7 @@ class Guard(NamedTuple):
 class Window(NamedTuple):
     """What MultiSteps declares for its MultiStepsState."""
 
-    every_k: Callable[[ArrayLike], ArrayLike]
+    every_k: Callable[[jax.Array], ArrayLike]
     """Mini-steps per gradient step, from the gradient step (int32 -> int32)."""
     max_squared_norm: ArrayLike | None = None
     """skip_large_updates' limit, where that is the skip function."""

@@ -44,7 +44,7 @@ class MultiSteps:
     def __init__(
         self,
         opt: optax.GradientTransformation,
-        every_k_schedule: ArrayLike | Callable[[ArrayLike], ArrayLike],
+        every_k_schedule: ArrayLike | Callable[[jax.Array], ArrayLike],
         use_grad_mean: bool = True,
         should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
         accumulator_dtype: DTypeLike | None = jnp.float32,
@@ -53,22 +53,25 @@ class MultiSteps:
 
         Args:
           opt: the optimizer that takes a step every k mini-steps.
-          every_k_schedule: k, an integer from 1, which may be traced; or a function of the gradient step, int32[], that
-            returns k. What it returns below 1 counts as 1.
+          every_k_schedule: k, an integer from 1, of Python, numpy or jax, which may be traced; or a function of the
+            gradient step, int32[], that returns k. A jax array below 1 counts as 1.
           use_grad_mean: whether the optimizer gets the mean of the window's gradients (else their sum).
           should_skip_update_fn: which mini-steps to leave out. One that is left out changes `skip_state` only.
           accumulator_dtype: floating dtype of the accumulator, or None for that of the parameters. float64 parameters
             have a float64 accumulator where this says float32, and complex ones always have a complex one.
 
         Raises:
-          TypeError: `opt` is no transformation; k is no integer; `should_skip_update_fn` is not callable;
-            `accumulator_dtype` is not floating; when first traced: what the schedule or the skip function returns has
-            the wrong type.
-          ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN.
+          TypeError: `opt` is no transformation; k is no integer; `use_grad_mean` is no bool; `should_skip_update_fn`
+            is not callable; `accumulator_dtype` is not floating; when first traced: what the schedule or the skip
+            function returns has the wrong type.
+          ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced:
+            the schedule returns a Python or numpy integer below 1.
         """
         self._opt = _checks.transformation("MultiSteps: opt", opt)
         self._every_k = _every_k(every_k_schedule)
-        self._use_grad_mean = use_grad_mean
+        self._use_grad_mean = _checks.flag(
+            "MultiSteps: use_grad_mean", use_grad_mean, "True for the mean of the window, False for its sum"
+        )
         self._max_squared_norm = max_squared_norm_of(should_skip_update_fn)
         self._should_skip_update_fn = should_skip_update_fn
         self._accumulator_dtype = _accumulator_dtype(accumulator_dtype)
@@ -116,7 +119,17 @@ class MultiSteps:
 
         Returns:
           the optimizer's updates where this mini-step completes the window, else zeros alike; and the new state.
+          A window that has more mini-steps than k, because k is smaller now or the state is from a checkpoint made with
+          a larger one, is completed by the next mini-step.
+
+        Raises:
+          TypeError: `state` is no `MultiStepsState`.
+          ValueError: `updates` have other leaves or shapes than the parameters that `init` was given.
         """
+        state = _checks.state("MultiSteps", state, optax.MultiStepsState)
+        _checks.alike(
+            "MultiSteps: updates", updates, state.acc_grads, "the accumulator", "pass the gradients of these parameters"
+        )
         decision = self._decide(updates, state, params)
         step = self._step(decision, updates, state, params, extra_args)
         return step.updates, optax.MultiStepsState(
@@ -208,16 +221,21 @@ class MultiSteps:
         return jax.tree.map(after, self._accumulated(updates, state), state.acc_grads)
 
 
-def _every_k(every_k_schedule: Any) -> Callable[[ArrayLike], jax.Array]:
+def _every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:
     """The function of the gradient step that returns k: int32[], at least 1."""
     remedy = "give the number of mini-steps per optimizer step"
     if not callable(every_k_schedule):
         k = _checks.integer("MultiSteps: every_k_schedule", every_k_schedule, 1, remedy + ", or a function that does")
         return lambda _: as_int32(k, 1)
 
-    def schedule(gradient_step: ArrayLike) -> jax.Array:
+    def schedule(gradient_step: jax.Array) -> jax.Array:
         k = every_k_schedule(gradient_step)
-        _checks.integer_type("MultiSteps: what every_k_schedule returns", k, "an integer scalar", remedy)
+        returned = "MultiSteps: what every_k_schedule returns"
+        # What is computed on the device cannot raise there: the type is checked, and the value brought into range.
+        if isinstance(k, jax.Array):
+            _checks.integer_type(returned, k, "an integer scalar", remedy)
+        else:
+            k = _checks.integer(returned, k, 1, remedy)
         return as_int32(k, 1)
 
     return schedule

@@ -61,8 +61,8 @@ def apply_if_finite(
       args reach the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer; when first traced: the inner state
-        changes its structure or shapes.
+      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer; when first traced: `state` is no
+        `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
       ValueError: `max_consecutive_errors` is negative or above 2**31 - 1.
     """
     inner = _checks.transformation("apply_if_finite: inner", inner)
@@ -85,6 +85,7 @@ def apply_if_finite(
     def update(
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+        state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
         decision = decide(updates, state, limit)
         step = step_if(
             decision.accept,

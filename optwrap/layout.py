@@ -48,11 +48,25 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
                 f"flatten: updates have {len(jax.tree.leaves(updates))} arrays, params {len(groups)}: "
                 "pass the gradients of these parameters"
             )
+        if params is not None:
+            _check_shapes(updates, gradient_tree(params))
         vectors = None if params is None else _each(lambda tree: _vectors(tree, groups), params)
         flat, state = inner.update(_vectors(updates, groups), state, vectors, **extra_args)
         return _each(lambda tree: _unflattened(tree, updates, groups), flat), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_shapes(updates: Tree, params: Tree) -> None:
+    # Leaf by leaf: the two may be trees of different containers, of which the vectors know nothing.
+    for (path, update), param in zip(
+        jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(params), strict=True
+    ):
+        if jnp.shape(update) != jnp.shape(param):
+            raise ValueError(
+                f"flatten: updates{jax.tree_util.keystr(path)} must have the shape of its parameter, "
+                f"{jnp.shape(param)}, got {jnp.shape(update)}: pass the gradients of these parameters"
+            )
 
 
 def _each(function: Callable[[Tree], Tree], tree: Tree) -> Tree:

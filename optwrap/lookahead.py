@@ -38,8 +38,10 @@ def lookahead(
       fast parameters alone; its `update` needs the pair.
 
     Raises:
-      TypeError: `fast_optimizer` is no transformation; an argument is no number; in `update`: `params` is no pair.
-      ValueError: `sync_period` is below 1, `slow_step_size` outside 0 to 1.
+      TypeError: `fast_optimizer` is no transformation; an argument is no number, or no bool; in `update`: `params` is
+        no pair, `state` no `LookaheadState`.
+      ValueError: `sync_period` is below 1, `slow_step_size` outside 0 to 1; in `update`: the gradients, or the two of
+        the pair, have other leaves or shapes than the fast parameters.
 
     References:
       Zhang et al., Lookahead Optimizer: k steps forward, 1 step back, 2019, https://arxiv.org/abs/1907.08610
@@ -47,6 +49,9 @@ def lookahead(
     fast_optimizer = _checks.transformation("lookahead: fast_optimizer", fast_optimizer)
     period = _checks.integer("lookahead: sync_period", sync_period, 1, "give the fast steps per synchronisation")
     _checks.real("lookahead: slow_step_size", slow_step_size, 1.0, "give the part of the way that slow weights go")
+    reset_state = _checks.flag(
+        "lookahead: reset_state", reset_state, "say whether a synchronisation starts the fast optimizer's state anew"
+    )
 
     def init(params: Tree) -> optax.LookaheadState:
         # The fast parameters alone will do, so that a wrapper around this one can be given what gradients look like.
@@ -65,6 +70,10 @@ def lookahead(
                 f"lookahead: params of update must be LookaheadParams, got {type(params).__name__}: keep the pair "
                 "LookaheadParams.init_synced(params), pass it here and take gradients with respect to its `fast`"
             )
+        state = _checks.state("lookahead", state, optax.LookaheadState)
+        remedy = "keep the pair as init_synced made it, and take gradients with respect to its `fast`"
+        _checks.alike("lookahead: params.slow", params.slow, params.fast, "params.fast", remedy)
+        _checks.alike("lookahead: updates", updates, params.fast, "params.fast", remedy)
         updates, fast_state = fast_optimizer.update(updates, state.fast_state, params.fast, **extra_args)
         sync = state.steps_since_sync >= as_int32(period, 1) - 1
         if reset_state:

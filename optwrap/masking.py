@@ -36,10 +36,16 @@ def masked(
       A transformation with state `MaskedState(inner_state)`. Extra args reach the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation; a leaf of the mask is no bool.
+      TypeError: `inner` is no transformation; a leaf of the mask, or an argument, is no bool; in `update`: `state` is
+        no `MaskedState`.
       ValueError: when first traced: the mask does not fit the parameters or the updates.
     """
     inner = _checks.transformation("masked: inner", inner)
+    mask_compatible_extra_args = _checks.flag(
+        "masked: mask_compatible_extra_args",
+        mask_compatible_extra_args,
+        "say whether extra args with the updates' structure are masked",
+    )
     leaves = jax.tree.leaves(mask)
     called = bool(leaves) and all(callable(leaf) for leaf in leaves)
     if not called:
@@ -56,6 +62,7 @@ def masked(
     def update(
         updates: Tree, state: optax.MaskedState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.MaskedState]:
+        state = _checks.state("masked", state, optax.MaskedState)
         chosen = mask_of(updates)
         masked_updates = _take(chosen, updates, "updates")
         masked_params = None if params is None else _take(chosen, params, "params")
@@ -95,7 +102,18 @@ def _take(mask: Tree, tree: Tree, argument: str) -> Tree:
         return jax.tree.map(lambda keep, subtree: subtree if keep else optax.MaskedNode(), mask, tree)
     except ValueError as error:
         raise ValueError(
-            f"masked: mask does not fit {argument}: it has the structure {jax.tree.structure(mask)}, which is neither "
-            f"that of {argument} nor a prefix of it, {jax.tree.structure(tree)}: give a bool for every parameter, or "
-            "for subtrees that hold all of them"
+            f"masked: mask does not fit {argument}: {_misfit(mask, tree)}it has the structure "
+            f"{jax.tree.structure(mask)}, which is neither that of {argument} nor a prefix of it, "
+            f"{jax.tree.structure(tree)}: give a bool for every parameter, or for subtrees that hold all of them"
         ) from error
+
+
+def _misfit(mask: Tree, tree: Tree) -> str:
+    """The first leaf that the mask says nothing of, and the first path in the mask that leads nowhere."""
+    covering = [path for path, _ in jax.tree_util.tree_leaves_with_path(mask)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)]
+    uncovered = [path for path in paths if not any(path[: len(prefix)] == prefix for prefix in covering)]
+    nowhere = [prefix for prefix in covering if not any(path[: len(prefix)] == prefix for path in paths)]
+    said = [f"it has no bool for {jax.tree_util.keystr(path)}" for path in uncovered[:1]]
+    said += [f"{jax.tree_util.keystr(path)} is in the mask only" for path in nowhere[:1]]
+    return "".join(f"{each}; " for each in said)

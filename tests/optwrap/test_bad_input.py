@@ -96,7 +96,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "schedule of bools": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: True)),
         TypeError,
-        r"what every_k_schedule returns must be an integer scalar, got True",
+        r"what every_k_schedule returns must be an integer from 1 .*, got True",
     ),
     "period zero": (
         lambda: optwrap.lookahead(SGD, 0, 0.5),
@@ -112,6 +112,42 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "slow step negative": (lambda: optwrap.lookahead(SGD, 5, jnp.float32(-0.5)), ValueError, r"slow_step_size .*-0.5"),
     "slow step not a number": (lambda: optwrap.lookahead(SGD, 5, float("nan")), ValueError, r"slow_step_size .* nan"),
     "slow step a string": (lambda: optwrap.lookahead(SGD, 5, "0.5"), TypeError, r"slow_step_size .* got '0.5' \(str\)"),
+    "a schedule of zeros": (
+        lambda: updated(optwrap.MultiSteps(SGD, lambda _: 0)),
+        ValueError,
+        r"what every_k_schedule returns must be an integer from 1 to 2147483647, got 0: give the number of mini-steps",
+    ),
+    "a schedule of negative numpy integers": (
+        lambda: updated(optwrap.MultiSteps(SGD, lambda _: np.int64(-1))),
+        ValueError,
+        r"what every_k_schedule returns must be an integer from 1 .* got -1",
+    ),
+    # switches
+    "use_grad_mean a string": (
+        lambda: optwrap.MultiSteps(SGD, 2, use_grad_mean="no"),
+        TypeError,
+        r"MultiSteps: use_grad_mean must be True or False, got 'no' \(str\): True for the mean of the window",
+    ),
+    "use_grad_mean a number": (
+        lambda: optwrap.MultiSteps(SGD, 2, use_grad_mean=2),
+        TypeError,
+        r"use_grad_mean must be True or False, got 2 \(int\)",
+    ),
+    "use_grad_mean traced": (
+        lambda: jax.eval_shape(lambda mean: optwrap.MultiSteps(SGD, 2, use_grad_mean=mean).init(PARAMS), True),
+        TypeError,
+        r"use_grad_mean must be True or False, got an array bool\[\]",
+    ),
+    "reset_state a string": (
+        lambda: optwrap.lookahead(SGD, 2, 0.5, reset_state="x"),
+        TypeError,
+        r"lookahead: reset_state must be True or False, got 'x' \(str\): say whether",
+    ),
+    "mask_compatible_extra_args nothing": (
+        lambda: optwrap.masked(SGD, True, mask_compatible_extra_args=None),
+        TypeError,
+        r"masked: mask_compatible_extra_args must be True or False, got None",
+    ),
     # the accumulator
     "accumulator of integers": (
         lambda: optwrap.MultiSteps(SGD, 2, accumulator_dtype=jnp.int32),
@@ -170,12 +206,18 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "mask of another tree": (
         lambda: optwrap.masked(SGD, {"w": True, "c": False}).init(PARAMS),
         ValueError,
-        r"masked: mask does not fit params: .*'c'.*'w'.* give a bool for every parameter",
+        r"masked: mask does not fit params: it has no bool for \['b'\]; \['c'\] is in the mask only; it has the "
+        r".*'c'.*'w'.* give a bool for every parameter",
+    ),
+    "mask with a missing key": (
+        lambda: optwrap.masked(SGD, {"w": True}).init(PARAMS),
+        ValueError,
+        r"mask does not fit params: it has no bool for \['b'\]; it has the structure",
     ),
     "mask for a deeper tree": (
         lambda: optwrap.masked(SGD, {"w": {"x": True}, "b": False}).init(PARAMS),
         ValueError,
-        r"mask does not fit params",
+        r"mask does not fit params: it has no bool for \['w'\]; \['w'\]\['x'\] is in the mask only",
     ),
     "called mask of another tree": (
         lambda: updated(optwrap.masked(SGD, lambda _: {"w": True})),
@@ -265,6 +307,8 @@ def test_the_ends_of_every_range_are_allowed() -> None:
         updated(optwrap.lookahead(SGD, period, size), pair)
     for norm in (0, np.inf, jnp.float32(2), np.float64(2)):
         updated(optwrap.MultiSteps(SGD, 2**31 - 1, should_skip_update_fn=large(norm)))
+    for mean in (True, np.False_, 0, 1):
+        updated(optwrap.MultiSteps(SGD, 2, use_grad_mean=mean))
     for mask in (True, np.False_, {"w": 1, "b": np.True_}, {"w": jnp.array(True), "b": 0}):
         updated(optwrap.masked(SGD, mask))
 

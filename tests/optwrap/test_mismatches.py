@@ -1,0 +1,159 @@
+"""Gradients, parameters and states that do not belong together: refused when traced, before anything is broadcast."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optwrap
+
+PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(4)}
+PAIR = optax.LookaheadParams.init_synced(PARAMS)
+SGD = optax.sgd(0.1)
+
+GUARD = optwrap.apply_if_finite(SGD, 3)
+WINDOW = optwrap.MultiSteps(SGD, 2)
+AHEAD = optwrap.lookahead(SGD, 2, 0.5)
+MASKED = optwrap.masked(SGD, True)
+FLAT = optwrap.flatten(SGD)
+
+
+def updating(transformation: Any, gradients: Any = PARAMS, state: Any = None, params: Any = PARAMS) -> Any:
+    """One update, traced only: nothing reaches XLA."""
+
+    def update() -> Any:
+        state = jax.eval_shape(transformation.init, params) if given is None else given
+        return jax.eval_shape(transformation.update, gradients, state, params)
+
+    given = state
+    return update
+
+
+WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    # states
+    "MultiSteps with a state of adam": (
+        updating(WINDOW, state=optax.scale_by_adam().init(PARAMS)),
+        TypeError,
+        r"MultiSteps: state must be the MultiStepsState that init returns, got .* \(ScaleByAdamState\): pass the state",
+    ),
+    "MultiSteps with a guard's state": (updating(WINDOW, state=GUARD.init(PARAMS)), TypeError, r"\(ApplyIfFiniteState"),
+    "MultiSteps with a restored dict": (
+        updating(WINDOW, state=WINDOW.init(PARAMS)._asdict()),
+        TypeError,
+        r"got .* \(dict\): .* restore a checkpoint into a state made by init",
+    ),
+    "apply_if_finite with a state of its inner": (
+        updating(GUARD, state=SGD.init(PARAMS)),
+        TypeError,
+        r"apply_if_finite: state must be the ApplyIfFiniteState that init returns, .* \(tuple\)",
+    ),
+    "lookahead with no state": (
+        updating(AHEAD, state=(), params=PAIR),
+        TypeError,
+        r"lookahead: state must be the LookaheadState that init returns, got \(\) \(tuple\)",
+    ),
+    "masked with a state of lookahead": (
+        updating(MASKED, state=AHEAD.init(PAIR)),
+        TypeError,
+        r"masked: state must be the MaskedState that init returns, .* \(LookaheadState\)",
+    ),
+    # gradients
+    "MultiSteps, a shape that would be broadcast": (
+        updating(WINDOW, {"w": PARAMS["w"], "b": jnp.ones((3, 1))}),
+        ValueError,
+        r"MultiSteps: updates\['b'\] must have the shape of the accumulator, \(4,\), got \(3, 1\): pass the",
+    ),
+    "MultiSteps, a scalar for a vector": (
+        updating(WINDOW, {"w": PARAMS["w"], "b": jnp.ones(())}),
+        ValueError,
+        r"updates\['b'\] must have the shape of the accumulator, \(4,\), got \(\)",
+    ),
+    "MultiSteps, a vector for a scalar": (
+        updating(WINDOW, jnp.ones(2), params=jnp.ones(())),
+        ValueError,
+        r"MultiSteps: updates must have the shape of the accumulator, \(\), got \(2,\)",
+    ),
+    "MultiSteps, a leaf missing": (
+        updating(WINDOW, {"w": PARAMS["w"]}),
+        ValueError,
+        r"MultiSteps: updates must have the leaves of the accumulator: \['b'\] is missing: pass the gradients",
+    ),
+    "MultiSteps, no gradient of a parameter": (
+        updating(WINDOW, {"w": PARAMS["w"], "b": None}),
+        ValueError,
+        r"leaves of the accumulator: \['b'\] is missing",
+    ),
+    "MultiSteps, a leaf too many": (
+        updating(WINDOW, {**PARAMS, "c": jnp.ones(1)}),
+        ValueError,
+        r"leaves of the accumulator: \['c'\] is not among them",
+    ),
+    "MultiSteps, a tree of other leaves": (
+        updating(WINDOW, {f"x{i}": jnp.ones(1) for i in range(9)}),
+        ValueError,
+        r"\['b'\] is missing; \['w'\] is missing; \['x0'\] is not among them; .*; \.\.\.: pass",
+    ),
+    "MultiSteps, another container": (
+        updating(WINDOW, (PARAMS["b"],), params=[PARAMS["b"]]),
+        ValueError,
+        r"leaves of the accumulator: got the structure PyTreeDef\(\(\*,\)\), expected PyTreeDef\(\[\*\]\): pass",
+    ),
+    "lookahead, gradients of the pair": (
+        updating(AHEAD, PAIR, params=PAIR),
+        ValueError,
+        r"lookahead: updates must have the leaves of params.fast: .* take gradients with respect to its `fast`",
+    ),
+    "lookahead, a shape that would be broadcast": (
+        updating(AHEAD, {"w": PARAMS["w"], "b": jnp.ones((4, 1))}, params=PAIR),
+        ValueError,
+        r"lookahead: updates\['b'\] must have the shape of params.fast, \(4,\), got \(4, 1\)",
+    ),
+    "lookahead, two that are no pair": (
+        updating(AHEAD, params=optax.LookaheadParams(PARAMS, {**PARAMS, "b": jnp.ones(())})),
+        ValueError,
+        r"lookahead: params.slow\['b'\] must have the shape of params.fast, \(4,\), got \(\)",
+    ),
+    "flatten, shapes of the same size": (
+        updating(FLAT, {"w": jnp.ones((3, 2)), "b": PARAMS["b"]}),
+        ValueError,
+        r"flatten: updates\['w'\] must have the shape of its parameter, \(2, 3\), got \(3, 2\): pass the gradients of",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG.values(), ids=WRONG)
+def test_what_does_not_belong_together_is_named_with_its_path(
+    wrong: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    """The wrapper, the path, what came, what is expected and what to do."""
+    with pytest.raises(error, match=message):
+        wrong()
+
+
+def test_what_has_the_right_leaves_is_taken_whatever_holds_them() -> None:
+    """Arrays of numpy, narrower dtypes, and for flatten, which sees vectors only, another container."""
+    narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), PARAMS)
+    for transformation in (GUARD, WINDOW, MASKED, FLAT):
+        updating(transformation, narrow)()
+    updating(AHEAD, narrow, params=PAIR)()
+    updating(FLAT, (PARAMS["b"], PARAMS["w"]))()
+
+
+@pytest.mark.parametrize("taken", [2, 3, 7])
+def test_a_window_restored_with_more_mini_steps_than_k_is_completed_by_the_next(taken: int) -> None:
+    """A checkpoint made with a larger k loses nothing: the mean is that of all that was taken, and the next in time."""
+    gradients = np.random.default_rng(taken).normal(size=(taken + 3, 4)).astype(np.float32)
+    state = optwrap.MultiSteps(optax.identity(), 100).init(jnp.ones(4))
+    for gradient in gradients[:taken]:
+        _, state = optwrap.MultiSteps(optax.identity(), 100).update(gradient, state)
+    update = jax.jit(optwrap.MultiSteps(optax.identity(), 2).update)
+    updates, state = update(gradients[taken], state)
+    np.testing.assert_allclose(updates, gradients[: taken + 1].mean(axis=0), rtol=1e-5, atol=1e-6)
+    assert (int(state.mini_step), int(state.gradient_step)) == (0, 1)
+    _, state = update(gradients[taken + 1], state)
+    updates, _ = update(gradients[taken + 2], state)
+    np.testing.assert_allclose(updates, gradients[taken + 1 :].mean(axis=0), rtol=1e-5, atol=1e-6)
