@@ -189,7 +189,7 @@ def _zero(layout: Layout, windows: int) -> Counters:
         not_finite_streak=zeros(),
         not_finite_streak_peak=zeros(),
         parameters=zeros(len(layout.parameters)),
-        window_not_finite=jnp.zeros([windows], jnp.bool_),
+        window_not_finite=jnp.zeros([max(windows, 1)], jnp.bool_),  # orbax saves no array without values
         verdict=jnp.array(-1, jnp.int32),
         finite=jnp.array(True),
         gradient_norm=jnp.zeros([], jnp.float32),

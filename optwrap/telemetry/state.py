@@ -47,7 +47,8 @@ class Counters(NamedTuple):
     parameters: jax.Array
     """int32[P]: calls so far in which that parameter's gradient had a value that is not finite."""
     window_not_finite: jax.Array
-    """bool[W]: whether each accumulation window, as it stands now, has taken in a value that is not finite."""
+    """bool[W]: whether each accumulation window, as it stands now, has taken in a value that is not finite; one that is
+    false where there is no window."""
     verdict: jax.Array
     """int32[]: the last call's verdict, an index into VERDICTS; -1 before the first call."""
     finite: jax.Array

@@ -24,7 +24,6 @@ from tests.optwrap.transformations import (
     run,
 )
 
-GUARDS = ("apply_if_finite", "multi_steps_skip_not_finite")
 STEPS = 8
 LEAVES, STRUCTURE = jax.tree.flatten(FLOAT32)
 FINE = [jax.tree.leaves(gradients(FLOAT32, step)) for step in range(STEPS)]
@@ -61,19 +60,9 @@ def by_name(cases: list[Case]) -> Any:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-def guarded(case: Case) -> bool:
-    """Whether there is a guard in the nest."""
-    return any(guard in case.name.split("-") for guard in GUARDS)
-
-
 def guards_parameters(case: Case) -> bool:
     """Whether a guard stands between every gradient and the parameters: masked hands on past the guard inside it."""
-    return guarded(case) and not case.name.startswith("masked")
-
-
-def rejects_outermost(case: Case) -> bool:
-    """Whether the guard sees every call, so that a rejected call changes nothing at all."""
-    return case.name.removeprefix("flatten-").partition("-")[0] in GUARDS
+    return case.guarded and not case.name.startswith("masked")
 
 
 @by_name([case for case in CASES if guards_parameters(case)])
@@ -85,7 +74,7 @@ def test_no_value_that_is_not_finite_reaches_the_parameters(case: Case, faults: 
         assert is_finite(after.params)
 
 
-@by_name([case for case in CASES if rejects_outermost(case)])
+@by_name([case for case in CASES if case.rejects_outermost])
 @quick
 @given(faults=faults)
 def test_a_rejected_step_changes_only_what_counts_it(case: Case, faults: dict[int, Any]) -> None:
@@ -108,7 +97,7 @@ def without_figures(state: Any) -> Any:
     return state._replace(skip_state=())
 
 
-@by_name([case for case in CASES if rejects_outermost(case) and case.name not in OPTAX_RAISES])
+@by_name([case for case in CASES if case.rejects_outermost and case.name not in OPTAX_RAISES])
 @quick
 @given(faults=faults)
 def test_skipping_equals_never_having_seen_the_batch(case: Case, faults: dict[int, Any]) -> None:
@@ -149,7 +138,7 @@ def test_a_mini_step_before_the_last_updates_nothing(case: Case, faults: dict[in
             assert_same(after.state.inner_opt_state, before.state.inner_opt_state)
 
 
-@by_name([case for case in CASES if not guarded(case)])
+@by_name([case for case in CASES if not case.guarded])
 @quick
 @given(step=st.integers(0, STEPS - 1), position=positions, value=values_not_finite)
 def test_without_a_guard_one_bad_value_stays_where_it_is(case: Case, step: int, position: Any, value: float) -> None:

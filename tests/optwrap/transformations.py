@@ -56,6 +56,10 @@ MORE: dict[str, Wrap] = {
 """Further ways of using each."""
 
 
+GUARDS = ("apply_if_finite", "multi_steps_skip_not_finite", "multi_steps_skip_large")
+"""What leaves out gradients that are not finite."""
+
+
 def momentum() -> optax.GradientTransformationExtraArgs:
     """A small optimizer with a state, whose dtypes follow the parameters', strict promotion included."""
     return optax.sgd(0.125, momentum=0.75)
@@ -79,6 +83,16 @@ class Case:
     def pairs(self) -> bool:
         """Whether the parameters are a pair, fast and slow."""
         return "lookahead" in self.name
+
+    @property
+    def guarded(self) -> bool:
+        """Whether there is a guard in the nest."""
+        return any(guard in self.name.split("-") for guard in GUARDS)
+
+    @property
+    def rejects_outermost(self) -> bool:
+        """Whether the guard sees every call, so that a rejected call changes nothing at all."""
+        return self.name.removeprefix("flatten-").partition("-")[0] in GUARDS
 
     def params(self, tree: Tree) -> Tree:
         """The parameters this transformation is given."""
