@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from optwrap._devices import vary, varying
 from optwrap._trees import Tree, cast
 
 
@@ -48,7 +49,7 @@ def step_if(
     def common(leaf: jax.Array, old: Any, new: Any) -> jax.Array:
         with jax.numpy_dtype_promotion("standard"):
             dtype = old.dtype if keep_dtypes or old.dtype == new.dtype else jnp.promote_types(old.dtype, new.dtype)
-        return _vary(cast(leaf, dtype), varying(old) | varying(new))
+        return vary(cast(leaf, dtype), varying(old) | varying(new))
 
     def take() -> Step:
         nonlocal returned
@@ -90,14 +91,4 @@ def _check_same_shape(name: str, old: Tree, new: Tree) -> None:
 
 def _zeros(like: Any) -> jax.Array:
     """Zeros of an abstract array's type, its sharding and varying axes included."""
-    return _vary(jnp.zeros(like.shape, like.dtype, out_sharding=like.sharding), varying(like))
-
-
-def varying(aval: Any) -> frozenset[str]:
-    """The axes of a shard_map over which an abstract array varies; JAX has renamed where it says so."""
-    return frozenset(getattr(aval, "vma", ()) or getattr(getattr(aval, "mat", None), "varying", ()))
-
-
-def _vary(leaf: jax.Array, axes: frozenset[str]) -> jax.Array:
-    missing = tuple(sorted(axes - varying(jax.typeof(leaf))))
-    return lax.pcast(leaf, missing, to="varying") if missing else leaf
+    return vary(jnp.zeros(like.shape, like.dtype, out_sharding=like.sharding), varying(like))

@@ -15,6 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from optwrap._checks import INT32_MAX
+from optwrap._devices import ALONE, Together
 
 Tree = Any
 """Any pytree of arrays."""
@@ -37,17 +38,13 @@ def squared_norms(tree: Tree) -> list[jax.Array]:
     return [_squared_norm(leaf) for leaf in jax.tree.leaves(tree) if _is_numeric(leaf)]
 
 
-def squared_norm(tree: Tree) -> jax.Array:
+def squared_norm(tree: Tree, together: Together = ALONE) -> jax.Array:
     """The sum of squared absolute values of the tree: a scalar of the widest dtype of `squared_norms`."""
     norms = squared_norms(tree)
-    if not norms:
-        return jnp.zeros([], jnp.float32)
-    widest = jnp.float64 if any(norm.dtype == jnp.float64 for norm in norms) else jnp.float32
-    total: jax.Array = jnp.sum(jnp.stack([norm.astype(widest) for norm in norms]))
-    return total
+    return together.total(norms) if norms else jnp.zeros([], jnp.float32)
 
 
-def all_finite(tree: Tree) -> jax.Array:
+def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
     """Whether every value of the tree is finite, however many there are: bool[].
 
     A sum of squares in float32 or wider is finite only if every value is, and costs less than asking each value. It
@@ -56,22 +53,26 @@ def all_finite(tree: Tree) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
     if not leaves:
         return jnp.array(True)
-    finite = jnp.isfinite(squared_norm(leaves))
+    finite = jnp.isfinite(squared_norm(leaves, together))
     # The operands, not constants, so that both branches vary over the same axes of a mesh.
     decided: jax.Array = lax.cond(
-        finite, lambda finite, _: finite, lambda _, leaves: _every_value_finite(leaves), finite, leaves
+        finite,
+        lambda finite, _: finite,
+        lambda _, leaves: ~together.largest(~_every_value_finite(leaves)),
+        finite,
+        leaves,
     )
     return decided
 
 
-def not_finite_counts(tree: Tree) -> list[jax.Array]:
+def not_finite_counts(tree: Tree, together: Together = ALONE) -> list[jax.Array]:
     """How many values of each leaf are not finite, in the tree's order.
 
     Returns:
       one scalar per leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated at
       its largest value; 0 for leaves that cannot hold NaN.
     """
-    return [_not_finite_count(leaf) for leaf in jax.tree.leaves(tree)]
+    return [together.total_count(_not_finite_count(leaf), jnp.size(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def count_dtype() -> np.dtype[Any]:

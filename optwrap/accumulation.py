@@ -11,9 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from optwrap import _checks
 from optwrap._declarations import Window, declare
+from optwrap._devices import ALONE, Axes, AxisName, Together
 from optwrap._inner import Step, step_if
 from optwrap._trees import Tree, as_int32, cast, gradient_tree
-from optwrap.skipping import ShouldSkipUpdateFunction, checked_skip, max_squared_norm_of
+from optwrap.skipping import ShouldSkipUpdateFunction, decide_together, max_squared_norm_of, ours
 
 
 class Decision(NamedTuple):
@@ -48,6 +49,8 @@ class MultiSteps:
         use_grad_mean: bool = True,
         should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
         accumulator_dtype: DTypeLike | None = jnp.float32,
+        *,
+        axis_name: AxisName = None,
     ) -> None:
         """Make the wrapper.
 
@@ -59,13 +62,17 @@ class MultiSteps:
           should_skip_update_fn: which mini-steps to leave out. One that is left out changes `skip_state` only.
           accumulator_dtype: floating dtype of the accumulator, or None for that of the parameters. float64 parameters
             have a float64 accumulator where this says float32, and complex ones always have a complex one.
+          axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ:
+            the devices along them decide together. A mini-step that one of them leaves out is left out by all, and
+            `skip_state` is what `skip_not_finite` or `skip_large_updates` say of the gradients of all. A skip function
+            of your own is asked on each device; its `skip_state` stays each one's, but for the key `should_skip`.
 
         Raises:
           TypeError: `opt` is no transformation; k is no integer; `use_grad_mean` is no bool; `should_skip_update_fn`
-            is not callable; `accumulator_dtype` is not floating; when first traced: what the schedule or the skip
-            function returns has the wrong type.
+            is not callable; `accumulator_dtype` is not floating; `axis_name` is no name; when first traced: what the
+            schedule or the skip function returns has the wrong type.
           ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced:
-            the schedule returns a Python or numpy integer below 1.
+            the schedule returns a Python or numpy integer below 1, or `axis_name` is no axis there.
         """
         self._opt = _checks.transformation("MultiSteps: opt", opt)
         self._every_k = _every_k(every_k_schedule)
@@ -73,7 +80,8 @@ class MultiSteps:
             "MultiSteps: use_grad_mean", use_grad_mean, "True for the mean of the window, False for its sum"
         )
         self._max_squared_norm = max_squared_norm_of(should_skip_update_fn)
-        self._should_skip_update_fn = should_skip_update_fn
+        self._should_skip_update_fn = should_skip_update_fn if axis_name is None else ours(should_skip_update_fn)
+        self._axes = Axes("MultiSteps: axis_name", axis_name)
         self._accumulator_dtype = _accumulator_dtype(accumulator_dtype)
 
     @property
@@ -94,7 +102,8 @@ class MultiSteps:
         """
         like = gradient_tree(params)
         gradient_step = jnp.zeros([], jnp.int32)
-        _, skip_state = self._should_skip(jax.tree.map(jnp.zeros_like, like), gradient_step, params)
+        # On zeros all devices say the same, and `init` may be called where there are no axes.
+        _, skip_state = self._should_skip(jax.tree.map(jnp.zeros_like, like), gradient_step, params, ALONE)
         state = optax.MultiStepsState(
             mini_step=jnp.zeros([], jnp.int32),
             gradient_step=gradient_step,
@@ -156,7 +165,7 @@ class MultiSteps:
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def _decide(self, updates: Tree, state: optax.MultiStepsState, params: Tree | None) -> Decision:
-        skip, skip_state = self._should_skip(updates, state.gradient_step, params)
+        skip, skip_state = self._should_skip(updates, state.gradient_step, params, self._axes.here())
         # From k on, not at k: a traced k may have come down in the middle of a window.
         complete = state.mini_step >= self._every_k(state.gradient_step) - 1
         emit = complete if skip is None else complete & ~skip
@@ -170,11 +179,11 @@ class MultiSteps:
         )
 
     def _should_skip(
-        self, updates: Tree, gradient_step: ArrayLike, params: Tree | None
+        self, updates: Tree, gradient_step: ArrayLike, params: Tree | None, together: Together
     ) -> tuple[jax.Array | None, Any]:
         if self._should_skip_update_fn is None:
             return None, ()
-        return checked_skip(self._should_skip_update_fn(updates, gradient_step, params))
+        return decide_together(self._should_skip_update_fn, updates, gradient_step, params, together)
 
     def _accumulated(self, updates: Tree, state: optax.MultiStepsState) -> Tree:
         """The mean (or sum) of the window with this mini-step taken in, in the wider of both dtypes."""

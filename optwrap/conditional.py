@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from optwrap import _checks
 from optwrap._declarations import Guard, declare
+from optwrap._devices import ALONE, Axes, AxisName, Together
 from optwrap._inner import step_if
 from optwrap._trees import Tree, all_finite, as_int32
 
@@ -26,9 +27,11 @@ class Decision(NamedTuple):
     """int32[]: such calls so far."""
 
 
-def decide(updates: Tree, state: optax.ApplyIfFiniteState, max_consecutive_errors: ArrayLike) -> Decision:
+def decide(
+    updates: Tree, state: optax.ApplyIfFiniteState, max_consecutive_errors: ArrayLike, together: Together = ALONE
+) -> Decision:
     """Whether `apply_if_finite` takes the step: it looks at the incoming updates only."""
-    finite = all_finite(updates)
+    finite = all_finite(updates, together)
     notfinite_count = jnp.where(finite, 0, optax.safe_increment(state.notfinite_count))
     return Decision(
         accept=finite | (notfinite_count > as_int32(max_consecutive_errors, 0)),
@@ -39,7 +42,7 @@ def decide(updates: Tree, state: optax.ApplyIfFiniteState, max_consecutive_error
 
 
 def apply_if_finite(
-    inner: optax.GradientTransformation, max_consecutive_errors: ArrayLike
+    inner: optax.GradientTransformation, max_consecutive_errors: ArrayLike, *, axis_name: AxisName = None
 ) -> optax.GradientTransformationExtraArgs:
     """Leave out the steps whose incoming updates are not all finite, up to a number in a row.
 
@@ -54,6 +57,8 @@ def apply_if_finite(
       inner: the transformation to guard.
       max_consecutive_errors: steps in a row that may be left out; an integer from 0 (every step is taken, and counted)
         to 2**31 - 1 (the wrapper never gives up). May be traced.
+      axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ: the
+        devices along them decide together. If the gradients of one are not finite, all leave out the step.
 
     Returns:
       A transformation with state `ApplyIfFiniteState(notfinite_count: int32[], last_finite: bool[],
@@ -61,9 +66,10 @@ def apply_if_finite(
       args reach the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer; when first traced: `state` is no
-        `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
-      ValueError: `max_consecutive_errors` is negative or above 2**31 - 1.
+      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer, `axis_name` no name; when first
+        traced: `state` is no `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
+      ValueError: `max_consecutive_errors` is negative or above 2**31 - 1; when first traced: `axis_name` is no axis
+        there.
     """
     inner = _checks.transformation("apply_if_finite: inner", inner)
     limit = _checks.integer(
@@ -72,6 +78,7 @@ def apply_if_finite(
         0,
         "say how many steps in a row may be left out; 2**31 - 1 never gives up",
     )
+    axes = Axes("apply_if_finite: axis_name", axis_name)
 
     def init(params: Tree) -> optax.ApplyIfFiniteState:
         state = optax.ApplyIfFiniteState(
@@ -86,7 +93,7 @@ def apply_if_finite(
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.ApplyIfFiniteState]:
         state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
-        decision = decide(updates, state, limit)
+        decision = decide(updates, state, limit, axes.here())
         step = step_if(
             decision.accept,
             lambda: inner.update(updates, state.inner_state, params, **extra_args),

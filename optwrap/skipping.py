@@ -10,7 +10,8 @@ import optax
 from jax.typing import ArrayLike
 
 from optwrap import _checks
-from optwrap._trees import Tree, all_finite, count_dtype, not_finite_counts, saturating_sum, squared_norm
+from optwrap._devices import ALONE, Together
+from optwrap._trees import Tree, all_finite, count_dtype, is_inexact, not_finite_counts, saturating_sum, squared_norm
 
 
 class ShouldSkipUpdateFunction(Protocol):
@@ -51,14 +52,18 @@ def skip_not_finite(
       how many values are not finite, saturated at the dtype's largest value.
     """
     del gradient_step, params
-    finite = all_finite(updates)
+    return _skip_not_finite(updates, ALONE)
+
+
+def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict[str, jax.Array]]:
+    finite = all_finite(updates, together)
     # Counting costs more than deciding, and is needed only where there is something to count.
     num_not_finite = jax.lax.cond(
         finite,
         lambda finite, _: jnp.zeros_like(finite, dtype=count_dtype()),
-        lambda _, leaves: saturating_sum(not_finite_counts(leaves)),
+        lambda _, leaves: saturating_sum(not_finite_counts(leaves, together)),
         finite,
-        jax.tree.leaves(updates),
+        [leaf for leaf in jax.tree.leaves(updates) if is_inexact(leaf)],
     )
     return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
 
@@ -85,11 +90,64 @@ def skip_large_updates(
       ValueError: it is negative or NaN.
     """
     del gradient_step, params
+    return _skip_large_updates(updates, ALONE, max_squared_norm)
+
+
+def _skip_large_updates(
+    updates: Tree, together: Together, max_squared_norm: ArrayLike
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     _check_max_squared_norm(max_squared_norm)
-    norm_squared = squared_norm(updates)
+    norm_squared = squared_norm(updates, together)
     with jax.numpy_dtype_promotion("standard"):
         should_skip = ~(norm_squared < max_squared_norm)
     return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
+
+
+def decide_together(
+    should_skip_update_fn: ShouldSkipUpdateFunction,
+    updates: Tree,
+    gradient_step: ArrayLike,
+    params: Tree | None,
+    together: Together,
+) -> tuple[jax.Array, Any]:
+    """What a skip function says, the same on all devices that are to decide together.
+
+    The state of `skip_not_finite` and `skip_large_updates` is that of the updates on all of them. Any other function is
+    asked on each device, and if it says so on one, all of them skip; its state is each device's own, but for
+    `should_skip` in a mapping.
+
+    Raises:
+      TypeError: what the function returned is not a pair whose first is an array.
+      ValueError: the array is not a single bool.
+    """
+    function, keywords = _named(should_skip_update_fn)
+    if function is skip_not_finite:
+        return _skip_not_finite(updates, together)
+    if function is skip_large_updates:
+        return _skip_large_updates(updates, together, **keywords)
+    skip, skip_state = checked_skip(should_skip_update_fn(updates, gradient_step, params))
+    if together == ALONE:
+        return skip, skip_state
+    skip = together.largest(skip)
+    said = (jax.tree_util.DictKey("should_skip"),)
+    return skip, jax.tree_util.tree_map_with_path(lambda path, leaf: skip if path == said else leaf, skip_state)
+
+
+def ours(should_skip_update_fn: ShouldSkipUpdateFunction | None) -> ShouldSkipUpdateFunction | None:
+    """The skip function; where it is optax's own, which knows nothing of other devices, that of the same name here."""
+    function, keywords = _named(should_skip_update_fn)
+    if function is optax.skip_not_finite:
+        return skip_not_finite
+    if function is optax.skip_large_updates:
+        return functools.partial(skip_large_updates, **keywords)
+    return should_skip_update_fn
+
+
+def _named(function: Any) -> tuple[Any, dict[str, Any]]:
+    """The function, out of a `functools.partial` that gives it keywords only; and those keywords."""
+    if isinstance(function, functools.partial) and not function.args:
+        return function.func, function.keywords
+    return function, {}
 
 
 def max_squared_norm_of(should_skip_update_fn: Any) -> ArrayLike | None:
@@ -101,10 +159,7 @@ def max_squared_norm_of(should_skip_update_fn: Any) -> ArrayLike | None:
             f"MultiSteps: should_skip_update_fn must be a function, got {_checks.shown(should_skip_update_fn)}: "
             "pass skip_not_finite, functools.partial(skip_large_updates, max_squared_norm=...) or your own"
         )
-    function: Any = should_skip_update_fn
-    keywords: dict[str, Any] = {}
-    if isinstance(function, functools.partial) and not function.args:
-        function, keywords = function.func, function.keywords
+    function, keywords = _named(should_skip_update_fn)
     if function not in (skip_large_updates, optax.skip_large_updates):
         return None
     if set(keywords) != {"max_squared_norm"}:

@@ -4,7 +4,7 @@ Inside `shard_map` a value may differ from device to device. What is counted mus
 the mesh axes that it varies along; under plain jit there are none, and the compiler does the same unasked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -12,12 +12,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from optwrap._checks import INT32_MAX
-from optwrap._inner import varying
+from optwrap._devices import Together
 from optwrap._trees import is_inexact, not_finite_counts, squared_norms
 
 _SCALE: Final = 2.0**-96
 """A power of two, so exact. Values whose squares overflow float32 in sum, scaled by it, neither overflow (3.4e38
 becomes 4.3e9) nor matter where they underflow."""
+
+
+EVERY_AXIS: Final = Together(None, frozenset())
+"""All that a value varies along, as far as its type says."""
 
 
 class Summary(NamedTuple):
@@ -42,17 +46,17 @@ def summarize(tree: Any) -> Summary:
     leaves = [leaf for leaf in every if is_inexact(leaf)]
     if not leaves:
         return Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32))
-    total = _sum_over_devices(squared_norms(leaves))
+    total = EVERY_AXIS.total(squared_norms(leaves))
 
     def as_usual() -> Summary:
         return Summary(jnp.array(True), jnp.sqrt(total).astype(jnp.float32), jnp.zeros([len(every)], jnp.int32))
 
     def one_by_one() -> Summary:
-        counts = [jnp.minimum(_over_devices(lax.psum, count), INT32_MAX) for count in not_finite_counts(every)]
+        counts = [jnp.minimum(count, INT32_MAX) for count in not_finite_counts(every, EVERY_AXIS)]
         not_finite = jnp.stack(counts).astype(jnp.int32)
         # Were it a constant, XLA would square it, to 0, where a leaf is a scalar. What the total is it does not know.
         scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
-        norm = jnp.sqrt(_sum_over_devices(squared_norms([_scaled(leaf, scale) for leaf in leaves]))) / scale
+        norm = jnp.sqrt(EVERY_AXIS.total(squared_norms([_scaled(leaf, scale) for leaf in leaves]))) / scale
         return Summary(jnp.all(not_finite == 0), norm.astype(jnp.float32), not_finite)
 
     summary: Summary = lax.cond(jnp.isfinite(total), as_usual, one_by_one)
@@ -67,24 +71,7 @@ def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
 
 def on_any_device(value: jax.Array) -> jax.Array:
     """The largest of a value over the devices on which it may differ; of a flag, whether it is set on any of them."""
-    if value.dtype == jnp.bool_:
-        return _over_devices(lax.pmax, value.astype(jnp.int32)) > 0
-    return _over_devices(lax.pmax, value)
-
-
-def _over_devices(reduce: Callable[..., Any], value: jax.Array) -> jax.Array:
-    axes = tuple(sorted(varying(jax.typeof(value))))
-    return jnp.asarray(reduce(value, axes)) if axes else value
-
-
-def _sum_over_devices(norms: Sequence[jax.Array]) -> jax.Array:
-    """The sum of scalars, each over the axes it varies along: replicated ones are not counted once per device."""
-    widest = jnp.float64 if any(norm.dtype == jnp.float64 for norm in norms) else jnp.float32
-    alike: dict[frozenset[str], list[jax.Array]] = {}
-    for norm in norms:
-        alike.setdefault(varying(jax.typeof(norm)), []).append(norm.astype(widest))
-    sums = [_over_devices(lax.psum, jnp.sum(jnp.stack(group))) for group in alike.values()]
-    return sums[0] if len(sums) == 1 else jnp.sum(jnp.stack(sums))
+    return EVERY_AXIS.largest(value)
 
 
 def _scaled(leaf: Any, scale: jax.Array) -> jax.Array:

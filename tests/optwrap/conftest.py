@@ -7,7 +7,7 @@ import jax
 import pytest
 
 # Before anything asks for a device: tests on a mesh need some.
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

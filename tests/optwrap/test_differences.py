@@ -269,6 +269,28 @@ def test_apply_if_finite_takes_gradients_wider_than_the_parameters() -> None:
     assert_same_types(ours[-1].state.inner_state, alone[-1].state)
 
 
+def test_devices_decide_together() -> None:
+    """NaN on one device of eight: with optax that one is left behind, ours all leave out the step and say so."""
+    values = jnp.ones(8).at[3].set(jnp.nan)
+
+    def after(wrapper: Any) -> Any:
+        def step(value: Any) -> Any:
+            return stepper(wrapper)(value, wrapper.init(jnp.ones([])), jnp.ones([]))
+
+        return jax.pmap(step, axis_name="data")(values)
+
+    theirs = after(optax.apply_if_finite(optax.sgd(0.5), 3))
+    np.testing.assert_array_equal(theirs.params, np.where(np.arange(8) == 3, 1.0, 0.5))
+    ours = after(optwrap.apply_if_finite(optax.sgd(0.5), 3, axis_name="data"))
+    np.testing.assert_array_equal(ours.params, np.ones(8))
+    np.testing.assert_array_equal(ours.state.total_notfinite, np.ones(8))
+
+    skip = optwrap.MultiSteps(optax.sgd(0.5), 1, should_skip_update_fn=optwrap.skip_not_finite, axis_name="data")
+    ours = after(skip)
+    np.testing.assert_array_equal(ours.params, np.ones(8))
+    np.testing.assert_array_equal(ours.state.skip_state["num_not_finite"], np.ones(8))
+
+
 def test_slow_parameters_stay_between_synchronisations() -> None:
     """An infinite gradient: optax multiplies the distance by zero, and has NaN slow parameters at once."""
     pair = optax.LookaheadParams.init_synced(PARAMS)
