@@ -1,6 +1,7 @@
 """Arguments, checked when a wrapper is made or first traced: never later, never from inside XLA."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import jax
@@ -92,6 +93,17 @@ def flag(argument: str, value: Any, remedy: str) -> bool:
     if isinstance(value, bool | np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
         return bool(value)
     raise TypeError(f"{argument} must be True or False, got {shown(value)} ({type(value).__name__}): {remedy}")
+
+
+def one_of(argument: str, value: Any, allowed: Sequence[str], remedy: str) -> None:
+    """One of a few strings.
+
+    Raises:
+      ValueError: it is none of them.
+    """
+    if not (isinstance(value, str) and value in allowed):
+        names = " or ".join(map(repr, allowed))
+        raise ValueError(f"{argument} must be {names}, got {shown(value)} ({type(value).__name__}): {remedy}")
 
 
 State = TypeVar("State")

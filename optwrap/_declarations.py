@@ -21,6 +21,8 @@ class Guard(NamedTuple):
 
     max_consecutive_errors: ArrayLike
     """Errors in a row it rejects before it gives up (int32)."""
+    gives_up: bool = True
+    """Whether it does: else it rejects those after them, too."""
 
 
 class Window(NamedTuple):

@@ -135,10 +135,6 @@ class MultiSteps:
           TypeError: `state` is no `MultiStepsState`.
           ValueError: `updates` have other leaves or shapes than the parameters that `init` was given.
         """
-        state = _checks.state("MultiSteps", state, optax.MultiStepsState)
-        _checks.alike(
-            "MultiSteps: updates", updates, state.acc_grads, "the accumulator", "pass the gradients of these parameters"
-        )
         decision = self._decide(updates, state, params)
         step = self._step(decision, updates, state, params, extra_args)
         return step.updates, optax.MultiStepsState(
@@ -165,6 +161,10 @@ class MultiSteps:
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def _decide(self, updates: Tree, state: optax.MultiStepsState, params: Tree | None) -> Decision:
+        state = _checks.state("MultiSteps", state, optax.MultiStepsState)
+        _checks.alike(
+            "MultiSteps: updates", updates, state.acc_grads, "the accumulator", "pass the gradients of these parameters"
+        )
         skip, skip_state = self._should_skip(updates, state.gradient_step, params, self._axes.here())
         # From k on, not at k: a traced k may have come down in the middle of a window.
         complete = state.mini_step >= self._every_k(state.gradient_step) - 1

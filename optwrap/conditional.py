@@ -1,6 +1,6 @@
 """Steps whose gradients are not finite are not taken."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,19 @@ class Decision(NamedTuple):
 
 
 def decide(
-    updates: Tree, state: optax.ApplyIfFiniteState, max_consecutive_errors: ArrayLike, together: Together = ALONE
+    updates: Tree,
+    state: optax.ApplyIfFiniteState,
+    max_consecutive_errors: ArrayLike,
+    together: Together = ALONE,
+    *,
+    gives_up: bool = True,
 ) -> Decision:
     """Whether `apply_if_finite` takes the step: it looks at the incoming updates only."""
+    state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
     finite = all_finite(updates, together)
     notfinite_count = jnp.where(finite, 0, optax.safe_increment(state.notfinite_count))
     return Decision(
-        accept=finite | (notfinite_count > as_int32(max_consecutive_errors, 0)),
+        accept=finite | (notfinite_count > as_int32(max_consecutive_errors, 0)) if gives_up else finite,
         finite=finite,
         notfinite_count=notfinite_count,
         total_notfinite=jnp.where(finite, state.total_notfinite, optax.safe_increment(state.total_notfinite)),
@@ -42,13 +48,18 @@ def decide(
 
 
 def apply_if_finite(
-    inner: optax.GradientTransformation, max_consecutive_errors: ArrayLike, *, axis_name: AxisName = None
+    inner: optax.GradientTransformation,
+    max_consecutive_errors: ArrayLike,
+    *,
+    on_limit: Literal["accept", "reject"] = "accept",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Leave out the steps whose incoming updates are not all finite, up to a number in a row.
 
     A step left out returns zero updates and leaves the inner state as it was. Of a streak of such steps the first
     `max_consecutive_errors` are left out; then the wrapper gives up, and takes every step until a finite one ends the
-    streak. Counts saturate at 2**31 - 1.
+    streak. With `on_limit="reject"` it never gives up: the limit then is a mark that whoever watches is shown, and that
+    you may look at to end the run. Counts saturate at 2**31 - 1.
 
     Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. It also works where the inner transformation
     returns updates or a state of other dtypes than it is given, or updates of another structure.
@@ -57,6 +68,7 @@ def apply_if_finite(
       inner: the transformation to guard.
       max_consecutive_errors: steps in a row that may be left out; an integer from 0 (every step is taken, and counted)
         to 2**31 - 1 (the wrapper never gives up). May be traced.
+      on_limit: what becomes of the steps after these: "accept", as with optax, or "reject", for ever.
       axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ: the
         devices along them decide together. If the gradients of one are not finite, all leave out the step.
 
@@ -68,8 +80,8 @@ def apply_if_finite(
     Raises:
       TypeError: `inner` is no transformation, `max_consecutive_errors` no integer, `axis_name` no name; when first
         traced: `state` is no `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
-      ValueError: `max_consecutive_errors` is negative or above 2**31 - 1; when first traced: `axis_name` is no axis
-        there.
+      ValueError: `max_consecutive_errors` is negative or above 2**31 - 1; `on_limit` is neither of the two; when first
+        traced: `axis_name` is no axis there.
     """
     inner = _checks.transformation("apply_if_finite: inner", inner)
     limit = _checks.integer(
@@ -77,6 +89,12 @@ def apply_if_finite(
         max_consecutive_errors,
         0,
         "say how many steps in a row may be left out; 2**31 - 1 never gives up",
+    )
+    _checks.one_of(
+        "apply_if_finite: on_limit",
+        on_limit,
+        ("accept", "reject"),
+        "say what becomes of steps after max_consecutive_errors in a row",
     )
     axes = Axes("apply_if_finite: axis_name", axis_name)
 
@@ -87,13 +105,12 @@ def apply_if_finite(
             total_notfinite=jnp.zeros([], jnp.int32),
             inner_state=inner.init(params),
         )
-        return declare(state, Guard(limit))
+        return declare(state, Guard(limit, on_limit == "accept"))
 
     def update(
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.ApplyIfFiniteState]:
-        state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
-        decision = decide(updates, state, limit, axes.here())
+        decision = decide(updates, state, limit, axes.here(), gives_up=on_limit == "accept")
         step = step_if(
             decision.accept,
             lambda: inner.update(updates, state.inner_state, params, **extra_args),

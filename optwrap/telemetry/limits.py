@@ -31,6 +31,8 @@ class Known(NamedTuple):
     where it comes from a computation that cannot be followed."""
     squared_norm: jax.Array | None
     """float32[]: the squared norm from which it skips as large; None where it does not."""
+    gives_up: bool = True
+    """Of apply_if_finite: whether it accepts what comes after the limit."""
 
 
 class Wrapper(NamedTuple):
@@ -129,9 +131,12 @@ def _followed(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _Sai
         return value
 
     match declaration:
-        case Guard(max_consecutive_errors=limit) | Sync(sync_period=limit):
-            live = follow(limit)
-            return lambda _: Known(_int32(live), None)
+        case Guard(max_consecutive_errors=limit, gives_up=gives_up):
+            errors = follow(limit)
+            return lambda _: Known(_int32(errors), None, gives_up)
+        case Sync(sync_period=limit):
+            steps = follow(limit)
+            return lambda _: Known(_int32(steps), None)
         case Window():
             schedule = jax.make_jaxpr(declaration.every_k)(np.zeros([], np.int32))
             jaxpr, captured = schedule.jaxpr, [follow(value) for value in schedule.consts]

@@ -124,7 +124,9 @@ def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[ja
     bad = ~new.last_finite & called
     leaves = None if given.leaves is None else given.leaves | ~bad
     inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=~bad, leaves=leaves), hearing)
-    if wrapper.known is not None and wrapper.known.limit is not None:
+    if wrapper.known is not None and not wrapper.known.gives_up:
+        accepted = jnp.array(False)
+    elif wrapper.known is not None and wrapper.known.limit is not None:
         accepted = new.notfinite_count > wrapper.known.limit
     else:
         accepted = _left_a_trace(old.inner_state, new.inner_state, bad, given.alone, hearing.updates)

@@ -80,16 +80,17 @@ class Elementwise(Part):
 class Guard(Part):
     """apply_if_finite."""
 
-    def __init__(self, inner: Part, limit: int, declared: bool) -> None:
+    def __init__(self, inner: Part, limit: int, declared: bool, gives_up: bool = True) -> None:
         self.inside = (inner,)
         self.limit = limit
         self.declared = declared
+        self.gives_up = gives_up
         self.count = 0
 
     def __call__(self, given: Leaves) -> Told:
         finite = is_finite(given)
         self.count = 0 if finite else self.count + 1
-        if self.count > self.limit or finite:
+        if finite or (self.gives_up and self.count > self.limit):
             told = self.inside[0](given)
             return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"), not finite)
         return Told(zeros(given), "skipped_not_finite", True)

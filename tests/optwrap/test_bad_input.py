@@ -73,6 +73,12 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"max_consecutive_errors .* got an array float32\[\]",
     ),
+    "on_limit another word": (
+        lambda: optwrap.apply_if_finite(SGD, 3, on_limit="skip"),
+        ValueError,
+        r"apply_if_finite: on_limit must be 'accept' or 'reject', got 'skip' \(str\): say what becomes of steps after",
+    ),
+    "on_limit a bool": (lambda: optwrap.apply_if_finite(SGD, 3, on_limit=True), ValueError, r"on_limit .* got True"),
     "k zero": (
         lambda: optwrap.MultiSteps(SGD, 0),
         ValueError,

@@ -269,6 +269,18 @@ def test_apply_if_finite_takes_gradients_wider_than_the_parameters() -> None:
     assert_same_types(ours[-1].state.inner_state, alone[-1].state)
 
 
+def test_a_guard_need_not_give_up() -> None:
+    """After the limit optax has NaN parameters; told to reject, ours has none, however long the streak is."""
+    batches = [GOOD, *[BAD] * 9, GOOD]
+    assert has_nan(train(optax.apply_if_finite(optax.adam(0.1), 3), batches)[-1].params)
+    ours = train(optwrap.apply_if_finite(optax.adam(0.1), 3, on_limit="reject"), batches)
+    assert [int(after.state.notfinite_count) for after in ours] == [0, *range(1, 10), 0]
+    assert ours[-1].state.total_notfinite == 9
+    alone = train(optax.adam(0.1), [GOOD, GOOD])[-1]
+    np.testing.assert_allclose(ours[-1].params["w"], alone.params["w"], rtol=1e-6)
+    assert_same_types(ours[-1].state.inner_state, alone.state)
+
+
 def test_devices_decide_together() -> None:
     """NaN on one device of eight: with optax that one is left behind, ours all leave out the step and say so."""
     values = jnp.ones(8).at[3].set(jnp.nan)

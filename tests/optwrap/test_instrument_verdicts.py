@@ -35,9 +35,10 @@ class Lib:
     def declares(self) -> bool:
         return self.wrappers is optwrap
 
-    def guard(self, inner: Any, limit: int) -> Any:
+    def guard(self, inner: Any, limit: int, **on_limit: str) -> Any:
         tx, part = inner
-        return self.wrappers.apply_if_finite(tx, limit), sim.Guard(part, limit, self.declares)
+        tx = self.wrappers.apply_if_finite(tx, limit, **on_limit)
+        return tx, sim.Guard(part, limit, self.declares, gives_up=not on_limit)
 
     def window(self, inner: Any, k: int | Callable[[Any], Any], skip: str | None = None) -> Any:
         tx, part = inner
@@ -99,6 +100,10 @@ NESTINGS: dict[str, Callable[[Lib], Any]] = {
     "bare": lambda _: adam(),
     "guard": lambda lib: lib.guard(adam(), 2),
     "guard that never rejects": lambda lib: lib.guard(adam(), 0),
+    "guard that never gives up": lambda lib: lib.guard(sgd(), 1, on_limit="reject"),
+    "guard that never gives up in a window in one that does": lambda lib: lib.guard(
+        lib.window(lib.guard(adam(), 0, on_limit="reject"), 2), 1
+    ),
     "guard, stateless inside": lambda lib: lib.guard(sgd(), 2),
     "guard, stateless inside, in a chain": lambda lib: chain(lib.guard(sgd(), 1), SHIFT),
     "guard, stateless inside, in lookahead": lambda lib: lib.lookahead(lib.guard(sgd(), STEPS), 2),
@@ -174,7 +179,9 @@ def compiled(nesting: str, lib: Lib) -> Any:
 
 
 OPTAX = [
-    nesting for nesting in NESTINGS if not nesting.startswith(("bare", "lookahead", "guard around window skipping"))
+    nesting
+    for nesting in NESTINGS
+    if not nesting.startswith(("bare", "lookahead", "guard around window skipping", "guard that never gives up"))
 ]
 
 
