@@ -82,7 +82,9 @@ class Epoch:
     state: str = "starting"
     gauges: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
     base: Mapping[str, Any] | None = None
-    """What the exporter last said it had counted before this epoch, in its own words."""
+    """What was counted before this epoch as far as the exporter has said so, in the wire's form."""
+    added: Totals = ZERO
+    """What this process has counted before it that is not in `base`."""
     seq: int = 0
     """The last report's number; 0 while there is none."""
     dropped_steps: int = 0
@@ -198,7 +200,10 @@ class Account:
             entry.owner.drop(not entry.record.bad, entry.record.bad)
 
     def _begin(self, at_start: Totals) -> None:
-        self.epochs.append(Epoch(self._new_id(), at_start, at_start))
+        last = self.current
+        self.epochs.append(
+            Epoch(self._new_id(), at_start, at_start, base=last.base, added=plus(last.added, last.share))
+        )
         if len(self.epochs) <= self._most_epochs:
             return
         over = [(i, epoch) for i, epoch in enumerate(self.epochs[:-1]) if not epoch.held]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import monotonic, sleep, time
 from typing import Final
 
+from optwrap.telemetry import bases
 from optwrap.telemetry.epochs import Account
 from optwrap.telemetry.inbox import Inbox
 from optwrap.telemetry.intake import Intake
@@ -66,6 +67,7 @@ class Reporter:
         self._intake = Intake(inbox, account, self._once)
         self._outbox: Outbox | None = None
         self._due = clock.monotonic()
+        self._began = clock.time() - self._due
         self._blocked_until = self._due
         self._failures = 0
         self._lost_at: float | None = None
@@ -141,6 +143,13 @@ class Reporter:
             clock.sleep(pause)
             pause = min(2 * pause, 0.5)
 
+    def _now(self) -> float:
+        """Seconds since 1970, by a clock that nobody sets back after the start.
+
+        The exporter tells by it which epoch of a process is the later one, and how far apart its reports were sent.
+        """
+        return self._began + self._clock.monotonic()
+
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
@@ -162,7 +171,7 @@ class Reporter:
             if process is None or attempt is None:
                 return None
             outbox = Outbox(self._account, Identity(self._settings.run, process, attempt, self._settings.interval))
-            outbox.build(self._source.describe(), self._clock.time(), beat=True)
+            outbox.build(self._source.describe(), self._now(), beat=True)
             self._outbox = outbox
         return self._outbox
 
@@ -174,7 +183,7 @@ class Reporter:
             if held in outbox.held and not self._deliver(outbox, held, deadline):
                 return
         source = self._source.describe()
-        while (report := outbox.build(source, self._clock.time(), beat=beat)) is not None:
+        while (report := outbox.build(source, self._now(), beat=beat)) is not None:
             beat = beat and report.epoch is not self._account.current
             if not self._deliver(outbox, report, deadline):
                 return
@@ -216,8 +225,8 @@ class Reporter:
     def _accepted(self, outbox: Outbox, report: Report, answer: Answer) -> bool:
         try:
             said = json.loads(answer.body)
-            acknowledged, base = said["acknowledged"], said.get("base")
-            if not isinstance(acknowledged, int) or not isinstance(base, dict | None):
+            acknowledged, base = said["acknowledged"], bases.checked(said.get("base"))
+            if not isinstance(acknowledged, int):
                 raise TypeError
         except (ValueError, TypeError, KeyError, AttributeError):
             outbox.fail(report)

@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from optwrap.telemetry.epochs import Account, Epoch
+from optwrap.telemetry import bases
+from optwrap.telemetry.epochs import ZERO, Account, Epoch
 from optwrap.telemetry.reading import Totals
 from optwrap.telemetry.records import Entry, Record
 
@@ -82,6 +83,11 @@ def _named(of: Mapping[str, int], join: Callable[[int, int], int]) -> dict[str, 
         name = path(parameter)
         found[name] = join(found[name], count) if name in found else count
     return found
+
+
+def _base(epoch: Epoch) -> bases.Base | None:
+    """What was counted before an epoch, as far as anybody has told."""
+    return bases.plus(epoch.base, totals(epoch.added)) if epoch.added.steps else epoch.base
 
 
 def gauges(of: Mapping[str, float | int]) -> dict[str, Any]:
@@ -162,8 +168,7 @@ class Outbox:
 
     def acknowledge(self, epoch: Epoch, acknowledged: int, base: Mapping[str, Any] | None) -> None:
         """Let go of what the exporter says is durable: the epoch's reports up to that number."""
-        if base is not None:
-            epoch.base = base
+        self._hand_on(epoch, base)
         epoch.known = True
         epoch.refusals = 0
         for report in [r for r in self.held if r.epoch is epoch and r.seq <= acknowledged]:
@@ -201,6 +206,12 @@ class Outbox:
         ready = (epoch for epoch in self._account.epochs if epoch.unreported or self._account.backlog.has(epoch))
         return min(ready, key=lambda epoch: epoch.refusals, default=None)
 
+    def _hand_on(self, epoch: Epoch, base: bases.Base | None) -> None:
+        """Take note of what was counted before an epoch, and so before those after it."""
+        for later in self._account.epochs[self._account.epochs.index(epoch) :]:
+            later.base, later.added = bases.largest(_base(later), base), ZERO
+            base = bases.plus(later.base, totals(later.share))
+
     def _let_go(self, report: Report) -> None:
         self.held.remove(report)
         report.epoch.held -= 1
@@ -225,7 +236,7 @@ class Outbox:
             "source": source,
             "totals": totals(epoch.totals),
             "at_start": totals(epoch.at_start),
-            "base": epoch.base,
+            "base": _base(epoch),
             "gauges": gauges(epoch.gauges),
             "steps": columns(records),
             "offenders": [

@@ -71,14 +71,17 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     return app
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, clock: Clock = time.time) -> None:
     """Run an exporter until SIGTERM or SIGINT.
+
+    Args:
+      settings: where it listens, and what it keeps.
+      clock: seconds since 1970.
 
     Raises:
       click.ClickException: it cannot start; says why in one line.
     """
     configure_logging(settings.log_level)
-    clock = time.time
     try:
         with contextlib.ExitStack() as stack:
             sockets = bind_tcp(settings.listen)

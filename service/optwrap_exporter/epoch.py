@@ -115,6 +115,8 @@ class EpochState:
     placed: bool = False
     """Whether it is known, and told, at which step the epoch took up."""
     offences: Mapping[str, Offences] = dataclasses.field(default_factory=dict)
+    arrival: int = 0
+    """How many epochs of its process were heard of before it."""
 
     @property
     def ended(self) -> bool:

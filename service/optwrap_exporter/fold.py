@@ -14,7 +14,7 @@ from optwrap_exporter import events, health, ranges
 from optwrap_exporter.counts import Counts
 from optwrap_exporter.epoch import NOTHING, Beat, EpochState, Offences, Streak
 from optwrap_exporter.events import Occurrence, Streaks
-from optwrap_exporter.state import ProcessState
+from optwrap_exporter.state import ProcessState, ordered
 from optwrap_exporter.wire import LARGEST, Offender, Report
 
 _SAMPLES: Final = 31
@@ -43,6 +43,8 @@ def fold(process: ProcessState | None, report: Report, now: float, listening: fl
     in_order = before is None or report.seq > before.highest
     streaks = events.of_streaks(report, before.streak if before else Streak()) if in_order else None
     epoch = _epoch(process, before, report, streaks, now=now)
+    if process is not None and before is not None and in_order:
+        epoch = _moved_up(process, epoch, now)
     first: list[Occurrence | None] = [events.of_start(report, before, process is not None, now)]
     if epoch.placed and not (before and before.placed):
         first.append(events.of_resumption(report, _previous(process, epoch), now))
@@ -99,6 +101,7 @@ def _epoch(
             attempt=report.attempt,
             order=order,
             generation=generation,
+            arrival=len(process.epochs) if process else 0,
             first_report=now,
             last_report=now,
             began=report.sent_at,
@@ -175,16 +178,35 @@ def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
     known = list(process.epochs.values())
     # A hello that does not know yet where the counters stand may get an epoch of its own, and need not arrive.
     generation = sum(state.attempt == report.attempt and state.placed for state in known)
-    if report.sent_at >= process.epoch.began:
+    # After the last that began before it.
+    at = max((i + 1 for i, state in enumerate(known) if state.began <= report.sent_at), default=0)
+    if at == len(known):
         return known[-1].order + 1, generation
-    # Before the first that began after it: the current one did.
-    at = next(i for i, state in enumerate(known) if state.began > report.sent_at)
     return (known[at].order + (known[at - 1].order if at else known[at].order - 2)) / 2, generation
+
+
+def _moved_up(process: ProcessState, epoch: EpochState, now: float) -> EpochState:
+    """The epoch in the last place, if it was put before others for its clock only, and lives on after them.
+
+    Not where that would change what was counted: what it was told may have been told by an exporter that knew less.
+    """
+    later = [state for state in process.epochs.values() if state.order > epoch.order]
+    if not later or not epoch.alive:
+        return epoch
+    since = epoch.beats[0].time
+    if any(state.arrival > epoch.arrival or since < state.last_report <= now for state in later):
+        return epoch
+    moved = dataclasses.replace(epoch, order=later[-1].order + 1)
+    here, there = (
+        dataclasses.replace(process, epochs=ordered({**process.epochs, epoch.epoch: state}.values())).total
+        for state in (epoch, moved)
+    )
+    return moved if here == there else epoch
 
 
 def _with(epochs: Mapping[str, EpochState], epoch: EpochState, before: EpochState | None) -> dict[str, EpochState]:
     both = {**epochs, epoch.epoch: epoch}
-    return both if before is not None else dict(sorted(both.items(), key=lambda item: item[1].order))
+    return both if before is not None and before.order == epoch.order else ordered(both.values())
 
 
 def _previous(process: ProcessState | None, epoch: EpochState) -> EpochState | None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.answers import OTHER
@@ -149,6 +150,46 @@ def test_after_the_loss_of_the_directory_the_totals_go_on_where_they_were(data: 
                 take(ledger, trainer.report())
                 assert totals_of(ledger)[0].steps == counted + trainer.state.steps - trainer.at_start.steps
                 assert detail(ledger).unseen == 0
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["directory kept", "directory lost"])
+def test_a_trainer_whose_clock_is_behind_is_told_of_all_before_it_once_it_lives(known: bool) -> None:
+    """It is put before the others at first, as what only comes late would be; a life comes after them."""
+    clock = Clock()
+    ledger = Ledger(clock)
+    first = Trainer(clock)
+    take(ledger, first.hello())
+    clock.advance(100)
+    first.step()
+    first.step()
+    take(ledger, first.report())
+    behind = Trainer(lambda: clock() - 3600, state=first.state.copy(), attempt="second")
+    clock.advance(5)
+    for _ in range(5):
+        clock.advance(1)
+        behind.step()
+        told = take(ledger, behind.report()).answer()
+    assert told.base is not None
+    assert told.base.steps == 2
+    if not known:
+        ledger = Ledger(clock)
+    clock.advance(1)
+    take(ledger, behind.report(base=told.base.model_dump(mode="json")))
+    (view,) = ledger.views()
+    assert view.totals.steps == 2 + 5
+
+
+def test_two_that_live_at_once_stay_in_the_order_of_their_clocks() -> None:
+    """Neither was there before the other, so neither is told of what the other counts."""
+    clock = Clock()
+    ledger = Ledger(clock)
+    trainers = Trainer(clock), Trainer(lambda: clock() - 3600, attempt="second")
+    for _ in range(10):
+        clock.advance(1)
+        for trainer in trainers:
+            trainer.step()
+            told = take(ledger, trainer.report()).answer()
+    assert told.base is None
 
 
 def test_a_base_adds_nothing_to_what_is_known_already() -> None:

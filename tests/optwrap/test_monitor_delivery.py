@@ -107,10 +107,11 @@ class Desk:
 
     def __init__(self, *, most_rows: int = 65_536, most_epochs: int = 32, queue: int = 2048, seed: int = 0) -> None:
         self.now = 1000.0
+        self.set_back = 0.0
         ids = (f"e{n}" for n in itertools.count())
         settings = resolve({}, run="r", process=0)
         assert isinstance(settings, Settings)
-        clock = Clock(lambda: self.now, lambda: self.now, self.pass_time, random.Random(seed).random)
+        clock = Clock(lambda: self.now - self.set_back, lambda: self.now, self.pass_time, random.Random(seed).random)
         self.network = Network()
         self.source = FixedSource()
         self.inbox = Inbox(queue, clock.time)
@@ -372,6 +373,50 @@ def test_an_exporter_that_lost_its_directory_gets_back_what_it_had_said() -> Non
     desk.books.take = lambda body: {**take(body), "base": base}  # type: ignore[method-assign]  # it knows of a past
     desk.run(2.5)
     assert [report["base"] for report in desk.books.order] == [None, base, base]
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["hello answered", "hello on its way"])
+def test_an_epoch_knows_of_the_past_what_the_one_before_it_was_told(answered: bool) -> None:
+    """An exporter may lose its directory before a resumed trainer's first step, or in the moment after a rollback."""
+    desk = Desk()
+    take = desk.books.take
+    desk.books.take = lambda body: {**take(body), "base": monitoring_base()}  # type: ignore[method-assign]
+    desk.run(0.5 if answered else 0.0)
+    for _ in range(3):
+        desk.training.step()
+    desk.observe()
+    if not answered:
+        desk.reporter.cycle()  # the hello goes out, and the reading is counted before its answer is read
+    desk.run(1.0)
+    for _ in range(2):
+        desk.training.step()
+        desk.observe()
+    desk.run(1.0)
+    desk.training = Training()
+    desk.training.step()
+    desk.observe()
+    desk.books.take = take  # type: ignore[method-assign]  # another exporter, which knows nothing
+    desk.run(2.0)
+    hello, resumed, rolled_back = desk.books.epochs().values()
+    assert [report["base"] for report in hello[:1]] == [None]
+    assert {report["base"]["steps"] for report in resumed} == {7}
+    assert {report["base"]["steps"] for report in rolled_back} == {7 + 3}
+    assert rolled_back[0]["base"]["verdicts"]["applied"] == rolled_back[0]["base"]["gradient_steps"] == 10
+
+
+def test_a_clock_that_is_set_back_sets_no_report_back() -> None:
+    """By when they were sent the exporter tells older from newer; what a step shows is the clock as it is."""
+    desk = Desk()
+    for _ in range(4):
+        desk.training.step()
+        desk.observe()
+        desk.run(1.0)
+        desk.set_back += 300
+    sent = [report["sent_at"] for report in desk.books.order]
+    assert sent == sorted(sent)
+    assert (sent[0], sent[-1]) == (1000, pytest.approx(1003, abs=0.1))
+    times = [time for report in desk.books.order for time in report["steps"]["time"]]
+    assert times == pytest.approx([1000, 1001 - 300, 1002 - 600, 1003 - 900], abs=0.1)
 
 
 def monitoring_base() -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""A training process: a tiny jitted job with a real Monitor, which does what it is told over a pipe."""
+
+import dataclasses
+import functools
+import itertools
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optwrap
+from optwrap.telemetry.monitor import Parts
+from optwrap.telemetry.reporter import Clock
+from optwrap.telemetry.settings import Settings
+from optwrap.telemetry.source import JaxSource
+from optwrap.telemetry.transport import HttpTransport
+from tests.e2e.chaos.truth import LARGE, SHAPES, Recipe, gradients
+
+INTERVAL: Final = 0.1
+"""Seconds between reports."""
+PATIENCE: Final = 0.5
+"""Seconds that a report waits for its answer: a network that hangs is to be met often, not long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """What one training process is told at its start."""
+
+    name: str
+    """Unique; its epochs are called so, too."""
+    seed: int
+    run: str
+    process: int
+    processes: int
+    launch: int
+    recipe: Recipe
+    emit: Any
+    endpoint: str
+    directory: Path
+    pace: float
+    restored: Path | None = None
+    """The checkpoint."""
+    said: bool = False
+    """Whether it observes the state that it restored."""
+    behind: float = 0.0
+    """Seconds that its machine's clock is behind."""
+
+    @property
+    def log(self) -> Path:
+        """What it writes to standard error."""
+        return self.directory / f"{self.name}.log"
+
+
+class InPod(JaxSource):
+    """One of several processes, for what the exporter is told: to JAX each is alone here."""
+
+    processes = 1
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"process_count": self.processes}
+
+
+def optimizer(recipe: Recipe) -> Any:
+    """What Recipe.part simulates."""
+
+    def guard(inner: Any) -> Any:
+        return optwrap.apply_if_finite(inner, recipe.limit)
+
+    def window(inner: Any) -> Any:
+        skips = {
+            "not_finite": optwrap.skip_not_finite,
+            "large": functools.partial(optwrap.skip_large_updates, max_squared_norm=LARGE**2),
+            None: None,
+        }
+        return optwrap.MultiSteps(inner, recipe.every_k, should_skip_update_fn=skips[recipe.skip])
+
+    adam = optax.adam(1e-3)
+    match recipe.kind:
+        case "guard":
+            return guard(adam)
+        case "window":
+            return window(adam)
+        case "guard around window":
+            return guard(window(adam).gradient_transformation())
+        case "window around guard":
+            return window(guard(adam))
+
+
+class Trainer:
+    """The state of a training, and its Monitor."""
+
+    def __init__(self, life: Life, monitor: optwrap.Monitor) -> None:
+        self.life = life
+        self.monitor = monitor
+        tx = optwrap.instrument(optimizer(life.recipe), monitor, emit=life.emit)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params: Any, state: Any, grads: Any) -> Any:
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, optwrap.reading(state)
+
+        params = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+        self._step = step
+        self.carry: Any = params, tx.init(params)
+        self.taken = 0
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            grads = gradients(self.life.seed, self.life.launch, self.taken + 1)
+            *carry, words = self._step(*self.carry, grads)
+            self.carry = tuple(carry)
+            self.taken += 1
+            if self.life.emit == "reading":
+                self.monitor.observe(words)
+            time.sleep(self.life.pace)
+
+    def flush(self, limit: float) -> bool:
+        """Whether the exporter has everything, tried again and again: every try begins at once."""
+        if self.life.emit == "callback" and self.taken:
+            jax.block_until_ready(self.carry)
+            self.monitor.observe(optwrap.reading(self.carry[1]))
+        deadline = time.monotonic() + limit
+        while not self.monitor.flush(0.5):
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def save(self, path: Path) -> None:
+        np.savez(path, *jax.tree.leaves(self.carry), taken=self.taken)
+
+    def restore(self, path: Path, said: bool) -> None:
+        with np.load(path) as saved:
+            self.taken = int(saved["taken"])
+            treedef = jax.tree.structure(self.carry)
+            leaves = [jnp.asarray(saved[f"arr_{n}"]) for n in range(treedef.num_leaves)]
+            self.carry = jax.tree.unflatten(treedef, leaves)
+        if said:
+            self.monitor.observe(optwrap.reading(self.carry[1]), restored=True)
+
+    def fork(self, children: int) -> None:
+        """As a data loader does: some end at once, some live on for a while."""
+        for child in range(children):
+            with warnings.catch_warnings(action="ignore"):  # of JAX, which the children do not use
+                pid = os.fork()
+            if pid == 0:
+                assert self.monitor.flush(0)
+                time.sleep(0.3 * child)
+                os._exit(0)
+
+
+def monitor_of(life: Life, clock: Callable[[], float]) -> optwrap.Monitor:
+    """Its Monitor as any, but for its clock, for the names of its epochs, and for how long it waits."""
+    epochs = itertools.count()
+
+    def source(settings: Settings) -> InPod:
+        found = InPod(settings.process, settings.attempt)
+        found.processes = life.processes
+        return found
+
+    parts = Parts(
+        environ={},
+        # Backoff is as it is, in small: what is waited for here is not time.
+        clock=Clock(time=clock, jitter=lambda: 0.02),
+        transport=lambda settings: HttpTransport(settings.endpoint, answer_timeout=PATIENCE),
+        source=source,
+        new_id=lambda: f"{life.name}.{os.getpid()}.{next(epochs)}",
+    )
+    return optwrap.Monitor(
+        life.run, life.endpoint, life.process, attempt=f"launch-{life.launch}", interval=INTERVAL, _parts=parts
+    )
+
+
+def main(connection: Connection, life: Life) -> None:
+    """Train as told until told to end, killed, or left alone."""
+    os.dup2(os.open(life.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), sys.stderr.fileno())
+    jax.config.update("jax_compilation_cache_dir", str(life.directory / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    behind = life.behind
+
+    def set_clock_back(seconds: float) -> None:
+        nonlocal behind
+        behind += seconds
+
+    def fail() -> None:
+        raise RuntimeError("the training failed, as planned")
+
+    with monitor_of(life, lambda: time.time() - behind) as monitor:
+        trainer = Trainer(life, monitor)
+        if life.restored is not None:
+            trainer.restore(life.restored, life.said)
+        connection.send("made")
+        commands: dict[str, Callable[..., Any]] = {
+            "train": trainer.train,
+            "flush": trainer.flush,
+            "save": trainer.save,
+            "roll back": trainer.restore,
+            "fork": trainer.fork,
+            "set clock back": set_clock_back,
+            "handle SIGTERM": lambda: signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) and None,
+            "fail": fail,
+        }
+        while True:
+            try:
+                command, *given = connection.recv()
+            except EOFError:
+                os._exit(1)
+            if command == "end":
+                break
+            connection.send(commands[command](*given))
+    connection.send("ended")
