@@ -7,6 +7,7 @@ from optwrap.conditional import apply_if_finite
 from optwrap.layout import flatten
 from optwrap.lookahead import lookahead
 from optwrap.masking import masked
+from optwrap.skip_if import SkipIfState, skip_if
 from optwrap.skipping import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
 from optwrap.telemetry.instrument import instrument
 from optwrap.telemetry.monitor import Monitor
@@ -24,12 +25,14 @@ __all__ = [
     "MultiSteps",
     "MultiStepsState",
     "ShouldSkipUpdateFunction",
+    "SkipIfState",
     "apply_if_finite",
     "flatten",
     "instrument",
     "lookahead",
     "masked",
     "reading",
+    "skip_if",
     "skip_large_updates",
     "skip_not_finite",
 ]

@@ -34,6 +34,13 @@ class Window(NamedTuple):
     """skip_large_updates' limit, where that is the skip function."""
 
 
+class Limit(NamedTuple):
+    """What skip_if declares for its SkipIfState."""
+
+    max_squared_norm: ArrayLike | None
+    """skip_large_updates' limit, where that is the skip function."""
+
+
 class Sync(NamedTuple):
     """What lookahead declares for its LookaheadState."""
 
@@ -41,7 +48,7 @@ class Sync(NamedTuple):
     """Fast steps per synchronisation (int32)."""
 
 
-Declaration = Guard | Window | Sync
+Declaration = Guard | Window | Limit | Sync
 
 
 class Collected:

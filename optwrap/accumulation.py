@@ -11,10 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from optwrap import _checks
 from optwrap._declarations import Window, declare
-from optwrap._devices import ALONE, Axes, AxisName, Together
+from optwrap._devices import Axes, AxisName
 from optwrap._inner import Step, step_if
 from optwrap._trees import Tree, as_int32, cast, gradient_tree
-from optwrap.skipping import ShouldSkipUpdateFunction, decide_together, max_squared_norm_of, ours
+from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction
 
 
 class Decision(NamedTuple):
@@ -79,8 +79,13 @@ class MultiSteps:
         self._use_grad_mean = _checks.flag(
             "MultiSteps: use_grad_mean", use_grad_mean, "True for the mean of the window, False for its sum"
         )
-        self._max_squared_norm = max_squared_norm_of(should_skip_update_fn)
-        self._should_skip_update_fn = should_skip_update_fn if axis_name is None else ours(should_skip_update_fn)
+        self._skip = (
+            None
+            if should_skip_update_fn is None
+            else SkipFunction(
+                "MultiSteps: should_skip_update_fn", should_skip_update_fn, together=axis_name is not None
+            )
+        )
         self._axes = Axes("MultiSteps: axis_name", axis_name)
         self._accumulator_dtype = _accumulator_dtype(accumulator_dtype)
 
@@ -101,19 +106,16 @@ class MultiSteps:
           `acc_grads` has the shapes of the gradients, and is zero outside a window.
         """
         like = gradient_tree(params)
-        gradient_step = jnp.zeros([], jnp.int32)
-        # On zeros all devices say the same, and `init` may be called where there are no axes.
-        _, skip_state = self._should_skip(jax.tree.map(jnp.zeros_like, like), gradient_step, params, ALONE)
         state = optax.MultiStepsState(
             mini_step=jnp.zeros([], jnp.int32),
-            gradient_step=gradient_step,
+            gradient_step=jnp.zeros([], jnp.int32),
             inner_opt_state=self._opt.init(params),
             acc_grads=jax.tree.map(
                 lambda leaf: jnp.zeros_like(leaf, dtype=_widened(self._accumulator_dtype, jnp.result_type(leaf))), like
             ),
-            skip_state=skip_state,
+            skip_state=() if self._skip is None else self._skip.first_state(params),
         )
-        return declare(state, Window(self._every_k, self._max_squared_norm))
+        return declare(state, Window(self._every_k, None if self._skip is None else self._skip.max_squared_norm))
 
     def update(
         self, updates: Tree, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
@@ -165,7 +167,10 @@ class MultiSteps:
         _checks.alike(
             "MultiSteps: updates", updates, state.acc_grads, "the accumulator", "pass the gradients of these parameters"
         )
-        skip, skip_state = self._should_skip(updates, state.gradient_step, params, self._axes.here())
+        together = self._axes.here()
+        skip, skip_state = (
+            (None, ()) if self._skip is None else self._skip(updates, state.gradient_step, params, together)
+        )
         # From k on, not at k: a traced k may have come down in the middle of a window.
         complete = state.mini_step >= self._every_k(state.gradient_step) - 1
         emit = complete if skip is None else complete & ~skip
@@ -177,13 +182,6 @@ class MultiSteps:
             gradient_step=jnp.where(emit, optax.safe_increment(state.gradient_step), state.gradient_step),
             skip_state=skip_state,
         )
-
-    def _should_skip(
-        self, updates: Tree, gradient_step: ArrayLike, params: Tree | None, together: Together
-    ) -> tuple[jax.Array | None, Any]:
-        if self._should_skip_update_fn is None:
-            return None, ()
-        return decide_together(self._should_skip_update_fn, updates, gradient_step, params, together)
 
     def _accumulated(self, updates: Tree, state: optax.MultiStepsState) -> Tree:
         """The mean (or sum) of the window with this mini-step taken in, in the wider of both dtypes."""

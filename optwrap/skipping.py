@@ -1,4 +1,4 @@
-"""Which mini-steps `MultiSteps` leaves out."""
+"""Which steps to leave out: mini-steps of `MultiSteps`, or any step by `skip_if`."""
 
 import functools
 from typing import Any, Protocol
@@ -11,28 +11,37 @@ from jax.typing import ArrayLike
 
 from optwrap import _checks
 from optwrap._devices import ALONE, Together
-from optwrap._trees import Tree, all_finite, count_dtype, is_inexact, not_finite_counts, saturating_sum, squared_norm
+from optwrap._trees import (
+    Tree,
+    all_finite,
+    count_dtype,
+    gradient_tree,
+    is_inexact,
+    not_finite_counts,
+    saturating_sum,
+    squared_norm,
+)
 
 
 class ShouldSkipUpdateFunction(Protocol):
-    """Says which mini-steps `MultiSteps` leaves out."""
+    """Says which mini-steps `MultiSteps` leaves out, or which steps `skip_if` does."""
 
     def __call__(
         self, updates: Tree, gradient_step: ArrayLike, params: Tree | None
     ) -> tuple[jax.Array, Any]:  # pragma: no cover
-        """Whether to leave out this mini-step.
+        """Whether to leave out this step.
 
         It is called once in `init`, with zeros, and once in every `update`.
 
         Args:
-          updates: the incoming updates of this mini-step.
+          updates: the incoming updates of this step.
           gradient_step: int32[], optimizer steps so far.
           params: the parameters, where they are known.
 
         Returns:
-          bool[], true to leave the mini-step out; and a tree of arrays of the same structure, shapes and dtypes in
-          every call, which becomes `MultiStepsState.skip_state`. A mapping with the key `should_skip`, holding that
-          same bool, lets `MultiSteps.has_updated` see a skip.
+          bool[], true to leave the step out; and a tree of arrays of the same structure, shapes and dtypes in every
+          call, which becomes `MultiStepsState.skip_state` or `SkipIfState.skip_state`. A mapping with the key
+          `should_skip`, holding that same bool, lets `MultiSteps.has_updated` see a skip.
         """
         ...
 
@@ -40,7 +49,7 @@ class ShouldSkipUpdateFunction(Protocol):
 def skip_not_finite(
     updates: Tree, gradient_step: ArrayLike, params: Tree | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Leave out mini-steps with a value that is not finite: a `ShouldSkipUpdateFunction`.
+    """Leave out steps with a value that is not finite: a `ShouldSkipUpdateFunction`.
 
     Args:
       updates: the incoming updates.
@@ -71,7 +80,7 @@ def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict
 def skip_large_updates(
     updates: Tree, gradient_step: ArrayLike, params: Tree | None, max_squared_norm: ArrayLike
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Leave out mini-steps whose squared L2 norm is not below a limit: with the limit, a `ShouldSkipUpdateFunction`.
+    """Leave out steps whose squared L2 norm is not below a limit: with the limit, a `ShouldSkipUpdateFunction`.
 
     Use `functools.partial(skip_large_updates, max_squared_norm=...)`. A norm at the limit, and one that is NaN, are
     left out, too.
@@ -103,38 +112,83 @@ def _skip_large_updates(
     return should_skip, {"should_skip": should_skip, "norm_squared": norm_squared}
 
 
-def decide_together(
-    should_skip_update_fn: ShouldSkipUpdateFunction,
-    updates: Tree,
-    gradient_step: ArrayLike,
-    params: Tree | None,
-    together: Together,
-) -> tuple[jax.Array, Any]:
-    """What a skip function says, the same on all devices that are to decide together.
+class SkipFunction:
+    """A skip function as a wrapper asks it: checked, and the same on all devices that are to decide together."""
 
-    The state of `skip_not_finite` and `skip_large_updates` is that of the updates on all of them. Any other function is
-    asked on each device, and if it says so on one, all of them skip; its state is each device's own, but for
-    `should_skip` in a mapping.
+    def __init__(self, argument: str, function: Any, *, together: bool) -> None:
+        """Check the argument.
 
-    Raises:
-      TypeError: what the function returned is not a pair whose first is an array.
-      ValueError: the array is not a single bool.
-    """
-    function, keywords = _named(should_skip_update_fn)
-    if function is skip_not_finite:
-        return _skip_not_finite(updates, together)
-    if function is skip_large_updates:
-        return _skip_large_updates(updates, together, **keywords)
-    skip, skip_state = checked_skip(should_skip_update_fn(updates, gradient_step, params))
-    if together == ALONE:
-        return skip, skip_state
-    skip = together.largest(skip)
-    said = (jax.tree_util.DictKey("should_skip"),)
-    return skip, jax.tree_util.tree_map_with_path(lambda path, leaf: skip if path == said else leaf, skip_state)
+        Args:
+          argument: what it is called, for messages: `MultiSteps: should_skip_update_fn`.
+          function: the value.
+          together: whether devices are to decide together: then optax's own functions, which know nothing of other
+            devices, are replaced by those of the same name here.
+
+        Raises:
+          TypeError: it is not callable, or it is `skip_large_updates` without its limit.
+          ValueError: that limit is negative or NaN.
+        """
+        if not callable(function):
+            raise TypeError(
+                f"{argument} must be a function, got {_checks.shown(function)}: pass skip_not_finite, "
+                "functools.partial(skip_large_updates, max_squared_norm=...) or your own"
+            )
+        self._argument = argument
+        self.max_squared_norm = _max_squared_norm_of(argument, function)
+        """The limit of `skip_large_updates`, ours or optax's, where that is the function."""
+        self._function: ShouldSkipUpdateFunction = _ours(function) if together else function
+
+    def __call__(
+        self, updates: Tree, gradient_step: ArrayLike, params: Tree | None, together: Together = ALONE
+    ) -> tuple[jax.Array, Any]:
+        """What the function says: bool[], and its state.
+
+        The state of `skip_not_finite` and `skip_large_updates` is that of the updates on all devices. Any other
+        function is asked on each device, and if it says so on one, all of them skip; its state is each device's own,
+        but for `should_skip` in a mapping.
+
+        Raises:
+          TypeError: what the function returned is not a pair whose first is an array.
+          ValueError: the array is not a single bool.
+        """
+        function, keywords = _named(self._function)
+        if function is skip_not_finite:
+            return _skip_not_finite(updates, together)
+        if function is skip_large_updates:
+            return _skip_large_updates(updates, together, **keywords)
+        skip, skip_state = self._checked(self._function(updates, gradient_step, params))
+        if together == ALONE:
+            return skip, skip_state
+        skip = together.largest(skip)
+        said = (jax.tree_util.DictKey("should_skip"),)
+        return skip, jax.tree_util.tree_map_with_path(lambda path, leaf: skip if path == said else leaf, skip_state)
+
+    def first_state(self, params: Tree) -> Any:
+        """The state before the first step: what the function says of gradients that are zero."""
+        # On zeros all devices say the same, and `init` may be called where there are no axes.
+        zeros = jax.tree.map(jnp.zeros_like, gradient_tree(params))
+        return self(zeros, jnp.zeros([], jnp.int32), params)[1]
+
+    def _checked(self, returned: Any) -> tuple[jax.Array, Any]:
+        remedy = "return (skip, skip_state) with skip a boolean scalar array such as jnp.any(...)"
+        if not (isinstance(returned, tuple | list) and len(returned) == 2):
+            raise TypeError(f"{self._argument} returned {_checks.shown(returned)}, not a pair: {remedy}")
+        skip, skip_state = returned
+        if not isinstance(skip, jax.Array | np.ndarray | np.generic):
+            raise TypeError(
+                f"{self._argument} returned {_checks.shown(skip)} ({type(skip).__name__}) as its first value, not an "
+                f"array: {remedy}"
+            )
+        if skip.dtype != jnp.bool_ or skip.shape != ():
+            raise ValueError(
+                f"{self._argument} returned an array {skip.dtype}{list(skip.shape)} as its first value, expected "
+                f"bool[]: {remedy}"
+            )
+        return jnp.asarray(skip), skip_state
 
 
-def ours(should_skip_update_fn: ShouldSkipUpdateFunction | None) -> ShouldSkipUpdateFunction | None:
-    """The skip function; where it is optax's own, which knows nothing of other devices, that of the same name here."""
+def _ours(should_skip_update_fn: ShouldSkipUpdateFunction) -> ShouldSkipUpdateFunction:
+    """The skip function; where it is optax's own, that of the same name here."""
     function, keywords = _named(should_skip_update_fn)
     if function is optax.skip_not_finite:
         return skip_not_finite
@@ -150,22 +204,14 @@ def _named(function: Any) -> tuple[Any, dict[str, Any]]:
     return function, {}
 
 
-def max_squared_norm_of(should_skip_update_fn: Any) -> ArrayLike | None:
-    """The limit of `skip_large_updates`, ours or optax's, where that is the skip function."""
-    if should_skip_update_fn is None:
-        return None
-    if not callable(should_skip_update_fn):
-        raise TypeError(
-            f"MultiSteps: should_skip_update_fn must be a function, got {_checks.shown(should_skip_update_fn)}: "
-            "pass skip_not_finite, functools.partial(skip_large_updates, max_squared_norm=...) or your own"
-        )
+def _max_squared_norm_of(argument: str, should_skip_update_fn: Any) -> ArrayLike | None:
     function, keywords = _named(should_skip_update_fn)
     if function not in (skip_large_updates, optax.skip_large_updates):
         return None
     if set(keywords) != {"max_squared_norm"}:
         raise TypeError(
-            f"MultiSteps: should_skip_update_fn: skip_large_updates needs its limit, got keywords {sorted(keywords)}, "
-            "expected max_squared_norm: pass functools.partial(skip_large_updates, max_squared_norm=...)"
+            f"{argument}: skip_large_updates needs its limit, got keywords {sorted(keywords)}, expected "
+            "max_squared_norm: pass functools.partial(skip_large_updates, max_squared_norm=...)"
         )
     _check_max_squared_norm(keywords["max_squared_norm"])
     return keywords["max_squared_norm"]  # type: ignore[no-any-return]  # a number, as was just checked
@@ -173,27 +219,3 @@ def max_squared_norm_of(should_skip_update_fn: Any) -> ArrayLike | None:
 
 def _check_max_squared_norm(value: Any) -> None:
     _checks.real("skip_large_updates: max_squared_norm", value, np.inf, "give the squared norm from which to skip")
-
-
-def checked_skip(returned: Any) -> tuple[jax.Array, Any]:
-    """What a skip function returned: bool[] and its state.
-
-    Raises:
-      TypeError: not a pair whose first is an array.
-      ValueError: the array is not a single bool.
-    """
-    remedy = "return (skip, skip_state) with skip a boolean scalar array such as jnp.any(...)"
-    if not (isinstance(returned, tuple | list) and len(returned) == 2):
-        raise TypeError(f"MultiSteps: should_skip_update_fn returned {_checks.shown(returned)}, not a pair: {remedy}")
-    skip, skip_state = returned
-    if not isinstance(skip, jax.Array | np.ndarray | np.generic):
-        raise TypeError(
-            f"MultiSteps: should_skip_update_fn returned {_checks.shown(skip)} ({type(skip).__name__}) as its first "
-            f"value, not an array: {remedy}"
-        )
-    if skip.dtype != jnp.bool_ or skip.shape != ():
-        raise ValueError(
-            f"MultiSteps: should_skip_update_fn returned an array {skip.dtype}{list(skip.shape)} as its first value, "
-            f"expected bool[]: {remedy}"
-        )
-    return jnp.asarray(skip), skip_state

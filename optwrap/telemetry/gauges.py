@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optwrap.skip_if import SkipIfState
 from optwrap.telemetry.limits import Wrapper, depth_first
 from optwrap.telemetry.state import ABSENT, INT_GAUGES
 from optwrap.telemetry.summary import on_any_device
@@ -25,7 +26,9 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
     """The gauges of an optimizer with these outermost wrappers.
 
     Of several accumulation windows, or lookaheads, the outermost is shown; of several apply_if_finite the one nearest
-    its limit, called in this step or not, and of those that hide their limit the one with the largest count.
+    its limit, called in this step or not, and of those that hide their limit the one with the largest count. Of several
+    limits to the norm it is that of the outermost window or skip_if; none inside of a window, where it is no longer the
+    incoming gradients that are measured.
     """
     every = tuple(depth_first(found))
     values: dict[str, jax.Array | None] = {}
@@ -38,8 +41,10 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
                     "every_k": _limit(wrapper),
                     "gradient_step": window.gradient_step,
                 }
-                squared = None if wrapper.known is None else wrapper.known.squared_norm
-                norm_limit = None if squared is None else jnp.sqrt(squared)
+                norm_limit = _norm_limit(wrapper)
+            case SkipIfState():
+                own = _norm_limit(wrapper)
+                norm_limit = norm_limit if own is None else own
             case optax.LookaheadState() as lookahead:
                 values |= {"steps_since_sync": lookahead.steps_since_sync, "sync_period": _limit(wrapper)}
     guards = [wrapper for wrapper in every if isinstance(wrapper.new, optax.ApplyIfFiniteState)]
@@ -57,6 +62,11 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
 
 def _limit(wrapper: Wrapper) -> jax.Array | None:
     return None if wrapper.known is None else wrapper.known.limit
+
+
+def _norm_limit(wrapper: Wrapper) -> jax.Array | None:
+    squared = None if wrapper.known is None else wrapper.known.squared_norm
+    return None if squared is None else jnp.sqrt(squared)
 
 
 def _nearest(guards: Sequence[Wrapper]) -> tuple[jax.Array, jax.Array | None]:

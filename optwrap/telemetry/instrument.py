@@ -36,9 +36,9 @@ def instrument(
 
     Every call gets one verdict, judged from the outermost wrapper inwards:
 
-    * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` rejected the gradients, or
-      `MultiSteps` left both its counters as they were. Not finite if what it was given was not; else large if the skip
-      function left a `norm_squared`, as `skip_large_updates` does; else other.
+    * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` or `skip_if` rejected the gradients,
+      or `MultiSteps` left both its counters as they were. Not finite if what it was given was not; else large if the
+      skip function left a `norm_squared`, as `skip_large_updates` does; else other.
     * `accumulated`: taken into a window of `MultiSteps`, finite or not; nothing came of it yet.
     * `accepted_not_finite`: the inner optimizer consumed a value that is not finite, because the guard gave up, there
       was none, or the window had taken it in. (optax's own `MultiSteps` calls the inner optimizer in the midst of a

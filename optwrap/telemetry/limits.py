@@ -14,10 +14,11 @@ import optax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import ArrayLike
 
-from optwrap._declarations import Declaration, Guard, Sync, Window, collecting, walk
+from optwrap._declarations import Declaration, Guard, Limit, Sync, Window, collecting, walk
 from optwrap._trees import as_int32
+from optwrap.skip_if import SkipIfState
 
-WRAPPERS: Final = (optax.ApplyIfFiniteState, optax.MultiStepsState, optax.LookaheadState)
+WRAPPERS: Final = (optax.ApplyIfFiniteState, optax.MultiStepsState, optax.LookaheadState, SkipIfState)
 """The states of the wrappers that have something to say."""
 
 _INJECTED: Final = (optax.schedules.InjectHyperparamsState, optax.schedules.InjectStatefulHyperparamsState)
@@ -137,6 +138,9 @@ def _followed(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _Sai
         case Sync(sync_period=limit):
             steps = follow(limit)
             return lambda _: Known(_int32(steps), None)
+        case Limit(max_squared_norm=limit):
+            squared = follow(limit)
+            return lambda _: Known(None, _float32(squared))
         case Window():
             schedule = jax.make_jaxpr(declaration.every_k)(np.zeros([], np.int32))
             jaxpr, captured = schedule.jaxpr, [follow(value) for value in schedule.consts]
@@ -146,10 +150,14 @@ def _followed(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _Sai
                 k = None
                 if all(value is not None for value in captured):
                     (k,) = jaxpr_as_fun(ClosedJaxpr(jaxpr, captured))(state.gradient_step)
-                return Known(_int32(k), None if squared_norm is None else jnp.asarray(squared_norm).astype(jnp.float32))
+                return Known(_int32(k), _float32(squared_norm))
 
             return of_window
 
 
 def _int32(value: ArrayLike | None) -> jax.Array | None:
     return None if value is None else as_int32(value, 0)
+
+
+def _float32(value: ArrayLike | None) -> jax.Array | None:
+    return None if value is None else jnp.asarray(value).astype(jnp.float32)

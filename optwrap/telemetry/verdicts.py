@@ -17,6 +17,7 @@ import optax
 from jax import lax
 
 from optwrap._checks import INT32_MAX
+from optwrap.skip_if import SkipIfState
 from optwrap.telemetry.limits import WRAPPERS, Wrapper, outermost
 from optwrap.telemetry.state import VERDICTS
 from optwrap.telemetry.summary import Summary, anywhere, on_any_device
@@ -112,6 +113,8 @@ def _judge_wrapper(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[
             return _judge_guard(wrapper, given, hearing)
         case optax.MultiStepsState():
             return _judge_window(wrapper, given, hearing)
+        case SkipIfState():
+            return _judge_skip(wrapper, given, hearing)
     # lookahead hands on what it is given, and changes what comes back.
     return ~given.finite, _judge(wrapper.inside, wrapper.old.fast_state, given._replace(alone=False), hearing)
 
@@ -131,6 +134,25 @@ def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[ja
     else:
         accepted = _left_a_trace(old.inner_state, new.inner_state, bad, given.alone, hearing.updates)
     return bad, jnp.where(bad & ~accepted, _NOT_FINITE, inside)
+
+
+def _judge_skip(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
+    old, new = wrapper.old, wrapper.new
+    skipped = new.last_skipped & ((new.total_skipped != old.total_skipped) | (new.total_skipped == INT32_MAX))
+    called = skipped | (new.gradient_step != old.gradient_step) | (new.gradient_step == INT32_MAX)
+    # It may have been given only some of the leaves, or others than came in. What the skip function said is of those:
+    # all but why a norm is infinite, which may also have overflowed. Then it is not sure that it saw what came in.
+    said = new.skip_state if isinstance(new.skip_state, Mapping) else {}
+    finite, saw = given.finite, jnp.array(False)
+    if "num_not_finite" in said:
+        saw = called & (said["num_not_finite"] != 0)
+        finite = jnp.where(called, ~saw, finite)
+    elif "norm_squared" in said:
+        saw = called & jnp.isnan(said["norm_squared"])
+        finite = ~saw & (finite | (called & jnp.isfinite(said["norm_squared"])))
+    leaves = None if given.leaves is None else given.leaves | finite
+    inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=finite, leaves=leaves), hearing)
+    return saw, jnp.where(skipped, _skip_reason(finite, new.skip_state), inside)
 
 
 def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:

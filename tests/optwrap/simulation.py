@@ -96,16 +96,58 @@ class Guard(Part):
         return Told(zeros(given), "skipped_not_finite", True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Skipping:
+    """A skip function: "not_finite", "large" from a squared norm on, or "negative" for a reason of its own."""
+
+    kind: str | None
+    max_squared_norm: float
+
+    def why(self, given: Leaves) -> str | None:
+        """The verdict on gradients that it leaves out; None for others."""
+        if not self._skips(given):
+            return None
+        if not is_finite(given):
+            return "skipped_not_finite"
+        return "skipped_large" if self.kind == "large" else "skipped_other"
+
+    def _skips(self, given: Leaves) -> bool:
+        match self.kind:
+            case "not_finite":
+                return not is_finite(given)
+            case "large":
+                return not sum(float(np.sum(leaf * leaf)) for leaf in given.values()) < self.max_squared_norm
+            case "negative":
+                return bool(next(iter(given.values())).flat[0] < 0)
+        return False
+
+    @property
+    def norm_limit(self) -> float | None:
+        return self.max_squared_norm**0.5 if self.kind == "large" else None
+
+
+class SkipIf(Part):
+    """skip_if."""
+
+    def __init__(self, inner: Part, skipping: Skipping) -> None:
+        self.inside = (inner,)
+        self.skipping = skipping
+
+    def __call__(self, given: Leaves) -> Told:
+        finite = is_finite(given)
+        if (why := self.skipping.why(given)) is not None:
+            return Told(zeros(given), why, not finite)
+        told = self.inside[0](given)
+        return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"), not finite)
+
+
 class Window(Part):
     """MultiSteps: optwrap's, or with `leaky` optax's, which blends by multiplication."""
 
-    def __init__(
-        self, inner: Part, every_k: Callable[[int], int], skip: str | None, max_squared_norm: float, leaky: bool
-    ) -> None:
+    def __init__(self, inner: Part, every_k: Callable[[int], int], skipping: Skipping, leaky: bool) -> None:
         self.inside = (inner,)
         self.every_k = every_k
-        self.skip = skip
-        self.max_squared_norm = max_squared_norm
+        self.skipping = skipping
         self.leaky = leaky
         self.mini_step = 0
         self.gradient_step = 0
@@ -113,10 +155,7 @@ class Window(Part):
 
     def __call__(self, given: Leaves) -> Told:
         finite = is_finite(given)
-        if self._skips(given):
-            why = (
-                "skipped_not_finite" if not finite else {"large": "skipped_large"}.get(self.skip or "", "skipped_other")
-            )
+        if (why := self.skipping.why(given)) is not None:
             return Told(zeros(given), why, not finite)
         if not self.accumulated or (self.mini_step == 0 and not self.leaky):
             self.accumulated = zeros(given)
@@ -136,16 +175,6 @@ class Window(Part):
         if self.leaky:
             updates = {name: 0 * leaf for name, leaf in copy.deepcopy(self.inside[0])(window).updates.items()}
         return Told(updates, "accumulated" if is_finite(updates) else "accepted_not_finite", not finite)
-
-    def _skips(self, given: Leaves) -> bool:
-        match self.skip:
-            case "not_finite":
-                return not is_finite(given)
-            case "large":
-                return not sum(float(np.sum(leaf * leaf)) for leaf in given.values()) < self.max_squared_norm
-            case "negative":
-                return bool(given["c"][0] < 0)
-        return False
 
 
 class Lookahead(Part):
@@ -250,8 +279,13 @@ def _gauges(optimizer: Part) -> dict[str, int | float]:
         gauges |= {"mini_step": window.mini_step, "gradient_step": window.gradient_step}
         if not window.leaky:
             gauges["every_k"] = window.every_k(window.gradient_step)
-            if window.skip == "large":
-                gauges["gradient_norm_limit"] = window.max_squared_norm**0.5
+    for part in parts:
+        if isinstance(part, SkipIf | Window):
+            limit = None if isinstance(part, Window) and part.leaky else part.skipping.norm_limit
+            if limit is not None:
+                gauges["gradient_norm_limit"] = limit
+            if limit is not None or isinstance(part, Window):
+                break
     for lookahead in [part for part in parts if isinstance(part, Lookahead)][:1]:
         gauges["steps_since_sync"] = lookahead.steps_since_sync
         if lookahead.declared:

@@ -42,15 +42,22 @@ class Lib:
 
     def window(self, inner: Any, k: int | Callable[[Any], Any], skip: str | None = None) -> Any:
         tx, part = inner
-        function = {
-            None: None,
-            "not_finite": self.wrappers.skip_not_finite,
-            "large": functools.partial(self.wrappers.skip_large_updates, max_squared_norm=MAX_SQUARED_NORM),
-            "negative": lambda updates, _, __: (updates["c"][0] < 0, ()),
-        }[skip]
+        function = None if skip is None else self.skipping(skip)
         tx = self.wrappers.MultiSteps(tx, k, should_skip_update_fn=function).gradient_transformation()
         every_k = (lambda step: int(k(step))) if callable(k) else (lambda _: k)
-        return tx, sim.Window(part, every_k, skip, MAX_SQUARED_NORM, leaky=not self.declares)
+        return tx, sim.Window(part, every_k, sim.Skipping(skip, MAX_SQUARED_NORM), leaky=not self.declares)
+
+    def skip_if(self, inner: Any, skip: str) -> Any:
+        tx, part = inner
+        return self.wrappers.skip_if(tx, self.skipping(skip)), sim.SkipIf(part, sim.Skipping(skip, MAX_SQUARED_NORM))
+
+    def skipping(self, kind: str) -> Any:
+        functions = {
+            "not_finite": self.wrappers.skip_not_finite,
+            "large": functools.partial(self.wrappers.skip_large_updates, max_squared_norm=MAX_SQUARED_NORM),
+            "negative": lambda updates, _, __: (jax.tree.leaves(updates)[0].ravel()[0] < 0, ()),
+        }
+        return functions[kind]
 
     def lookahead(self, inner: Any, period: int) -> Any:
         tx, part = inner
@@ -120,6 +127,26 @@ NESTINGS: dict[str, Callable[[Lib], Any]] = {
     "window around guard": lambda lib: lib.window(lib.guard(adam(), 1), 3),
     "guard around window around guard": lambda lib: lib.guard(lib.window(lib.guard(adam(), 1), 2), 2),
     "window around window": lambda lib: lib.window(lib.window(adam(), 2, "large"), 2),
+    "skip_if not finite": lambda lib: lib.skip_if(adam(), "not_finite"),
+    "skip_if large": lambda lib: lib.skip_if(adam(), "large"),
+    "skip_if for its own reason": lambda lib: lib.skip_if(sgd(), "negative"),
+    "skip_if large around guard": lambda lib: lib.skip_if(lib.guard(adam(), 1), "large"),
+    "skip_if large around skip_if not finite": lambda lib: lib.skip_if(lib.skip_if(sgd(), "not_finite"), "large"),
+    "skip_if not finite around window skipping large": lambda lib: lib.skip_if(
+        lib.window(adam(), 2, "large"), "not_finite"
+    ),
+    "skip_if for its own reason around lookahead around guard": lambda lib: lib.skip_if(
+        lib.lookahead(lib.guard(adam(), 2), 3), "negative"
+    ),
+    "guard around skip_if large": lambda lib: lib.guard(lib.skip_if(adam(), "large"), 1),
+    "window around skip_if large": lambda lib: lib.window(lib.skip_if(adam(), "large"), 2),
+    "masked around skip_if not finite": lambda lib: lib.masked(lib.skip_if(adam(), "not_finite"), "ac"),
+    "masked around skip_if large": lambda lib: lib.masked(lib.skip_if(adam(), "large"), "bc"),
+    "skip_if not finite after mending": lambda lib: chain(MENDING, lib.skip_if(adam(), "not_finite")),
+    "skip_if large after spoiling": lambda lib: chain(SPOILING, lib.skip_if(adam(), "large")),
+    "groups with skip_if and window": lambda lib: partition(
+        ab=lib.skip_if(adam(), "not_finite"), c=lib.window(adam(), 2)
+    ),
     "lookahead": lambda lib: lib.lookahead(adam(), 4),
     "lookahead around guard": lambda lib: lib.lookahead(lib.guard(adam(), 2), 4),
     "lookahead around window around guard": lambda lib: lib.lookahead(lib.window(lib.guard(adam(), 1), 2), 3),
@@ -182,6 +209,7 @@ OPTAX = [
     nesting
     for nesting in NESTINGS
     if not nesting.startswith(("bare", "lookahead", "guard around window skipping", "guard that never gives up"))
+    and "skip_if" not in nesting
 ]
 
 

@@ -31,7 +31,7 @@ def test_the_public_names_are_these() -> None:
         assert getattr(optwrap, name) is getattr(optax, name)
     assert set(optwrap.__all__) >= {
         *("apply_if_finite", "flatten", "lookahead", "masked", "MultiSteps"),
-        *("ShouldSkipUpdateFunction", "skip_not_finite", "skip_large_updates"),
+        *("ShouldSkipUpdateFunction", "skip_not_finite", "skip_large_updates", "skip_if", "SkipIfState"),
     }
     assert all(hasattr(optwrap, name) for name in optwrap.__all__)
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import optwrap
+
 Tree = Any
 Library = Any
 Build = Callable[[Library], optax.GradientTransformationExtraArgs]
@@ -24,12 +26,17 @@ def not_vectors(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) != 1, tree)
 
 
+def skip_function(library: Library, skip: str, max_squared_norm: float = 15.0) -> Any:
+    """The skip function of a library, by its name. Some of `gradients` have norms beyond the limit, none beyond 1e6."""
+    if skip == "large":
+        return functools.partial(library.skip_large_updates, max_squared_norm=max_squared_norm)
+    return library.skip_not_finite
+
+
 def multi_steps(library: Library, inner: Any, *args: Any, skip: str | None = None, **kwargs: Any) -> Any:
     """MultiSteps of a library, with the skip function of that library."""
-    if skip == "large":
-        kwargs["should_skip_update_fn"] = functools.partial(library.skip_large_updates, max_squared_norm=15.0)
-    elif skip == "not_finite":
-        kwargs["should_skip_update_fn"] = library.skip_not_finite
+    if skip is not None:
+        kwargs["should_skip_update_fn"] = skip_function(library, skip)
     return library.MultiSteps(inner, *args, **kwargs).gradient_transformation()
 
 
@@ -56,8 +63,31 @@ MORE: dict[str, Wrap] = {
 """Further ways of using each."""
 
 
-GUARDS = ("apply_if_finite", "multi_steps_skip_not_finite", "multi_steps_skip_large")
+GUARDS = ("apply_if_finite", "multi_steps_skip_not_finite", "multi_steps_skip_large", "skip_if", "skip_if_large")
 """What leaves out gradients that are not finite."""
+
+OURS: dict[str, Wrap] = {
+    "skip_if": lambda library, inner: skip_if(library, inner, "not_finite"),
+    "skip_if_large": lambda library, inner: skip_if(library, inner, "large"),
+}
+"""What optax has no counterpart of."""
+
+
+def skip_if(library: Library, inner: Any, skip: str) -> Any:
+    """skip_if of optwrap; for optax the inner transformation alone, which it is like where nothing is skipped."""
+    return inner if library is optax else library.skip_if(inner, skip_function(library, skip, 1e6))
+
+
+def as_optax_has_it(tree: Tree) -> Tree:
+    """The tree with the inner states alone where there are those of skip_if."""
+
+    def is_ours(node: Any) -> bool:
+        return isinstance(node, optwrap.SkipIfState)
+
+    def inner(node: Any) -> Any:
+        return as_optax_has_it(node.inner_state) if is_ours(node) else node
+
+    return jax.tree.map(inner, tree, is_leaf=is_ours)
 
 
 def momentum() -> optax.GradientTransformationExtraArgs:
@@ -106,6 +136,14 @@ PAIRS = [
     for inner in WRAPPERS
     # masks choose among gradients' leaves, and a pair of parameters has other leaves: put masked inside
     if (outer, inner) not in {("masked", "lookahead"), ("lookahead", "lookahead")}
+]
+OURS_SINGLES = [Case(name, (wrap,)) for name, wrap in OURS.items()]
+OURS_PAIRS = [
+    Case(f"{outer}-{inner}", tuple((WRAPPERS | OURS)[name] for name in (outer, inner)))
+    for outer, inner in [
+        *(("skip_if", name) for name in [*WRAPPERS, "skip_if_large"]),
+        *((name, "skip_if") for name in WRAPPERS),
+    ]
 ]
 
 OPTAX_RAISES = {"apply_if_finite-lookahead", "flatten-lookahead"} | {
