@@ -1,6 +1,6 @@
 """One step of the optimizer from several mini-batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from optwrap._declarations import Window, declare
 from optwrap._devices import Axes, AxisName
 from optwrap._inner import Step, step_if
 from optwrap._trees import Tree, as_int32, cast, gradient_tree
-from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction
+from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction, not_skipped_if, said_to_skip
 
 
 class Decision(NamedTuple):
@@ -147,16 +147,76 @@ class MultiSteps:
             skip_state=decision.skip_state,
         )
 
-    def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
-        """Whether the mini-step that led to this state completed a window: bool[].
+    def flush(
+        self, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, optax.MultiStepsState]:
+        """Let the optimizer take its step with the mini-steps there are, as at the end of an epoch.
 
-        A mini-step left out right after one that did is told apart by `skip_state`, where that is a mapping with
-        `should_skip`, as those of `skip_not_finite` and `skip_large_updates` are.
+        It gets their mean (or sum), in the dtypes of the parameters. Where the window is empty nothing changes. Whether
+        it is, is decided on the device: call this under `jit` like `update`, as often as you like.
+
+        It is a method of the wrapper, for the wrapper's own state. Inside other transformations take that state out of
+        theirs and put it back: under `optwrap.instrument`, for one, `updates, inner = steps.flush(state.inner_state,
+        params)` and `state = state._replace(inner_state=inner)`. The updates are then those of this wrapper: what the
+        others would make of them is not done. It is no call of `update`, so an instrumentation counts no step for it. A
+        `MultiSteps` inside takes what comes as one mini-step of its own window: flush that one after.
+
+        Args:
+          state: the state after the last mini-step.
+          params: the parameters; without them the optimizer gets the dtypes of the accumulator.
+          **extra_args: handed to the optimizer.
+
+        Returns:
+          the optimizer's updates, or zeros where the window is empty; and the state with an empty window.
+
+        Raises:
+          TypeError: `state` is no `MultiStepsState`.
         """
+        state = _checks.state("MultiSteps", state, optax.MultiStepsState)
+        like = state.acc_grads if params is None else gradient_tree(params)
+
+        def step() -> tuple[Tree, Tree]:
+            window = jax.tree.map(lambda leaf, other: cast(leaf, jnp.result_type(other)), state.acc_grads, like)
+            returned: tuple[Tree, Tree] = self._opt.update(window, state.inner_opt_state, params, **extra_args)
+            return returned
+
+        taken = step_if(state.mini_step > 0, step, state.inner_opt_state, name="MultiSteps", keep_dtypes=True)
+        return taken.updates, optax.MultiStepsState(
+            mini_step=jnp.zeros_like(state.mini_step),
+            gradient_step=jnp.where(taken.taken, optax.safe_increment(state.gradient_step), state.gradient_step),
+            inner_opt_state=taken.state,
+            acc_grads=jax.tree.map(lambda leaf: jnp.where(taken.taken, jnp.zeros_like(leaf), leaf), state.acc_grads),
+            skip_state=not_skipped_if(taken.taken, state.skip_state),
+        )
+
+    def has_updated(self, state: optax.MultiStepsState, previous: optax.MultiStepsState | None = None) -> jax.Array:
+        """Whether the optimizer took a step in the mini-step (or flush) that led to this state.
+
+        A mini-step left out right after one that completed a window is told apart by `skip_state`, where that is a
+        mapping with `should_skip`, as those of `skip_not_finite` and `skip_large_updates` are. With the state before it
+        the answer is right for every skip function, up to 2**31 - 1 optimizer steps. There the counter stands still,
+        and the answer is that without the state before.
+
+        Args:
+          state: the state after the mini-step.
+          previous: the state before it.
+
+        Returns:
+          bool[].
+
+        Raises:
+          TypeError: one of them is no `MultiStepsState`.
+        """
+        state = _checks.state("MultiSteps.has_updated", state, optax.MultiStepsState)
         updated = jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
-        if isinstance(state.skip_state, Mapping) and "should_skip" in state.skip_state:
-            updated = jnp.logical_and(updated, jnp.logical_not(state.skip_state["should_skip"]))
-        return updated
+        if (skipped := said_to_skip(state.skip_state)) is not None:
+            updated = jnp.logical_and(updated, jnp.logical_not(skipped))
+        if previous is None:
+            return updated
+        previous = _checks.state("MultiSteps.has_updated", previous, optax.MultiStepsState)
+        return jnp.where(
+            previous.gradient_step == _checks.INT32_MAX, updated, state.gradient_step != previous.gradient_step
+        )
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
         """The same as a transformation that takes extra args, for `optax.chain` and others."""

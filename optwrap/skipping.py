@@ -1,6 +1,7 @@
 """Which steps to leave out: mini-steps of `MultiSteps`, or any step by `skip_if`."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -160,8 +161,7 @@ class SkipFunction:
         if together == ALONE:
             return skip, skip_state
         skip = together.largest(skip)
-        said = (jax.tree_util.DictKey("should_skip"),)
-        return skip, jax.tree_util.tree_map_with_path(lambda path, leaf: skip if path == said else leaf, skip_state)
+        return skip, _saying(skip_state, lambda _: skip)
 
     def first_state(self, params: Tree) -> Any:
         """The state before the first step: what the function says of gradients that are zero."""
@@ -185,6 +185,23 @@ class SkipFunction:
                 f"bool[]: {remedy}"
             )
         return jnp.asarray(skip), skip_state
+
+
+def said_to_skip(skip_state: Any) -> ArrayLike | None:
+    """Whether the last step was left out, as a mapping with `should_skip` says (bool[]); None where nothing says so."""
+    said: ArrayLike | None = skip_state.get("should_skip") if isinstance(skip_state, Mapping) else None
+    return said
+
+
+def not_skipped_if(taken: jax.Array, skip_state: Any) -> Any:
+    """The skip state, saying that nothing was left out where a step was taken that no skip function was asked about."""
+    return _saying(skip_state, lambda said: jnp.where(taken, False, said))
+
+
+def _saying(skip_state: Any, of: Callable[[Any], jax.Array]) -> Any:
+    """The skip state, with another flag `should_skip` where it is a mapping that has one."""
+    flag = (jax.tree_util.DictKey("should_skip"),)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: of(leaf) if path == flag else leaf, skip_state)
 
 
 def _ours(should_skip_update_fn: ShouldSkipUpdateFunction) -> ShouldSkipUpdateFunction:

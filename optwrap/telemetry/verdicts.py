@@ -162,6 +162,8 @@ def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[j
     skipped = ~emitted & (new.mini_step == old.mini_step)
 
     before = next(hearing.before)
+    if wrapper.known is not None:
+        before = before & (old.mini_step != 0)  # the window may have been flushed since
     after = jnp.where(skipped, before, before | ~finite)
     # An empty window holds nothing. But optax empties it as 0 * x: what was not finite never leaves it again.
     hearing.after.append(after if wrapper.known is None else after & (new.mini_step != 0))

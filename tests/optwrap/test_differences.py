@@ -145,6 +145,17 @@ def test_has_updated_is_false_after_a_skip() -> None:
     assert said(optwrap) == [False, True, False, True]
 
 
+def test_a_window_may_be_flushed() -> None:
+    """Of three batches in windows of two, optax leaves the last waiting; ours takes the step when told to."""
+    assert not hasattr(optax.MultiSteps, "flush")
+    batches = [GOOD, GOOD, {"w": jnp.array([3.0, 1.0])}]
+    waiting = train(optax.MultiSteps(optax.sgd(1.0), 2), batches)[-1]
+    assert (waiting.state.mini_step, waiting.state.gradient_step) == (1, 1)
+    updates, state = optwrap.MultiSteps(optax.sgd(1.0), 2).flush(waiting.state, waiting.params)
+    np.testing.assert_array_equal(updates["w"], [-3.0, -1.0])
+    assert (state.mini_step, state.gradient_step) == (0, 2)
+
+
 def test_gradient_transformation_passes_extra_args_on() -> None:
     """In a chain, optax.MultiSteps' transformation drops them, and an optimizer that needs one fails."""
 
