@@ -73,8 +73,9 @@ def lookahead(
         state = _checks.state("lookahead", state, optax.LookaheadState)
         remedy = "keep the pair as init_synced made it, and take gradients with respect to its `fast`"
         _checks.alike("lookahead: params.slow", params.slow, params.fast, "params.fast", remedy)
-        _checks.alike("lookahead: updates", updates, params.fast, "params.fast", remedy)
         updates, fast_state = fast_optimizer.update(updates, state.fast_state, params.fast, **extra_args)
+        # Not what comes in: an optimizer may be given the gradients of each sample, and return those of the batch.
+        _checks.alike("lookahead: updates", updates, params.fast, "params.fast", remedy)
         sync = state.steps_since_sync >= as_int32(period, 1) - 1
         if reset_state:
             fast_state = select(sync, fast_optimizer.init(params.fast), fast_state)

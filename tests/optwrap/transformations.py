@@ -40,6 +40,10 @@ def multi_steps(library: Library, inner: Any, *args: Any, skip: str | None = Non
     return library.MultiSteps(inner, *args, **kwargs).gradient_transformation()
 
 
+UNOPTIMIZED = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
+"""Compiler options for half the time, and without the contractions that differ from program to program."""
+
+
 WRAPPERS: dict[str, Wrap] = {
     "apply_if_finite": lambda library, inner: library.apply_if_finite(inner, 1000),
     "multi_steps": lambda library, inner: multi_steps(library, inner, 2),
@@ -230,7 +234,12 @@ def assert_same(actual: Tree, expected: Tree) -> None:
     for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         where = jax.tree_util.keystr(path)
         assert a.dtype == e.dtype, where
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(e), err_msg=where)
+        np.testing.assert_array_equal(_readable(a), _readable(e), err_msg=where)
+
+
+def _readable(leaf: Any) -> np.ndarray[Any, Any]:
+    """A leaf as numpy takes it; of a PRNG key its words."""
+    return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
 
 def assert_same_types(actual: Tree, expected: Tree) -> None:
