@@ -7,7 +7,7 @@ from typing import Final
 from optwrap.telemetry import arrays
 from optwrap.telemetry.epochs import Account, Observed
 from optwrap.telemetry.inbox import Inbox, Item
-from optwrap.telemetry.notices import Once
+from optwrap.telemetry.notices import Once, place_of
 from optwrap.telemetry.reading import unpack
 
 _BREATH: Final = 4
@@ -116,5 +116,8 @@ class Intake:
             # Ours are ValueErrors and JAX's RuntimeErrors; of any other kind it matters where it came from.
             unknown = None if isinstance(error, ValueError | RuntimeError) else error
             self._once.warn(
-                type(error), "optwrap: a reading was passed over, as will be others like it: %s", error, error=unknown
+                place_of(error),
+                "optwrap: a reading was passed over, as will be others like it: %s",
+                error,
+                error=unknown,
             )

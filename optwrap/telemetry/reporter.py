@@ -15,7 +15,7 @@ from optwrap.telemetry import bases
 from optwrap.telemetry.epochs import Account
 from optwrap.telemetry.inbox import Inbox
 from optwrap.telemetry.intake import Intake
-from optwrap.telemetry.notices import Once, log
+from optwrap.telemetry.notices import Once, log, place_of
 from optwrap.telemetry.reports import Identity, Outbox, Report
 from optwrap.telemetry.settings import Settings
 from optwrap.telemetry.source import Source
@@ -150,15 +150,18 @@ class Reporter:
         """
         return self._began + self._clock.monotonic()
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], object]) -> None:
         try:
             work()
         except Exception as error:
             # A fault of ours. The thread lives on: what is cumulative may still get through.
             self._due = self._clock.monotonic() + self._settings.interval
             self._once.warn(
-                type(error), "optwrap: reporting of run %s failed; trying on", self._settings.run, error=error
+                place_of(error), "optwrap: reporting of run %s failed; trying on", self._settings.run, error=error
             )
+
+    def _take_in(self) -> None:
+        self._guarded(self._intake.drain)
 
     def _greet(self) -> Outbox | None:
         """The outbox, which begins with a report of zeros; None while it is not known who reports."""
@@ -195,7 +198,11 @@ class Reporter:
         if within is not None and within <= 0:
             return False
         try:
-            answer = self._transport.post(report.body, within=within)
+            # While the exporter hangs the inbox must not overflow: what goes there may be a bad step. At the very end
+            # there is nothing more to take in.
+            answer = self._transport.post(
+                report.body, within=within, meanwhile=self._take_in if deadline is None else None
+            )
         except TransportError as error:
             outbox.fail(report)
             return self._failed(str(error), None)
@@ -211,7 +218,7 @@ class Reporter:
         self._refused = True
         self._due = self._clock.monotonic() + self._settings.interval
         self._once.warn(
-            answer.status,
+            (answer.status, *answer.fields),
             "optwrap: the exporter at %s refused a report of run %s, the step records in which are lost: %s",
             self._settings.endpoint.text,
             self._settings.run,

@@ -11,12 +11,15 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from optwrap.telemetry.settings import Endpoint, read_token
 
 _LARGEST_ANSWER: Final = 8 * 1024 * 1024
 """An answer holds one count per parameter at most; more than this is not the exporter's."""
+_PORTION: Final = 0.05
+"""Seconds of waiting after which something else gets its turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,14 @@ class Answer:
     body: bytes
     retry_after: float | None = None
     """Seconds it asks to be left alone for."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What it says is wrong, without the values."""
+        try:
+            return tuple(str(one["field"]) for one in json.loads(self.body)["detail"])
+        except (ValueError, TypeError, KeyError):
+            return ()
 
     @property
     def message(self) -> str:
@@ -48,12 +59,13 @@ class TransportError(Exception):
 class Transport(Protocol):
     """Takes a report to the exporter and brings its answer."""
 
-    def post(self, body: bytes, *, within: float | None = None) -> Answer:
+    def post(self, body: bytes, *, within: float | None = None, meanwhile: Callable[[], None] | None = None) -> Answer:
         """Send one report.
 
         Args:
           body: the report, as JSON.
           within: seconds this may take, where that is less than the transport's own limits.
+          meanwhile: called again and again while the exporter lets us wait; must not raise.
 
         Raises:
           TransportError: there was no answer.
@@ -70,16 +82,32 @@ class Transport(Protocol):
 
 
 class _DeadlineSocket(socket.socket):
-    """A socket that stops receiving at a point in time, however the other side portions out its bytes."""
+    """A socket that is done at a point in time, however the other side portions out its bytes, or takes ours."""
 
     deadline: float = 0.0
+    meanwhile: Callable[[], None] | None = None
+    """What else there is to do while it waits."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError("timed out")
-        self.settimeout(remaining)
-        return super().recv_into(*args, **kwargs)
+        receive = super().recv_into
+        return self._patiently(lambda: receive(*args, **kwargs))
+
+    def sendall(self, data: Any, *flags: Any) -> None:
+        send, rest = super().send, memoryview(data).cast("B")
+        while rest:
+            rest = rest[self._patiently(lambda rest=rest: send(rest, *flags)) :]  # type: ignore[misc]
+
+    def _patiently(self, work: Callable[[], int]) -> int:
+        while True:
+            remaining = self.deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError("timed out")
+            self.settimeout(remaining if self.meanwhile is None else min(remaining, _PORTION))
+            try:
+                return work()
+            except TimeoutError:
+                if self.meanwhile is not None:
+                    self.meanwhile()
 
 
 class _Connection(http.client.HTTPConnection):
@@ -117,20 +145,20 @@ class HttpTransport:
         self._answer_timeout = answer_timeout
         self._connection: _Connection | None = None
 
-    def post(self, body: bytes, *, within: float | None = None) -> Answer:
+    def post(self, body: bytes, *, within: float | None = None, meanwhile: Callable[[], None] | None = None) -> Answer:
         """Send one report; see `Transport`."""
         deadline = None if within is None else time.monotonic() + within
         kept_open = self._connection is not None
         try:
             try:
-                return self._exchange(body, deadline)
+                return self._exchange(body, deadline, meanwhile)
             except (ConnectionError, http.client.BadStatusLine, http.client.NotConnected):
                 if not kept_open:
                     raise
                 # The exporter may close an idle connection at any time, or be a new one after a restart. Sending the
                 # same report twice does no harm.
                 self.close()
-                return self._exchange(body, deadline)
+                return self._exchange(body, deadline, meanwhile)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise TransportError(str(error) or type(error).__name__) from error
@@ -151,7 +179,7 @@ class HttpTransport:
             with contextlib.suppress(OSError):
                 os.close(connection.opened.detach())
 
-    def _exchange(self, body: bytes, deadline: float | None) -> Answer:
+    def _exchange(self, body: bytes, deadline: float | None, meanwhile: Callable[[], None] | None) -> Answer:
         connection = self._connection
         if connection is None:
             connection = self._connection = _Connection(
@@ -159,7 +187,7 @@ class HttpTransport:
             )
         limit = _within(self._answer_timeout, deadline)
         connection.opened.deadline = time.monotonic() + limit
-        connection.opened.settimeout(limit)
+        connection.opened.meanwhile = meanwhile
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         token = self._read_token()
         if token is not None:

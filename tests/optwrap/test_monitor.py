@@ -24,6 +24,7 @@ import optwrap
 from optwrap.telemetry.instrument import instrument
 from optwrap.telemetry.monitor import Monitor, Parts
 from optwrap.telemetry.reading import Layout, reading
+from optwrap.telemetry.transport import HttpTransport
 from tests.optwrap.monitoring import StubExporter, Training, counts, refusal, waiting
 
 
@@ -213,8 +214,24 @@ def test_observe_never_raises_and_what_is_no_reading_changes_nothing(
     monitor.observe(training.step().words())
     assert monitor.flush(30)
     assert stub.books.totals() == {"applied": 1}
-    assert 1 <= len(lines(caplog)) <= 3
+    said = lines(caplog)
+    assert 3 <= len(said) <= 8, "one of each kind"
+    assert len({line.partition("; allowed")[0] for line in said}) == len(said)
     assert all("passed over" in line or "was lost" in line for line in lines(caplog))
+
+
+def test_each_kind_of_mistake_is_said_once(
+    stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two that are both a ValueError are two kinds; the same one with other values is not."""
+    monitor = make()
+    for odd in (None, "x", np.zeros(3), np.zeros(4), np.zeros(28, np.uint32), np.ones(28, np.uint32)):
+        monitor.observe(odd)
+    assert monitor.flush()
+    kinds = ("got a NoneType", "got float64[3]", "first word is 0x0")
+    assert [kind for kind in kinds for line in lines(caplog) if kind in line] == list(kinds)
+    assert len(lines(caplog)) == len(kinds)
+    assert stub.books.totals() == {}
 
 
 def test_a_value_under_trace_and_a_donated_reading_are_passed_over(
@@ -308,6 +325,26 @@ def test_an_exporter_that_hangs_delays_nobody(stub: StubExporter, make: Callable
     go.set()
     assert monitor.flush(30)
     assert stub.books.totals() == {"applied": 1000}
+
+
+def test_while_the_exporter_hangs_no_bad_step_has_to_go(stub: StubExporter, make: Callable[..., Monitor]) -> None:
+    """Readings are taken in while a report waits for its answer, so that a short inbox is enough."""
+    go, ok = threading.Event(), stub.answer
+    stub.answer = lambda *given: (go.wait(60), ok(*given))[1]
+    patient = {"queue_size": 16, "transport": lambda settings: HttpTransport(settings.endpoint, answer_timeout=60)}
+    training, monitor = Training(), make(parts=patient)
+    monitor.describe(training.layout)
+    assert monitor._work is not None
+    inbox = monitor._work.inbox
+    for n in range(20):
+        with waiting(lambda: not inbox.items):
+            for _ in range(8):
+                monitor.observe(training.step("skipped_not_finite" if n == 1 else "applied").words())
+    assert not stub.books.order, "nothing was answered yet"
+    go.set()
+    assert monitor.flush(30)
+    assert stub.books.totals() == {"applied": 152, "skipped_not_finite": 8}
+    assert stub.books.dropped() == {"steps": 0, "bad_steps": 0}
 
 
 def test_an_exporter_that_restarts_gets_everything_once(make: Callable[..., Monitor]) -> None:

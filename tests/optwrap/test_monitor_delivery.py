@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hypothesis
@@ -68,7 +68,8 @@ class Network:
         self.mode = "up"
         self.posts = 0
 
-    def post(self, body: bytes, *, within: float | None = None) -> Answer:
+    def post(self, body: bytes, *, within: float | None = None, meanwhile: Callable[[], None] | None = None) -> Answer:
+        del meanwhile
         assert within is None or within > 0
         self.posts += 1
         report = wire.Report.model_validate_json(body)
@@ -352,7 +353,7 @@ def test_a_report_that_breaks_the_exporter_is_given_up_in_the_end() -> None:
     desk = Desk()
     ok = desk.network.post
 
-    def post(body: bytes, *, within: float | None = None) -> Answer:
+    def post(body: bytes, *, within: float | None = None, **_: Any) -> Answer:
         return Answer(500, b"") if b'"step":[2]' in body else ok(body, within=within)
 
     desk.network.post = post  # type: ignore[method-assign]  # an exporter with a fault
@@ -635,7 +636,7 @@ def test_a_fault_of_our_own_does_not_end_the_thread(caplog: pytest.LogCaptureFix
     desk = Desk()
     ok, faults = desk.network.post, itertools.count()
 
-    def post(body: bytes, *, within: float | None = None) -> Answer:
+    def post(body: bytes, *, within: float | None = None, **_: Any) -> Answer:
         if next(faults) < 3:
             raise ZeroDivisionError
         return ok(body, within=within)
