@@ -9,6 +9,7 @@ from optwrap.lookahead import lookahead
 from optwrap.masking import masked
 from optwrap.skip_if import SkipIfState, skip_if
 from optwrap.skipping import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
+from optwrap.telemetry.adopt import adopt
 from optwrap.telemetry.instrument import instrument
 from optwrap.telemetry.monitor import Monitor
 from optwrap.telemetry.reading import reading
@@ -26,6 +27,7 @@ __all__ = [
     "MultiStepsState",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "adopt",
     "apply_if_finite",
     "flatten",
     "instrument",

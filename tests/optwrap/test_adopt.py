@@ -1,0 +1,178 @@
+"""A state from before it was instrumented, restored and gone on with under the instrumented optimizer."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optwrap
+from optwrap.telemetry.reading import Layout, unpack
+from tests.optwrap.monitoring import StubExporter
+
+PARAMS = {"a": np.ones((8, 4), np.float32), "b": np.full((4,), 2.0, np.float32)}
+VALUES = (1.0, np.nan, 2.0, 0.5, np.inf, 1.0)
+
+Wrap = Callable[[Any], Any]
+"""What makes an instrumentation of a transformation, or leaves it as it is."""
+
+OPTIMIZERS: dict[str, Callable[[Wrap], Any]] = {
+    "around a guard": lambda wrap: wrap(optwrap.apply_if_finite(optax.adam(1e-3), 2)),
+    "around a window": lambda wrap: wrap(
+        optwrap.MultiSteps(optax.adam(1e-3), 2, should_skip_update_fn=optwrap.skip_not_finite)
+    ),
+    "inside a window": lambda wrap: optwrap.MultiSteps(wrap(optwrap.apply_if_finite(optax.adam(1e-3), 2)), 2),
+    "in a chain": lambda wrap: optax.chain(optax.scale(0.5), wrap(optwrap.apply_if_finite(optax.adam(1e-3), 2))),
+    "optax's own": lambda wrap: wrap(optax.apply_if_finite(optax.adamw(1e-3), 2)),
+    "stateless": lambda wrap: wrap(optax.sgd(0.1)),
+}
+
+
+def gradients(value: float) -> Any:
+    spoilt = PARAMS["a"].copy()
+    spoilt[5, 2] = value
+    return {**PARAMS, "a": spoilt}
+
+
+def stepped(tx: Any) -> Callable[..., Any]:
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def through_orbax(saved: Any, like: Any, directory: pathlib.Path) -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / "checkpoint", saved)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory / "checkpoint", like)
+
+
+def through_flax(saved: Any, like: Any, directory: pathlib.Path) -> Any:
+    del directory
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    return flax.serialization.from_bytes(zeros, flax.serialization.to_bytes(saved))
+
+
+@pytest.mark.parametrize("through", [through_orbax, through_flax])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
+    name: str, through: Any, tmp_path: pathlib.Path
+) -> None:
+    """The same bits in every step that is left; the structure is that of init; the counters are of these steps."""
+    plain = OPTIMIZERS[name](lambda tx: tx)
+    watched = OPTIMIZERS[name](optwrap.instrument)
+    params, state, step = PARAMS, plain.init(PARAMS), stepped(plain)
+    for value in VALUES[:3]:
+        params, state = step(params, state, gradients(value))
+    old = through(state, jax.eval_shape(plain.init, PARAMS), tmp_path)
+
+    adopted = optwrap.adopt(watched, old, params)
+    assert jax.tree.structure(adopted) == jax.tree.structure(watched.init(PARAMS))
+    before = unpack(np.asarray(optwrap.reading(adopted)))
+    assert (before.step, before.verdict) == (0, None)
+    watched_step, watched_params = stepped(watched), params
+    for value in VALUES[3:]:
+        params, state = step(params, state, gradients(value))
+        watched_params, adopted = watched_step(watched_params, adopted, gradients(value))
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(watched_params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    after = unpack(np.asarray(optwrap.reading(adopted)), Layout(("a", "b")))
+    assert after.step == (2 if name == "inside a window" else 3), "in a window it is called when that is full"
+    assert (after.totals.not_finite_steps, after.totals.parameters) == (1, {"a": 1})
+
+
+def test_a_monitor_counts_from_there() -> None:
+    """Observed once before the loop, as any restored state: what was before is nobody's, and no step is lost."""
+    stub = StubExporter()
+    try:
+        plain = optwrap.apply_if_finite(optax.adam(1e-3), 2)
+        state, step = plain.init(PARAMS), stepped(plain)
+        for _ in range(4):
+            _, state = step(PARAMS, state, gradients(np.nan))
+        with optwrap.Monitor("adopted", stub.endpoint, 0, interval=0.05) as monitor:
+            tx = optwrap.instrument(plain, monitor)
+            state = optwrap.adopt(tx, state, PARAMS)
+            monitor.observe(optwrap.reading(state))
+            watched = stepped(tx)
+            for value in VALUES:
+                _, state = watched(PARAMS, state, gradients(value))
+                monitor.observe(optwrap.reading(state))
+            assert monitor.flush(30)
+        assert stub.books.totals() == {
+            "applied": 4,
+            "skipped_not_finite": 2,
+            "not_finite_steps": 2,
+            "parameter a": 2,
+        }
+        assert sorted(step for _, step in stub.books.steps()) == [1, 2, 3, 4, 5, 6]
+    finally:
+        stub.close()
+
+
+def test_what_is_sharded_stays_sharded_and_the_counters_are_where_a_jitted_init_puts_them() -> None:
+    mesh = jax.make_mesh((4,), ("x",))
+    sharding = NamedSharding(mesh, P("x"))
+    with jax.set_mesh(mesh):
+        params = jax.device_put({"a": PARAMS["a"]}, sharding)
+        plain = optwrap.apply_if_finite(optax.adam(1e-3), 2)
+        old = jax.jit(plain.init)(params)
+        tx = optwrap.instrument(plain)
+        adopted, made = optwrap.adopt(tx, old, params), jax.jit(tx.init)(params)
+        for got, expected in zip(jax.tree.leaves(adopted), jax.tree.leaves(made), strict=True):
+            assert got.sharding.is_equivalent_to(expected.sharding, got.ndim)
+        assert adopted.inner_state is not None
+        for got, taken in zip(jax.tree.leaves(adopted.inner_state), jax.tree.leaves(old), strict=True):
+            assert got is taken, "taken over, not copied"
+        step = stepped(tx)
+        _, stepped_on = step(params, adopted, params)
+        assert unpack(np.asarray(optwrap.reading(stepped_on))).verdict == "applied"
+
+
+def test_a_state_that_is_instrumented_already_is_left_as_it_is() -> None:
+    """Also where only the outer one of two is new."""
+    inner = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2), name="inner")
+    _, state = stepped(inner)(PARAMS, inner.init(PARAMS), gradients(np.nan))
+    again = optwrap.adopt(inner, state, PARAMS)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True))
+    both = optwrap.adopt(optwrap.instrument(inner, name="outer"), state, PARAMS)
+    assert unpack(np.asarray(optwrap.reading(both, "outer"))).step == 0
+    assert unpack(np.asarray(optwrap.reading(both, "inner"))).totals.not_finite_steps == 1
+
+
+GUARDED = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (optax.adam(1e-3).init(PARAMS), r"opt_state\.inner_state: expected the state of the same optimizer"),
+        (optwrap.MultiSteps(optax.adam(1e-3), 2).init(PARAMS), r"got a MultiStepsState of another structure"),
+        (None, "opt_state"),
+        ({"count": np.zeros([])}, "restore the checkpoint into the state that the optimizer had then"),
+        (
+            optwrap.apply_if_finite(optax.adam(1e-3), 2).init({**PARAMS, "a": jnp.zeros(3)}),
+            r"\['a'\]: expected float32\[8, 4\], got .*other parameters",
+        ),
+        (
+            optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2), name="other").init(PARAMS),
+            "expected the instrumentation 'instrument', got 'other'",
+        ),
+    ],
+    ids=["no guard", "another wrapper", "nothing", "a restored dict", "other parameters", "another name"],
+)
+def test_the_state_of_something_else_is_refused(state: Any, message: str) -> None:
+    """By the place where the two differ, with what to do."""
+    with pytest.raises(ValueError, match=message):
+        optwrap.adopt(GUARDED, state, PARAMS)
