@@ -10,9 +10,10 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from tests.optwrap.simulation import Adam, Guard, Leaves, Part, Step, Window, simulate
+from tests.optwrap.simulation import Adam, Guard, Leaves, Part, Skipping, Step, Window, simulate
 
-SHAPES: Final = {"a": (3,), "b": (2, 2), "c": (5,)}
+SHAPES: Final = {"a": (8,), "b": (2, 8), "c": (16,)}
+"""The last axis of each can be cut into eight."""
 LARGE: Final = 1e3
 """A norm that a window which skips large updates takes for too large."""
 
@@ -37,7 +38,7 @@ class Recipe:
             return Guard(inner, self.limit, declared=True)
 
         def window(inner: Part) -> Part:
-            return Window(inner, lambda _: self.every_k, self.skip, LARGE**2, leaky=False)
+            return Window(inner, lambda _: self.every_k, Skipping(self.skip, LARGE**2), leaky=False)
 
         match self.kind:
             case "guard":
