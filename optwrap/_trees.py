@@ -4,8 +4,12 @@ Wrappers that ask the same of the same gradients must ask with the same operatio
 a nest of wrappers pays for one pass over the gradients.
 """
 
+import contextvars
 import functools
-from typing import Any, Final
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+from typing import cast as typed
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,8 @@ from optwrap._devices import ALONE, Together
 
 Tree = Any
 """Any pytree of arrays."""
+
+Update = TypeVar("Update", bound=Callable[..., Any])
 
 _PLAIN: Final = (jnp.inexact, jnp.integer, jnp.bool_)
 
@@ -35,7 +41,42 @@ def squared_norms(tree: Tree) -> list[jax.Array]:
       one scalar per numeric leaf, float64 for float64 and complex128 leaves, else float32. It is not finite where a
       value of the leaf is not, or where the squares overflow. Leaves without numbers (PRNG keys, float0) are left out.
     """
-    return [_squared_norm(leaf) for leaf in jax.tree.leaves(tree) if _is_numeric(leaf)]
+    known = _norms.get()
+    return [
+        known[id(leaf)][1] if id(leaf) in known else _squared_norm(leaf)
+        for leaf in jax.tree.leaves(tree)
+        if _is_numeric(leaf)
+    ]
+
+
+_norms: contextvars.ContextVar[Mapping[int, tuple[Any, jax.Array]]] = contextvars.ContextVar(
+    "optwrap_norms", default=types.MappingProxyType({})
+)
+"""By the identity of a leaf, the leaf and its squared norm, of all that is known where this is asked."""
+
+
+def sharing_norms(update: Update) -> Update:
+    """An `update` such that all inside it who ask for the norms of its updates have the same ones.
+
+    On one device XLA merges equal questions. On a mesh it does not: each would have an all-reduce of its own.
+    """
+
+    @functools.wraps(update)
+    def shared(updates: Tree, *args: Any, **kwargs: Any) -> Any:
+        known = _norms.get()
+        # The leaf is kept beside its norm: an id means something only while its object lives.
+        new = {
+            id(leaf): (leaf, _squared_norm(leaf))
+            for leaf in jax.tree.leaves(updates)
+            if _is_numeric(leaf) and id(leaf) not in known
+        }
+        token = _norms.set({**known, **new})
+        try:
+            return update(updates, *args, **kwargs)
+        finally:
+            _norms.reset(token)
+
+    return typed(Update, shared)
 
 
 def squared_norm(tree: Tree, together: Together = ALONE) -> jax.Array:

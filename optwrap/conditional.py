@@ -11,7 +11,7 @@ from optwrap import _checks
 from optwrap._declarations import Guard, declare
 from optwrap._devices import ALONE, Axes, AxisName, Together
 from optwrap._inner import step_if
-from optwrap._trees import Tree, all_finite, as_int32
+from optwrap._trees import Tree, all_finite, as_int32, sharing_norms
 
 
 class Decision(NamedTuple):
@@ -124,4 +124,4 @@ def apply_if_finite(
             inner_state=step.state,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, sharing_norms(update))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optwrap._checks import INT32_MAX, shown, transformation
-from optwrap._trees import gradient_tree, is_placeholder
+from optwrap._trees import gradient_tree, is_placeholder, sharing_norms
 from optwrap.telemetry.callback import Observer, report
 from optwrap.telemetry.gauges import gauges
 from optwrap.telemetry.limits import wrappers
@@ -126,7 +126,7 @@ def instrument(
             after = after._replace(token=report(pack(after), before.token, monitor))
         return new_updates, InstrumentState(inner_state, {key: after})
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, sharing_norms(update))
 
 
 def _transformation(tx: Any) -> optax.GradientTransformationExtraArgs:
