@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import optwrap
+from tests.optwrap.faults import POSITIONS, STEPS, VALUES_NOT_FINITE, batches_with, faults_of, is_finite
 from tests.optwrap.transformations import (
     FLOAT32,
     OPTAX_RAISES,
@@ -23,40 +24,13 @@ from tests.optwrap.transformations import (
     Case,
     as_optax_has_it,
     assert_same,
-    gradients,
     run,
 )
 
-STEPS = 8
-LEAVES, STRUCTURE = jax.tree.flatten(FLOAT32)
-FINE = [jax.tree.leaves(gradients(FLOAT32, step)) for step in range(STEPS)]
 CASES = [case for case in SINGLES if case.name in WRAPPERS] + PAIRS + OURS_SINGLES[:1] + OURS_PAIRS
 
-values_not_finite = st.sampled_from([np.nan, np.inf, -np.inf])
-positions = st.integers(0, len(LEAVES) - 1).flatmap(
-    lambda leaf: st.tuples(st.just(leaf), st.integers(0, LEAVES[leaf].size - 1))
-)
-faults = st.dictionaries(
-    st.integers(0, STEPS - 1), st.lists(st.tuples(positions, values_not_finite), min_size=1, max_size=3), max_size=5
-)
-"""By step, which values are replaced by what."""
-
+faults = faults_of(VALUES_NOT_FINITE)
 quick = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def batches_with(faults: dict[int, Any]) -> list[Any]:
-    """The gradients of every step, faults put in."""
-    batches = []
-    for step in range(STEPS):
-        leaves = [leaf.copy() for leaf in FINE[step]]
-        for (leaf, position), value in faults.get(step, []):
-            leaves[leaf].flat[position] = value
-        batches.append(jax.tree.unflatten(STRUCTURE, leaves))
-    return batches
-
-
-def is_finite(tree: Any) -> bool:
-    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def by_name(cases: list[Case]) -> Any:
@@ -148,7 +122,7 @@ def test_a_mini_step_before_the_last_updates_nothing(case: Case, faults: dict[in
 
 @by_name([case for case in CASES if not case.guarded])
 @quick
-@given(step=st.integers(0, STEPS - 1), position=positions, value=values_not_finite)
+@given(step=st.integers(0, STEPS - 1), position=POSITIONS, value=VALUES_NOT_FINITE)
 def test_without_a_guard_one_bad_value_stays_where_it_is(case: Case, step: int, position: Any, value: float) -> None:
     """Nothing but the value's own element is touched: elementwise transformations do not spread it."""
     fine = run(case, optwrap, FLOAT32, batches_with({}))

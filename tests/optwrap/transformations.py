@@ -212,15 +212,18 @@ def stepper(transformation: Any) -> Callable[[Tree, Tree, Tree], After]:
 
 
 @functools.cache
-def compiled(case: Case, library: Library) -> tuple[Callable[[Tree], Tree], Callable[[Tree, Tree, Tree], After]]:
+def compiled(
+    case: Case, library: Library, *, unoptimized: bool = False
+) -> tuple[Callable[[Tree], Tree], Callable[[Tree, Tree, Tree], After]]:
     """The jitted init and step of a case; jit compiles them once per types of the tree."""
     transformation = case.build(library)
-    return jax.jit(transformation.init), jax.jit(stepper(transformation))
+    options = UNOPTIMIZED if unoptimized else None
+    return jax.jit(transformation.init), jax.jit(stepper(transformation), compiler_options=options)
 
 
-def run(case: Case, library: Library, tree: Tree, batches: list[Tree]) -> list[After]:
+def run(case: Case, library: Library, tree: Tree, batches: list[Tree], *, unoptimized: bool = False) -> list[After]:
     """The start, and what there is after every batch."""
-    init, step = compiled(case, library)
+    init, step = compiled(case, library, unoptimized=unoptimized)
     params = case.params(tree)
     trail = [After(params, init(params), None)]
     for grads in batches:
