@@ -1,12 +1,14 @@
-"""What a step under each wrapper costs, update and apply, against the same under optax's: ratios, from one run.
+"""What a step under each wrapper costs against the same under optax's, and against no wrapper: ratios, from one run.
 
-    python benchmarks/bench_wrappers.py [--quick]
+    python benchmarks/bench_wrappers.py [--quick] [--only NAME]
 
-All train the same float32 parameters, 16 million in 64 leaves (a million with --quick), with adamw, gradients given,
-state and parameters donated. The variants take turns in one process, one window of K steps at a time, in an order that
-is drawn anew each round; a time is that of a step, averaged over its window, and the median over the rounds. XLA's own
-figures of the compiled step, which repeat exactly, stand beside the times: memory for temporary values, and bytes read
-and written if every branch were taken.
+Every case trains the same float32 parameters with adamw, gradients given, parameters and state donated, in up to five
+forms: with no wrapper at all (bare), under optax's wrapper, under optwrap's by `update` and `apply_updates`, under
+optwrap's by `apply_gradients`, and the last instrumented. The forms take turns in one process, one window of K steps at
+a time, in an order that is drawn anew each round; a time is that of a step, averaged over its window, the median over
+the rounds, and a ratio the median of the rounds' own ratios. XLA's own figures of the compiled step, which repeat
+exactly, stand beside the times: memory for temporary values, and bytes read and written if every branch were taken.
+It runs on whatever device JAX finds.
 """
 
 import argparse
@@ -16,10 +18,11 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import optax
 from rich.console import Console
 from rich.table import Table
@@ -28,12 +31,28 @@ import optwrap
 
 K: Final = 8
 """Mini-steps per window."""
-LEAVES: Final = 64
 WARM_UP: Final = 2
 """Windows that are not measured."""
 MIB: Final = 2**20
 
 Build = Callable[[Any, optax.GradientTransformation], optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way of using a wrapper."""
+
+    build: Build
+    """From a library and an inner optimizer."""
+    leaves: int = 64
+    values: int = 2**24
+    """Parameters in all."""
+    quick: int = 2**20
+    """The same with --quick."""
+    pair: bool = False
+    """Whether the parameters are lookahead's pair."""
+    bad: bool = False
+    """Whether every gradient has a NaN."""
 
 
 def multi_steps(library: Any, inner: Any, skip: Any = None) -> optax.GradientTransformation:
@@ -46,116 +65,157 @@ def skip_large(library: Any) -> Any:
     return functools.partial(library.skip_large_updates, max_squared_norm=1e12)
 
 
-CASES: Final[dict[str, Build]] = {
-    "apply_if_finite": lambda library, inner: library.apply_if_finite(inner, 5),
-    "MultiSteps": multi_steps,
-    "MultiSteps, skip_not_finite": lambda library, inner: multi_steps(library, inner, library.skip_not_finite),
-    "MultiSteps, skip_large_updates": lambda library, inner: multi_steps(library, inner, skip_large(library)),
-    "MultiSteps(apply_if_finite)": lambda library, inner: multi_steps(library, library.apply_if_finite(inner, 5)),
-    "apply_if_finite(MultiSteps, skip_not_finite)": lambda library, inner: library.apply_if_finite(
-        multi_steps(library, inner, library.skip_not_finite), 5
+def half(tree: Any) -> Any:
+    """A mask of every other leaf."""
+    return {name: place % 2 == 0 for place, name in enumerate(tree)}
+
+
+CASES: Final[dict[str, Case]] = {
+    "apply_if_finite": Case(lambda library, inner: library.apply_if_finite(inner, 5)),
+    "apply_if_finite, every step skipped": Case(lambda library, inner: library.apply_if_finite(inner, 2**30), bad=True),
+    "MultiSteps": Case(multi_steps),
+    "MultiSteps, skip_not_finite": Case(
+        lambda library, inner: multi_steps(library, inner, library.skip_not_finite),
     ),
+    "MultiSteps, skip_large_updates": Case(lambda library, inner: multi_steps(library, inner, skip_large(library))),
+    "MultiSteps(apply_if_finite)": Case(
+        lambda library, inner: multi_steps(library, library.apply_if_finite(inner, 5)),
+    ),
+    "apply_if_finite(MultiSteps, skip_not_finite)": Case(
+        lambda library, inner: library.apply_if_finite(multi_steps(library, inner, library.skip_not_finite), 5)
+    ),
+    "masked": Case(lambda library, inner: library.masked(inner, half)),
+    "lookahead": Case(lambda library, inner: library.lookahead(inner, 6, 0.5), pair=True),
+    "flatten": Case(lambda library, inner: library.flatten(inner), leaves=1000, values=1_000_000, quick=100_000),
 }
 
+FORMS: Final = ("bare", "optax", "update", "apply_gradients", "instrumented")
 
-@dataclasses.dataclass
-class Variant:
-    """One compiled training step, and the training under way."""
 
-    step: Any
-    state: Any
-    params: Any
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    """Of a step, averaged over each measured window."""
+class Trainer:
+    """One form of a case, compiled, and its training under way."""
+
+    def __init__(self, case: Case, form: str, values: int) -> None:
+        inner = optax.adamw(1e-3)
+        transformation = inner if form == "bare" else case.build(optax if form == "optax" else optwrap, inner)
+        if form == "instrumented":
+            transformation = optwrap.instrument(transformation)
+        self._params: Any = tree(values, case.leaves, seed=0)
+        if case.pair and form != "bare":
+            self._params = optax.LookaheadParams.init_synced(self._params)
+        self._state = jax.jit(transformation.init)(self._params)
+
+        # Results in the order of what is donated: JAX pairs them by it.
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+            if form in ("apply_gradients", "instrumented"):
+                return optwrap.apply_gradients(transformation, gradients, state, params)
+            updates, state = transformation.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        like = self._params.fast if isinstance(self._params, optax.LookaheadParams) else self._params
+        self._step = step.lower(self._params, self._state, like).compile()
+        self.seconds: list[float] = []
+        """Of a step, by measured round."""
 
     def window(self, gradients: Any) -> float:
         """Train K steps; seconds per step."""
         start = time.perf_counter()
         for _ in range(K):
-            self.state, self.params = self.step(gradients, self.state, self.params)
-        jax.block_until_ready((self.state, self.params))  # type: ignore[no-untyped-call]  # jax gives it no types
+            self._params, self._state = self._step(self._params, self._state, gradients)
+        jax.block_until_ready((self._params, self._state))  # type: ignore[no-untyped-call]  # jax gives it no types
         return (time.perf_counter() - start) / K
-
-    @property
-    def milliseconds(self) -> float:
-        """Median time of a step."""
-        return statistics.median(self.seconds) * 1e3
 
     @property
     def temporary(self) -> float:
         """MiB of temporary values that XLA allots to the step."""
-        return float(self.step.memory_analysis().temp_size_in_bytes) / MIB
+        figures = self._step.memory_analysis()
+        return float("nan") if figures is None else float(figures.temp_size_in_bytes) / MIB  # not every backend tells
 
     @property
     def accessed(self) -> float:
         """MiB that the step reads and writes if every branch is taken."""
-        return float(self.step.cost_analysis()["bytes accessed"]) / MIB
+        figures = self._step.cost_analysis()
+        return float("nan") if figures is None else float(figures["bytes accessed"]) / MIB
 
 
-def tree(values: int, seed: int) -> dict[str, jax.Array]:
-    """Normally distributed float32 values, in LEAVES matrices."""
-    keys = jax.random.split(jax.random.key(seed), LEAVES)
-    return {f"w{i:02}": jax.random.normal(key, (values // LEAVES // 128, 128)) for i, key in enumerate(keys)}
+def tree(values: int, leaves: int, seed: int) -> dict[str, jax.Array]:
+    """Normally distributed float32 values, in equal leaves."""
+    keys = jax.random.split(jax.random.key(seed), leaves)
+    size = values // leaves
+    shape = (size // 128, 128) if size % 128 == 0 else (size,)
+    return {f"w{i:04}": jax.random.normal(key, shape) for i, key in enumerate(keys)}
 
 
-def variant(transformation: optax.GradientTransformation, values: int) -> Variant:
-    """The transformation's training step, compiled, at its start."""
-    params = tree(values, seed=0)
-    state = jax.jit(transformation.init)(params)
-
-    @functools.partial(jax.jit, donate_argnums=(1, 2))
-    def step(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        updates, state = transformation.update(gradients, state, params)
-        return state, optax.apply_updates(params, updates)
-
-    return Variant(step.lower(params, state, params).compile(), state, params)
-
-
-def measure(variants: list[Variant], gradients: Any, rounds: int) -> None:
-    """Let the variants take turns."""
-    order = list(variants)
+def measure(case: Case, quick: bool, rounds: int) -> dict[str, Trainer]:
+    """Every form of a case, after its rounds."""
+    values = case.quick if quick else case.values
+    gradients = tree(values, case.leaves, seed=1)
+    bad = gradients | {"w0003": gradients["w0003"].at[0].set(jnp.nan)}
+    trainers = {form: Trainer(case, form, values) for form in FORMS}
+    order = list(trainers.items())
     for turn in range(WARM_UP + rounds):
         random.shuffle(order)
-        for each in order:
-            seconds = each.window(gradients)
+        for form, trainer in order:
+            seconds = trainer.window(bad if case.bad and form != "bare" else gradients)
             if turn >= WARM_UP:
-                each.seconds.append(seconds)
+                trainer.seconds.append(seconds)
+    return trainers
+
+
+def ratio(trainers: Mapping[str, Trainer], form: str, baseline: str) -> str:
+    """The median of each round's ratio, with its quartiles."""
+    rounds = zip(trainers[form].seconds, trainers[baseline].seconds, strict=True)
+    low, middle, high = statistics.quantiles([seconds / base for seconds, base in rounds], n=4)
+    return f"{middle:.3f} ({low:.2f} to {high:.2f})"
+
+
+def rows(name: str, trainers: Mapping[str, Trainer]) -> Sequence[tuple[str, ...]]:
+    """The table's rows of a case."""
+    return [
+        (
+            name if form == FORMS[0] else "",
+            form,
+            f"{statistics.median(trainer.seconds) * 1e3:.2f}",
+            "" if form in ("bare", "optax") else ratio(trainers, form, "optax"),
+            "" if form == "bare" else ratio(trainers, form, "bare"),
+            ratio(trainers, form, "apply_gradients") if form == "instrumented" else "",
+            f"{trainer.temporary:.0f}",
+            f"{trainer.accessed:.0f}",
+        )
+        for form, trainer in trainers.items()
+    ]
 
 
 def main() -> None:
-    """Measure every case against optax and print the table."""
+    """Measure the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a million parameters and few rounds")
-    quick = parser.parse_args().quick
-    values, rounds = (2**20, 3) if quick else (2**24, 9)
+    parser.add_argument("--quick", action="store_true", help="a sixteenth of the parameters and few rounds")
+    parser.add_argument("--only", metavar="NAME", help=f"cases whose name holds NAME, of: {'; '.join(CASES)}")
+    options = parser.parse_args()
+    chosen = {name: case for name, case in CASES.items() if options.only is None or options.only in name}
+    if not chosen:
+        parser.error(f"--only: no case's name holds {options.only!r}; they are {'; '.join(CASES)}")
+    rounds = 3 if options.quick else 11
 
-    table = Table(title=f"update and apply, adamw, {values:,} float32 parameters in {LEAVES} leaves, k = {K}")
-    table.add_column("wrapper")
-    for heading in ("optax ms", "optwrap ms", "ratio", "of bare adamw", "temporary MiB", "accessed MiB"):
-        table.add_column(heading, justify="right")
-
-    gradients = tree(values, seed=1)
-    inner = optax.adamw(1e-3)
-    for name, build in CASES.items():
-        ours, theirs, bare = (
-            variant(transformation, values) for transformation in (build(optwrap, inner), build(optax, inner), inner)
-        )
-        measure([ours, theirs, bare], gradients, rounds)
-        table.add_row(
-            name,
-            f"{theirs.milliseconds:.2f}",
-            f"{ours.milliseconds:.2f}",
-            f"{ours.milliseconds / theirs.milliseconds:.2f}",
-            f"{ours.milliseconds / bare.milliseconds:.2f}",
-            f"{ours.temporary:.0f} ({theirs.temporary:.0f})",
-            f"{ours.accessed:.0f} ({theirs.accessed:.0f})",
-        )
     console = Console(width=150)
+    table = Table(
+        title=f"a step of adamw, float32, donated, k = {K}; 16 million parameters in 64 leaves; flatten: 1,000 of 1,000"
+    )
+    for heading in ("wrapper", "form"):
+        table.add_column(heading)
+    for heading in ("ms", "of optax", "of bare", "of not instrumented", "temporary MiB", "accessed MiB"):
+        table.add_column(heading, justify="right")
+    for place, (name, case) in enumerate(chosen.items(), start=1):
+        console.print(f"{place} of {len(chosen)}: {name}", highlight=False)
+        for row in rows(name, measure(case, options.quick, rounds)):
+            table.add_row(*row)
+        table.add_section()
     console.print(table)
     device = jax.devices()[0]
     console.print(
-        f"ratio: optwrap to optax; in brackets: optax's. jax {jax.__version__}, optax {optax.__version__}, "
-        f"{device.platform} ({device.device_kind}), {os.cpu_count()} CPU cores; {rounds} rounds of {K} steps",
+        f"medians of {rounds} rounds' ratios (quartiles); jax {jax.__version__}, optax {optax.__version__}, "
+        f"{device.platform} ({device.device_kind}), {os.cpu_count()} CPU cores; {K} steps a round",
         highlight=False,
     )
 

@@ -4,6 +4,7 @@ from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNod
 
 from optwrap.accumulation import MultiSteps
 from optwrap.conditional import apply_if_finite
+from optwrap.fused import apply_gradients, settle
 from optwrap.layout import flatten
 from optwrap.lookahead import lookahead
 from optwrap.masking import masked
@@ -28,12 +29,14 @@ __all__ = [
     "ShouldSkipUpdateFunction",
     "SkipIfState",
     "adopt",
+    "apply_gradients",
     "apply_if_finite",
     "flatten",
     "instrument",
     "lookahead",
     "masked",
     "reading",
+    "settle",
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",

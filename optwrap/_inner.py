@@ -1,4 +1,8 @@
-"""The step of the wrapped transformation, under a condition that is decided on the device."""
+"""The step of the wrapped transformation, under a condition that is decided on the device.
+
+In two forms: its update alone, and its update applied to the parameters, so that a step which is not taken touches
+neither parameters nor state.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +27,17 @@ class Step(NamedTuple):
     after them, so that XLA can overwrite in place what they read."""
 
 
+class Applied(NamedTuple):
+    """What came of a step, applied to the parameters, under a condition."""
+
+    params: Any
+    """The new parameters, or those it was given."""
+    state: Any
+    """As in `Step`."""
+    taken: jax.Array
+    """As in `Step`."""
+
+
 def step_if(
     condition: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree, *, name: str, keep_dtypes: bool = False
 ) -> Step:
@@ -42,8 +57,46 @@ def step_if(
     Raises:
       TypeError: the step returns a state of another structure or of other shapes than `state`.
     """
-    state = jax.tree.map(jnp.asarray, state)
-    old_types = jax.tree.map(jax.typeof, state)
+    return Step(*_one_of(condition, step, None, state, name=name, keep_dtypes=keep_dtypes))
+
+
+def apply_if(
+    condition: jax.Array,
+    step: Callable[[], tuple[Tree, Tree]],
+    params: Tree,
+    state: Tree,
+    *,
+    name: str,
+    keep_dtypes: bool = False,
+) -> Applied:
+    """`step()`, which returns new parameters and a new state, where the condition holds; else both as they are.
+
+    Args:
+      condition: bool[].
+      step: takes the wrapped transformation's step, update and apply.
+      params: the parameters before it.
+      state: the wrapped transformation's state before it.
+      name: of the wrapper, for messages.
+      keep_dtypes: as in `step_if`.
+
+    Raises:
+      TypeError: the step returns a state, or parameters, of another structure or of other shapes than those before.
+    """
+    return Applied(*_one_of(condition, step, params, state, name=name, keep_dtypes=keep_dtypes))
+
+
+def _one_of(
+    condition: jax.Array,
+    step: Callable[[], tuple[Tree, Tree]],
+    params: Tree | None,
+    state: Tree,
+    *,
+    name: str,
+    keep_dtypes: bool,
+) -> tuple[Tree, Tree, jax.Array]:
+    """What `step` returns; else (`params`, or zeros like the updates where those are None; `state`)."""
+    params, state = jax.tree.map(jnp.asarray, (params, state))
+    old_types, old_params = jax.tree.map(jax.typeof, (state, params))
     returned: tuple[Tree, Tree] | None = None
 
     def common(leaf: jax.Array, old: Any, new: Any) -> jax.Array:
@@ -51,40 +104,85 @@ def step_if(
             dtype = old.dtype if keep_dtypes or old.dtype == new.dtype else jnp.promote_types(old.dtype, new.dtype)
         return vary(cast(leaf, dtype), varying(old) | varying(new))
 
-    def take() -> Step:
+    def take() -> tuple[Tree, Tree, jax.Array]:
         nonlocal returned
-        updates, new_state = jax.tree.map(jnp.asarray, step())
-        _check_same_shape(name, old_types, new_state)
-        returned = jax.tree.map(jax.typeof, (updates, new_state))
-        return Step(updates, jax.tree.map(common, new_state, old_types, returned[1]), jnp.array(True))
+        result, new_state = jax.tree.map(jnp.asarray, step())
+        _check_same_shape(name, "state", old_types, new_state)
+        if params is not None:
+            _check_same_shape(name, "params", old_params, result)
+        returned = jax.tree.map(jax.typeof, (result, new_state))
+        if params is not None:
+            result = jax.tree.map(common, result, old_params, returned[0])
+        return result, jax.tree.map(common, new_state, old_types, returned[1]), jnp.array(True)
 
-    def keep() -> Step:
+    def keep() -> tuple[Tree, Tree, jax.Array]:
         if returned is None:  # cond traces the true branch first; without jit it runs one branch only
             jax.eval_shape(take)
         assert returned is not None
-        zeros = jax.tree.map(_zeros, returned[0])
-        return Step(zeros, jax.tree.map(common, state, old_types, returned[1]), jnp.array(False))
+        result = (
+            jax.tree.map(_zeros, returned[0])
+            if params is None
+            else jax.tree.map(common, params, old_params, returned[0])
+        )
+        return result, jax.tree.map(common, state, old_types, returned[1]), jnp.array(False)
 
     # What changes nothing must be the false branch: XLA:CPU then works in place, and copies the state otherwise.
-    taken: Step = lax.cond(condition, take, keep)
+    taken: tuple[Tree, Tree, jax.Array] = lax.cond(condition, take, keep)
     return taken
 
 
-def _check_same_shape(name: str, old: Tree, new: Tree) -> None:
+@jax.custom_jvp
+def empty_if(condition: jax.Array, tree: Tree) -> Tree:
+    """Zeros where the condition holds, else `tree` as it is: in place, where XLA may overwrite `tree`.
+
+    A select would do, were it not that XLA fuses it with what made `tree` and then keeps a copy. A loop that runs once
+    or never is not fused. It has no transpose, which the derivative below does have.
+
+    Args:
+      condition: bool[].
+      tree: any arrays.
+    """
+    axes = varying(jax.typeof(condition))
+    _, emptied = lax.while_loop(_flag, _emptied, (condition, jax.tree.map(lambda leaf: vary(leaf, axes), tree)))
+    return emptied
+
+
+@empty_if.defjvp
+def _empty_if_jvp(primals: tuple[jax.Array, Tree], tangents: tuple[Any, Tree]) -> tuple[Tree, Tree]:
+    condition, tree = primals
+
+    def tangent(leaf: jax.Array) -> jax.Array:
+        return leaf if leaf.dtype == jax.dtypes.float0 else jnp.where(condition, jnp.zeros_like(leaf), leaf)
+
+    return empty_if(condition, tree), jax.tree.map(tangent, tangents[1])
+
+
+def _flag(carry: tuple[jax.Array, Tree]) -> jax.Array:
+    return carry[0]
+
+
+def _emptied(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
+    flag, tree = carry
+    # Not constants: what comes out must vary over the same axes of a mesh as what goes in.
+    return flag & False, jax.tree.map(lambda leaf: jnp.where(flag, jnp.zeros_like(leaf), leaf), tree)
+
+
+def _check_same_shape(name: str, what: str, old: Tree, new: Tree) -> None:
     remedy = (
-        "a skipped step keeps the state it had, so init and update must return alike; wrap a transformation whose "
+        "a skipped step keeps what it had, so init and update must return alike; wrap a transformation whose "
         "state keeps its structure and shapes"
     )
+    returned = f"{name}: the wrapped transformation's update returned"
     expected: Any = jax.tree.structure(old)
     if jax.tree.structure(new) != expected:
         raise TypeError(
-            f"{name}: the wrapped transformation's update returned a state of another structure than it was given: "
+            f"{returned} a {what} of another structure than it was given: "
             f"{jax.tree.structure(new)}, expected {expected}: {remedy}"
         )
     for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
         if before.shape != after.shape:
             raise TypeError(
-                f"{name}: the wrapped transformation's update returned state{jax.tree_util.keystr(path)} with shape "
+                f"{returned} {what}{jax.tree_util.keystr(path)} with shape "
                 f"{after.shape}, expected {before.shape}: {remedy}"
             )
 

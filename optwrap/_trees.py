@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from optwrap._checks import INT32_MAX
-from optwrap._devices import ALONE, Together
+from optwrap._devices import ALONE, Together, varying
 
 Tree = Any
 """Any pytree of arrays."""
@@ -113,7 +113,11 @@ def not_finite_counts(tree: Tree, together: Together = ALONE) -> list[jax.Array]
       one scalar per leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated at
       its largest value; 0 for leaves that cannot hold NaN.
     """
-    return [together.total_count(_not_finite_count(leaf), jnp.size(leaf)) for leaf in jax.tree.leaves(tree)]
+    counts: list[jax.Array] = []
+    for leaf in jax.tree.leaves(tree):
+        counts.append(_not_finite_count(leaf, counts[-1] if counts else None))
+    sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(tree)]
+    return [together.total_count(count, size) for count, size in zip(counts, sizes, strict=True)]
 
 
 def count_dtype() -> np.dtype[Any]:
@@ -194,15 +198,24 @@ def _squared_norm(leaf: Any) -> jax.Array:
     return jnp.sum(jnp.square(leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)))
 
 
+# XLA:CPU writes out which values of a leaf are finite before it sums them. Where one leaf waits for the other, it does
+# so in the same memory; else it would hold that of all leaves, for the whole training, for what is rarely asked.
+
+
 def _every_value_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    finite = jnp.array(True)
+    for leaf in leaves:
+        finite = jnp.all(jnp.isfinite(leaf) & finite)
+    return finite
 
 
-def _not_finite_count(leaf: Any) -> jax.Array:
+def _not_finite_count(leaf: Any, previous: jax.Array | None) -> jax.Array:
     dtype = count_dtype()
     if not is_inexact(leaf):
         return jnp.zeros([], dtype)
     bad = ~jnp.isfinite(jnp.asarray(leaf))
+    if previous is not None and varying(jax.typeof(previous)) <= varying(jax.typeof(bad)):
+        bad = bad & (previous >= 0)  # a count is, which XLA does not know
     if dtype == np.int64 or bad.size <= INT32_MAX:
         return jnp.sum(bad, dtype=dtype)
     # More values than int32 can count. The wider type is for this one sum; what comes out is int32 again.

@@ -12,8 +12,9 @@ from jax.typing import ArrayLike, DTypeLike
 from optwrap import _checks
 from optwrap._declarations import Window, declare
 from optwrap._devices import Axes, AxisName
-from optwrap._inner import Step, step_if
+from optwrap._inner import apply_if, empty_if, step_if
 from optwrap._trees import Tree, as_int32, cast, gradient_tree
+from optwrap.fused import Fused, apply_gradients
 from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction, not_skipped_if, said_to_skip
 
 
@@ -30,6 +31,16 @@ class Decision(NamedTuple):
     """int32[]: optimizer steps after this one."""
     skip_state: Any
     """What the skip function said."""
+
+    def state(self, inner_opt_state: Tree, acc_grads: Tree) -> optax.MultiStepsState:
+        """The wrapper's state after the mini-step, with the inner state and the accumulator that came of it."""
+        return optax.MultiStepsState(
+            mini_step=self.mini_step,
+            gradient_step=self.gradient_step,
+            inner_opt_state=inner_opt_state,
+            acc_grads=acc_grads,
+            skip_state=self.skip_state,
+        )
 
 
 class MultiSteps:
@@ -138,14 +149,41 @@ class MultiSteps:
           ValueError: `updates` have other leaves or shapes than the parameters that `init` was given.
         """
         decision = self._decide(updates, state, params)
-        step = self._step(decision, updates, state, params, extra_args)
-        return step.updates, optax.MultiStepsState(
-            mini_step=decision.mini_step,
-            gradient_step=decision.gradient_step,
-            inner_opt_state=step.state,
-            acc_grads=self._next_window(decision, step.taken, updates, state),
-            skip_state=decision.skip_state,
+        window = self._accumulated(decision, updates, state)
+        step = step_if(
+            decision.emit,
+            lambda: self._opt.update(_like(window, updates), state.inner_opt_state, params, **extra_args),
+            state.inner_opt_state,
+            name="MultiSteps",
+            keep_dtypes=True,
         )
+        return step.updates, decision.state(step.state, _carried(window, step.taken, state))
+
+    def apply(
+        self, grads: Tree, state: optax.MultiStepsState, params: Tree, **extra_args: Any
+    ) -> tuple[Tree, optax.MultiStepsState]:
+        """One mini-step, applied: what `optwrap.apply_gradients` calls.
+
+        Args:
+          grads: the gradients of this mini-step.
+          state: the state before it.
+          params: the parameters before it.
+          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window.
+
+        Returns:
+          the parameters, changed where this mini-step completes the window; and the new state.
+        """
+        decision = self._decide(grads, state, params)
+        window = self._accumulated(decision, grads, state)
+        applied = apply_if(
+            decision.emit,
+            lambda: apply_gradients(self._opt, _like(window, grads), state.inner_opt_state, params, **extra_args),
+            params,
+            state.inner_opt_state,
+            name="MultiSteps",
+            keep_dtypes=True,
+        )
+        return applied.params, decision.state(applied.state, _carried(window, applied.taken, state))
 
     def flush(
         self, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
@@ -176,7 +214,7 @@ class MultiSteps:
         like = state.acc_grads if params is None else gradient_tree(params)
 
         def step() -> tuple[Tree, Tree]:
-            window = jax.tree.map(lambda leaf, other: cast(leaf, jnp.result_type(other)), state.acc_grads, like)
+            window = _like(state.acc_grads, like)
             returned: tuple[Tree, Tree] = self._opt.update(window, state.inner_opt_state, params, **extra_args)
             return returned
 
@@ -185,7 +223,7 @@ class MultiSteps:
             mini_step=jnp.zeros_like(state.mini_step),
             gradient_step=jnp.where(taken.taken, optax.safe_increment(state.gradient_step), state.gradient_step),
             inner_opt_state=taken.state,
-            acc_grads=jax.tree.map(lambda leaf: jnp.where(taken.taken, jnp.zeros_like(leaf), leaf), state.acc_grads),
+            acc_grads=empty_if(taken.taken, state.acc_grads),
             skip_state=not_skipped_if(taken.taken, state.skip_state),
         )
 
@@ -218,9 +256,9 @@ class MultiSteps:
             previous.gradient_step == _checks.INT32_MAX, updated, state.gradient_step != previous.gradient_step
         )
 
-    def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
+    def gradient_transformation(self) -> Fused:
         """The same as a transformation that takes extra args, for `optax.chain` and others."""
-        return optax.GradientTransformationExtraArgs(self.init, self.update)
+        return Fused(self.init, self.update, self.apply)
 
     def _decide(self, updates: Tree, state: optax.MultiStepsState, params: Tree | None) -> Decision:
         state = _checks.state("MultiSteps", state, optax.MultiStepsState)
@@ -243,49 +281,31 @@ class MultiSteps:
             skip_state=skip_state,
         )
 
-    def _accumulated(self, updates: Tree, state: optax.MultiStepsState) -> Tree:
-        """The mean (or sum) of the window with this mini-step taken in, in the wider of both dtypes."""
+    def _accumulated(self, decision: Decision, updates: Tree, state: optax.MultiStepsState) -> Tree:
+        """The mean (or sum) of the window after this mini-step, in the wider dtype of gradients and accumulator."""
 
         def taken_in(update: Any, accumulated: jax.Array) -> jax.Array:
             # The first mini-step overwrites: what is left in the accumulator, NaN for one, is of no window.
             before = jnp.where(state.mini_step == 0, jnp.zeros_like(accumulated), accumulated)
             with jax.numpy_dtype_promotion("standard"):
                 share = (update - before) / (state.mini_step + 1) if self._use_grad_mean else update
-                return jnp.add(before, share)
+                after = jnp.add(before, share)
+            return after if decision.skip is None else jnp.where(decision.skip, cast(accumulated, after.dtype), after)
 
         return jax.tree.map(taken_in, updates, state.acc_grads)
 
-    def _step(
-        self,
-        decision: Decision,
-        updates: Tree,
-        state: optax.MultiStepsState,
-        params: Tree | None,
-        extra_args: dict[str, Any],
-    ) -> Step:
-        """The optimizer's step, taken where the window is complete."""
 
-        def step() -> tuple[Tree, Tree]:
-            # Computed here, and once more outside: handed in, it would need memory of its own beside the accumulator.
-            window = self._accumulated(updates, state)
-            window = jax.tree.map(lambda leaf, update: cast(leaf, jnp.result_type(update)), window, updates)
-            returned: tuple[Tree, Tree] = self._opt.update(window, state.inner_opt_state, params, **extra_args)
-            return returned
+def _like(window: Tree, updates: Tree) -> Tree:
+    """What the optimizer is given of a window: in the dtypes of the updates."""
+    return jax.tree.map(lambda leaf, update: cast(leaf, jnp.result_type(update)), window, updates)
 
-        return step_if(decision.emit, step, state.inner_opt_state, name="MultiSteps", keep_dtypes=True)
 
-    def _next_window(self, decision: Decision, emitted: jax.Array, updates: Tree, state: optax.MultiStepsState) -> Tree:
-        """The accumulator after this mini-step: zero after the last of a window, untouched by one left out."""
+def _carried(window: Tree, emitted: jax.Array, state: optax.MultiStepsState) -> Tree:
+    """The accumulator after the mini-step, in the dtypes it had: zero after the last of a window.
 
-        def after(leaf: jax.Array, before: jax.Array) -> jax.Array:
-            leaf = cast(leaf, before.dtype)
-            if decision.skip is not None:
-                leaf = jnp.where(decision.skip, before, leaf)
-            # Not on `decision.emit`, though it is the same: `emitted` orders this after the step, which reads the
-            # accumulator, and so it is overwritten in place.
-            return jnp.where(emitted, jnp.zeros_like(leaf), leaf)
-
-        return jax.tree.map(after, self._accumulated(updates, state), state.acc_grads)
+    `emitted` comes out of the optimizer's step, which reads the window: so it is emptied after that, and in place.
+    """
+    return empty_if(emitted, jax.tree.map(lambda leaf, before: cast(leaf, before.dtype), window, state.acc_grads))
 
 
 def _every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:

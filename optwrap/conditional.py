@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 from optwrap import _checks
 from optwrap._declarations import Guard, declare
 from optwrap._devices import ALONE, Axes, AxisName, Together
-from optwrap._inner import step_if
+from optwrap._inner import apply_if, step_if
 from optwrap._trees import Tree, all_finite, as_int32, sharing_norms
+from optwrap.fused import Fused, apply_gradients
 
 
 class Decision(NamedTuple):
@@ -25,6 +26,15 @@ class Decision(NamedTuple):
     """int32[]: calls in a row, this one included, with values that are not finite."""
     total_notfinite: jax.Array
     """int32[]: such calls so far."""
+
+    def state(self, inner_state: Tree) -> optax.ApplyIfFiniteState:
+        """The wrapper's state after the call, with the inner state that came of it."""
+        return optax.ApplyIfFiniteState(
+            notfinite_count=self.notfinite_count,
+            last_finite=self.finite,
+            total_notfinite=self.total_notfinite,
+            inner_state=inner_state,
+        )
 
 
 def decide(
@@ -117,11 +127,19 @@ def apply_if_finite(
             state.inner_state,
             name="apply_if_finite",
         )
-        return step.updates, optax.ApplyIfFiniteState(
-            notfinite_count=decision.notfinite_count,
-            last_finite=decision.finite,
-            total_notfinite=decision.total_notfinite,
-            inner_state=step.state,
-        )
+        return step.updates, decision.state(step.state)
 
-    return optax.GradientTransformationExtraArgs(init, sharing_norms(update))
+    def apply(
+        grads: Tree, state: optax.ApplyIfFiniteState, params: Tree, **extra_args: Any
+    ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+        decision = decide(grads, state, limit, axes.here(), gives_up=on_limit == "accept")
+        applied = apply_if(
+            decision.accept,
+            lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
+            params,
+            state.inner_state,
+            name="apply_if_finite",
+        )
+        return applied.params, decision.state(applied.state)
+
+    return Fused(init, sharing_norms(update), sharing_norms(apply))

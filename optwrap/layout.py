@@ -10,6 +10,7 @@ import optax
 
 from optwrap import _checks
 from optwrap._trees import Tree, cast, gradient_tree, is_placeholder
+from optwrap.fused import Fused, apply_gradients
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -41,20 +42,32 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
         return inner.init(_each(lambda tree: _vectors(tree, _dtypes(tree)), params))
 
     def update(updates: Tree, state: Tree, params: Tree | None = None, **extra_args: Any) -> tuple[Tree, Tree]:
-        # By the parameters' dtypes where they are known: the state was made from those.
-        groups = _dtypes(updates if params is None else gradient_tree(params))
-        if len(groups) != len(jax.tree.leaves(updates)):
-            raise ValueError(
-                f"flatten: updates have {len(jax.tree.leaves(updates))} arrays, params {len(groups)}: "
-                "pass the gradients of these parameters"
-            )
-        if params is not None:
-            _check_shapes(updates, gradient_tree(params))
+        groups = _groups(updates, params)
         vectors = None if params is None else _each(lambda tree: _vectors(tree, groups), params)
         flat, state = inner.update(_vectors(updates, groups), state, vectors, **extra_args)
         return _each(lambda tree: _unflattened(tree, updates, groups), flat), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def apply(grads: Tree, state: Tree, params: Tree, **extra_args: Any) -> tuple[Tree, Tree]:
+        groups = _groups(grads, params)
+        vectors = _each(lambda tree: _vectors(tree, groups), params)
+        flat, state = apply_gradients(inner, _vectors(grads, groups), state, vectors, **extra_args)
+        return _each(lambda tree: _unflattened(tree, gradient_tree(params), groups), flat), state
+
+    return Fused(init, update, apply)
+
+
+def _groups(updates: Tree, params: Tree | None) -> list[str]:
+    """Per array of the updates, the vector it goes to."""
+    # By the parameters' dtypes where they are known: the state was made from those.
+    groups = _dtypes(updates if params is None else gradient_tree(params))
+    if len(groups) != len(jax.tree.leaves(updates)):
+        raise ValueError(
+            f"flatten: updates have {len(jax.tree.leaves(updates))} arrays, params {len(groups)}: "
+            "pass the gradients of these parameters"
+        )
+    if params is not None:
+        _check_shapes(updates, gradient_tree(params))
+    return groups
 
 
 def _check_shapes(updates: Tree, params: Tree) -> None:

@@ -1,6 +1,6 @@
 """Slow weights that follow fast ones."""
 
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,10 @@ from jax.typing import ArrayLike
 
 from optwrap import _checks
 from optwrap._declarations import Sync, declare
-from optwrap._trees import Tree, as_int32, is_placeholder, select
+from optwrap._trees import Tree, as_int32, cast, is_placeholder, select
+from optwrap.fused import Fused, apply_gradients
+
+_REMEDY: Final = "keep the pair as init_synced made it, and take gradients with respect to its `fast`"
 
 
 def lookahead(
@@ -62,29 +65,64 @@ def lookahead(
         )
         return declare(state, Sync(period))
 
-    def update(
-        updates: Tree, state: optax.LookaheadState, params: Tree | None = None, **extra_args: Any
-    ) -> tuple[optax.LookaheadParams, optax.LookaheadState]:
+    def checked(state: Any, params: Any) -> Any:
         if params is None or not (hasattr(params, "fast") and hasattr(params, "slow")):
             raise TypeError(
                 f"lookahead: params of update must be LookaheadParams, got {type(params).__name__}: keep the pair "
                 "LookaheadParams.init_synced(params), pass it here and take gradients with respect to its `fast`"
             )
-        state = _checks.state("lookahead", state, optax.LookaheadState)
-        remedy = "keep the pair as init_synced made it, and take gradients with respect to its `fast`"
-        _checks.alike("lookahead: params.slow", params.slow, params.fast, "params.fast", remedy)
-        updates, fast_state = fast_optimizer.update(updates, state.fast_state, params.fast, **extra_args)
-        # Not what comes in: an optimizer may be given the gradients of each sample, and return those of the batch.
-        _checks.alike("lookahead: updates", updates, params.fast, "params.fast", remedy)
-        sync = state.steps_since_sync >= as_int32(period, 1) - 1
-        if reset_state:
-            fast_state = select(sync, fast_optimizer.init(params.fast), fast_state)
-        return _pair(updates, params, sync, slow_step_size), optax.LookaheadState(
+        _checks.state("lookahead", state, optax.LookaheadState)
+        _checks.alike("lookahead: params.slow", params.slow, params.fast, "params.fast", _REMEDY)
+        return params
+
+    def synchronises(state: optax.LookaheadState) -> jax.Array:
+        sync: jax.Array = state.steps_since_sync >= as_int32(period, 1) - 1
+        return sync
+
+    def after(state: optax.LookaheadState, sync: jax.Array, fast_state: Tree) -> optax.LookaheadState:
+        return optax.LookaheadState(
             fast_state=fast_state,
             steps_since_sync=jnp.where(sync, 0, optax.safe_increment(state.steps_since_sync)),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def update(
+        updates: Tree, state: optax.LookaheadState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[optax.LookaheadParams, optax.LookaheadState]:
+        pair = checked(state, params)
+        updates, fast_state = fast_optimizer.update(updates, state.fast_state, pair.fast, **extra_args)
+        # Not what comes in: an optimizer may be given the gradients of each sample, and return those of the batch.
+        _checks.alike("lookahead: updates", updates, pair.fast, "params.fast", _REMEDY)
+        sync = synchronises(state)
+        if reset_state:
+            fast_state = select(sync, fast_optimizer.init(pair.fast), fast_state)
+        return _pair(updates, pair, sync, slow_step_size), after(state, sync, fast_state)
+
+    def apply(
+        grads: Tree, state: optax.LookaheadState, params: optax.LookaheadParams, **extra_args: Any
+    ) -> tuple[optax.LookaheadParams, optax.LookaheadState]:
+        pair = checked(state, params)
+        fast, fast_state = apply_gradients(fast_optimizer, grads, state.fast_state, pair.fast, **extra_args)
+        sync = synchronises(state)
+
+        def meet() -> tuple[optax.LookaheadParams, Tree]:
+            slow = jax.tree.map(lambda fast, slow: _towards(fast, slow, slow_step_size), fast, pair.slow)
+            again = select(jnp.array(True), fast_optimizer.init(pair.fast), fast_state) if reset_state else fast_state
+            return optax.LookaheadParams(fast=slow, slow=slow), again
+
+        def run_ahead() -> tuple[optax.LookaheadParams, Tree]:
+            return optax.LookaheadParams(fast=fast, slow=pair.slow), fast_state
+
+        met, fast_state = jax.lax.cond(sync, meet, run_ahead)
+        return met, after(state, sync, fast_state)
+
+    return Fused(init, update, apply)
+
+
+def _towards(fast: jax.Array, slow: jax.Array, slow_step_size: ArrayLike) -> jax.Array:
+    """The slow parameters after they have followed the fast ones."""
+    with jax.numpy_dtype_promotion("standard"):
+        there = slow + slow_step_size * (fast - slow)
+    return cast(there, jnp.result_type(slow))
 
 
 def _pair(updates: Tree, params: Any, sync: jax.Array, slow_step_size: ArrayLike) -> optax.LookaheadParams:

@@ -1,5 +1,6 @@
 """A transformation for a part of the parameters."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import optax
 
 from optwrap import _checks
 from optwrap._trees import Tree, is_placeholder
+from optwrap.fused import Fused, apply_gradients
 
 
 def masked(
@@ -59,6 +61,15 @@ def masked(
             return optax.MaskedState(inner.init(params))
         return optax.MaskedState(inner.init(_take(mask_of(params), params, "params")))
 
+    def masked_args(chosen: Tree, updates: Tree, extra_args: dict[str, Any]) -> dict[str, Any]:
+        if not mask_compatible_extra_args:
+            return extra_args
+        structure: Any = jax.tree.structure(updates)
+        return {
+            name: _take(chosen, value, name) if jax.tree.structure(value) == structure else value
+            for name, value in extra_args.items()
+        }
+
     def update(
         updates: Tree, state: optax.MaskedState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.MaskedState]:
@@ -66,17 +77,25 @@ def masked(
         chosen = mask_of(updates)
         masked_updates = _take(chosen, updates, "updates")
         masked_params = None if params is None else _take(chosen, params, "params")
-        if mask_compatible_extra_args:
-            structure: Any = jax.tree.structure(updates)
-            extra_args = {
-                name: _take(chosen, value, name) if jax.tree.structure(value) == structure else value
-                for name, value in extra_args.items()
-            }
+        extra_args = masked_args(chosen, updates, extra_args)
         new_updates, inner_state = inner.update(masked_updates, state.inner_state, masked_params, **extra_args)
-        new_updates = jax.tree.map(lambda keep, new, old: new if keep else old, chosen, new_updates, updates)
-        return new_updates, optax.MaskedState(inner_state)
+        return _merged(chosen, new_updates, updates), optax.MaskedState(inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def apply(grads: Tree, state: optax.MaskedState, params: Tree, **extra_args: Any) -> tuple[Tree, optax.MaskedState]:
+        chosen = mask_of(grads)
+        masked_grads, masked_params = _take(chosen, grads, "updates"), _take(chosen, params, "params")
+        extra_args = masked_args(chosen, grads, extra_args)
+        new_params, inner_state = apply_gradients(inner, masked_grads, state.inner_state, masked_params, **extra_args)
+        others = jax.tree.map(operator.not_, chosen)
+        passed_by = optax.apply_updates(_take(others, params, "params"), _take(others, grads, "updates"))
+        return _merged(chosen, new_params, passed_by), optax.MaskedState(inner_state)
+
+    return Fused(init, update, apply)
+
+
+def _merged(mask: Tree, chosen: Tree, others: Tree) -> Tree:
+    """`chosen` where the mask is true, else `others`."""
+    return jax.tree.map(lambda keep, its, other: its if keep else other, mask, chosen, others)
 
 
 def _checked_mask(mask: Tree) -> Tree:

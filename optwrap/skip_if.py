@@ -9,8 +9,9 @@ import optax
 from optwrap import _checks
 from optwrap._declarations import Limit, declare
 from optwrap._devices import Axes, AxisName
-from optwrap._inner import step_if
+from optwrap._inner import apply_if, step_if
 from optwrap._trees import Tree
+from optwrap.fused import Fused, apply_gradients
 from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction
 
 
@@ -96,4 +97,15 @@ def skip_if(
         )
         return step.updates, after._replace(inner_state=step.state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def apply(grads: Tree, state: SkipIfState, params: Tree, **extra_args: Any) -> tuple[Tree, SkipIfState]:
+        take, after = decide(grads, state, params)
+        applied = apply_if(
+            take,
+            lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
+            params,
+            state.inner_state,
+            name="skip_if",
+        )
+        return applied.params, after._replace(inner_state=applied.state)
+
+    return Fused(init, update, apply)

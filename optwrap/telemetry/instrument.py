@@ -1,7 +1,8 @@
 """`instrument`: wraps an optimizer and counts, inside the jitted step, what becomes of every call of `update`."""
 
 import re
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import optax
 
 from optwrap._checks import INT32_MAX, shown, transformation
 from optwrap._trees import gradient_tree, is_placeholder, sharing_norms
+from optwrap.fused import Fused, apply_gradients
 from optwrap.telemetry.callback import Observer, report
 from optwrap.telemetry.gauges import gauges
-from optwrap.telemetry.limits import wrappers
+from optwrap.telemetry.limits import Wrapper, wrappers
 from optwrap.telemetry.paths import parameter_paths
 from optwrap.telemetry.reading import Layout, pack
 from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters, InstrumentState
@@ -90,43 +92,70 @@ def instrument(
     def update(
         updates: Any, state: InstrumentState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, InstrumentState]:
-        before = _own(state, key)
-        size = before.parameters.shape[0]
-        layout, places = _layout(updates, params, size)
+        places = described(updates, state, params)
+        new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        call = Call(state.inner_state, updates, new_updates, summarize(updates))
+        return new_updates, counted(call, state, inner_state, params, places)
+
+    def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
+        if getattr(inner, "apply", None) is None:  # then there are updates to be judged
+            new_updates, state = update(grads, state, params, **extra_args)
+            return optax.apply_updates(params, new_updates), state
+        places = described(grads, state, params)
+        new_params, inner_state = apply_gradients(inner, grads, state.inner_state, params, **extra_args)
+        call = Call(state.inner_state, grads, new_params, summarize(grads), applied=True)
+        return new_params, counted(call, state, inner_state, params, places)
+
+    def described(gradients: Any, state: InstrumentState, params: Any) -> _Places:
+        layout, indices = _layout(gradients, params, _own(state, key).parameters.shape[0])
         if monitor is not None:
             monitor.describe(layout, stepping=True)
+        return _Places(layout, indices)
 
-        new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-
-        summary = summarize(updates)
-        found = wrappers(inner.init, updates if params is None else params, state.inner_state, inner_state)
-        call = Call(state.inner_state, updates, new_updates, summary)
-        verdict, windows = judge(found, call, before.window_not_finite)
-        levels = gauges(found)
-        not_finite = summary.not_finite
-        if places is not None:
-            not_finite = jnp.zeros([size], jnp.int32).at[jnp.array(places, jnp.int32)].set(not_finite)
-        streak = jnp.where(summary.finite, 0, _plus(before.not_finite_streak, True))
-        after = before._replace(
-            verdicts=_plus(before.verdicts, jnp.arange(len(VERDICTS)) == verdict),
-            not_finite_steps=_plus(before.not_finite_steps, ~summary.finite),
-            not_finite_streak=streak,
-            not_finite_streak_peak=jnp.maximum(before.not_finite_streak_peak, streak),
-            parameters=_plus(before.parameters, not_finite > 0),
-            window_not_finite=windows,
-            verdict=verdict,
-            finite=summary.finite,
-            gradient_norm=summary.norm,
-            not_finite_values=not_finite,
-            gauges=levels.integers,
-            gradient_norm_limit=levels.gradient_norm_limit,
-            fingerprint=jnp.array(layout.fingerprint, jnp.uint32),
-        )
+    def counted(call: Call, state: InstrumentState, inner_state: Any, params: Any, places: _Places) -> InstrumentState:
+        before = state.counters[key]
+        found = wrappers(inner.init, call.gradients if params is None else params, state.inner_state, inner_state)
+        after = _counted(before, call, found, places)
         if emit == "callback" and monitor is not None:
             after = after._replace(token=report(pack(after), before.token, monitor))
-        return new_updates, InstrumentState(inner_state, {key: after})
+        return InstrumentState(inner_state, {key: after})
 
-    return optax.GradientTransformationExtraArgs(init, sharing_norms(update))
+    return Fused(init, sharing_norms(update), sharing_norms(apply))
+
+
+class _Places(NamedTuple):
+    """Where the gradients' leaves are among the parameters."""
+
+    layout: Layout
+    indices: list[int] | None
+    """By leaf of the gradients; None where they are all, in order."""
+
+
+def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Places) -> Counters:
+    """The counters after a call."""
+    summary = call.summary
+    verdict, windows = judge(found, call, before.window_not_finite)
+    levels = gauges(found)
+    not_finite = summary.not_finite
+    if places.indices is not None:
+        size = before.parameters.shape[0]
+        not_finite = jnp.zeros([size], jnp.int32).at[jnp.array(places.indices, jnp.int32)].set(not_finite)
+    streak = jnp.where(summary.finite, 0, _plus(before.not_finite_streak, True))
+    return before._replace(
+        verdicts=_plus(before.verdicts, jnp.arange(len(VERDICTS)) == verdict),
+        not_finite_steps=_plus(before.not_finite_steps, ~summary.finite),
+        not_finite_streak=streak,
+        not_finite_streak_peak=jnp.maximum(before.not_finite_streak_peak, streak),
+        parameters=_plus(before.parameters, not_finite > 0),
+        window_not_finite=windows,
+        verdict=verdict,
+        finite=summary.finite,
+        gradient_norm=summary.norm,
+        not_finite_values=not_finite,
+        gauges=levels.integers,
+        gradient_norm_limit=levels.gradient_norm_limit,
+        fingerprint=jnp.array(places.layout.fingerprint, jnp.uint32),
+    )
 
 
 def _transformation(tx: Any) -> optax.GradientTransformationExtraArgs:

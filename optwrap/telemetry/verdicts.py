@@ -40,10 +40,14 @@ class Call(NamedTuple):
     """The optimizer's state before it."""
     gradients: Any
     """What came in."""
-    updates: Any
-    """What came out."""
+    returned: Any
+    """What came out: updates, or new parameters."""
     summary: Summary
     """Of the gradients."""
+    applied: bool = False
+    """Whether what came out are the new parameters (`optwrap.apply_gradients`). Those before are not kept beside them:
+    XLA has overwritten them in place. So parameters that were not finite before the call count as its doing, where
+    nothing but what came out tells."""
 
 
 def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +62,7 @@ def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax
       int32[], an index into VERDICTS; and `windows` as they are after the call.
     """
     hearing = _Hearing(call, windows)
-    given = _Given(call.summary.finite, call.summary.not_finite == 0, alone=True)
+    given = _Given(call.summary.finite, call.summary.not_finite == 0, alone=not call.applied)
     gravity = on_any_device(_judge(found, call.before, given, hearing))
     by_gravity = jnp.array([VERDICTS.index(verdict) for verdict in _BY_GRAVITY], jnp.int32)
     return by_gravity[gravity], on_any_device(jnp.stack(hearing.after)) if hearing.after else windows
@@ -78,7 +82,7 @@ class _Given(NamedTuple):
     leaves: jax.Array | None
     """bool[P]: the same by leaf of the incoming gradients; None where it is a window's content."""
     alone: bool
-    """Whether what this part made of it is what the optimizer returned."""
+    """Whether the updates that this part made of it are what the optimizer returned."""
 
 
 class _Hearing:
@@ -86,7 +90,7 @@ class _Hearing:
 
     def __init__(self, call: Call, windows: jax.Array) -> None:
         self.paths = tuple(path for path, _ in jax.tree_util.tree_leaves_with_path(call.gradients))
-        self.updates = call.updates
+        self.returned = call.returned
         self.before = iter(windows)  # taken by the windows as they are come upon, depth first
         self.after: list[jax.Array] = []  # and given back in the same order
 
@@ -101,7 +105,7 @@ def _judge(found: Sequence[Wrapper], state: Any, given: _Given, hearing: _Hearin
     if not whole:
         # Not finite, and no wrapper saw it: either it was mended before it reached them or it passed them by.
         unseen = on_any_device(~given.finite & ~jnp.any(jnp.stack([saw for saw, _ in fates])))
-        passed_by = lax.cond(unseen, lambda: anywhere(_not_finite, hearing.updates), lambda: jnp.array(False))
+        passed_by = lax.cond(unseen, lambda: anywhere(_not_finite, hearing.returned), lambda: jnp.array(False))
         gravity = jnp.where(passed_by, jnp.maximum(gravity, _ACCEPTED), gravity)
     return gravity
 
@@ -132,7 +136,7 @@ def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[ja
     elif wrapper.known is not None and wrapper.known.limit is not None:
         accepted = new.notfinite_count > wrapper.known.limit
     else:
-        accepted = _left_a_trace(old.inner_state, new.inner_state, bad, given.alone, hearing.updates)
+        accepted = _left_a_trace(old.inner_state, new.inner_state, bad, given.alone, hearing.returned)
     return bad, jnp.where(bad & ~accepted, _NOT_FINITE, inside)
 
 
@@ -173,7 +177,7 @@ def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[j
     if wrapper.known is None:
         # optax calls the inner in every mini-step, and multiplies what it returns by 0: NaN goes through.
         leaky = on_any_device(after & ~skipped & ~emitted)
-        leaked = lax.cond(leaky, lambda: anywhere(_not_finite, hearing.updates), lambda: jnp.array(False))
+        leaked = lax.cond(leaky, lambda: anywhere(_not_finite, hearing.returned), lambda: jnp.array(False))
         waiting = jnp.where(leaked, _ACCEPTED, _ACCUMULATED)
     return ~finite, jnp.where(skipped, _skip_reason(finite, new.skip_state), jnp.where(emitted, inside, waiting))
 

@@ -1,0 +1,340 @@
+"""`apply_gradients` takes the same steps as `update` and `optax.apply_updates`, over the table of transformations."""
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import optwrap
+from tests.optwrap.transformations import (
+    FLOAT32,
+    OURS_PAIRS,
+    OURS_SINGLES,
+    PAIRS,
+    SINGLES,
+    TREES,
+    After,
+    Case,
+    assert_close,
+    assert_same,
+    gradients,
+    multi_steps,
+    run,
+)
+
+STEPS = 9
+EVERY = [*SINGLES, *PAIRS, *OURS_SINGLES, *OURS_PAIRS]
+FAULTS = (jnp.nan, jnp.inf, -jnp.inf, 3e38)
+"""3e38 is finite, and its square is not in float32."""
+
+
+def by_name(cases: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+def instrumented(case: Case) -> Any:
+    return optwrap.instrument(case.build(optwrap))
+
+
+@functools.cache
+def fused(case: Case, watched: bool = False) -> tuple[Any, Any]:
+    """The jitted init of a case, and its step through `apply_gradients`."""
+    transformation = instrumented(case) if watched else case.build(optwrap)
+    step = functools.partial(optwrap.apply_gradients, transformation)
+    return jax.jit(transformation.init), jax.jit(step)
+
+
+@functools.cache
+def two_calls(case: Case) -> Any:
+    transformation = instrumented(case)
+
+    @jax.jit
+    def step(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def run_fused(case: Case, tree: Any, batches: list[Any]) -> Iterator[After]:
+    init, step = fused(case)
+    params = case.params(tree)
+    state = init(params)
+    yield After(params, state, None)
+    for grads in batches:
+        params, state = step(grads, state, params)
+        yield After(params, state, None)
+
+
+def flags_and_counts(state: Any) -> Any:
+    return [leaf for leaf in jax.tree.leaves(state) if leaf.dtype in (jnp.bool_, jnp.int32, jnp.uint32)]
+
+
+@by_name(EVERY)
+def test_takes_the_steps_that_update_and_apply_take(case: Case) -> None:
+    """Parameters and states within rounding of the update, flags and counters exactly; bad batches too."""
+    batches = [gradients(FLOAT32, step) for step in range(STEPS)]
+    for step, fault in zip((1, 4, 5), FAULTS, strict=False):
+        batches[step]["b"][1] = fault
+    for ours, other in zip(run_fused(case, FLOAT32, batches), run(case, optwrap, FLOAT32, batches), strict=True):
+        assert_close((ours.params, ours.state), (other.params, other.state))
+        assert_same(flags_and_counts(ours.state), flags_and_counts(other.state))
+
+
+@pytest.mark.parametrize("tree", TREES)
+@by_name(SINGLES)
+def test_keeps_every_tree_as_it_is(case: Case, tree: str) -> None:
+    """Structure, shapes and dtypes of parameters and state are those of the two calls."""
+    batches = [gradients(TREES[tree], step) for step in range(4)]
+    for ours, other in zip(
+        run_fused(case, TREES[tree], batches), run(case, optwrap, TREES[tree], batches), strict=True
+    ):
+        assert_same(
+            jax.tree.map(jnp.zeros_like, (ours.params, ours.state)),
+            jax.tree.map(jnp.zeros_like, (other.params, other.state)),
+        )
+
+
+GUARDS = {
+    "apply_if_finite": lambda inner: optwrap.apply_if_finite(inner, 3),
+    "multi_steps_of_one": lambda inner: multi_steps(optwrap, inner, 1, skip="not_finite"),
+    "masked": lambda inner: optwrap.masked(inner, True),
+    "instrument": optwrap.instrument,
+    "all of them": lambda inner: optwrap.instrument(
+        multi_steps(optwrap, optwrap.masked(optwrap.apply_if_finite(inner, 3), True), 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize(
+    "inner", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9), optax.lion(0.1)], ids=["adamw", "sgd", "lion"]
+)
+def test_a_step_that_is_taken_equals_the_inner_optimizers_own(guard: str, inner: Any) -> None:
+    """Bit for bit the same as its jitted update and apply."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(33, 65)).astype(np.float32), "b": rng.normal(size=65).astype(np.float32)}
+    outer = GUARDS[guard](inner)
+
+    @jax.jit
+    def bare(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = inner.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    ours = (params, jax.jit(outer.init)(params))
+    theirs = (params, jax.jit(inner.init)(params))
+    step = jax.jit(functools.partial(optwrap.apply_gradients, outer))
+    for _ in range(20):
+        grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+        ours, theirs = step(grads, ours[1], ours[0]), bare(grads, theirs[1], theirs[0])
+        assert_same(ours[0], theirs[0])
+
+
+@by_name([case for case in EVERY if "multi_steps" not in case.name])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_rejected_gradient_touches_nothing(case: Case, data: st.DataObject) -> None:
+    """Guarded from outside, a bad batch leaves parameters and inner state as they were, bit for bit."""
+    init, step = guarded(case)
+    params = case.params(FLOAT32)
+    state = init(params)
+    for number, bad in enumerate(data.draw(st.lists(st.booleans(), min_size=1, max_size=6))):
+        grads = gradients(FLOAT32, number)
+        if bad:
+            leaf = data.draw(st.sampled_from(jax.tree.leaves(grads)))
+            leaf[data.draw(st.sampled_from(list(np.ndindex(leaf.shape))))] = data.draw(st.sampled_from(FAULTS[:3]))
+        before = (params, state.inner_state)
+        params, state = step(grads, state, params)
+        if bad:
+            assert_same((params, state.inner_state), before)
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(params))
+
+
+@functools.cache
+def guarded(case: Case) -> tuple[Any, Any]:
+    transformation = optwrap.apply_if_finite(case.build(optwrap), 1000)
+    return jax.jit(transformation.init), jax.jit(functools.partial(optwrap.apply_gradients, transformation))
+
+
+@by_name(EVERY)
+def test_an_instrumentation_counts_the_same(case: Case) -> None:
+    """Through `apply_gradients` its counters are those of the two calls, whatever comes."""
+    init, step = fused(case, watched=True)
+    params = case.params(FLOAT32)
+    ours = theirs = (params, init(params))
+    for number in range(STEPS):
+        grads = gradients(FLOAT32, number)
+        if number in (2, 5, 6):
+            grads["layer"]["w"][1, 2] = FAULTS[number % len(FAULTS)]
+        # Each from where the other is: else one that no guard stopped would be judged by what is left of its training.
+        ours, theirs = step(grads, ours[1], ours[0]), two_calls(case)(grads, theirs[1], theirs[0])
+        mine, other = ours[1].counters["instrument"], theirs[1].counters["instrument"]
+        if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(theirs[0])):
+            break
+        assert_same(mine, other)
+
+
+def test_a_chain_is_the_two_calls() -> None:
+    """Also one of `inject_hyperparams`, of optax's own wrappers, and a plain optimizer."""
+    params = FLOAT32
+    guard = optwrap.apply_if_finite(optax.adam(0.1), 3)
+    for tx in (
+        optax.chain(optax.clip(1.0), guard),
+        optax.inject_hyperparams(optwrap.apply_if_finite, static_args="inner")(
+            inner=optax.sgd(0.1), max_consecutive_errors=3
+        ),
+        optax.apply_if_finite(optax.adam(0.1), 3),
+        optax.adam(0.1),
+    ):
+        state = tx.init(params)
+        grads = gradients(params, 0)
+        ours = jax.jit(functools.partial(optwrap.apply_gradients, tx))(grads, state, params)
+
+        @jax.jit
+        def both(grads: Any, state: Any, params: Any, tx: Any = tx) -> tuple[Any, Any]:
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        assert_same(ours, both(grads, state, params))
+
+
+@by_name(EVERY)
+def test_parameters_and_state_are_overwritten_in_place(case: Case) -> None:
+    """Each array of state and parameters, donated, is one whose place a result of the step takes."""
+    for transformation in (case.build(optwrap), *([] if len(case.wraps) > 1 else [instrumented(case)])):
+        params = case.params({"layer": {"w": jnp.ones((64, 256))}, "b": jnp.ones(256)})
+        state = jax.jit(transformation.init)(params)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
+        def step(params: Any, state: Any, grads: Any, tx: Any = transformation) -> tuple[Any, Any]:
+            return optwrap.apply_gradients(tx, grads, state, params)
+
+        like = params.fast if case.pairs else params
+        compiled = step.lower(params, state, like).compile()
+        leaves = jax.tree.leaves((params, state))
+        header = compiled.as_text().split("\n", 1)[0]
+        aliased = {int(number) for number in re.findall(r"\}: \((\d+), \{\}", header)}
+        assert aliased == set(range(len(leaves)))
+        assert compiled.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
+
+
+@pytest.mark.parametrize("skip", [None, "not_finite", "large"])
+def test_accumulation_takes_no_memory(skip: str | None) -> None:
+    """XLA allots nothing the size of the parameters: the window is filled and emptied where it is."""
+    params = {f"w{i}": jnp.ones((256, 256)) for i in range(8)}
+    transformation = multi_steps(optwrap, optax.adamw(0.1), 4, skip=skip)
+    state = transformation.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        return optwrap.apply_gradients(transformation, grads, state, params)
+
+    memory = step.lower(params, state, params).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def test_works_under_vmap_and_scan() -> None:
+    """Stacked trainings, each with its own faults, equal those alone; a scan equals the loop."""
+    tx = optwrap.instrument(multi_steps(optwrap, optwrap.apply_if_finite(optax.adam(0.1), 2), 2, skip="not_finite"))
+    params = {"w": jnp.ones(3)}
+    batches = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 3)), jnp.float32)}
+    batches["w"] = batches["w"].at[1, 2, 0].set(jnp.nan).at[3, :, 1].set(jnp.inf)
+
+    def train(batches: Any) -> tuple[Any, Any]:
+        def step(carry: tuple[Any, Any], grads: Any) -> tuple[tuple[Any, Any], None]:
+            return optwrap.apply_gradients(tx, grads, carry[1], carry[0]), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), batches)[0]
+
+    together = jax.jit(jax.vmap(train))(batches)
+    for member in range(4):
+        alone = (params, tx.init(params))
+        step = jax.jit(functools.partial(optwrap.apply_gradients, tx))
+        for number in range(6):
+            alone = step({"w": batches["w"][member, number]}, alone[1], alone[0])
+        its = jax.tree.map(lambda leaf, member=member: leaf[member], together)
+        assert_close(its, alone)
+        assert_same(flags_and_counts(its), flags_and_counts(alone))
+
+
+def test_training_can_be_differentiated_through() -> None:
+    """Forwards and backwards, over windows that are emptied on the way."""
+    tx = multi_steps(optwrap, optax.sgd(0.5), 2)
+
+    def trained(scale: jax.Array) -> jax.Array:
+        params, state = jnp.ones(3), tx.init(jnp.ones(3))
+        for step in range(4):
+            params, state = optwrap.apply_gradients(tx, scale * (step + 1.0) * params, state, params)
+        return jnp.sum(params)
+
+    scale = jnp.float32(0.1)
+    by_hand = (trained(scale + 1e-2) - trained(scale - 1e-2)) / 2e-2
+    np.testing.assert_allclose(jax.grad(trained)(scale), by_hand, rtol=1e-2)
+    np.testing.assert_allclose(jax.jacfwd(trained)(scale), by_hand, rtol=1e-2)
+
+
+def test_extra_args_reach_the_optimizer() -> None:
+    tx = optwrap.instrument(
+        optwrap.masked(optwrap.flatten(optwrap.apply_if_finite(optax.contrib.reduce_on_plateau(patience=0), 3)), True)
+    )
+    params = jnp.ones(2)
+    state = tx.init(params)
+    for value in (1.0, 2.0, 3.0):
+        params, state = jax.jit(functools.partial(optwrap.apply_gradients, tx))(params, state, params, value=value)
+    assert optax.tree.get(state, "scale") < 1
+
+
+def test_settle_empties_what_an_empty_window_holds() -> None:
+    """A state that optax has poisoned is one on which optax goes on rightly; open windows are as they were."""
+    params = {"w": jnp.ones(3)}
+    tx = optax.MultiSteps(optax.sgd(0.5), 2)
+    state = tx.init(params)
+    for value in (jnp.nan, 1.0):
+        _, state = tx.update({"w": jnp.full(3, value)}, state, params)
+    assert state.mini_step == 0
+    assert jnp.isnan(state.acc_grads["w"]).all()
+
+    settled = jax.jit(optwrap.settle)(state)
+    assert_same(settled._replace(acc_grads=state.acc_grads), state)
+    for value in (1.0, 3.0):
+        updates, settled = tx.update({"w": jnp.full(3, value)}, settled, params)
+    np.testing.assert_array_equal(updates["w"], np.full(3, -1.0))
+
+    _, open_window = tx.update({"w": jnp.ones(3)}, settled, params)
+    assert_same(optwrap.settle(open_window), open_window)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, open_window)
+    both = optwrap.settle({"nested": (stacked,)})["nested"][0]
+    np.testing.assert_array_equal(both.acc_grads["w"], np.array([np.zeros(3), np.ones(3)]))
+
+
+@by_name([case for case in EVERY if "multi_steps" in case.name])
+def test_leaves_a_state_that_is_settled(case: Case) -> None:
+    batches = [gradients(FLOAT32, step) for step in range(4)]
+    for after in run_fused(case, FLOAT32, batches):
+        assert_same(optwrap.settle(after.state), after.state)
+
+
+@pytest.mark.parametrize(
+    ("tx", "params", "message"),
+    [
+        (optax.adam, {}, r"apply_gradients: tx must be an optax.GradientTransformation, .*call it"),
+        (optax.adam(0.1), None, r"apply_gradients: params must be the parameters to apply the update to, got None"),
+        (
+            optwrap.lookahead(optax.adam(0.1), 2, 0.5),
+            {"w": jnp.ones(3)},
+            r"lookahead: params of update must be LookaheadParams, got dict",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(tx: Any, params: Any, message: str) -> None:
+    state = tx.init(params) if params else ()
+    with pytest.raises(TypeError, match=message):
+        optwrap.apply_gradients(tx, params, state, params)
