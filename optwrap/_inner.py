@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optwrap._devices import vary, varying
-from optwrap._trees import Tree, cast
+from optwrap._trees import Tree, cast, common_dtype
 
 
 class Step(NamedTuple):
@@ -100,8 +100,7 @@ def _one_of(
     returned: tuple[Tree, Tree] | None = None
 
     def common(leaf: jax.Array, old: Any, new: Any) -> jax.Array:
-        with jax.numpy_dtype_promotion("standard"):
-            dtype = old.dtype if keep_dtypes or old.dtype == new.dtype else jnp.promote_types(old.dtype, new.dtype)
+        dtype = old.dtype if keep_dtypes or old.dtype == new.dtype else common_dtype(old.dtype, new.dtype)
         return vary(cast(leaf, dtype), varying(old) | varying(new))
 
     def take() -> tuple[Tree, Tree, jax.Array]:

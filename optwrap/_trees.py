@@ -150,6 +150,27 @@ def cast(leaf: Any, dtype: Any) -> jax.Array:
     return array if array.dtype == dtype else array.astype(dtype)
 
 
+def common_dtype(*dtypes: Any) -> np.dtype[Any]:
+    """The dtype in which to compute with values of these: JAX's, for tiny ones float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype: np.dtype[Any] = functools.reduce(
+            jnp.promote_types, (jnp.dtype(jnp.float32) if _is_tiny(dtype) else jnp.dtype(dtype) for dtype in dtypes)
+        )
+    return dtype
+
+
+def computable(leaf: Any) -> Any:
+    """The leaf; tiny numbers, floats of 8 bits and integers of 4, in float32: JAX mixes them with no others."""
+    return cast(leaf, jnp.float32) if _is_tiny(jnp.result_type(leaf)) else leaf
+
+
+def _is_tiny(dtype: Any) -> bool:
+    # JAX leaves both untyped.
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.finfo(dtype).bits <= 8  # type: ignore[no-untyped-call]
+    return bool(jnp.issubdtype(dtype, jnp.integer)) and jnp.iinfo(dtype).bits < 8  # type: ignore[no-untyped-call]
+
+
 def as_int32(value: ArrayLike, least: int) -> jax.Array:
     """An integer scalar as int32, brought into the range from `least` to 2**31 - 1."""
     if isinstance(value, int):

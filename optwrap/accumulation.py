@@ -13,7 +13,7 @@ from optwrap import _checks
 from optwrap._declarations import Window, declare
 from optwrap._devices import Axes, AxisName
 from optwrap._inner import apply_if, empty_if, step_if
-from optwrap._trees import Tree, as_int32, cast, gradient_tree
+from optwrap._trees import Tree, as_int32, cast, common_dtype, computable, gradient_tree
 from optwrap.fused import Fused, apply_gradients
 from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction, not_skipped_if, said_to_skip
 
@@ -285,6 +285,7 @@ class MultiSteps:
         """The mean (or sum) of the window after this mini-step, in the wider dtype of gradients and accumulator."""
 
         def taken_in(update: Any, accumulated: jax.Array) -> jax.Array:
+            update, accumulated = computable(update), computable(accumulated)
             # The first mini-step overwrites: what is left in the accumulator, NaN for one, is of no window.
             before = jnp.where(state.mini_step == 0, jnp.zeros_like(accumulated), accumulated)
             with jax.numpy_dtype_promotion("standard"):
@@ -345,8 +346,6 @@ def _widened(accumulator: np.dtype[Any] | None, leaf: np.dtype[Any]) -> np.dtype
     """The dtype of a leaf's accumulator: the one asked for, wide enough for the default not to lose anything."""
     if accumulator is None:
         return leaf
-    with jax.numpy_dtype_promotion("standard"):
-        wider = jnp.promote_types(accumulator, leaf)
     if jnp.issubdtype(leaf, jnp.complexfloating) or (accumulator == jnp.float32 and leaf == jnp.float64):
-        return wider
+        return common_dtype(accumulator, leaf)
     return accumulator

@@ -142,7 +142,7 @@ def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Pl
         not_finite = jnp.zeros([size], jnp.int32).at[jnp.array(places.indices, jnp.int32)].set(not_finite)
     streak = jnp.where(summary.finite, 0, _plus(before.not_finite_streak, True))
     return before._replace(
-        verdicts=_plus(before.verdicts, jnp.arange(len(VERDICTS)) == verdict),
+        verdicts=_plus(before.verdicts, jnp.arange(len(VERDICTS), dtype=jnp.int32) == verdict),
         not_finite_steps=_plus(before.not_finite_steps, ~summary.finite),
         not_finite_streak=streak,
         not_finite_streak_peak=jnp.maximum(before.not_finite_streak_peak, streak),

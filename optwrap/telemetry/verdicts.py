@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -30,7 +31,10 @@ _BY_GRAVITY: Final = (
     "skipped_not_finite",
     "accepted_not_finite",
 )
-_ACCUMULATED, _APPLIED, _OTHER, _LARGE, _NOT_FINITE, _ACCEPTED = range(len(_BY_GRAVITY))
+# int32 also where 64-bit types are enabled, and Python's integers are those.
+_ACCUMULATED, _APPLIED, _OTHER, _LARGE, _NOT_FINITE, _ACCEPTED = map(
+    np.int32, range(len(_BY_GRAVITY))
+)  # int32 also where Python integers are int64
 
 
 class Call(NamedTuple):

@@ -188,6 +188,18 @@ def test_accumulators_hold_float64_and_complex() -> None:
     assert mean(optwrap, complex_values) == 2 + 3j
 
 
+def test_windows_of_tiny_dtypes() -> None:
+    """JAX mixes floats of 8 bits with nothing, so that optax raises; ours computes in float32."""
+    grads = jnp.asarray([1.5, 3.0], jnp.float8_e4m3fn)
+    for dtype in (jnp.bfloat16, jnp.float32, None):
+        after = train(optwrap.MultiSteps(optax.identity(), 2, accumulator_dtype=dtype), [grads, grads], grads)[-1]
+        assert after.state.acc_grads.dtype == (dtype or jnp.float8_e4m3fn)
+        assert after.updates.dtype == grads.dtype
+        np.testing.assert_array_equal(np.asarray(after.updates), np.asarray(grads))
+    with pytest.raises(ValueError, match="no available implicit dtype promotion path"):
+        train(optax.MultiSteps(optax.identity(), 2), [grads], grads)
+
+
 def test_accumulator_dtype_none_is_that_of_the_parameters() -> None:
     """With bfloat16 parameters optax raises from inside a cond."""
     params = {"w": jnp.ones(2, jnp.bfloat16)}
