@@ -15,7 +15,7 @@ from typing import Final, Literal, Self
 
 from optwrap.telemetry.epochs import Account
 from optwrap.telemetry.inbox import Closing, Flush, Inbox
-from optwrap.telemetry.notices import Once
+from optwrap.telemetry.notices import Once, log
 from optwrap.telemetry.reading import Layout
 from optwrap.telemetry.reporter import Clock, Reporter
 from optwrap.telemetry.settings import Settings, resolve
@@ -59,7 +59,8 @@ class Monitor:
 
     As a context manager it closes itself: as "failed" if an exception leaves the block, else as "finished". A Monitor
     that was never closed closes itself when the interpreter exits, as "failed" if that is because of an exception that
-    nobody caught, and waits 2 s at most for its last report.
+    nobody caught, and waits 2 s at most for its last report. `sys.exit` with a status is no such exception, and leaves
+    nothing behind that an exit handler could see: where it matters, use the block, or close with "failed".
 
     Args:
       run: the run's name, the same after a resume: 1 to 128 of `A-Z a-z 0-9 . _ : -`, beginning with a letter or digit.
@@ -250,11 +251,28 @@ class Monitor:
             parent.transport.abandon()
 
 
+class _Reporting(threading.Thread):
+    """The reporting thread, which can be told from others among all threads of the process."""
+
+    def __init__(self, run: Callable[[], None], who: Settings, inbox: Inbox) -> None:
+        super().__init__(target=run, name="optwrap-monitor", daemon=True)
+        self._who = who
+        self._inbox = inbox
+
+    def rivals(self, other: threading.Thread) -> bool:
+        """Whether another thread reports the same, and is not about to end."""
+        if not isinstance(other, _Reporting) or other._inbox.closing is not None:
+            return False
+        mine, others = self._who, other._who
+        return (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
+
+
 class _Work:
     """What goes on behind a Monitor; it does not know the Monitor, so that one can be dropped while this goes on."""
 
     def __init__(self, settings: Settings, parts: Parts) -> None:
         self.clock = parts.clock
+        self._who = settings
         self.inbox = Inbox(parts.queue_size, parts.clock.time)
         self.transport = parts.transport(settings)
         self.reporter = Reporter(
@@ -272,7 +290,14 @@ class _Work:
     def start(self) -> None:
         with self._starting:
             if self.thread is None:
-                thread = threading.Thread(target=self._run, name="optwrap-monitor", daemon=True)
+                thread = _Reporting(self._run, self._who, self.inbox)
+                if any(thread.rivals(other) for other in threading.enumerate()):
+                    log.warning(
+                        "optwrap: a second Monitor of this process reports run %s to %s, which will be shown as a "
+                        "conflict; close the first one, or give each a run of its own",
+                        self._who.run,
+                        self._who.endpoint.text,
+                    )
                 thread.start()
                 self.thread = thread
                 atexit.register(self._at_exit)

@@ -38,8 +38,8 @@ class Clock:
     """Seconds since 1970."""
     monotonic: Callable[[], float] = monotonic
     sleep: Callable[[float], None] = sleep
-    jitter: Callable[[], float] = random.random
-    """A number from 0 to 1."""
+    jitter: Callable[[], float] = dataclasses.field(default_factory=lambda: random.Random().random)
+    """A number from 0 to 1; not from the generator of the training program, which counts on its own draws."""
 
 
 class Reporter:

@@ -176,3 +176,25 @@ def test_the_state_of_something_else_is_refused(state: Any, message: str) -> Non
     """By the place where the two differ, with what to do."""
     with pytest.raises(ValueError, match=message):
         optwrap.adopt(GUARDED, state, PARAMS)
+
+
+CHANGED: dict[str, Callable[[], Any]] = {
+    "guard": lambda: optwrap.apply_if_finite(optax.adam(1e-3), 2),
+    "window": lambda: optwrap.MultiSteps(optax.adam(1e-3), 2),
+    "bare": lambda: optax.adam(1e-3),
+    "chain": lambda: optax.chain(optwrap.apply_if_finite(optax.adam(1e-3), 2), optax.scale(1.0)),
+    "another inner": lambda: optax.apply_if_finite(optax.sgd(0.1), 2),
+}
+
+
+@pytest.mark.parametrize("after", CHANGED)
+@pytest.mark.parametrize("before", CHANGED)
+def test_wrappers_that_changed_between_two_runs_are_seen_at_once(before: str, after: str) -> None:
+    """Where the two differ first, whichever of the two was instrumented; the same ones go on."""
+    tx = optwrap.instrument(CHANGED[after]())
+    for state in (CHANGED[before]().init(PARAMS), optwrap.instrument(CHANGED[before]()).init(PARAMS)):
+        if before == after:
+            assert jax.tree.structure(optwrap.adopt(tx, state, PARAMS)) == jax.tree.structure(tx.init(PARAMS))
+        else:
+            with pytest.raises(ValueError, match=r"^opt_state.*: expected the state of the same optimizer"):
+                optwrap.adopt(tx, state, PARAMS)

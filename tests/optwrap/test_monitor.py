@@ -463,6 +463,23 @@ def test_observing_after_the_end_is_said_once_and_ignored(
     assert stub.books.totals() == {}
 
 
+def test_a_second_monitor_of_a_run_is_said(make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture) -> None:
+    """One that follows a closed one is no second, nor is one of another run, process or exporter."""
+
+    def said() -> list[str]:
+        return [line for line in lines(caplog) if "second Monitor" in line]
+
+    make().close()
+    alive = [make(), make(run="another"), make(process=1), make(endpoint="http://127.0.0.1:9")]
+    assert said() == []
+    alive.append(make())
+    (line,) = said()
+    assert "run r " in line
+    assert "close the first one" in line
+    for monitor in alive:
+        monitor.close()
+
+
 @pytest.mark.parametrize("state", ["running", "", None, "Finished"])
 def test_a_state_that_is_no_end_is_refused(make: Callable[..., Monitor], state: Any) -> None:
     """By value, with what is allowed."""

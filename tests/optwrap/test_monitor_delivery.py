@@ -281,6 +281,15 @@ def test_an_exporter_that_is_away_is_left_alone_ever_longer() -> None:
     assert 3600 / LONGEST_BACKOFF <= desk.network.posts <= 400
 
 
+def test_what_is_drawn_for_a_pause_is_not_taken_from_the_training_program() -> None:
+    """Its seeded draws must not depend on how often an exporter was away."""
+    random.seed(7)
+    expected = random.random()
+    random.seed(7)
+    assert 0 <= Clock().jitter() <= 1
+    assert random.random() == expected
+
+
 def test_retry_after_is_honoured() -> None:
     """Whatever the backoff says, nothing is sent before the exporter wants it, not even for a flush."""
     desk = Desk()
