@@ -1,0 +1,91 @@
+"""The public names as a drop-in: optax's parameters, transformations that take extra args, whole docstrings."""
+
+import inspect
+from typing import Any
+
+import optax
+import pytest
+
+import optwrap
+from tests.optwrap.transformations import momentum
+
+FUNCTIONS = (
+    *("apply_if_finite", "flatten", "lookahead", "masked"),
+    *("MultiSteps", "skip_not_finite", "skip_large_updates", "ShouldSkipUpdateFunction.__call__"),
+    *("MultiSteps.init", "MultiSteps.update", "MultiSteps.gradient_transformation"),
+)
+SGD = momentum()
+MADE = {
+    "apply_if_finite": lambda library: library.apply_if_finite(SGD, 1),
+    "flatten": lambda library: library.flatten(SGD),
+    "lookahead": lambda library: library.lookahead(SGD, 2, 0.5),
+    "masked": lambda library: library.masked(SGD, True),
+    "MultiSteps": lambda library: library.MultiSteps(SGD, 2).gradient_transformation(),
+    "MultiSteps.inner_opt": lambda library: library.MultiSteps(SGD, 2).inner_opt,
+}
+
+
+def named(library: Any, name: str) -> Any:
+    found = library
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def parameters(function: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_parameters_are_optaxs(name: str) -> None:
+    """Names, order, kinds and defaults; what is added is given by keyword only, and may be left out."""
+    theirs, ours = parameters(named(optax, name)), parameters(named(optwrap, name))
+    assert [(p.name, p.kind, p.default) for p in ours if p.kind is not p.KEYWORD_ONLY] == [
+        (p.name, p.kind, p.default) for p in theirs if p.kind is not p.KEYWORD_ONLY
+    ]
+    keywords = {p.name: p.default for p in ours if p.kind is p.KEYWORD_ONLY}
+    assert keywords.items() >= {p.name: p.default for p in theirs if p.kind is p.KEYWORD_ONLY}.items()
+    assert inspect.Parameter.empty not in keywords.values()
+
+
+def test_has_updated_takes_the_state_alone() -> None:
+    """As with optax; what it takes beside it may be left out."""
+    (_, theirs), (_, ours, *more) = (parameters(library.MultiSteps.has_updated) for library in (optax, optwrap))
+    assert (ours.name, ours.kind, ours.default) == (theirs.name, theirs.kind, theirs.default)
+    assert all(p.default is not p.empty for p in more)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_transformations_take_extra_args(name: str) -> None:
+    """Also where optax's do not; and they are no other kind of object than optax's."""
+    ours, theirs = (MADE[name](library) for library in (optwrap, optax))
+    assert isinstance(ours, optax.GradientTransformationExtraArgs)
+    assert isinstance(ours, type(theirs))
+    for around in (optwrap.instrument(ours), optwrap.instrument(theirs)):
+        assert isinstance(around, optax.GradientTransformationExtraArgs)
+
+
+OWN = [name for name in optwrap.__all__ if not getattr(optwrap, name).__module__.startswith("optax")]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_docstrings_name_every_parameter(name: str) -> None:
+    """Of each function and class of ours, and of a class's public methods."""
+    found = getattr(optwrap, name)
+    assert inspect.getdoc(found)
+    for function in documented(found):
+        # What a constructor takes may be told by the class.
+        doc = f"{inspect.getdoc(function)} {inspect.getdoc(found)}"
+        for parameter in parameters(function):
+            if parameter.name != "self" and not parameter.name.startswith("_"):
+                assert parameter.name in doc, (function.__qualname__, parameter.name)
+
+
+def documented(found: Any) -> list[Any]:
+    """The function itself; of a class its constructor and public methods; nothing of a state, a tuple of fields."""
+    if inspect.isfunction(found):
+        return [found]
+    if issubclass(found, tuple):
+        return []
+    methods = [value for value in vars(found).values() if inspect.isfunction(value)]
+    return [method for method in methods if not method.__name__.startswith("_") or method.__name__ == "__init__"]
