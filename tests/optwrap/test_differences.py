@@ -406,6 +406,24 @@ def test_flatten_takes_trees_without_arrays_or_without_values() -> None:
     assert mapped[0].count == 0
 
 
+def test_instrument_measures_in_a_scan() -> None:
+    """The init of optax.monitor returns no keys and its update some: it can be no carry of a scan."""
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), GOOD, BAD, GOOD)
+
+    def scanned(transformation: Any) -> Any:
+        def step(carry: Any, grads: Any) -> Any:
+            params, state = carry
+            return stepper(transformation)(grads, state, params)[:2], None
+
+        return jax.lax.scan(step, (PARAMS, transformation.init(PARAMS)), batches)[0][1]
+
+    with pytest.raises(TypeError, match="carry"):
+        scanned(optax.chain(optax.sgd(0.1), optax.monitor({"norm": optax.tree.norm})))
+    counters = scanned(optwrap.instrument(optax.sgd(0.1))).counters["instrument"]
+    assert counters.not_finite_steps == 1
+    np.testing.assert_allclose(counters.gradient_norm, np.hypot(0.5, 0.25))
+
+
 def test_every_difference_is_documented_and_every_documented_one_is_tested() -> None:
     """The document cites exactly the tests of this file, one under each heading that tells of a difference."""
     cited = re.findall(r"`(test_\w+)`", DOCUMENT.read_text(encoding="utf-8"))
