@@ -155,17 +155,6 @@ def test_windows_are_within_one_ulp_of_the_accumulator(dtype: str, case: Case, s
                 assert ulps(my_update, update, [grad, acc], coarser(acc.dtype, update.dtype)) <= 1
 
 
-@named(WINDOWS)
-@settings(max_examples=3, deadline=None)
-@given(seed=seeds, exponent=exponents)
-def test_windows_are_the_same_bits_without_contractions(dtype: str, case: Case, seed: int, exponent: int) -> None:
-    """Nothing but XLA's contractions makes that ulp: compiled without them there is none."""
-    with wide(dtype):
-        both = [compiled(case, library, unoptimized=True) for library in BOTH]
-        for _, _, mine, other in steps_of_both(case, dtype, seed, exponent, both):
-            assert_same(mine, other)
-
-
 @pytest.mark.parametrize("name", [*WRAPPERS])
 def test_the_same_bits_come_out_without_jit(name: str) -> None:
     """Operation by operation."""
