@@ -32,6 +32,8 @@ class Window(NamedTuple):
     """Mini-steps per gradient step, from the gradient step (int32 -> int32)."""
     max_squared_norm: ArrayLike | None = None
     """skip_large_updates' limit, where that is the skip function."""
+    weighted: bool = False
+    """Whether mini-steps have weights, which its skip_state then holds."""
 
 
 class Limit(NamedTuple):

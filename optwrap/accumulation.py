@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -13,9 +12,11 @@ from optwrap import _checks
 from optwrap._declarations import Window, declare
 from optwrap._devices import Axes, AxisName
 from optwrap._inner import apply_if, empty_if, step_if
-from optwrap._trees import Tree, as_int32, cast, common_dtype, computable, gradient_tree
+from optwrap._trees import Tree, gradient_tree, select
+from optwrap._windows import accumulated, carried, checked_dtype, every_k, handed_on, zeros
 from optwrap.fused import Fused, apply_gradients
 from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction, not_skipped_if, said_to_skip
+from optwrap.weighting import Weights, no_weights, weights_in
 
 
 class Decision(NamedTuple):
@@ -30,7 +31,9 @@ class Decision(NamedTuple):
     gradient_step: jax.Array
     """int32[]: optimizer steps after this one."""
     skip_state: Any
-    """What the skip function said."""
+    """What the skip function said; with the weights, where there are any."""
+    weights: Weights | None
+    """Those of the window, this mini-step taken in; None where all count the same."""
 
     def state(self, inner_opt_state: Tree, acc_grads: Tree) -> optax.MultiStepsState:
         """The wrapper's state after the mini-step, with the inner state and the accumulator that came of it."""
@@ -51,6 +54,13 @@ class MultiSteps:
     Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state. A mini-step that is not finite, and that no skip
     function leaves out, makes the mean of its own window not finite, and of no other. See
     `docs/differences-from-optax.md` for the rest.
+
+    With `weighted=True` mini-steps count for as much as the `weight=` that `update` is given says, such as their number
+    of tokens: the optimizer gets `sum(weight * gradient) / sum(weight)`, or with `use_grad_mean=False` the numerator. A
+    mini-step of weight 0 contributes nothing, whatever its gradients are, and counts as a mini-step; so does one whose
+    weight is negative or not finite, where only the device knows. A window that weighs nothing ends without a step of
+    the optimizer: `gradient_step` stays. The weights are kept in `skip_state`, so a state of this mode is none that
+    optax, or a `MultiSteps` without it, can go on with.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class MultiSteps:
         should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
         accumulator_dtype: DTypeLike | None = jnp.float32,
         *,
+        weighted: bool = False,
         axis_name: AxisName = None,
     ) -> None:
         """Make the wrapper.
@@ -73,20 +84,21 @@ class MultiSteps:
           should_skip_update_fn: which mini-steps to leave out. One that is left out changes `skip_state` only.
           accumulator_dtype: floating dtype of the accumulator, or None for that of the parameters. float64 parameters
             have a float64 accumulator where this says float32, and complex ones always have a complex one.
+          weighted: whether mini-steps have weights: then every `update` must be given one, `weight=`.
           axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ:
             the devices along them decide together. A mini-step that one of them leaves out is left out by all, and
             `skip_state` is what `skip_not_finite` or `skip_large_updates` say of the gradients of all. A skip function
             of your own is asked on each device; its `skip_state` stays each one's, but for the key `should_skip`.
 
         Raises:
-          TypeError: `opt` is no transformation; k is no integer; `use_grad_mean` is no bool; `should_skip_update_fn`
-            is not callable; `accumulator_dtype` is not floating; `axis_name` is no name; when first traced: what the
-            schedule or the skip function returns has the wrong type.
+          TypeError: `opt` is no transformation; k is no integer; `use_grad_mean` or `weighted` is no bool;
+            `should_skip_update_fn` is not callable; `accumulator_dtype` is not floating; `axis_name` is no name; when
+            first traced: what the schedule or the skip function returns has the wrong type.
           ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced:
             the schedule returns a Python or numpy integer below 1, or `axis_name` is no axis there.
         """
         self._opt = _checks.transformation("MultiSteps: opt", opt)
-        self._every_k = _every_k(every_k_schedule)
+        self._every_k = every_k(every_k_schedule)
         self._use_grad_mean = _checks.flag(
             "MultiSteps: use_grad_mean", use_grad_mean, "True for the mean of the window, False for its sum"
         )
@@ -97,8 +109,9 @@ class MultiSteps:
                 "MultiSteps: should_skip_update_fn", should_skip_update_fn, together=axis_name is not None
             )
         )
+        self._weighted = _checks.flag("MultiSteps: weighted", weighted, "say whether update is given a weight")
         self._axes = Axes("MultiSteps: axis_name", axis_name)
-        self._accumulator_dtype = _accumulator_dtype(accumulator_dtype)
+        self._accumulator_dtype = checked_dtype(accumulator_dtype)
 
     @property
     def inner_opt(self) -> optax.GradientTransformationExtraArgs:
@@ -116,17 +129,16 @@ class MultiSteps:
           `MultiStepsState(mini_step: int32[], gradient_step: int32[], inner_opt_state, acc_grads, skip_state)`;
           `acc_grads` has the shapes of the gradients, and is zero outside a window.
         """
-        like = gradient_tree(params)
+        skip_state = () if self._skip is None else self._skip.first_state(params)
         state = optax.MultiStepsState(
             mini_step=jnp.zeros([], jnp.int32),
             gradient_step=jnp.zeros([], jnp.int32),
             inner_opt_state=self._opt.init(params),
-            acc_grads=jax.tree.map(
-                lambda leaf: jnp.zeros_like(leaf, dtype=_widened(self._accumulator_dtype, jnp.result_type(leaf))), like
-            ),
-            skip_state=() if self._skip is None else self._skip.first_state(params),
+            acc_grads=zeros(gradient_tree(params), self._accumulator_dtype),
+            skip_state=no_weights().beside(skip_state) if self._weighted else skip_state,
         )
-        return declare(state, Window(self._every_k, None if self._skip is None else self._skip.max_squared_norm))
+        limit = None if self._skip is None else self._skip.max_squared_norm
+        return declare(state, Window(self._every_k, limit, self._weighted))
 
     def update(
         self, updates: Tree, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
@@ -137,7 +149,8 @@ class MultiSteps:
           updates: the gradients of this mini-step.
           state: the state before it.
           params: the parameters, where the optimizer needs them.
-          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window.
+          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window. With
+            `weighted=True` they have a `weight`, a real scalar from 0, traced or not, that is not handed on.
 
         Returns:
           the optimizer's updates where this mini-step completes the window, else zeros alike; and the new state.
@@ -145,19 +158,21 @@ class MultiSteps:
           a larger one, is completed by the next mini-step.
 
         Raises:
-          TypeError: `state` is no `MultiStepsState`.
-          ValueError: `updates` have other leaves or shapes than the parameters that `init` was given.
+          TypeError: `state` is no `MultiStepsState`; `weight` is missing, or no real scalar.
+          ValueError: `updates` have other leaves or shapes than the parameters that `init` was given; `weight` is known
+            now, and no finite number from 0; `state` holds no weights.
         """
-        decision = self._decide(updates, state, params)
-        window = self._accumulated(decision, updates, state)
+        weight, extra_args = self._weight(extra_args)
+        decision = self._decide(updates, state, params, weight)
+        window = accumulated(updates, state, decision.skip, decision.weights, mean=self._use_grad_mean)
         step = step_if(
             decision.emit,
-            lambda: self._opt.update(_like(window, updates), state.inner_opt_state, params, **extra_args),
+            lambda: self._opt.update(handed_on(window, updates), state.inner_opt_state, params, **extra_args),
             state.inner_opt_state,
             name="MultiSteps",
             keep_dtypes=True,
         )
-        return step.updates, decision.state(step.state, _carried(window, step.taken, state))
+        return step.updates, decision.state(step.state, carried(window, step.taken, state))
 
     def apply(
         self, grads: Tree, state: optax.MultiStepsState, params: Tree, **extra_args: Any
@@ -168,30 +183,33 @@ class MultiSteps:
           grads: the gradients of this mini-step.
           state: the state before it.
           params: the parameters before it.
-          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window.
+          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window. With
+            `weighted=True` they have a `weight`, a real scalar from 0, traced or not, that is not handed on.
 
         Returns:
           the parameters, changed where this mini-step completes the window; and the new state.
         """
-        decision = self._decide(grads, state, params)
-        window = self._accumulated(decision, grads, state)
+        weight, extra_args = self._weight(extra_args)
+        decision = self._decide(grads, state, params, weight)
+        window = accumulated(grads, state, decision.skip, decision.weights, mean=self._use_grad_mean)
         applied = apply_if(
             decision.emit,
-            lambda: apply_gradients(self._opt, _like(window, grads), state.inner_opt_state, params, **extra_args),
+            lambda: apply_gradients(self._opt, handed_on(window, grads), state.inner_opt_state, params, **extra_args),
             params,
             state.inner_opt_state,
             name="MultiSteps",
             keep_dtypes=True,
         )
-        return applied.params, decision.state(applied.state, _carried(window, applied.taken, state))
+        return applied.params, decision.state(applied.state, carried(window, applied.taken, state))
 
     def flush(
         self, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.MultiStepsState]:
         """Let the optimizer take its step with the mini-steps there are, as at the end of an epoch.
 
-        It gets their mean (or sum), in the dtypes of the parameters. Where the window is empty nothing changes. Whether
-        it is, is decided on the device: call this under `jit` like `update`, as often as you like.
+        It gets their mean (or sum), in the dtypes of the parameters. Where the window is empty, or weighs nothing, the
+        optimizer takes no step. Whether it is, is decided on the device: call this under `jit` like `update`, as
+        often as you like.
 
         It is a method of the wrapper, for the wrapper's own state. Inside other transformations take that state out of
         theirs and put it back: under `optwrap.instrument`, for one, `updates, inner = steps.flush(state.inner_state,
@@ -211,14 +229,17 @@ class MultiSteps:
           TypeError: `state` is no `MultiStepsState`.
         """
         state = _checks.state("MultiSteps", state, optax.MultiStepsState)
-        like = state.acc_grads if params is None else gradient_tree(params)
+        grads = state.acc_grads if params is None else gradient_tree(params)
 
         def step() -> tuple[Tree, Tree]:
-            window = _like(state.acc_grads, like)
+            window = handed_on(state.acc_grads, grads)
             returned: tuple[Tree, Tree] = self._opt.update(window, state.inner_opt_state, params, **extra_args)
             return returned
 
-        taken = step_if(state.mini_step > 0, step, state.inner_opt_state, name="MultiSteps", keep_dtypes=True)
+        some = state.mini_step > 0
+        if self._weighted:
+            some = some & self._axes.here().largest(weights_in(state.skip_state).total > 0)
+        taken = step_if(some, step, state.inner_opt_state, name="MultiSteps", keep_dtypes=True)
         return taken.updates, optax.MultiStepsState(
             mini_step=jnp.zeros_like(state.mini_step),
             gradient_step=jnp.where(taken.taken, optax.safe_increment(state.gradient_step), state.gradient_step),
@@ -249,6 +270,8 @@ class MultiSteps:
         updated = jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
         if (skipped := said_to_skip(state.skip_state)) is not None:
             updated = jnp.logical_and(updated, jnp.logical_not(skipped))
+        if self._weighted:
+            updated = jnp.logical_and(updated, weights_in(state.skip_state).total > 0)
         if previous is None:
             return updated
         previous = _checks.state("MultiSteps.has_updated", previous, optax.MultiStepsState)
@@ -260,7 +283,20 @@ class MultiSteps:
         """The same as a transformation that takes extra args, for `optax.chain` and others."""
         return Fused(self.init, self.update, self.apply)
 
-    def _decide(self, updates: Tree, state: optax.MultiStepsState, params: Tree | None) -> Decision:
+    def _weight(self, extra_args: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The weight of this mini-step, None where there are none; and the extra args of the optimizer."""
+        if not self._weighted:
+            return None, extra_args
+        if "weight" not in extra_args:
+            raise TypeError(
+                "MultiSteps: weight must be given to update, since weighted=True: pass weight=, what this mini-step "
+                "counts for, or leave out weighted"
+            )
+        return extra_args["weight"], {name: value for name, value in extra_args.items() if name != "weight"}
+
+    def _decide(
+        self, updates: Tree, state: optax.MultiStepsState, params: Tree | None, weight: ArrayLike | None
+    ) -> Decision:
         state = _checks.state("MultiSteps", state, optax.MultiStepsState)
         _checks.alike(
             "MultiSteps: updates", updates, state.acc_grads, "the accumulator", "pass the gradients of these parameters"
@@ -271,81 +307,20 @@ class MultiSteps:
         )
         # From k on, not at k: a traced k may have come down in the middle of a window.
         complete = state.mini_step >= self._every_k(state.gradient_step) - 1
-        emit = complete if skip is None else complete & ~skip
-        mini_step = jnp.where(emit, 0, optax.safe_increment(state.mini_step))
+        complete = complete if skip is None else complete & ~skip
+        emit, weights = complete, None
+        if weight is not None:
+            before = weights_in(state.skip_state)
+            weights = before.plus(weight, state.mini_step == 0)
+            emit = complete & together.largest(weights.total > 0)
+            kept = weights if skip is None else Weights(*select(skip, before, weights))
+            skip_state = kept.beside(skip_state)
+        mini_step = jnp.where(complete, 0, optax.safe_increment(state.mini_step))
         return Decision(
             skip=skip,
             emit=emit,
             mini_step=mini_step if skip is None else jnp.where(skip, state.mini_step, mini_step),
             gradient_step=jnp.where(emit, optax.safe_increment(state.gradient_step), state.gradient_step),
             skip_state=skip_state,
+            weights=weights,
         )
-
-    def _accumulated(self, decision: Decision, updates: Tree, state: optax.MultiStepsState) -> Tree:
-        """The mean (or sum) of the window after this mini-step, in the wider dtype of gradients and accumulator."""
-
-        def taken_in(update: Any, accumulated: jax.Array) -> jax.Array:
-            update, accumulated = computable(update), computable(accumulated)
-            # The first mini-step overwrites: what is left in the accumulator, NaN for one, is of no window.
-            before = jnp.where(state.mini_step == 0, jnp.zeros_like(accumulated), accumulated)
-            with jax.numpy_dtype_promotion("standard"):
-                share = (update - before) / (state.mini_step + 1) if self._use_grad_mean else update
-                after = jnp.add(before, share)
-            return after if decision.skip is None else jnp.where(decision.skip, cast(accumulated, after.dtype), after)
-
-        return jax.tree.map(taken_in, updates, state.acc_grads)
-
-
-def _like(window: Tree, updates: Tree) -> Tree:
-    """What the optimizer is given of a window: in the dtypes of the updates."""
-    return jax.tree.map(lambda leaf, update: cast(leaf, jnp.result_type(update)), window, updates)
-
-
-def _carried(window: Tree, emitted: jax.Array, state: optax.MultiStepsState) -> Tree:
-    """The accumulator after the mini-step, in the dtypes it had: zero after the last of a window.
-
-    `emitted` comes out of the optimizer's step, which reads the window: so it is emptied after that, and in place.
-    """
-    return empty_if(emitted, jax.tree.map(lambda leaf, before: cast(leaf, before.dtype), window, state.acc_grads))
-
-
-def _every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:
-    """The function of the gradient step that returns k: int32[], at least 1."""
-    remedy = "give the number of mini-steps per optimizer step"
-    if not callable(every_k_schedule):
-        k = _checks.integer("MultiSteps: every_k_schedule", every_k_schedule, 1, remedy + ", or a function that does")
-        return lambda _: as_int32(k, 1)
-
-    def schedule(gradient_step: jax.Array) -> jax.Array:
-        k = every_k_schedule(gradient_step)
-        returned = "MultiSteps: what every_k_schedule returns"
-        # What is computed on the device cannot raise there: the type is checked, and the value brought into range.
-        if isinstance(k, jax.Array):
-            _checks.integer_type(returned, k, "an integer scalar", remedy)
-        else:
-            k = _checks.integer(returned, k, 1, remedy)
-        return as_int32(k, 1)
-
-    return schedule
-
-
-def _accumulator_dtype(dtype: Any) -> np.dtype[Any] | None:
-    if dtype is None:
-        return None
-    remedy = "pass jnp.float32, another floating dtype, or None for that of the parameters"
-    try:
-        canonical = jax.dtypes.canonicalize_dtype(dtype)
-    except TypeError as error:
-        raise TypeError(f"MultiSteps: accumulator_dtype must be a dtype, got {dtype!r}: {remedy}") from error
-    if not jnp.issubdtype(canonical, jnp.inexact):
-        raise TypeError(f"MultiSteps: accumulator_dtype must be floating or complex, got {canonical}: {remedy}")
-    return canonical
-
-
-def _widened(accumulator: np.dtype[Any] | None, leaf: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a leaf's accumulator: the one asked for, wide enough for the default not to lose anything."""
-    if accumulator is None:
-        return leaf
-    if jnp.issubdtype(leaf, jnp.complexfloating) or (accumulator == jnp.float32 and leaf == jnp.float64):
-        return common_dtype(accumulator, leaf)
-    return accumulator

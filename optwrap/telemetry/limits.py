@@ -34,6 +34,8 @@ class Known(NamedTuple):
     """float32[]: the squared norm from which it skips as large; None where it does not."""
     gives_up: bool = True
     """Of apply_if_finite: whether it accepts what comes after the limit."""
+    weighted: bool = False
+    """Of MultiSteps: whether its skip_state holds the weight of the last mini-step."""
 
 
 class Wrapper(NamedTuple):
@@ -144,13 +146,13 @@ def _followed(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _Sai
         case Window():
             schedule = jax.make_jaxpr(declaration.every_k)(np.zeros([], np.int32))
             jaxpr, captured = schedule.jaxpr, [follow(value) for value in schedule.consts]
-            squared_norm = follow(declaration.max_squared_norm)
+            squared_norm, weighted = follow(declaration.max_squared_norm), declaration.weighted
 
             def of_window(state: optax.MultiStepsState) -> Known:
                 k = None
                 if all(value is not None for value in captured):
                     (k,) = jaxpr_as_fun(ClosedJaxpr(jaxpr, captured))(state.gradient_step)
-                return Known(_int32(k), _float32(squared_norm))
+                return Known(_int32(k), _float32(squared_norm), weighted=weighted)
 
             return of_window
 

@@ -172,7 +172,10 @@ def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[j
     before = next(hearing.before)
     if wrapper.known is not None:
         before = before & (old.mini_step != 0)  # the window may have been flushed since
-    after = jnp.where(skipped, before, before | ~finite)
+    spoilt = ~finite
+    if wrapper.known is not None and wrapper.known.weighted:
+        spoilt = spoilt & (new.skip_state["weight"] > 0)  # what weighs nothing is not taken in
+    after = jnp.where(skipped, before, before | spoilt)
     # An empty window holds nothing. But optax empties it as 0 * x: what was not finite never leaves it again.
     hearing.after.append(after if wrapper.known is None else after & (new.mini_step != 0))
 
@@ -202,7 +205,9 @@ def _skip_reason(finite: jax.Array, skip_state: Any) -> jax.Array:
         finite = finite & (said["num_not_finite"] == 0)
     if "norm_squared" in said:
         finite = finite & ~jnp.isnan(said["norm_squared"])
-    return jnp.where(finite, _LARGE if "norm_squared" in said else _OTHER, _NOT_FINITE)
+    # A window of one mini-step that weighs nothing is left as it was, whatever the norm.
+    large = jnp.where(said.get("should_skip", True), _LARGE, _OTHER) if "norm_squared" in said else _OTHER
+    return jnp.where(finite, large, _NOT_FINITE)
 
 
 def _left_a_trace(old: Any, new: Any, bad: jax.Array, alone: bool, updates: Any) -> jax.Array:

@@ -145,6 +145,17 @@ def test_has_updated_is_false_after_a_skip() -> None:
     assert said(optwrap) == [False, True, False, True]
 
 
+def test_mini_steps_may_have_weights() -> None:
+    """Batches of three and of one examples: optax's mean is of the batches, ours, if weighted, of the examples."""
+    three, one = {"w": jnp.array([2.0, 2.0])}, {"w": jnp.array([6.0, 6.0])}
+    theirs = train(optax.MultiSteps(optax.identity(), 2), [three, one])[-1].updates
+    np.testing.assert_array_equal(theirs["w"], 4.0)
+    steps = optwrap.MultiSteps(optax.identity(), 2, weighted=True)
+    _, state = steps.update(three, steps.init(PARAMS), weight=3)
+    updates, _ = steps.update(one, state, weight=1)
+    np.testing.assert_array_equal(updates["w"], 3.0)
+
+
 def test_a_window_may_be_flushed() -> None:
     """Of three batches in windows of two, optax leaves the last waiting; ours takes the step when told to."""
     assert not hasattr(optax.MultiSteps, "flush")
