@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from optwrap import _checks
 from optwrap._trees import Tree, cast, gradient_tree, is_placeholder
 from optwrap.fused import Fused, apply_gradients
+
+_WHOLE: Final = P()  # type: ignore[no-untyped-call]  # JAX leaves it untyped
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -110,7 +113,15 @@ def _concatenated(leaves: list[Any]) -> Any:
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         size = sum(math.prod(leaf.shape) for leaf in leaves)
         return jax.ShapeDtypeStruct((size,), dtype)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
-    return jnp.concatenate([jnp.ravel(cast(leaf, dtype)) for leaf in leaves])
+    return jnp.concatenate([jnp.ravel(cast(_laid(leaf, _WHOLE), dtype)) for leaf in leaves])
+
+
+def _laid(array: Any, spec: P) -> Any:
+    """The array, lying on an explicit mesh as `spec` says; elsewhere types say nothing, and the compiler sees to it."""
+    lies = jax.typeof(array).sharding.spec
+    if not any(lies) and not any(spec):
+        return array
+    return jax.sharding.reshard(array, spec)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
 
 
 def _unflattened(flat: Tree, like: Tree, groups: list[str]) -> Tree:
@@ -129,5 +140,6 @@ def _unflattened(flat: Tree, like: Tree, groups: list[str]) -> Tree:
         offsets[group] = start + size
         array = vectors[group][start : start + size].reshape(jnp.shape(leaf))
         # Arrays that shared a vector of a wider dtype than their own get their own back.
-        arrays.append(cast(array, jnp.result_type(leaf)) if group in mixed else array)
+        array = cast(array, jnp.result_type(leaf)) if group in mixed else array
+        arrays.append(_laid(array, jax.typeof(leaf).sharding.spec))
     return jax.tree.unflatten(structure, arrays)

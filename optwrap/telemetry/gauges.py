@@ -19,7 +19,7 @@ class Gauges(NamedTuple):
     integers: jax.Array
     """int32[7], in the order of INT_GAUGES."""
     gradient_norm_limit: jax.Array
-    """float32[]: the norm from which a step is skipped as large; NaN where there is no such limit."""
+    """float32[]: the norm from which a step is skipped as large; ABSENT where there is no such limit."""
 
 
 def gauges(found: Sequence[Wrapper]) -> Gauges:
@@ -56,7 +56,7 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
 
     return Gauges(
         integers=jnp.stack([word(values.get(name)) for name in INT_GAUGES]),
-        gradient_norm_limit=jnp.array(jnp.nan, jnp.float32) if norm_limit is None else on_any_device(norm_limit),
+        gradient_norm_limit=jnp.array(ABSENT, jnp.float32) if norm_limit is None else on_any_device(norm_limit),
     )
 
 

@@ -224,7 +224,7 @@ def _zero(layout: Layout, windows: int) -> Counters:
         gradient_norm=jnp.zeros([], jnp.float32),
         not_finite_values=zeros(len(layout.parameters)),
         gauges=jnp.full([len(INT_GAUGES)], ABSENT, jnp.int32),
-        gradient_norm_limit=jnp.array(jnp.nan, jnp.float32),
+        gradient_norm_limit=jnp.array(ABSENT, jnp.float32),
         fingerprint=jnp.array(layout.fingerprint, jnp.uint32),
         token=jnp.zeros([], jnp.uint32),
     )

@@ -6,7 +6,6 @@ host, in numpy, in the Monitor's thread.
 
 import dataclasses
 import functools
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -159,7 +158,7 @@ def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = 
     gauges["not_finite_streak"] = int(scalars["not_finite_streak"])
     gauges["not_finite_streak_peak"] = int(scalars["not_finite_streak_peak"])
     gauges["gradient_norm"] = norm
-    if not math.isnan(limit):
+    if limit >= 0:
         gauges["gradient_norm_limit"] = limit
     verdict = int(scalars["verdict"].view(np.int32))
 

@@ -26,7 +26,8 @@ INT_GAUGES: Final = (
 """The integer gauges, in the order of `Counters.gauges`."""
 
 ABSENT: Final = -1
-"""The value of an integer gauge where there is no such wrapper, or where it hides the figure."""
+"""The value of a gauge where there is no such wrapper, or where it hides the figure. No NaN: under `jax_debug_nans` it
+would end every step."""
 
 
 class Counters(NamedTuple):
@@ -60,7 +61,7 @@ class Counters(NamedTuple):
     gauges: jax.Array
     """int32[7]: INT_GAUGES after the last call; ABSENT where there is none."""
     gradient_norm_limit: jax.Array
-    """float32[]: the norm from which a step is skipped as large; NaN where there is no such limit."""
+    """float32[]: the norm from which a step is skipped as large; ABSENT where there is no such limit."""
     fingerprint: jax.Array
     """uint32[]: `Layout.fingerprint` of the instrumentation that counted: tells readings of two programs apart."""
     token: jax.Array

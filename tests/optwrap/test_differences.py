@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import optwrap
 from tests.optwrap.transformations import assert_same_types, stepper
@@ -397,6 +399,18 @@ def test_flatten_keeps_dtypes() -> None:
 
     assert {leaf.dtype for leaf in updates(optax).values()} == {jnp.dtype(jnp.float32)}
     assert_same_types(updates(optwrap), params)
+
+
+def test_flatten_on_an_explicit_mesh() -> None:
+    """Of an array in parts along its second axis optax cannot make a vector."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jnp.ones((2, 8)), NamedSharding(mesh, P(None, "x")))
+        with pytest.raises(Exception, match="This reshape is not supported"):
+            train(optax.flatten(optax.sgd(0.5)), [params], params)
+        after = train(optwrap.flatten(optax.sgd(0.5)), [params], params)[-1].params
+    np.testing.assert_array_equal(after, np.full((2, 8), 0.5))
+    assert after.sharding.spec == P(None, "x")
 
 
 def test_flatten_takes_trees_without_arrays_or_without_values() -> None:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import optwrap
 from tests.optwrap.hlo import collectives
-from tests.optwrap.transformations import PAIRS, SINGLES, WRAPPERS, Case, stepper
+from tests.optwrap.transformations import PAIRS, SINGLES, WRAPPERS, Case, assert_close, stepper
 
 SHAPES = {"matrix": (16, 4), "columns": (2, 8), "vector": (8,), "whole": (3,), "scalar": ()}
 MESHES = {
@@ -27,6 +27,8 @@ NESTED = [
     if case.wraps[0] in (WRAPPERS["apply_if_finite"], WRAPPERS["multi_steps_skip_not_finite"])
     and case.wraps[1] is not WRAPPERS["flatten"]
 ]
+FLATTEN = next(case for case in SINGLES if case.name == "flatten")
+FLATTEN_INSTRUMENTED = optwrap.instrument(FLATTEN.build(optwrap))
 PROGRAMS = [(case, instrumented, mesh) for case in STAYING for instrumented in (False, True) for mesh in MESHES] + [
     (case, True, "xy Explicit") for case in NESTED
 ]
@@ -103,6 +105,24 @@ def test_a_step_sends_scalars_only_and_leaves_arrays_where_they_lay(case: Case, 
         else:  # made by init, on one device
             assert after.sharding.is_fully_replicated
     assert words is None or words.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("where", MESHES)
+def test_flatten_gives_back_what_lay_on_devices_as_it_lay(where: str) -> None:
+    """It gathers, as it says, with shardings in types too; the values are those of one device."""
+    _, step = built(FLATTEN, True)
+    with on(where) as mesh:
+        params = on_the_mesh(mesh)
+        state = FLATTEN_INSTRUMENTED.init(params)
+        grads = on_the_mesh(mesh, 0.5)
+        new_params, _, _ = jax.jit(step)(grads, state, params)
+    if "Explicit" in where:
+        for name, leaf in new_params.items():
+            assert leaf.sharding.is_equivalent_to(params[name].sharding, leaf.ndim)
+    alone, _ = stepper(FLATTEN.build(optwrap))(
+        *(jax.tree.map(np.asarray, tree) for tree in (grads, jax.tree.map(np.asarray, state.inner_state), params))
+    )[:2]
+    assert_close(jax.tree.map(np.asarray, new_params), jax.tree.map(np.asarray, alone))
 
 
 @pytest.mark.parametrize("how", ["eager", "jit", "placed"])
