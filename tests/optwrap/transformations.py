@@ -211,11 +211,16 @@ def stepper(transformation: Any) -> Callable[[Tree, Tree, Tree], After]:
     return step
 
 
-@functools.cache
-def compiled(
-    case: Case, library: Library, *, unoptimized: bool = False
-) -> tuple[Callable[[Tree], Tree], Callable[[Tree, Tree, Tree], After]]:
-    """The jitted init and step of a case; jit compiles them once per types of the tree."""
+Compiled = tuple[Callable[[Tree], Tree], Callable[[Tree, Tree, Tree], After]]
+
+
+def compiled(case: Case, library: Library, *, unoptimized: bool = False) -> Compiled:
+    """The jitted init and step of a case, which jit compiles once per types of the tree."""
+    return _compiled(case, library, unoptimized)
+
+
+@functools.cache  # which tells an argument that is left out from one that has its default
+def _compiled(case: Case, library: Library, unoptimized: bool) -> Compiled:
     transformation = case.build(library)
     options = UNOPTIMIZED if unoptimized else None
     return jax.jit(transformation.init), jax.jit(stepper(transformation), compiler_options=options)
