@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optwrap._checks import INT32_MAX, shown, transformation
+from optwrap._devices import Axes, AxisName
 from optwrap._trees import gradient_tree, is_placeholder, sharing_norms
 from optwrap.fused import Fused, apply_gradients
 from optwrap.telemetry.callback import Observer, report
@@ -17,7 +18,7 @@ from optwrap.telemetry.limits import Wrapper, wrappers
 from optwrap.telemetry.paths import parameter_paths
 from optwrap.telemetry.reading import Layout, pack
 from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters, InstrumentState
-from optwrap.telemetry.summary import summarize
+from optwrap.telemetry.summary import speaking_for, summarize
 from optwrap.telemetry.verdicts import Call, count_windows, judge
 
 DEFAULT_NAME: Final = "instrument"
@@ -33,6 +34,7 @@ def instrument(
     *,
     emit: Literal["reading", "callback"] = "reading",
     name: str | None = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Counts what becomes of every call of `tx.update`, and changes nothing in what `tx` does.
 
@@ -68,6 +70,9 @@ def instrument(
         `monitor.observe`. With "callback", the step itself calls `monitor.observe`, and your loop does not change: for
         backends that have host callbacks (CPU, CUDA, ROCm, TPU), and not under `jax.export`.
       name: tells several instrumentations in one optimizer apart: 1 to 64 of `[A-Za-z0-9._-]`, "instrument" if None.
+      axis_name: axes, a name or a tuple of names, of the `pmap`, or `shard_map` with check_vma=False, in which `update`
+        is called, along which the gradients differ. There no type says that they do, and without it the reading is one
+        device's view. Under `shard_map` with check_vma the types say so, and it is not needed.
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
@@ -79,6 +84,7 @@ def instrument(
     """
     inner = _transformation(tx)
     key = _checked_name(name)
+    axes = Axes("instrument: axis_name", axis_name, every_told=True)
     _check_emission(monitor, emit)
 
     def init(params: Any) -> InstrumentState:
@@ -120,7 +126,7 @@ def instrument(
             after = after._replace(token=report(pack(after), before.token, monitor))
         return InstrumentState(inner_state, {key: after})
 
-    return Fused(init, sharing_norms(update), sharing_norms(apply))
+    return Fused(init, speaking_for(axes, sharing_norms(update)), speaking_for(axes, sharing_norms(apply)))
 
 
 class _Places(NamedTuple):

@@ -1,27 +1,45 @@
 """What one pass over the gradients tells: whether all are finite, how large they are, and which parameters are not.
 
 Inside `shard_map` a value may differ from device to device. What is counted must not, so here everything is summed over
-the mesh axes that it varies along; under plain jit there are none, and the compiler does the same unasked.
+the mesh axes that it varies along, and over those that were named because types say nothing; under plain jit there are
+none, and the compiler does the same unasked.
 """
 
+import contextvars
+import functools
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from optwrap._checks import INT32_MAX
-from optwrap._devices import Together
-from optwrap._trees import is_inexact, not_finite_counts, squared_norms
+from optwrap._devices import Axes, Together
+from optwrap._trees import Update, is_inexact, not_finite_counts, squared_norms
 
 _SCALE: Final = 2.0**-96
 """A power of two, so exact. Values whose squares overflow float32 in sum, scaled by it, neither overflow (3.4e38
 becomes 4.3e9) nor matter where they underflow."""
 
 
-EVERY_AXIS: Final = Together(None, frozenset())
-"""All that a value varies along, as far as its type says."""
+_EVERY_AXIS: Final = Together(None, frozenset())
+_together: Final = contextvars.ContextVar("optwrap_together", default=_EVERY_AXIS)
+"""For whom one speaks: for the devices along every axis that a value varies along, as far as its type says."""
+
+
+def speaking_for(axes: Axes, update: Update) -> Update:
+    """An `update` such that what is summarized inside it is so over the devices along these axes, too."""
+
+    @functools.wraps(update)
+    def speaking(*args: Any, **kwargs: Any) -> Any:
+        token = _together.set(axes.here())
+        try:
+            return update(*args, **kwargs)
+        finally:
+            _together.reset(token)
+
+    return cast(Update, speaking)
 
 
 class Summary(NamedTuple):
@@ -46,17 +64,17 @@ def summarize(tree: Any) -> Summary:
     leaves = [leaf for leaf in every if is_inexact(leaf)]
     if not leaves:
         return Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32))
-    total = EVERY_AXIS.total(squared_norms(leaves))
+    total = _together.get().total(squared_norms(leaves))
 
     def as_usual() -> Summary:
         return Summary(jnp.array(True), jnp.sqrt(total).astype(jnp.float32), jnp.zeros([len(every)], jnp.int32))
 
     def one_by_one() -> Summary:
-        counts = [jnp.minimum(count, INT32_MAX) for count in not_finite_counts(every, EVERY_AXIS)]
+        counts = [jnp.minimum(count, INT32_MAX) for count in not_finite_counts(every, _together.get())]
         not_finite = jnp.stack(counts).astype(jnp.int32)
         # Were it a constant, XLA would square it, to 0, where a leaf is a scalar. What the total is it does not know.
         scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
-        norm = jnp.sqrt(EVERY_AXIS.total(squared_norms([_scaled(leaf, scale) for leaf in leaves]))) / scale
+        norm = jnp.sqrt(_together.get().total(squared_norms([_scaled(leaf, scale) for leaf in leaves]))) / scale
         return Summary(jnp.all(not_finite == 0), norm.astype(jnp.float32), not_finite)
 
     summary: Summary = lax.cond(jnp.isfinite(total), as_usual, one_by_one)
@@ -71,7 +89,7 @@ def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
 
 def on_any_device(value: jax.Array) -> jax.Array:
     """The largest of a value over the devices on which it may differ; of a flag, whether it is set on any of them."""
-    return EVERY_AXIS.largest(value)
+    return _together.get().largest(value)
 
 
 def _scaled(leaf: Any, scale: jax.Array) -> jax.Array:

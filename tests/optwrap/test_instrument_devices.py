@@ -143,3 +143,40 @@ def test_under_pmap_every_device_has_the_same_row() -> None:
     assert unpack(rows[0], LAYOUT).verdict == "skipped_not_finite"
     # And outside, of the replicated state itself.
     np.testing.assert_array_equal(reading(states), rows)
+
+
+@pytest.mark.parametrize("how", ["shard_map", "pmap"])
+def test_where_types_say_nothing_the_axis_is_named(how: str) -> None:
+    """Each of four devices has a part of the gradients: the reading of every one is that of one with the whole."""
+
+    def optimizer(axis_name: str | None) -> Any:
+        return instrument(optwrap.apply_if_finite(optax.sgd(0.1), 1, axis_name=axis_name), axis_name=axis_name)
+
+    def step(part: Any, state: Any) -> Any:
+        _, state = optimizer("data").update({"w": part}, state)
+        return state, reading(state)
+
+    alone = optimizer(None)
+    whole_step = jax.jit(lambda whole, state: alone.update({"w": whole}, state)[1])
+    if how == "pmap":
+        stepped = jax.pmap(step, axis_name="data", in_axes=(0, None), out_axes=(None, 0), devices=jax.devices()[:4])
+    else:
+        mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+
+        def of_one(parts: Any, state: Any) -> Any:
+            state, words = step(parts[0], state)
+            return state, words[None]
+
+        specs = {"in_specs": (P("data"), P()), "out_specs": (P(), P("data"))}
+        stepped = jax.jit(jax.shard_map(of_one, mesh=mesh, check_vma=False, **specs))
+    state = expected_state = alone.init({"w": np.ones((4, 3), np.float32)})
+    layout = Layout(("w",))
+    for value in (1.0, np.nan, 1e30, np.inf, -np.inf):
+        whole = np.ones((4, 3), np.float32)
+        whole[2, 1] = value
+        state, words = stepped(whole, state)
+        expected_state = whole_step(whole, expected_state)
+        assert (np.asarray(words) == np.asarray(words)[0]).all()
+        got, expected = (unpack(np.asarray(each), layout) for each in (words[0], reading(expected_state)))
+        assert (got.totals, got.verdict, got.offenders) == (expected.totals, expected.verdict, expected.offenders)
+        np.testing.assert_allclose(got.norm, expected.norm, rtol=1e-6)
