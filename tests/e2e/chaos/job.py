@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 
 import optwrap
 from optwrap.telemetry.monitor import Parts
@@ -24,6 +25,7 @@ from optwrap.telemetry.reporter import Clock
 from optwrap.telemetry.settings import Settings
 from optwrap.telemetry.source import JaxSource
 from optwrap.telemetry.transport import HttpTransport
+from tests.e2e.chaos.schedule import Checkpoints
 from tests.e2e.chaos.truth import LARGE, SHAPES, Recipe, gradients
 
 INTERVAL: Final = 0.1
@@ -48,6 +50,7 @@ class Life:
     endpoint: str
     directory: Path
     pace: float
+    checkpoints: Checkpoints
     restored: Path | None = None
     """The checkpoint."""
     said: bool = False
@@ -136,14 +139,25 @@ class Trainer:
         return True
 
     def save(self, path: Path) -> None:
-        np.savez(path, *jax.tree.leaves(self.carry), taken=self.taken)
+        if self.life.checkpoints == "orbax":
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(path, {"carry": self.carry, "taken": np.array(self.taken)})
+        else:
+            with path.open("wb") as file:
+                np.savez(file, *jax.tree.leaves(self.carry), taken=self.taken)
 
     def restore(self, path: Path, said: bool) -> None:
-        with np.load(path) as saved:
-            self.taken = int(saved["taken"])
-            treedef = jax.tree.structure(self.carry)
-            leaves = [jnp.asarray(saved[f"arr_{n}"]) for n in range(treedef.num_leaves)]
-            self.carry = jax.tree.unflatten(treedef, leaves)
+        if self.life.checkpoints == "orbax":
+            like = {"carry": jax.eval_shape(lambda: self.carry), "taken": np.array(0)}
+            with ocp.StandardCheckpointer() as checkpointer:
+                saved = checkpointer.restore(path, like)
+            self.carry, self.taken = saved["carry"], int(saved["taken"])
+        else:
+            with np.load(path) as saved:
+                self.taken = int(saved["taken"])
+                treedef = jax.tree.structure(self.carry)
+                leaves = [jnp.asarray(saved[f"arr_{n}"]) for n in range(treedef.num_leaves)]
+                self.carry = jax.tree.unflatten(treedef, leaves)
         if said:
             self.monitor.observe(optwrap.reading(self.carry[1]), restored=True)
 

@@ -41,6 +41,8 @@ INTERRUPTIONS: Final[tuple[Kind, ...]] = (
     "exporter's clock set back",
 )
 
+Checkpoints = Literal["orbax", "numpy"]
+
 Fate = Literal["passed", "twice", "delayed", "late", "dropped", "cut short", "answer lost", "hung"]
 FATES: Final[tuple[Fate, ...]] = ("passed", "twice", "delayed", "late", "dropped", "cut short", "answer lost", "hung")
 
@@ -74,13 +76,16 @@ class Schedule:
     processes: int
     pace: float
     """Seconds that a step takes, beside itself."""
+    checkpoints: Checkpoints
+    """What saves the state."""
     weather: tuple[float, ...]
     """How likely each of FATES is for a report, passed aside; that is the rest."""
     actions: tuple[Action, ...]
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.recipe}, emit={self.emit!r}, {self.processes} processes, {self.pace} s a step",
+            f"seed {self.seed}: {self.recipe}, emit={self.emit!r}, {self.processes} processes, {self.pace} s a step, "
+            f"checkpoints by {self.checkpoints}",
             "weather: " + ", ".join(f"{fate} {p:.0%}" for fate, p in zip(FATES[1:], self.weather, strict=True)),
             *(f"{n:3} {action}" for n, action in enumerate(self.actions)),
         ]
@@ -124,6 +129,7 @@ def draw(seed: int) -> Schedule:
         emit=emit,
         processes=rng.choice([1, 2, 2]),
         pace=rng.choice([0.0, 0.0005, 0.002]),
+        checkpoints=rng.choice(["orbax", "numpy"]),
         weather=tuple(storminess * rng.uniform(0.3, 1.7) for _ in FATES[1:]),
         actions=tuple(actions),
     )

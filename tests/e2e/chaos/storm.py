@@ -225,7 +225,10 @@ class Storm:
         self._all("set clock back", action.back)
 
     def _lose_directory(self) -> None:
-        """Its trainers live, and have been told what it had: what they have not, nobody has."""
+        """Its trainers live, and have been told what it had: what they have not, nobody has.
+
+        They live until they have told the next one, too: whoever dies between the two takes what was lost along.
+        """
         self.network.drain()
         self._flush()
         time.sleep(_LIVES)
@@ -236,6 +239,8 @@ class Storm:
             self.network.directory += 1
             self.exporter.start()
         self.lost = True
+        self._train(5)
+        self._flush()
 
     # --- the training processes, in step ---
 
@@ -264,6 +269,7 @@ class Storm:
             endpoint=self.network.endpoint,
             directory=self._directory,
             pace=schedule.pace,
+            checkpoints=schedule.checkpoints,
             restored=file,
             said=said,
             behind=self._behind,
@@ -313,7 +319,7 @@ class Storm:
 
     def _save(self) -> None:
         number = len(self._checkpoints)
-        files = tuple(self._directory / f"{number}-{trained.job.life.process}.npz" for trained in self._trained)
+        files = tuple(self._directory / f"{number}-{trained.job.life.process}" for trained in self._trained)
         for trained, file in zip(self._trained, files, strict=True):
             trained.job.tell("save", file)
         self._wait()

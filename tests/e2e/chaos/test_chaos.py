@@ -23,9 +23,9 @@ def of(seed: int, directory: Path, schedule: Schedule | None = None) -> None:
         raise
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [18, 19])
 def test_whatever_happens_every_number_ends_at_the_truth(seed: int, tmp_path: Path) -> None:
-    """Two seeds that share all interruptions between them."""
+    """Two seeds that share all interruptions between them: one by reading with orbax, one by callback without."""
     of(seed, tmp_path)
 
 
