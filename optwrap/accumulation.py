@@ -254,7 +254,8 @@ class MultiSteps:
         A mini-step left out right after one that completed a window is told apart by `skip_state`, where that is a
         mapping with `should_skip`, as those of `skip_not_finite` and `skip_large_updates` are. With the state before it
         the answer is right for every skip function, up to 2**31 - 1 optimizer steps. There the counter stands still,
-        and the answer is that without the state before.
+        and the answer is that without the state before. A flush of an empty window leaves the state, and so the answer,
+        as it was.
 
         Args:
           state: the state after the mini-step.

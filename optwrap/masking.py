@@ -82,6 +82,7 @@ def masked(
         return _merged(chosen, new_updates, updates), optax.MaskedState(inner_state)
 
     def apply(grads: Tree, state: optax.MaskedState, params: Tree, **extra_args: Any) -> tuple[Tree, optax.MaskedState]:
+        state = _checks.state("masked", state, optax.MaskedState)
         chosen = mask_of(grads)
         masked_grads, masked_params = _take(chosen, grads, "updates"), _take(chosen, params, "params")
         extra_args = masked_args(chosen, grads, extra_args)

@@ -1,5 +1,6 @@
 """Gradients, parameters and states that do not belong together: refused when traced, before anything is broadcast."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,17 +24,20 @@ FLAT = optwrap.flatten(SGD)
 
 
 def updating(transformation: Any, gradients: Any = PARAMS, state: Any = None, params: Any = PARAMS) -> Any:
-    """One update, traced only: nothing reaches XLA."""
+    """One update, or one step of apply_gradients, traced only: nothing reaches XLA."""
 
-    def update() -> Any:
+    def update(apply: bool = False) -> Any:
         state = jax.eval_shape(transformation.init, params) if given is None else given
+        if apply:
+            step = functools.partial(optwrap.apply_gradients, transformation)
+            return jax.eval_shape(step, gradients, state, params)
         return jax.eval_shape(transformation.update, gradients, state, params)
 
     given = state
     return update
 
 
-WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+WRONG: dict[str, tuple[Callable[[bool], Any], type[Exception], str]] = {
     # states
     "MultiSteps with a state of adam": (
         updating(WINDOW, state=optax.scale_by_adam().init(PARAMS)),
@@ -125,13 +129,25 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize(("wrong", "error", "message"), WRONG.values(), ids=WRONG)
+ADDED_FIRST = {"lookahead, gradients of the pair", "lookahead, a shape that would be broadcast"}
+"""In apply_gradients the updates meet the fast parameters before lookahead sees them: there JAX refuses them."""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message", "apply"),
+    [
+        pytest.param(*wrong, apply, id=f"{name}-{'apply_gradients' if apply else 'update'}")
+        for name, wrong in WRONG.items()
+        for apply in (False, True)
+        if not (apply and name in ADDED_FIRST)
+    ],
+)
 def test_what_does_not_belong_together_is_named_with_its_path(
-    wrong: Callable[[], Any], error: type[Exception], message: str
+    wrong: Callable[[bool], Any], error: type[Exception], message: str, apply: bool
 ) -> None:
-    """The wrapper, the path, what came, what is expected and what to do."""
+    """The wrapper, the path, what came, what is expected and what to do: in `update` as in `apply_gradients`."""
     with pytest.raises(error, match=message):
-        wrong()
+        wrong(apply)
 
 
 def test_what_has_the_right_leaves_is_taken_whatever_holds_them() -> None:
