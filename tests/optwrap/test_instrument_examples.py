@@ -51,3 +51,16 @@ def test_what_an_example_reports_is_what_it_did(example: str, start_exporter: Ca
     assert {verdict: n for verdict, n in answer["totals"]["verdicts"].items() if n} == expected
     assert [row["steps"] for row in answer["parameters"]] == [3, 3, 3]
     assert {row["parameter"] for row in answer["parameters"]} == {"hidden/b", "hidden/w", "out/w"}
+
+
+def test_weighted_epochs_end_with_a_step_each(start_exporter: Callable[..., Any]) -> None:
+    """Windows of 4, 4 and 2: three steps an epoch, of which the flushed one is no call of update."""
+    exporter = start_exporter()
+    said = run("weighted_epochs", exporter.url)
+    assert "6 epochs of 10 batches, 18 steps of the optimizer; loss 0." in said
+    answer = httpx.get(f"{exporter.url}/v1/runs/weighted-epochs", trust_env=False).json()
+    assert {verdict: n for verdict, n in answer["totals"]["verdicts"].items() if n} == {
+        "accumulated": 48,
+        "applied": 12,
+    }
+    assert answer["health"] == "finished"
