@@ -29,10 +29,20 @@ NESTED = [
 ]
 FLATTEN = next(case for case in SINGLES if case.name == "flatten")
 FLATTEN_INSTRUMENTED = optwrap.instrument(FLATTEN.build(optwrap))
-PROGRAMS = [(case, instrumented, mesh) for case in STAYING for instrumented in (False, True) for mesh in MESHES] + [
-    (case, True, "xy Explicit") for case in NESTED
+FORMS = {
+    # Whether by apply_gradients, whether instrumented, mesh. A mesh in a row has fewer ways of lying.
+    "update, x Auto": (False, False, "x Auto"),
+    "update, xy Explicit": (False, False, "xy Explicit"),
+    "update, instrumented, xy Auto": (False, True, "xy Auto"),
+    "update, instrumented, xy Explicit": (False, True, "xy Explicit"),
+    "apply, xy Explicit": (True, False, "xy Explicit"),
+    "apply, instrumented, xy Auto": (True, True, "xy Auto"),
+    "apply, instrumented, xy Explicit": (True, True, "xy Explicit"),
+}
+PROGRAMS = [(case, form) for case in STAYING for form in FORMS] + [
+    (case, list(FORMS)[3 + 3 * (number % 2)]) for number, case in enumerate(NESTED)
 ]
-"""Case, whether instrumented, mesh. Without flatten: that gathers, and says so."""
+"""Without flatten: that gathers, and says so."""
 
 
 @contextlib.contextmanager
@@ -60,30 +70,32 @@ def on_the_mesh(mesh: jax.sharding.Mesh, value: float = 1.0) -> Any:
     }
 
 
-def built(case: Case, instrumented: bool) -> tuple[Any, Any]:
-    """The transformation, and one step of it that gives (parameters, state, reading)."""
+def built(case: Case, instrumented: bool, applied: bool = False) -> tuple[Any, Any]:
+    """The transformation, and one step of it, in two calls or one, that gives (parameters, state, reading)."""
     transformation = case.build(optwrap)
     if instrumented:
         transformation = optwrap.instrument(transformation)
 
     def step(grads: Any, state: Any, params: Any) -> Any:
-        after = stepper(transformation)(grads, state, params)
-        return after.params, after.state, optwrap.reading(after.state) if instrumented else None
+        if applied:
+            params, state = optwrap.apply_gradients(transformation, grads, state, params)
+        else:
+            params, state, _ = stepper(transformation)(grads, state, params)
+        return params, state, optwrap.reading(state) if instrumented else None
 
     return transformation, step
 
 
 @pytest.mark.parametrize(
-    ("case", "instrumented", "where"),
-    PROGRAMS,
-    ids=[f"{case.name}-{'instrumented' if inst else 'bare'}-{mesh}" for case, inst, mesh in PROGRAMS],
+    ("case", "form"), PROGRAMS, ids=[f"{case.name}-{form.replace(', ', '-')}" for case, form in PROGRAMS]
 )
-def test_a_step_sends_scalars_only_and_leaves_arrays_where_they_lay(case: Case, instrumented: bool, where: str) -> None:
+def test_a_step_sends_scalars_only_and_leaves_arrays_where_they_lay(case: Case, form: str) -> None:
     """No gradient, parameter or moment leaves its device: in most steps one round of a norm per leaf is all that does.
 
     Counts of each parameter's bad values are in branches: outside of them there are the norms and nothing else.
     """
-    transformation, step = built(case, instrumented)
+    applied, instrumented, where = FORMS[form]
+    transformation, step = built(case, instrumented, applied)
     with on(where) as mesh:
         tree = on_the_mesh(mesh)
         params = case.params(tree)
