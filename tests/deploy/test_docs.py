@@ -76,16 +76,15 @@ def test_compose_is_asked_for_services_that_there_are(command: str) -> None:
     assert not rest or rest[0] in services
 
 
-def test_the_link_to_the_runbooks_can_be_changed_as_told() -> None:
+def test_the_links_of_alerts_can_be_changed_as_told() -> None:
     """The sed command leaves no link of the old form behind."""
-    (command,) = [shlex.split(line) for line in COMMANDS if line.startswith("sed ")]
+    (command,) = [shlex.split(text) for text in blocks(OPERATING, "console") if text.startswith("sed ")]
     rules = (DEPLOY / "prometheus" / "rules" / "alerts.yml").read_text("utf-8")
     changed = subprocess.run(["sed", command[2]], input=rules, capture_output=True, text=True, check=True).stdout
-    links = [
-        rule["annotations"]["runbook_url"] for group in yaml.safe_load(changed)["groups"] for rule in group["rules"]
-    ]
-    assert links
-    assert all(link.startswith("https://wiki.example.com/optwrap#") for link in links)
+    annotations = [rule["annotations"] for group in yaml.safe_load(changed)["groups"] for rule in group["rules"]]
+    assert annotations
+    assert all(told["runbook_url"].startswith("https://wiki.example.com/optwrap#") for told in annotations)
+    assert all(told["dashboard_url"].startswith("https://grafana.example.com/d/") for told in annotations)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)

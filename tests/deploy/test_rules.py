@@ -94,6 +94,60 @@ MUTATIONS = {
         r"\1",
         "quiet.yml",
     ),
+    "a resume that compiles pages when a stall is not waited for": (
+        "alerts.yml",
+        r'(health="stalled"\} == 1\n +\)\n +)for: 10m',
+        r"\1for: 1m",
+        "quiet.yml",
+    ),
+    "a first compilation pages when a stall needs no step before it": (
+        "alerts.yml",
+        r"time\(\) - optwrap_last_step_timestamp_seconds\n +and ignoring \(health\)\n",
+        "\n",
+        "quiet.yml",
+    ),
+    "hosts that come up late page when they are not waited for": (
+        "alerts.yml",
+        r"(timestamp_seconds\)\)\n +> 0\n +)for: 10m",
+        r"\1for: 1m",
+        "quiet.yml",
+    ),
+    "a finished run pages when its processes go, and those that ended still say how many there were": (
+        "alerts.yml",
+        r"optwrap_process_count\n +unless ignoring \(health\)\n.*\n",
+        "optwrap_process_count\n",
+        "quiet.yml",
+    ),
+    "the norm of a slow job's one step is a level when no number of steps is asked for": (
+        "alerts.yml",
+        "increase10m >= 10",
+        "increase10m >= 0",
+        "norm.yml",
+    ),
+    "a finished run's last norm is a level when it is not asked whether it runs": (
+        "alerts.yml",
+        r"and\n +run:optwrap_gradient_norm:max\n",
+        "\n",
+        "norm.yml",
+    ),
+    "a training's first norms are a level when no half hour is asked for": (
+        "recording.yml",
+        "offset 30m",
+        "offset 11m",
+        "norm.yml",
+    ),
+    "the norm of a process that moved to another host has no level when it is not followed there": (
+        "recording.yml",
+        r"(optwrap_gradient_norm:max\n +expr: \|\n +max by) \(run\)",
+        r"\1 (run, instance)",
+        "norm.yml",
+    ),
+    "a dead process's last norm stays the run's when it is not asked who lives": (
+        "recording.yml",
+        r"(optwrap_gradient_norm)\n +unless ignoring \(health\)\n.*\n",
+        r"\1\n",
+        "norm.yml",
+    ),
     "steps count once for each process when they are summed": (
         "recording.yml",
         r"max by \(run\) \(rate\(optwrap_steps_total",
@@ -144,12 +198,17 @@ def test_a_rule_takes_the_rate_of_each_process_before_it_aggregates(rule: dict[s
 def test_an_alert_says_who_how_much_how_grave_and_where_to_read_on(alert: dict[str, Any]) -> None:
     """The same alert may come in two severities; one run has one alert, an exporter is told by its instance."""
     assert alert["labels"]["severity"] in {"warning", "critical"}
-    assert "keep_firing_for" in alert
+    assert {"for", "keep_firing_for"} <= set(alert)
     summary = alert["annotations"]["summary"]
     assert re.match(r"\{\{ \$labels\.run \}\}: |.*\{\{ \$labels\.instance \}\} ", summary)
     assert "$value" in summary or "| query }}" in summary
     assert alert["annotations"]["description"]
     assert alert["annotations"]["runbook_url"] == "{{ $externalURL }}/consoles/runbooks.html#" + slug(alert["alert"])
+    link = re.fullmatch(
+        r"http://localhost:3000/d/[\w-]+\?var-(\w+)=\{\{ \$labels\.(\w+) \}\}", alert["annotations"]["dashboard_url"]
+    )
+    assert link is not None
+    assert link[1] == link[2] == ("run" if summary.startswith("{{ $labels.run }}") else "instance")
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
