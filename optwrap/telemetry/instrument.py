@@ -50,10 +50,11 @@ def instrument(
     * `applied`: otherwise.
 
     Of several wrappers side by side (`optax.chain`, `optax.multi_transform`) the first of these that befell any one of
-    them is the call's, in the order accepted, skipped, applied, accumulated. A value that is not finite and that no
-    wrapper was given, for instance outside the mask of `masked`, is accepted if any of the updates is not finite, and
-    mended otherwise. A window whose mean overflows although all it took in was finite is seen by a guard inside, and
-    not without one.
+    them is the call's, in the order accepted, skipped, applied, accumulated. Beside windows that only took something
+    in, parameters of no window that were moved make the call applied. A call with gradients that are not finite, or one
+    that a wrapper left out, is accepted all the same if any of the updates that come back is not finite: the value was
+    outside the mask of `masked`, or what is around the wrapper, as `optax.contrib.mechanize` is, let it through. A
+    window whose mean overflows although all it took in was finite is seen by a guard inside, and not without one.
 
     Beside the verdict there are the norm of the incoming gradients, the values that are not finite by parameter, and
     the wrappers' own counters and limits. They are in the state, as arrays, and go with it into checkpoints; get them

@@ -6,9 +6,12 @@ from an earlier call. Side by side (in `optax.chain`, `optax.multi_transform`) t
 cannot be undone is the gravest:
 
     accepted although not finite  >  skipped (not finite, large, other)  >  applied  >  accumulated
+
+What stands around or beside a wrapper has no say of its own in the state. Where it matters, in the calls in which a
+value was not finite or a step was left out, and in those that only fill a window, the updates tell what it did.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -18,8 +21,9 @@ import optax
 from jax import lax
 
 from optwrap._checks import INT32_MAX
+from optwrap._trees import gradient_tree
 from optwrap.skip_if import SkipIfState
-from optwrap.telemetry.limits import WRAPPERS, Wrapper, outermost
+from optwrap.telemetry.limits import WRAPPERS, Wrapper, depth_first, outermost
 from optwrap.telemetry.state import VERDICTS
 from optwrap.telemetry.summary import Summary, anywhere, on_any_device
 
@@ -93,8 +97,9 @@ class _Hearing:
     """What is the same for every part of the optimizer, and what the parts leave behind."""
 
     def __init__(self, call: Call, windows: jax.Array) -> None:
-        self.paths = tuple(path for path, _ in jax.tree_util.tree_leaves_with_path(call.gradients))
+        self.paths = tuple(_leaves_by_path(call.gradients))
         self.returned = call.returned
+        self.moves = call.gradients if call.applied else call.returned
         self.before = iter(windows)  # taken by the windows as they are come upon, depth first
         self.after: list[jax.Array] = []  # and given back in the same order
 
@@ -105,17 +110,39 @@ def _judge(found: Sequence[Wrapper], state: Any, given: _Given, hearing: _Hearin
         return jnp.where(given.finite, _APPLIED, _ACCEPTED)
     whole = len(found) == 1 and found[0].old is state
     fates = [_judge_wrapper(wrapper, given._replace(alone=given.alone and whole), hearing) for wrapper in found]
-    gravity = jnp.max(jnp.stack([fate for _, fate in fates]))
-    if not whole:
-        # Not finite, and no wrapper saw it: either it was mended before it reached them or it passed them by.
-        unseen = on_any_device(~given.finite & ~jnp.any(jnp.stack([saw for saw, _ in fates])))
-        passed_by = lax.cond(unseen, lambda: anywhere(_not_finite, hearing.returned), lambda: jnp.array(False))
-        gravity = jnp.where(passed_by, jnp.maximum(gravity, _ACCEPTED), gravity)
-    return gravity
+    gravity = jnp.max(jnp.stack(fates))
+    return gravity if whole else _passed_by(_moved_beside(gravity, found, hearing), given, hearing)
 
 
-def _judge_wrapper(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
-    """Whether it saw something not finite (bool[]), and the gravity of what became of `given` in it (int32[])."""
+def _moved_beside(gravity: jax.Array, found: Sequence[Wrapper], hearing: _Hearing) -> jax.Array:
+    """`gravity`, and "applied" where all windows only took something in, while parameters of no window were moved.
+
+    Zero updates are no step: those of frozen parameters. (Where updates are applied at once, gradients that are not zero
+    have to do: frozen parameters look like others then.) Windows of other leaves than the gradients have, as under
+    `flatten`, are taken to hold all of them.
+    """
+    windows = [wrapper.old for wrapper in depth_first(found) if isinstance(wrapper.old, optax.MultiStepsState)]
+    held = {path for window in windows for path in _leaves_by_path(window.acc_grads)}
+    moves = _leaves_by_path(gradient_tree(hearing.moves))
+    beside = [moves[path] for path in hearing.paths if path not in held and path in moves]
+    if not windows or not beside or not held.issubset(hearing.paths):
+        return gravity
+    moved = _looked_at(gravity == _ACCUMULATED, lambda x: x != 0, beside)
+    return jnp.where(moved, _APPLIED, gravity)
+
+
+def _passed_by(gravity: jax.Array, given: _Given, hearing: _Hearing) -> jax.Array:
+    """`gravity`, and "accepted" where what was not finite got past the wrappers, whatever these made of it.
+
+    It may never have come to them, or what is around them may have looked at the gradients too. Only in a call with
+    something amiss are the updates looked at: an optimizer that was spoilt earlier goes on returning NaN.
+    """
+    amiss = (gravity < _ACCEPTED) & (~given.finite | (gravity >= _OTHER))
+    return jnp.where(_looked_at(amiss, _not_finite, hearing.returned), _ACCEPTED, gravity)
+
+
+def _judge_wrapper(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> jax.Array:
+    """The gravity of what became of `given` in this wrapper: int32[]."""
     match wrapper.old:
         case optax.ApplyIfFiniteState():
             return _judge_guard(wrapper, given, hearing)
@@ -124,15 +151,16 @@ def _judge_wrapper(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[
         case SkipIfState():
             return _judge_skip(wrapper, given, hearing)
     # lookahead hands on what it is given, and changes what comes back.
-    return ~given.finite, _judge(wrapper.inside, wrapper.old.fast_state, given._replace(alone=False), hearing)
+    return _judge(wrapper.inside, wrapper.old.fast_state, given._replace(alone=False), hearing)
 
 
-def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
+def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> jax.Array:
     old, new = wrapper.old, wrapper.new
     # Its own judgement, not ours: it may have been given only some of the leaves, or a window's mean that overflowed.
     # What it found in an earlier call is no matter of this one: in this one it was not called.
     called = (new.total_notfinite != old.total_notfinite) | (new.total_notfinite == INT32_MAX)
-    bad = ~new.last_finite & called
+    # A flag, although optax.contrib.sam makes an integer of it.
+    bad = ~new.last_finite.astype(jnp.bool_) & called
     leaves = None if given.leaves is None else given.leaves | ~bad
     inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=~bad, leaves=leaves), hearing)
     if wrapper.known is not None and not wrapper.known.gives_up:
@@ -141,29 +169,28 @@ def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[ja
         accepted = new.notfinite_count > wrapper.known.limit
     else:
         accepted = _left_a_trace(old.inner_state, new.inner_state, bad, given.alone, hearing.returned)
-    return bad, jnp.where(bad & ~accepted, _NOT_FINITE, inside)
+    return jnp.where(bad & ~accepted, _NOT_FINITE, inside)
 
 
-def _judge_skip(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
+def _judge_skip(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> jax.Array:
     old, new = wrapper.old, wrapper.new
     skipped = new.last_skipped & ((new.total_skipped != old.total_skipped) | (new.total_skipped == INT32_MAX))
     called = skipped | (new.gradient_step != old.gradient_step) | (new.gradient_step == INT32_MAX)
     # It may have been given only some of the leaves, or others than came in. What the skip function said is of those:
-    # all but why a norm is infinite, which may also have overflowed. Then it is not sure that it saw what came in.
+    # all but why a norm is infinite, which may also have overflowed.
     said = new.skip_state if isinstance(new.skip_state, Mapping) else {}
-    finite, saw = given.finite, jnp.array(False)
+    finite = given.finite
     if "num_not_finite" in said:
-        saw = called & (said["num_not_finite"] != 0)
-        finite = jnp.where(called, ~saw, finite)
+        finite = jnp.where(called, said["num_not_finite"] == 0, finite)
     elif "norm_squared" in said:
         saw = called & jnp.isnan(said["norm_squared"])
         finite = ~saw & (finite | (called & jnp.isfinite(said["norm_squared"])))
     leaves = None if given.leaves is None else given.leaves | finite
     inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=finite, leaves=leaves), hearing)
-    return saw, jnp.where(skipped, _skip_reason(finite, new.skip_state), inside)
+    return jnp.where(skipped, _skip_reason(finite, new.skip_state), inside)
 
 
-def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[jax.Array, jax.Array]:
+def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> jax.Array:
     old, new = wrapper.old, wrapper.new
     finite = _finite_in(old.acc_grads, given, hearing.paths)
     emitted = new.gradient_step != old.gradient_step
@@ -183,15 +210,14 @@ def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> tuple[j
     waiting = jnp.array(_ACCUMULATED)
     if wrapper.known is None:
         # optax calls the inner in every mini-step, and multiplies what it returns by 0: NaN goes through.
-        leaky = on_any_device(after & ~skipped & ~emitted)
-        leaked = lax.cond(leaky, lambda: anywhere(_not_finite, hearing.returned), lambda: jnp.array(False))
+        leaked = _looked_at(after & ~skipped & ~emitted, _not_finite, hearing.returned)
         waiting = jnp.where(leaked, _ACCEPTED, _ACCUMULATED)
-    return ~finite, jnp.where(skipped, _skip_reason(finite, new.skip_state), jnp.where(emitted, inside, waiting))
+    return jnp.where(skipped, _skip_reason(finite, new.skip_state), jnp.where(emitted, inside, waiting))
 
 
 def _finite_in(accumulated: Any, given: _Given, paths: tuple[Any, ...]) -> jax.Array:
     """Whether what is given was finite in the leaves that are accumulated: under `masked` those are only some."""
-    taken = {path for path, _ in jax.tree_util.tree_leaves_with_path(accumulated)}
+    taken = _leaves_by_path(accumulated)
     places = [place for place, path in enumerate(paths) if path in taken]
     if given.leaves is None or len(places) != len(taken) or len(places) == len(paths):
         return given.finite
@@ -224,8 +250,17 @@ def _left_a_trace(old: Any, new: Any, bad: jax.Array, alone: bool, updates: Any)
     if counters:
         return bad & jnp.any(jnp.stack([before != after for before, after in counters]))
     test = (lambda x: x != 0) if alone else _not_finite
-    accepted: jax.Array = lax.cond(on_any_device(bad), lambda: anywhere(test, updates), lambda: jnp.array(False))
-    return accepted
+    return _looked_at(bad, test, updates)
+
+
+def _looked_at(when: jax.Array, test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
+    """Whether `test` holds for any value of `tree`, which is looked at in the calls where `when` holds only: bool[]."""
+    found: jax.Array = lax.cond(on_any_device(when), lambda: anywhere(test, tree), lambda: jnp.array(False))
+    return found
+
+
+def _leaves_by_path(tree: Any) -> dict[tuple[Any, ...], Any]:
+    return dict(jax.tree_util.tree_leaves_with_path(tree))
 
 
 def _not_finite(x: jax.Array) -> jax.Array:

@@ -37,8 +37,6 @@ class Told:
     updates: Leaves
     fate: str | None = None
     """None for a part without a wrapper."""
-    saw: bool = False
-    """Whether a wrapper in it was given something not finite."""
 
 
 class Part:
@@ -53,6 +51,20 @@ class Part:
         yield self
         for part in self.inside:
             yield from part.walk()
+
+    def windowed(self, names: set[str]) -> set[str]:
+        """Those of the leaves it is given that go into a window."""
+        return set().union(*(part.windowed(names) for part in self.inside))
+
+    def around(self, given: Leaves, told: Told) -> Told:
+        """`told`, with what the updates say of what stands around and beside the wrappers in this part."""
+        fate = told.fate
+        moved = {name for name, leaf in told.updates.items() if leaf.any()} - self.windowed(set(given))
+        if fate == "accumulated" and moved:
+            fate = "applied"
+        if fate is not None and (not is_finite(given) or fate.startswith("skipped")) and not is_finite(told.updates):
+            fate = "accepted_not_finite"
+        return dataclasses.replace(told, fate=fate)
 
 
 class Adam(Part):
@@ -92,8 +104,8 @@ class Guard(Part):
         self.count = 0 if finite else self.count + 1
         if finite or (self.gives_up and self.count > self.limit):
             told = self.inside[0](given)
-            return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"), not finite)
-        return Told(zeros(given), "skipped_not_finite", True)
+            return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"))
+        return Told(zeros(given), "skipped_not_finite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +148,9 @@ class SkipIf(Part):
     def __call__(self, given: Leaves) -> Told:
         finite = is_finite(given)
         if (why := self.skipping.why(given)) is not None:
-            return Told(zeros(given), why, not finite)
+            return Told(zeros(given), why)
         told = self.inside[0](given)
-        return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"), not finite)
+        return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"))
 
 
 class Window(Part):
@@ -156,7 +168,7 @@ class Window(Part):
     def __call__(self, given: Leaves) -> Told:
         finite = is_finite(given)
         if (why := self.skipping.why(given)) is not None:
-            return Told(zeros(given), why, not finite)
+            return Told(zeros(given), why)
         if not self.accumulated or (self.mini_step == 0 and not self.leaky):
             self.accumulated = zeros(given)
         share = np.float32(self.mini_step + 1)
@@ -169,12 +181,15 @@ class Window(Part):
             self.accumulated = {name: 0 * leaf for name, leaf in window.items()} if self.leaky else {}
             told = self.inside[0](window)
             fate = told.fate or ("applied" if is_finite(window) else "accepted_not_finite")
-            return Told(told.updates, fate, not finite)
+            return Told(told.updates, fate)
         self.accumulated = window
         updates = zeros(given)
         if self.leaky:
             updates = {name: 0 * leaf for name, leaf in copy.deepcopy(self.inside[0])(window).updates.items()}
-        return Told(updates, "accumulated" if is_finite(updates) else "accepted_not_finite", not finite)
+        return Told(updates, "accumulated" if is_finite(updates) else "accepted_not_finite")
+
+    def windowed(self, names: set[str]) -> set[str]:
+        return names
 
 
 class Lookahead(Part):
@@ -202,6 +217,9 @@ class Masked(Part):
         told = self.inside[0]({name: leaf for name, leaf in given.items() if name in self.names})
         return dataclasses.replace(told, updates={**given, **told.updates})
 
+    def windowed(self, names: set[str]) -> set[str]:
+        return self.inside[0].windowed(names & self.names)
+
 
 class Chain(Part):
     """One after another; each leaf to those that take it."""
@@ -210,11 +228,11 @@ class Chain(Part):
         self.inside = parts
 
     def __call__(self, given: Leaves) -> Told:
-        all_told = []
+        all_told, handed_on = [], given
         for part in self.inside:
-            all_told.append(part(given))
-            given = all_told[-1].updates
-        return Told(given, gravest([told.fate for told in all_told]), any(told.saw for told in all_told))
+            all_told.append(part(handed_on))
+            handed_on = all_told[-1].updates
+        return self.around(given, Told(handed_on, gravest([told.fate for told in all_told])))
 
 
 @dataclasses.dataclass
@@ -239,10 +257,8 @@ def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
     steps = []
     for given in gradients:
         finite = is_finite(given)
-        told = optimizer(given)
+        told = optimizer.around(given, optimizer(given))
         verdict = told.fate or ("applied" if finite else "accepted_not_finite")
-        if told.fate is not None and not finite and not told.saw and not is_finite(told.updates):
-            verdict = gravest([verdict, "accepted_not_finite"]) or verdict
         offenders = {name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})}
         verdicts[verdict] += 1
         not_finite_steps += not finite

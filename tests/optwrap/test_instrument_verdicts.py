@@ -159,6 +159,13 @@ NESTINGS: dict[str, Callable[[Lib], Any]] = {
     "groups with guard and window": lambda lib: partition(ab=lib.guard(adam(), 1), c=lib.window(adam(), 2)),
     "groups with guard and nothing": lambda lib: partition(a=lib.guard(adam(), 1), bc=adam()),
     "groups with guard and frozen": lambda lib: partition(ab=lib.guard(adam(), 1), c=zero()),
+    "groups with two windows": lambda lib: partition(ac=lib.window(adam(), 2), b=lib.window(adam(), 3)),
+    "groups with window and nothing": lambda lib: partition(a=lib.window(adam(), 3), bc=adam()),
+    "groups with window and frozen": lambda lib: partition(ab=lib.window(adam(), 3), c=zero()),
+    "groups with guarded window and nothing": lambda lib: partition(a=lib.guard(lib.window(adam(), 2), 1), bc=sgd()),
+    "guard around groups with window and nothing": lambda lib: lib.guard(
+        partition(ac=lib.window(adam(), 2), b=adam()), 2
+    ),
 }
 
 FAULTS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "huge": 1e30, "spike": -100.0}
