@@ -2,14 +2,12 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from optwrap.telemetry.reading import Reading
-
-Words = np.ndarray[Any, np.dtype[np.uint32]]
+from optwrap.telemetry.reading import Reading, Words, by_step
 
 
 class Row(NamedTuple):
@@ -58,12 +56,23 @@ def on_host(observed: object) -> Words:
     return observed
 
 
-def rows(words: Words, unpack: Callable[[Words], Reading], time: float, previous_time: float | None) -> list[Row]:
-    """The steps in `words`, uint32[words] or uint32[n, words].
+def readings(words: Words) -> tuple[Words, bool]:
+    """What was observed, step by step: uint32[n, words]; and whether it is a single reading, of which the others wait.
 
     Args:
-      words: one reading, or a leading axis of them: steps in a row, as lax.scan stacks them, or replicas of one step,
-        as pmap does.
+      words: one reading, with the steps that wait in it, or a leading axis of them: steps in a row, as lax.scan stacks
+        them, or replicas of one step, as pmap does.
+    """
+    if words.ndim == 1 or (words == words[0]).all():
+        return by_step(words if words.ndim == 1 else words[0]), True
+    return np.stack([by_step(row)[-1] for row in words]), False
+
+
+def rows(words: Words, unpack: Callable[[Words], Reading], time: float, previous_time: float | None) -> list[Row]:
+    """The steps in `words`, uint32[n, words].
+
+    Args:
+      words: a reading for each step.
       unpack: reads one row.
       time: when it was observed, in seconds since 1970.
       previous_time: when the reading before it was; the times of steps in a row are spread evenly from then on.
@@ -71,11 +80,10 @@ def rows(words: Words, unpack: Callable[[Words], Reading], time: float, previous
     Raises:
       ValueError: the rows are neither, or `unpack` refuses one.
     """
-    if words.ndim == 1 or (words == words[0]).all():
-        one = words if words.ndim == 1 else words[0]
-        return [Row(unpack(one), one, time, False)]
-    readings = [unpack(row) for row in words]
-    steps = [reading.step for reading in readings]
+    if len(words) == 1:
+        return [Row(unpack(words[0]), words[0], time, False)]
+    found = [unpack(row) for row in words]
+    steps = [reading.step for reading in found]
     if steps != list(range(steps[0], steps[0] + len(steps))):
         shown = ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
         raise ValueError(
@@ -86,5 +94,5 @@ def rows(words: Words, unpack: Callable[[Words], Reading], time: float, previous
     since = time if previous_time is None else min(previous_time, time)
     return [
         Row(reading, row, since + (time - since) * (i + 1) / n, True)
-        for i, (reading, row) in enumerate(zip(readings, words, strict=True))
+        for i, (reading, row) in enumerate(zip(found, words, strict=True))
     ]

@@ -1,9 +1,12 @@
-"""The step itself hands its reading to the host: what `instrument(..., emit="callback")` puts into it.
+"""The step itself hands its readings to the host: what `instrument(..., emit="callback")` puts into it.
 
 `jax.pure_callback`, since what counts as an effect takes the program off jit's fast path. XLA may run a pure callback
 twice, or leave it out if nobody needs its result: the receiver must not mind the first, and a result that the
 optimizer's state carries on prevents the second. Each operand is a transfer of its own on an accelerator, so there is
 one.
+
+Most of what a callback costs it costs however little it carries. So steps in which all is well wait in the optimizer's
+state until there are some, and one in which it is not takes them along at once.
 """
 
 import logging
@@ -13,14 +16,22 @@ import threading
 from typing import Any, Final, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap.telemetry.reading import Layout
+from optwrap.telemetry.reading import HEAD, MAGIC_WAITING, Layout, Words, by_step, pack, pack_head
+from optwrap.telemetry.records import GOOD_VERDICTS
+from optwrap.telemetry.state import MOST_WAITING, VERDICTS, Counters
+
+DEFAULT_EVERY: Final = 8
+"""Steps per callback. Below 10: the exporter calls a run stalled that took no step for ten times as long as one of its
+steps takes, and 5 min at least, and a run of slow steps must not seem so while they wait. Beyond 8 there is little to
+be won: docs/performance.md."""
 
 _log = logging.getLogger("optwrap")
 
-_ZERO: Final = np.zeros([], np.uint32)
+_LENGTH: Final = 1 + HEAD * MOST_WAITING
 
 
 @runtime_checkable
@@ -30,26 +41,62 @@ class Observer(Protocol):
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:
         """Take note of how the parameters are called. Comes whenever `init` or a step is traced, so possibly often."""
 
-    def observe(self, reading: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
-        """Take one reading; neither block nor raise. The same reading may come twice."""
+    def observe(self, reading: Words) -> None:
+        """Take a step, uint32[words], or n in a row, uint32[n, words]; never block or raise. Either may come twice."""
 
 
-def report(words: jax.Array, token: jax.Array, observer: Observer) -> jax.Array:
-    """Hand `words` to `observer` when the device gets here; the token for the state to carry on.
+def none_waiting() -> jax.Array:
+    """`Counters.waiting` of an instrumentation that reports by callback, before its first step."""
+    return jnp.zeros([_LENGTH], jnp.uint32)
 
-    The step waits for `observe` to return, and for nothing else. Under a plain jit over a mesh the call comes in the
-    process of the mesh's first device only. Not under `jax.export`, which takes no callbacks.
+
+def report(after: Counters, waiting: jax.Array, every: int, observer: Observer) -> jax.Array:
+    """Let the step wait, or hand it and all that wait to `observer` when the device gets here.
+
+    They are handed over every `every` steps, and at once after a step that was skipped, was accepted although not
+    finite, or had gradients that are not finite. The device waits for `observe` to return, and for nothing else. Under
+    a plain jit over a mesh the call comes in the process of the mesh's first device only. Not under `jax.export`, which
+    takes no callbacks.
 
     Args:
-      words: uint32[n], one packed reading.
-      token: uint32[], what the previous call returned: through it the calls come in the steps' order.
-      observer: who takes it.
+      after: the counters after the step.
+      waiting: `Counters.waiting` before it.
+      every: 1 to MOST_WAITING.
+      observer: who takes them.
+
+    Returns:
+      `Counters.waiting` after it.
     """
+    if waiting.shape != (_LENGTH,):  # of a state that went without callbacks until now
+        waiting = none_waiting()
+    # A state may come from a checkpoint in which more wait than `every`.
+    place = jnp.minimum(waiting[0], MOST_WAITING - 1).astype(jnp.int32)
+    waiting = lax.dynamic_update_slice(waiting, pack_head(after), [1 + HEAD * place])
+    waiting = waiting.at[0].set(place.astype(jnp.uint32) + 1)
+    fine = jnp.array([verdict in GOOD_VERDICTS for verdict in VERDICTS])
+    due = (waiting[0] >= every) | ~fine[after.verdict] | ~after.finite
+    deliver = _delivery(observer)
+
+    def hand_over() -> jax.Array:
+        words = pack(after._replace(waiting=waiting))
+        # Under vmap both branches run, whatever is due: a reading without its first word says that it is not.
+        operand = lax.stop_gradient(words.at[0].set(jnp.where(due, words[0], 0)))
+        none: jax.Array = jax.pure_callback(deliver, np.zeros([], np.uint32), operand, vmap_method="expand_dims")
+        return waiting.at[0].set(none)  # 0, which XLA does not know
+
+    return hand_over() if every == 1 else lax.cond(due, hand_over, lambda: waiting)
+
+
+def _delivery(observer: Observer) -> Any:
+    """The callback: hands what it is given to `observer`, and returns 0, whatever happens."""
     said: set[type[BaseException]] = set()
 
     def deliver(words: Any) -> np.ndarray[Any, np.dtype[np.uint32]]:
         try:
-            observer.observe(np.array(words, np.uint32))
+            found = np.array(words, np.uint32)
+            readings = _readings(found.reshape(-1, found.shape[-1]))
+            if readings is not None:
+                observer.observe(readings)
         except KeyboardInterrupt:
             # Small programs run in the caller's thread, where Ctrl-C may come in here. It comes again after the step.
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -58,9 +105,19 @@ def report(words: jax.Array, token: jax.Array, observer: Observer) -> jax.Array:
             if type(error) not in said:
                 said.add(type(error))
                 _log.exception("optwrap: a reading was lost, as will be others like it: %r raised", observer)
-        return _ZERO
+        return np.zeros(np.shape(words)[:-1], np.uint32)
 
-    # The token is 0, which XLA does not know.
-    operand = lax.stop_gradient(words.at[0].add(token))
-    result: jax.Array = jax.pure_callback(deliver, _ZERO, operand, vmap_method="sequential")
-    return token + result
+    return deliver
+
+
+def _readings(members: Words) -> Words | None:
+    """What to observe of uint32[n, words], n the members of a vmap, else 1; None where nothing is due."""
+    if not members[:, 0].any():
+        return None
+    alike = (members == members[0]).all()
+    members[:, 0] = MAGIC_WAITING
+    if alike:
+        steps = by_step(members[0])
+        return steps[0] if len(steps) == 1 else steps
+    # Optimizers of their own, which are no steps in a row: that is for whoever observes to say.
+    return np.stack([by_step(member)[-1] for member in members])

@@ -12,12 +12,12 @@ from optwrap._checks import INT32_MAX, shown, transformation
 from optwrap._devices import Axes, AxisName
 from optwrap._trees import gradient_tree, is_placeholder, sharing_norms
 from optwrap.fused import Fused, apply_gradients
-from optwrap.telemetry.callback import Observer, report
+from optwrap.telemetry.callback import DEFAULT_EVERY, Observer, none_waiting, report
 from optwrap.telemetry.gauges import gauges
 from optwrap.telemetry.limits import Wrapper, wrappers
 from optwrap.telemetry.paths import parameter_paths
-from optwrap.telemetry.reading import Layout, pack
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters, InstrumentState
+from optwrap.telemetry.reading import Layout
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, MOST_WAITING, VERDICTS, Counters, InstrumentState
 from optwrap.telemetry.summary import speaking_for, summarize
 from optwrap.telemetry.verdicts import Call, count_windows, judge
 
@@ -35,6 +35,7 @@ def instrument(
     emit: Literal["reading", "callback"] = "reading",
     name: str | None = None,
     axis_name: AxisName = None,
+    callback_every: int = DEFAULT_EVERY,
 ) -> optax.GradientTransformationExtraArgs:
     """Counts what becomes of every call of `tx.update`, and changes nothing in what `tx` does.
 
@@ -74,19 +75,23 @@ def instrument(
       axis_name: axes, a name or a tuple of names, of the `pmap`, or `shard_map` with check_vma=False, in which `update`
         is called, along which the gradients differ. There no type says that they do, and without it the reading is one
         device's view. Under `shard_map` with check_vma the types say so, and it is not needed.
+      callback_every: with emit="callback", how many steps are handed to the host at once, 1 to 32. They wait in the
+        state meanwhile, and go with the first step in which something is amiss: skipped, or not finite. Those that
+        still wait at the end, or at a checkpoint, `monitor.observe(optwrap.reading(jax.block_until_ready(state)))`
+        hands over; none is told twice.
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
 
     Raises:
       TypeError: an argument is of the wrong type.
-      ValueError: `emit` or `name` is not one that is allowed, or emit="callback" lacks a monitor; by `update`, when
-        the gradients have other leaves than the parameters that `init` was given.
+      ValueError: `emit`, `name` or `callback_every` is not one that is allowed, or emit="callback" lacks a monitor;
+        by `update`, when the gradients have other leaves than the parameters that `init` was given.
     """
     inner = _transformation(tx)
     key = _checked_name(name)
     axes = Axes("instrument: axis_name", axis_name, every_told=True)
-    _check_emission(monitor, emit)
+    _check_emission(monitor, emit, callback_every)
 
     def init(params: Any) -> InstrumentState:
         tree = gradient_tree(params)
@@ -94,7 +99,8 @@ def instrument(
         if monitor is not None and not is_placeholder(params):
             monitor.describe(layout)
         inner_state = inner.init(params)
-        return InstrumentState(inner_state, {key: _zero(layout, count_windows(inner_state))})
+        waiting = none_waiting() if emit == "callback" else jnp.zeros([1], jnp.uint32)
+        return InstrumentState(inner_state, {key: _zero(layout, count_windows(inner_state), waiting)})
 
     def update(
         updates: Any, state: InstrumentState, params: Any = None, **extra_args: Any
@@ -124,7 +130,7 @@ def instrument(
         found = wrappers(inner.init, call.gradients if params is None else params, state.inner_state, inner_state)
         after = _counted(before, call, found, places)
         if emit == "callback" and monitor is not None:
-            after = after._replace(token=report(pack(after), before.token, monitor))
+            after = after._replace(waiting=report(after, before.waiting, callback_every, monitor))
         return InstrumentState(inner_state, {key: after})
 
     return Fused(init, speaking_for(axes, sharing_norms(update)), speaking_for(axes, sharing_norms(apply)))
@@ -183,7 +189,7 @@ def _checked_name(name: str | None) -> str:
     return name
 
 
-def _check_emission(monitor: Any, emit: Any) -> None:
+def _check_emission(monitor: Any, emit: Any, callback_every: Any) -> None:
     if monitor is not None and (isinstance(monitor, type) or not isinstance(monitor, Observer)):
         raise TypeError(
             f"monitor must be an optwrap.Monitor, or an object with its methods describe and observe, or None, got "
@@ -197,6 +203,17 @@ def _check_emission(monitor: Any, emit: Any) -> None:
         raise ValueError(
             'monitor must be given with emit="callback", got None: the step has nobody to report to; pass '
             'optwrap.Monitor(run=...), or use emit="reading"'
+        )
+    allowed = f"a Python integer from 1 to {MOST_WAITING}"
+    if not isinstance(callback_every, int) or isinstance(callback_every, bool):
+        raise TypeError(
+            f"callback_every must be {allowed}, got {shown(callback_every)} ({type(callback_every).__name__}): say how "
+            "many steps are handed to the host at once"
+        )
+    if not 1 <= callback_every <= MOST_WAITING:
+        raise ValueError(
+            f"callback_every must be {allowed}, got {callback_every}: 1 hands over each step by itself, and more than "
+            f"{MOST_WAITING} cannot wait in the state"
         )
 
 
@@ -215,7 +232,7 @@ def _own(state: Any, key: str) -> Counters:
     return state.counters[key]
 
 
-def _zero(layout: Layout, windows: int) -> Counters:
+def _zero(layout: Layout, windows: int, waiting: jax.Array) -> Counters:
     def zeros(*shape: int) -> jax.Array:
         return jnp.zeros(shape, jnp.int32)
 
@@ -233,7 +250,7 @@ def _zero(layout: Layout, windows: int) -> Counters:
         gauges=jnp.full([len(INT_GAUGES)], ABSENT, jnp.int32),
         gradient_norm_limit=jnp.array(ABSENT, jnp.float32),
         fingerprint=jnp.array(layout.fingerprint, jnp.uint32),
-        token=jnp.zeros([], jnp.uint32),
+        waiting=waiting,
     )
 
 

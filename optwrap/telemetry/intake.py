@@ -1,14 +1,17 @@
 """From the inbox to the account: in the reporting thread, without ever waiting for a device."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
+
+import numpy as np
 
 from optwrap.telemetry import arrays
 from optwrap.telemetry.epochs import Account, Observed
 from optwrap.telemetry.inbox import Inbox, Item
 from optwrap.telemetry.notices import Once, place_of
-from optwrap.telemetry.reading import unpack
+from optwrap.telemetry.reading import Layout, Words, unpack
+from optwrap.telemetry.state import MOST_WAITING
 
 _BREATH: Final = 4
 """Readings after which another thread is let in. Giving up the interpreter for no time at all would not do: who waits
@@ -89,18 +92,31 @@ class Intake:
             (item, lost), self._unnamed = self._unnamed, None
             self._count(item, lost)
 
+    def _is_restored(self, item: Item, newest: Words, layout: Layout | None) -> bool:
+        """Whether the item says where a restored state stands, and is no step."""
+        if item.restored is not None:
+            return item.restored
+        return self._account.untouched and not item.stepping and unpack(newest, layout).step > 1
+
+    def _unseen(self, words: Words) -> Words:
+        """Those after the last reading that was counted, where that is one of them; else all."""
+        for i in range(len(words), 0, -1):
+            if self._account.repeats(words[i - 1].tobytes()):
+                return words[i:]
+        return words
+
     def _count(self, item: Item, lost: int) -> None:
         layout = self._inbox.layout
         try:
-            words = arrays.on_host(item.observed)
-            if self._account.repeats(words[-1].tobytes() if words.ndim > 1 else words.tobytes()):
+            words, single = arrays.readings(arrays.on_host(item.observed))
+            restored = single and self._is_restored(item, words[-1], layout)
+            # What waited when that state was saved was of an earlier life; what was seen already is not told twice.
+            words = words[-1:] if restored else self._unseen(words)
+            if not len(words):
                 return
             rows = arrays.rows(words, lambda row: unpack(row, layout), item.time, self._last_time)
             self._last_time = item.time
             for i, row in enumerate(rows):
-                restored = item.restored
-                if restored is None:
-                    restored = self._account.untouched and not item.stepping and row.reading.step > 1
                 self._account.take(
                     Observed(
                         reading=row.reading,
@@ -108,8 +124,8 @@ class Intake:
                         time=row.time,
                         layout=layout,
                         interpolated=row.interpolated,
-                        restored=restored and len(rows) == 1,
-                        lost=lost * len(rows) if i == 0 else 0,
+                        restored=restored,
+                        lost=lost * _steps_in_one(item, rows) if i == 0 else 0,
                     )
                 )
         except Exception as error:
@@ -121,3 +137,11 @@ class Intake:
                 error,
                 error=unknown,
             )
+
+
+def _steps_in_one(item: Item, rows: Sequence[arrays.Row]) -> int:
+    """How many steps there can have been in each item that was lost before this one.
+
+    A callback hands over arrays of the host, of one step or of many; they are the steps that are missing, all of them.
+    """
+    return max(MOST_WAITING, len(rows)) if isinstance(item.observed, np.ndarray) else len(rows)

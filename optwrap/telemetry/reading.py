@@ -1,7 +1,10 @@
 """The packed reading: one small uint32 array on the device, and what the host reads in it.
 
-This module is the only one that knows the order of the words. `pack` runs inside the jitted step; `unpack` runs on the
-host, in numpy, in the Monitor's thread.
+This module is the only one that knows the order of the words. `pack` runs inside the jitted step; `unpack` and
+`by_step` run on the host, in numpy, in the Monitor's thread.
+
+A reading is 22 words and two for each parameter. Where steps wait on the device (emit="callback") the words of those
+that wait follow: 22 each, since of a step that waits no parameter's count changed.
 """
 
 import dataclasses
@@ -15,10 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters, InstrumentState
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, MOST_WAITING, VERDICTS, Counters, InstrumentState
+
+Words = np.ndarray[Any, np.dtype[np.uint32]]
 
 MAGIC: Final = 0x4F570001
 """First word of every reading; its low half is the version of the layout."""
+
+MAGIC_WAITING: Final = 0x4F570002
+"""First word of one that is followed by the steps that wait."""
 
 _SCALARS: Final = (
     "not_finite_steps",
@@ -29,7 +37,11 @@ _SCALARS: Final = (
     "gradient_norm",
     "gradient_norm_limit",
 )
-_HEAD: Final = 2 + len(VERDICTS) + len(INT_GAUGES) + len(_SCALARS)
+HEAD: Final = 2 + len(VERDICTS) + len(INT_GAUGES) + len(_SCALARS)
+"""Words of a reading before those of the parameters."""
+
+_TAIL: Final = 1 + HEAD * MOST_WAITING
+"""Words for the steps that wait."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,34 +98,64 @@ class Reading:
 
 
 def pack(counters: Counters) -> jax.Array:
-    """One uint32 array of 22 + 2 P words holding everything a host wants of `counters`; floats are bitcast.
+    """One uint32 array holding everything a host wants of `counters`; floats are bitcast.
 
     Axes that all the counters lead with (replicas, steps) stay in front.
+
+    Returns:
+      uint32[22 + 2 P], and with emit="callback" as many words more as `Counters.waiting` has.
     """
     lead = jnp.shape(counters.verdicts)[:-1]
+    parts = [pack_head(counters), _words(counters.parameters, lead), _words(counters.not_finite_values, lead)]
+    if jnp.shape(counters.waiting)[-1] == _TAIL:
+        parts[:1] = [jnp.full((*lead, 1), MAGIC_WAITING, jnp.uint32), parts[0][..., 1:]]
+        parts.append(jnp.asarray(counters.waiting))
+    return jnp.concatenate(parts, axis=-1)
 
-    def words(x: jax.typing.ArrayLike) -> jax.Array:
-        x = jnp.asarray(x)
-        if x.dtype == jnp.bool_:
-            x = x.astype(jnp.uint32)
-        return lax.bitcast_convert_type(x, jnp.uint32).reshape(*lead, -1)
 
+def pack_head(counters: Counters) -> jax.Array:
+    """The first 22 words of a reading, uint32[22]: all but those of the parameters."""
+    lead = jnp.shape(counters.verdicts)[:-1]
     return jnp.concatenate(
         [
             jnp.full((*lead, 1), MAGIC, jnp.uint32),
-            words(counters.fingerprint),
-            words(counters.verdicts),
-            words(counters.gauges),
-            *(words(getattr(counters, name)) for name in _SCALARS),
-            words(counters.parameters),
-            words(counters.not_finite_values),
+            _words(counters.fingerprint, lead),
+            _words(counters.verdicts, lead),
+            _words(counters.gauges, lead),
+            *(_words(getattr(counters, name), lead) for name in _SCALARS),
         ],
         axis=-1,
     )
 
 
-def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = None) -> Reading:
-    """What `pack` put into `words`, shape uint32[22 + 2 P].
+def _words(x: jax.typing.ArrayLike, lead: tuple[int, ...]) -> jax.Array:
+    x = jnp.asarray(x)
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint32)
+    return lax.bitcast_convert_type(x, jnp.uint32).reshape(*lead, -1)
+
+
+def by_step(words: Words) -> Words:
+    """The readings of the steps that `words`, one packed reading, is of, oldest first: uint32[n, 22 + 2 P].
+
+    One, unless steps wait: then these, the newest of them the last.
+    """
+    if len(words) < HEAD + _TAIL or int(words[0]) != MAGIC_WAITING:
+        return words[None]
+    newest, tail = words[:-_TAIL].copy(), words[-_TAIL:]
+    newest[0] = MAGIC
+    waiting = max(1, min(int(tail[0]), MOST_WAITING))
+    rows = np.zeros([waiting, len(newest)], np.uint32)
+    rows[:, :HEAD] = tail[1:].reshape(MOST_WAITING, HEAD)[:waiting]
+    leaves = (len(newest) - HEAD) // 2
+    # All before the newest were fine: of no parameter the count changed in them.
+    rows[:, HEAD : HEAD + leaves] = newest[HEAD : HEAD + leaves] - (newest[HEAD + leaves :] > 0)
+    rows[-1] = newest
+    return rows
+
+
+def unpack(words: Words, layout: Layout | None = None) -> Reading:
+    """What `pack` put into `words`, of the newest step.
 
     Args:
       words: one reading, on the host.
@@ -122,14 +164,16 @@ def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = 
     Raises:
       ValueError: `words` is no reading, or one of another instrumentation than `layout`'s.
     """
-    if words.dtype != np.uint32 or words.ndim != 1 or len(words) < _HEAD or (len(words) - _HEAD) % 2:
+    if words.dtype == np.uint32 and words.ndim == 1:
+        words = by_step(words)[-1]
+    if words.dtype != np.uint32 or words.ndim != 1 or len(words) < HEAD or (len(words) - HEAD) % 2:
         raise ValueError(
-            f"a reading is a uint32 vector of {_HEAD} + 2 P words as optwrap.reading() returns it, "
+            f"a reading is a uint32 vector of {HEAD} + 2 P words as optwrap.reading() returns it, "
             f"got {words.dtype}{list(words.shape)}"
         )
     if int(words[0]) != MAGIC:
         raise ValueError(f"reading: first word is {int(words[0]):#x}, expected {MAGIC:#x}: not made by this optwrap")
-    leaves = (len(words) - _HEAD) // 2
+    leaves = (len(words) - HEAD) // 2
     if layout is None:
         paths: tuple[str, ...] = tuple(f"leaf_{i}" for i in range(leaves))
     elif int(words[1]) != layout.fingerprint or leaves != len(layout.parameters):
@@ -150,8 +194,8 @@ def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = 
         if value != ABSENT
     }
     at += len(INT_GAUGES)
-    scalars = dict(zip(_SCALARS, words[at:_HEAD], strict=True))
-    steps_not_finite, values_not_finite = words[_HEAD : _HEAD + leaves], words[_HEAD + leaves :]
+    scalars = dict(zip(_SCALARS, words[at:HEAD], strict=True))
+    steps_not_finite, values_not_finite = words[HEAD : HEAD + leaves], words[HEAD + leaves :]
 
     norm = float(scalars["gradient_norm"].view(np.float32))
     limit = float(scalars["gradient_norm_limit"].view(np.float32))
@@ -162,7 +206,7 @@ def unpack(words: np.ndarray[Any, np.dtype[np.uint32]], layout: Layout | None = 
         gauges["gradient_norm_limit"] = limit
     verdict = int(scalars["verdict"].view(np.int32))
 
-    def named(values: np.ndarray[Any, np.dtype[np.uint32]]) -> dict[str, int]:
+    def named(values: Words) -> dict[str, int]:
         return {paths[i]: int(values[i]) for i in np.flatnonzero(values)}
 
     return Reading(
@@ -188,7 +232,7 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
 
     Returns:
       uint32[22 + 2 P], P the number of parameters: a new array, safe to keep when `state` is donated, and the same on
-      every device.
+      every device. With emit="callback" it is 705 words longer, and has the steps that still wait on the device.
 
     Raises:
       TypeError: `name` is no string.

@@ -30,6 +30,10 @@ ABSENT: Final = -1
 would end every step."""
 
 
+MOST_WAITING: Final = 32
+"""Steps that can wait on the device with emit="callback": its readings have room for so many."""
+
+
 class Counters(NamedTuple):
     """What `instrument` counts.
 
@@ -64,9 +68,11 @@ class Counters(NamedTuple):
     """float32[]: the norm from which a step is skipped as large; ABSENT where there is no such limit."""
     fingerprint: jax.Array
     """uint32[]: `Layout.fingerprint` of the instrumentation that counted: tells readings of two programs apart."""
-    token: jax.Array
-    """uint32[]: 0, and with emit="callback" the sum of what the host callback returned, 0 each time: what XLA cannot
-    know to be 0 keeps the callbacks in the program and in order."""
+    waiting: jax.Array
+    """uint32[1], 0; with emit="callback" uint32[1 + 22 * MOST_WAITING]: how many steps wait on the device to be handed
+    to the host, and of each the first 22 words of its reading. What the host callback returned, 0 each time, goes into
+    the first: what XLA cannot know to be 0 keeps the callbacks in the program and in order. One leaf for all of it,
+    since each costs in every step."""
 
 
 class InstrumentState(NamedTuple):

@@ -86,7 +86,7 @@ class Training:
             gauges=np.array(gauges, np.int32),
             gradient_norm_limit=np.float32(np.nan),
             fingerprint=np.uint32(self.layout.fingerprint),
-            token=np.uint32(0),
+            waiting=np.zeros([1], np.uint32),
         )
 
     def words(self) -> jax.Array:

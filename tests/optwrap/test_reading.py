@@ -41,7 +41,7 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
         gauges=vector(len(INT_GAUGES), st.one_of(st.just(ABSENT), COUNT)),
         gradient_norm_limit=np.float32(draw(st.floats(width=32, min_value=0))),
         fingerprint=np.uint32(layout.fingerprint),
-        token=np.uint32(0),
+        waiting=np.zeros([1], np.uint32),
     ), layout
 
 
