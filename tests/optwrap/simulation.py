@@ -166,7 +166,6 @@ class Window(Part):
         self.accumulated: Leaves = {}
 
     def __call__(self, given: Leaves) -> Told:
-        finite = is_finite(given)
         if (why := self.skipping.why(given)) is not None:
             return Told(zeros(given), why)
         if not self.accumulated or (self.mini_step == 0 and not self.leaky):
