@@ -40,6 +40,7 @@ from examples.demo import model, optimizer
 from examples.demo.data import Batch, Corpus
 from examples.demo.exporter import Exporter, answer
 from examples.demo.settings import FULL
+from optwrap.telemetry.callback import DEFAULT_EVERY
 
 MIN_ROUNDS: Final = 10
 TINY: Final = 64
@@ -69,6 +70,8 @@ class Variant:
     emit: str | None = None
     """How a reading leaves the step: "reading", "callback", "debug.callback"; None: it does not."""
     instrumented: bool = True
+    every: int = DEFAULT_EVERY
+    """Steps per callback, with emit="callback"."""
 
 
 class Trainer:
@@ -87,7 +90,8 @@ class Trainer:
             monitor = stack.enter_context(optwrap.Monitor(run=run, endpoint=variant.endpoint))
         tx: Any = case.tx
         if variant.instrumented:
-            tx = optwrap.instrument(tx, monitor, emit="callback" if variant.emit == "callback" else "reading")
+            emit = "callback" if variant.emit == "callback" else "reading"
+            tx = optwrap.instrument(tx, monitor, emit=emit, callback_every=variant.every)  # type: ignore[arg-type]
         heard: collections.deque[Any] = collections.deque(maxlen=1000)
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -101,6 +105,7 @@ class Trainer:
             return optax.apply_updates(params, updates), state, reading
 
         self._step = step
+        self._monitor = monitor
         self._observe = monitor.observe if monitor is not None and variant.emit == "reading" else None
         self._params = case.params()
         self._state = tx.init(self._params)
@@ -121,6 +126,11 @@ class Trainer:
     def state_leaves(self) -> int:
         """Leaves of the optimizer's state."""
         return len(jax.tree.leaves(self._state))
+
+    def finish(self) -> None:
+        """Hand over the steps that still wait on the device."""
+        if self._monitor is not None and self.variant.emit == "callback":
+            self._monitor.observe(optwrap.reading(self._state))
 
     def train(self, steps: int) -> None:
         """Take `steps` steps and note what one of them took."""
@@ -184,6 +194,8 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
             Variant("reading observed, exporter absent", absent, "reading"),
             Variant("reading observed, exporter hangs", hanging, "reading"),
             Variant('emit="callback"', endpoint, "callback"),
+            Variant('emit="callback", callback_every=1', endpoint, "callback", every=1),
+            Variant('emit="callback", callback_every=32', endpoint, "callback", every=32),
             Variant("jax.debug.callback of the reading", None, "debug.callback"),
         ]
         trainers = [Trainer(case, variant, f"{run}-{i}", stack) for i, variant in enumerate(variants)]
@@ -192,6 +204,8 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
         while time.monotonic() < until or len(trainers[0].seconds) < MIN_ROUNDS:
             for trainer in order.sample(trainers, len(trainers)):
                 trainer.train(case.steps)
+        for trainer in trainers:
+            trainer.finish()
     show(case, trainers, console)
     for trainer in trainers:
         if trainer.variant.endpoint == endpoint:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from optwrap._checks import shown
-from optwrap.telemetry.state import InstrumentState
+from optwrap.telemetry.state import Counters, InstrumentState
 
 
 def adopt(tx: Any, opt_state: Any, params: Any) -> Any:
@@ -77,6 +77,14 @@ def _is_inside(given: InstrumentState, wanted: InstrumentState) -> bool:
     return any(given.counters.keys() == state.counters.keys() for state in _instrumented(wanted.inner_state))
 
 
+def _waiting_as(fresh: dict[str, Counters], given: dict[str, Counters]) -> dict[str, Counters]:
+    """`given` with room for as many waiting steps as `fresh` has: with another `emit` there is other room, and none."""
+    return {
+        name: old if old.waiting.shape == fresh[name].waiting.shape else old._replace(waiting=fresh[name].waiting)
+        for name, old in given.items()
+    }
+
+
 def _part(wanted: Any, given: Any, fresh: Any, where: str) -> Any:
     if not _is_instrumented(wanted):
         if getattr(given, "shape", None) != wanted.shape or getattr(given, "dtype", None) != wanted.dtype:
@@ -93,7 +101,7 @@ def _part(wanted: Any, given: Any, fresh: Any, where: str) -> Any:
                 "checkpoint was made under"
             )
         like = jax.eval_shape(lambda: counters)
-        counters = _adopted(like, given.counters, fresh, f"{where}.counters")
+        counters = _adopted(like, _waiting_as(counters, given.counters), fresh, f"{where}.counters")
         given = given.inner_state
     return wanted._replace(
         inner_state=_adopted(wanted.inner_state, given, fresh, f"{where}.inner_state"), counters=counters

@@ -1,6 +1,8 @@
 """`instrument`: wraps an optimizer and counts, inside the jitted step, what becomes of every call of `update`."""
 
+import dataclasses
 import re
+import weakref
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -93,11 +95,17 @@ def instrument(
     axes = Axes("instrument: axis_name", axis_name, every_told=True)
     _check_emission(monitor, emit, callback_every)
 
+    identity = _Identity()  # lives as long as the functions below
+
+    def describe(layout: Layout, *, stepping: bool = False) -> None:
+        if monitor is not None:
+            monitor.describe(dataclasses.replace(layout, source=weakref.ref(identity)), stepping=stepping)
+
     def init(params: Any) -> InstrumentState:
         tree = gradient_tree(params)
         layout = Layout(parameter_paths(tree))
-        if monitor is not None and not is_placeholder(params):
-            monitor.describe(layout)
+        if not is_placeholder(params):
+            describe(layout)
         inner_state = inner.init(params)
         waiting = none_waiting() if emit == "callback" else jnp.zeros([1], jnp.uint32)
         return InstrumentState(inner_state, {key: _zero(layout, count_windows(inner_state), waiting)})
@@ -121,8 +129,7 @@ def instrument(
 
     def described(gradients: Any, state: InstrumentState, params: Any) -> _Places:
         layout, indices = _layout(gradients, params, _own(state, key).parameters.shape[0])
-        if monitor is not None:
-            monitor.describe(layout, stepping=True)
+        describe(layout, stepping=True)
         return _Places(layout, indices)
 
     def counted(call: Call, state: InstrumentState, inner_state: Any, params: Any, places: _Places) -> InstrumentState:
@@ -169,6 +176,10 @@ def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Pl
         gradient_norm_limit=levels.gradient_norm_limit,
         fingerprint=jnp.array(places.layout.fingerprint, jnp.uint32),
     )
+
+
+class _Identity:
+    """What a Monitor knows an instrumentation by."""
 
 
 def _transformation(tx: Any) -> optax.GradientTransformationExtraArgs:

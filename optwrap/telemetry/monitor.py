@@ -94,6 +94,8 @@ class Monitor:
         self._put: Callable[[object, bool | None], None] | None = None
         """Where `observe` leaves a reading; None while it is off, closed, or without a thread after a fork."""
         self._closed = False
+        self._source: weakref.ref[object] | None = None
+        """The instrumentation whose step was traced last."""
         self._settings = resolve(
             parts.environ,
             run=run,
@@ -126,11 +128,19 @@ class Monitor:
             return
         before, self._work.inbox.layout = self._work.inbox.layout, layout
         self._work.inbox.stepping |= stepping
+        another = stepping and self._is_another(layout)
         if before is not None and before != layout:
             self._once.warn(
                 "layout",
                 "optwrap: a second instrumentation reports to the Monitor of run %s, which from now on takes none but "
                 "its readings; give each instrument its own Monitor",
+                self._run,
+            )
+        elif another:
+            self._once.warn(
+                "another",
+                "optwrap: two instrumentations with the same parameters report to the Monitor of run %s; where both "
+                "train, what is counted is wrong; give each instrument its own Monitor",
                 self._run,
             )
 
@@ -143,7 +153,11 @@ class Monitor:
 
         Observe a restored state once before the loop, `monitor.observe(optwrap.reading(opt_state), restored=True)`, to
         tell where its counters stand. Otherwise the first reading is taken for that of the first step, and all before
-        it for what earlier attempts have done.
+        it for what earlier attempts have done: observe a fresh state, too, where only every n-th step is observed.
+
+        With emit="callback" the step observes by itself. The steps that wait in a state to be handed over come with
+        that state's reading, at the end and at a checkpoint: `jax.block_until_ready(opt_state)` first, so that those
+        before them have come. They are of the past where it is a restored state that is observed.
 
         Args:
           reading: what `optwrap.reading` returned, uint32[words], of the host or of any devices, computed or still
@@ -213,6 +227,11 @@ class Monitor:
         # sys.exit() and sys.exit(0) are how a program says that all is well.
         well = error is None or (isinstance(error, SystemExit) and not error.code)
         self.close("finished" if well else "failed")
+
+    def _is_another(self, layout: Layout) -> bool:
+        """Whether it is of another instrumentation than the last whose step was traced, and that one still lives."""
+        last, self._source = self._source and self._source(), layout.source
+        return last is not None and layout.source is not None and last is not layout.source()
 
     @property
     def _run(self) -> str:

@@ -9,6 +9,7 @@ that wait follow: 22 each, since of a step that waits no parameter's count chang
 
 import dataclasses
 import functools
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -50,6 +51,8 @@ class Layout:
 
     parameters: tuple[str, ...]
     """Path of each gradient leaf, in the tree's own order: `decoder/layer_3/mlp/w`."""
+    source: "weakref.ref[object] | None" = dataclasses.field(default=None, compare=False, repr=False)
+    """Which instrumentation says so, for as long as it lives; two of one layout are told apart by it."""
 
     @functools.cached_property
     def fingerprint(self) -> int:

@@ -252,6 +252,47 @@ def test_a_value_under_trace_and_a_donated_reading_are_passed_over(
     assert "deleted" in deleted
 
 
+def test_two_instrumentations_with_equal_parameters_are_told_apart(
+    make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line, whatever they count. One traced again, or built anew when the old one is gone, is no other."""
+    monitor = make()
+    params = {"w": jnp.ones(3)}
+
+    def built() -> Any:
+        tx = instrument(optax.sgd(0.1), monitor)
+        for _ in range(2):
+            jax.eval_shape(tx.update, params, tx.init(params))
+        return tx
+
+    for _ in range(3):
+        built()
+    assert not lines(caplog)
+    both = built(), built()
+    jax.eval_shape(both[0].update, params, both[0].init(params))
+    (line,) = lines(caplog)
+    assert "two instrumentations with the same parameters" in line
+    assert "give each instrument its own Monitor" in line
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_of_a_fresh_training_seen_now_and_then_only_a_look_before_it_tells_the_first_steps(
+    stub: StubExporter, make: Callable[..., Monitor], told: bool
+) -> None:
+    """A state at its third step may be a restored one as well: only what was seen before tells."""
+    monitor, training = make(), Training()
+    monitor.describe(training.layout)
+    if told:
+        monitor.observe(training.words())
+    monitor.describe(training.layout, stepping=True)
+    for number in range(1, 10):
+        training.step()
+        if number % 3 == 0:
+            monitor.observe(training.words())
+    assert monitor.flush()
+    assert stub.books.totals() == {"applied": 9 if told else 7}
+
+
 def test_a_reading_of_another_instrumentation_is_refused(
     stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
