@@ -149,6 +149,10 @@ def test_a_state_that_went_without_callbacks_goes_on_with_them() -> None:
         assert [unpack(row).step for row in by_step(np.asarray(reading(state)))] == list(range(2, number + 1))
     state = jax.jit(plain.update)(PARAMS, state)[1]
     assert unpack(np.asarray(reading(state))).step == 5
+    for tx in (plain, telling):  # where a checkpoint has to have the shapes of the state that goes on
+        adopted = optwrap.adopt(tx, state, PARAMS)
+        assert jax.tree.map(jnp.shape, adopted) == jax.tree.map(jnp.shape, tx.init(PARAMS))
+        assert unpack(np.asarray(reading(adopted))).step == 5
 
 
 @pytest.mark.parametrize(
