@@ -24,7 +24,7 @@ Losses = np.ndarray[Any, np.dtype[np.float32]]
 def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emit: Emit, progress: Progress) -> Losses:
     """Train with optwrap: a bad batch is skipped, and `monitor` is told.
 
-    The lines marked `#1` and `#2` are all that a training script adds: #1 in both ways of use, #2 in one or the other.
+    The lines marked `#1` and `#2` are all that a training script adds: #1 in both ways of use, #2 with emit="reading".
     """
     job = _Job(settings, seed)
     tx = optimizer.guarded(settings)
@@ -48,8 +48,6 @@ def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emi
         losses.append(loss)
         progress.advance(number, loss, functools.partial(glance, opt_state))
     jax.block_until_ready(opt_state)  # type: ignore[no-untyped-call]  # jax gives it no types
-    if emit == "callback":
-        monitor.observe(optwrap.reading(opt_state))  # 2: the steps that the device still holds
     return np.array(jax.device_get(losses), np.float32)
 
 

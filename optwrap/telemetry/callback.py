@@ -5,8 +5,8 @@ twice, or leave it out if nobody needs its result: the receiver must not mind th
 optimizer's state carries on prevents the second. Each operand is a transfer of its own on an accelerator, so there is
 one.
 
-Most of what a callback costs it costs however little it carries. So steps in which all is well wait in the optimizer's
-state until there are some, and one in which it is not takes them along at once.
+Most of what a callback costs it costs however little it carries. So steps in which all is well can wait in the
+optimizer's state until there are some, and one in which it is not takes them along at once.
 """
 
 import logging
@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap.telemetry.reading import HEAD, MAGIC_WAITING, Layout, Words, by_step, pack, pack_head
+from optwrap.telemetry.reading import HEAD, Layout, Words, by_step, pack, pack_head
 from optwrap.telemetry.records import GOOD_VERDICTS
 from optwrap.telemetry.state import MOST_WAITING, VERDICTS, Counters
 
-DEFAULT_EVERY: Final = 8
-"""Steps per callback. Below 10: the exporter calls a run stalled that took no step for ten times as long as one of its
-steps takes, and 5 min at least, and a run of slow steps must not seem so while they wait. Beyond 8 there is little to
-be won: docs/performance.md."""
+DEFAULT_EVERY: Final = 1
+"""Steps per callback. More are cheaper (docs/performance.md), but then the loop has to hand over those that are left,
+and to say what it has restored: what waits in a state does not tell which life it is of."""
 
 _log = logging.getLogger("optwrap")
 
@@ -45,9 +44,9 @@ class Observer(Protocol):
         """Take a step, uint32[words], or n in a row, uint32[n, words]; never block or raise. Either may come twice."""
 
 
-def none_waiting() -> jax.Array:
-    """`Counters.waiting` of an instrumentation that reports by callback, before its first step."""
-    return jnp.zeros([_LENGTH], jnp.uint32)
+def none_waiting(every: int) -> jax.Array:
+    """`Counters.waiting` before the first step; where each is handed over by itself there is room for none."""
+    return jnp.zeros([1 if every == 1 else _LENGTH], jnp.uint32)
 
 
 def report(after: Counters, waiting: jax.Array, every: int, observer: Observer) -> jax.Array:
@@ -67,24 +66,32 @@ def report(after: Counters, waiting: jax.Array, every: int, observer: Observer) 
     Returns:
       `Counters.waiting` after it.
     """
-    if waiting.shape != (_LENGTH,):  # of a state that went without callbacks until now
-        waiting = none_waiting()
-    # A state may come from a checkpoint in which more wait than `every`.
-    place = jnp.minimum(waiting[0], MOST_WAITING - 1).astype(jnp.int32)
-    waiting = lax.dynamic_update_slice(waiting, pack_head(after), [1 + HEAD * place])
-    waiting = waiting.at[0].set(place.astype(jnp.uint32) + 1)
+    if every > 1 and waiting.shape != (_LENGTH,):  # of a state whose steps did not wait until now
+        waiting = none_waiting(every)
+    if waiting.shape == (_LENGTH,):
+        waiting = _with(after, waiting)
     fine = jnp.array([verdict in GOOD_VERDICTS for verdict in VERDICTS])
     due = (waiting[0] >= every) | ~fine[after.verdict] | ~after.finite
     deliver = _delivery(observer)
 
-    def hand_over() -> jax.Array:
+    def hand_over(due: jax.Array | bool) -> jax.Array:
         words = pack(after._replace(waiting=waiting))
-        # Under vmap both branches run, whatever is due: a reading without its first word says that it is not.
-        operand = lax.stop_gradient(words.at[0].set(jnp.where(due, words[0], 0)))
+        # Under vmap both branches run, whatever is due: a reading without its first word says that it is not. And where
+        # none waits the first of `waiting` is 0, which XLA does not know: it keeps the calls in order.
+        first = jnp.where(due, words[0], 0) + (waiting[0] if waiting.shape == (1,) else 0)
+        operand = lax.stop_gradient(words.at[0].set(first))
         none: jax.Array = jax.pure_callback(deliver, np.zeros([], np.uint32), operand, vmap_method="expand_dims")
-        return waiting.at[0].set(none)  # 0, which XLA does not know
+        return waiting.at[0].set(none)
 
-    return hand_over() if every == 1 else lax.cond(due, hand_over, lambda: waiting)
+    return hand_over(True) if every == 1 else lax.cond(due, lambda: hand_over(due), lambda: waiting)
+
+
+def _with(after: Counters, waiting: jax.Array) -> jax.Array:
+    """`waiting`, and one step more."""
+    # A state may come from a checkpoint in which more wait than are waited for here.
+    place = jnp.minimum(waiting[0], MOST_WAITING - 1).astype(jnp.int32)
+    waiting = lax.dynamic_update_slice(waiting, pack_head(after), [1 + HEAD * place])
+    return waiting.at[0].set(place.astype(jnp.uint32) + 1)
 
 
 def _delivery(observer: Observer) -> Any:
@@ -115,7 +122,7 @@ def _readings(members: Words) -> Words | None:
     if not members[:, 0].any():
         return None
     alike = (members == members[0]).all()
-    members[:, 0] = MAGIC_WAITING
+    members[:, 0] = members[:, 0].max()  # of those that are not due, too
     if alike:
         steps = by_step(members[0])
         return steps[0] if len(steps) == 1 else steps

@@ -77,10 +77,13 @@ def instrument(
       axis_name: axes, a name or a tuple of names, of the `pmap`, or `shard_map` with check_vma=False, in which `update`
         is called, along which the gradients differ. There no type says that they do, and without it the reading is one
         device's view. Under `shard_map` with check_vma the types say so, and it is not needed.
-      callback_every: with emit="callback", how many steps are handed to the host at once, 1 to 32. They wait in the
-        state meanwhile, and go with the first step in which something is amiss: skipped, or not finite. Those that
-        still wait at the end, or at a checkpoint, `monitor.observe(optwrap.reading(jax.block_until_ready(state)))`
-        hands over; none is told twice.
+      callback_every: with emit="callback", how many steps are handed to the host at once, 1 to 32: what that costs is
+        nearly the same for one or many. They wait in the state meanwhile, and go with the first step in which something
+        is amiss: skipped, or not finite. Those that still wait at the end, or at a checkpoint,
+        `monitor.observe(optwrap.reading(jax.block_until_ready(state)))` hands over; none is told twice. A state that
+        is restored, or gone back to, has to be observed then, with `restored=True`: what waits in it would otherwise
+        be counted as new. Keep it below 10: the exporter calls a run stalled that is silent for ten of its steps (and
+        5 min at least).
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
@@ -107,7 +110,7 @@ def instrument(
         if not is_placeholder(params):
             describe(layout)
         inner_state = inner.init(params)
-        waiting = none_waiting() if emit == "callback" else jnp.zeros([1], jnp.uint32)
+        waiting = none_waiting(callback_every if emit == "callback" else 1)
         return InstrumentState(inner_state, {key: _zero(layout, count_windows(inner_state), waiting)})
 
     def update(

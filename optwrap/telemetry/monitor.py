@@ -155,7 +155,7 @@ class Monitor:
         tell where its counters stand. Otherwise the first reading is taken for that of the first step, and all before
         it for what earlier attempts have done: observe a fresh state, too, where only every n-th step is observed.
 
-        With emit="callback" the step observes by itself. The steps that wait in a state to be handed over come with
+        With emit="callback" the step observes by itself. Steps that wait in a state (`callback_every`) come with
         that state's reading, at the end and at a checkpoint: `jax.block_until_ready(opt_state)` first, so that those
         before them have come. They are of the past where it is a restored state that is observed.
 

@@ -3,7 +3,7 @@
 This module is the only one that knows the order of the words. `pack` runs inside the jitted step; `unpack` and
 `by_step` run on the host, in numpy, in the Monitor's thread.
 
-A reading is 22 words and two for each parameter. Where steps wait on the device (emit="callback") the words of those
+A reading is 22 words and two for each parameter. Where steps wait on the device (callback_every) the words of those
 that wait follow: 22 each, since of a step that waits no parameter's count changed.
 """
 
@@ -106,7 +106,7 @@ def pack(counters: Counters) -> jax.Array:
     Axes that all the counters lead with (replicas, steps) stay in front.
 
     Returns:
-      uint32[22 + 2 P], and with emit="callback" as many words more as `Counters.waiting` has.
+      uint32[22 + 2 P], and where steps can wait as many words more as `Counters.waiting` has.
     """
     lead = jnp.shape(counters.verdicts)[:-1]
     parts = [pack_head(counters), _words(counters.parameters, lead), _words(counters.not_finite_values, lead)]
@@ -235,7 +235,7 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
 
     Returns:
       uint32[22 + 2 P], P the number of parameters: a new array, safe to keep when `state` is donated, and the same on
-      every device. With emit="callback" it is 705 words longer, and has the steps that still wait on the device.
+      every device. Where steps wait on the device (`callback_every`) it is 705 words longer, and has those.
 
     Raises:
       TypeError: `name` is no string.

@@ -31,7 +31,7 @@ would end every step."""
 
 
 MOST_WAITING: Final = 32
-"""Steps that can wait on the device with emit="callback": its readings have room for so many."""
+"""Steps that can wait on the device with emit="callback" and callback_every: there is room for so many."""
 
 
 class Counters(NamedTuple):
@@ -69,9 +69,9 @@ class Counters(NamedTuple):
     fingerprint: jax.Array
     """uint32[]: `Layout.fingerprint` of the instrumentation that counted: tells readings of two programs apart."""
     waiting: jax.Array
-    """uint32[1], 0; with emit="callback" uint32[1 + 22 * MOST_WAITING]: how many steps wait on the device to be handed
-    to the host, and of each the first 22 words of its reading. What the host callback returned, 0 each time, goes into
-    the first: what XLA cannot know to be 0 keeps the callbacks in the program and in order. One leaf for all of it,
+    """uint32[1], 0; with callback_every above 1 uint32[1 + 22 * MOST_WAITING]: how many steps wait on the device to be
+    handed to the host, and of each the first 22 words of its reading. What the host callback returned, 0 each time,
+    goes into the first: what XLA cannot know to be 0 keeps the callbacks in the program and in order. One leaf for all of it,
     since each costs in every step."""
 
 
