@@ -71,8 +71,8 @@ class Counters(NamedTuple):
     waiting: jax.Array
     """uint32[1], 0; with callback_every above 1 uint32[1 + 22 * MOST_WAITING]: how many steps wait on the device to be
     handed to the host, and of each the first 22 words of its reading. What the host callback returned, 0 each time,
-    goes into the first: what XLA cannot know to be 0 keeps the callbacks in the program and in order. One leaf for all of it,
-    since each costs in every step."""
+    goes into the first: what XLA cannot know to be 0 keeps the callbacks in the program and in order. One leaf for all
+    of it, since each costs in every step."""
 
 
 class InstrumentState(NamedTuple):
