@@ -117,8 +117,8 @@ def _judge(found: Sequence[Wrapper], state: Any, given: _Given, hearing: _Hearin
 def _moved_beside(gravity: jax.Array, found: Sequence[Wrapper], hearing: _Hearing) -> jax.Array:
     """`gravity`, and "applied" where all windows only took something in, while parameters of no window were moved.
 
-    Zero updates are no step: those of frozen parameters. (Where updates are applied at once, gradients that are not zero
-    have to do: frozen parameters look like others then.) Windows of other leaves than the gradients have, as under
+    Zero updates are no step: those of frozen parameters. (Where updates are applied at once, gradients that are not
+    zero have to do, and frozen parameters look like others.) Windows of other leaves than the gradients have, as under
     `flatten`, are taken to hold all of them.
     """
     windows = [wrapper.old for wrapper in depth_first(found) if isinstance(wrapper.old, optax.MultiStepsState)]
