@@ -288,7 +288,7 @@ class MultiSteps:
         """The weight of this mini-step, None where there are none; and the extra args of the optimizer."""
         if not self._weighted:
             return None, extra_args
-        if "weight" not in extra_args:
+        if extra_args.get("weight") is None:
             raise TypeError(
                 "MultiSteps: weight must be given to update, since weighted=True: pass weight=, what this mini-step "
                 "counts for, or leave out weighted"

@@ -353,6 +353,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"MultiSteps: weight must be given to update, since weighted=True: pass weight=.* or leave out weighted",
     ),
+    "nothing": (
+        lambda: weighted().update(FLOAT32, START, weight=None),
+        TypeError,
+        r"MultiSteps: weight must be given to update, since weighted=True",
+    ),
     "negative": (
         lambda: weighted().update(FLOAT32, START, weight=-1.0),
         ValueError,
