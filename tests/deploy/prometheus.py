@@ -1,8 +1,5 @@
 """A real Prometheus for tests: the repository's own configuration, with this machine's ports and short intervals."""
 
-import os
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +11,7 @@ import httpx
 import yaml
 
 from tests.deploy.places import PROMETHEUS, load
+from tests.deploy.programs import free_address, serving
 
 SCRAPE_INTERVAL: Final = 0.5
 RATE_INTERVAL: Final = "4s"
@@ -51,18 +49,22 @@ class Prometheus:
         return found
 
 
-def configuration(exporters: list[str], url: str) -> dict[str, Any]:
+def configuration(exporters: list[str], url: str, alertmanager: str | None = None) -> dict[str, Any]:
     """The repository's prometheus.yml for exporters at these addresses, scraped twice a second.
 
     Args:
       exporters: their URLs.
       url: of the Prometheus itself.
+      alertmanager: host and port of the Alertmanager, where there is one.
     """
     config: dict[str, Any] = load(PROMETHEUS / "prometheus.yml")
     interval = f"{int(SCRAPE_INTERVAL * 1000)}ms"
     config["global"] |= {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval}
     config["rule_files"] = [str(PROMETHEUS / pattern) for pattern in config["rule_files"]]
-    del config["alerting"]
+    if alertmanager is None:
+        del config["alerting"]
+    else:
+        config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alertmanager]}]}]
     targets = {"optwrap": [urlsplit(exporter).netloc for exporter in exporters], "prometheus": [urlsplit(url).netloc]}
     config["scrape_configs"] = [scrape for scrape in config["scrape_configs"] if scrape["job_name"] in targets]
     for scrape in config["scrape_configs"]:
@@ -71,52 +73,46 @@ def configuration(exporters: list[str], url: str) -> dict[str, Any]:
     return config
 
 
+def hurried_rules(directory: Path) -> str:
+    """The repository's rules with all waiting cut to a second, and the pattern that finds them.
+
+    Args:
+      directory: where they are written to.
+    """
+    for file in sorted((PROMETHEUS / "rules").glob("*.yml")):
+        rules = load(file)
+        for group in rules["groups"]:
+            for rule in group["rules"]:
+                rule |= {name: "1s" for name in ("for", "keep_firing_for") if rule.get(name, "0s") != "0s"}
+        (directory / file.name).write_text(yaml.safe_dump(rules))
+    return str(directory / "*.yml")
+
+
 @contextmanager
-def running(directory: Path, exporters: list[str]) -> Iterator[Prometheus]:
+def running(directory: Path, exporters: list[str], alertmanager: str | None = None) -> Iterator[Prometheus]:
     """A Prometheus on a free port that scrapes these exporters, for the block's time.
 
     Args:
       directory: an empty one, for its configuration, data and log.
       exporters: their URLs.
+      alertmanager: host and port of the one to tell; then its rules wait for nothing longer than a second.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = free_address()
+    config = configuration(exporters, f"http://{address}", alertmanager)
+    if alertmanager is not None:
+        (directory / "rules").mkdir()
+        config["rule_files"] = [hurried_rules(directory / "rules")]
     file = directory / "prometheus.yml"
-    file.write_text(yaml.safe_dump(configuration(exporters, f"http://{address}")))
-    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={file}",
-                f"--storage.tsdb.path={directory / 'data'}",
-                f"--web.listen-address={address}",
-                f"--web.external-url=http://{address}",
-                f"--web.console.templates={PROMETHEUS / 'consoles'}",
-            ],
-            stdout=log,
-            stderr=log,
-            env=environment,
-        )
-    try:
+    file.write_text(yaml.safe_dump(config))
+    command = [
+        "prometheus",
+        f"--config.file={file}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address={address}",
+        f"--web.external-url=http://{address}",
+        f"--web.console.templates={PROMETHEUS / 'consoles'}",
+    ]
+    with serving(command, f"http://{address}", directory / "log"):
         prometheus = Prometheus(f"http://{address}")
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None, (directory / "log").read_text()
-            assert time.monotonic() < deadline, (directory / "log").read_text()
-            try:
-                if prometheus.client.get("/-/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
         yield prometheus
         prometheus.client.close()
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -1,0 +1,51 @@
+"""A program that serves HTTP, started for a test on a free port, and ended with it."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+
+def free_address() -> str:
+    """A host and port on loopback where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@contextmanager
+def serving(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
+    """The program for the block's time, ready.
+
+    Args:
+      command: how to start it.
+      url: where it serves; `/-/ready` answers 200 as soon as it does.
+      log: what it writes goes here.
+    """
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                if httpx.get(f"{url}/-/ready", trust_env=False).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
