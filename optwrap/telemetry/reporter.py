@@ -100,10 +100,11 @@ class Reporter:
             self._due = self._clock.monotonic()
             for flush in flushes:
                 flush.begun = True
+        # Also while nobody knows yet who reports: what overflows may be a bad step.
+        drained = self._intake.drain(last=bool(flushes))
         outbox = self._greet()
         if outbox is None:
             return
-        drained = self._intake.drain(last=bool(flushes))
         now = self._clock.monotonic()
         due = now >= self._due
         if now >= self._blocked_until and (due or (flushes and not self._failures and not outbox.settled)):
@@ -166,15 +167,15 @@ class Reporter:
     def _greet(self) -> Outbox | None:
         """The outbox, which begins with a report of zeros; None while it is not known who reports."""
         if self._outbox is None:
-            if self._inbox.items:
+            if self._inbox.first is not None:
                 self._source.stepped()
             process = self._source.process()
-            first = self._account.current.id
+            first = self._account.epochs[0].id
             attempt = self._source.attempt(self._settings.run, first, self._clock.monotonic())
             if process is None or attempt is None:
                 return None
             outbox = Outbox(self._account, Identity(self._settings.run, process, attempt, self._settings.interval))
-            outbox.build(self._source.describe(), self._now(), beat=True)
+            outbox.greet(self._source.describe(), self._now())
             self._outbox = outbox
         return self._outbox
 

@@ -145,6 +145,14 @@ class Outbox:
         """Whether the exporter has everything the account has."""
         return not self.held and self._next() is None
 
+    def greet(self, source: Mapping[str, Any], now: float) -> None:
+        """Hold a hello: somebody is there, and has counted nothing. What was counted meanwhile is in what follows."""
+        epoch = self._account.epochs[0]
+        blank = Epoch(epoch.id, epoch.at_start, epoch.at_start)
+        news = (epoch.state, epoch.totals, epoch.dropped_steps, epoch.dropped_bad_steps)
+        self._hold(epoch, blank, (), source, now)
+        epoch.unreported = news != (blank.state, blank.totals, blank.dropped_steps, blank.dropped_bad_steps)
+
     def build(self, source: Mapping[str, Any], now: float, *, beat: bool) -> Report | None:
         """The next report, held from now on; None where there is nothing to say, or too much held.
 
@@ -156,15 +164,7 @@ class Outbox:
         epoch = self._next() or (self._account.current if beat else None)
         if epoch is None or len(self.held) >= self._most_held:
             return None
-        entries = tuple(self._account.backlog.take(epoch, self._most_rows))
-        epoch.seq += 1
-        epoch.held += 1
-        epoch.unreported = False
-        report = Report(
-            epoch, epoch.seq, self._encode(epoch, [entry.record for entry in entries], source, now), entries
-        )
-        self.held.append(report)
-        return report
+        return self._hold(epoch, epoch, tuple(self._account.backlog.take(epoch, self._most_rows)), source, now)
 
     def acknowledge(self, epoch: Epoch, acknowledged: int, base: Mapping[str, Any] | None) -> None:
         """Let go of what the exporter says is durable: the epoch's reports up to that number."""
@@ -211,6 +211,20 @@ class Outbox:
         for later in self._account.epochs[self._account.epochs.index(epoch) :]:
             later.base, later.added = bases.largest(_base(later), base), ZERO
             base = bases.plus(later.base, totals(later.share))
+
+    def _hold(
+        self, epoch: Epoch, shown: Epoch, entries: tuple[Entry[Epoch], ...], source: Mapping[str, Any], now: float
+    ) -> Report:
+        """The next report of an epoch, frozen: it shows `shown`, which is that epoch or how it was."""
+        epoch.seq += 1
+        epoch.held += 1
+        epoch.unreported = False
+        shown.seq = epoch.seq
+        report = Report(
+            epoch, epoch.seq, self._encode(shown, [entry.record for entry in entries], source, now), entries
+        )
+        self.held.append(report)
+        return report
 
     def _let_go(self, report: Report) -> None:
         self.held.remove(report)

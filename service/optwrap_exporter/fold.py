@@ -188,7 +188,7 @@ def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
 def _moved_up(process: ProcessState, epoch: EpochState, now: float) -> EpochState:
     """The epoch in the last place, if it was put before others for its clock only, and lives on after them.
 
-    Not where that would change what was counted: what it was told may have been told by an exporter that knew less.
+    Not where anything counted would fall by that: what it was told may have been told by an exporter that knew less.
     """
     later = [state for state in process.epochs.values() if state.order > epoch.order]
     if not later or not epoch.alive:
@@ -201,7 +201,7 @@ def _moved_up(process: ProcessState, epoch: EpochState, now: float) -> EpochStat
         dataclasses.replace(process, epochs=ordered({**process.epochs, epoch.epoch: state}.values())).total
         for state in (epoch, moved)
     )
-    return moved if here == there else epoch
+    return moved if there.maximum(here) == there else epoch
 
 
 def _with(epochs: Mapping[str, EpochState], epoch: EpochState, before: EpochState | None) -> dict[str, EpochState]:
@@ -221,6 +221,8 @@ def _speaks(process: ProcessState, epoch: EpochState, before: EpochState | None,
     current = process.epoch
     if epoch.epoch == current.epoch:
         return True
+    if before is not None and epoch.order > before.order:
+        return True  # it has just been seen to live after all others
     if before is None:
         return report.sent_at >= current.began
     # Once another has taken its place an epoch gets it back only if that one is gone, and it is plainly alive itself:

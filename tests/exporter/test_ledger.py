@@ -1,6 +1,7 @@
 """The ledger's law: totals are the truth, whatever the order, the repetitions and the losses; and what it answers."""
 
 import itertools
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -171,12 +172,34 @@ def test_a_trainer_whose_clock_is_behind_is_told_of_all_before_it_once_it_lives(
         told = take(ledger, behind.report()).answer()
     assert told.base is not None
     assert told.base.steps == 2
+    (view,) = ledger.views()
+    assert (view.epoch, view.state.steps) == (behind.epoch, 2 + 5), "and speaks for the process"
     if not known:
         ledger = Ledger(clock)
     clock.advance(1)
     take(ledger, behind.report(base=told.base.model_dump(mode="json")))
     (view,) = ledger.views()
     assert view.totals.steps == 2 + 5
+
+
+def test_what_a_trainer_whose_clock_is_behind_counts_is_not_taken_for_what_another_was_told_of() -> None:
+    """A base stands for what is before its epoch, and this one comes after it."""
+    clock = Clock()
+    ledger = Ledger(clock)
+    first = Trainer(clock, base=State(Counter(applied=50)).counters())
+    first.step()
+    first.step()
+    take(ledger, first.report())
+    behind = Trainer(lambda: clock() - 3600, attempt="second")
+    clock.advance(5)
+    seen = []
+    for _ in range(5):
+        clock.advance(1)
+        behind.step()
+        take(ledger, behind.report())
+        seen.append(ledger.views()[0].totals.steps)
+    assert seen == sorted(seen)
+    assert seen[-1] == 50 + 2 + 5
 
 
 def test_two_that_live_at_once_stay_in_the_order_of_their_clocks() -> None:

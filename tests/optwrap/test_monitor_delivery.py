@@ -551,6 +551,26 @@ def test_nobody_reports_before_it_is_known_who() -> None:
     assert desk.books.totals() == {"applied": 1}
 
 
+def test_no_bad_step_has_to_go_while_it_is_not_known_who_reports() -> None:
+    """Processes may need seconds to agree on what their launch is called; the hello says zero all the same."""
+    desk = Desk(queue=16)
+    desk.source.known = False
+    for n in range(100):
+        desk.training.step("skipped_not_finite" if n < 5 else "applied", {"head": 1} if n < 5 else None)
+        desk.observe()
+        desk.run(0.1)
+    assert desk.network.posts == 0
+    desk.source.known = True
+    desk.run(1.0)
+    hello = desk.books.order[0]
+    assert (hello["seq"], hello["state"], counts(hello["totals"]), hello["gauges"]) == (1, "starting", {}, {})
+    assert counts(hello["at_start"]) == {}
+    assert hello["steps"]["step"] == []
+    assert desk.books.totals() == {"applied": 95, "skipped_not_finite": 5, "not_finite_steps": 5, "parameter head": 5}
+    assert [step for _, step in desk.books.steps()] == list(range(1, 101))
+    assert desk.books.dropped() == {"steps": 0, "bad_steps": 0}
+
+
 def test_a_first_reading_waits_for_the_names_of_its_parameters() -> None:
     """Observed before the step is traced, it is of a restored state, and is counted under the names that come later."""
     desk = Desk()

@@ -17,8 +17,6 @@ from tests.e2e.chaos.truth import Piece, past
 
 _PATIENCE: Final = 60.0
 """Seconds within which what was observed has to arrive, however the network is."""
-_LIVES: Final = 6 * INTERVAL
-"""Seconds after which the exporter has seen that a process lives, and has told it so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +83,6 @@ class Storm:
         self.steps: dict[int, int] = defaultdict(int)
         self.lost = False
         """Whether the exporter's directory was."""
-        self.clock_back = False
-        """Whether a trainer's clock was set back."""
         self.jobs: list[Job] = []
         """All there ever were."""
         self._directory = directory
@@ -119,6 +115,7 @@ class Storm:
             self._perform(action)
         self.network.calm = True
         self._flush()
+        self._wait_to_be_known()
         self.network.drain()
         for trained in self._trained:
             trained.job.do("end")
@@ -220,9 +217,19 @@ class Storm:
         self._lose_directory()
 
     def _set_trainers_back(self, action: Action) -> None:
-        self.clock_back = True
         self._behind += action.back
         self._all("set clock back", action.back)
+
+    def _wait_to_be_known(self) -> None:
+        """Wait until every trainer speaks for its process: one whose clock is behind has to be seen to live first."""
+        deadline = time.monotonic() + _PATIENCE
+        names = {trained.job.life.process: f"{trained.job.life.name}." for trained in self._trained}
+        while True:
+            rows = self.exporter.get(f"/v1/runs/{self.run_name}")["processes"]
+            if all(row["epoch"].startswith(names[row["process"]]) for row in rows):
+                return
+            assert time.monotonic() < deadline, f"not known to live: {names}, {rows}"
+            time.sleep(INTERVAL)
 
     def _lose_directory(self) -> None:
         """Its trainers live, and have been told what it had: what they have not, nobody has.
@@ -231,7 +238,7 @@ class Storm:
         """
         self.network.drain()
         self._flush()
-        time.sleep(_LIVES)
+        self._wait_to_be_known()
         self._flush()
         with self.network.silence():
             self.exporter.kill()
