@@ -197,7 +197,8 @@ def _change(db: sqlite3.Connection, revision: int, run: str, span: _Span) -> Rep
         values,
     )
     happened = db.execute(
-        f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE revision = ? ORDER BY event.id",
+        f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE revision = ? AND NOT again "
+        "ORDER BY event.id",
         (revision,),
     )
     return ReportMessage(

@@ -142,8 +142,35 @@ def test_a_wrong_parameter_is_422_and_named(filled: Served, path: str, field: st
     assert all(set(detail) == {"field", "value", "allowed"} for detail in answer.json()["detail"])
 
 
-def test_since_after_until_is_an_empty_range(filled: Served) -> None:
-    assert filled.get("/v1/runs/lm/steps", since=9, until=3)["columns"]["step"] == []
+def test_a_range_beyond_the_run_is_empty_and_one_that_ends_before_it_begins_is_422(filled: Served) -> None:
+    assert filled.get("/v1/runs/lm/steps", since=900, until=901)["columns"]["step"] == []
+    assert filled.get("/v1/runs/lm/steps", since=9, until=9)["columns"]["step"] == [9]
+    answer = filled.client.get("/v1/runs/lm/steps", params={"since": 9, "until": 3})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == [{"field": "until", "value": "3", "allowed": "a step from since (9) on"}]
+
+
+def test_a_cursor_of_another_list_is_422_and_says_so(site: Served) -> None:
+    """Of another run, another filter, another kind of list: each would silently skip or repeat items."""
+    for run in ("one", "two"):
+        job = Job(run=run)
+        for _ in range(3):
+            job.step("skipped_not_finite", "NaN", a=1, b=1)
+        site.send(job.report())
+    of = {
+        path: site.get(path, limit=1)["cursor"]
+        for path in ("/v1/runs", "/v1/runs/one/events", "/v1/runs/two/events", "/v1/runs/one/parameters")
+    }
+    assert all(of.values())
+    for path in of:
+        for other, cursor in of.items():
+            answer = site.client.get(path, params={"cursor": cursor})
+            assert answer.status_code == (200 if path == other else 422), (path, other)
+    filtered = site.client.get("/v1/runs/one/events", params={"cursor": of["/v1/runs/one/events"], "kind": "skipped"})
+    assert filtered.status_code == 422
+    (detail,) = filtered.json()["detail"]
+    assert detail["field"] == "cursor"
+    assert "this list's last answer" in detail["allowed"]
 
 
 def test_paths_and_methods_that_are_not_there_answer_in_the_same_form(filled: Served) -> None:

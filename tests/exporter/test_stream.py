@@ -99,6 +99,20 @@ def test_a_committed_report_comes_with_what_it_added(site: Served) -> None:
         assert run.data == site.get("/v1/runs/lm")
 
 
+def test_what_two_processes_tell_alike_comes_once_whoever_speaks(site: Served) -> None:
+    """The first to tell of a bad step is the one whose event comes; what only one of them tells comes, too."""
+    jobs = [Job(clock=site.clock, process=process, process_count=2, epoch=f"e{process}") for process in (0, 1)]
+    with following(site.url, "lm") as stream:
+        for turn in ((0, 1), (1, 0), (1,)):
+            for process in turn:
+                jobs[process].step("skipped_not_finite", "NaN", w=1)
+                site.send(jobs[process].report())
+        told = [event for _ in range(5) for event in stream.next("report").data["events"]]
+    skipped = [(event["process"], event["step"]) for event in told if event["kind"] == "skipped"]
+    assert skipped == [(0, 1), (1, 2), (1, 3)]
+    assert [event["process"] for event in told if event["kind"] == "streak_started"] == [0]
+
+
 def test_a_stream_begins_with_the_run_as_it_stands(site: Served) -> None:
     send_steps(site, Job(clock=site.clock), 2)
     with following(site.url, "lm") as stream:

@@ -15,7 +15,7 @@ export const paths = {
   runs: () => "/v1/runs?limit=500",
   run: (run) => `/v1/runs/${encodeURIComponent(run)}`,
   steps: (run, query = {}) => `${paths.run(run)}/steps${queryString(query)}`,
-  events: (run) => `${paths.run(run)}/events?limit=200`,
+  events: (run, query = {}) => `${paths.run(run)}/events${queryString({ limit: 200, ...query })}`,
   parameters: (run) => `${paths.run(run)}/parameters`,
   stream: (run) => `/v1/stream${queryString({ run })}`,
 };

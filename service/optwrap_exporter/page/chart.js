@@ -36,18 +36,20 @@ function readColours() {
   };
 }
 
-/** The top of the norm's axis: uPlot draws none that needs more than 17 digits. What is larger leaves at the top. */
-const HIGHEST = 9e16;
+/**
+ * The norm's axis is linear in the norm's logarithm: uPlot's own logarithmic scale ends where numbers need more than 17
+ * digits, and a float32 norm goes on to 3e38. A norm of zero has no place on it.
+ */
+const log = (value) => (value > 0 ? Math.log10(value) : null);
 
-/** Powers of ten, every other one where many are in view, and 2 and 5 between them where fewer than three are. */
+/** Logarithms of powers of ten, a few of many in view, and of 2 and 5 times them where fewer than three are. */
 function logSplits(min, max) {
-  const decades = Math.log10(max / min);
-  const few = decades < 3;
-  const stride = Math.ceil(decades / 10);
+  const few = max - min < 3;
+  const stride = Math.max(1, Math.ceil((max - min) / 10));
   const splits = [];
-  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power += stride) {
+  for (let power = Math.floor(min / stride) * stride; power <= max; power += stride) {
     for (const step of few ? [1, 2, 5] : [1]) {
-      const value = Number(`${step}e${power}`);
+      const value = power + Math.log10(step);
       if (value >= min && value <= max) splits.push(value);
     }
   }
@@ -73,14 +75,12 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
 
   /** Room for the limit if it is not decades away, and for the marks under the line; a decade at least. */
   function rangeY(_, low, high) {
-    let min = low > 0 ? low : 0.1;
-    let max = high > 0 ? high : 1;
-    if (limit > 0 && limit < max * 1e3) max = Math.max(max, limit);
-    const missing = Math.max(0, 1 - Math.log10(max / min)) / 2;
-    const span = Math.max(1, Math.log10(max / min));
-    min /= 10 ** (missing + span * ((2 * MARK) / (size().height - 90)));
-    max *= 10 ** (missing + span * 0.08);
-    return [min, Math.min(max, HIGHEST)];
+    const min = low ?? -1;
+    let max = high ?? 0;
+    if (limit > 0 && log(limit) < max + 3) max = Math.max(max, log(limit));
+    const missing = Math.max(0, 1 - (max - min)) / 2;
+    const span = Math.max(1, max - min);
+    return [min - missing - span * ((2 * MARK) / (size().height - 90)), max + missing + span * 0.08];
   }
 
   function build() {
@@ -90,7 +90,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
         ...size(),
         padding: [8, 24, 0, 0],
         legend: { show: false },
-        scales: { x: { time: false, range: () => range }, y: { distr: 3, log: 10, range: rangeY } },
+        scales: { x: { time: false, range: () => range }, y: { range: rangeY } },
         axes: [
           {
             ...axis,
@@ -109,7 +109,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             ticks: { show: false, size: 4 },
             splits: (_, __, min, max) => logSplits(min, max),
             filter: (_, splits) => splits,
-            values: (_, splits) => splits.map((value) => formatNorm(value)),
+            values: (_, splits) => splits.map((value) => formatNorm(Number((10 ** value).toPrecision(6)))),
           },
         ],
         series: [
@@ -134,7 +134,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             (plot) => {
               if (!steps) return;
               const bad = inView();
-              drawLimit(plot, limit, colours);
+              drawLimit(plot, log(limit), colours);
               drawMarks(plot, bad, steps, colours);
               const thinned = drawStrip(plot, steps, everyK, colours, !narrow);
               // What was painted, for those who cannot see a canvas: assistive programs and tests.
@@ -189,7 +189,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   function draw() {
     if (!steps) return;
     plot.batch(() => {
-      plot.setData([steps.step, steps.norm], false);
+      plot.setData([steps.step, steps.norm.map(log)], false);
       plot.setScale("x", { min: range[0], max: range[1] });
     });
   }

@@ -9,7 +9,9 @@ import { loadChartLibrary } from "./chart.js";
 import { createEmpty, createMissing } from "./panels/empty.js";
 import { createEvents } from "./panels/events.js";
 import { createNormPanel } from "./panels/norm.js";
+import { createNotices } from "./panels/notices.js";
 import { createParameters } from "./panels/parameters.js";
+import { createPod } from "./panels/pod.js";
 import { createProcesses } from "./panels/processes.js";
 import { createRuns } from "./panels/runs.js";
 import { createTiles } from "./panels/tiles.js";
@@ -69,12 +71,23 @@ function jump(step) {
   byId("norm").scrollIntoView({ block: "nearest", behavior: "auto" });
 }
 
+/** The steps of one process from now on; of the one that speaks for the run where it is null. */
+function showProcess(process) {
+  dispatch({ type: "process", process });
+  history.pushState(null, "", format(state));
+  session.reload();
+  byId("norm").scrollIntoView({ block: "nearest", behavior: "auto" });
+}
+
 window.addEventListener("popstate", () => {
   const wanted = parse(location.search);
   const run = wanted.run ?? state.runs?.[0]?.run ?? null;
   dispatch({ type: "select", run });
   dispatch({ type: "view", view: { window: wanted.window, range: wanted.range, step: wanted.step } });
+  const other = wanted.process !== state.wantedProcess;
+  dispatch({ type: "process", process: wanted.process });
   session.selected();
+  if (other) session.reload();
 });
 
 const panels = [
@@ -82,11 +95,13 @@ const panels = [
   createRuns(byId("runs"), byId("shell"), { onSelect: select }),
   createEmpty(byId("empty")),
   createMissing(byId("missing")),
+  createNotices(byId("notices")),
   createVerdict(byId("verdict"), byId("announcer")),
   createTiles(byId("tiles")),
   createNormPanel(byId("norm"), uPlot, { onView: view, onRange: lookAt }),
+  createPod(byId("pod"), { onProcess: showProcess }),
   createParameters(byId("parameters"), { onJump: jump }),
-  createEvents(byId("events"), { onJump: jump }),
+  createEvents(byId("events"), { onJump: jump, onOlder: session.older }),
   createProcesses(byId("processes")),
 ];
 

@@ -64,9 +64,9 @@ export function drawMarks(plot, bad, steps, colours) {
   for (const { step, kind } of marks) draw(ctx, shapeOf(kind), plot.valToPos(step, "x", true), y, size, colours.kind(kind));
 }
 
-/** A line across the plot at the norm from which steps are skipped. */
+/** A line across the plot at the norm from which steps are skipped, given where it is on the plot's y axis. */
 export function drawLimit(plot, limit, colours) {
-  if (!(limit > 0)) return;
+  if (limit === null) return;
   const { ctx, bbox } = plot;
   const y = plot.valToPos(limit, "y", true);
   if (y < bbox.top || y > bbox.top + bbox.height) return;

@@ -8,11 +8,11 @@ import { Steps } from "./steps.js";
 import { compareHealth } from "./words.js";
 
 /** Events held and steps whose offending parameters are remembered, at most. */
-export const EVENTS_HELD = 500;
+export const EVENTS_HELD = 20_000;
 export const OFFENDERS_HELD = 2_000;
 
-/** Kinds of events that every process of a run reports alike: they are taken from the process that is shown. */
-const ALIKE = new Set(["skipped", "accepted_not_finite", "streak_started", "streak_ended"]);
+/** Parameters that the stream's messages bring at most, the worst; a whole answer has all. */
+export const PARAMETERS_STREAMED = 1_000;
 
 /** How many of the latest steps the chart follows, unless the URL says otherwise. */
 export const DEFAULT_WINDOW = 2_000;
@@ -27,12 +27,19 @@ export function initialState(wanted = {}) {
     /** Whether the exporter said that it does not know the selected run. */
     missing: false,
     view: { window: wanted.window ?? DEFAULT_WINDOW, range: wanted.range ?? null, step: wanted.step ?? null },
+    /** What the address asked for in vain, in words. */
+    notices: wanted.wrong ?? [],
     ...ofNoRun(wanted.process ?? null),
   };
 }
 
+/**
+ * `process`: whose steps are held; `wantedProcess`: the one that was asked for, null where the run's speaker will do;
+ * `olderEvents`: the cursor of those before the oldest held, null where there are none.
+ */
 function ofNoRun(process = null) {
-  return { detail: null, process, wantedProcess: process, steps: new Steps(), version: 0, events: [], offenders: new Map() };
+  const held = { steps: new Steps(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [] };
+  return { detail: null, process, wantedProcess: process, ...held };
 }
 
 /** The state after `action`; the same object where nothing changed. */
@@ -52,22 +59,30 @@ export function reduce(state, action) {
         ...ofNoRun(),
         selected: action.run,
         missing: false,
+        notices: [],
         view: { ...state.view, range: null, step: null },
       };
     case "missing":
       return action.run === state.selected ? { ...state, missing: true, detail: null } : state;
-    case "any process":
-      return { ...state, wantedProcess: null };
+    case "process":
+      return { ...state, wantedProcess: action.process, notices: [] };
+    case "no such process": {
+      const said = `Process ${state.wantedProcess} has not reported in this run: the steps are those of the process that speaks for it.`;
+      return { ...state, wantedProcess: null, notices: [...state.notices, said] };
+    }
     case "loaded":
       return action.run.run === state.selected ? loaded(state, action) : state;
     case "run":
-      return action.data.run === state.selected ? withDetail({ ...state, missing: false }, action.data) : state;
+      return action.data.run === state.selected ? withDetail({ ...state, missing: false }, action.data, action.whole ?? false) : state;
     case "report":
       return action.data.run === state.selected ? reported(state, action.data) : state;
     case "steps":
       if (action.run !== state.selected) return state;
       state.steps.add(action.columns);
       return { ...state, version: state.version + 1 };
+    case "older events":
+      if (action.run !== state.selected) return state;
+      return { ...state, events: mergeEvents(state.events, action.items), olderEvents: action.cursor };
     case "view":
       return { ...state, view: { ...state.view, ...action.view } };
     default:
@@ -87,15 +102,24 @@ function loaded(state, { run, steps, events }) {
       version: state.version + 1,
       process: steps.process,
       events: mergeEvents([], events.items),
+      olderEvents: events.cursor,
       offenders: withOffenders(new Map(), events.items.flatMap(offendersOf)),
     },
     run,
+    true,
   );
 }
 
-function withDetail(state, detail) {
+function withDetail(state, detail, whole) {
   const runs = state.runs?.map((row) => (row.run === detail.run ? rowOf(row, detail) : row)).sort(byHealthThenName) ?? null;
-  return { ...state, detail, runs };
+  return { ...state, detail, runs, parameters: whole ? detail.parameters : mergeParameters(state.parameters, detail.parameters) };
+}
+
+/** A stream's message has only the worst: those it leaves out are less bad, and stay as they were. */
+export function mergeParameters(held, worst) {
+  if (worst.length < PARAMETERS_STREAMED) return worst;
+  const fresh = new Set(worst.map(({ parameter }) => parameter));
+  return [...worst, ...held.filter(({ parameter }) => !fresh.has(parameter))];
 }
 
 function rowOf(row, detail) {
@@ -104,12 +128,15 @@ function rowOf(row, detail) {
 }
 
 function reported(state, data) {
-  // In data-parallel training every process reports the same steps: one process's are shown.
+  // In data-parallel training every process reports the same steps: one process's are shown. What several tell alike
+  // the exporter sends as the event of the first.
   const next = { ...state, process: state.process ?? data.process };
-  const shown = next.process === data.process;
-  const events = data.events.filter(({ kind }) => shown || !ALIKE.has(kind));
-  if (events.length) next.events = mergeEvents(state.events, events);
-  if (!shown) return next;
+  if (data.events.length) {
+    next.events = mergeEvents(state.events, data.events);
+    // What fell off the end is not asked for again in pieces.
+    if (next.events.length === EVENTS_HELD) next.olderEvents = null;
+  }
+  if (next.process !== data.process) return next;
   if (next.steps.add(data.steps)) next.version += 1;
   if (data.offenders.length) next.offenders = withOffenders(state.offenders, data.offenders);
   return next;
@@ -137,6 +164,11 @@ function withOffenders(held, incoming) {
 
 /** Newest first, each id once, bounded. */
 export function mergeEvents(held, incoming) {
+  const fresh = [...incoming].sort((a, b) => b.id - a.id);
+  if (!fresh.length) return held;
+  // What nearly always happens: all of them are newer, or older.
+  if (!held.length || fresh.at(-1).id > held[0].id) return [...fresh, ...held].slice(0, EVENTS_HELD);
+  if (held.at(-1).id > fresh[0].id) return [...held, ...fresh].slice(0, EVENTS_HELD);
   const byId = new Map(held.map((event) => [event.id, event]));
   for (const event of incoming) byId.set(event.id, event);
   return [...byId.values()].sort((a, b) => b.id - a.id).slice(0, EVENTS_HELD);

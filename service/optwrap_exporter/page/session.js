@@ -2,14 +2,16 @@
 
 import { getJson, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
-import { visibleRange } from "./model.js";
+import { PARAMETERS_STREAMED, visibleRange } from "./model.js";
 
 /** How often the list of runs is asked for (ms); it is also how an exporter that is back is found. */
 const POLL = 3_000;
 /** A hidden page gives its stream back after this long (ms): browsers allow six connections to one origin. */
 const HIDDEN = 60_000;
-/** A stream this far (s) behind what the list says is taken for dead. */
+/** A stream this far (s) behind what the list says is taken for dead; a process this far behind its run may be, too. */
 const BEHIND = 10;
+/** Least time (s) between two questions that a stream's messages give rise to. */
+const ASK_AGAIN = 5;
 
 /** Whether the exporter said that there is no such run or process, or that nothing can be called so. */
 const unknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
@@ -21,6 +23,8 @@ export function createSession({ getState, dispatch, now }) {
   let waiting = null;
   let pollTimer;
   let hiddenTimer;
+  /** When (s) it was last asked who speaks for the run, and for all its parameters; how many bad steps it had then. */
+  let asked = { speaker: 0, whole: 0, bad: null };
 
   const connection = (phase) => dispatch({ type: "connection", phase, at: now() });
 
@@ -29,11 +33,16 @@ export function createSession({ getState, dispatch, now }) {
     stream?.close();
     stream = null;
     streamed = run;
+    asked = { speaker: 0, whole: 0, bad: null };
     if (run === null) return;
     stream = openStream(run, {
       onOpen: () => load(run),
       onLost: () => connection("lost"),
-      onMessage: (message) => (waiting ? waiting.push(message) : dispatch(message)),
+      onMessage: (message) => {
+        if (waiting) return waiting.push(message);
+        dispatch(message);
+        if (message.type === "run") complete(run, message.data);
+      },
     });
   }
 
@@ -58,7 +67,7 @@ export function createSession({ getState, dispatch, now }) {
       if (waiting !== mine || run !== getState().selected) return;
       if (!unknown(error)) restart();
       else if (getState().wantedProcess !== null) {
-        dispatch({ type: "any process" });
+        dispatch({ type: "no such process" });
         await load(run);
       } else dispatch({ type: "missing", run });
     } finally {
@@ -66,6 +75,27 @@ export function createSession({ getState, dispatch, now }) {
         waiting = null;
         for (const message of mine) dispatch(message);
       }
+    }
+  }
+
+  /** Asks for what a message about the run leaves out: all its parameters, and who speaks for it now. */
+  async function complete(run, detail) {
+    const { process, wantedProcess, steps } = getState();
+    const bad = detail.totals.not_finite_steps;
+    try {
+      if (detail.parameters.length >= PARAMETERS_STREAMED && bad !== asked.bad && now() > asked.whole + ASK_AGAIN) {
+        Object.assign(asked, { whole: now(), bad });
+        dispatch({ type: "run", data: await getJson(paths.run(run)), whole: true });
+      }
+      const speaker = detail.processes.find((row) => row.process === process);
+      const silent = speaker && seconds(detail.last_report) - seconds(speaker.last_report) > BEHIND;
+      if (wantedProcess === null && silent && now() > asked.speaker + ASK_AGAIN) {
+        asked.speaker = now();
+        const answer = await getJson(paths.steps(run, { since: steps.last ?? 0, points: 2 }));
+        if (answer.process !== process && run === getState().selected) await load(run);
+      }
+    } catch {
+      // It is asked again with a later message; a lost connection is said elsewhere.
     }
   }
 
@@ -130,8 +160,23 @@ export function createSession({ getState, dispatch, now }) {
     }
   }
 
+  /** The events before the oldest that is held. */
+  async function older() {
+    const { selected: run, olderEvents: cursor } = getState();
+    if (cursor === null) return;
+    try {
+      const { items, cursor: next } = await getJson(paths.events(run, { limit: 1000, cursor }));
+      dispatch({ type: "older events", run, items, cursor: next });
+    } catch {
+      // The button is still there; a lost connection is said elsewhere.
+    }
+  }
+
   return {
     start: poll,
+    older,
+    /** The selected run's data anew. */
+    reload: () => load(getState().selected),
     /** After the selection changed: its stream and its data, at once. */
     selected: () => {
       const { selected } = getState();

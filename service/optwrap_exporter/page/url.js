@@ -1,15 +1,26 @@
 /** The page's state in its address, so that a link shows what its sender saw. No DOM but `location` and `history`. */
 
+import { visible } from "./format.js";
 import { DEFAULT_WINDOW } from "./model.js";
 
 const count = (text) => (/^\d{1,15}$/.test(text ?? "") ? Number(text) : null);
 
-/** What an address asks for; what it says wrongly is left out. */
+/** What an address asks for; what it says wrongly is left out, and `wrong` says so in words. */
 export function parse(search) {
   const query = new URLSearchParams(search);
   const [from, to] = [count(query.get("from")), count(query.get("to"))];
   const window = query.get("window");
+  const wrong = [];
+  for (const name of ["process", "step", "from", "to"]) {
+    if (query.has(name) && count(query.get(name)) === null) wrong.push(`${name}=${visible(query.get(name))} is not a whole number.`);
+  }
+  if (query.has("window") && window !== "all" && !(count(window) >= 2)) {
+    wrong.push(`window=${visible(window)} is neither “all” nor a number of steps from 2 up.`);
+  }
+  if (query.has("from") !== query.has("to")) wrong.push("A range of steps needs both from= and to=.");
+  else if (from !== null && to !== null && from >= to) wrong.push(`There are no steps from ${from} to ${to}: to= has to be above from=.`);
   return {
+    wrong,
     run: query.get("run"),
     process: count(query.get("process")),
     window: window === "all" ? "all" : Math.max(2, count(window) ?? DEFAULT_WINDOW),

@@ -85,6 +85,8 @@ def router(store: Store, ledger: Ledger) -> APIRouter:
         lead = ledger.lead(run)
         if lead is None:
             raise unknown_run(run)
+        if since is not None and until is not None and since > until:
+            raise refused(422, "until", until, f"a step from since ({since}) on")
         _check_process(run, process)
         of = lead if process is None else process
         return answer(store.steps(run, of, since=since, until=until, points=points))

@@ -66,7 +66,8 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
     ) -> AsyncIterator[ServerSentEvent]:
         """Follow one run, or all.
 
-        `report` events bring what each committed report added, `run` events the answer of /v1/runs/{run} with the worst
+        `report` events bring what each committed report added, without the events that another process of its attempt
+        had told alike before; `run` events the answer of /v1/runs/{run} with the worst
         1,000 parameters: at the start (of the run asked for, or of every run that has not ended), then at most once a
         second and on every change of health. Without Last-Event-ID, or with one that this store never gave, it begins
         with what comes next.

@@ -94,7 +94,7 @@ def reporter(url: str, request: pytest.FixtureRequest) -> MakeReporter:
 
     def make(run: str = name, **job: Any) -> Reporter:
         # A minute between reports: none of these jobs goes stale while its test looks.
-        made = Reporter(Job(run=run, clock=time.time, interval=60, **job), url)
+        made = Reporter(Job(**{"run": run, "clock": time.time, "interval": 60.0, **job}), url)
         made.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
         return made
 

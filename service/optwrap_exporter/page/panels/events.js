@@ -5,8 +5,9 @@ import { KINDS, REASONS } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
 
-/** Rows in the document at once. */
+/** Rows in the document at first, and how many more come with each click. */
 const ROWS = 200;
+const MORE = 1_000;
 
 const EVENTS = {
   accepted_not_finite: { word: "Accepted, not finite", shape: "bang", class: "kind-accepted_not_finite" },
@@ -72,11 +73,19 @@ function inWords(value) {
   return Number.isInteger(number) ? integer(number) : norm(number);
 }
 
-export function createEvents(root, { onJump }) {
-  const { head, aside, link } = panelHead("events-title", "Events", "What happened in this run, newest first");
+export function createEvents(root, { onJump, onOlder }) {
+  const { head, link } = panelHead("events-title", "Events", "What happened in this run, newest first");
   const list = el("ol", { class: "feed" });
   const none = el("p", { class: "notice", text: "Nothing yet." });
-  root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Events, newest first" }, list));
+  const count = el("span");
+  const older = el("button", { type: "button", text: "Show older" });
+  const more = el("p", { class: "more" }, count, older);
+  older.addEventListener("click", () => {
+    limit += MORE;
+    draw();
+    if (current.events.length < limit) onOlder();
+  });
+  root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Events, newest first" }, list), more);
 
   function create(event) {
     const { word, shape: name, class: className } = appearance(event);
@@ -105,13 +114,25 @@ export function createEvents(root, { onJump }) {
     );
   }
 
-  let shown = null;
+  let limit = ROWS;
+  let current = null;
+  let shownRun = null;
+
+  function draw() {
+    const { events, olderEvents, detail } = current;
+    setAttribute(link, "href", paths.events(detail.run));
+    none.hidden = events.length > 0;
+    more.hidden = events.length <= limit && olderEvents === null;
+    setText(count, `The last ${integer(Math.min(limit, events.length))}.`);
+    keyed(list, events.slice(0, limit), ({ run, id }) => `${run} ${id}`, create);
+  }
+
   return ({ state }) => {
-    if (!state.detail || state.events === shown) return;
-    shown = state.events;
-    setAttribute(link, "href", paths.events(state.detail.run));
-    none.hidden = shown.length > 0;
-    setText(aside, shown.length > ROWS ? `the last ${ROWS}` : "");
-    keyed(list, shown.slice(0, ROWS), ({ run, id }) => `${run} ${id}`, create);
+    const before = current;
+    if (!state.detail) return;
+    current = state;
+    if (state.detail.run !== shownRun) limit = ROWS;
+    shownRun = state.detail.run;
+    if (state.events !== before?.events || state.olderEvents !== before?.olderEvents) draw();
   };
 }

@@ -100,6 +100,10 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
     const { steps, offenders, view } = current;
     const index = hovered ?? (steps.length ? steps.nearest(view.step ?? steps.latest) : -1);
     if (index < 0 || index >= steps.length) return setText(readout, "No step yet.");
+    if (hovered === null && view.range && (view.range[0] > steps.last || view.range[1] < steps.first)) {
+      const [from, to] = view.range.map((step) => integer(Math.round(step)));
+      return setText(readout, `No step from ${from} to ${to}: there are those from ${integer(steps.first)} to ${integer(steps.last)}.`);
+    }
     const { step, time, kind, raw, mini } = steps.at(index);
     const window = mini === null || !current.detail?.gauges?.every_k ? "" : ` · window ${mini} of ${current.detail.gauges.every_k}`;
     const guilty = offenders.get(step);

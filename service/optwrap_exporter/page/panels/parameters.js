@@ -4,8 +4,9 @@ import { compact, integer, plural, visible } from "../format.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
 
-/** Rows in the document at once; the filter reaches the others. */
+/** Rows in the document at first, and how many more come with each click; the filter reaches all. */
 const ROWS = 100;
+const MORE = 1_000;
 const FILTER_FROM = 8;
 /** Where more than so many went bad in the same first step, none of them is told to be the first. */
 const FIRST = 3;
@@ -26,7 +27,8 @@ export function createParameters(root, { onJump }) {
   );
   const filter = el("input", { type: "search", placeholder: "Filter", "aria-label": "Filter parameters by path" });
   const count = el("span", { class: "count" });
-  aside.append(count, filter);
+  const copy = el("button", { type: "button", text: "Copy", title: "Copy the rows that the filter finds, as a table of tab-separated values" });
+  aside.append(count, filter, copy);
   const headers = COLUMNS.map(({ key, label, what }) => {
     const button = el("button", { type: "button", text: label, title: what });
     button.addEventListener("click", () => {
@@ -38,7 +40,9 @@ export function createParameters(root, { onJump }) {
   const body = el("tbody");
   const table = el("table", { "aria-labelledby": "parameters-title" }, el("thead", {}, el("tr", {}, ...headers.map(({ cell }) => cell))), body);
   const none = el("p", { class: "notice", text: "None: every gradient so far was finite." });
-  const more = el("p", { class: "more" });
+  const rest = el("span");
+  const grow = el("button", { type: "button", text: "Show more" });
+  const more = el("p", { class: "more" }, rest, grow);
   root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of parameters" }, table), more);
 
   /** null: as the exporter orders them, worst first. */
@@ -47,7 +51,26 @@ export function createParameters(root, { onJump }) {
   /** The step in which the first went bad, where that tells a few parameters from the others. */
   let began;
   let shown = null;
+  let shownRun = null;
+  let limit = ROWS;
   filter.addEventListener("input", () => draw());
+  grow.addEventListener("click", () => {
+    limit += MORE;
+    draw();
+  });
+  copy.addEventListener("click", async () => {
+    const table = [COLUMNS.map(({ key }) => key), ...found().map((row) => COLUMNS.map(({ key }) => cellText(row[key])))];
+    const done = await copyText(table.map((row) => row.join("\t")).join("\n"));
+    setText(copy, done ? "Copied" : "Not copied");
+    setTimeout(() => setText(copy, "Copy"), 2_000);
+  });
+
+  /** The rows that the filter finds, in the table's order. */
+  function found() {
+    const wanted = filter.value.trim().toLowerCase();
+    const rows = wanted ? parameters.filter(({ parameter }) => parameter.toLowerCase().includes(wanted)) : [...parameters];
+    return order ? rows.sort((a, b) => (order.down ? -1 : 1) * compare(a[order.key], b[order.key])) : rows;
+  }
 
   function create({ parameter }) {
     const first = el("button", { type: "button", class: "jump" });
@@ -79,24 +102,26 @@ export function createParameters(root, { onJump }) {
   }
 
   function draw() {
-    const wanted = filter.value.trim().toLowerCase();
-    let rows = wanted ? parameters.filter(({ parameter }) => parameter.toLowerCase().includes(wanted)) : [...parameters];
-    if (order) rows.sort((a, b) => (order.down ? -1 : 1) * compare(a[order.key], b[order.key]));
-    const found = rows.length;
-    rows = rows.slice(0, ROWS);
+    const filtered = filter.value.trim() !== "";
+    const all = found();
+    const rows = all.slice(0, limit);
     for (const { key, cell } of headers) setAttribute(cell, "aria-sort", order?.key === key ? (order.down ? "descending" : "ascending") : null);
     keyed(body, rows, ({ parameter }) => parameter, create, update);
     none.hidden = parameters.length > 0;
     table.parentNode.hidden = parameters.length === 0;
-    filter.hidden = parameters.length < FILTER_FROM && !wanted;
+    filter.hidden = parameters.length < FILTER_FROM && !filtered;
+    copy.hidden = parameters.length === 0;
     setText(count, parameters.length ? plural(parameters.length, "parameter") : "");
-    setText(more, found > ROWS ? `${integer(found - ROWS)} more: filter to reach them.` : found === 0 && wanted ? "No path contains that." : "");
+    grow.hidden = all.length <= limit;
+    more.hidden = grow.hidden && !(filtered && all.length === 0);
+    setText(rest, grow.hidden ? "No path contains that." : `${integer(all.length - limit)} more.`);
   }
 
   return ({ state }) => {
-    if (!state.detail || state.detail.parameters === shown) return;
-    shown = state.detail.parameters;
-    parameters = shown ?? [];
+    if (!state.detail || state.parameters === shown) return;
+    shown = parameters = state.parameters;
+    if (state.detail.run !== shownRun) limit = ROWS;
+    shownRun = state.detail.run;
     began = firstStep(parameters);
     setAttribute(link, "href", paths.parameters(state.detail.run));
     draw();
@@ -104,9 +129,30 @@ export function createParameters(root, { onJump }) {
 }
 
 function firstStep(parameters) {
-  const first = Math.min(...parameters.map((item) => item.first_step ?? Infinity));
+  const first = parameters.reduce((least, item) => Math.min(least, item.first_step ?? Infinity), Infinity);
   const count = parameters.filter((item) => item.first_step === first).length;
   return count < parameters.length && count <= FIRST ? first : undefined;
+}
+
+/** A value as a cell of tab-separated text: a path may hold anything. */
+function cellText(value) {
+  return visible(value ?? "");
+}
+
+/** Puts text where a paste takes it from; whether that worked. Browsers give the clipboard to secure origins only. */
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = el("textarea", { readonly: true, class: "visually-hidden", "aria-hidden": "true" });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
 }
 
 function compare(a, b) {

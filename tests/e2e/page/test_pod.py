@@ -1,0 +1,136 @@
+"""The pod: every process a cell, and the run goes on being shown whichever process dies."""
+
+import re
+import time
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from tests.e2e.page.desk import PHONE, MakeReporter, OpenDesk
+
+pytestmark = pytest.mark.programs("chromium")
+
+
+def test_each_process_is_a_cell_with_its_health_in_words(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Five of a job's six report: each health has its own words and class, and the sixth is there as not heard of."""
+    desk = open_desk()
+    pod = [reporter(process=process, process_count=6, epoch=f"e{process}") for process in range(5)]
+    for training in pod:
+        training.good(8)
+    pod[3].bad(w=1)
+    pod[4].send("failed")
+    page = desk.open(pod[0].run)
+    cells = desk.part("pod").get_by_role("option")
+    expect(cells).to_have_count(6)
+    healths = ["degraded", "degraded", "degraded", "skipping", "failed", "missing"]
+    shown = [cells.nth(i).get_attribute("data-health") for i in range(6)]
+    rows = httpx.get(f"{desk.url}/v1/runs/{pod[0].run}", trust_env=False).json()["processes"]
+    assert shown == [row["health"] for row in rows] + ["missing"]
+    assert shown[3:] == healths[3:]
+    expect(cells.nth(3)).to_have_accessible_name("Process 3 on node-3: Skipping")
+    expect(cells.nth(5)).to_have_accessible_name("Process 5: Not heard of")
+    expect(desk.part("pod").locator(".legend")).to_contain_text("1skipping")
+    readout = desk.part("pod").locator("output")
+    expect(readout).to_contain_text("Process 4 on node-4 · Failed")  # the worst, as long as nobody points at another
+    cells.nth(3).hover()
+    expect(readout).to_contain_text(
+        re.compile(r"Process 3 on node-3 · Skipping for .* · last report .* ago · .*streak 1")
+    )
+    page.mouse.move(0, 0)
+    expect(readout).to_contain_text("Process 4")
+
+
+def test_a_cell_opens_its_process_by_pointer_and_by_keyboard(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """The chart shows the steps of the process that was chosen, the address says so, and back goes back."""
+    desk = open_desk()
+    first, second = (reporter(process=process, process_count=2, epoch=f"e{process}") for process in (0, 1))
+    first.good(10)
+    second.good(9)
+    second.bad(w=1)
+    page = desk.open(first.run)
+    expect(desk.chart()).to_have_attribute("data-marks", "0")
+    pod = desk.part("pod")
+    pod.get_by_role("listbox").focus()
+    page.keyboard.press("End")
+    expect(pod.locator("output")).to_contain_text("Process 1 on node-1")
+    expect(pod.get_by_role("option").nth(1)).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Enter")
+    expect(desk.chart()).to_have_attribute("data-marked", "10")
+    page.wait_for_url(re.compile(r"process=1\b"))
+    page.reload()
+    expect(desk.chart()).to_have_attribute("data-marked", "10")
+    pod.get_by_role("option").first.click()
+    pod.get_by_role("button", name="Show its steps").click()
+    expect(desk.chart()).to_have_attribute("data-marks", "0")
+    page.go_back()
+    expect(desk.chart()).to_have_attribute("data-marked", "10")
+
+
+# A panel made by the page's own module, given a run of so many processes.
+LARGE = """async ([count, changed]) => {
+    const { createPod } = await import("/page/panels/pod.js");
+    const root = document.createElement("section");
+    document.getElementById("main").append(root);
+    const update = createPod(root, { onProcess: () => {} });
+    const state = (health) => ({
+      detail: { run: "pod", processes: Array.from({ length: count }, (_, process) => ({
+        process, host: `node-${process >> 3}`, since: 0, last_report: 0, gauges: {}, totals: { steps: 1 },
+        health: process === changed ? health : "ok" })) },
+      runs: [{ run: "pod", process_count: count }], connection: { phase: "live" } });
+    update({ state: state("ok"), now: 5 });
+    const before = root.querySelectorAll("[role=option]").length;
+    const touched = new Set();
+    const grid = root.querySelector("[role=listbox]");
+    const watch = new MutationObserver((all) => all.forEach(({ target }) => touched.add(target.dataset.process)));
+    watch.observe(grid, { subtree: true, attributes: true, childList: true });
+    update({ state: state("skipping"), now: 6 });
+    await new Promise((done) => setTimeout(done));
+    const said = root.querySelector("output").textContent;
+    grid.focus();
+    const fits = root.scrollWidth <= root.clientWidth;
+    return { before, touched: [...touched], said, fits, widths: document.documentElement.scrollWidth <= innerWidth };
+}"""
+
+
+@pytest.mark.parametrize("count", [2, 4096])
+@pytest.mark.parametrize("viewport", [None, PHONE])
+def test_a_pod_of_any_size_fits_and_only_what_changed_is_touched(
+    open_desk: OpenDesk, viewport: dict[str, int] | None, count: int
+) -> None:
+    """From 2 to 4,096 processes: a cell for each, none wider than the page; a change of one touches one cell."""
+    desk = open_desk(viewport) if viewport else open_desk()
+    found = desk.open().evaluate(LARGE, [count, count - 1])
+    assert found["before"] == count
+    assert found["touched"] == [str(count - 1)]
+    assert found["said"].startswith(f"Process {count - 1} on node-{(count - 1) >> 3} · Skipping")
+    assert found["fits"]
+    assert found["widths"]
+
+
+def test_when_the_process_that_speaks_dies_the_page_follows_the_next(
+    open_desk: OpenDesk, reporter: MakeReporter
+) -> None:
+    """The feed misses nothing meanwhile, and tells nothing twice; the chart goes on with the other's steps."""
+    desk = open_desk()
+    both = [reporter(process=process, process_count=2, epoch=f"e{process}", interval=1.0) for process in (0, 1)]
+    for training in both:
+        training.good(4)
+        training.bad(w=1)
+    page = desk.open(both[0].run)
+    page.evaluate("window.loadedOnce = 'still the same page'")
+    expect(desk.chart()).to_have_attribute("data-marked", "5")
+    skips = desk.part("events").locator("li").filter(has_text="Skipped, not finite")
+    expect(skips).to_have_count(1)
+    both[1].bad(w=1)  # process 0 is dead
+    expect(skips).to_have_count(2)
+    expect(skips.first).to_contain_text("step 6")
+    deadline = time.monotonic() + 60
+    while desk.chart().get_attribute("data-marked") != "5 6" and time.monotonic() < deadline:
+        both[1].good(1)
+        page.wait_for_timeout(500)
+    expect(desk.chart()).to_have_attribute("data-marked", "5 6")
+    both[1].bad(w=1)
+    expect(desk.chart()).to_have_attribute("data-marked", re.compile(r"^5 6 \d+$"))
+    expect(skips).to_have_count(3)
+    assert page.evaluate("window.loadedOnce") == "still the same page"
