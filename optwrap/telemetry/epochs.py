@@ -145,6 +145,10 @@ class Account:
         self._new_id = new_id
         self._most_epochs = most_epochs
         self._last: Observed | None = None
+        self._standing = (False, False)
+        self.news = False
+        """Whether a step was the first to go wrong, to be right again, or to be accepted although not finite, since
+        whoever reports set this to false."""
         self.backlog: Backlog[Epoch] = Backlog(most_rows)
         self.epochs = [Epoch(new_id(), ZERO, ZERO, unreported=True)]
         """Oldest first, the current one last; whoever reports takes out the others when all of them is reported."""
@@ -236,4 +240,7 @@ class Account:
             mini_step=None if mini_step is None else int(mini_step),
             offenders=reading.offenders,
         )
+        standing = (record.bad, record.verdict == "accepted_not_finite")
+        if standing != self._standing:
+            self._standing, self.news = standing, True
         self.discard(self.backlog.add(self.current, record))

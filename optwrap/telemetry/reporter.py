@@ -6,6 +6,7 @@ except `flush` and `close`, which say for how long.
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Callable
 from time import monotonic, sleep, time
@@ -27,6 +28,10 @@ LONGEST_RETRY_AFTER: Final = 3600.0
 _MOST_FAULTS: Final = 8
 """Answers of 500 in a row after which it must be the report that the exporter cannot digest."""
 _BUSY: Final = frozenset({408, 429})
+_LOOK: Final = 0.1
+"""Seconds between two looks at what was observed: how long a bad step may stay unseen."""
+_HURRY: Final = 0.2
+"""Seconds after a report before one that cannot wait for its turn."""
 _POLL: Final = 0.005
 
 
@@ -68,6 +73,7 @@ class Reporter:
         self._outbox: Outbox | None = None
         self._due = clock.monotonic()
         self._began = clock.time() - self._due
+        self._sent = -math.inf
         self._blocked_until = self._due
         self._failures = 0
         self._lost_at: float | None = None
@@ -106,7 +112,7 @@ class Reporter:
         if outbox is None:
             return
         now = self._clock.monotonic()
-        due = now >= self._due
+        due = now >= self._due or (self._account.news and not self._failures and now >= self._sent + _HURRY)
         if now >= self._blocked_until and (due or (flushes and not self._failures and not outbox.settled)):
             self._send(outbox, beat=due)
         if drained and (outbox.settled or self._refused):
@@ -121,8 +127,8 @@ class Reporter:
         if self._inbox.flushes and not self._failures:
             return _POLL
         until = max(self._due, self._blocked_until) - self._clock.monotonic()
-        # Readings leave the device's memory at least once a second, however seldom they are reported.
-        return min(max(until, _POLL), 1.0)
+        # However seldom is reported: readings leave the device's memory, and what is news does not wait.
+        return min(max(until, _POLL), _LOOK)
 
     def finish(self) -> None:
         """Report the end, until the time for it is over."""
@@ -181,7 +187,8 @@ class Reporter:
 
     def _send(self, outbox: Outbox, *, beat: bool, deadline: float | None = None) -> None:
         """Send what is held, then what is new, then if there is neither and `beat` a sign of life."""
-        now = self._clock.monotonic()
+        self._sent = now = self._clock.monotonic()
+        self._account.news = False
         for held in list(outbox.held):
             beat = False
             if held in outbox.held and not self._deliver(outbox, held, deadline):

@@ -538,6 +538,30 @@ def test_an_hour_without_an_exporter_is_bounded_and_loses_no_total() -> None:
     assert outbox.settled
 
 
+def test_a_step_that_goes_wrong_does_not_wait_for_the_next_report() -> None:
+    """Nor does the first that is right again; a streak in between, however long, makes no report of its own."""
+    desk = Desk()
+    desk.training.step()
+    desk.observe()
+    desk.run(5.0)
+    for offenders in ({"head": 1}, {}):
+        desk.run(0.5)
+        before = desk.network.posts
+        desk.training.step("skipped_not_finite" if offenders else "applied", offenders)
+        desk.observe()
+        desk.run(0.11)
+        assert desk.network.posts == before + 1
+        assert desk.training.steps in {step for _, step in desk.books.steps()}
+
+    desk.run(3.0)
+    before = desk.network.posts
+    for _ in range(100):
+        desk.training.step("skipped_not_finite", {"head": 1})
+        desk.observe()
+        desk.run(0.1)
+    assert desk.network.posts - before <= 12
+
+
 def test_nobody_reports_before_it_is_known_who() -> None:
     """And what was observed until then is not lost."""
     desk = Desk()
