@@ -180,8 +180,10 @@ class Storm:
         self._start(self._checkpoint(action), said=action.said)
 
     def _roll_back(self, action: Action) -> None:
-        """Every process goes on, with an older state."""
-        checkpoint = self._checkpoint(action)
+        """Every process goes on, with a state of fewer steps: one of more would not show, and has to be said."""
+        self._train(max(action.steps, 1 + self._checkpoints[0].step - self._step))
+        older = [checkpoint for checkpoint in self._checkpoints if checkpoint.step < self._step]
+        checkpoint = older[max(0, len(older) - 1 - action.which)]
         for trained in self._trained:
             trained.begin(checkpoint.path, checkpoint.step)
             trained.job.tell("roll back", checkpoint.files[trained.job.life.process], action.said)
