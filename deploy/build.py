@@ -14,7 +14,8 @@ from typing import Final
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from deploy import runbooks
-from deploy.grafana import run
+from deploy.grafana import exporters, run, runs
+from deploy.grafana.board import Addresses
 
 HERE: Final = Path(__file__).parent
 PAGE_URL: Final = "http://localhost:10425"
@@ -25,7 +26,8 @@ RUNBOOKS_URL: Final = "http://localhost:9090/consoles/runbooks.html"
 
 def generate(page_url: str = PAGE_URL, runbooks_url: str = RUNBOOKS_URL) -> Mapping[Path, str]:
     """Every generated file's path and text."""
-    dashboards = [run.build(page_url.rstrip("/"), runbooks_url).build()]
+    addresses = Addresses(page_url.rstrip("/"), runbooks_url)
+    dashboards = [made.build(addresses).build() for made in (runs, run, exporters)]
     files = {
         HERE / "grafana" / "dashboards" / f"{dashboard.uid}.json": json.dumps(dashboard, cls=JSONEncoder, indent=2)
         + "\n"

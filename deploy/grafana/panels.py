@@ -14,6 +14,9 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 DATASOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 WIDTH: Final = 24
 """Columns of Grafana's grid."""
+COLORED: Final = models.DynamicConfigValue("custom.cellOptions", {"type": "color-text"})
+"""A table's cell in the colour of its mapping."""
+STEPS_PER_SECOND: Final = "suffix: steps/s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +184,9 @@ def rows_by(
     span: int = 12,
     empty: str = "–",
     overrides: Sequence[tuple[str, models.DynamicConfigValue]] = (),
+    complete: bool = True,
 ) -> table.Panel:
-    """A table with one row for each value of `label` that all the queries' newest results have.
+    """A table with one row for each value of `label` that the queries' newest results have.
 
     Args:
       label: the label by which the results are joined.
@@ -194,6 +198,7 @@ def rows_by(
       span: width, of 24 columns.
       empty: what stands where there is nothing.
       overrides: (heading, further configuration of that column).
+      complete: whether only what all the queries have is a row; otherwise what a query has not is left empty.
     """
     shown = {name: place for place, (name, _, _) in enumerate(columns)}
     panel = (
@@ -207,7 +212,9 @@ def rows_by(
         .targets(list(_targets(queries, instant=True, as_table=True)))
         .transformations(
             [
-                models.DataTransformerConfig("joinByField", options={"byField": label, "mode": "inner"}),
+                models.DataTransformerConfig(
+                    "joinByField", options={"byField": label, "mode": "inner" if complete else "outer"}
+                ),
                 models.DataTransformerConfig(
                     "filterFieldsByName", options={"include": {"names": [name for name, _, _ in columns]}}
                 ),
@@ -241,3 +248,8 @@ def as_override(mapping: models.ValueMap) -> models.DynamicConfigValue:
     """A value mapping as the configuration of one column, its text in the mapping's colour."""
     value: list[Any] = [mapping]
     return models.DynamicConfigValue("mappings", value)
+
+
+def as_link(title: str, url: str) -> models.DynamicConfigValue:
+    """A link from every cell of a column; `${__value.text}` in it is the cell's text."""
+    return models.DynamicConfigValue("links", [{"title": title, "url": url}])

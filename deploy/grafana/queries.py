@@ -9,6 +9,8 @@ from typing import Final
 
 from grafana_foundation_sdk.models import dashboard as models
 
+from deploy.grafana.board import Annotation
+
 # Worst last: the order by which the exporter finds a run's worst process. "finished" is below all the others, because a
 # run has finished only when all of its processes have.
 HEALTH: Final = (
@@ -32,34 +34,59 @@ MAPPING: Final = models.ValueMap(
     }
 )
 
-# A process is in exactly one state, which is 1; so this leaves one number for each.
-_STATES: Final = " or ".join(
-    f'(optwrap_process_health{{run="$run", health="{name}"}} == 1) * {code}' for name, code in CODE.items()
-)
-# No process is degraded: the run is, whose processes are well but for one that never came or is gone from /metrics.
-_MISSING: Final = (
-    '(max by (run) (optwrap_process_count{run="$run"}) > '
-    'count by (run) (count by (run, process) (optwrap_last_report_timestamp_seconds{run="$run"})) '
-    'and on (run) optwrap_process_health{run="$run", health="ok"} == 1) '
-    f"* 0 + {CODE['degraded']}"
-)
-RUN_HEALTH: Final = f"max by (run) ({_STATES} or {_MISSING})"
-PROCESS_HEALTH: Final = f"max by (process) ({_STATES})"
+ONE: Final = 'run="$run"'
+"""Selects the run of a dashboard on one run."""
+ANY: Final = 'run=~"$run"'
+"""Selects the chosen runs of a dashboard on many."""
+RUNS: Final = "label_values(optwrap_steps_total, run)"
+"""Lists the runs."""
 
 
-def largest(metric: str) -> str:
-    """The largest of the run's processes; of a counter only to show it, never to take a rate of."""
-    return f'max by (run) ({metric}{{run="$run"}})'
+def _states(of: str) -> str:
+    # A process is in exactly one state, which is 1; so this leaves one number for each.
+    return " or ".join(
+        f'(optwrap_process_health{{{of}, health="{name}"}} == 1) * {code}' for name, code in CODE.items()
+    )
 
 
-def rate(metric: str, by: str = "run") -> str:
+def process_health(of: str = ONE) -> str:
+    """The health of each process, as its number in `HEALTH`."""
+    return f"max by (process) ({_states(of)})"
+
+
+def run_health(of: str = ONE) -> str:
+    """The health of each run: of its worst process, or degraded.
+
+    No process is degraded: the run is, whose processes are well but for one that never came or is gone from /metrics.
+    """
+    missing = (
+        f"(max by (run) (optwrap_process_count{{{of}}}) > "
+        f"count by (run) (count by (run, process) (optwrap_last_report_timestamp_seconds{{{of}}})) "
+        f'and on (run) optwrap_process_health{{{of}, health="ok"}} == 1) '
+        f"* 0 + {CODE['degraded']}"
+    )
+    return f"max by (run) ({_states(of)} or {missing})"
+
+
+def largest(metric: str, of: str = ONE) -> str:
+    """The largest of a run's processes; of a counter only to show it, never to take a rate of."""
+    return f"max by (run) ({metric}{{{of}}})"
+
+
+def rate(metric: str, by: str = "run", of: str = ONE) -> str:
     """Per second; over processes the largest."""
-    return f'max by ({by}) (rate({metric}{{run="$run"}}[$__rate_interval]))'
+    return f"max by ({by}) (rate({metric}{{{of}}}[$__rate_interval]))"
 
 
-def since(metric: str) -> str:
+def skipped_share(of: str = ONE) -> str:
+    """Which share of the steps was skipped, whatever the reason."""
+    each = f"sum without (reason) (rate(optwrap_skipped_steps_total{{{of}}}[$__rate_interval]))"
+    return f"max by (run) ({each} / (rate(optwrap_steps_total{{{of}}}[$__rate_interval]) > 0))"
+
+
+def since(metric: str, of: str = ONE) -> str:
     """Seconds since the newest of the processes' time stamps."""
-    return f"time() - {largest(metric)}"
+    return f"time() - {largest(metric, of)}"
 
 
 def of_this_run(expr: str) -> str:
@@ -71,3 +98,26 @@ def gained(metric: str, label: str) -> str:
     """What a counter gained in the time range. increase() would miss the first value of a series that begins in it."""
     each = f'max by (process, {label}) ({metric}{{run="$run"}}'
     return f"max by ({label}) ({each}) - ({each} offset $__range) or {each}) * 0))"
+
+
+def streaks(of: str) -> Annotation:
+    """When gradients were not finite several times in a row. Counter and peak miss nothing between two scrapes."""
+    bad = f"increase(optwrap_not_finite_steps_total{{{of}}}[$__rate_interval])"
+    return Annotation(
+        "Streaks",
+        f"max by (run) ({bad}) > 0 and {largest('optwrap_not_finite_streak_peak', of)} >= 2",
+        "orange",
+        "{{run}}: gradients that were not finite, several steps in a row",
+    )
+
+
+def restarts(of: str) -> Annotation:
+    """When a run started, was resumed, or went back to an older state."""
+    # Over the interval: a resume whose first step comes at once is seen as starting by one scrape only.
+    starting = f'max_over_time(optwrap_process_health{{{of}, health="starting"}}[$__rate_interval])'
+    return Annotation(
+        "Restarts",
+        f"max by (run) ({starting}) > 0 or max by (run) (resets(optwrap_state_steps{{{of}}}[$__rate_interval])) > 0",
+        "blue",
+        "{{run}}: started, resumed or rolled back",
+    )

@@ -1,50 +1,44 @@
 """The rows of the dashboard *Run*."""
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from grafana_foundation_sdk.cog.builder import Builder
-from grafana_foundation_sdk.models import dashboard as models
-
-from deploy.grafana.panels import Query, as_override, lines, number, rows_by, thresholds, timeline
+from deploy.grafana.board import Row, row
+from deploy.grafana.panels import (
+    COLORED,
+    STEPS_PER_SECOND,
+    Query,
+    as_override,
+    lines,
+    number,
+    rows_by,
+    thresholds,
+    timeline,
+)
 from deploy.grafana.queries import (
     CODE,
     MAPPING,
-    PROCESS_HEALTH,
-    RUN_HEALTH,
     gained,
     largest,
     of_this_run,
+    process_health,
     rate,
+    run_health,
     since,
 )
 
-STEPS_PER_SECOND: Final = "suffix: steps/s"
 RED: Final = "red"
-COLORED: Final = models.DynamicConfigValue("custom.cellOptions", {"type": "color-text"})
-
-
-class Row(NamedTuple):
-    """A title and the panels under it, left to right."""
-
-    title: str
-    panels: Sequence[Builder[models.Panel]]
-
-
-def _row(title: str, *panels: Builder[models.Panel]) -> Row:
-    return Row(title, panels)
 
 
 def now() -> Row:
     """The figures that answer whether all is well."""
-    return _row(
+    return row(
         "Now",
         number(
             "Health now",
             "The worst of the run's processes, as the exporter judges them; degraded where one of the job's processes "
             "never reported.",
             "none",
-            Query(RUN_HEALTH),
+            Query(run_health()),
             mappings=[MAPPING],
         ),
         number(
@@ -95,15 +89,15 @@ def now() -> Row:
 
 def health() -> Row:
     """What went wrong, how often, and how near the limit."""
-    return _row(
+    return row(
         "What goes wrong",
         timeline(
             "Health",
             "The run's band shows the worst of its processes. Below it, whichever processes are neither ok nor "
             "finished, twenty at most.",
             MAPPING,
-            Query(RUN_HEALTH, "run"),
-            Query(f"topk(20, {PROCESS_HEALTH} > {CODE['ok']})", "process {{process}}"),
+            Query(run_health(), "run"),
+            Query(f"topk(20, {process_health()} > {CODE['ok']})", "process {{process}}"),
         ),
         lines(
             "Not-finite streak and limit",
@@ -147,7 +141,7 @@ def health() -> Row:
 
 def progress() -> Row:
     """Whether the training moves."""
-    return _row(
+    return row(
         "Progress",
         lines(
             "Steps and gradient steps",
@@ -185,7 +179,7 @@ def progress() -> Row:
 
 def where() -> Row:
     """Which parameter, and which process."""
-    return _row(
+    return row(
         "Where",
         rows_by(
             "parameter",
@@ -207,7 +201,7 @@ def where() -> Row:
             "process",
             "Processes",
             "Who reports, from where, and how it is.",
-            Query(PROCESS_HEALTH),
+            Query(process_health()),
             Query(
                 "max by (process, host, platform, device_kind, jax_version, optwrap_version) "
                 '(optwrap_process_info{run="$run"})'
@@ -231,7 +225,7 @@ def where() -> Row:
 
 def exporter() -> Row:
     """Whether what the other panels show is all there was."""
-    return _row(
+    return row(
         "The way here",
         lines(
             "Client drops",

@@ -7,11 +7,12 @@ from typing import Any, Final, NamedTuple
 import promql_parser
 from optwrap_exporter.metrics import METRICS, PROCESS, Metric
 
-GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm"}
+GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm", "$instance": "node-0:10425"}
 """Values for what Grafana puts in before it sends a query."""
 
-OF_PROMETHEUS: Final = {"up", "ALERTS"}
 OF_SCRAPING: Final = {"job", "instance"}
+OF_PROMETHEUS: Final = {"up": OF_SCRAPING, "ALERTS": {*OF_SCRAPING, "alertname", "alertstate", "severity", "run"}}
+"""What Prometheus makes itself, and its labels."""
 
 SERIES: Final[dict[str, Metric]] = {
     name: metric
@@ -87,7 +88,7 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
         elif selector.name in recorded:
             labels = set(selector.name.split(":")[0].split("_"))
         elif selector.name in OF_PROMETHEUS:
-            labels = set(OF_SCRAPING)
+            labels = OF_PROMETHEUS[selector.name]
         else:
             wrong.append(f"metric {selector.name}")
             continue

@@ -1,6 +1,5 @@
 """The committed dashboards are what the code makes, and keep the rules that a good dashboard keeps."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,15 +11,20 @@ from optwrap_exporter.wire import HEALTHS
 
 from deploy.build import generate
 from deploy.grafana.queries import HEALTH
+from tests.deploy import lint
+from tests.deploy.lint import LOADED
 from tests.deploy.places import ALERTS, DASHBOARDS, DEPLOY, RECORDED, ROOT, load
 from tests.deploy.promql import SERIES, substituted, unknown, words, wrong_over_processes
 
-LOADED = {path.stem: json.loads(path.read_text("utf-8")) for path in DASHBOARDS}
 PANELS = [
     pytest.param(panel, id=f"{uid}-{panel['title']}")
     for uid, dashboard in LOADED.items()
-    for panel in dashboard["panels"]
-    if panel["type"] != "row"
+    for panel in lint.panels(dashboard)
+]
+ANNOTATIONS = [
+    pytest.param(annotation, id=f"{uid}-{annotation['name']}")
+    for uid, dashboard in LOADED.items()
+    for annotation in dashboard["annotations"]["list"]
 ]
 WIDTH = 24
 
@@ -46,9 +50,10 @@ def test_the_generator_says_what_is_not_up_to_date_and_writes_nothing_when_asked
         check=False,
     )
     assert checked.returncode == 1
-    assert (
-        checked.stderr == "deploy/grafana/dashboards/optwrap-run.json is not up to date: run `python -m deploy.build`\n"
-    )
+    assert checked.stderr.splitlines() == [
+        f"deploy/grafana/dashboards/optwrap-{name}.json is not up to date: run `python -m deploy.build`"
+        for name in ("runs", "run", "exporters")
+    ]
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -62,9 +67,10 @@ def test_a_dashboard_can_be_provisioned_anywhere(path: Path) -> None:
     assert dashboard["graphTooltip"] == 1
     assert dashboard["tags"] == ["optwrap"]
     assert dashboard["description"]
-    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
-    assert variables["datasource"]["type"] == "datasource"
-    assert variables["run"]["datasource"]["uid"] == "${datasource}"
+    (variable,) = lint.variables(dashboard, "query")
+    assert variable["name"] == {"optwrap-exporters": "instance"}.get(path.stem, "run")
+    assert variable["datasource"]["uid"] == "${datasource}"
+    assert variable["multi"] == variable["includeAll"] == (path.stem != "optwrap-run")
     assert set(re.findall(r'"uid": "([^"]*)"', path.read_text("utf-8"))) == {dashboard["uid"], "${datasource}"}
 
 
@@ -139,10 +145,48 @@ def test_health_has_the_exporters_words_and_its_order() -> None:
     assert [name for name, _ in HEALTH] == ["finished", *worst_last]
 
 
-def test_the_links_lead_to_the_page_of_the_run_and_to_the_runbooks_that_prometheus_serves() -> None:
-    dashboard = LOADED["optwrap-run"]
-    assert [link["url"] for link in dashboard["links"]] == ["${page}/?run=${run}", "${runbooks}"]
-    values = {variable["name"]: variable["query"] for variable in dashboard["templating"]["list"]}
+@pytest.mark.parametrize("annotation", ANNOTATIONS)
+def test_an_annotation_asks_as_a_panel_does(annotation: dict[str, Any]) -> None:
+    expr = annotation["expr"]
+    assert unknown(expr, set()) == []
+    assert wrong_over_processes(expr, shown=True) == []
+    assert re.findall(r"\[([^\]]*)\]", expr) == ["$__rate_interval"] * expr.count("[")
+    assert annotation["datasource"]["uid"] == "${datasource}"
+    assert annotation["textFormat"]
+
+
+def test_streaks_and_restarts_are_marked_where_runs_are_shown() -> None:
+    for uid in ("optwrap-runs", "optwrap-run"):
+        assert [annotation["name"] for annotation in LOADED[uid]["annotations"]["list"]] == ["Streaks", "Restarts"]
+
+
+@pytest.mark.parametrize("rule", lint.RULES)
+def test_a_rule_of_dashboard_linter_is_kept_or_left_out_for_a_reason(rule: str) -> None:
+    """What `.lint` leaves out is what is broken, no more and no less."""
+    left_out = lint.exclusions().get(rule)
+    broken = list(lint.broken(rule))
+    if left_out is None:
+        assert broken == []
+        return
+    assert len(left_out["reason"]) > 20
+    if "entries" in left_out:
+        assert {(entry["dashboard"], entry["panel"]) for entry in left_out["entries"]} == set(broken)
+    else:
+        assert broken
+
+
+def test_only_rules_that_there_are_are_left_out() -> None:
+    assert set(lint.exclusions()) <= set(lint.RULES)
+
+
+@pytest.mark.parametrize("uid", LOADED)
+def test_the_links_lead_to_the_other_dashboards_the_page_and_the_runbooks_that_prometheus_serves(uid: str) -> None:
+    dashboard = LOADED[uid]
+    others, page, runbooks = dashboard["links"]
+    assert (others["type"], others["tags"], others["keepTime"]) == ("dashboards", dashboard["tags"], True)
+    assert page["url"] == "${page}/" + ("?run=${run}" if uid == "optwrap-run" else "")
+    assert runbooks["url"] == "${runbooks}"
+    values = {variable["name"]: variable["query"] for variable in lint.variables(dashboard, "textbox")}
     published = {
         port for service in load(DEPLOY / "compose.yaml")["services"].values() for port in service.get("ports", [])
     }
@@ -154,10 +198,19 @@ def test_the_links_lead_to_the_page_of_the_run_and_to_the_runbooks_that_promethe
     assert values["runbooks"] == served
 
 
+def test_a_runs_name_leads_to_its_dashboard_and_its_page() -> None:
+    (table,) = [panel for panel in lint.panels(LOADED["optwrap-runs"]) if panel["title"] == "Every run"]
+    (column,) = [each for each in table["fieldConfig"]["overrides"] if each["matcher"]["options"] == "Run"]
+    urls = [link["url"] for found in column["properties"] if found["id"] == "links" for link in found["value"]]
+    dashboard, page = urls
+    assert dashboard.startswith("/d/optwrap-run?var-run=${__value.text}&")
+    assert page == "${page}/?run=${__value.text}"
+
+
 def test_every_panel_with_a_counter_of_bad_steps_is_there() -> None:
     """What an operator must be able to see is on the dashboard, whatever panels it is shown in."""
     asked = {
         name for panel in PANELS for expr in targets(panel.values[0]) for name in SERIES if name in substituted(expr)
     }
-    of_processes = {name for name, metric in SERIES.items() if "process" in metric.labels}
-    assert of_processes - asked == {"optwrap_last_step_timestamp_seconds"}
+    left_out = {"optwrap_exporter_scrape_duration_seconds_sum", "optwrap_exporter_scrape_duration_seconds_count"}
+    assert set(SERIES) - asked == left_out | {"optwrap_last_step_timestamp_seconds"}

@@ -1,23 +1,26 @@
-"""Dashboard, rules and runbooks against a real Prometheus that scrapes a real exporter fed by a live job."""
+"""Dashboards, rules and runbooks against a real Prometheus that scrapes a real exporter fed by a live job."""
 
 import dataclasses
-import json
-import re
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import optwrap
+from deploy.grafana.queries import CODE
 from tests.conftest import RunningExporter
 from tests.deploy import prometheus as prometheus_module
-from tests.deploy.places import ALERTS, DASHBOARDS, RECORDED
+from tests.deploy.lint import LOADED, label_values, panels, variables
+from tests.deploy.places import ALERTS, RECORDED
 from tests.deploy.prometheus import RATE_INTERVAL, Prometheus
 from tests.deploy.promql import SERIES
 from tests.exporter.running import Job
@@ -26,14 +29,28 @@ from tests.exporter.running import Job
 pytestmark = [pytest.mark.programs("prometheus", "promtool"), pytest.mark.xdist_group("live")]
 
 RUN = "lm-7b:live.test_1"
-(DASHBOARD,) = [json.loads(path.read_text("utf-8")) for path in DASHBOARDS]
-PANELS: dict[str, dict[str, Any]] = {panel["title"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
+PANELS: dict[str, dict[str, dict[str, Any]]] = {
+    uid: {panel["title"]: panel for panel in panels(dashboard)} for uid, dashboard in LOADED.items()
+}
 TARGETS = [
-    pytest.param(target, id=f"{title}-{target['refId']}")
-    for title, panel in PANELS.items()
+    pytest.param(target, id=f"{uid}-{title}-{target['refId']}")
+    for uid, titled in PANELS.items()
+    for title, panel in titled.items()
     for target in panel["targets"]
 ]
+ANNOTATIONS = [
+    pytest.param(annotation, id=f"{uid}-{annotation['name']}")
+    for uid, dashboard in LOADED.items()
+    for annotation in dashboard["annotations"]["list"]
+]
+VARIABLES = [
+    pytest.param(variable, id=f"{uid}-{variable['name']}")
+    for uid, dashboard in LOADED.items()
+    for variable in variables(dashboard, "query")
+]
 EVERY_K = 4
+SKIPPED = 6
+"""Of the fifteen steps of a beat."""
 BEATS = 12
 """Reports of each process while it trains."""
 
@@ -51,16 +68,17 @@ class Live:
     def substituted(self, expr: str) -> str:
         """A dashboard's expression as Grafana sends it, for an hour."""
         expr = expr.replace("$__rate_interval", RATE_INTERVAL).replace("$__range", "3600s").replace("$run", RUN)
+        expr = expr.replace("$instance", urlsplit(self.exporter.url).netloc)
         assert "$" not in expr
         return expr
 
-    def asked(self, title: str, place: int = 0) -> list[tuple[dict[str, str], float]]:
-        """What a panel's query gives now."""
-        return self.prometheus.instant(self.substituted(PANELS[title]["targets"][place]["expr"]))
+    def asked(self, title: str, place: int = 0, of: str = "run") -> list[tuple[dict[str, str], float]]:
+        """What a panel's query gives now; `of`: the dashboard's uid after "optwrap-"."""
+        return self.prometheus.instant(self.substituted(PANELS[f"optwrap-{of}"][title]["targets"][place]["expr"]))
 
-    def number(self, title: str, place: int = 0) -> float:
+    def number(self, title: str, place: int = 0, of: str = "run") -> float:
         """The same where it is one number."""
-        ((_, value),) = self.asked(title, place)
+        ((_, value),) = self.asked(title, place, of)
         return value
 
 
@@ -103,6 +121,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
                 for job in jobs:
                     train(job)
                     send(job)
+                assert client.post("/v1/reports", json={"run": RUN}).status_code == 422
                 time.sleep(prometheus_module.SCRAPE_INTERVAL)
             prometheus.wait_until(f'min(optwrap_steps_total{{run="{RUN}"}}) == {jobs[0].totals["steps"]}')
             prometheus.wait_until('ALERTS{alertname="OptwrapClientDrops", alertstate="firing"}')
@@ -124,13 +143,22 @@ def test_every_query_of_every_panel_gives_data(live: Live, target: dict[str, Any
             assert any(value > 0 for _, values in series for value in values)
 
 
-def test_the_variable_lists_the_runs(live: Live) -> None:
-    (variable,) = [found for found in DASHBOARD["templating"]["list"] if found["type"] == "query"]
-    asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"])
-    assert asked is not None
-    listed = [run["run"] for run in httpx.get(f"{live.exporter.url}/v1/runs", trust_env=False).json()["items"]]
-    assert RUN in listed
-    assert live.prometheus.get(f"label/{asked[2]}/values", **{"match[]": asked[1]}) == sorted(listed)
+@pytest.mark.parametrize("annotation", ANNOTATIONS)
+def test_streaks_and_restarts_are_marked(live: Live, annotation: dict[str, Any]) -> None:
+    """The job said that it starts, and had a streak in every beat."""
+    series = live.prometheus.range(live.substituted(annotation["expr"]), live.started, live.ended)
+    assert [labels for labels, _ in series] == [{"run": RUN}]
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_variable_lists_what_there_is(live: Live, variable: dict[str, Any]) -> None:
+    """Runs as the exporter lists them; exporters as they are scraped."""
+    selector, label = label_values(variable["query"])
+    if label == "run":
+        listed = [run["run"] for run in httpx.get(f"{live.exporter.url}/v1/runs", trust_env=False).json()["items"]]
+    else:
+        listed = [urlsplit(live.exporter.url).netloc]
+    assert live.prometheus.get(f"label/{label}/values", **{"match[]": selector}) == sorted(listed)
 
 
 def test_the_numbers_are_those_that_the_job_reported(live: Live) -> None:
@@ -153,7 +181,7 @@ def test_the_parameters_are_those_that_went_bad(live: Live) -> None:
         for place in (0, 1)
     )
     assert since_the_start == live.jobs[0].totals["parameters"] == {"decoder/w": 3 * BEATS, "embed/table": BEATS}
-    assert PANELS["Parameters that went bad"]["transformations"][0]["options"]["mode"] == "inner"
+    assert PANELS["optwrap-run"]["Parameters that went bad"]["transformations"][0]["options"]["mode"] == "inner"
     assert {name: in_range[name] for name in since_the_start} == since_the_start
 
 
@@ -173,12 +201,69 @@ def test_the_gauges_are_those_of_the_last_report(live: Live) -> None:
 
 def test_health_is_the_exporters_own(live: Live) -> None:
     """What the run let through keeps it at gave_up for five minutes."""
-    mapping = PANELS["Health now"]["fieldConfig"]["defaults"]["mappings"][0]["options"]
+    mapping = PANELS["optwrap-run"]["Health now"]["fieldConfig"]["defaults"]["mappings"][0]["options"]
     said = httpx.get(f"{live.exporter.url}/v1/runs/{RUN}", trust_env=False).json()["health"]
     assert said == "gave_up"
     assert mapping[str(int(live.number("Health now")))]["text"].replace(" ", "_") == said
     processes = {labels["process"]: mapping[str(int(value))]["text"] for labels, value in live.asked("Processes")}
     assert processes == {"0": "gave up", "1": "gave up"}
+
+
+def test_the_fleets_table_has_what_the_job_reported(live: Live) -> None:
+    """One row for the run, whose two processes count once."""
+    totals = live.jobs[0].totals
+    columns = PANELS["optwrap-runs"]["Every run"]["transformations"][-1]["options"]["renameByName"]
+    row = {
+        columns[f"Value #{target['refId']}"]: live.number("Every run", place, of="runs")
+        for place, target in enumerate(PANELS["optwrap-runs"]["Every run"]["targets"])
+        # What is now depends on when one asks.
+        if not columns[f"Value #{target['refId']}"].endswith((" now", "Since last report"))
+    }
+    assert row == {
+        "Health": CODE["gave_up"],
+        "Steps": totals["steps"],
+        "Gradient steps": totals["gradient_steps"],
+        "Let through not finite": totals["verdicts"]["accepted_not_finite"],
+        "Processes": len(live.jobs),
+    }
+    assert live.number("Runs", of="runs") == 1
+    assert live.number("Runs that are not well", of="runs") == 1
+    assert live.number("Processes", of="runs") == len(live.jobs)
+    assert live.number("Longest streak", of="runs") == live.jobs[0].gauges["not_finite_streak_peak"]
+
+
+def test_the_fleets_shares_and_alerts_are_those_of_the_job(live: Live) -> None:
+    """Six of fifteen steps are skipped in each beat: two as large, two otherwise, two that are not finite."""
+    panel = PANELS["optwrap-runs"]["Share of steps skipped"]
+    ((_, shares),) = live.prometheus.range(live.substituted(panel["targets"][0]["expr"]), live.started, live.ended)
+    assert statistics.median(shares) == pytest.approx(SKIPPED / 15)
+    firing = {labels["alertname"]: labels["severity"] for labels, _ in live.asked("Alerts that fire", of="runs")}
+    assert firing["OptwrapGaveUp"] == "critical"
+    assert firing["OptwrapClientDrops"] == "warning"
+
+
+def test_the_exporters_figures_are_those_that_it_serves(live: Live) -> None:
+    """As scraped by us: reports by outcome, the store, runs and processes."""
+    scraped = {
+        (sample.name, sample.labels.get("outcome", "")): sample.value
+        for family in text_string_to_metric_families(httpx.get(f"{live.exporter.url}/metrics", trust_env=False).text)
+        for sample in family.samples
+    }
+    reports = {labels["outcome"]: value for labels, value in live.asked("Reports so far", of="exporters")}
+    assert reports == {
+        outcome: value
+        for (name, outcome), value in scraped.items()
+        if name == "optwrap_exporter_reports_total" and value
+    }
+    assert reports["invalid"] == BEATS
+    assert reports["accepted"] >= 2 * (BEATS + 1)
+    assert live.number("Exporters that answer", of="exporters") == 1
+    assert live.number("Exporters that do not", of="exporters") == 0
+    size, limit = scraped["optwrap_exporter_store_bytes", ""], scraped["optwrap_exporter_store_limit_bytes", ""]
+    assert live.number("Size of the store", of="exporters") == size
+    assert live.number("Fullest store", of="exporters") == size / limit
+    assert live.number("Runs and processes", 0, of="exporters") == scraped["optwrap_exporter_runs", ""]
+    assert live.number("Runs and processes", 1, of="exporters") == len(live.jobs)
 
 
 def test_a_dashboard_knows_the_processes_hosts(live: Live) -> None:

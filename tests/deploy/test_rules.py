@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.runbooks import page, slug
+from tests.deploy.lint import LOADED, variables
 from tests.deploy.places import ALERTS, PROMETHEUS, RECORDED, RULES, RUNBOOKS, load
 from tests.deploy.promql import SERIES, unknown, words, wrong_over_processes
 
@@ -205,10 +206,11 @@ def test_an_alert_says_who_how_much_how_grave_and_where_to_read_on(alert: dict[s
     assert alert["annotations"]["description"]
     assert alert["annotations"]["runbook_url"] == "{{ $externalURL }}/consoles/runbooks.html#" + slug(alert["alert"])
     link = re.fullmatch(
-        r"http://localhost:3000/d/[\w-]+\?var-(\w+)=\{\{ \$labels\.(\w+) \}\}", alert["annotations"]["dashboard_url"]
+        r"http://localhost:3000/d/([\w-]+)\?var-(\w+)=\{\{ \$labels\.(\w+) \}\}", alert["annotations"]["dashboard_url"]
     )
     assert link is not None
-    assert link[1] == link[2] == ("run" if summary.startswith("{{ $labels.run }}") else "instance")
+    (variable,) = variables(LOADED[link[1]], "query")
+    assert link[2] == link[3] == variable["name"] == ("run" if summary.startswith("{{ $labels.run }}") else "instance")
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:

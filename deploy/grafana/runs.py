@@ -1,0 +1,167 @@
+"""The dashboard *Runs*: the fleet at a glance."""
+
+from typing import Final
+
+from grafana_foundation_sdk.builders import dashboard as builders
+
+from deploy.grafana import run
+from deploy.grafana.board import Addresses, Row, board, choice, row
+from deploy.grafana.panels import (
+    COLORED,
+    STEPS_PER_SECOND,
+    WIDTH,
+    Query,
+    as_link,
+    as_override,
+    lines,
+    number,
+    rows_by,
+    thresholds,
+    timeline,
+)
+from deploy.grafana.queries import (
+    ANY,
+    CODE,
+    MAPPING,
+    RUNS,
+    largest,
+    rate,
+    restarts,
+    run_health,
+    since,
+    skipped_share,
+    streaks,
+)
+
+UID: Final = "optwrap-runs"
+_WELL: Final = ("finished", "ok", "starting")
+"""Healths that nobody needs to look after."""
+_RUN: Final = f"/d/{run.UID}?var-run=${{__value.text}}&${{datasource:queryparam}}&${{__url_time_range}}"
+_PROCESSES: Final = f"count by (run, process) (optwrap_last_report_timestamp_seconds{{{ANY}}})"
+
+
+def build(addresses: Addresses) -> builders.Dashboard:
+    """The dashboard, with links that lead to `addresses`."""
+    return board(
+        UID,
+        "optwrap / Runs",
+        "All training runs: which of them need somebody, and how each one moves.",
+        (_now(), _over_time()),
+        variables=[choice("run", "Run", "Names of the runs, as the training jobs gave them", RUNS, several=True)],
+        page="",
+        addresses=addresses,
+        annotations=[streaks(ANY), restarts(ANY)],
+    )
+
+
+def _now() -> Row:
+    """Which runs there are, and how they are."""
+    ill = run_health(ANY) + "".join(f" != {CODE[name]}" for name in _WELL)
+    return row(
+        "Now",
+        number(
+            "Runs",
+            "Runs that report, or did so in the last quarter of an hour.",
+            "none",
+            Query(f"count(count by (run) ({_PROCESSES}))"),
+            span=4,
+        ),
+        number(
+            "Runs that are not well",
+            "Those whose health is neither ok, nor starting, nor finished: see below which, and since when.",
+            "none",
+            Query(f"count({ill}) or vector(0)"),
+            span=4,
+            limits=thresholds((None, "green"), (1, "red")),
+        ),
+        number(
+            "Processes",
+            "Training processes of all these runs.",
+            "none",
+            Query(f"count({_PROCESSES})"),
+            span=4,
+        ),
+        rows_by(
+            "alertname",
+            "Alerts that fire",
+            "Of these runs. The link at the top leads to the runbook of each. Needs the rules in this Prometheus.",
+            Query(f'ALERTS{{{ANY}, alertstate="firing"}}'),
+            columns=[("alertname", "Alert", ""), ("run", "Run", ""), ("severity", "Severity", "")],
+            sort="Alert",
+            empty="None fires",
+            overrides=[("Run", as_link("Dashboard of the run", _RUN))],
+        ),
+        rows_by(
+            "run",
+            "Every run",
+            "A run's name leads to its dashboard. Health is that of its worst process, degraded where one is missing.",
+            Query(run_health(ANY)),
+            Query(largest("optwrap_steps_total", ANY)),
+            Query(largest("optwrap_gradient_steps_total", ANY)),
+            Query(rate("optwrap_steps_total", of=ANY)),
+            Query(skipped_share(ANY)),
+            Query(largest("optwrap_accepted_not_finite_steps_total", ANY)),
+            Query(since("optwrap_last_report_timestamp_seconds", ANY)),
+            Query(f"count by (run) ({_PROCESSES})"),
+            columns=[
+                ("run", "Run", ""),
+                ("Value #A", "Health", ""),
+                ("Value #B", "Steps", "locale"),
+                ("Value #C", "Gradient steps", "locale"),
+                ("Value #D", "Steps now", STEPS_PER_SECOND),
+                ("Value #E", "Skipped now", "percentunit"),
+                ("Value #F", "Let through not finite", "locale"),
+                ("Value #G", "Since last report", "s"),
+                ("Value #H", "Processes", "none"),
+            ],
+            sort="Health",
+            span=WIDTH,
+            empty="No run",
+            complete=False,
+            overrides=[
+                ("Health", as_override(MAPPING)),
+                ("Health", COLORED),
+                ("Run", as_link("Dashboard of the run", _RUN)),
+                ("Run", as_link("Exporter's page of the run", "${page}/?run=${__value.text}")),
+            ],
+        ),
+    )
+
+
+def _over_time() -> Row:
+    """How they came there."""
+    return row(
+        "Over time",
+        timeline(
+            "Health of each run",
+            "The worst of each run's processes, as the exporter judges them.",
+            MAPPING,
+            Query(run_health(ANY), "{{run}}"),
+        ),
+        lines(
+            "Steps by run",
+            "Steps a second of each run; the largest of its processes.",
+            STEPS_PER_SECOND,
+            Query(rate("optwrap_steps_total", of=ANY), "{{run}}"),
+        ),
+        lines(
+            "Share of steps skipped",
+            "Of each run's steps, those whose gradients were thrown away, whatever the reason.",
+            "percentunit",
+            Query(skipped_share(ANY), "{{run}}"),
+        ),
+        lines(
+            "Longest streak",
+            "Calls in a row with gradients that were not finite: the longest of the last 5 minutes.",
+            "short",
+            Query(largest("optwrap_not_finite_streak_peak", ANY), "{{run}}"),
+            steps=True,
+        ),
+        lines(
+            "Gradient norm by run",
+            "Global L2 norm of the incoming gradients, the last finite one at each scrape.",
+            "short",
+            Query(largest("optwrap_gradient_norm", ANY), "{{run}}"),
+            log=True,
+        ),
+    )
