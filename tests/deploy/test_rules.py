@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.runbooks import page, slug
 from tests.deploy.lint import LOADED, variables
@@ -45,143 +46,150 @@ MUTATIONS = {
         "alerts.yml",
         r'(health="stale"\}\) > 0\)\n +)for: 5m',
         r"\1for: 1m",
-        "quiet.yml",
+        "a kill and a resume from a checkpoint two minutes later",
     ),
     "a restart pages when a lost exporter is not waited for": (
         "alerts.yml",
         r'(up\{job="optwrap"\} == 0\n +)for: 2m',
         r"\1for: 0s",
-        "quiet.yml",
+        "an exporter that restarts where it is, at two of a job's processes",
     ),
     "one NaN warns when one call is a streak": (
         "alerts.yml",
         "_count >= 2",
         "_count >= 1",
-        "quiet.yml",
+        "one isolated NaN, even in a slow job with a low limit",
     ),
     "one NaN in a slow job warns when no number is asked for": (
         "alerts.yml",
         "increase10m >= 5",
         "increase10m >= 0",
-        "quiet.yml",
+        "one isolated NaN, even in a slow job with a low limit",
     ),
     "a finished run warns when its last word is taken for the present": (
         "alerts.yml",
         r"finished\|failed\|stale",
         "failed",
-        "quiet.yml",
+        "a run that finished, with a streak as its last word, and then goes from the exporter",
     ),
     "a resume pages when what a run once let through counts": (
         "alerts.yml",
         r"increase\((optwrap_accepted_not_finite_steps_total)\[5m\]\)",
         r"\1",
-        "quiet.yml",
+        "a kill and a resume from a checkpoint two minutes later",
     ),
     "a run that gave up early goes unseen without the exporter's verdict": (
         "alerts.yml",
         r'health="gave_up"',
         r'health="ok"',
-        "training.yml",
+        "a run that gave up before the first scrape pages all the same",
     ),
     "half the limit is not enough when the whole is asked for": (
         "alerts.yml",
         r"0\.5 \*",
         "1.0 *",
-        "training.yml",
+        "a streak warns at half its limit and turns critical at the limit",
     ),
     "drops of long ago warn when the counter itself is asked": (
         "recording.yml",
         r"increase\((optwrap_client_dropped_total)\[15m\]\)",
         r"\1",
-        "quiet.yml",
+        "a kill and a resume from a checkpoint two minutes later",
     ),
     "a resume that compiles pages when a stall is not waited for": (
         "alerts.yml",
         r'(health="stalled"\} == 1\n +\)\n +)for: 10m',
         r"\1for: 1m",
-        "quiet.yml",
+        "a resume that loads and compiles for twelve minutes",
     ),
     "a first compilation pages when a stall needs no step before it": (
         "alerts.yml",
         r"time\(\) - optwrap_last_step_timestamp_seconds\n +and ignoring \(health\)\n",
         "\n",
-        "quiet.yml",
+        "a compilation of twenty minutes at the start",
     ),
     "hosts that come up late page when they are not waited for": (
         "alerts.yml",
         r"(timestamp_seconds\)\)\n +> 0\n +)for: 10m",
         r"\1for: 1m",
-        "quiet.yml",
+        "hosts that come up over eight minutes",
     ),
     "a finished run pages when its processes go, and those that ended still say how many there were": (
         "alerts.yml",
         r"optwrap_process_count\n +unless ignoring \(health\)\n.*\n",
         "optwrap_process_count\n",
-        "quiet.yml",
+        "a finished run whose processes go from the exporter one after the other",
     ),
     "the norm of a slow job's one step is a level when no number of steps is asked for": (
         "alerts.yml",
         "increase10m >= 10",
         "increase10m >= 0",
-        "norm.yml",
+        "a norm with one spike, in a job so slow that it is the last norm for ten minutes",
     ),
     "a finished run's last norm is a level when it is not asked whether it runs": (
         "alerts.yml",
         r"and\n +run:optwrap_gradient_norm:max\n",
         "\n",
-        "norm.yml",
+        "a run that finishes with a norm above its level",
     ),
     "a training's first norms are a level when no half hour is asked for": (
         "recording.yml",
         "offset 30m",
         "offset 11m",
-        "norm.yml",
+        "a norm that rises in the first minutes of a training",
     ),
     "the norm of a process that moved to another host has no level when it is not followed there": (
         "recording.yml",
         r"(optwrap_gradient_norm:max\n +expr: \|\n +max by) \(run\)",
         r"\1 (run, instance)",
-        "norm.yml",
+        "the norm's level is that of the process, wherever its exporter runs; a run of less than half an hour has none",
     ),
     "a dead process's last norm stays the run's when it is not asked who lives": (
         "recording.yml",
         r"(optwrap_gradient_norm)\n +unless ignoring \(health\)\n.*\n",
         r"\1\n",
-        "norm.yml",
+        "the last norm of a process that is lost is not the run's",
     ),
     "steps count once for each process when they are summed": (
         "recording.yml",
         r"max by \(run\) \(rate\(optwrap_steps_total",
         "sum by (run) (rate(optwrap_steps_total",
-        "recording.yml",
+        "processes that report the same global counts are not added up",
     ),
     "a rate jumps when the raw counters are aggregated first": (
         "recording.yml",
         r"max by \(run\) \(rate\(optwrap_steps_total\[5m\]\)\)",
         "rate(max by (run) (optwrap_steps_total)[5m:])",
-        "recording.yml",
+        "a rate stays what it is when the process that is ahead goes and another takes the lead",
     ),
     "a standing run has a NaN for a ratio when no step is asked for": (
         "recording.yml",
         r"\[10m\]\) > 0",
         "[10m]) >= 0",
-        "recording.yml",
+        "a run that stands still has no skip ratio rather than a NaN",
     ),
 }
 
 
 @pytest.mark.programs("promtool")
-@pytest.mark.parametrize(("file", "pattern", "replacement", "test"), MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_the_rules_tests_notice_when(file: str, pattern: str, replacement: str, test: str, tmp_path: Path) -> None:
-    """Each rule that is made wrong on purpose fails promtool's tests, so they can fail at all."""
+@pytest.mark.parametrize(("file", "pattern", "replacement", "case"), MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_the_rules_tests_notice_when(file: str, pattern: str, replacement: str, case: str, tmp_path: Path) -> None:
+    """Each rule that is made wrong on purpose fails the case of promtool's tests that is meant for it."""
     shutil.copytree(PROMETHEUS / "rules", tmp_path / "rules")
-    shutil.copytree(PROMETHEUS / "tests", tmp_path / "tests")
     changed = tmp_path / "rules" / file
     text, times = re.subn(pattern, replacement, changed.read_text("utf-8"))
     assert times, "the rule is no longer written so: write the change anew"
     changed.write_text(text, "utf-8")
     assert promtool("check", "rules", changed).returncode == 0, "the change must leave a valid rule"
-    tested = promtool("test", "rules", tmp_path / "tests" / test)
+    (alone,) = [
+        document | {"tests": [found]}
+        for document in map(load, TESTS)
+        for found in document["tests"]
+        if found["name"] == case
+    ]
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "case.yml").write_text(yaml.safe_dump(alone), "utf-8")
+    tested = promtool("test", "rules", tmp_path / "tests" / "case.yml")
     assert tested.returncode == 1, tested.stdout
 
 
