@@ -1,9 +1,7 @@
 """A real Alertmanager for tests: the repository's own configuration, in a hurry, whose receivers are this process."""
 
 import json
-import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -31,26 +29,28 @@ class Alertmanager:
     def __init__(self, address: str) -> None:
         self.address = address
         self.told: list[Told] = []
-        self._arrived: queue.SimpleQueue[Told] = queue.SimpleQueue()
+        self._waiting: list[Told] = []
+        self._changed = threading.Condition()
 
     def arrive(self, notification: dict[str, Any]) -> None:
         """Takes what a webhook was sent."""
-        for alert in notification["alerts"]:
-            self._arrived.put(
-                Told(notification["receiver"], alert["status"], alert["labels"], dict(alert["annotations"]))
-            )
+        alerts = [
+            Told(notification["receiver"], alert["status"], alert["labels"], dict(alert["annotations"]))
+            for alert in notification["alerts"]
+        ]
+        with self._changed:
+            self.told += alerts
+            self._waiting += alerts
+            self._changed.notify_all()
 
     def wait_for(self, what: str, wanted: Callable[[Told], bool], limit: float = 60) -> Told:
-        """The next alert told that is wanted; what comes before it is passed over, and kept in `told`."""
-        deadline = time.monotonic() + limit
-        while True:
-            try:
-                told = self._arrived.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                raise AssertionError(f"not told within {limit} s: {what}; told: {self.told}") from None
-            self.told.append(told)
-            if wanted(told):
-                return told
+        """The first alert told that is wanted and has not been waited for before."""
+        with self._changed:
+            there = self._changed.wait_for(lambda: any(map(wanted, self._waiting)), limit)
+            assert there, f"not told within {limit} s: {what}; told: {self.told}"
+            found = next(filter(wanted, self._waiting))
+            self._waiting.remove(found)
+            return found
 
 
 def configuration(webhook: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """From a NaN in a jitted step to somebody's pocket: job, exporter, Prometheus and Alertmanager, all of them real."""
 
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import httpx
 import jax
@@ -14,11 +14,13 @@ import optwrap
 from tests.conftest import RunningExporter
 from tests.deploy import alertmanager as alertmanagers
 from tests.deploy import prometheus as prometheuses
-from tests.deploy.alertmanager import Told
+from tests.deploy.alertmanager import Alertmanager, Told
+from tests.deploy.prometheus import Prometheus
+from tests.exporter.running import Job
 
-pytestmark = [pytest.mark.programs("prometheus", "prometheus-alertmanager")]
+# One group, or each worker of a parallel run would start all of it.
+pytestmark = [pytest.mark.programs("prometheus", "prometheus-alertmanager"), pytest.mark.xdist_group("alerting")]
 
-RUN = "lm-7b:alerting.test_1"
 LIMIT = 6
 
 
@@ -47,62 +49,110 @@ class Training:
         assert self.monitor.flush(30)
 
 
-def test_a_streak_reaches_who_reads_then_who_is_woken_and_is_over_when_it_is(
-    exporter: RunningExporter, tmp_path: Path
-) -> None:
+class Site(NamedTuple):
+    """What runs, for all the tests of this file; each has runs of its own."""
+
+    exporter: RunningExporter
+    prometheus: Prometheus
+    alertmanager: Alertmanager
+
+    def wait_for(self, alert: str, run: str, status: str, **labels: str) -> Told:
+        """The notification of this alert for this run."""
+        wanted = {"alertname": alert, "run": run, **labels}
+        return self.alertmanager.wait_for(
+            f"{alert} {status}", lambda told: told.status == status and wanted.items() <= told.labels.items()
+        )
+
+    def told_of(self, run: str) -> set[str]:
+        """The alerts of a run so far."""
+        return {told.labels["alertname"] for told in self.alertmanager.told if told.labels.get("run") == run}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    exporter = RunningExporter(tmp_path_factory.mktemp("exporter") / "data")
+    try:
+        with (
+            alertmanagers.running(tmp_path_factory.mktemp("alertmanager")) as alertmanager,
+            prometheuses.running(
+                tmp_path_factory.mktemp("prometheus"), [exporter.url], alertmanager.address
+            ) as prometheus,
+        ):
+            yield Site(exporter, prometheus, alertmanager)
+    finally:
+        exporter.stop()
+
+
+def test_a_streak_reaches_who_reads_then_who_is_woken_and_is_over_when_it_is(site: Site) -> None:
     """Half the limit warns, the limit wakes, each with the run and the number; what ends is told as well.
 
     One NaN alone tells nobody, and no other alert comes up: the guard never gives up here.
     """
-    for name in ("alertmanager", "prometheus"):
-        (tmp_path / name).mkdir()
-    with (
-        alertmanagers.running(tmp_path / "alertmanager") as alertmanager,
-        prometheuses.running(tmp_path / "prometheus", [exporter.url], alertmanager.address) as prometheus,
-        optwrap.Monitor(run=RUN, endpoint=exporter.url, interval=0.2) as monitor,
-    ):
+    run = "lm-7b:alerting.test_1"
+    with optwrap.Monitor(run=run, endpoint=site.exporter.url, interval=0.2) as monitor:
         training = Training(monitor)
 
         def counted(count: int) -> None:
-            prometheus.wait_until(f'optwrap_guard_not_finite_count{{run="{RUN}"}} == {count}')
-
-        def wait_for(severity: str, status: str) -> Told:
-            return alertmanager.wait_for(
-                f"{severity} {status}", lambda told: (told.labels["severity"], told.status) == (severity, status)
-            )
+            site.prometheus.wait_until(f'optwrap_guard_not_finite_count{{run="{run}"}} == {count}')
 
         # Enough steps, seen from zero on, that those skipped below are no large share.
-        prometheus.wait_until(f'optwrap_steps_total{{run="{RUN}"}} == 0')
+        site.prometheus.wait_until(f'optwrap_steps_total{{run="{run}"}} == 0')
         training.step(400, 1.0)
-        prometheus.wait_until(f'optwrap_steps_total{{run="{RUN}"}} == 400')
+        site.prometheus.wait_until(f'optwrap_steps_total{{run="{run}"}} == 400')
         training.step(1, jnp.nan)
         counted(1)
         training.step(5, 1.0)
         counted(0)
-        time.sleep(2 * prometheuses.SCRAPE_INTERVAL)
-        assert prometheus.instant(f'count_over_time(ALERTS{{run="{RUN}"}}[5m])') == []
+        assert site.prometheus.instant(f'count_over_time(ALERTS{{run="{run}"}}[5m])') == []
 
         training.step(LIMIT // 2, jnp.nan)
-        warned = wait_for("warning", "firing")
+        warned = site.wait_for("OptwrapNotFiniteStreak", run, "firing")
         assert warned.receiver == "read"
-        assert warned.labels == {"alertname": "OptwrapNotFiniteStreak", "run": RUN, "severity": "warning"}
+        assert warned.labels == {"alertname": "OptwrapNotFiniteStreak", "run": run, "severity": "warning"}
         assert warned.annotations["summary"] == (
-            f"{RUN}: {LIMIT // 2} calls in a row with gradients that are not finite, "
+            f"{run}: {LIMIT // 2} calls in a row with gradients that are not finite, "
             f"of the {LIMIT} that apply_if_finite rejects"
         )
-        assert warned.annotations["dashboard_url"] == f"http://localhost:3000/d/optwrap-run?var-run={RUN}"
+        assert warned.annotations["dashboard_url"] == f"http://localhost:3000/d/optwrap-run?var-run={run}"
         url, _, anchor = warned.annotations["runbook_url"].partition("#")
         assert f'<h2 id="{anchor}">OptwrapNotFiniteStreak</h2>' in httpx.get(url, trust_env=False).text
 
         training.step(LIMIT - LIMIT // 2, jnp.inf)
-        woken = wait_for("critical", "firing")
+        woken = site.wait_for("OptwrapNotFiniteStreak", run, "firing", severity="critical")
         assert woken.receiver == "wake"
-        assert woken.labels == {"alertname": "OptwrapNotFiniteStreak", "run": RUN, "severity": "critical"}
-        assert woken.annotations["summary"].startswith(f"{RUN}: {LIMIT} calls in a row ")
+        assert woken.labels == {"alertname": "OptwrapNotFiniteStreak", "run": run, "severity": "critical"}
+        assert woken.annotations["summary"].startswith(f"{run}: {LIMIT} calls in a row ")
 
         training.step(5, 1.0)
-        over = wait_for("critical", "resolved")
+        over = site.wait_for("OptwrapNotFiniteStreak", run, "resolved", severity="critical")
         assert (over.receiver, over.labels) == ("wake", woken.labels)
-        assert {told.labels["alertname"] for told in alertmanager.told} == {"OptwrapNotFiniteStreak"}
-        assert {told.labels["run"] for told in alertmanager.told} == {RUN}
+        assert site.told_of(run) == {"OptwrapNotFiniteStreak"}
         assert jnp.isfinite(training.params["decoder"]["w"]).all()
+
+
+def test_a_process_that_never_came_is_missed_until_it_comes_and_both_are_lost_when_they_fall_silent(site: Site) -> None:
+    """And nobody is told anything any more of a run that comes back to say that it has finished."""
+    run = "pod"
+    first, second = (Job(run, process, f"e{process}", clock=time.time, process_count=2) for process in range(2))
+    with httpx.Client(base_url=site.exporter.url, trust_env=False, timeout=30) as client:
+
+        def send(job: Job, state: str = "running") -> None:
+            job.step()
+            assert client.post("/v1/reports", json=job.report(state)).status_code == 200
+
+        send(first)
+        missed = site.wait_for("OptwrapProcessMissing", run, "firing")
+        assert missed.receiver == "wake"
+        assert missed.annotations["summary"] == f"{run}: 1 of its processes are nowhere to be seen"
+        for job in (first, second):
+            send(job)
+        site.wait_for("OptwrapProcessMissing", run, "resolved")
+        # From here on neither reports: ten seconds make a process stale.
+        lost = site.wait_for("OptwrapProcessStale", run, "firing")
+        assert lost.receiver == "wake"
+        assert lost.annotations["summary"].startswith(f"{run}: ")
+        for job in (first, second):
+            send(job, "finished")
+        site.wait_for("OptwrapProcessStale", run, "resolved")
+        assert site.told_of(run) == {"OptwrapProcessMissing", "OptwrapProcessStale"}
+        assert site.prometheus.instant(f'ALERTS{{run="{run}"}}') == []
