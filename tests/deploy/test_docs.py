@@ -11,7 +11,7 @@ import pytest
 import yaml
 from optwrap_exporter.cli import main
 
-from tests.deploy.places import DEPLOY, ROOT, load
+from tests.deploy.places import ALERTS, DEPLOY, ROOT, load
 
 OPERATING: Final = ROOT / "docs" / "operating.md"
 TEXTS: Final = [OPERATING, DEPLOY / "README.md", DEPLOY / "runbooks.md"]
@@ -31,6 +31,13 @@ COMMANDS: Final = [
 
 def test_there_is_a_snippet_for_each_file_that_an_operator_writes() -> None:
     assert set(YAML) == {"services", "receivers", "scrape_configs"}
+
+
+def test_the_alerts_are_listed_with_their_severities_and_how_long_they_wait() -> None:
+    listed = re.findall(r"^\| (Optwrap\w+) \| (\w+) \| ([\w ]+) \|", OPERATING.read_text("utf-8"), re.MULTILINE)
+    assert listed == [
+        (alert["alert"], alert["labels"]["severity"], alert["for"].replace("0s", "at once")) for alert in ALERTS
+    ]
 
 
 @pytest.mark.programs("promtool")
