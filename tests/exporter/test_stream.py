@@ -73,7 +73,8 @@ def following(
         assert response.headers["content-type"].startswith("text/event-stream")
         reader = Reader(response)
         # From this message on nothing is missed.
-        assert next(iter(reader)).comment.startswith("from revision")
+        opening = next(message for message in reader if message.comment != "ping")
+        assert opening.comment.startswith("from revision")
         yield reader
 
 

@@ -24,7 +24,7 @@ export function createSession({ getState, dispatch, now }) {
   let pollTimer;
   let hiddenTimer;
   /** When (s) it was last asked who speaks for the run, and for all its parameters; how many bad steps it had then. */
-  let asked = { speaker: 0, whole: 0, bad: null };
+  let asked = { speaker: 0, whole: 0, bad: null, later: null };
 
   const connection = (phase) => dispatch({ type: "connection", phase, at: now() });
 
@@ -33,7 +33,8 @@ export function createSession({ getState, dispatch, now }) {
     stream?.close();
     stream = null;
     streamed = run;
-    asked = { speaker: 0, whole: 0, bad: null };
+    clearTimeout(asked.later);
+    asked = { speaker: 0, whole: 0, bad: null, later: null };
     if (run === null) return;
     stream = openStream(run, {
       onOpen: () => load(run),
@@ -58,6 +59,7 @@ export function createSession({ getState, dispatch, now }) {
       ]);
       if (waiting !== mine || run !== getState().selected) return;
       dispatch({ type: "loaded", run: detail, steps, events });
+      Object.assign(asked, { whole: now(), bad: detail.totals.not_finite_steps });
       // A long run comes thinned out: what is looked at comes whole, too.
       const visible = visibleRange(getState());
       if (steps.sampled && visible) await range(Math.max(0, Math.floor(visible[0])), Math.ceil(visible[1]));
@@ -83,7 +85,13 @@ export function createSession({ getState, dispatch, now }) {
     const { process, wantedProcess, steps } = getState();
     const bad = detail.totals.not_finite_steps;
     try {
-      if (detail.parameters.length >= PARAMETERS_STREAMED && bad !== asked.bad && now() > asked.whole + ASK_AGAIN) {
+      const early = asked.whole + ASK_AGAIN - now();
+      const lacking = detail.parameters.length >= PARAMETERS_STREAMED && bad !== asked.bad;
+      if (lacking && early > 0) {
+        // No other message may come: it is asked once the time is up.
+        clearTimeout(asked.later);
+        asked.later = setTimeout(() => complete(run, detail), 1_000 * early + 100);
+      } else if (lacking) {
         Object.assign(asked, { whole: now(), bad });
         dispatch({ type: "run", data: await getJson(paths.run(run)), whole: true });
       }

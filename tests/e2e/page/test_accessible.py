@@ -1,0 +1,104 @@
+"""What axe-core finds wrong for people who use a keyboard, a screen reader or other colours: nothing may be left."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT, AxeResults
+from playwright.sync_api import Page, expect
+
+from tests.conftest import RunningExporter
+from tests.e2e.page.desk import DESK, PHONE, Desk, MakeReporter, OpenDesk
+
+pytestmark = pytest.mark.programs("chromium")
+
+# Every rule of WCAG 2.0 to 2.2, A and AA, and axe's own best practices.
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+def found(page: Page) -> list[str]:
+    """One line for each element that breaks a rule."""
+    # Through the debugger, which the page's policy does not bind.
+    page.evaluate(AXE_SCRIPT + "; undefined")
+    # What axe itself tries that the policy forbids is no fault of the page.
+    answer: dict[str, Any] = page.evaluate(
+        "async (tags) => { const before = [...refused]; const found = await axe.run({ runOnly: tags }); "
+        "await new Promise((done) => setTimeout(done)); refused = before; return found; }",
+        RULES,
+    )
+    results = AxeResults(answer)
+    assert len(answer["passes"]) > 15, "axe looked at the page"
+    return [
+        f"{rule['id']}: {node['target']} {node['failureSummary']}"
+        for rule in results.response["violations"]
+        for node in rule["nodes"]
+    ]
+
+
+def streak(desk: Desk, reporter: MakeReporter) -> None:
+    """Every panel has something in it: a streak, offenders, events, two processes of four, a second run."""
+    both = [reporter(process=process, process_count=4, epoch=f"e{process}") for process in (0, 1)]
+    reporter(f"{both[0].run}-other").good(5)
+    for training in both:
+        training.good(40)
+        training.large()
+        training.bad(**{f"layer_{number}/w": number for number in range(1, 12)})
+    desk.open(both[0].run, window="200")
+    desk.health("skipping")
+    expect(desk.chart()).to_have_attribute("data-marks", "2")
+
+
+def gave_up(desk: Desk, reporter: MakeReporter) -> None:
+    training = reporter()
+    training.good(5)
+    training.job.step("accepted_not_finite", "NaN", w=1)
+    training.send()
+    desk.open(training.run, **{"from": "40", "to": "3"})
+    desk.health("gave_up")
+
+
+def healthy(desk: Desk, reporter: MakeReporter) -> None:
+    training = reporter()
+    training.good(50)
+    desk.open(training.run)
+    desk.health("ok")
+
+
+def unknown(desk: Desk, reporter: MakeReporter) -> None:
+    del reporter
+    desk.expected = re.compile("status of 404")
+    desk.open("nobody")
+    expect(desk.part("missing")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("state", [healthy, streak, gave_up, unknown])
+def test_axe_finds_nothing(
+    open_desk: OpenDesk,
+    reporter: MakeReporter,
+    scheme: str,
+    viewport: dict[str, int],
+    state: Callable[[Desk, MakeReporter], None],
+) -> None:
+    """Each state of the page, on a desk and on a phone, in light and in dark."""
+    desk = open_desk(viewport, scheme)
+    state(desk, reporter)
+    assert found(desk.page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_an_empty_or_a_disconnected_page(
+    open_desk: OpenDesk, reporter: MakeReporter, exporter: RunningExporter, scheme: str
+) -> None:
+    """Before the first report, and after the exporter has gone with a streak on the page."""
+    desk = open_desk(scheme=scheme)
+    desk.expected = re.compile("Failed to load resource")
+    desk.open()
+    expect(desk.part("empty")).to_be_visible()
+    assert found(desk.page) == []
+    streak(desk, reporter)
+    exporter.kill9()
+    expect(desk.part("lost")).to_be_visible()
+    assert found(desk.page) == []
