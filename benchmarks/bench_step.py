@@ -2,10 +2,15 @@
 
     python benchmarks/bench_step.py [--quick]
 
-Every variant trains the same parameters with the same guarded adamw. The variants take turns in one process, in an
-order that is drawn anew each round, a few steps at a time up to `block_until_ready`; the figures are medians over the
-rounds, the ratios medians of each round's own ratio. The parameters are tiny on purpose: what is left is what the host
-pays for each step, which is where telemetry costs. The last two cases show the same on models that compute something.
+Every variant trains the same parameters with the same guarded adamw, through `apply_gradients`, and one with the adamw
+alone. The variants take turns in one process, in an order that is drawn anew each round, a few steps at a time up to
+`block_until_ready`; the figures are medians over the rounds, the ratios medians of each round's own ratio. The first
+cases have tiny parameters on purpose: what is left is what the host pays for each step, which is where telemetry costs.
+The other cases are models that compute something.
+
+Three ratios are printed apart, below each table: observation (the reading returned and observed, against the same
+instrumented step that returns none), instrumentation (against the same wrapper, not instrumented) and end to end (the
+whole against the step with neither wrapper nor telemetry).
 
 Beside the time there is the processor time of the whole process, which other programs disturb less, and which has the
 reporting threads in it; and XLA's own figures of the compiled step, which repeat exactly.
@@ -42,6 +47,10 @@ from examples.demo.exporter import Exporter, answer
 from examples.demo.settings import FULL
 
 MIN_ROUNDS: Final = 10
+GUARDED: Final = "bare"
+UNGUARDED: Final = "no guard"
+INSTRUMENTED: Final = "instrumented, nothing returned"
+OBSERVED: Final = "reading observed"
 TINY: Final = 64
 """Values in a leaf of the cases that measure the host's part."""
 
@@ -52,6 +61,9 @@ class Case:
 
     title: str
     tx: optax.GradientTransformation
+    """The optimizer in its guard."""
+    unguarded: optax.GradientTransformation
+    """The same without."""
     params: Callable[[], Any]
     gradients: Callable[[Any], Any]
     """To be traced: parameters to gradients."""
@@ -69,6 +81,7 @@ class Variant:
     emit: str | None = None
     """How a reading leaves the step: "reading", "callback", "debug.callback"; None: it does not."""
     instrumented: bool = True
+    guarded: bool = True
     every: int = 1
     """Steps per callback, with emit="callback"."""
 
@@ -87,7 +100,7 @@ class Trainer:
         monitor = None
         if variant.endpoint is not None:
             monitor = stack.enter_context(optwrap.Monitor(run=run, endpoint=variant.endpoint))
-        tx: Any = case.tx
+        tx: Any = case.tx if variant.guarded else case.unguarded
         if variant.instrumented:
             emit = "callback" if variant.emit == "callback" else "reading"
             tx = optwrap.instrument(tx, monitor, emit=emit, callback_every=variant.every)  # type: ignore[arg-type]
@@ -95,13 +108,13 @@ class Trainer:
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(params: Any, state: Any) -> Any:
-            updates, state = tx.update(case.gradients(params), state, params)
+            params, state = optwrap.apply_gradients(tx, case.gradients(params), state, params)
             reading = None
             if variant.emit == "reading":
                 reading = optwrap.reading(state)
             elif variant.emit == "debug.callback":
                 jax.debug.callback(heard.append, optwrap.reading(state))
-            return optax.apply_updates(params, updates), state, reading
+            return params, state, reading
 
         self._step = step
         self._monitor = monitor
@@ -146,17 +159,29 @@ class Trainer:
         self.steps += steps
 
 
+def guarded() -> optax.GradientTransformation:
+    """The optimizer of every case but the demo's."""
+    return optwrap.apply_if_finite(optax.adamw(1e-3), 10)
+
+
 def leaves(count: int, values: int, steps: int) -> Case:
     """Adam with weight decay whose state, guard included, has `count` leaves, each of `values` values or a scalar."""
     parameters = (count - 4) // 2  # mu and nu of each; adamw's count, and apply_if_finite's three
-    tx = optwrap.apply_if_finite(optax.adamw(1e-3), 10)
+    tx = guarded()
 
     def params() -> Any:
         return {f"layer_{i:03}": jnp.full(values, 1.0 + i) for i in range(parameters)}
 
     assert len(jax.tree.leaves(tx.init(params()))) == count
     size = "" if values == TINY else f", {parameters * values / 1e6:.1f} million parameters"
-    return Case(f"{count} state leaves{size}", tx, params, lambda p: jax.tree.map(lambda x: 0.01 * x, p), steps)
+    return Case(
+        f"{count} state leaves{size}",
+        tx,
+        optax.adamw(1e-3),
+        params,
+        lambda p: jax.tree.map(lambda x: 0.01 * x, p),
+        steps,
+    )
 
 
 def transformer(steps: int) -> Case:
@@ -169,7 +194,29 @@ def transformer(steps: int) -> Case:
         return jax.grad(model.loss, has_aux=True)(params, shape, batch, corpus.scale)[0]
 
     tx = optimizer.guarded(FULL)
-    return Case("the demo's transformer", tx, lambda: model.init(0, shape), gradients, steps)
+    return Case("the demo's transformer", tx, optimizer.bare(FULL), lambda: model.init(0, shape), gradients, steps)
+
+
+def perceptron(width: int, layers: int, steps: int) -> Case:
+    """A multi-layer perceptron, forward and backward, over a batch of 64."""
+    keys = jax.random.split(jax.random.key(0), layers + 1)
+    batch = jax.random.normal(keys[-1], (64, width))
+
+    def params() -> Any:
+        return {
+            f"layer_{i}": {"w": jax.random.normal(key, (width, width)) / width**0.5, "b": jnp.zeros(width)}
+            for i, key in enumerate(keys[:-1])
+        }
+
+    def loss(params: Any) -> jax.Array:
+        hidden = batch
+        for layer in params.values():
+            hidden = jnp.tanh(hidden @ layer["w"] + layer["b"])
+        return jnp.mean((hidden - batch) ** 2)
+
+    size = layers * width * (width + 1)
+    shown = f"{size / 1e6:.1f} million" if size > 1e5 else f"{size}"
+    return Case(f"a perceptron of {shown} parameters", guarded(), optax.adamw(1e-3), params, jax.grad(loss), steps)
 
 
 @contextlib.contextmanager
@@ -187,9 +234,10 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
     with contextlib.ExitStack() as stack:
         absent, hanging = stack.enter_context(nobody())
         variants = [
-            Variant("bare", instrumented=False),
-            Variant("instrumented, nothing returned"),
-            Variant("reading observed", endpoint, "reading"),
+            Variant(GUARDED, instrumented=False),
+            Variant(UNGUARDED, instrumented=False, guarded=False),
+            Variant(INSTRUMENTED),
+            Variant(OBSERVED, endpoint, "reading"),
             Variant("reading observed, exporter absent", absent, "reading"),
             Variant("reading observed, exporter hangs", hanging, "reading"),
             Variant('emit="callback"', endpoint, "callback"),
@@ -245,6 +293,20 @@ def show(case: Case, trainers: list[Trainer], console: Console) -> None:
             *trainer.figures,
         )
     console.print(table)
+    by_title = {trainer.variant.title: trainer for trainer in trainers}
+    for what, ours, baseline in (
+        ("observation", OBSERVED, INSTRUMENTED),
+        ("instrumentation", INSTRUMENTED, GUARDED),
+        ("end to end", OBSERVED, UNGUARDED),
+    ):
+        low, middle, high = ratios(by_title[ours].seconds, by_title[baseline].seconds)
+        cpu = ratios(by_title[ours].cpu_seconds, by_title[baseline].cpu_seconds)[1]
+        more = statistics.median(by_title[ours].seconds) - statistics.median(by_title[baseline].seconds)
+        console.print(
+            f"{what}: {middle:.3f} ({low:.3f} to {high:.3f}), processor time {cpu:.3f}, {more * 1e3:+.3f} ms: "
+            f"{ours} against {baseline}",
+            highlight=False,
+        )
 
 
 def ratios(ours: list[float], bare: list[float]) -> list[float]:
@@ -264,7 +326,7 @@ def main() -> None:
         cases = [leaves(10, TINY, 20), leaves(50, TINY, 20)]
     else:
         cases = [leaves(count, TINY, 20) for count in (10, 50, 200, 600)]
-        cases += [leaves(200, 16_384, 10), transformer(5)]
+        cases += [perceptron(16, 2, 20), perceptron(512, 4, 10), perceptron(1024, 10, 3), transformer(5)]
     console = Console(width=150)
     device = jax.devices()[0]
     console.print(
