@@ -26,6 +26,9 @@ Tree = Any
 
 Update = TypeVar("Update", bound=Callable[..., Any])
 
+_LARGE: Final = 2**14
+"""Values from which on a leaf is worth waiting for its turn."""
+
 _PLAIN: Final = (jnp.inexact, jnp.integer, jnp.bool_)
 
 
@@ -114,8 +117,10 @@ def not_finite_counts(tree: Tree, together: Together = ALONE) -> list[jax.Array]
       its largest value; 0 for leaves that cannot hold NaN.
     """
     counts: list[jax.Array] = []
+    previous: jax.Array | None = None
     for leaf in jax.tree.leaves(tree):
-        counts.append(_not_finite_count(leaf, counts[-1] if counts else None))
+        counts.append(_not_finite_count(leaf, previous))
+        previous = counts[-1] if jnp.size(leaf) >= _LARGE else previous
     sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(tree)]
     return [together.total_count(count, size) for count, size in zip(counts, sizes, strict=True)]
 
@@ -220,13 +225,16 @@ def _squared_norm(leaf: Any) -> jax.Array:
 
 
 # XLA:CPU writes out which values of a leaf are finite before it sums them. Where one leaf waits for the other, it does
-# so in the same memory; else it would hold that of all leaves, for the whole training, for what is rarely asked.
+# so in the same memory; else it would hold that of all leaves, for the whole training, for what is rarely asked. Small
+# ones need not: they would save nothing, and of scalars in a row XLA makes expressions that take minutes to compile.
 
 
 def _every_value_finite(leaves: list[jax.Array]) -> jax.Array:
-    finite = jnp.array(True)
+    small = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.size(leaf) < _LARGE]
+    finite = jnp.all(jnp.stack(small)) if small else jnp.array(True)
     for leaf in leaves:
-        finite = jnp.all(jnp.isfinite(leaf) & finite)
+        if jnp.size(leaf) >= _LARGE:
+            finite = jnp.all(jnp.isfinite(leaf) & finite)
     return finite
 
 
@@ -235,7 +243,7 @@ def _not_finite_count(leaf: Any, previous: jax.Array | None) -> jax.Array:
     if not is_inexact(leaf):
         return jnp.zeros([], dtype)
     bad = ~jnp.isfinite(jnp.asarray(leaf))
-    if previous is not None and varying(jax.typeof(previous)) <= varying(jax.typeof(bad)):
+    if previous is not None and bad.size >= _LARGE and varying(jax.typeof(previous)) <= varying(jax.typeof(bad)):
         bad = bad & (previous >= 0)  # a count is, which XLA does not know
     if dtype == np.int64 or bad.size <= INT32_MAX:
         return jnp.sum(bad, dtype=dtype)

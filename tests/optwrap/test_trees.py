@@ -117,3 +117,17 @@ def test_placeholders_are_known() -> None:
     optax.tree.map_params(lambda params: seen.append(_trees.is_placeholder(params)) or (), lambda x: x, ())
     assert seen == [True]
     assert not any(_trees.is_placeholder(tree) for tree in ({}, (), None, jnp.ones(3), optax.MaskedNode()))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (128, 128)])
+def test_the_program_grows_as_the_leaves_do(shape: tuple[int, ...]) -> None:
+    """What asks one leaf after the other must not make of them an expression in which each holds all before it."""
+
+    def size(leaves: int) -> int:
+        tree = [jax.ShapeDtypeStruct(shape, jnp.float32)] * leaves
+        asked = jax.jit(lambda tree: (_trees.all_finite(tree), _trees.not_finite_counts(tree)))
+        text = asked.lower(tree).compile().as_text()
+        assert text is not None
+        return len(text)
+
+    assert size(64) < 3 * size(32)
