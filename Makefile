@@ -8,7 +8,7 @@ UPLOT  := service/optwrap_exporter/page/vendor/uPlot.json
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test chaos check format bench generated clean
+.PHONY: help setup demo test thorough chaos check format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -29,11 +29,14 @@ $(UPLOT): tools/fetch_uplot.py | $(READY)
 demo: setup ## train a small transformer with faults put in, and watch it; HOLD=1 leaves the page up
 	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
 
-test: setup ## every test; ARGS='-k name' for some
+test: setup ## the tests; ARGS='-k name' for some
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 chaos: setup ## training, exporter and network go wrong in every way, drawn from SEEDS=10 seeds from FIRST=0 on
 	@$(BIN)/python -m tests.e2e.chaos --seeds $(or $(SEEDS),10) --first $(or $(FIRST),0) $(ARGS)
+
+thorough: setup ## every test, and every case of the long tables: half an hour
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --thorough --timeout 900 $(ARGS)
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff format --check .

@@ -13,6 +13,21 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.thinning import thinned
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="every case of the tests over large tables")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out cases of long tables, unless they were asked for: by --thorough, or as the few of a selection."""
+    if config.getoption("thorough") or config.getoption("keyword") or any("::" in arg for arg in config.args):
+        return
+    stay, left_out = thinned(items)
+    items[:] = stay
+    config.hook.pytest_deselected(items=left_out)
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`@pytest.mark.programs(...)`: skip where a program lacks; in CI, where set-up installs them all, fail."""

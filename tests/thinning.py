@@ -1,0 +1,36 @@
+"""Which tests over large tables run on some of their cases only, so that the suite ends in minutes.
+
+`make thorough` (or `pytest --thorough`) runs all of them. The cases that stay are spread over the table.
+"""
+
+from typing import Final
+
+import pytest
+
+EVERY: Final = {
+    "tests/optwrap/test_checkpoints.py": 3,
+    "tests/optwrap/test_contrib.py::test_every_contributed_optimizer_trains_in_every_wrapper": 3,
+    "tests/optwrap/test_ecosystem.py": 3,
+    "tests/optwrap/test_fused.py::test_a_rejected_gradient_touches_nothing": 3,
+    "tests/optwrap/test_fused.py::test_an_instrumentation_counts_the_same": 3,
+    "tests/optwrap/test_fused.py::test_keeps_every_tree_as_it_is": 3,
+    "tests/optwrap/test_fused.py::test_parameters_and_state_are_overwritten_in_place": 3,
+    "tests/optwrap/test_meshes.py::test_a_step_sends_scalars_only_and_leaves_arrays_where_they_lay": 3,
+    "tests/optwrap/test_same_bits.py": 3,
+    "tests/optwrap/test_shapes.py": 3,
+}
+"""By the beginning of a test's name: of how many cases in a row of one function one stays. Odd numbers, since many
+tables count by two."""
+
+
+def thinned(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """The tests that stay, and those that are left out. Tests without cases stay."""
+    stay: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    seen: dict[str, int] = {}
+    for item in items:
+        function, case, _ = item.nodeid.partition("[")
+        one_of = next((number for prefix, number in EVERY.items() if case and function.startswith(prefix)), 1)
+        place = seen[function] = seen.get(function, -1) + 1
+        (stay if place % one_of == 0 else left_out).append(item)
+    return stay, left_out
