@@ -15,6 +15,7 @@ from tests.conftest import RunningExporter
 from tests.deploy import alertmanager as alertmanagers
 from tests.deploy import prometheus as prometheuses
 from tests.deploy.alertmanager import Alertmanager, Told
+from tests.deploy.places import ALERTS
 from tests.deploy.prometheus import Prometheus
 from tests.exporter.running import Job
 
@@ -156,3 +157,42 @@ def test_a_process_that_never_came_is_missed_until_it_comes_and_both_are_lost_wh
         site.wait_for("OptwrapProcessStale", run, "resolved")
         assert site.told_of(run) == {"OptwrapProcessMissing", "OptwrapProcessStale"}
         assert site.prometheus.instant(f'ALERTS{{run="{run}"}}') == []
+
+
+def test_what_follows_from_something_worse_is_muted_for_that_run_and_for_no_other(site: Site) -> None:
+    """Every alert of a run at once; and of another run those that would be muted, without their reasons."""
+    everything = {
+        (alert["alert"], alert["labels"]["severity"])
+        for alert in ALERTS
+        if "$labels.run" in alert["annotations"]["summary"]
+    }
+    follows = {
+        ("OptwrapNotFiniteStreak", "warning"),
+        ("OptwrapNotFiniteStreak", "critical"),
+        ("OptwrapSkipRatioHigh", "warning"),
+        ("OptwrapStalled", "critical"),
+    }
+    alone = follows - {("OptwrapNotFiniteStreak", "critical")}
+    with httpx.Client(base_url=f"http://{site.alertmanager.address}/api/v2", trust_env=False, timeout=30) as client:
+        firing = [
+            {"labels": {"alertname": name, "severity": severity, "run": run}}
+            for run, alerts in (("everything", everything), ("alone", alone))
+            for name, severity in alerts
+        ]
+        assert client.post("/alerts", json=firing).status_code == 200
+
+        def in_state(run: str, state: str) -> set[tuple[str, str]]:
+            return {
+                (alert["labels"]["alertname"], alert["labels"]["severity"])
+                for alert in client.get("/alerts", params={"filter": f'run="{run}"'}).json()
+                if alert["status"]["state"] == state
+            }
+
+        # An alert has a state as soon as it has been through its group once.
+        deadline = time.monotonic() + 30
+        while in_state("everything", "unprocessed") or in_state("alone", "unprocessed"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert in_state("everything", "suppressed") == follows
+        assert in_state("everything", "active") == everything - follows
+        assert in_state("alone", "active") == alone
