@@ -41,6 +41,13 @@ def test_the_rules_pass_their_own_tests() -> None:
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_promtool_is_told_in_which_order_to_evaluate(path: Path) -> None:
+    """Otherwise it draws one, and an alert on a recorded series comes an evaluation later in some runs."""
+    groups = [group["name"] for file in load(path)["rule_files"] for group in load(path.parent / file)["groups"]]
+    assert len(groups) == 1 or load(path)["group_eval_order"] == groups
+
+
 MUTATIONS = {
     "a resume pages when a lost process is not waited for": (
         "alerts.yml",
