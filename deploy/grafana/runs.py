@@ -9,7 +9,6 @@ from deploy.grafana.board import Addresses, Row, board, choice, row
 from deploy.grafana.panels import (
     COLORED,
     STEPS_PER_SECOND,
-    WIDTH,
     Query,
     as_link,
     as_override,
@@ -81,15 +80,15 @@ def _now() -> Row:
             Query(f"count({_PROCESSES})"),
             span=4,
         ),
-        rows_by(
-            "alertname",
-            "Alerts that fire",
-            "Of these runs. The link at the top leads to the runbook of each. Needs the rules in this Prometheus.",
-            Query(f'ALERTS{{{ANY}, alertstate="firing"}}'),
-            columns=[("alertname", "Alert", ""), ("run", "Run", ""), ("severity", "Severity", "")],
-            sort="Alert",
-            empty="None fires",
-            overrides=[("Run", as_link("Dashboard of the run", _RUN))],
+        number(
+            "Processes by health",
+            "How many processes are in each state of health.",
+            "none",
+            Query(
+                f"count by (health) (max by (run, process, health) (optwrap_process_health{{{ANY}}}) == 1)",
+                "{{health}}",
+            ),
+            span=12,
         ),
         rows_by(
             "run",
@@ -115,7 +114,7 @@ def _now() -> Row:
                 ("Value #H", "Processes", "none"),
             ],
             sort="Health",
-            span=WIDTH,
+            span=16,
             empty="No run",
             complete=False,
             overrides=[
@@ -124,6 +123,17 @@ def _now() -> Row:
                 ("Run", as_link("Dashboard of the run", _RUN)),
                 ("Run", as_link("Exporter's page of the run", "${page}/?run=${__value.text}")),
             ],
+        ),
+        rows_by(
+            "alertname",
+            "Alerts that fire",
+            "Of these runs. The link at the top leads to the runbook of each. Needs the rules in this Prometheus.",
+            Query(f'ALERTS{{{ANY}, alertstate="firing"}}'),
+            columns=[("alertname", "Alert", ""), ("run", "Run", ""), ("severity", "Severity", "")],
+            sort="Alert",
+            span=8,
+            empty="None fires",
+            overrides=[("Run", as_link("Dashboard of the run", _RUN))],
         ),
     )
 

@@ -229,6 +229,7 @@ def test_the_fleets_table_has_what_the_job_reported(live: Live) -> None:
     assert live.number("Runs", of="runs") == 1
     assert live.number("Runs that are not well", of="runs") == 1
     assert live.number("Processes", of="runs") == len(live.jobs)
+    assert live.asked("Processes by health", of="runs") == [({"health": "gave_up"}, len(live.jobs))]
     assert live.number("Longest streak", of="runs") == live.jobs[0].gauges["not_finite_streak_peak"]
     assert live.number("Gradient norm by run", of="runs") == 0.5 + 11 / 8
 
