@@ -1,6 +1,7 @@
 """`status` and `watch`: what an exporter knows of its runs, in a terminal."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -20,6 +21,11 @@ HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
 
 _COLOURS: Final = {"ok": "green", "finished": "blue", "starting": "cyan", "skipping": "yellow", "degraded": "yellow"}
 _EVENTS: Final = 5
+_GOOD: Final = frozenset({"applied", "accumulated"})
+_SPARK: Final = "▁▂▃▄▅▆▇█"
+_BAD: Final = "✕"
+_NORMS: Final = 24
+"""Steps in the sparkline."""
 _WATCHED: Final = 20
 
 Json = dict[str, Any]
@@ -92,6 +98,13 @@ class Exporter:
         listed = sorted(self._items("/v1/runs"), key=lambda run: -float(run["last_report"] or 0))
         return [self.run(run["run"]) for run in listed[:most]]
 
+    def last_steps(self, run: Json) -> Json:
+        """The columns of the run's last steps; of a run whose steps are numbered anew, of the last numbers."""
+        last = int(run["state_totals"]["steps"])
+        path = f"/v1/runs/{quote(run['run'], safe='')}/steps"
+        columns: Json = self._get(path, since=max(0, last - _NORMS + 1))["columns"]
+        return columns
+
     def events(self, name: str) -> list[Json]:
         """The last events of a run, newest first."""
         items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", limit=_EVENTS)["items"]
@@ -110,7 +123,7 @@ def show_status(url: str, run: str | None, as_json: bool) -> int:
         if as_json:
             click.echo(json.dumps(runs[0] if run is not None else runs))
         else:
-            Console().print(_screen(runs, {one["run"]: exporter.events(one["run"]) for one in runs}, time.time()))
+            Console().print(_look(exporter, runs))
     return 0 if all(one["health"] in HEALTHY for one in runs) else 1
 
 
@@ -124,8 +137,7 @@ def watch_runs(url: str, run: str | None, interval: float) -> None:
         exporter = Exporter(client, url)
 
         def look() -> RenderableType:
-            runs = exporter.runs(run, _WATCHED)
-            return _screen(runs, {one["run"]: exporter.events(one["run"]) for one in runs}, time.time())
+            return _look(exporter, exporter.runs(run, _WATCHED))
 
         screen = look()
         console = Console()
@@ -143,7 +155,13 @@ def watch_runs(url: str, run: str | None, interval: float) -> None:
             console.print(screen)
 
 
-def _screen(runs: Sequence[Json], events: dict[str, list[Json]], now: float) -> RenderableType:
+def _look(exporter: Exporter, runs: Sequence[Json]) -> RenderableType:
+    names = [one["run"] for one in runs]
+    steps = {one["run"]: exporter.last_steps(one) for one in runs}
+    return _screen(runs, {name: exporter.events(name) for name in names}, steps, time.time())
+
+
+def _screen(runs: Sequence[Json], events: dict[str, list[Json]], steps: dict[str, Json], now: float) -> RenderableType:
     if not runs:
         return Text("no run has reported yet")
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -152,6 +170,7 @@ def _screen(runs: Sequence[Json], events: dict[str, list[Json]], now: float) -> 
     table.add_column("skipped: not finite / large / other", justify="right")
     table.add_column("window", min_width=12)
     table.add_column("norm", justify="right", no_wrap=True)
+    table.add_column(f"last {_NORMS} norms", no_wrap=True)
     for one in runs:
         totals, gauges = one["totals"], one["gauges"] or {}
         skipped = totals["skipped"]
@@ -165,10 +184,34 @@ def _screen(runs: Sequence[Json], events: dict[str, list[Json]], now: float) -> 
             f"{skipped['not_finite']:,} / {skipped['large']:,} / {skipped['other']:,}",
             _window(gauges),
             _number(gauges.get("gradient_norm")),
+            sparkline(steps[one["run"]]),
         )
     latest = sorted((event for one in events.values() for event in one), key=lambda event: -event["time"])[:_EVENTS]
     lines = [Text(_event(event, now), no_wrap=True, overflow="ellipsis") for event in latest]
     return Group(table, *([Text(""), Text("last events", style="bold"), *lines] if lines else []))
+
+
+def sparkline(columns: Json) -> Text:
+    """The norms of the last steps as bars, logarithmic from their least to their largest; ✕ for a bad step.
+
+    Args:
+      columns: of /v1/runs/{run}/steps: `step`, `norm`, `verdict` and `finite`.
+    """
+    rows = list(zip(columns["norm"], columns["verdict"], columns["finite"], strict=True))[-_NORMS:]
+    logs = [math.log(norm) if isinstance(norm, (int, float)) and norm > 0 else None for norm, _, _ in rows]
+    known = [value for value in logs if value is not None]
+    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    text = Text()
+    for value, (_, verdict, finite) in zip(logs, rows, strict=True):
+        if not finite or verdict not in _GOOD:
+            text.append(_BAD, "bold red")
+        elif value is None:  # a norm of zero
+            text.append(_SPARK[0])
+        else:
+            # Where all are alike they stand in the middle.
+            share = (value - low) / span if span > 1e-6 else 0.5
+            text.append(_SPARK[min(len(_SPARK) - 1, int(share * len(_SPARK)))])
+    return text
 
 
 def _window(gauges: Json) -> RenderableType:

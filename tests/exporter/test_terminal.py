@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optwrap_exporter import cli, terminal
 from optwrap_exporter.wire import HEALTHS
 
@@ -35,6 +37,36 @@ def test_status_shows_each_run_in_one_line(site: Served, capsys: pytest.CaptureF
         assert part in line, (part, line)
     assert any(line.startswith("other ") and "finished" in line for line in lines)
     assert any("skipped at step 1,235" in line for line in lines)
+
+
+NORMS = st.one_of(st.floats(0, 3e38), st.sampled_from(["NaN", "Infinity"]))
+
+
+@given(st.lists(st.tuples(NORMS, st.sampled_from(["applied", "accumulated", "skipped_large"]), st.booleans())))
+def test_the_sparkline_has_one_sign_for_each_of_the_last_steps(rows: list[tuple[float | str, str, bool]]) -> None:
+    """Bad steps are crosses, whatever their norm; of good ones a larger norm is never drawn lower."""
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(("norm", "verdict", "finite"))}
+    drawn = terminal.sparkline(columns).plain
+    last = rows[-24:]
+    assert len(drawn) == len(last)
+    assert [sign == "✕" for sign in drawn] == [not finite or verdict == "skipped_large" for _, verdict, finite in last]
+    good = [
+        (norm, sign)
+        for (norm, _, _), sign in zip(last, drawn, strict=True)
+        if sign != "✕" and not isinstance(norm, str)
+    ]
+    assert [sign for _, sign in sorted(good)] == sorted(sign for _, sign in good)
+
+
+def test_status_draws_the_last_norms(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(clock=site.clock)
+    for norm in (1.0, 10.0, 100.0):
+        job.step("applied", norm)
+    job.step("skipped_not_finite", "NaN", w=1)
+    job.step("applied", 1000.0)
+    site.send(job.report())
+    assert cli.run(["status", site.url]) == 0
+    assert "▁▃▆✕█" in capsys.readouterr().out
 
 
 def test_status_of_nothing_says_so(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
