@@ -91,6 +91,10 @@ def test_an_exporter_that_dies_is_seen_and_its_return_needs_no_reload(
     expect(page.locator("#lost")).to_contain_text("No live data from the exporter")
     expect(page.locator("#connection")).to_contain_text("Disconnected")
     expect(page.locator("#verdict-word")).to_have_text("Last known: Skipping")
+    # What was known last is not said in the colours of an alarm.
+    idle = page.evaluate("getComputedStyle(document.getElementById('verdict')).getPropertyValue('--idle-back')")
+    back = page.evaluate("getComputedStyle(document.getElementById('verdict')).backgroundColor")
+    assert back == "rgb({}, {}, {})".format(*(int(idle.strip()[i : i + 2], 16) for i in (1, 3, 5)))
     expect(page).to_have_title("⚠ Disconnected · optwrap")
 
     exporter.restart()
