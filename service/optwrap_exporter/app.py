@@ -63,7 +63,7 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(stream.router(store, ledger, hub))
     app.include_router(metrics.router(registry, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed))
-    app.include_router(pages.router(app.openapi))
+    app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
     # The last one added is the first to see a request.
     app.add_middleware(HostCheck, settings=settings)

@@ -18,6 +18,7 @@ from optwrap_exporter.settings import (
     parse_address,
     parse_number,
     parse_size,
+    parse_web_url,
     read_token,
 )
 
@@ -121,6 +122,13 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     show_envvar=True,
     envvar="OPTWRAP_EXPORTER_ALLOWED_HOST",
     help="Further name by which this exporter is reached (a request's Host header); may be given again.",
+)
+@click.option(
+    "--grafana-url",
+    type=_option(parse_web_url),
+    metavar="URL",
+    show_envvar=True,
+    help="Where a browser reaches the Grafana with the dashboards of deploy/grafana: the page links each run there.",
 )
 @click.option(
     "--log-level",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 DEFAULT_LISTEN: Final = "127.0.0.1:10425"
 DEFAULT_RETENTION_DAYS: Final = "30"
@@ -66,6 +67,8 @@ class Settings:
     """Size of the store above which the oldest step records go first."""
     allowed_hosts: tuple[str, ...] = ()
     """Further names that a request's Host header may carry, lower case."""
+    grafana_url: str | None = None
+    """Where Grafana is, as a browser reaches it; None: the page has no link to it."""
     log_level: str = "info"
 
     @property
@@ -117,6 +120,22 @@ def parse_size(text: str) -> int:
     if size < MIN_RETENTION_BYTES:
         raise ValueError(f"{text!r} is less than 1MiB, the least a store can work with")
     return size
+
+
+def parse_web_url(text: str) -> str:
+    """An http or https address, without a slash at its end.
+
+    Raises:
+      ValueError: it is none, or carries credentials, a query or a fragment.
+    """
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or "@" in parts.netloc or parts.query or parts.fragment or not text.isprintable() or " " in text:
+        raise ValueError(f"{text!r} is not an address such as https://grafana.example.org or http://host:3000/grafana")
+    return text.rstrip("/")
 
 
 def parse_number(text: str, above: float, most: float) -> float:

@@ -86,6 +86,7 @@ def test_every_option_can_come_from_the_environment(
         "RETENTION_BYTES": "1GB",
         "ALLOWED_HOST": "a.example b.example",
         "LOG_LEVEL": "error",
+        "GRAFANA_URL": "https://grafana.example/sub/",
     }
     options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
     assert len(given) == len(options), "an option has no environment variable in this test"
@@ -102,6 +103,7 @@ def test_every_option_can_come_from_the_environment(
             retention_bytes=10**9,
             allowed_hosts=("a.example", "b.example"),
             log_level="error",
+            grafana_url="https://grafana.example/sub",
         )
     ]
 

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter.settings import Address, Settings, default_data_dir, parse_address, parse_size, read_token
+from optwrap_exporter.settings import (
+    Address,
+    Settings,
+    default_data_dir,
+    parse_address,
+    parse_size,
+    parse_web_url,
+    read_token,
+)
 
 
 @given(
@@ -29,6 +37,26 @@ def test_an_address_reads_back_as_it_was_written(host: str, port: int) -> None:
 def test_what_is_no_address_is_refused_by_its_text(text: str) -> None:
     with pytest.raises(ValueError, match="host:port") as caught:
         parse_address(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "grafana",
+        "ftp://a",
+        "javascript:alert(1)",
+        "http://",
+        "http://u:p@a",
+        "http://a?b=c",
+        "http://a#b",
+        "http://a b",
+    ],
+)
+def test_what_no_link_may_lead_to_is_refused_by_its_text(text: str) -> None:
+    with pytest.raises(ValueError, match="https://grafana") as caught:
+        parse_web_url(text)
     assert repr(text) in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-/** The page's state in its address, so that a link shows what its sender saw. No DOM but `location` and `history`. */
+/** The page's state in its address, so that a link shows what its sender saw. No DOM but `location` and a meta element. */
 
 import { visible } from "./format.js";
 import { DEFAULT_WINDOW } from "./model.js";
@@ -43,6 +43,12 @@ export function format(state) {
   if (step !== null) query.set("step", step);
   const text = query.toString();
   return text ? `?${text}` : location.pathname;
+}
+
+/** The address of a run's dashboard in Grafana, or null where this exporter was not told of one. */
+export function grafanaOf(run) {
+  const base = document.querySelector("meta[name=grafana]")?.content;
+  return base ? `${base}/d/optwrap-run?${new URLSearchParams({ "var-run": run, "var-page": location.origin })}` : null;
 }
 
 /** The address of a run's own view. */

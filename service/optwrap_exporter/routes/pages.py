@@ -28,11 +28,12 @@ class PageFiles(StaticFiles):
         return response
 
 
-def router(document: Callable[[], dict[str, Any]], page: Path = PAGE) -> APIRouter:
+def router(document: Callable[[], dict[str, Any]], grafana: str | None = None, page: Path = PAGE) -> APIRouter:
     """The routes of / and /docs.
 
     Args:
       document: gives the OpenAPI document.
+      grafana: where Grafana is; the page learns it from a meta element.
       page: the folder with index.html.
     """
     routes = APIRouter(include_in_schema=False)
@@ -44,7 +45,11 @@ def router(document: Callable[[], dict[str, Any]], page: Path = PAGE) -> APIRout
             raise refused(
                 404, "path", "/", "nothing: this exporter is installed without its page; the API is under /v1"
             )
-        return FileResponse(path, headers={"cache-control": "no-store"})
+        if grafana is None:
+            return FileResponse(path, headers={"cache-control": "no-store"})
+        meta = f'<meta name="grafana" content="{escape(grafana)}">'
+        text = path.read_text(encoding="utf-8").replace("</head>", f"  {meta}\n</head>", 1)
+        return HTMLResponse(text, headers={"cache-control": "no-store"})
 
     @routes.get("/docs")
     def docs() -> Response:

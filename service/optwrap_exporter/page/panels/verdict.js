@@ -3,6 +3,7 @@
 import { clock, dateTime, duration, integer, plural, seconds, visible } from "../format.js";
 import { lastReport } from "../model.js";
 import { health } from "../words.js";
+import { grafanaOf } from "../url.js";
 import { el, replaceShape, setAttribute, setText } from "../dom.js";
 
 export function createVerdict(root, announcer) {
@@ -25,7 +26,9 @@ export function createVerdict(root, announcer) {
   };
   const report = fact("Last report", "How long ago the exporter last stored a report of this run");
   const attempt = fact("Attempt", "One launch of the training job; a restart or a resume begins another");
+  const grafana = el("a", { text: "Grafana", title: "This run's dashboard in Grafana", rel: "noreferrer" });
   const processes = fact("Processes", "Training processes that report, of those the job says it has");
+  facts.after(grafana);
   let announced = null;
 
   return ({ state, now }) => {
@@ -38,6 +41,9 @@ export function createVerdict(root, announcer) {
     setAttribute(root, "data-health", run.health);
     replaceShape(icon, tier);
     setText(name, visible(run.run));
+    const dashboard = grafanaOf(run.run);
+    setAttribute(grafana, "href", dashboard);
+    grafana.hidden = dashboard === null;
     setText(word, lost ? `Last known: ${healthWord}` : healthWord);
     // What nobody hears of lasts no longer.
     setText(since, `for ${duration((lost ? state.connection.since : now) - began)}, since ${clock(began, now)}`);
