@@ -1,11 +1,12 @@
-/** Gradient norm over steps, with uPlot: a logarithmic line, the limit, bad steps on the axis, the strip of verdicts. */
+/** Gradient norm over steps, with uPlot: a logarithmic line, the limit, bad steps on the axis, the strips below. */
 
 import { norm as formatNorm } from "./format.js";
-import { badWithin, drawGuides, drawLimit, drawMarks, drawStrip, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
+import { badWithin, drawGuides, drawLimit, drawMarks, drawStrips, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
 import { KINDS } from "./words.js";
 
 const NARROW = 560;
-const UNDER = STRIP_GAP + STRIP_HEIGHT;
+/** Two strips, so that the axis stands still when a window becomes known. */
+const UNDER = 2 * (STRIP_GAP + STRIP_HEIGHT);
 
 /** uPlot, or null where it was not packed into this installation: the page then does without charts, and says so. */
 export async function loadChartLibrary() {
@@ -136,7 +137,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
               const bad = inView();
               drawLimit(plot, log(limit), colours);
               drawMarks(plot, bad, steps, colours);
-              const thinned = drawStrip(plot, steps, everyK, colours, !narrow);
+              const thinned = drawStrips(plot, steps, everyK, colours, !narrow);
               // What was painted, for those who cannot see a canvas: assistive programs and tests.
               host.dataset.thinned = thinned;
               host.dataset.marks = bad.length;

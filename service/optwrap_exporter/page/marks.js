@@ -5,7 +5,7 @@ import { BADNESS, isBad, KINDS, SHAPES } from "./words.js";
 
 /** CSS pixels. */
 export const STRIP_GAP = 6;
-export const STRIP_HEIGHT = 22;
+export const STRIP_HEIGHT = 16;
 export const MARK = 10;
 /** More marks in view than this get no line of their own up through the plot. */
 const GUIDES = 120;
@@ -94,8 +94,8 @@ export function drawLimit(plot, limit, colours) {
 }
 
 /**
- * The bars of the strip, by step: each step one, as high as its accumulation window is full, full where the optimizer
- * moved. Where there is no room for that, a bar stands for a whole window at least: full and blue while each window ends
+ * The bars of the strips, by step: each step one, with the share of its accumulation window that is full, and whether the
+ * optimizer moved. Where there is no room for that, a bar stands for a whole window at least: full while each window ends
  * in a gradient step. Of steps that share a bar the worst is seen. Where good steps are missing, because there were too
  * many to send or to hold, nothing is said of them: such a bar is "thinned", and goes on to the next.
  */
@@ -112,16 +112,18 @@ function barsOf(plot, steps, everyK) {
     const first = Math.floor(steps.step[i] / together) * together;
     const kind = steps.kind[i];
     const mini = steps.mini[i];
-    const share = kind === "accumulated" ? (everyK > 0 && mini !== null ? Math.min(1, mini / everyK) : 0.5) : 1;
+    const moved = kind === "applied" || kind === "accepted_not_finite";
+    const share = moved ? 1 : everyK > 0 && mini !== null ? Math.min(1, mini / everyK) : 0;
     const before = bars.at(-1);
     if (before?.first !== first) {
       const x = at(first);
       if (before && first > before.first + together) before.width = Math.max(before.width, x - before.x);
       if (before) before.thinned = before.count < together || first > before.first + together;
-      bars.push({ first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)), kind, share, count: 1 });
+      bars.push({ first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)), kind, share, moved, count: 1 });
     } else {
       before.count += 1;
       before.share = Math.max(share, before.share);
+      before.moved ||= moved;
       if (badness(kind) < badness(before.kind)) before.kind = kind;
     }
   }
@@ -130,31 +132,49 @@ function barsOf(plot, steps, everyK) {
   return bars;
 }
 
-/** The strip of verdicts under the plot; a bad bar has its shape cut in where there is room. Says whether any is thinned. */
-export function drawStrip(plot, steps, everyK, colours, labelled) {
-  const { ctx, bbox } = plot;
+/**
+ * The strips under the plot: what became of each step, a bad one with its shape cut in where there is room; and, where
+ * gradients are accumulated, how full the window was and where it became a gradient step. Says whether any bar is thinned.
+ */
+export function drawStrips(plot, steps, everyK, colours, labelled) {
+  const bars = barsOf(plot, steps, everyK);
+  const draws = [["verdict", drawVerdicts]];
+  if (everyK > 0) draws.push(["window", drawWindows]);
+  draws.forEach(([name, fill], i) => {
+    drawStrip(plot, i, labelled ? name : null, colours, (top, height) => fill(plot.ctx, bars, top, height, colours));
+  });
+  return bars.some((bar) => bar.thinned);
+}
+
+/** The ground of the strip that is number `i` from the top, its name beside it, and what `fill` puts into it. */
+function drawStrip({ ctx, bbox }, i, name, colours, fill) {
   const ratio = devicePixelRatio;
   const height = STRIP_HEIGHT * ratio;
-  const top = bbox.top + bbox.height + STRIP_GAP * ratio;
+  const top = bbox.top + bbox.height + STRIP_GAP * ratio + i * (STRIP_GAP * ratio + height);
   ctx.save();
-  if (labelled) {
+  if (name !== null) {
     ctx.font = `${11 * ratio}px system-ui, sans-serif`;
     ctx.fillStyle = colours.muted;
     ctx.textAlign = "right";
     ctx.textBaseline = "middle";
-    ctx.fillText("verdict", bbox.left - 8 * ratio, top + height / 2);
+    ctx.fillText(name, bbox.left - 8 * ratio, top + height / 2);
   }
   ctx.beginPath();
   ctx.rect(bbox.left, top, bbox.width, height);
   ctx.clip();
   ctx.fillStyle = colours.strip;
   ctx.fillRect(bbox.left, top, bbox.width, height);
+  fill(top, height);
+  ctx.restore();
+}
 
-  const bars = barsOf(plot, steps, everyK);
+function drawVerdicts(ctx, bars, top, height, colours) {
+  const ratio = devicePixelRatio;
   // Ordinary bars first: a bad one may be wider than its place, and nothing may cover it.
-  for (const { x, width, kind, share, thinned } of bars) {
-    const part = thinned ? 0.5 : isBad(kind) ? 0 : share;
-    ctx.fillStyle = thinned ? colours.thinned : colours.kind(kind);
+  for (const { x, width, kind, moved, thinned } of bars) {
+    // Lower where nothing moved, so that it is not told by colour alone.
+    const part = isBad(kind) && !thinned ? 0 : moved && !thinned ? 1 : 0.5;
+    ctx.fillStyle = thinned ? colours.thinned : colours.kind(moved ? "applied" : kind);
     ctx.fillRect(x, top + (1 - part) * height, width, part * height);
   }
   for (const { x, width: whole, kind, thinned } of bars.filter((bar) => isBad(bar.kind))) {
@@ -163,6 +183,12 @@ export function drawStrip(plot, steps, everyK, colours, labelled) {
     ctx.fillRect(x, top, width, height);
     if (width >= 7 * ratio) draw(ctx, shapeOf(kind), x + width / 2, top + height / 2, Math.min(width, MARK * ratio) * 0.8, colours.strip);
   }
-  ctx.restore();
-  return bars.some((bar) => bar.thinned);
+}
+
+function drawWindows(ctx, bars, top, height, colours) {
+  for (const { x, width, share, moved, thinned } of bars) {
+    const part = thinned ? 0.5 : share;
+    ctx.fillStyle = thinned ? colours.thinned : colours.kind(moved ? "applied" : "accumulated");
+    ctx.fillRect(x, top + (1 - part) * height, width, part * height);
+  }
 }

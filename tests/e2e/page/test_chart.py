@@ -218,3 +218,35 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
     assert bounded[-1] == bad[-len(bounded[-1]) :]
     assert len(bounded[-1]) >= 0.75 * len(bad)
     assert bounded[0][-1] == steps[-1]
+
+
+WINDOW_HEIGHTS = """() => {
+    const canvas = document.querySelector(".chart canvas");
+    const over = document.querySelector(".chart .u-over").getBoundingClientRect();
+    const box = canvas.getBoundingClientRect();
+    const part = [over.left - box.left, over.bottom - box.top + 28, over.width, 16];
+    const pixels = part.map((v) => Math.round(v * devicePixelRatio));
+    const { data, width, height } = canvas.getContext("2d").getImageData(...pixels);
+    const ground = getComputedStyle(document.documentElement).getPropertyValue("--sunken").trim();
+    const [r, g, b] = [1, 3, 5].map((i) => parseInt(ground.slice(i, i + 2), 16));
+    const seen = new Set();
+    for (let x = 0; x < width; x += 1) {
+      let full = 0;
+      for (let y = 0; y < height; y += 1) {
+        const i = 4 * (y * width + x);
+        full += Math.hypot(data[i] - r, data[i + 1] - g, data[i + 2] - b) > 20;
+      }
+      seen.add(Math.round((4 * full) / height));
+    }
+    return [...seen].sort();
+}"""
+
+
+def test_the_window_fills_and_becomes_a_gradient_step(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Mini-steps 1, 2 and 3 of 4 and the gradient step are a quarter, a half, three quarters, and all of the strip."""
+    desk, training = open_desk(), reporter()
+    training.good(40)
+    page = desk.open(training.run)
+    expect(page.locator("#norm .readout")).to_contain_text("Last step 40")
+    page.wait_for_timeout(300)
+    assert [height for height in page.evaluate(WINDOW_HEIGHTS) if height] == [1, 2, 3, 4]
