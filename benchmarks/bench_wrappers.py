@@ -102,7 +102,8 @@ class Trainer:
             transformation = optwrap.instrument(transformation)
         self._params: Any = tree(values, case.leaves, seed=0)
         if case.pair and form != "bare":
-            self._params = optax.LookaheadParams.init_synced(self._params)
+            pair = optax.LookaheadParams.init_synced(self._params)
+            self._params = jax.tree.map(jnp.copy, pair)  # what is donated must not be there twice
         self._state = jax.jit(transformation.init)(self._params)
 
         # Results in the order of what is donated: JAX pairs them by it.

@@ -65,8 +65,11 @@ def integer(argument: str, value: Any, least: int, remedy: str) -> ArrayLike:
     return number
 
 
-def real(argument: str, value: Any, most: float, remedy: str) -> None:
+def real(argument: str, value: Any, most: float, remedy: str) -> ArrayLike:
     """A scalar real number from 0 to `most`, not NaN; a traced one is checked for its type only.
+
+    Returns:
+      the value; a float in place of an integer that is known now, which would have to fit into JAX's own.
 
     Raises:
       TypeError: not a real number, or not a scalar.
@@ -80,8 +83,16 @@ def real(argument: str, value: Any, most: float, remedy: str) -> None:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits:
         raise TypeError(f"{argument} must be {allowed}, got {shown(value)} ({type(value).__name__}): {remedy}")
-    if is_concrete(value) and not 0 <= float(value) <= most:
-        raise ValueError(f"{argument} must be {allowed}, got {float(value)}: {remedy}")
+    if not is_concrete(value):
+        return value  # type: ignore[no-any-return]  # a jax.Array: all else is concrete
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError(f"{argument} must be {allowed}, got an integer beyond all floats: {remedy}") from error
+    if not 0 <= number <= most:
+        raise ValueError(f"{argument} must be {allowed}, got {number}: {remedy}")
+    whole = isinstance(value, int) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.integer))
+    return number if whole else value
 
 
 def flag(argument: str, value: Any, remedy: str) -> bool:
@@ -164,7 +175,10 @@ def transformation(argument: str, value: Any) -> Any:
     Raises:
       TypeError: it is none.
     """
-    if callable(as_transformation := getattr(value, "gradient_transformation", None)):
+    if isinstance(value, optax.MultiSteps):
+        # As a transformation it would take no extra arguments; itself it does.
+        value = optax.GradientTransformationExtraArgs(value.init, value.update)
+    elif callable(as_transformation := getattr(value, "gradient_transformation", None)):
         value = as_transformation()
     if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
         hint = " (call it: optax.adam(1e-3), not optax.adam)" if callable(value) else ""

@@ -71,7 +71,9 @@ def sharing_norms(update: Update) -> Update:
         new = {
             id(leaf): (leaf, _squared_norm(leaf))
             for leaf in jax.tree.leaves(updates)
-            if _is_numeric(leaf) and id(leaf) not in known
+            # Of a tracer only: the norm of an array that is known would be a tracer of this trace, and the array may be
+            # in another, which outlives this one.
+            if isinstance(leaf, jax.core.Tracer) and _is_numeric(leaf) and id(leaf) not in known
         }
         token = _norms.set({**known, **new})
         try:
@@ -148,11 +150,11 @@ def select(condition: jax.Array, chosen: Tree, otherwise: Tree) -> Tree:
 
 
 def cast(leaf: Any, dtype: Any) -> jax.Array:
-    """The leaf in the dtype given; PRNG keys as they are. The real part, where complex becomes real."""
+    """The leaf in the dtype given, not weak; PRNG keys as they are. The real part, where complex becomes real."""
     array: jax.Array = jnp.asarray(leaf)
     if jnp.issubdtype(array.dtype, jnp.complexfloating) and not jnp.issubdtype(dtype, jnp.complexfloating):
         array = array.real
-    return array if array.dtype == dtype else array.astype(dtype)
+    return array if array.dtype == dtype and not array.weak_type else array.astype(dtype)
 
 
 def common_dtype(*dtypes: Any) -> np.dtype[Any]:

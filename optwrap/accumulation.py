@@ -160,7 +160,7 @@ class MultiSteps:
         Raises:
           TypeError: `state` is no `MultiStepsState`; `weight` is missing, or no real scalar.
           ValueError: `updates` have other leaves or shapes than the parameters that `init` was given; `weight` is known
-            now, and no finite number from 0; `state` holds no weights.
+            now, and no number from 0 to 1e30; `state` holds no weights.
         """
         weight, extra_args = self._weight(extra_args)
         decision = self._decide(updates, state, params, weight)

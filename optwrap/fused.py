@@ -18,7 +18,8 @@ class Fused(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # opt
     """A transformation that can also take a whole step: `apply` does what `update` and `optax.apply_updates` do.
 
     To optax it is like any other. What wraps it and is not one itself (`optax.chain`) hides `apply`, and then the two
-    are called one after the other.
+    are called one after the other; and so they are of what `_replace` or `jax.tree.map` make of one, which know of two
+    functions only.
     """
 
     apply: Apply | None
@@ -67,10 +68,8 @@ def apply_gradients(
             "apply_gradients: params must be the parameters to apply the update to, got None: pass them, or call "
             "tx.update for the update alone"
         )
-    apply = getattr(tx, "apply", None)
-    if apply is not None:
-        applied: tuple[Tree, Tree] = apply(grads, state, params, **extra_args)
-        return applied
+    if isinstance(tx, Fused) and tx.apply is not None:
+        return tx.apply(grads, state, params, **extra_args)
     updates, state = tx.update(grads, state, params, **extra_args)
     return optax.apply_updates(params, updates), state
 

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from optwrap import _checks
 from optwrap._declarations import Sync, declare
+from optwrap._devices import vary, varying
 from optwrap._trees import Tree, as_int32, cast, is_placeholder, select
 from optwrap.fused import Fused, apply_gradients
 
@@ -105,13 +106,21 @@ def lookahead(
         _checks.alike("lookahead: what the step makes of params.fast", fast, pair.fast, "params.fast", _REMEDY)
         sync = synchronises(state)
 
+        def alike(either: optax.LookaheadParams) -> optax.LookaheadParams:
+            # One type, whichever branch it comes from: of devices, and not weak.
+            def typed(leaf: jax.Array, fast: jax.Array, slow: jax.Array) -> jax.Array:
+                axes = frozenset().union(*(varying(jax.typeof(jnp.asarray(of))) for of in (fast, slow, sync)))
+                return vary(cast(leaf, jnp.result_type(leaf)), axes)
+
+            return optax.LookaheadParams(*(jax.tree.map(typed, tree, fast, pair.slow) for tree in either))
+
         def meet() -> tuple[optax.LookaheadParams, Tree]:
             slow = jax.tree.map(lambda fast, slow: _towards(fast, slow, slow_step_size), fast, pair.slow)
             again = select(jnp.array(True), fast_optimizer.init(pair.fast), fast_state) if reset_state else fast_state
-            return optax.LookaheadParams(fast=slow, slow=slow), again
+            return alike(optax.LookaheadParams(fast=slow, slow=slow)), again
 
         def run_ahead() -> tuple[optax.LookaheadParams, Tree]:
-            return optax.LookaheadParams(fast=fast, slow=pair.slow), fast_state
+            return alike(optax.LookaheadParams(fast=fast, slow=pair.slow)), fast_state
 
         met, fast_state = jax.lax.cond(sync, meet, run_ahead)
         return met, after(state, sync, fast_state)

@@ -106,7 +106,7 @@ def skip_large_updates(
 def _skip_large_updates(
     updates: Tree, together: Together, max_squared_norm: ArrayLike
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    _check_max_squared_norm(max_squared_norm)
+    max_squared_norm = _checked_max_squared_norm(max_squared_norm)
     norm_squared = squared_norm(updates, together)
     with jax.numpy_dtype_promotion("standard"):
         should_skip = ~(norm_squared < max_squared_norm)
@@ -230,9 +230,10 @@ def _max_squared_norm_of(argument: str, should_skip_update_fn: Any) -> ArrayLike
             f"{argument}: skip_large_updates needs its limit, got keywords {sorted(keywords)}, expected "
             "max_squared_norm: pass functools.partial(skip_large_updates, max_squared_norm=...)"
         )
-    _check_max_squared_norm(keywords["max_squared_norm"])
-    return keywords["max_squared_norm"]  # type: ignore[no-any-return]  # a number, as was just checked
+    return _checked_max_squared_norm(keywords["max_squared_norm"])
 
 
-def _check_max_squared_norm(value: Any) -> None:
-    _checks.real("skip_large_updates: max_squared_norm", value, np.inf, "give the squared norm from which to skip")
+def _checked_max_squared_norm(value: Any) -> ArrayLike:
+    return _checks.real(
+        "skip_large_updates: max_squared_norm", value, np.inf, "give the squared norm from which to skip"
+    )

@@ -14,6 +14,8 @@ from jax.typing import ArrayLike
 
 from optwrap import _checks
 
+LARGEST: Final = 1e30
+"""The largest weight: hundreds of millions of such a weight have a sum in float32, of which each is a share."""
 _KEYS: Final = ("weight", "weight_sum")
 
 
@@ -29,19 +31,19 @@ class Weights(NamedTuple):
         """After one more mini-step.
 
         Args:
-          weight: what it counts for: a real scalar. What is no finite number from 0 counts as 0: on the device nothing
-            can raise.
+          weight: what it counts for: a real scalar from 0 to LARGEST. On the device nothing can raise: there what is no
+            finite number from 0 counts as 0, and so does one below the dtype's smallest normal number (1.2e-38 in
+            float32); what is above LARGEST counts as that.
           empty: bool[], whether the window held nothing before.
 
         Raises:
           TypeError: it is no real scalar.
-          ValueError: it is known now, and no finite number from 0.
+          ValueError: it is known now, and no number from 0 to LARGEST.
         """
-        largest = float(np.finfo(np.float32).max)
         remedy = "give what this mini-step counts for, such as its number of tokens"
-        _checks.real("MultiSteps: weight", weight, largest, remedy)
+        weight = _checks.real("MultiSteps: weight", weight, LARGEST, remedy)
         value = jnp.asarray(weight).astype(self.total.dtype)
-        own = jnp.where((value > 0) & (value < jnp.inf), value, jnp.zeros_like(value))
+        own = jnp.where((value > 0) & (value < jnp.inf), jnp.minimum(value, LARGEST), jnp.zeros_like(value))
         before = jnp.where(empty, jnp.zeros_like(self.total), self.total)
         return Weights(own, jnp.minimum(before + own, float(np.finfo(self.total.dtype).max)))
 

@@ -93,7 +93,7 @@ def instrument(
       ValueError: `emit`, `name` or `callback_every` is not one that is allowed, or emit="callback" lacks a monitor;
         by `update`, when the gradients have other leaves than the parameters that `init` was given.
     """
-    inner = _transformation(tx)
+    inner = transformation("tx", tx)
     key = _checked_name(name)
     axes = Axes("instrument: axis_name", axis_name, every_told=True)
     _check_emission(monitor, emit, callback_every)
@@ -122,7 +122,7 @@ def instrument(
         return new_updates, counted(call, state, inner_state, params, places)
 
     def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
-        if getattr(inner, "apply", None) is None:  # then there are updates to be judged
+        if not isinstance(inner, Fused) or inner.apply is None:  # then there are updates to be judged
             new_updates, state = update(grads, state, params, **extra_args)
             return optax.apply_updates(params, new_updates), state
         places = described(grads, state, params)
@@ -183,13 +183,6 @@ def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Pl
 
 class _Identity:
     """What a Monitor knows an instrumentation by."""
-
-
-def _transformation(tx: Any) -> optax.GradientTransformationExtraArgs:
-    if isinstance(tx, optax.MultiSteps):
-        # As a transformation it would take no extra arguments; itself it does.
-        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
-    return transformation("tx", tx)
 
 
 def _checked_name(name: str | None) -> str:

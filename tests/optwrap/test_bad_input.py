@@ -191,6 +191,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"max_squared_norm .* got an array float64\[2\]",
     ),
+    "norm beyond floats": (
+        lambda: optwrap.skip_large_updates(PARAMS, 0, None, 10**400),
+        ValueError,
+        r"max_squared_norm must be a number from 0, got an integer beyond all floats: give",
+    ),
     "norm a bool": (lambda: optwrap.skip_large_updates(PARAMS, 0, None, True), TypeError, r"max_squared_norm .* True"),
     "skip returns a Python bool": (
         skipping((True, ())),
@@ -335,3 +340,12 @@ def test_traced_values_are_brought_into_range() -> None:
 
     assert [int(value) for value in jax.jit(counts)(jnp.int8(-5))] == [1, 1, 0]
     assert [int(value) for value in jax.jit(counts)(jnp.uint32(2**32 - 1))] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("limit", [10**12, np.int64(10**10), np.uint64(2**63)])
+def test_a_norm_may_be_any_integer(limit: Any) -> None:
+    """Also one that no integer of JAX's holds."""
+    skip = functools.partial(optwrap.skip_large_updates, max_squared_norm=limit)
+    for norm_squared, skipped in ((0.9 * float(limit), False), (1.1 * float(limit), True)):
+        updates = jnp.full(1, norm_squared**0.5)
+        assert bool(jax.jit(skip)(updates, 0, None)[0]) is skipped

@@ -344,3 +344,83 @@ def test_wrong_arguments_are_named(tx: Any, params: Any, message: str) -> None:
     state = tx.init(params) if params else ()
     with pytest.raises(TypeError, match=message):
         optwrap.apply_gradients(tx, params, state, params)
+
+
+@pytest.mark.parametrize("wrap", ["apply_if_finite", "multi_steps", "lookahead"])
+@pytest.mark.parametrize("params", [jnp.full((2,), 1.0), [1.0, 2.0]], ids=["weak array", "Python numbers"])
+def test_weak_parameters_become_strong_and_lose_nothing(wrap: str, params: Any) -> None:
+    """As by the two calls: else every later step would be rounded to the dtype of narrower gradients."""
+    case = next(case for case in SINGLES if case.name == wrap)
+    tx = case.build(optwrap, optax.sgd(1e-3))
+    ours = theirs = case.params(params)
+    ours_state = theirs_state = tx.init(ours)
+    grads = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), jnp.bfloat16), params)
+    for _ in range(12):
+        ours, ours_state = optwrap.apply_gradients(tx, grads, ours_state, ours)
+        updates, theirs_state = tx.update(grads, theirs_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+        assert not any(leaf.weak_type for leaf in jax.tree.leaves(ours))
+    # Of the first step, with parameters that are weak still, one may be rounded and the other not: 0.001.
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=0.0011)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_lookahead_in_shard_map_takes_parameters_that_are_everywhere(reset: bool) -> None:
+    """Gradients that differ from device to device make their own of parameters that did not."""
+    mesh = jax.make_mesh((4,), ("x",))
+    tx = optwrap.lookahead(optwrap.apply_if_finite(optax.adam(0.1), 2), 2, 0.5, reset_state=reset)
+    grads = jnp.arange(24.0).reshape(4, 3, 2) / 8
+
+    def train(grads: jax.Array, fused: bool) -> jax.Array:
+        pair = optax.LookaheadParams.init_synced(jnp.ones(2))
+        state = tx.init(pair)
+        for step in range(3):
+            if fused:
+                pair, state = optwrap.apply_gradients(tx, grads[0, step], state, pair)
+            else:
+                updates, state = tx.update(grads[0, step], state, pair)
+                pair = optax.apply_updates(pair, updates)
+        return jnp.stack(pair)[None]
+
+    def everywhere(fused: bool) -> Any:
+        specs = jax.sharding.PartitionSpec("x")
+        step = functools.partial(train, fused=fused)
+        placed = jax.device_put(grads, jax.sharding.NamedSharding(mesh, specs))
+        return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs))(placed)
+
+    np.testing.assert_allclose(everywhere(True), everywhere(False), rtol=1e-6)
+
+
+def test_optax_multi_steps_gets_its_extra_args() -> None:
+    """As a transformation it drops them; itself it does not."""
+    tx = optax.MultiSteps(optax.contrib.reduce_on_plateau(patience=0), 1)
+    params = jnp.ones(2)
+    state = tx.init(params)
+    for value in (1.0, 2.0, 3.0):
+        params, state = optwrap.apply_gradients(tx, params, state, params, value=value)
+    assert optax.tree.get(state, "scale") < 1
+
+
+def test_an_apply_of_another_kind_is_left_alone() -> None:
+    class Other(optax.GradientTransformationExtraArgs):
+        def apply(self) -> None:
+            raise AssertionError
+
+    tx = Other(*optax.sgd(0.5))
+    params, _ = optwrap.apply_gradients(tx, jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+    np.testing.assert_array_equal(params, np.full(2, 0.5))
+
+
+def test_a_norm_does_not_leave_the_trace_it_was_made_in() -> None:
+    """A jitted function that is traced within a step, and holds an array of its own, can be called after it."""
+    gradients = jnp.ones(3)
+    guard = optwrap.apply_if_finite(optax.sgd(1.0), 3)
+    state = guard.init(gradients)
+    inside = jax.jit(lambda scale: guard.update(gradients, state, gradients)[0] * scale)
+    tx = optwrap.instrument(
+        optax.GradientTransformation(lambda _: optax.EmptyState(), lambda *args: (inside(1.0), args[1]))
+    )
+    outer = tx.init(gradients)
+    jax.jit(lambda scale: tx.update(gradients, outer, gradients)[0] * scale)(1.0)
+    np.testing.assert_array_equal(inside(2.0), np.full(3, -2.0))
