@@ -154,7 +154,7 @@ def cast(leaf: Any, dtype: Any) -> jax.Array:
     array: jax.Array = jnp.asarray(leaf)
     if jnp.issubdtype(array.dtype, jnp.complexfloating) and not jnp.issubdtype(dtype, jnp.complexfloating):
         array = array.real
-    return array if array.dtype == dtype and not array.weak_type else array.astype(dtype)
+    return array if array.dtype == dtype and not getattr(array, "weak_type", False) else array.astype(dtype)
 
 
 def common_dtype(*dtypes: Any) -> np.dtype[Any]:

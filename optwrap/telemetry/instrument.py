@@ -72,7 +72,8 @@ def instrument(
       monitor: who is told how the parameters are called, when `init` and `update` are traced: a `Monitor`.
       emit: with "reading", you return `optwrap.reading(state)` from your jitted step and hand it to
         `monitor.observe`. With "callback", the step itself calls `monitor.observe`, and your loop does not change: for
-        backends that have host callbacks (CPU, CUDA, ROCm, TPU), and not under `jax.export`.
+        backends that have host callbacks (CPU, CUDA, ROCm, TPU), and not under `jax.export`. On several simulated CPU
+        devices wait for each step: XLA's threads may run out, and it ends a process whose devices wait for each other.
       name: tells several instrumentations in one optimizer apart: 1 to 64 of `[A-Za-z0-9._-]`, "instrument" if None.
       axis_name: axes, a name or a tuple of names, of the `pmap`, or `shard_map` with check_vma=False, in which `update`
         is called, along which the gradients differ. There no type says that they do, and without it the reading is one

@@ -69,6 +69,10 @@ def one_by_one(step: Callable[..., Any], carry: Any, given: list[Any], monitor: 
         *carry, words = step(*carry, grads)
         if emit == "reading":
             monitor.observe(words)
+        elif not isinstance(words, jax.Array) or len(words.sharding.device_set) > 1:
+            # A callback holds its thread of XLA:CPU. With several steps of several devices in flight there may be too
+            # few left for all devices to come to an all-reduce, which then ends the process after a minute.
+            jax.block_until_ready(words)
     return carry[1]
 
 
