@@ -4,18 +4,17 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwrap
 from optwrap.telemetry.reading import Layout, unpack
+from tests.optwrap.checkpoints import through_flax, through_orbax
 from tests.optwrap.monitoring import StubExporter
 
 PARAMS = {"a": np.ones((8, 4), np.float32), "b": np.full((4,), 2.0, np.float32)}
@@ -49,19 +48,6 @@ def stepped(tx: Any) -> Callable[..., Any]:
         return optax.apply_updates(params, updates), state
 
     return step
-
-
-def through_orbax(saved: Any, like: Any, directory: pathlib.Path) -> Any:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "checkpoint", saved)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory / "checkpoint", like)
-
-
-def through_flax(saved: Any, like: Any, directory: pathlib.Path) -> Any:
-    del directory
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    return flax.serialization.from_bytes(zeros, flax.serialization.to_bytes(saved))
 
 
 @pytest.mark.parametrize("through", [through_orbax, through_flax])

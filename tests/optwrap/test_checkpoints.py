@@ -5,14 +5,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import flax.serialization
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 import optwrap
+from tests.optwrap.checkpoints import through_flax, through_orbax
 from tests.optwrap.transformations import (
     FLOAT32,
     GUARDS,
@@ -41,21 +40,6 @@ LIBRARIES = {"optax": optax, "optwrap": optwrap}
 BOTH_WAYS = pytest.mark.parametrize("first", ["optax", "optwrap"])
 MIXED = {name: leaf for name, leaf in TREES["mixed"].items() if name != "no_values"}  # orbax saves no array without any
 NESTED = [case for case in PAIRS if case.name not in OPTAX_RAISES]
-
-
-def through_orbax(saved: Tree, like: Tree, directory: pathlib.Path) -> Tree:
-    """Written to a directory, and restored into the types of another tree."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "checkpoint", saved)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory / "checkpoint", like)
-
-
-def through_flax(saved: Tree, like: Tree, directory: pathlib.Path) -> Tree:
-    """Written to bytes, and read into another tree."""
-    del directory
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    return flax.serialization.from_bytes(zeros, flax.serialization.to_bytes(saved))
 
 
 THROUGH = pytest.mark.parametrize("through", [through_orbax, through_flax])
