@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,27 @@ from tests.optwrap.simulation import Leaves
 
 SEED: Final = 11
 RECIPE: Final = Recipe("guard around window", limit=2, every_k=3, skip="large")
-STEPS: Final = 60
+STEPS: Final = 66
 MANY: Final = 400
 """Steps that are dispatched before any of them is looked at."""
-AT_ONCE: Final = 12
+AT_ONCE: Final = 11
 """Steps of one scan."""
-EMITS: Final = ("reading", "callback")
 
-Training = Callable[[Any, optwrap.Monitor, str], Any]
+
+class Form(NamedTuple):
+    """How an instrumentation reports."""
+
+    emit: Literal["reading", "callback"]
+    callback_every: int = 1
+
+    def __str__(self) -> str:
+        return self.emit if self.callback_every == 1 else f"{self.emit}-{self.callback_every}"
+
+
+READING: Final = Form("reading")
+FORMS: Final = (READING, Form("callback"), Form("callback", 8), Form("callback", 32))
+
+Training = Callable[[Any, optwrap.Monitor, Form], Any]
 """Trains all steps with a transformation, and has them reported; the last state."""
 
 
@@ -64,10 +77,10 @@ def start(tx: Any) -> tuple[Any, Any]:
     return params, tx.init(params)
 
 
-def one_by_one(step: Callable[..., Any], carry: Any, given: list[Any], monitor: optwrap.Monitor, emit: str) -> Any:
+def one_by_one(step: Callable[..., Any], carry: Any, given: list[Any], monitor: optwrap.Monitor, form: Form) -> Any:
     for grads in given:
         *carry, words = step(*carry, grads)
-        if emit == "reading":
+        if form == READING:
             monitor.observe(words)
         elif not isinstance(words, jax.Array) or len(words.sharding.device_set) > 1:
             # A callback holds its thread of XLA:CPU. With several steps of several devices in flight there may be too
@@ -76,15 +89,15 @@ def one_by_one(step: Callable[..., Any], carry: Any, given: list[Any], monitor: 
     return carry[1]
 
 
-def jit(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
-    return one_by_one(jax.jit(stepped(tx)), start(tx), each(), monitor, emit)
+def jit(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
+    return one_by_one(jax.jit(stepped(tx)), start(tx), each(), monitor, form)
 
 
-def donated(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
-    return one_by_one(jax.jit(stepped(tx), donate_argnums=(0, 1)), start(tx), each(), monitor, emit)
+def donated(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
+    return one_by_one(jax.jit(stepped(tx), donate_argnums=(0, 1)), start(tx), each(), monitor, form)
 
 
-def ahead(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
+def ahead(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     """The device is kept busy by the first step, so that the others wait behind it."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -99,13 +112,13 @@ def ahead(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
     for place, grads in enumerate(given):
         *carry, words = step(*carry, grads, 2000 if place == 0 else 0)
         seen.append(words)
-    if emit == "reading":
+    if form == READING:
         for words in seen:
             monitor.observe(words)
     return carry[1]
 
 
-def scan(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
+def scan(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     @jax.jit
     def steps(carry: Any, grads: Any) -> Any:
         def step(carry: Any, grads: Any) -> Any:
@@ -117,12 +130,12 @@ def scan(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
     carry, given = start(tx), each()
     for first in range(0, STEPS, AT_ONCE):
         carry, words = steps(carry, jax.tree.map(lambda *leaves: np.stack(leaves), *given[first : first + AT_ONCE]))
-        if emit == "reading":
+        if form == READING:
             monitor.observe(words)
     return carry[1]
 
 
-def sharded(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
+def sharded(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     """Parameters, moments and gradients in eight parts."""
     mesh = jax.make_mesh((8,), ("x",))
 
@@ -135,10 +148,10 @@ def sharded(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
     with jax.set_mesh(mesh):
         params = placed({name: np.ones(shape, np.float32) for name, shape in SHAPES.items()})
         carry = params, jax.jit(tx.init)(params)
-        return one_by_one(jax.jit(stepped(tx)), carry, [placed(grads) for grads in each()], monitor, emit)
+        return one_by_one(jax.jit(stepped(tx)), carry, [placed(grads) for grads in each()], monitor, form)
 
 
-def shard_map(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
+def shard_map(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     """Each of eight devices has gradients of its own, and all of them the mean."""
     mesh = jax.make_mesh((8,), ("x",))
 
@@ -149,10 +162,10 @@ def shard_map(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
 
     given = [jax.device_put(replicas(grads, 8), NamedSharding(mesh, P("x"))) for grads in each()]
     with jax.set_mesh(mesh):
-        return one_by_one(step, start(tx), given, monitor, emit)
+        return one_by_one(step, start(tx), given, monitor, form)
 
 
-def pmap(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
+def pmap(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     """The same, with a copy of the state on each device."""
 
     def step(params: Any, state: Any, grads: Any) -> Any:
@@ -160,10 +173,10 @@ def pmap(tx: Any, monitor: optwrap.Monitor, emit: str) -> Any:
 
     carry = jax.tree.map(lambda leaf: np.stack([leaf] * 8), start(tx))
     given = [replicas(grads, 8) for grads in each()]
-    return one_by_one(jax.pmap(step, axis_name="x"), carry, given, monitor, emit)
+    return one_by_one(jax.pmap(step, axis_name="x"), carry, given, monitor, form)
 
 
-def mesh_of_processes(tx: Any, monitor: optwrap.Monitor, emit: str, devices: list[Any]) -> Any:
+def mesh_of_processes(tx: Any, monitor: optwrap.Monitor, form: Form, devices: list[Any]) -> Any:
     """A plain jit over a mesh of all processes' devices: each has a part of the batch."""
     mesh = Mesh(np.array(devices), ("x",))
     n = len(devices)
@@ -182,7 +195,7 @@ def mesh_of_processes(tx: Any, monitor: optwrap.Monitor, emit: str, devices: lis
         start(tx),
     )
     given = [jax.tree.map(placed, replicas(grads, n)) for grads in each()]
-    return one_by_one(step, carry, given, monitor, emit)
+    return one_by_one(step, carry, given, monitor, form)
 
 
 WAYS: Final[dict[str, Training]] = {
@@ -194,49 +207,51 @@ WAYS: Final[dict[str, Training]] = {
     "shard_map": shard_map,
     "pmap": pmap,
 }
-ORDERS: Final = ("in order", "reversed")
+ORDERS: Final = ("in-order", "reversed")
+"""Of the processes in the mesh."""
 
 
-def reported(run: str, endpoint: str, train: Training, emit: Any, *, last: bool) -> None:
+def reported(run: str, endpoint: str, train: Training, form: Form, *, last: bool) -> None:
     """A training with a Monitor of its own.
 
     Args:
       run: its name.
       endpoint: of the exporter.
       train: the training.
-      emit: how it reports.
+      form: how it reports.
       last: whether the state at its end is observed, for what the step may not have reported yet.
     """
     with optwrap.Monitor(run, endpoint, interval=0.05) as monitor:
-        tx = optwrap.instrument(optimizer(RECIPE), monitor, emit=emit)
-        state = jax.block_until_ready(train(tx, monitor, emit))
+        tx = optwrap.instrument(optimizer(RECIPE), monitor, emit=form.emit, callback_every=form.callback_every)
+        state = jax.block_until_ready(train(tx, monitor, form))
         if last:
             monitor.observe(optwrap.reading(state))
         assert monitor.flush(60), f"{run}: not everything arrived"
 
 
-def alone(connection: Connection, endpoint: str, log: Path) -> None:
-    """Every way of one process, either way."""
+def alone(connection: Connection, endpoint: str, log: Path, cases: list[tuple[str, Form]]) -> None:
+    """Ways of one process, each in its form."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), sys.stderr.fileno())
     jax.config.update("jax_num_cpu_devices", 8)
-    for way, train in WAYS.items():
-        for emit in EMITS:
-            reported(f"{way}-{emit}", endpoint, train, emit, last=True)
+    for way, form in cases:
+        reported(f"{way}-{form}", endpoint, WAYS[way], form, last=True)
     connection.send("done")
 
 
-def together(connection: Connection, endpoint: str, log: Path, launch: tuple[str, int, int]) -> None:
+def together(
+    connection: Connection, endpoint: str, log: Path, launch: tuple[str, int, int], cases: list[tuple[str, Form]]
+) -> None:
     """One of several processes of a launch, with one device each; `launch`: its coordinator, how many, which."""
     coordinator, n, index = launch
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), sys.stderr.fileno())
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, n, index)
-    for order in ORDERS:
-        devices = jax.devices() if order == "in order" else jax.devices()[::-1]
+    for order, form in cases:
+        devices = jax.devices() if order == "in-order" else jax.devices()[::-1]
         train: Training = functools.partial(mesh_of_processes, devices=devices)
-        for emit in EMITS:
-            # By callback the process of the mesh's first device reports, and no other.
-            owner = emit == "reading" or devices[0].process_index == index
-            reported(f"{n}-{order.replace(' ', '-')}-{emit}", endpoint, train, emit, last=owner)
+        # By callback the process of the mesh's first device reports, and no other.
+        owner = form == READING or devices[0].process_index == index
+        reported(f"{n}-{order}-{form}", endpoint, train, form, last=owner)
+    jax.distributed.shutdown()  # waits for the others, whom the end of the first process would end
     connection.send("done")

@@ -5,6 +5,7 @@ The truth is numpy's, of the faults that were put in; what is compared is what a
 
 import collections
 import functools
+import itertools
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from optwrap.telemetry.records import GOOD_VERDICTS
 from tests.e2e.chaos.findings import counted
 from tests.e2e.chaos.truth import Piece, lived
 from tests.e2e.ways import job
@@ -75,11 +77,22 @@ def stub() -> Iterator[StubExporter]:
     server.close()
 
 
+def collected(request: pytest.FixtureRequest) -> list[tuple[str, job.Form]]:
+    """The ways and forms of the cases that need this fixture and are run this time: no others are worth a training."""
+    name, param = request.fixturename, getattr(request, "param", None)
+    return [
+        (item.callspec.params["way"], item.callspec.params["form"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and name in item.fixturenames and item.callspec.params.get(name) == param
+    ]
+
+
 @pytest.fixture(scope="module")
-def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+def of_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reported:
     server = StubExporter()
+    cases = collected(request)
     try:
-        return run(server, (job.alone, ()), directory=tmp_path_factory.mktemp("alone"))
+        return run(server, (job.alone, (cases,)), directory=tmp_path_factory.mktemp("alone"))
     finally:
         server.close()
 
@@ -87,11 +100,12 @@ def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> Reported:
 @pytest.fixture(scope="module", params=[2, 4])
 def of_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Reported]:
     server, n = StubExporter(), request.param
+    cases = collected(request)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     try:
-        jobs = [(job.together, ((coordinator, n, index),)) for index in range(n)]
+        jobs = [(job.together, ((coordinator, n, index), cases)) for index in range(n)]
         return n, run(server, *jobs, directory=tmp_path_factory.mktemp("together"))
     finally:
         server.close()
@@ -126,31 +140,37 @@ def test_the_truth_has_everything_in_it() -> None:
     assert len(last.parameters) == 3
 
 
-@pytest.mark.parametrize("emit", job.EMITS)
+def test_steps_wait_at_the_end_of_the_truth() -> None:
+    """So that those which the last state hands over would be missed."""
+    for steps, form in itertools.product((job.STEPS, job.MANY), job.FORMS):
+        waiting = 0
+        for step in truth(steps):
+            due = waiting + 1 >= form.callback_every or not step.finite or step.verdict not in GOOD_VERDICTS
+            waiting = 0 if due else waiting + 1
+        assert (waiting > 0) == (form.callback_every > 1)
+
+
+def named(value: Any) -> str:
+    return str(value)
+
+
+@pytest.mark.parametrize("form", job.FORMS, ids=named)
 @pytest.mark.parametrize("way", job.WAYS)
-def test_every_way_of_a_step_is_counted_alike(way: str, emit: str, of_one_process: Reported) -> None:
-    check(of_one_process[f"{way}-{emit}", 0], job.MANY if way == "ahead" else job.STEPS)
+def test_every_way_of_a_step_is_counted_alike(way: str, form: job.Form, of_one_process: Reported) -> None:
+    check(of_one_process[f"{way}-{form}", 0], job.MANY if way == "ahead" else job.STEPS)
 
 
-@pytest.mark.parametrize("order", job.ORDERS)
-def test_of_several_processes_each_counts_every_step_from_its_reading(
-    order: str, of_processes: tuple[int, Reported]
+@pytest.mark.parametrize("form", job.FORMS, ids=named)
+@pytest.mark.parametrize("way", job.ORDERS)
+def test_of_several_processes_each_that_reports_counts_every_step(
+    way: str, form: job.Form, of_processes: tuple[int, Reported]
 ) -> None:
+    """By reading it is each; by callback the owner of the mesh's first device, and the others are there."""
     n, reported = of_processes
+    owner = 0 if way == "in-order" else n - 1
     for process in range(n):
-        check(reported[f"{n}-{order.replace(' ', '-')}-reading", process], job.STEPS)
-
-
-@pytest.mark.parametrize("order", job.ORDERS)
-def test_of_several_processes_the_owner_of_the_meshs_first_device_counts_every_step_by_callback(
-    order: str, of_processes: tuple[int, Reported]
-) -> None:
-    """And the others are there, and count nothing."""
-    n, reported = of_processes
-    owner = 0 if order == "in order" else n - 1
-    for process in range(n):
-        books = reported[f"{n}-{order.replace(' ', '-')}-callback", process]
-        if process == owner:
+        books = reported[f"{n}-{way}-{form}", process]
+        if form == job.READING or process == owner:
             check(books, job.STEPS)
         else:
             assert books.totals() == {}
