@@ -1,7 +1,8 @@
 """Arguments, checked when a wrapper is made or first traced: never later, never from inside XLA."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import jax
@@ -135,7 +136,7 @@ def state(wrapper: str, value: Any, expected: type[State]) -> State:
     return value
 
 
-def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str) -> None:
+def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str, *, more: bool = False) -> None:
     """A tree of arrays with the structure of `expected`, and its shapes: none of them is broadcast.
 
     Args:
@@ -144,25 +145,70 @@ def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str) -> N
       expected: the same.
       whose: what `expected` is called in the message.
       remedy: what to do.
+      more: whether the tree may have further leaves, and other containers.
 
     Raises:
       ValueError: it is none; the message names the paths.
     """
+    if _all_fit(tree, expected, operator.eq):
+        return
     got, wanted = _shapes(tree), _shapes(expected)
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(expected)]
-    if structures[0] != structures[1]:
-        differences = [f"{path} is missing" for path in wanted if path not in got]
+    differences = [f"{path} is missing" for path in wanted if path not in got]
+    if not more:
         differences += [f"{path} is not among them" for path in got if path not in wanted]
+        if structures[0] != structures[1] and not differences:
+            differences = [f"got the structure {structures[0]}, expected {structures[1]}"]
+    if differences:
         said = "; ".join(differences[:_NAMED]) + ("; ..." if len(differences) > _NAMED else "")
-        if not said:
-            said = f"got the structure {structures[0]}, expected {structures[1]}"
         raise ValueError(f"{argument} must have the leaves of {whose}: {said}: {remedy}")
-    for path, shape in got.items():
-        if shape != wanted[path]:
-            raise ValueError(f"{argument}{path} must have the shape of {whose}, {wanted[path]}, got {shape}: {remedy}")
+    for path, shape in wanted.items():
+        if got[path] != shape:
+            raise ValueError(f"{argument}{path} must have the shape of {whose}, {shape}, got {got[path]}: {remedy}")
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def gradients(wrapper: str, grads: Any, params: Any) -> None:
+    """Gradients whose shapes are those of the parameters, where a tree of them has leaves under the same paths.
+
+    Gradients of each sample, which some optimizers take, have further axes in front. Leaves that the parameters have
+    not, and missing ones, are the optimizer's to judge: of frozen parameters there may be none.
+
+    Args:
+      wrapper: who is given them, for the message.
+      grads: arrays, or what has their shape.
+      params: the same; None where they are not known.
+
+    Raises:
+      ValueError: one of them has another shape; the message names the path.
+    """
+    if params is None or _all_fit(grads, params, _ends_with):
+        return
+    wanted = _shapes(params)
+    for path, shape in _shapes(grads).items():
+        if path in wanted and not _ends_with(shape, wanted[path]):
+            raise ValueError(
+                f"{wrapper}: updates{path} must have the shape of its parameter, {wanted[path]}, or that and further "
+                f"axes in front, got {shape}: pass the gradients of these parameters"
+            )
+
+
+Shape = tuple[int, ...]
+
+
+def _ends_with(shape: Shape, end: Shape) -> bool:
+    return len(shape) >= len(end) and shape[len(shape) - len(end) :] == end
+
+
+def _all_fit(tree: Any, expected: Any, fits: Callable[[Shape, Shape], bool]) -> bool:
+    """Whether both have one structure, and each leaf the shape it is to have: without paths, which cost time."""
+    leaves, others = jax.tree.leaves(tree), jax.tree.leaves(expected)
+    structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(expected)]
+    return structures[0] == structures[1] and all(
+        fits(np.shape(leaf), np.shape(other)) for leaf, other in zip(leaves, others, strict=True)
+    )
+
+
+def _shapes(tree: Any) -> dict[str, Shape]:
     """The shape of every leaf by its path: an empty path where the tree is one array."""
     return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -175,11 +221,12 @@ def transformation(argument: str, value: Any) -> Any:
     Raises:
       TypeError: it is none.
     """
-    if isinstance(value, optax.MultiSteps):
-        # As a transformation it would take no extra arguments; itself it does.
-        value = optax.GradientTransformationExtraArgs(value.init, value.update)
-    elif callable(as_transformation := getattr(value, "gradient_transformation", None)):
-        value = as_transformation()
+    if callable(as_transformation := getattr(value, "gradient_transformation", None)):
+        offered = as_transformation()
+        if isinstance(value, optax.MultiSteps) and not isinstance(offered, optax.GradientTransformationExtraArgs):
+            # That of optax, which as a transformation takes no extra arguments; itself it does.
+            offered = optax.GradientTransformationExtraArgs(value.init, value.update)
+        value = offered
     if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
         hint = " (call it: optax.adam(1e-3), not optax.adam)" if callable(value) else ""
         raise TypeError(

@@ -11,7 +11,7 @@ from optwrap import _checks
 from optwrap._declarations import Guard, declare
 from optwrap._devices import ALONE, Axes, AxisName, Together
 from optwrap._inner import apply_if, step_if
-from optwrap._trees import Tree, all_finite, as_int32, sharing_norms
+from optwrap._trees import Tree, all_finite, as_int32, gradient_tree, sharing_norms
 from optwrap.fused import Fused, apply_gradients
 
 
@@ -120,6 +120,7 @@ def apply_if_finite(
     def update(
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+        _checks.gradients("apply_if_finite", updates, gradient_tree(params))
         decision = decide(updates, state, limit, axes.here(), gives_up=on_limit == "accept")
         step = step_if(
             decision.accept,
@@ -132,6 +133,7 @@ def apply_if_finite(
     def apply(
         grads: Tree, state: optax.ApplyIfFiniteState, params: Tree, **extra_args: Any
     ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+        _checks.gradients("apply_if_finite", grads, gradient_tree(params))
         decision = decide(grads, state, limit, axes.here(), gives_up=on_limit == "accept")
         applied = apply_if(
             decision.accept,

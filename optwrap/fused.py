@@ -1,17 +1,19 @@
 """Update and apply in one, so that a step which is not taken touches nothing."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optwrap import _checks
-from optwrap._trees import Tree
+from optwrap._trees import Tree, gradient_tree
 
 Apply = Callable[..., tuple[Tree, Tree]]
 """`(gradients, state, params, **extra_args) -> (new parameters, new state)`."""
+
+_REMEDY: Final = "pass the gradients of these parameters, to a transformation that returns updates alike"
 
 
 class Fused(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # optax ships no types
@@ -61,6 +63,7 @@ def apply_gradients(
 
     Raises:
       TypeError: `tx` is no transformation, or `params` is None; and what `tx.update` raises.
+      ValueError: when first traced: gradients or updates have other shapes than the parameters; nothing is broadcast.
     """
     tx = _checks.transformation("apply_gradients: tx", tx)
     if params is None:
@@ -70,8 +73,20 @@ def apply_gradients(
         )
     if isinstance(tx, Fused) and tx.apply is not None:
         return tx.apply(grads, state, params, **extra_args)
+    _checks.gradients("apply_gradients", grads, gradient_tree(params))
     updates, state = tx.update(grads, state, params, **extra_args)
-    return optax.apply_updates(params, updates), state
+    return add(params, updates), state
+
+
+def add(params: Tree, updates: Tree) -> Tree:
+    """The parameters after updates of their own shapes: `optax.apply_updates`, which broadcasts any others.
+
+    Raises:
+      ValueError: an update is missing, or has another shape than its parameter.
+    """
+    # Further leaves are let pass, as optax does where there is an update of a parameter that is None.
+    _checks.alike("apply_gradients: updates", updates, params, "params", _REMEDY, more=True)
+    return optax.apply_updates(params, updates)
 
 
 def settle(state: Tree) -> Tree:
@@ -83,10 +98,11 @@ def settle(state: Tree) -> Tree:
 
     Args:
       state: any optimizer state, with `MultiStepsState` anywhere in it; under `jax.vmap`-ed training, stacked states
-        with leading axes.
+        with leading axes. An abstract one too, of `jax.ShapeDtypeStruct`s, such as checkpoints are restored into.
 
     Returns:
-      the same state, and zeros in `acc_grads` where `mini_step` is 0. May be jitted, and the state donated.
+      the same state, and zeros in `acc_grads` where `mini_step` is 0. May be jitted, and the state donated. An abstract
+      state comes back as it is, with its shardings: it says of the one as much as of the other.
     """
 
     def is_window(node: Any) -> bool:
@@ -95,6 +111,8 @@ def settle(state: Tree) -> Tree:
     def settled(node: Any) -> Any:
         if not is_window(node):
             return node
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((node.mini_step, node.acc_grads))):
+            return node._replace(inner_opt_state=settle(node.inner_opt_state))
         empty = jnp.asarray(node.mini_step == 0)
 
         def emptied(leaf: jax.Array) -> jax.Array:

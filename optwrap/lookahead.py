@@ -103,7 +103,6 @@ def lookahead(
     ) -> tuple[optax.LookaheadParams, optax.LookaheadState]:
         pair = checked(state, params)
         fast, fast_state = apply_gradients(fast_optimizer, grads, state.fast_state, pair.fast, **extra_args)
-        _checks.alike("lookahead: what the step makes of params.fast", fast, pair.fast, "params.fast", _REMEDY)
         sync = synchronises(state)
 
         def alike(either: optax.LookaheadParams) -> optax.LookaheadParams:

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from optwrap import _checks
-from optwrap._trees import Tree, is_placeholder
-from optwrap.fused import Fused, apply_gradients
+from optwrap._trees import Tree, gradient_tree, is_placeholder
+from optwrap.fused import Fused, add, apply_gradients
 
 
 def masked(
@@ -74,6 +74,7 @@ def masked(
         updates: Tree, state: optax.MaskedState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.MaskedState]:
         state = _checks.state("masked", state, optax.MaskedState)
+        _checks.gradients("masked", updates, gradient_tree(params))
         chosen = mask_of(updates)
         masked_updates = _take(chosen, updates, "updates")
         masked_params = None if params is None else _take(chosen, params, "params")
@@ -83,12 +84,13 @@ def masked(
 
     def apply(grads: Tree, state: optax.MaskedState, params: Tree, **extra_args: Any) -> tuple[Tree, optax.MaskedState]:
         state = _checks.state("masked", state, optax.MaskedState)
+        _checks.gradients("masked", grads, gradient_tree(params))
         chosen = mask_of(grads)
         masked_grads, masked_params = _take(chosen, grads, "updates"), _take(chosen, params, "params")
         extra_args = masked_args(chosen, grads, extra_args)
         new_params, inner_state = apply_gradients(inner, masked_grads, state.inner_state, masked_params, **extra_args)
         others = jax.tree.map(operator.not_, chosen)
-        passed_by = optax.apply_updates(_take(others, params, "params"), _take(others, grads, "updates"))
+        passed_by = add(_take(others, params, "params"), _take(others, grads, "updates"))
         return _merged(chosen, new_params, passed_by), optax.MaskedState(inner_state)
 
     return Fused(init, update, apply)

@@ -10,7 +10,7 @@ from optwrap import _checks
 from optwrap._declarations import Limit, declare
 from optwrap._devices import Axes, AxisName
 from optwrap._inner import apply_if, step_if
-from optwrap._trees import Tree
+from optwrap._trees import Tree, gradient_tree
 from optwrap.fused import Fused, apply_gradients
 from optwrap.skipping import ShouldSkipUpdateFunction, SkipFunction
 
@@ -77,6 +77,7 @@ def skip_if(
     def decide(updates: Tree, state: SkipIfState, params: Tree | None) -> tuple[jax.Array, SkipIfState]:
         """Whether to take the step (bool[]); and the state after it, with the inner state as it was."""
         state = _checks.state("skip_if", state, SkipIfState)
+        _checks.gradients("skip_if", updates, gradient_tree(params))
         skip, skip_state = should_skip(updates, state.gradient_step, params, axes.here())
         return ~skip, state._replace(
             gradient_step=jnp.where(skip, state.gradient_step, optax.safe_increment(state.gradient_step)),

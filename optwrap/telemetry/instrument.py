@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from optwrap._checks import INT32_MAX, shown, transformation
+from optwrap._checks import gradients as check_gradients
 from optwrap._devices import Axes, AxisName
 from optwrap._trees import gradient_tree, is_placeholder, sharing_norms
-from optwrap.fused import Fused, apply_gradients
+from optwrap.fused import Fused, add, apply_gradients
 from optwrap.telemetry.callback import DEFAULT_EVERY, Observer, none_waiting, report
 from optwrap.telemetry.gauges import gauges
 from optwrap.telemetry.limits import Wrapper, wrappers
@@ -125,13 +126,14 @@ def instrument(
     def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
         if not isinstance(inner, Fused) or inner.apply is None:  # then there are updates to be judged
             new_updates, state = update(grads, state, params, **extra_args)
-            return optax.apply_updates(params, new_updates), state
+            return add(params, new_updates), state
         places = described(grads, state, params)
         new_params, inner_state = apply_gradients(inner, grads, state.inner_state, params, **extra_args)
         call = Call(state.inner_state, grads, new_params, summarize(grads), applied=True)
         return new_params, counted(call, state, inner_state, params, places)
 
     def described(gradients: Any, state: InstrumentState, params: Any) -> _Places:
+        check_gradients("instrument", gradients, gradient_tree(params))
         layout, indices = _layout(gradients, params, _own(state, key).parameters.shape[0])
         describe(layout, stepping=True)
         return _Places(layout, indices)

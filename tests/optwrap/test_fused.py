@@ -25,6 +25,7 @@ from tests.optwrap.transformations import (
     Case,
     assert_close,
     assert_same,
+    assert_same_types,
     gradients,
     multi_steps,
     run,
@@ -319,6 +320,16 @@ def test_settle_empties_what_an_empty_window_holds() -> None:
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, open_window)
     both = optwrap.settle({"nested": (stacked,)})["nested"][0]
     np.testing.assert_array_equal(both.acc_grads["w"], np.array([np.zeros(3), np.ones(3)]))
+
+
+@by_name([case for case in [*SINGLES, *PAIRS] if "multi_steps" in case.name])
+def test_settle_keeps_what_is_abstract(case: Case) -> None:
+    """Shapes, dtypes and shardings, such as a checkpoint is restored into: those of the settled state itself."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    transformation, params = case.build(optwrap), case.params(FLOAT32)
+    state = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), jax.eval_shape(transformation.init, params))
+    assert jax.tree.leaves(state) == jax.tree.leaves(optwrap.settle(state))
+    assert_same_types(jax.eval_shape(optwrap.settle, transformation.init(params)), state)
 
 
 @by_name([case for case in EVERY if "multi_steps" in case.name])

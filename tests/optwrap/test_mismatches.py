@@ -1,6 +1,7 @@
 """Gradients, parameters and states that do not belong together: refused when traced, before anything is broadcast."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -109,12 +110,13 @@ WRONG: dict[str, tuple[Callable[[bool], Any], type[Exception], str]] = {
     "lookahead, gradients of the pair": (
         updating(AHEAD, PAIR, params=PAIR),
         ValueError,
-        r"lookahead: updates must have the leaves of params.fast: .* take gradients with respect to its `fast`",
+        r"lookahead: updates must have the leaves of params.fast: .* take gradients with respect to its `fast`"
+        r"|apply_gradients: updates must have the leaves of params: \['b'\] is missing; .* pass the gradients of these",
     ),
     "lookahead, a shape that would be broadcast": (
         updating(AHEAD, {"w": PARAMS["w"], "b": jnp.ones((4, 1))}, params=PAIR),
         ValueError,
-        r"lookahead: updates\['b'\] must have the shape of params.fast, \(4,\), got \(4, 1\)",
+        r"(lookahead|apply_gradients): updates\['b'\] must have the shape of .*, \(4,\), .*got \(4, 1\): ",
     ),
     "lookahead, two that are no pair": (
         updating(AHEAD, params=optax.LookaheadParams(PARAMS, {**PARAMS, "b": jnp.ones(())})),
@@ -129,8 +131,8 @@ WRONG: dict[str, tuple[Callable[[bool], Any], type[Exception], str]] = {
 }
 
 
-ADDED_FIRST = {"lookahead, gradients of the pair", "lookahead, a shape that would be broadcast"}
-"""In apply_gradients the updates meet the fast parameters before lookahead sees them: there JAX refuses them."""
+UNFIT = {"too few": (3,), "broadcast": (3, 1), "a scalar": (), "axes behind": (4, 2)}
+"""Shapes for the gradient of a vector of 4."""
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,6 @@ ADDED_FIRST = {"lookahead, gradients of the pair", "lookahead, a shape that woul
         pytest.param(*wrong, apply, id=f"{name}-{'apply_gradients' if apply else 'update'}")
         for name, wrong in WRONG.items()
         for apply in (False, True)
-        if not (apply and name in ADDED_FIRST)
     ],
 )
 def test_what_does_not_belong_together_is_named_with_its_path(
@@ -148,6 +149,43 @@ def test_what_does_not_belong_together_is_named_with_its_path(
     """The wrapper, the path, what came, what is expected and what to do: in `update` as in `apply_gradients`."""
     with pytest.raises(error, match=message):
         wrong(apply)
+
+
+@pytest.mark.parametrize("shape", UNFIT.values(), ids=UNFIT)
+@pytest.mark.parametrize("apply", [False, True], ids=["update", "apply_gradients"])
+@pytest.mark.parametrize("wrapper", ["apply_if_finite", "skip_if", "masked", "instrument"])
+def test_gradients_of_another_shape_are_named(wrapper: str, apply: bool, shape: tuple[int, ...]) -> None:
+    """Those that an optimizer would broadcast, or refuse in words of its own."""
+    transformation = {
+        "apply_if_finite": GUARD,
+        "skip_if": optwrap.skip_if(SGD, optwrap.skip_not_finite),
+        "masked": optwrap.masked(SGD, {"w": True, "b": False}),
+        "instrument": optwrap.instrument(optax.adam(0.1)),
+    }[wrapper]
+    said = rf"{wrapper}: updates\['b'\] must have the shape of its parameter, \(4,\), or .*"
+    with pytest.raises(ValueError, match=said + rf" got {re.escape(str(shape))}: pass the gradients"):
+        updating(transformation, {"w": PARAMS["w"], "b": jnp.ones(shape)})(apply)
+
+
+def test_apply_gradients_adds_no_update_of_another_shape() -> None:
+    """Whatever comes in: through any transformation of optax, and past the mask of `masked`."""
+
+    def adds(transformation: Any, gradients: Any, said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            updating(transformation, gradients)(True)
+
+    samples = {"w": PARAMS["w"], "b": jnp.ones((2, 4))}
+    adds(SGD, {"w": PARAMS["w"], "b": jnp.ones(())}, r"apply_gradients: updates\['b'\] must have the shape of its para")
+    for transformation in (SGD, optax.chain(SGD), GUARD, optwrap.masked(SGD, False), optwrap.instrument(SGD)):
+        adds(
+            transformation,
+            samples,
+            r"apply_gradients: updates\['b'\] must have the shape of params, \(4,\), got \(2, 4",
+        )
+        adds(transformation, {"w": PARAMS["w"], "b": None}, r"must have the leaves of params: \['b'\] is missing: pass")
+
+    partly = {**PARAMS, "b": None}  # as optax: an update of what is no parameter is let go
+    assert updating(SGD, PARAMS, params=partly)(True)[0]["b"] is None
 
 
 def test_what_has_the_right_leaves_is_taken_whatever_holds_them() -> None:
