@@ -46,14 +46,14 @@ class Decision(NamedTuple):
         )
 
 
-class MultiSteps:
+class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no types
     """Accumulate the gradients of `k` mini-steps, and let the optimizer take one step with their mean or sum.
 
     Mini-steps before the k-th return zero updates; the optimizer itself runs on the k-th only.
 
-    Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state. A mini-step that is not finite, and that no skip
-    function leaves out, makes the mean of its own window not finite, and of no other. See
-    `docs/differences-from-optax.md` for the rest.
+    Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state; it is one to `isinstance`, and takes nothing else
+    from it. A mini-step that is not finite, and that no skip function leaves out, makes the mean of its own window not
+    finite, and of no other. See `docs/differences-from-optax.md` for the rest.
 
     With `weighted=True` mini-steps count for as much as the `weight=` that `update` is given says, such as their number
     of tokens: the optimizer gets `sum(weight * gradient) / sum(weight)`, or with `use_grad_mean=False` the numerator. A
@@ -97,8 +97,9 @@ class MultiSteps:
           ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced:
             the schedule returns a Python or numpy integer below 1, or `axis_name` is no axis there.
         """
+        # Not super().__init__: nothing of optax's own is used, every method of its is replaced.
         self._opt = _checks.transformation("MultiSteps: opt", opt)
-        self._every_k = every_k(every_k_schedule)
+        self._every_k_schedule = every_k(every_k_schedule)
         self._use_grad_mean = _checks.flag(
             "MultiSteps: use_grad_mean", use_grad_mean, "True for the mean of the window, False for its sum"
         )
@@ -138,7 +139,7 @@ class MultiSteps:
             skip_state=no_weights().beside(skip_state) if self._weighted else skip_state,
         )
         limit = None if self._skip is None else self._skip.max_squared_norm
-        return declare(state, Window(self._every_k, limit, self._weighted))
+        return declare(state, Window(self._every_k_schedule, limit, self._weighted))
 
     def update(
         self, updates: Tree, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
@@ -307,7 +308,7 @@ class MultiSteps:
             (None, ()) if self._skip is None else self._skip(updates, state.gradient_step, params, together)
         )
         # From k on, not at k: a traced k may have come down in the middle of a window.
-        complete = state.mini_step >= self._every_k(state.gradient_step) - 1
+        complete = state.mini_step >= self._every_k_schedule(state.gradient_step) - 1
         complete = complete if skip is None else complete & ~skip
         emit, weights = complete, None
         if weight is not None:

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -63,6 +64,34 @@ def test_transformations_take_extra_args(name: str) -> None:
     assert isinstance(ours, type(theirs))
     for around in (optwrap.instrument(ours), optwrap.instrument(theirs)):
         assert isinstance(around, optax.GradientTransformationExtraArgs)
+
+
+def test_multi_steps_is_one_of_optaxs_and_calls_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs ask for the class; every function it has there is one of ours, a step, a flush and a chain included."""
+    theirs = {name: value for name, value in vars(optax.MultiSteps).items() if inspect.isfunction(value)}
+    theirs["inner_opt"] = optax.MultiSteps.inner_opt
+
+    def not_ours(*_: Any, **__: Any) -> None:
+        raise AssertionError("of optax")
+
+    for name in theirs:
+        monkeypatch.setattr(optax.MultiSteps, name, property(not_ours) if name == "inner_opt" else not_ours)
+    assert set(theirs) >= {"__init__", "init", "update", "has_updated", "gradient_transformation"}
+    with pytest.raises(AssertionError, match="of optax"):
+        optax.MultiSteps(SGD, 2)
+
+    steps = optwrap.MultiSteps(SGD, 2, should_skip_update_fn=optwrap.skip_not_finite)
+    assert isinstance(steps, optax.MultiSteps)
+    assert steps.inner_opt is not None
+    params = jnp.ones(3)
+    state = steps.init(params)
+    for _ in range(3):
+        _, state = steps.update(params, state, params)
+        steps.has_updated(state)
+    steps.flush(state, params)
+    for around in (optwrap.instrument(steps), optax.chain(steps.gradient_transformation()), steps):
+        optwrap.apply_gradients(around, params, around.init(params), params)
+    assert optwrap.apply_gradients(steps, params, state, params)[1].gradient_step == 2
 
 
 OWN = [name for name in optwrap.__all__ if not getattr(optwrap, name).__module__.startswith("optax")]
