@@ -1,10 +1,13 @@
-/** Gradient norm over steps, with uPlot: a logarithmic line, the limit, bad steps on the axis, the strips below. */
+/** Gradient norm over steps or time, with uPlot: a logarithmic line, the limit, bad steps on the axis, the strips below. */
 
-import { norm as formatNorm } from "./format.js";
-import { badWithin, drawGuides, drawLimit, drawMarks, drawStrips, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
+import { dayAndTime, integer, norm as formatNorm } from "./format.js";
+import { gapsWithin } from "./gaps.js";
+import { drawGaps, drawGuides, drawLimit, drawMarks, drawStrips, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
 import { KINDS } from "./words.js";
 
 const NARROW = 560;
+/** A gap in time narrower than this (CSS pixels) is not drawn: the line goes on over it. */
+const GAP = 8;
 /** Two strips, so that the axis stands still when a window becomes known. */
 const UNDER = 2 * (STRIP_GAP + STRIP_HEIGHT);
 
@@ -37,6 +40,9 @@ function readColours() {
   };
 }
 
+/** Between the numbers on the axis of steps, whole ones; of time uPlot knows the minutes, hours and days. */
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 1e8];
+
 /**
  * The norm's axis is linear in the norm's logarithm: uPlot's own logarithmic scale ends where numbers need more than 17
  * digits, and a float32 norm goes on to 3e38. A norm of zero has no place on it.
@@ -63,7 +69,8 @@ function logSplits(min, max) {
  */
 export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   let colours = readColours();
-  let steps = null;
+  let records = null;
+  let byTime = false;
   let range = [0, 1];
   let limit = null;
   let everyK = null;
@@ -91,17 +98,17 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
         ...size(),
         padding: [8, 24, 0, 0],
         legend: { show: false },
-        scales: { x: { time: false, range: () => range }, y: { range: rangeY } },
+        scales: { x: { time: byTime, range: () => range }, y: { range: rangeY } },
         axes: [
           {
             ...axis,
             gap: UNDER + 4,
-            size: UNDER + 24,
-            space: 70,
+            size: UNDER + (byTime ? 38 : 24),
+            space: byTime ? 80 : 70,
             grid: { show: false },
             ticks: { show: false, size: 0 },
-            incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 1e8],
-            values: (_, splits) => splits.map((step) => (steps?.length ? step.toLocaleString("en") : "")),
+            ...(byTime ? {} : { incrs: WHOLE }),
+            values: (_, splits, __, ___, increment) => (records?.length ? (byTime ? dayAndTime(splits, increment) : splits.map(integer)) : []),
           },
           {
             ...axis,
@@ -118,9 +125,11 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
           {
             stroke: () => colours.line,
             width: 1.5,
-            // A bad step is a mark on the axis, not a gap: one good step between two bad ones stays in sight.
-            spanGaps: true,
-            points: { size: 4, fill: () => colours.line },
+            // A bad step is a mark on the axis, not a gap: one good step between two bad ones stays in sight. Where no step
+            // was taken for long there is one.
+            gaps: (plot) => gaps().map((i) => [records.x[i], records.x[i + 1]].map((x) => plot.valToPos(x, "x", true))),
+            // Where the points are too dense to be drawn, a step between two gaps is one all the same.
+            points: { size: 4, fill: () => colours.line, filter: (_, __, all) => (all ? null : alone()) },
           },
         ],
         cursor: {
@@ -130,18 +139,25 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
           bind: { dblclick: () => () => onFollow() },
         },
         hooks: {
-          drawAxes: [(plot) => steps && drawGuides(plot, inView(), steps, colours)],
+          drawAxes: [
+            (plot) => {
+              if (!records) return;
+              drawGaps(plot, gaps(), records, colours);
+              drawGuides(plot, inView(), records, colours);
+            },
+          ],
           draw: [
             (plot) => {
-              if (!steps) return;
+              if (!records) return;
               const bad = inView();
               drawLimit(plot, log(limit), colours);
-              drawMarks(plot, bad, steps, colours);
-              const thinned = drawStrips(plot, steps, everyK, colours, !narrow);
+              drawMarks(plot, bad, records, colours);
+              const thinned = drawStrips(plot, records, everyK, colours, !narrow);
               // What was painted, for those who cannot see a canvas: assistive programs and tests.
               host.dataset.thinned = thinned;
               host.dataset.marks = bad.length;
-              host.dataset.marked = bad.slice(-500).join(" ");
+              host.dataset.marked = bad.slice(-500).map((i) => records.step[i]).join(" ");
+              host.dataset.gaps = gaps().length;
             },
           ],
           setCursor: [(plot) => onHover(plot.cursor.idx ?? null)],
@@ -159,8 +175,23 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     );
   }
 
-  function inView() {
-    return badWithin(steps, Math.ceil(range[0]), Math.floor(range[1]));
+  const inView = () => records.badWithin(...range);
+
+  /** Gaps that are wide enough to be seen. */
+  function gaps() {
+    const wide = ((range[1] - range[0]) * GAP) / Math.max(1, host.clientWidth);
+    return gapsWithin(records, ...range).filter((i) => records.x[i + 1] - records.x[i] > wide);
+  }
+
+  function alone() {
+    const before = new Set(gaps());
+    return [...before].filter((i) => before.has(i - 1));
+  }
+
+  function rebuild() {
+    plot.destroy();
+    plot = build();
+    drawn = "";
   }
 
   let plot = build();
@@ -176,9 +207,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     const wasNarrow = narrow;
     narrow = host.clientWidth < NARROW;
     if (narrow !== wasNarrow) {
-      plot.destroy();
-      plot = build();
-      drawn = "";
+      rebuild();
       draw();
     } else plot.setSize(size());
   }).observe(host);
@@ -188,28 +217,37 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   });
 
   function draw() {
-    if (!steps) return;
+    if (!records) return;
     plot.batch(() => {
-      plot.setData([steps.step, steps.norm.map(log)], false);
+      plot.setData([records.x, records.norm.map(log)], false);
       plot.setScale("x", { min: range[0], max: range[1] });
     });
   }
 
   return {
-    /** Draws what changed: `visible` is the range of steps to show, `key` says whether anything did. */
+    /** Draws what changed: `visible` is the part of the records' axis to show, `key` says whether anything did. */
     update(next) {
       const key = JSON.stringify([next.key, next.visible, next.limit, next.everyK]);
       if (key === drawn || held) return;
+      ({ records, limit, everyK } = next);
+      if (records.byTime !== byTime) {
+        byTime = records.byTime;
+        rebuild();
+      }
       drawn = key;
-      ({ steps, limit, everyK } = next);
-      const [min, max] = next.visible ?? [0, 1];
-      // Half a step on either side, so that the first and the last bar are whole; never no width at all.
-      range = max > min ? [min - 0.5, max + Math.max(0.5, (max - min) * 0.01)] : [min - 1, max + 1];
+      range = padded(...(next.visible ?? [0, 1]));
       draw();
     },
-    /** Puts the crosshair on a step. */
-    point(step) {
-      plot.setCursor({ left: plot.valToPos(step, "x"), top: 10 });
+    /** Puts the crosshair on a place of the axis. */
+    point(x) {
+      plot.setCursor({ left: plot.valToPos(x, "x"), top: 10 });
     },
   };
+
+  /** Half a step on either side, so that the first and the last bar are whole; never no width at all. */
+  function padded(min, max) {
+    if (max <= min) return [min - 1, max + 1];
+    const space = (max - min) * 0.01;
+    return byTime ? [min - space / 2, max + space] : [min - 0.5, max + Math.max(0.5, space)];
+  }
 }

@@ -70,6 +70,24 @@ export function clock(time, now = Date.now() / 1000) {
   return today ? hours : `${date.toLocaleDateString("en", { month: "short", day: "numeric" })}, ${hours}`;
 }
 
+/**
+ * Times along an axis, `increment` seconds apart: each as exact as that asks for, and a second line with the day where one
+ * begins.
+ */
+export function dayAndTime(times, increment) {
+  let before = null;
+  return times.map((time) => {
+    const date = new Date(time * 1000);
+    const day = date.toLocaleDateString("en", { month: "short", day: "numeric" });
+    const fresh = day !== before;
+    before = day;
+    if (increment >= 86_400) return day;
+    const whole = date.toLocaleTimeString("en-GB");
+    const digits = increment < 1 ? (time % 1).toFixed(increment < 0.01 ? 3 : 2).slice(1) : "";
+    return `${increment < 60 ? whole + digits : whole.slice(0, 5)}${fresh ? `\n${day}` : ""}`;
+  });
+}
+
 /** The whole of a time, for tooltips. */
 export function dateTime(time) {
   return time === null || time === undefined ? "" : new Date(time * 1000).toISOString().replace("T", " ").replace("Z", " UTC");

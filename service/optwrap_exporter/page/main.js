@@ -2,7 +2,7 @@
 
 import { exporterNow } from "./api.js";
 import { updateTab } from "./favicon.js";
-import { initialState, reduce, visibleRange } from "./model.js";
+import { initialState, reduce, shownRecords, stepsAround, viewOf, visibleRange } from "./model.js";
 import { createSession } from "./session.js";
 import { format, ofRun, parse } from "./url.js";
 import { loadChartLibrary } from "./chart.js";
@@ -21,6 +21,9 @@ import { createVerdict } from "./panels/verdict.js";
 const byId = (id) => document.getElementById(id);
 const uPlot = await loadChartLibrary();
 
+/** Records on either side of a step that is gone to, at most. */
+const BESIDE = 100;
+
 let state = initialState(parse(location.search));
 let painting = false;
 
@@ -31,7 +34,7 @@ function dispatch(action) {
   state = next;
   // A hidden page is not painted, but its tab is looked at.
   updateTab(state);
-  if (selectionCame || action.type === "view") history.replaceState(null, "", format(state));
+  if (selectionCame || action.type === "view" || action.type === "axis") history.replaceState(null, "", format(state));
   schedule();
 }
 
@@ -57,18 +60,35 @@ function view(change) {
   dispatch({ type: "view", view: change });
 }
 
-/** A range that was zoomed into, or jumped to: the view stands still there, with all the steps the exporter has of it. */
-function lookAt(range, step = null) {
-  const [from, to] = [Math.max(1, Math.floor(range[0])), Math.ceil(range[1])];
-  view({ range: [from, Math.max(to, from + 1)], step });
-  session.range(from, Math.max(to, from + 1));
+/**
+ * A part of the axis that was zoomed into, or gone to: the view stands still there, with all the steps the exporter has of
+ * it. `pointed`: the step that is pointed at, and when it was lived.
+ */
+function lookAt(range, pointed = {}) {
+  const byTime = state.view.axis === "time";
+  const [from, to] = byTime ? range : [Math.max(1, Math.floor(range[0])), Math.ceil(range[1])];
+  view({ step: null, at: null, ...pointed, range: [from, Math.max(to, from + (byTime ? 0.001 : 1))] });
+  const asked = stepsAround(state, state.view.range);
+  if (asked) session.range(...asked);
 }
 
-function jump(step) {
-  const [min, max] = visibleRange(state) ?? [step, step];
-  const half = Math.min(100, Math.max(20, (max - min) / 2));
-  lookAt([step - half, step + half], step);
+/** The chart at a step that was named elsewhere on the page. */
+async function jump(step) {
   byId("norm").scrollIntoView({ block: "nearest", behavior: "auto" });
+  const [min, max] = visibleRange(state) ?? [step, step];
+  if (state.view.axis === "step") {
+    const half = Math.min(BESIDE, Math.max(20, (max - min) / 2));
+    return lookAt([step - half, step + half], { step });
+  }
+  // When it was lived is known from its record only.
+  await session.range(Math.max(0, step - BESIDE), step + BESIDE);
+  const records = shownRecords(state);
+  const i = records.indexOf(step);
+  if (state.view.axis !== "time" || !Number.isInteger(i)) return view({ step, at: null });
+  const { time: at } = records.at(i);
+  const from = records.time[Math.max(0, i - BESIDE)];
+  const to = records.time[Math.min(records.length - 1, i + BESIDE)];
+  lookAt([Math.max(from, at - (max - min)), Math.min(to, at + (max - min))], { step, at });
 }
 
 /** The steps of one process from now on; of the one that speaks for the run where it is null. */
@@ -83,7 +103,7 @@ window.addEventListener("popstate", () => {
   const wanted = parse(location.search);
   const run = wanted.run ?? state.runs?.[0]?.run ?? null;
   dispatch({ type: "select", run });
-  dispatch({ type: "view", view: { window: wanted.window, range: wanted.range, step: wanted.step } });
+  dispatch({ type: "view", view: viewOf(wanted) });
   const other = wanted.process !== state.wantedProcess;
   dispatch({ type: "process", process: wanted.process });
   session.selected();
@@ -98,7 +118,11 @@ const panels = [
   createNotices(byId("notices")),
   createVerdict(byId("verdict"), byId("announcer")),
   createTiles(byId("tiles")),
-  createNormPanel(byId("norm"), uPlot, { onView: view, onRange: lookAt }),
+  createNormPanel(byId("norm"), uPlot, {
+    onView: view,
+    onRange: lookAt,
+    onAxis: (axis) => dispatch({ type: "axis", axis }),
+  }),
   createPod(byId("pod"), { onProcess: showProcess }),
   createParameters(byId("parameters"), { onJump: jump }),
   createEvents(byId("events"), { onJump: jump, onOlder: session.older }),

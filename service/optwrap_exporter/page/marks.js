@@ -1,7 +1,8 @@
-/** What the chart draws beside the line: bad steps on the axis, and the strip of verdicts under it. Canvas only. */
+/** What the chart draws beside the line: bad steps on the axis, gaps in time, the limit, the strips under it. Canvas only. */
 
-import { lowerBound } from "./steps.js";
-import { BADNESS, isBad, KINDS, SHAPES } from "./words.js";
+import { barsOf } from "./bars.js";
+import { duration } from "./format.js";
+import { badness, isBad, KINDS, SHAPES } from "./words.js";
 
 /** CSS pixels. */
 export const STRIP_GAP = 6;
@@ -28,24 +29,18 @@ function draw(context, name, x, y, size, colour) {
 }
 
 const shapeOf = (kind) => KINDS[kind]?.shape ?? "diamond";
-const badness = (kind) => (BADNESS.includes(kind) ? BADNESS.indexOf(kind) : 0);
 
-/** The bad steps between `min` and `max`, sorted. */
-export function badWithin(steps, min, max) {
-  return steps.bad.slice(lowerBound(steps.bad, min), lowerBound(steps.bad, max + 1));
-}
-
-/** Faint lines up from the bad steps, under the data. */
-export function drawGuides(plot, bad, steps, colours) {
+/** Faint lines up from the bad steps, given by their indices, under the data. */
+export function drawGuides(plot, bad, records, colours) {
   if (bad.length > GUIDES) return;
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
   ctx.save();
   ctx.globalAlpha = 0.35;
   ctx.lineWidth = ratio;
-  for (const step of bad) {
-    const x = Math.round(plot.valToPos(step, "x", true)) + 0.5;
-    ctx.strokeStyle = colours.kind(steps.kind[lowerBound(steps.step, step)]);
+  for (const i of bad) {
+    const x = Math.round(plot.valToPos(records.x[i], "x", true)) + 0.5;
+    ctx.strokeStyle = colours.kind(records.kind[i]);
     ctx.beginPath();
     ctx.moveTo(x, bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
@@ -55,13 +50,13 @@ export function drawGuides(plot, bad, steps, colours) {
 }
 
 /** One mark on the axis for each bad step; where they share a pixel the worst is on top. */
-export function drawMarks(plot, bad, steps, colours) {
+export function drawMarks(plot, bad, records, colours) {
   const { ctx, bbox } = plot;
   const size = MARK * devicePixelRatio;
   const y = bbox.top + bbox.height - size * 0.75;
-  const marks = bad.map((step) => ({ step, kind: steps.kind[lowerBound(steps.step, step)] }));
+  const marks = bad.map((i) => ({ x: records.x[i], kind: records.kind[i] }));
   marks.sort((a, b) => badness(b.kind) - badness(a.kind));
-  for (const { step, kind } of marks) draw(ctx, shapeOf(kind), plot.valToPos(step, "x", true), y, size, colours.kind(kind));
+  for (const { x, kind } of marks) draw(ctx, shapeOf(kind), plot.valToPos(x, "x", true), y, size, colours.kind(kind));
 }
 
 /** A line across the plot at the norm from which steps are skipped, given where it is on the plot's y axis. */
@@ -93,51 +88,36 @@ export function drawLimit(plot, limit, colours) {
   ctx.restore();
 }
 
-/**
- * The bars of the strips, by step: each step one, with the share of its accumulation window that is full, and whether the
- * optimizer moved. Where there is no room for that, a bar stands for a whole window at least: full while each window ends
- * in a gradient step. Of steps that share a bar the worst is seen. Where good steps are missing, because there were too
- * many to send or to hold, nothing is said of them: such a bar is "thinned", and goes on to the next.
- */
-function barsOf(plot, steps, everyK) {
+/** Where no step was taken for long the ground is another, and says for how long where there is room. */
+export function drawGaps(plot, gaps, records, colours) {
+  const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
-  const { min, max } = plot.scales.x;
-  const at = (step) => Math.round(plot.valToPos(step - 0.5, "x", true));
-  const perStep = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
-  const roomy = perStep >= 3 * ratio;
-  const together = roomy ? 1 : Math.max(Math.ceil((2 * ratio) / perStep), everyK ?? 1);
-  const bars = [];
-  const end = lowerBound(steps.step, max + together);
-  for (let i = lowerBound(steps.step, min - together); i < end; i += 1) {
-    const first = Math.floor(steps.step[i] / together) * together;
-    const kind = steps.kind[i];
-    const mini = steps.mini[i];
-    const moved = kind === "applied" || kind === "accepted_not_finite";
-    const share = moved ? 1 : everyK > 0 && mini !== null ? Math.min(1, mini / everyK) : 0;
-    const before = bars.at(-1);
-    if (before?.first !== first) {
-      const x = at(first);
-      if (before && first > before.first + together) before.width = Math.max(before.width, x - before.x);
-      if (before) before.thinned = before.count < together || first > before.first + together;
-      bars.push({ first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)), kind, share, moved, count: 1 });
-    } else {
-      before.count += 1;
-      before.share = Math.max(share, before.share);
-      before.moved ||= moved;
-      if (badness(kind) < badness(before.kind)) before.kind = kind;
-    }
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  ctx.clip();
+  ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+  ctx.textAlign = "center";
+  ctx.textBaseline = "middle";
+  for (const i of gaps) {
+    const [from, to] = [records.time[i], records.time[i + 1]].map((time) => plot.valToPos(time, "x", true));
+    ctx.fillStyle = colours.strip;
+    ctx.fillRect(from, bbox.top, to - from, bbox.height);
+    const seen = [Math.max(from, bbox.left), Math.min(to, bbox.left + bbox.width)];
+    const text = `no step for ${duration(records.time[i + 1] - records.time[i])}`;
+    if (seen[1] - seen[0] < ctx.measureText(text).width + 12 * ratio) continue;
+    ctx.fillStyle = colours.muted;
+    ctx.fillText(text, (seen[0] + seen[1]) / 2, bbox.top + bbox.height / 2);
   }
-  // The first bar may be cut by the edge of the plot.
-  if (bars.length && bars[0].count < together) bars[0].thinned = bars[1]?.thinned;
-  return bars;
+  ctx.restore();
 }
 
 /**
  * The strips under the plot: what became of each step, a bad one with its shape cut in where there is room; and, where
  * gradients are accumulated, how full the window was and where it became a gradient step. Says whether any bar is thinned.
  */
-export function drawStrips(plot, steps, everyK, colours, labelled) {
-  const bars = barsOf(plot, steps, everyK);
+export function drawStrips(plot, records, everyK, colours, labelled) {
+  const bars = barsOf(plot, records, everyK, devicePixelRatio);
   const draws = [["verdict", drawVerdicts]];
   if (everyK > 0) draws.push(["window", drawWindows]);
   draws.forEach(([name, fill], i) => {
@@ -177,10 +157,11 @@ function drawVerdicts(ctx, bars, top, height, colours) {
     ctx.fillStyle = thinned ? colours.thinned : colours.kind(moved ? "applied" : kind);
     ctx.fillRect(x, top + (1 - part) * height, width, part * height);
   }
-  for (const { x, width: whole, kind, thinned } of bars.filter((bar) => isBad(bar.kind))) {
+  for (const { x, width: whole, at, kind, thinned } of bars.filter((bar) => isBad(bar.kind))) {
     const width = thinned ? 2 * ratio : Math.max(whole, 2 * ratio);
     ctx.fillStyle = colours.kind(kind);
-    ctx.fillRect(x, top, width, height);
+    // Of a bar that stands for steps which are missing, only where the bad one was.
+    ctx.fillRect(thinned ? at - ratio : x, top, width, height);
     if (width >= 7 * ratio) draw(ctx, shapeOf(kind), x + width / 2, top + height / 2, Math.min(width, MARK * ratio) * 0.8, colours.strip);
   }
 }

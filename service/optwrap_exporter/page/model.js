@@ -1,10 +1,10 @@
 /**
- * The page's state and how each message changes it. Pure but for `steps`, whose columns grow in place (see steps.js): no
- * DOM, no clock, no network.
+ * The page's state and how each message changes it. Pure but for `steps` and `times`, the same records along either axis,
+ * whose columns grow in place (see steps.js): no DOM, no clock, no network.
  */
 
 import { seconds } from "./format.js";
-import { Steps } from "./steps.js";
+import { AXES, Steps, STEPS_HELD } from "./steps.js";
 import { compareHealth } from "./words.js";
 
 /** Events held and steps whose offending parameters are remembered, at most. */
@@ -26,7 +26,7 @@ export function initialState(wanted = {}) {
     selected: wanted.run ?? null,
     /** Whether the exporter said that it does not know the selected run. */
     missing: false,
-    view: { window: wanted.window ?? DEFAULT_WINDOW, range: wanted.range ?? null, step: wanted.step ?? null },
+    view: viewOf(wanted),
     /** What the address asked for in vain, in words. */
     notices: wanted.wrong ?? [],
     ...ofNoRun(wanted.process ?? null),
@@ -34,11 +34,27 @@ export function initialState(wanted = {}) {
 }
 
 /**
+ * What is looked at: `axis` is step or time; `window` how many of the latest steps are followed; `range` the part of the
+ * axis, in its own unit, at which the view stands still, or null; `step` the one that is pointed at, or null, and `at` when
+ * it was lived, or null for the last time.
+ */
+export function viewOf({ axis = "step", window = DEFAULT_WINDOW, range = null, step = null, at = null }) {
+  return { axis, window, range, step, at };
+}
+
+/** The records along the axis that is looked at. */
+export function shownRecords(state) {
+  return state.view.axis === "time" ? state.times : state.steps;
+}
+
+const noRecords = () => ({ steps: new Steps(), times: new Steps(STEPS_HELD, AXES.time) });
+
+/**
  * `process`: whose steps are held; `wantedProcess`: the one that was asked for, null where the run's speaker will do;
  * `olderEvents`: the cursor of those before the oldest held, null where there are none.
  */
 function ofNoRun(process = null) {
-  const held = { steps: new Steps(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [] };
+  const held = { ...noRecords(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [] };
   return { detail: null, process, wantedProcess: process, ...held };
 }
 
@@ -60,7 +76,7 @@ export function reduce(state, action) {
         selected: action.run,
         missing: false,
         notices: [],
-        view: { ...state.view, range: null, step: null },
+        view: { ...state.view, range: null, step: null, at: null },
       };
     case "missing":
       return action.run === state.selected ? { ...state, missing: true, detail: null } : state;
@@ -78,13 +94,15 @@ export function reduce(state, action) {
       return action.data.run === state.selected ? reported(state, action.data) : state;
     case "steps":
       if (action.run !== state.selected) return state;
-      state.steps.add(action.columns);
+      addSteps(state, action.columns);
       return { ...state, version: state.version + 1 };
     case "older events":
       if (action.run !== state.selected) return state;
       return { ...state, events: mergeEvents(state.events, action.items), olderEvents: action.cursor };
     case "view":
       return { ...state, view: { ...state.view, ...action.view } };
+    case "axis":
+      return state.view.axis === action.axis ? state : { ...state, view: alongAxis(state, action.axis) };
     default:
       throw new Error(`reduce: unknown action ${action.type}`);
   }
@@ -92,13 +110,13 @@ export function reduce(state, action) {
 
 /** A whole answer replaces what was held: the exporter knows better what was committed while nobody listened. */
 function loaded(state, { run, steps, events }) {
-  const held = new Steps();
-  held.add(steps.columns);
+  const held = noRecords();
+  addSteps(held, steps.columns);
   return withDetail(
     {
       ...state,
       missing: false,
-      steps: held,
+      ...held,
       version: state.version + 1,
       process: steps.process,
       events: mergeEvents([], events.items),
@@ -108,6 +126,11 @@ function loaded(state, { run, steps, events }) {
     run,
     true,
   );
+}
+
+function addSteps({ steps, times }, columns) {
+  times.add(columns);
+  return steps.add(columns);
 }
 
 function withDetail(state, detail, whole) {
@@ -137,7 +160,7 @@ function reported(state, data) {
     if (next.events.length === EVENTS_HELD) next.olderEvents = null;
   }
   if (next.process !== data.process) return next;
-  if (next.steps.add(data.steps)) next.version += 1;
+  if (addSteps(next, data.steps)) next.version += 1;
   if (data.offenders.length) next.offenders = withOffenders(state.offenders, data.offenders);
   return next;
 }
@@ -151,10 +174,11 @@ function withOffenders(held, incoming) {
   const next = new Map(held);
   const fresh = new Map();
   for (const { step, parameter, not_finite: values } of incoming) {
-    if (!fresh.has(step)) fresh.set(step, []);
-    fresh.get(step).push({ parameter, values });
+    // Several events of one step may name the same: its skip, and the streak that it began.
+    if (!fresh.has(step)) fresh.set(step, new Map());
+    fresh.get(step).set(parameter, { parameter, values });
   }
-  for (const [step, list] of fresh) next.set(step, list);
+  for (const [step, named] of fresh) next.set(step, [...named.values()]);
   for (const step of next.keys()) {
     if (next.size <= OFFENDERS_HELD) break;
     next.delete(step);
@@ -190,11 +214,40 @@ export function lastReport(state) {
   return seconds(state.detail?.last_report);
 }
 
-/** The part of the step axis that is looked at: the zoomed range, or the last `window` steps. */
+/** The part of the axis that is looked at: the zoomed range, or that of the last `window` steps; null while there is none. */
 export function visibleRange(state) {
-  const { window, range } = state.view;
+  const { axis, window, range } = state.view;
   if (range) return range;
-  const { first, last } = state.steps;
+  const records = shownRecords(state);
+  const { first, last } = records;
   if (first === undefined) return null;
-  return [window === "all" ? first : Math.max(first, last - window + 1), last];
+  if (window === "all") return [first, last];
+  return [axis === "time" ? records.x[records.back(window)] : Math.max(first, last - window + 1), last];
+}
+
+/**
+ * First and last step of the records in a part of the axis that is looked at, and of those beside it, which the line goes
+ * on to: what to ask the exporter for, to see all of that part. Null where no record is held.
+ */
+export function stepsAround(state, [min, max]) {
+  if (state.view.axis === "step") return [Math.max(0, Math.floor(min)), Math.ceil(max)];
+  const [first, end] = state.times.within(min, max);
+  return extent(state.times.step.slice(Math.max(0, first - 1), end + 1));
+}
+
+/** The view that shows along another axis what is in view now. */
+function alongAxis(state, axis) {
+  const { view } = state;
+  const turned = { ...view, axis, range: null };
+  if (view.range) {
+    const [first, end] = shownRecords(state).within(...view.range);
+    turned.range = extent((axis === "time" ? state.steps.time : state.times.step).slice(first, end));
+    if (turned.range && turned.range[0] === turned.range[1]) turned.range[1] += 1;
+  }
+  return turned;
+}
+
+function extent(values) {
+  if (!values.length) return null;
+  return values.reduce(([min, max], value) => [Math.min(min, value), Math.max(max, value)], [Infinity, -Infinity]);
 }

@@ -2,7 +2,7 @@
 
 import { getJson, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
-import { PARAMETERS_STREAMED, visibleRange } from "./model.js";
+import { PARAMETERS_STREAMED, stepsAround, visibleRange } from "./model.js";
 
 /** How often the list of runs is asked for (ms); it is also how an exporter that is back is found. */
 const POLL = 3_000;
@@ -62,7 +62,8 @@ export function createSession({ getState, dispatch, now }) {
       Object.assign(asked, { whole: now(), bad: detail.totals.not_finite_steps });
       // A long run comes thinned out: what is looked at comes whole, too.
       const visible = visibleRange(getState());
-      if (steps.sampled && visible) await range(Math.max(0, Math.floor(visible[0])), Math.ceil(visible[1]));
+      const lookedAt = steps.sampled && visible && stepsAround(getState(), visible);
+      if (lookedAt) await range(...lookedAt);
       if (waiting !== mine || run !== getState().selected) return;
       connection("live");
     } catch (error) {

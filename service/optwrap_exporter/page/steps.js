@@ -1,7 +1,9 @@
 /**
- * The step records the page holds: columns sorted by step number, one record per step, bounded. No DOM.
+ * The step records the page holds, as columns along an axis, sorted and bounded. No DOM.
  *
- * Columns are plain arrays that the chart draws from directly; `version` changes whenever they do.
+ * Along the axis of steps there is one record for each step; along that of time there is each step that was lived, so one
+ * that was lived again after a rollback is there twice. Columns are plain arrays that the chart draws from directly;
+ * `version` changes whenever they do.
  */
 
 import { wireNumber } from "./format.js";
@@ -22,8 +24,14 @@ export function lowerBound(values, value) {
   return low;
 }
 
-/** The wire's columns as records sorted by step; of a step that was lived twice (a rollback) the later counts. */
-export function recordsOf(columns) {
+/** The two axes: `x` names the column that is drawn along, `compare` says which records are one and the same. */
+export const AXES = {
+  step: { x: "step", compare: (a, b) => a.step - b.step },
+  time: { x: "time", compare: (a, b) => a.time - b.time || a.step - b.step },
+};
+
+/** The wire's columns as records sorted along an axis; of what is one and the same there, what was lived last. */
+export function recordsOf(columns, { compare } = AXES.step) {
   const records = columns.step.map((step, i) => {
     const value = wireNumber(columns.norm[i]);
     return {
@@ -35,13 +43,14 @@ export function recordsOf(columns) {
       mini: columns.mini_step?.[i] ?? null,
     };
   });
-  records.sort((a, b) => a.step - b.step || a.time - b.time);
-  return records.filter((record, i) => i + 1 === records.length || records[i + 1].step !== record.step);
+  records.sort((a, b) => compare(a, b) || a.time - b.time);
+  return records.filter((record, i) => i + 1 === records.length || compare(records[i + 1], record) !== 0);
 }
 
 export class Steps {
-  constructor(held = STEPS_HELD) {
+  constructor(held = STEPS_HELD, axis = AXES.step) {
     this.held = held;
+    this.axis = axis;
     this.version = 0;
     this.#clear();
   }
@@ -55,9 +64,9 @@ export class Steps {
     /** The norm as it was reported: may be NaN or Infinity. */
     this.raw = [];
     this.mini = [];
-    /** Step numbers of the bad records, sorted. */
+    /** Where in the columns the bad records are, sorted. */
     this.bad = [];
-    /** The step lived last; less than `last` after a rollback. */
+    /** The step lived last; less than the largest after a rollback. */
     this.latest = undefined;
     this.latestTime = -Infinity;
   }
@@ -66,40 +75,90 @@ export class Steps {
     return this.step.length;
   }
 
+  /** The column along the axis. */
+  get x() {
+    return this[this.axis.x];
+  }
+
   get first() {
-    return this.step[0];
+    return this.x[0];
   }
 
   get last() {
-    return this.step[this.step.length - 1];
+    return this.x[this.length - 1];
+  }
+
+  get byTime() {
+    return this.axis === AXES.time;
   }
 
   at(i) {
     return { step: this.step[i], time: this.time[i], kind: this.kind[i], norm: this.norm[i], raw: this.raw[i], mini: this.mini[i] };
   }
 
-  /** Takes in columns of the wire, in any order; a step already held gives way to a later one. Returns how many came. */
+  /** Takes in columns of the wire, in any order; what is held already gives way to what was lived later. Returns how many came. */
   add(columns) {
-    const incoming = recordsOf(columns);
+    const { compare } = this.axis;
+    const incoming = recordsOf(columns, this.axis);
     if (incoming.length === 0) return 0;
-    if (this.length > 0 && incoming[0].step <= this.last) this.#rebuild(merge(this.#records(), incoming));
-    else for (const record of incoming) this.#push(record);
-    if (this.length > this.held) this.#rebuild(thin(this.#records(), this.held));
+    if (this.length > 0 && compare(incoming[0], this.at(this.length - 1)) <= 0) {
+      this.#rebuild(merge(this.#records(), incoming, compare));
+    } else for (const record of incoming) this.#push(record);
+    if (this.length > this.held) this.#rebuild(thin(this.#records(), this.held, compare));
     this.version += 1;
     return incoming.length;
   }
 
-  /** Index of the record nearest to `step`; -1 while there is none. */
-  nearest(step) {
-    const i = lowerBound(this.step, step);
+  /** Index of the record nearest to a place on the axis; -1 while there is none. */
+  nearest(x) {
+    const i = lowerBound(this.x, x);
     if (i === 0) return this.length ? 0 : -1;
     if (i === this.length) return i - 1;
-    return step - this.step[i - 1] <= this.step[i] - step ? i - 1 : i;
+    return x - this.x[i - 1] <= this.x[i] - x ? i - 1 : i;
   }
 
-  /** The bad step before (-1) or after (+1) `step`; undefined where there is none. */
-  badBeside(step, direction) {
-    return direction < 0 ? this.bad[lowerBound(this.bad, step) - 1] : this.bad[lowerBound(this.bad, step + 1)];
+  /**
+   * Index of the record of `step`: of the one lived at `time` if that is given, else of the one lived last. Where it is not
+   * held, half an index: between those beside it.
+   */
+  indexOf(step, time = null) {
+    if (!this.byTime) {
+      const i = lowerBound(this.step, step);
+      return this.step[i] === step ? i : i - 0.5;
+    }
+    if (time === null) {
+      const i = this.step.lastIndexOf(step);
+      return i >= 0 ? i : this.length - 0.5;
+    }
+    let i = lowerBound(this.time, time);
+    while (this.time[i] === time && this.step[i] !== step) i += 1;
+    return this.time[i] === time ? i : i - 0.5;
+  }
+
+  /** Index of the bad record before (-1) or after (+1) an index, which may be half one; undefined where there is none. */
+  badBeside(index, direction) {
+    return direction < 0 ? this.bad[lowerBound(this.bad, index) - 1] : this.bad[lowerBound(this.bad, Math.floor(index) + 1)];
+  }
+
+  /** Indices of the bad records between two places on the axis, sorted. */
+  badWithin(min, max) {
+    const [first, last] = this.within(min, max);
+    return this.bad.slice(lowerBound(this.bad, first), lowerBound(this.bad, last));
+  }
+
+  /** Index of the first record between two places on the axis, and of the first after them. */
+  within(min, max) {
+    const first = lowerBound(this.x, min);
+    let last = lowerBound(this.x, max);
+    while (this.x[last] === max) last += 1;
+    return [first, last];
+  }
+
+  /** Index of the record with which the last `count` steps that were lived begin. */
+  back(count) {
+    let i = this.length - 1;
+    for (let lived = 1; i > 0 && lived < count; i -= 1) lived += Math.max(1, this.step[i] - this.step[i - 1]);
+    return Math.max(0, i);
   }
 
   /** Steps per second over the last records; null while that cannot be said. */
@@ -121,7 +180,7 @@ export class Steps {
     this.norm.push(record.norm);
     this.raw.push(record.raw);
     this.mini.push(record.mini);
-    if (isBad(record.kind)) this.bad.push(record.step);
+    if (isBad(record.kind)) this.bad.push(this.length - 1);
     if (record.time >= this.latestTime) {
       this.latest = record.step;
       this.latestTime = record.time;
@@ -134,13 +193,13 @@ export class Steps {
   }
 }
 
-/** Two sorted lists as one; of a step in both, the one that was lived later. */
-function merge(held, incoming) {
+/** Two sorted lists as one; of what is one and the same, what was lived later. */
+function merge(held, incoming, compare) {
   const merged = [];
   let i = 0;
   for (const record of incoming) {
-    while (i < held.length && held[i].step < record.step) merged.push(held[i++]);
-    const same = i < held.length && held[i].step === record.step ? held[i++] : null;
+    while (i < held.length && compare(held[i], record) < 0) merged.push(held[i++]);
+    const same = i < held.length && compare(held[i], record) === 0 ? held[i++] : null;
     merged.push(same && same.time > record.time ? same : record);
   }
   while (i < held.length) merged.push(held[i++]);
@@ -148,12 +207,12 @@ function merge(held, incoming) {
 }
 
 /** At most three quarters of `held`: the ordinary records of the older half are thinned, again and again; then the oldest go. */
-function thin(records, held) {
+function thin(records, held, compare) {
   const target = Math.floor(held * 0.75);
   let kept = records;
   while (kept.length > target) {
     const half = Math.ceil(kept.length / 2);
-    const older = halve(kept.slice(0, half));
+    const older = halve(kept.slice(0, half), compare);
     if (older.length === half) break;
     kept = older.concat(kept.slice(half));
   }
@@ -161,7 +220,7 @@ function thin(records, held) {
 }
 
 /** Of each four ordinary records the two with the smallest and the largest norm: what is drawn keeps its outline. */
-function halve(records) {
+function halve(records, compare) {
   const kept = [];
   let group = [];
   for (const record of records) {
@@ -175,5 +234,5 @@ function halve(records) {
     kept.push(group[0], group[3]);
     group = [];
   }
-  return kept.concat(group).sort((a, b) => a.step - b.step);
+  return kept.concat(group).sort(compare);
 }

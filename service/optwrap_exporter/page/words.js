@@ -72,7 +72,12 @@ export const KINDS = {
   accumulated: { bad: false, word: "accumulated", shape: "low", what: "added to the accumulation window" },
 };
 
-export const BADNESS = Object.keys(KINDS);
+const BADNESS = Object.keys(KINDS);
+
+/** How bad a kind is, 0 the worst; one that this page does not know is taken for the worst. */
+export function badness(kind) {
+  return Math.max(0, BADNESS.indexOf(kind));
+}
 
 /** Whether steps of this kind are marked; a kind that this page does not know is shown rather than hidden. */
 export function isBad(kind) {

@@ -162,7 +162,10 @@ def not_found(route: Route) -> None:
 
 
 def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> None:
-    """The records held are a function of the set of records that came; where they do not fit, good ones go first."""
+    """The records held are a function of the set of records that came; where they do not fit, good ones go first.
+
+    Along time what was lived twice is there twice.
+    """
     page = open_desk().open()
     rng = random.Random(3)
     steps = list(range(1, 400))
@@ -181,15 +184,15 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
     def columns(chosen: list[dict[str, Any]]) -> dict[str, list[Any]]:
         return {name: [record[name] for record in chosen] for name in records[0]}
 
-    def held(pieces: list[dict[str, list[Any]]], limit: int = 20_000) -> Any:
-        script = """async ([pieces, limit]) => {
-            const { Steps } = await import("/page/steps.js");
-            const steps = new Steps(limit);
+    def held(pieces: list[dict[str, list[Any]]], limit: int = 20_000, axis: str = "step") -> Any:
+        script = """async ([pieces, limit, axis]) => {
+            const { AXES, Steps } = await import("/page/steps.js");
+            const steps = new Steps(limit, AXES[axis]);
             for (const piece of pieces) steps.add(piece);
             return JSON.stringify([steps.step, steps.time, steps.kind, steps.norm,
-                                   steps.raw.map(String), steps.mini, steps.bad]);
+                                   steps.raw.map(String), steps.mini, steps.bad.map((i) => steps.step[i])]);
         }"""
-        return json.loads(page.evaluate(script, [pieces, limit]))
+        return json.loads(page.evaluate(script, [pieces, limit, axis]))
 
     whole = held([columns(records)])
     assert whole[0] == steps
@@ -201,6 +204,7 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
         cuts = sorted(rng.sample(range(1, len(shuffled)), 6))
         pieces = [columns(shuffled[a:b]) for a, b in zip([0, *cuts], [*cuts, len(shuffled)], strict=True)]
         assert held(pieces) == whole
+        assert held(pieces, axis="time") == whole
 
     again = [
         record | {"time": record["time"] + 1000, "verdict": "applied", "finite": True} for record in records[200:250]
@@ -211,13 +215,17 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
         assert lived_twice[2][200:250] == ["applied"] * 50, (
             "a rollback's later step counts, whichever report came first"
         )
+        along_time = held(pieces, axis="time")
+        assert along_time[0] == [*steps, *steps[200:250]]
+        assert along_time[1] == sorted(record["time"] for record in [*records, *again])
 
     pieces = [columns(records[i : i + 10]) for i in range(0, len(records), 10)]
-    bounded = held(pieces, limit=len(bad) + 60)
-    assert len(bounded[0]) <= len(bad) + 60
-    assert bounded[-1] == bad[-len(bounded[-1]) :]
-    assert len(bounded[-1]) >= 0.75 * len(bad)
-    assert bounded[0][-1] == steps[-1]
+    for axis in ("step", "time"):
+        bounded = held(pieces, limit=len(bad) + 60, axis=axis)
+        assert len(bounded[0]) <= len(bad) + 60
+        assert bounded[-1] == bad[-len(bounded[-1]) :]
+        assert len(bounded[-1]) >= 0.75 * len(bad)
+        assert bounded[0][-1] == steps[-1]
 
 
 WINDOW_HEIGHTS = """() => {

@@ -1,13 +1,16 @@
 /** The chart's panel: what is in view, what the crosshair is on, the way from one bad step to the next. */
 
 import { clock, integer, norm, plural, visible } from "../format.js";
-import { visibleRange } from "../model.js";
+import { shownRecords, visibleRange } from "../model.js";
 import { isBad, KINDS } from "../words.js";
 import { paths } from "../api.js";
 import { el, panelHead, setAttribute, setText, shape } from "../dom.js";
 import { createChart } from "../chart.js";
-import { badWithin } from "../marks.js";
 
+const AXES = [
+  ["step", "by step", "Along the numbers of the steps"],
+  ["time", "by time", "Along the time at which each step was taken, by the training process's clock"],
+];
 const WINDOWS = [
   [200, "last 200"],
   [2000, "last 2,000"],
@@ -22,23 +25,30 @@ const LEGEND = [
   ["low", "thinned", "good steps, thinned out: zoom in", "thinned"],
 ];
 
-export function createNormPanel(root, uPlot, { onView, onRange }) {
-  const { head, aside, link } = panelHead("norm-title", "Gradient norm", "Global L2 norm of the incoming gradients, by step, logarithmic");
+const KEYS = "Left and right: the bad step before and after. Escape: follow the run.";
+
+/** Follows the run again. */
+const FOLLOW = { range: null, step: null, at: null };
+
+export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
+  const { head, aside, link } = panelHead("norm-title", "Gradient norm", "Global L2 norm of the incoming gradients, logarithmic");
   const button = (text, title, onClick) => el("button", { type: "button", text, title, on: { click: onClick } });
   let hovered = null;
   let current = null;
   let pointed = null;
   const windows = WINDOWS.map(([value, text]) => {
-    const node = button(text, `Follow the run: ${text} steps`, () => onView({ window: value, range: null, step: null }));
+    const node = button(text, `Follow the run: ${text} steps`, () => onView({ window: value, ...FOLLOW }));
     return { value, node };
   });
+  const axes = AXES.map(([value, text, what]) => ({ value, node: button(text, what, () => onAxis(value)) }));
   const previous = button("◂ bad step", "Go to the bad step before", () => walk(-1));
   const next = button("bad step ▸", "Go to the bad step after", () => walk(1));
-  const resume = button("Follow", "The view stands still: follow the run again", () => onView({ range: null, step: null }));
+  const resume = button("Follow", "The view stands still: follow the run again", () => onView(FOLLOW));
   resume.className = "resume";
   aside.append(
     resume,
     el("span", { class: "group", role: "group", "aria-label": "Bad steps" }, previous, next),
+    el("span", { class: "group", role: "group", "aria-label": "Axis" }, ...axes.map(({ node }) => node)),
     el("span", { class: "group", role: "group", "aria-label": "Steps in view" }, ...windows.map(({ node }) => node)),
   );
   const readout = el("output", { class: "readout" });
@@ -49,7 +59,6 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
       class: "figure-box",
       role: "group",
       tabindex: 0,
-      "aria-label": "Gradient norm over steps. Left and right: the bad step before and after. Escape: follow the run.",
       "aria-describedby": "norm-summary",
     },
     host,
@@ -69,7 +78,7 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
   const chart = uPlot
     ? createChart(uPlot, host, {
         onRange: (range) => onRange(range),
-        onFollow: () => onView({ range: null, step: null }),
+        onFollow: () => onView(FOLLOW),
         onHover: (index) => {
           hovered = index;
           say();
@@ -78,18 +87,26 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
     : null;
 
   function walk(direction) {
-    const from = current.view.step ?? (direction < 0 ? Infinity : -Infinity);
-    const step = current.steps.badBeside(from, direction);
-    if (step === undefined) return;
+    const records = shownRecords(current);
+    const i = records.badBeside(from(records, direction), direction);
+    if (i === undefined) return;
+    const { step, time: at } = records.at(i);
+    const x = records.x[i];
     const [min, max] = visibleRange(current);
-    const inside = step >= min && step <= max;
-    onView({ step, range: inside ? [min, max] : [Math.max(1, step - (max - min) / 2), step + (max - min) / 2] });
+    if (x >= min && x <= max) onView({ step, at, range: [min, max] });
+    else onRange([x - (max - min) / 2, x + (max - min) / 2], { step, at });
+  }
+
+  /** Where in the records the way to the next bad step begins. */
+  function from(records, direction) {
+    const { step, at } = current.view;
+    return step === null ? (direction < 0 ? Infinity : -Infinity) : records.indexOf(step, at);
   }
 
   figure.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") walk(-1);
     else if (event.key === "ArrowRight") walk(1);
-    else if (event.key === "Escape") onView({ range: null, step: null });
+    else if (event.key === "Escape") onView(FOLLOW);
     else return;
     event.preventDefault();
   });
@@ -97,14 +114,17 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
   /** What the crosshair is on, else the step that was gone to, else the last one. */
   function say() {
     if (!current) return;
-    const { steps, offenders, view } = current;
-    const index = hovered ?? (steps.length ? steps.nearest(view.step ?? steps.latest) : -1);
-    if (index < 0 || index >= steps.length) return setText(readout, "No step yet.");
-    if (hovered === null && view.range && (view.range[0] > steps.last || view.range[1] < steps.first)) {
-      const [from, to] = view.range.map((step) => integer(Math.round(step)));
-      return setText(readout, `No step from ${from} to ${to}: there are those from ${integer(steps.first)} to ${integer(steps.last)}.`);
+    const { offenders, view } = current;
+    const records = shownRecords(current);
+    if (records.length === 0) return setText(readout, "No step yet.");
+    const pointedAt = view.step === null ? records.indexOf(records.latest, records.latestTime) : records.indexOf(view.step, view.at);
+    const index = hovered ?? Math.min(records.length - 1, Math.max(0, Math.round(pointedAt)));
+    if (index >= records.length) return;
+    if (hovered === null && view.range && (view.range[0] > records.last || view.range[1] < records.first)) {
+      const [from, to, first, last] = [...view.range, records.first, records.last].map(records.byTime ? (time) => clock(time) : integer);
+      return setText(readout, `No step from ${from} to ${to}: there are those from ${first} to ${last}.`);
     }
-    const { step, time, kind, raw, mini } = steps.at(index);
+    const { step, time, kind, raw, mini } = records.at(index);
     const window = mini === null || !current.detail?.gauges?.every_k ? "" : ` · window ${mini} of ${current.detail.gauges.every_k}`;
     const guilty = offenders.get(step);
     const where = guilty
@@ -124,44 +144,46 @@ export function createNormPanel(root, uPlot, { onView, onRange }) {
     current = state;
     const run = state.detail;
     if (!run) return;
-    const { steps, view } = state;
+    const { view } = state;
+    const records = shownRecords(state);
     const range = visibleRange(state);
     const { gradient_norm_limit: limit = null, every_k: everyK = null } = run.gauges ?? {};
     setAttribute(link, "href", paths.steps(run.run, { process: state.process }));
-    chart?.update({ key: [run.run, state.version], steps, visible: range, limit, everyK });
-    if (view.step !== null && pointed !== view.step && steps.length) {
-      pointed = view.step;
+    setAttribute(figure, "aria-label", `Gradient norm over ${view.axis === "time" ? "time" : "steps"}. ${KEYS}`);
+    chart?.update({ key: [run.run, state.version], records, visible: range, limit, everyK });
+    const pointing = view.step === null ? null : `${view.axis} ${view.step} ${view.at}`;
+    if (pointed !== pointing && pointing !== null && records.length) {
+      const x = records.byTime ? records.time[Math.round(records.indexOf(view.step, view.at))] : view.step;
       // The chart takes its new range at the end of this turn; the crosshair goes where the step then is.
-      setTimeout(() => chart?.point(pointed));
+      setTimeout(() => chart?.point(x));
     }
-    if (view.step === null) pointed = null;
+    pointed = pointing;
 
     const paused = view.range !== null;
     resume.hidden = !paused;
+    for (const { value, node } of axes) setAttribute(node, "aria-pressed", view.axis === value ? "true" : "false");
     for (const { value, node } of windows) setAttribute(node, "aria-pressed", !paused && view.window === value ? "true" : "false");
-    const bad = range ? badWithin(steps, range[0], range[1]) : [];
-    previous.disabled = steps.badBeside(view.step ?? Infinity, -1) === undefined;
-    next.disabled = steps.badBeside(view.step ?? -Infinity, 1) === undefined;
+    const bad = range ? records.badWithin(...range) : [];
+    previous.disabled = records.badBeside(from(records, -1), -1) === undefined;
+    next.disabled = records.badBeside(from(records, 1), 1) === undefined;
 
-    const seen = new Set(bad.map((step) => steps.at(steps.nearest(step)).kind));
+    const seen = new Set(bad.map((i) => records.kind[i]));
     const usual = new Set(["norm", "applied", "skipped_not_finite", "skipped_large"]);
     if (limit !== null) usual.add("limit");
     if (everyK !== null) usual.add("accumulated");
     if (host.dataset.thinned === "true") usual.add("thinned");
     for (const item of legend.children) item.hidden = !usual.has(item.dataset.key) && !seen.has(item.dataset.key);
 
-    setText(summary, range ? summarize(steps, range, bad) : "No step yet.");
+    setText(summary, range && records.length ? summarize(records, range, bad) : "No step yet.");
     say();
   };
 }
 
-function summarize(steps, [from, to], bad) {
+function summarize(records, [from, to], bad) {
   const counts = new Map();
-  for (const step of bad) {
-    const { kind } = steps.at(steps.nearest(step));
-    counts.set(kind, (counts.get(kind) ?? 0) + 1);
-  }
+  for (const i of bad) counts.set(records.kind[i], (counts.get(records.kind[i]) ?? 0) + 1);
   const kinds = [...counts].map(([kind, count]) => `${count} ${KINDS[kind]?.word ?? kind}`).join("; ");
-  const last = steps.at(steps.nearest(steps.latest));
-  return `Steps ${integer(Math.ceil(from))} to ${integer(Math.floor(to))}: ${plural(bad.length, "bad step")}${kinds ? ` (${kinds})` : ""}. Last norm ${norm(last.raw)}.`;
+  const last = records.at(records.length - 1);
+  const where = records.byTime ? `From ${clock(from)} to ${clock(to)}` : `Steps ${integer(Math.ceil(from))} to ${integer(Math.floor(to))}`;
+  return `${where}: ${plural(bad.length, "bad step")}${kinds ? ` (${kinds})` : ""}. Last norm ${norm(last.raw)}.`;
 }

@@ -1,0 +1,176 @@
+"""The chart along time: where each step is, what a pause looks like, and how the axis is kept."""
+
+import copy
+import itertools
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.e2e.page.desk import MakeReporter, OpenDesk, Reporter
+from tests.exporter.running import START, TurnedClock
+
+pytestmark = pytest.mark.programs("chromium")
+
+PAUSE = 600.0
+
+
+def paused(training: Reporter) -> list[tuple[int, float]]:
+    """A hundred steps a second apart, ten minutes without one, fifty more; the bad ones, with their times."""
+    clock = training.job.clock
+    assert isinstance(clock, TurnedClock)
+    bad = []
+    for step in range(1, 151):
+        clock.advance(PAUSE if step == 101 else 1.0)
+        if step in {30, 100, 120}:
+            training.job.step("skipped_not_finite", "NaN", **{f"layer_{step}/w": 2})
+            bad.append((step, clock()))
+        else:
+            training.job.step("applied", 1.0)
+    training.send()
+    return bad
+
+
+@pytest.fixture
+def training(reporter: MakeReporter) -> Reporter:
+    """A job whose clock the test turns."""
+    return reporter(clock=TurnedClock())
+
+
+def follow(page: Page, chart: Locator, marked: str) -> None:
+    """Follow the run, and wait until the chart has been painted so."""
+    page.get_by_label("Gradient norm over time").press("Escape")
+    expect(chart).to_have_attribute("data-marked", marked)
+
+
+# Where across the plot a column has a pixel of each of these colours, in parts of its width.
+COLOURED = """(colours) => {
+    const over = document.querySelector(".chart .u-over").getBoundingClientRect();
+    const canvas = document.querySelector(".chart canvas");
+    const box = canvas.getBoundingClientRect();
+    const part = [over.x - box.x, over.y - box.y, over.width, over.height].map((v) => Math.round(v * devicePixelRatio));
+    const { data, width } = canvas.getContext("2d").getImageData(...part);
+    return colours.map((colour) => {
+      const wanted = getComputedStyle(document.documentElement).getPropertyValue(colour).trim();
+      const [r, g, b] = [1, 3, 5].map((i) => parseInt(wanted.slice(i, i + 2), 16));
+      const columns = new Set();
+      for (let i = 0; i < data.length; i += 4) {
+        if (Math.hypot(data[i] - r, data[i + 1] - g, data[i + 2] - b) < 6) columns.add((i / 4) % width);
+      }
+      return [...columns].sort((a, b) => a - b).map((x) => x / width);
+    });
+}"""
+
+
+def test_a_pause_is_as_wide_as_it_was_long(open_desk: OpenDesk, training: Reporter) -> None:
+    """The line ends where the steps ended and goes on where they did; the ground between says so. Not so by step."""
+    desk = open_desk()
+    paused(training)
+    page = desk.open(training.run, window="all", axis="time")
+    expect(desk.chart()).to_have_attribute("data-marked", "30 100 120")
+    expect(desk.chart()).to_have_attribute("data-gaps", "1")
+    lined, ground = page.evaluate(COLOURED, ["--norm-line", "--sunken"])
+    whole = 99 + PAUSE + 49
+    part = 99 / whole
+    before, after = [x for x in lined if x < 0.5], [x for x in lined if x >= 0.5]
+    assert max(before) - min(before) == pytest.approx(part, abs=0.02)
+    assert min(after) - max(before) == pytest.approx(PAUSE / whole, abs=0.02)
+    assert min(ground) == pytest.approx(max(before), abs=0.01)
+    assert max(ground) == pytest.approx(min(after), abs=0.01)
+
+    page.get_by_role("button", name="by step").click()
+    expect(desk.chart()).to_have_attribute("data-gaps", "0")
+    page.wait_for_url(lambda url: "axis" not in url)
+    (lined,) = page.evaluate(COLOURED, ["--norm-line"])
+    assert max(b - a for a, b in itertools.pairwise(lined)) < 0.02
+
+
+def test_the_axis_of_time_is_kept_in_the_address_with_all_that_is_shown(
+    open_desk: OpenDesk, training: Reporter
+) -> None:
+    """A zoom stands still while steps arrive, its address shows the same; Follow, keys and a jump work along time."""
+    desk = open_desk()
+    bad = paused(training)
+    page = desk.open(training.run, window="all")
+    page.get_by_role("button", name="by time").click()
+    page.wait_for_url(re.compile(r"axis=time"))
+    chart = desk.chart()
+    expect(chart).to_have_attribute("data-gaps", "1")
+    box = page.locator(".u-over").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.975 * box["width"], box["y"] + 60, steps=8)
+    expect(page.locator(".u-select")).not_to_have_css("width", "0px")
+    page.mouse.up()
+    page.wait_for_url(re.compile(r"from=\d+(\.\d+)?&to="))
+    expect(chart).to_have_attribute("data-marked", "120")
+    training.job.clock.advance(1.0)  # type: ignore[attr-defined]  # it is a TurnedClock
+    training.bad(w=1)
+    expect(page.locator(".tile.steps .value")).to_have_text("151")
+    expect(chart).to_have_attribute("data-marked", "120")
+    page.reload()
+    expect(chart).to_have_attribute("data-marked", "120")
+
+    follow(page, chart, "30 100 120 151")
+    readout = page.locator("#norm .readout")
+    for step in (151, 120, 100):
+        page.keyboard.press("ArrowLeft")
+        expect(readout).to_contain_text(f"Step {step}")
+    expect(readout).to_contain_text("layer_100/w (2 values)")
+    page.wait_for_url(lambda url: f"step=100&at={bad[1][1]:.0f}" in url)
+
+    desk.part("events").get_by_role("button", name="step 30").first.click()
+    page.wait_for_url(lambda url: f"step=30&at={bad[0][1]:.0f}" in url)
+    expect(readout).to_contain_text("Step 30")
+    page.get_by_role("button", name="by step").click()
+    expect(readout).to_contain_text("Step 30")
+    expect(page.get_by_role("button", name="Follow")).to_be_visible()
+
+
+def test_a_step_that_was_lived_twice_is_seen_twice(open_desk: OpenDesk, training: Reporter) -> None:
+    """After a rollback the bad step of before is still where it was in time, and the keys go to either."""
+    desk = open_desk()
+    job, clock = training.job, training.job.clock
+    assert isinstance(clock, TurnedClock)
+
+    def live(count: int, *bad: int) -> None:
+        for _ in range(count):
+            clock.advance(1.0)
+            offenders: dict[str, Any] = {"w": 1} if job.totals["steps"] + 1 in bad else {}
+            job.step("skipped_not_finite" if offenders else "applied", "NaN" if offenders else 1.0, **offenders)
+        training.send()
+
+    live(40, 25)
+    back = {**job.totals, "steps": 20, "verdicts": {**job.totals["verdicts"], "applied": 20, "skipped_not_finite": 0}}
+    back |= {"gradient_steps": 20, "not_finite_steps": 0, "parameters": {}}
+    job.epoch, job.seq, job.totals, job.at_start = "e2", 0, back, copy.deepcopy(back)
+    live(40, 50)
+    page = desk.open(training.run, axis="time")
+    expect(desk.chart()).to_have_attribute("data-marked", "25 50")
+    page.get_by_label("Gradient norm over time").focus()
+    for at in (40 + 30, 25):
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_url(re.compile(f"at={START + at:.0f}"))
+    page.get_by_role("button", name="by step").click()
+    expect(desk.chart()).to_have_attribute("data-marked", "50")
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"axis": "norm"}, "axis=norm is neither"),
+        ({"axis": "time", "from": "soon", "to": "5"}, "from=soon is not a time"),
+        ({"axis": "time", "from": "2026-01-02", "to": "2026-01-01"}, "There are no steps from 2026-01-02 00:00:00"),
+    ],
+)
+def test_what_an_address_says_wrongly_of_time_is_said_in_words(
+    open_desk: OpenDesk, training: Reporter, query: dict[str, str], said: str
+) -> None:
+    """The page says what is wrong, and follows the run."""
+    desk = open_desk()
+    paused(training)
+    desk.open(training.run, **query)
+    expect(desk.part("notices")).to_contain_text(said)
+    expect(desk.chart()).to_have_attribute("data-marked", "30 100 120")
