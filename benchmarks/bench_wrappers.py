@@ -51,8 +51,8 @@ class Case:
     """The same with --quick."""
     pair: bool = False
     """Whether the parameters are lookahead's pair."""
-    bad: bool = False
-    """Whether every gradient has a NaN."""
+    bad: str = ""
+    """In which leaves the gradients of every step have a NaN: those whose name begins so; in none where it is empty."""
 
 
 def multi_steps(library: Any, inner: Any, skip: Any = None) -> optax.GradientTransformation:
@@ -72,7 +72,12 @@ def half(tree: Any) -> Any:
 
 CASES: Final[dict[str, Case]] = {
     "apply_if_finite": Case(lambda library, inner: library.apply_if_finite(inner, 5)),
-    "apply_if_finite, every step skipped": Case(lambda library, inner: library.apply_if_finite(inner, 2**30), bad=True),
+    "apply_if_finite, every step skipped": Case(
+        lambda library, inner: library.apply_if_finite(inner, 2**30), bad="w0003"
+    ),
+    "apply_if_finite, every step skipped, NaN in every leaf": Case(
+        lambda library, inner: library.apply_if_finite(inner, 2**30), bad="w"
+    ),
     "MultiSteps": Case(multi_steps),
     "MultiSteps, skip_not_finite": Case(
         lambda library, inner: multi_steps(library, inner, library.skip_not_finite),
@@ -152,13 +157,16 @@ def measure(case: Case, quick: bool, rounds: int) -> dict[str, Trainer]:
     """Every form of a case, after its rounds."""
     values = case.quick if quick else case.values
     gradients = tree(values, case.leaves, seed=1)
-    bad = gradients | {"w0003": gradients["w0003"].at[0].set(jnp.nan)}
+    bad = {
+        name: leaf.at[0].set(jnp.nan) if case.bad and name.startswith(case.bad) else leaf
+        for name, leaf in gradients.items()
+    }
     trainers = {form: Trainer(case, form, values) for form in FORMS}
     order = list(trainers.items())
     for turn in range(WARM_UP + rounds):
         random.shuffle(order)
         for form, trainer in order:
-            seconds = trainer.window(bad if case.bad and form != "bare" else gradients)
+            seconds = trainer.window(bad if form != "bare" else gradients)
             if turn >= WARM_UP:
                 trainer.seconds.append(seconds)
     return trainers

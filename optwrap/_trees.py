@@ -7,7 +7,7 @@ a nest of wrappers pays for one pass over the gradients.
 import contextvars
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 from typing import cast as typed
 
@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from optwrap._checks import INT32_MAX
-from optwrap._devices import ALONE, Together, varying
+from optwrap._devices import ALONE, Together, vary, varying
 
 Tree = Any
 """Any pytree of arrays."""
@@ -27,7 +27,7 @@ Tree = Any
 Update = TypeVar("Update", bound=Callable[..., Any])
 
 _LARGE: Final = 2**14
-"""Values from which on a leaf is worth waiting for its turn."""
+"""Values from which on a leaf is worth a condition of its own before each is asked."""
 
 _PLAIN: Final = (jnp.inexact, jnp.integer, jnp.bool_)
 
@@ -99,32 +99,35 @@ def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
     if not leaves:
         return jnp.array(True)
-    finite = jnp.isfinite(squared_norm(leaves, together))
+    norms = squared_norms(leaves)
+    finite = jnp.isfinite(together.total(norms))
     # The operands, not constants, so that both branches vary over the same axes of a mesh.
     decided: jax.Array = lax.cond(
         finite,
-        lambda finite, _: finite,
-        lambda _, leaves: ~together.largest(~_every_value_finite(leaves)),
+        lambda finite, *_: finite,
+        lambda _, leaves, norms: ~together.largest(~_every_value_finite(leaves, norms)),
         finite,
         leaves,
+        norms,
     )
     return decided
 
 
-def not_finite_counts(tree: Tree, together: Together = ALONE) -> list[jax.Array]:
+def not_finite_counts(tree: Tree, norms: Sequence[jax.Array], together: Together = ALONE) -> list[jax.Array]:
     """How many values of each leaf are not finite, in the tree's order.
+
+    Args:
+      tree: the values.
+      norms: what `squared_norms` says of them, each device of its own.
+      together: the devices that count together.
 
     Returns:
       one scalar per leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated at
       its largest value; 0 for leaves that cannot hold NaN.
     """
-    counts: list[jax.Array] = []
-    previous: jax.Array | None = None
-    for leaf in jax.tree.leaves(tree):
-        counts.append(_not_finite_count(leaf, previous))
-        previous = counts[-1] if jnp.size(leaf) >= _LARGE else previous
-    sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(tree)]
-    return [together.total_count(count, size) for count, size in zip(counts, sizes, strict=True)]
+    leaves, known = jax.tree.leaves(tree), iter(norms)
+    counts = [_not_finite_count(leaf, next(known) if _is_numeric(leaf) else None) for leaf in leaves]
+    return [together.total_count(count, jnp.size(leaf)) for count, leaf in zip(counts, leaves, strict=True)]
 
 
 def count_dtype() -> np.dtype[Any]:
@@ -226,27 +229,46 @@ def _squared_norm(leaf: Any) -> jax.Array:
     return jnp.sum(jnp.square(leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)))
 
 
-# XLA:CPU writes out which values of a leaf are finite before it sums them. Where one leaf waits for the other, it does
-# so in the same memory; else it would hold that of all leaves, for the whole training, for what is rarely asked. Small
-# ones need not: they would save nothing, and of scalars in a row XLA makes expressions that take minutes to compile.
+# A leaf whose sum of squares is finite need not be asked again. Each large one has a condition of its own: where the
+# loss was NaN the first of them decides, and where one parameter went bad it alone is read a second time. (XLA:CPU also
+# writes out which values are finite before it sums them: under conditions, for one leaf after the other in the same
+# memory, else for all.) Small ones are asked together: a condition costs as much, and takes time to compile.
 
 
-def _every_value_finite(leaves: list[jax.Array]) -> jax.Array:
+def _every_value_finite(leaves: Sequence[jax.Array], norms: Sequence[jax.Array]) -> jax.Array:
     small = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.size(leaf) < _LARGE]
     finite = jnp.all(jnp.stack(small)) if small else jnp.array(True)
-    for leaf in leaves:
+    for leaf, norm in zip(leaves, norms, strict=True):
         if jnp.size(leaf) >= _LARGE:
-            finite = jnp.all(jnp.isfinite(leaf) & finite)
+            finite = lax.cond(
+                finite & ~jnp.isfinite(norm),
+                lambda finite, leaf: jnp.all(jnp.isfinite(leaf)) & finite,
+                lambda finite, leaf: vary(finite, varying(jax.typeof(leaf))),
+                finite,
+                leaf,
+            )
     return finite
 
 
-def _not_finite_count(leaf: Any, previous: jax.Array | None) -> jax.Array:
+def _not_finite_count(leaf: Any, norm: jax.Array | None) -> jax.Array:
     dtype = count_dtype()
-    if not is_inexact(leaf):
+    if norm is None or not is_inexact(leaf):
         return jnp.zeros([], dtype)
-    bad = ~jnp.isfinite(jnp.asarray(leaf))
-    if previous is not None and bad.size >= _LARGE and varying(jax.typeof(previous)) <= varying(jax.typeof(bad)):
-        bad = bad & (previous >= 0)  # a count is, which XLA does not know
+    leaf = jnp.asarray(leaf)
+    if leaf.size < _LARGE:
+        return _not_finite_values(leaf)
+    count: jax.Array = lax.cond(
+        jnp.isfinite(norm),
+        lambda leaf: vary(jnp.zeros([], dtype), varying(jax.typeof(leaf))),
+        _not_finite_values,
+        leaf,
+    )
+    return count
+
+
+def _not_finite_values(leaf: jax.Array) -> jax.Array:
+    bad = ~jnp.isfinite(leaf)
+    dtype = count_dtype()
     if dtype == np.int64 or bad.size <= INT32_MAX:
         return jnp.sum(bad, dtype=dtype)
     # More values than int32 can count. The wider type is for this one sum; what comes out is int32 again.

@@ -20,7 +20,9 @@ from optwrap._trees import (
     is_inexact,
     not_finite_counts,
     saturating_sum,
+    sharing_norms,
     squared_norm,
+    squared_norms,
 )
 
 
@@ -65,15 +67,18 @@ def skip_not_finite(
     return _skip_not_finite(updates, ALONE)
 
 
+@sharing_norms
 def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict[str, jax.Array]]:
     finite = all_finite(updates, together)
+    leaves = [leaf for leaf in jax.tree.leaves(updates) if is_inexact(leaf)]
     # Counting costs more than deciding, and is needed only where there is something to count.
     num_not_finite = jax.lax.cond(
         finite,
-        lambda finite, _: jnp.zeros_like(finite, dtype=count_dtype()),
-        lambda _, leaves: saturating_sum(not_finite_counts(leaves, together)),
+        lambda finite, *_: jnp.zeros_like(finite, dtype=count_dtype()),
+        lambda _, leaves, norms: saturating_sum(not_finite_counts(leaves, norms, together)),
         finite,
-        [leaf for leaf in jax.tree.leaves(updates) if is_inexact(leaf)],
+        leaves,
+        squared_norms(leaves),
     )
     return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
 

@@ -7,7 +7,7 @@ none, and the compiler does the same unasked.
 
 import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import jax
@@ -64,18 +64,19 @@ def summarize(tree: Any) -> Summary:
     leaves = [leaf for leaf in every if is_inexact(leaf)]
     if not leaves:
         return Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32))
+    norms = squared_norms(every)
     total = _together.get().total(squared_norms(leaves))
 
     def as_usual() -> Summary:
         return Summary(jnp.array(True), jnp.sqrt(total).astype(jnp.float32), jnp.zeros([len(every)], jnp.int32))
 
     def one_by_one() -> Summary:
-        counts = [jnp.minimum(count, INT32_MAX) for count in not_finite_counts(every, _together.get())]
-        not_finite = jnp.stack(counts).astype(jnp.int32)
-        # Were it a constant, XLA would square it, to 0, where a leaf is a scalar. What the total is it does not know.
-        scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
-        norm = jnp.sqrt(_together.get().total(squared_norms([_scaled(leaf, scale) for leaf in leaves]))) / scale
-        return Summary(jnp.all(not_finite == 0), norm.astype(jnp.float32), not_finite)
+        counted = not_finite_counts(every, norms, _together.get())
+        not_finite = jnp.stack([jnp.minimum(count, INT32_MAX) for count in counted]).astype(jnp.int32)
+        finite = jnp.all(not_finite == 0)
+        # Where a value is not finite the sum is as it is, NaN or Inf. What overflowed is the sum of finite ones.
+        norm = lax.cond(finite, lambda: _scaled_norm(leaves, total), lambda: jnp.sqrt(total))
+        return Summary(finite, norm.astype(jnp.float32), not_finite)
 
     summary: Summary = lax.cond(jnp.isfinite(total), as_usual, one_by_one)
     return summary
@@ -90,6 +91,13 @@ def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
 def on_any_device(value: jax.Array) -> jax.Array:
     """The largest of a value over the devices on which it may differ; of a flag, whether it is set on any of them."""
     return _together.get().largest(value)
+
+
+def _scaled_norm(leaves: Sequence[jax.Array], total: jax.Array) -> jax.Array:
+    """The norm of finite leaves the sum of whose squares, `total`, is not finite."""
+    # Were it a constant, XLA would square it, to 0, where a leaf is a scalar. What the total is it does not know.
+    scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
+    return jnp.sqrt(_together.get().total(squared_norms([_scaled(leaf, scale) for leaf in leaves]))) / scale
 
 
 def _scaled(leaf: Any, scale: jax.Array) -> jax.Array:
