@@ -14,6 +14,7 @@ from optwrap.telemetry.adopt import adopt
 from optwrap.telemetry.instrument import instrument
 from optwrap.telemetry.monitor import Monitor
 from optwrap.telemetry.reading import reading
+from optwrap.telemetry.replicas import replica_flags
 from optwrap.telemetry.state import InstrumentState
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "lookahead",
     "masked",
     "reading",
+    "replica_flags",
     "settle",
     "skip_if",
     "skip_large_updates",

@@ -97,13 +97,23 @@ def _psum(value: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 class Axes:
     """The `axis_name` of a wrapper, checked."""
 
-    def __init__(self, argument: str, axis_name: AxisName, *, every_told: bool = False) -> None:
+    def __init__(
+        self,
+        argument: str,
+        axis_name: AxisName,
+        *,
+        every_told: bool = False,
+        called: str = "update",
+        remedy: str = "name one of those; under plain jit gradients are whole, so leave it out",
+    ) -> None:
         """Check the argument.
 
         Args:
           argument: what it is called, for messages: `apply_if_finite: axis_name`.
           axis_name: the value.
           every_told: whether to reduce also over axes that are not named, where a value's type says that it varies.
+          called: what has to be called under these axes, for messages.
+          remedy: what to do where there is no such axis, for messages.
 
         Raises:
           TypeError: it is no string and no tuple of strings.
@@ -119,8 +129,11 @@ class Axes:
         if len(set(names)) < len(names):
             raise ValueError(f"{argument} must be {allowed}, got {shown(axis_name)}: give each name once")
         self._argument = argument
-        self._names = names
+        self.names = names
+        """The axes that are named, in their order."""
         self._every_told = every_told
+        self._called = called
+        self._remedy = remedy
 
     def here(self) -> Together:
         """What they come to in the function that is being traced.
@@ -129,8 +142,8 @@ class Axes:
           ValueError: it is not traced under an axis of that name.
         """
         # The index differs on each device: where its type does not say so, the types say nothing of that axis.
-        told = frozenset(name for name in self._names if varying(jax.typeof(self._index(name))))
-        return Together(None if self._every_told else told, frozenset(self._names) - told)
+        told = frozenset(name for name in self.names if varying(jax.typeof(self._index(name))))
+        return Together(None if self._every_told else told, frozenset(self.names) - told)
 
     def _index(self, name: str) -> jax.Array:
         try:
@@ -138,7 +151,6 @@ class Axes:
         except NameError as error:
             there = ", ".join(map(repr, jax.sharding.get_abstract_mesh().manual_axes)) or "none"
             raise ValueError(
-                f"{self._argument} must be an axis of the shard_map or pmap in which update is called, got {name!r}, "
-                f"axes of shard_map there: {there}: name one of those; under plain jit gradients are whole, so leave "
-                "it out"
+                f"{self._argument} must be an axis of the shard_map or pmap in which {self._called} is called, got "
+                f"{name!r}, axes of shard_map there: {there}: {self._remedy}"
             ) from error

@@ -15,6 +15,9 @@ Base = Mapping[str, Any]
 _LARGEST: Final = 2**53
 """The largest count that the wire takes."""
 
+_REPLICA: Final = ("replica", "process", "device")
+"""What tells one replica from the others."""
+
 
 def plus(a: Base | None, b: Base) -> Base | None:
     """Both, count by count; None where that is nothing."""
@@ -43,10 +46,29 @@ def checked(said: object) -> Base | None:
 def _joined(a: Base, b: Base, join: Callable[[int, int], int]) -> Base:
     verdicts = {name: join(a["verdicts"][name], b["verdicts"][name]) for name in VERDICTS}
     mine, others = a["parameters"], b["parameters"]
-    return {
+    replicas = _by_replica(a), _by_replica(b)
+    found = {
         "steps": sum(verdicts.values()),
         "gradient_steps": verdicts["applied"] + verdicts["accepted_not_finite"],
         "not_finite_steps": join(a["not_finite_steps"], b["not_finite_steps"]),
         "verdicts": verdicts,
         "parameters": {path: join(mine.get(path, 0), others.get(path, 0)) for path in {**mine, **others}},
     }
+    if any(replicas):
+        mine, others = replicas
+        found["replicas"] = [
+            {
+                "replica": index,
+                "process": process,
+                "device": device,
+                "steps": join(mine.get(key, 0), others.get(key, 0)),
+            }
+            for key in {**mine, **others}
+            for index, process, device in [key]
+        ]
+    return found
+
+
+def _by_replica(of: Base) -> dict[Any, int]:
+    """Steps by replica, process and device; an exporter of before knows of none."""
+    return {tuple(row[name] for name in _REPLICA): row["steps"] for row in of.get("replicas", ())}

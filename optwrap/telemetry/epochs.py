@@ -9,13 +9,20 @@ that sum is right once the last report of each epoch arrived. So nothing here ev
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from optwrap.telemetry.places import OTHERS, Brought, Replica
 from optwrap.telemetry.reading import Layout, Reading, Totals
 from optwrap.telemetry.records import GOOD_VERDICTS, Backlog, Entry, Record
 from optwrap.telemetry.state import VERDICTS
 
+MOST_REPLICAS: Final = 64
+"""Replicas that an epoch tells apart in its totals. Where more have been the first it is none of them in particular."""
+
 ZERO: Final = Totals(verdicts=dict.fromkeys(VERDICTS, 0), not_finite_steps=0, parameters={})
+
+
+_Key = TypeVar("_Key")
 
 
 def less_own_step(reading: Reading) -> Totals:
@@ -34,13 +41,14 @@ def less_own_step(reading: Reading) -> Totals:
 
 
 def _combine(a: Totals, b: Totals, sign: int) -> Totals:
-    def counts(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    def counts(a: Mapping[_Key, int], b: Mapping[_Key, int]) -> dict[_Key, int]:
         return {key: max(0, a.get(key, 0) + sign * b.get(key, 0)) for key in [*a, *(key for key in b if key not in a)]}
 
     return Totals(
         verdicts=counts(a.verdicts, b.verdicts),
         not_finite_steps=max(0, a.not_finite_steps + sign * b.not_finite_steps),
         parameters={path: steps for path, steps in counts(a.parameters, b.parameters).items() if steps},
+        replicas={replica: steps for replica, steps in counts(a.replicas, b.replicas).items() if steps},
     )
 
 
@@ -52,6 +60,15 @@ def plus(a: Totals, b: Totals) -> Totals:
 def minus(a: Totals, b: Totals) -> Totals:
     """`a - b`, count by count, and not below zero."""
     return _combine(a, b, -1)
+
+
+def _with_step(replicas: Mapping[Replica, int], brought: Brought | None) -> Mapping[Replica, int]:
+    """Steps by the first replica that was not finite, with one step more."""
+    if brought is None:
+        return replicas
+    named = brought.first in replicas or len(replicas) < MOST_REPLICAS
+    first = brought.first if named else OTHERS
+    return {**replicas, first: replicas.get(first, 0) + 1}
 
 
 def _went_on(last: Reading, reading: Reading) -> bool:
@@ -127,6 +144,8 @@ class Observed:
     interpolated: bool = False
     restored: bool = False
     """Whether it shows where the counters stand, and no step that has just run."""
+    brought: Brought | None = None
+    """Which replicas' gradients were not finite; None where none were, or nobody says."""
     lost: int = 0
     """Readings before it that were never looked at."""
 
@@ -186,7 +205,8 @@ class Account:
                 self._begin(at_start)
             self.current.drop(observed.lost, 0)
         self._last = observed
-        self.current.totals = reading.totals
+        replicas = _with_step(self.current.totals.replicas, observed.brought if ran else None)
+        self.current.totals = dataclasses.replace(reading.totals, replicas=replicas)
         self.current.gauges = reading.gauges
         self.current.unreported = True
         if ran:
@@ -239,6 +259,7 @@ class Account:
             norm=reading.norm,
             mini_step=None if mini_step is None else int(mini_step),
             offenders=reading.offenders,
+            brought=observed.brought,
         )
         standing = (record.bad, record.verdict == "accepted_not_finite")
         if standing != self._standing:

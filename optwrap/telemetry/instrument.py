@@ -19,8 +19,18 @@ from optwrap.telemetry.callback import DEFAULT_EVERY, Observer, none_waiting, re
 from optwrap.telemetry.gauges import gauges
 from optwrap.telemetry.limits import Wrapper, wrappers
 from optwrap.telemetry.paths import parameter_paths
-from optwrap.telemetry.reading import Layout
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, MOST_WAITING, VERDICTS, Counters, InstrumentState
+from optwrap.telemetry.reading import Layout, has_instrumentation
+from optwrap.telemetry.replicas import described as replicas_of
+from optwrap.telemetry.replicas import figures
+from optwrap.telemetry.state import (
+    ABSENT,
+    INT_GAUGES,
+    MOST_WAITING,
+    OF_REPLICAS,
+    VERDICTS,
+    Counters,
+    InstrumentState,
+)
 from optwrap.telemetry.summary import speaking_for, summarize
 from optwrap.telemetry.verdicts import Call, count_windows, judge
 
@@ -64,6 +74,9 @@ def instrument(
     the wrappers' own counters and limits. They are in the state, as arrays, and go with it into checkpoints; get them
     out with `optwrap.reading`.
 
+    `update` takes `replica_flags`, too: what `optwrap.replica_flags` told of each replica's gradients before the mean.
+    They are handed on to `tx` only if there is another instrumentation in it.
+
     optax's own wrappers do not tell their limits: those gauges are absent then, and whether its `apply_if_finite` gave
     up is seen from what it left behind: updates that are not zero, or a changed step counter in the inner state.
 
@@ -91,7 +104,7 @@ def instrument(
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
 
     Raises:
-      TypeError: an argument is of the wrong type.
+      TypeError: an argument is of the wrong type; by `update`, `replica_flags` that are none.
       ValueError: `emit`, `name` or `callback_every` is not one that is allowed, or emit="callback" lacks a monitor;
         by `update`, when the gradients have other leaves than the parameters that `init` was given.
     """
@@ -118,7 +131,7 @@ def instrument(
     def update(
         updates: Any, state: InstrumentState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, InstrumentState]:
-        places = described(updates, state, params)
+        places, extra_args = described(updates, state, params, extra_args)
         new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         call = Call(state.inner_state, updates, new_updates, summarize(updates))
         return new_updates, counted(call, state, inner_state, params, places)
@@ -127,16 +140,22 @@ def instrument(
         if not isinstance(inner, Fused) or inner.apply is None:  # then there are updates to be judged
             new_updates, state = update(grads, state, params, **extra_args)
             return add(params, new_updates), state
-        places = described(grads, state, params)
+        places, extra_args = described(grads, state, params, extra_args)
         new_params, inner_state = apply_gradients(inner, grads, state.inner_state, params, **extra_args)
         call = Call(state.inner_state, grads, new_params, summarize(grads), applied=True)
         return new_params, counted(call, state, inner_state, params, places)
 
-    def described(gradients: Any, state: InstrumentState, params: Any) -> _Places:
+    def described(
+        gradients: Any, state: InstrumentState, params: Any, extra_args: dict[str, Any]
+    ) -> tuple[_Places, dict[str, Any]]:
+        """What is known of the gradients; and the extra arguments of the wrapped transformation."""
         check_gradients("instrument", gradients, gradient_tree(params))
         layout, indices = _layout(gradients, params, _own(state, key).parameters.shape[0])
-        describe(layout, stepping=True)
-        return _Places(layout, indices)
+        flags = extra_args.get("replica_flags")
+        describe(dataclasses.replace(layout, replicas=replicas_of(flags)), stepping=True)
+        if not has_instrumentation(state.inner_state):
+            extra_args = {name: value for name, value in extra_args.items() if name != "replica_flags"}
+        return _Places(layout, indices, flags), extra_args
 
     def counted(call: Call, state: InstrumentState, inner_state: Any, params: Any, places: _Places) -> InstrumentState:
         before = state.counters[key]
@@ -150,11 +169,13 @@ def instrument(
 
 
 class _Places(NamedTuple):
-    """Where the gradients' leaves are among the parameters."""
+    """Where the gradients' leaves are among the parameters, and on which replicas they were not finite."""
 
     layout: Layout
     indices: list[int] | None
     """By leaf of the gradients; None where they are all, in order."""
+    replicas: jax.Array | None
+    """bool[R], what `replica_flags` returned; None where it was not asked."""
 
 
 def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Places) -> Counters:
@@ -178,7 +199,7 @@ def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Pl
         finite=summary.finite,
         gradient_norm=summary.norm,
         not_finite_values=not_finite,
-        gauges=levels.integers,
+        gauges=jnp.concatenate([levels.integers, figures(places.replicas)]),
         gradient_norm_limit=levels.gradient_norm_limit,
         fingerprint=jnp.array(places.layout.fingerprint, jnp.uint32),
     )
@@ -257,7 +278,7 @@ def _zero(layout: Layout, windows: int, waiting: jax.Array) -> Counters:
         finite=jnp.array(True),
         gradient_norm=jnp.zeros([], jnp.float32),
         not_finite_values=zeros(len(layout.parameters)),
-        gauges=jnp.full([len(INT_GAUGES)], ABSENT, jnp.int32),
+        gauges=jnp.full([len(INT_GAUGES) + len(OF_REPLICAS)], ABSENT, jnp.int32),
         gradient_norm_limit=jnp.array(ABSENT, jnp.float32),
         fingerprint=jnp.array(layout.fingerprint, jnp.uint32),
         waiting=waiting,

@@ -10,7 +10,8 @@ from optwrap.telemetry import arrays
 from optwrap.telemetry.epochs import Account, Observed
 from optwrap.telemetry.inbox import Inbox, Item
 from optwrap.telemetry.notices import Once, place_of
-from optwrap.telemetry.reading import Layout, Words, unpack
+from optwrap.telemetry.places import Brought, brought
+from optwrap.telemetry.reading import Layout, Reading, Words, unpack
 from optwrap.telemetry.state import MOST_WAITING
 
 _BREATH: Final = 4
@@ -125,6 +126,7 @@ class Intake:
                         layout=layout,
                         interpolated=row.interpolated,
                         restored=restored,
+                        brought=_brought(row.reading, layout, item.observed),
                         lost=lost * _steps_in_one(item, rows) if i == 0 else 0,
                     )
                 )
@@ -137,6 +139,13 @@ class Intake:
                 error,
                 error=unknown,
             )
+
+
+def _brought(reading: Reading, layout: Layout | None, observed: object) -> Brought | None:
+    """Which replicas' gradients were not finite in that step; None where none were, or nobody says."""
+    if reading.replica is None or not reading.replicas_not_finite:
+        return None
+    return brought(reading.replica, reading.replicas_not_finite, layout.replicas if layout else None, observed)
 
 
 def _steps_in_one(item: Item, rows: Sequence[arrays.Row]) -> int:

@@ -126,7 +126,11 @@ class Monitor:
         """
         if self._work is None:
             return
-        before, self._work.inbox.layout = self._work.inbox.layout, layout
+        before = self._work.inbox.layout
+        if before is not None and before == layout and layout.replicas is None:
+            # `init` is traced again whenever an instrumentation around this one is, and knows of no replicas.
+            layout = dataclasses.replace(layout, replicas=before.replicas)
+        self._work.inbox.layout = layout
         self._work.inbox.stepping |= stepping
         another = stepping and self._is_another(layout)
         if before is not None and before != layout:

@@ -3,8 +3,8 @@
 This module is the only one that knows the order of the words. `pack` runs inside the jitted step; `unpack` and
 `by_step` run on the host, in numpy, in the Monitor's thread.
 
-A reading is 22 words and two for each parameter. Where steps wait on the device (callback_every) the words of those
-that wait follow: 22 each, since of a step that waits no parameter's count changed.
+A reading is 24 words and two for each parameter. Where steps wait on the device (callback_every) the words of those
+that wait follow: 24 each, since of a step that waits no parameter's count changed.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, MOST_WAITING, VERDICTS, Counters, InstrumentState
+from optwrap.telemetry.places import Replica, Replicas
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, MOST_WAITING, OF_REPLICAS, VERDICTS, Counters, InstrumentState
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -38,7 +39,7 @@ _SCALARS: Final = (
     "gradient_norm",
     "gradient_norm_limit",
 )
-HEAD: Final = 2 + len(VERDICTS) + len(INT_GAUGES) + len(_SCALARS)
+HEAD: Final = 2 + len(VERDICTS) + len(INT_GAUGES) + len(OF_REPLICAS) + len(_SCALARS)
 """Words of a reading before those of the parameters."""
 
 _TAIL: Final = 1 + HEAD * MOST_WAITING
@@ -53,6 +54,8 @@ class Layout:
     """Path of each gradient leaf, in the tree's own order: `decoder/layer_3/mlp/w`."""
     source: "weakref.ref[object] | None" = dataclasses.field(default=None, compare=False, repr=False)
     """Which instrumentation says so, for as long as it lives; two of one layout are told apart by it."""
+    replicas: Replicas | None = dataclasses.field(default=None, compare=False, repr=False)
+    """What is known of the replicas, where the step that was traced is given their flags."""
 
     @functools.cached_property
     def fingerprint(self) -> int:
@@ -68,6 +71,9 @@ class Totals:
     not_finite_steps: int
     parameters: Mapping[str, int]
     """Steps with values that were not finite by parameter, in the tree's order; parameters without one are left out."""
+    replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
+    """Steps in which that replica was the first whose own gradients were not finite. No reading has them: they are
+    counted on the host, of the steps that were observed."""
 
     @property
     def steps(self) -> int:
@@ -93,6 +99,10 @@ class Reading:
     """Values that were not finite in this step, by parameter, in the tree's order."""
     gauges: Mapping[str, float | int]
     """INT_GAUGES that are there, not_finite_streak, not_finite_streak_peak, gradient_norm, gradient_norm_limit."""
+    replica: int | None = None
+    """The first replica whose own gradients were not finite in this step; None where there was none, or no flags."""
+    replicas_not_finite: int | None = None
+    """How many replicas' were; None where the step was given no flags."""
 
     @property
     def step(self) -> int:
@@ -106,7 +116,7 @@ def pack(counters: Counters) -> jax.Array:
     Axes that all the counters lead with (replicas, steps) stay in front.
 
     Returns:
-      uint32[22 + 2 P], and where steps can wait as many words more as `Counters.waiting` has.
+      uint32[24 + 2 P], and where steps can wait as many words more as `Counters.waiting` has.
     """
     lead = jnp.shape(counters.verdicts)[:-1]
     parts = [pack_head(counters), _words(counters.parameters, lead), _words(counters.not_finite_values, lead)]
@@ -117,7 +127,7 @@ def pack(counters: Counters) -> jax.Array:
 
 
 def pack_head(counters: Counters) -> jax.Array:
-    """The first 22 words of a reading, uint32[22]: all but those of the parameters."""
+    """The first 24 words of a reading, uint32[24]: all but those of the parameters."""
     lead = jnp.shape(counters.verdicts)[:-1]
     return jnp.concatenate(
         [
@@ -139,7 +149,7 @@ def _words(x: jax.typing.ArrayLike, lead: tuple[int, ...]) -> jax.Array:
 
 
 def by_step(words: Words) -> Words:
-    """The readings of the steps that `words`, one packed reading, is of, oldest first: uint32[n, 22 + 2 P].
+    """The readings of the steps that `words`, one packed reading, is of, oldest first: uint32[n, 24 + 2 P].
 
     One, unless steps wait: then these, the newest of them the last.
     """
@@ -191,12 +201,14 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
     at = 2
     verdicts = dict(zip(VERDICTS, words[at : at + len(VERDICTS)].tolist(), strict=True))
     at += len(VERDICTS)
+    integers = (*INT_GAUGES, *OF_REPLICAS)
     gauges: dict[str, float | int] = {
         name: value
-        for name, value in zip(INT_GAUGES, words[at : at + len(INT_GAUGES)].view(np.int32).tolist(), strict=True)
+        for name, value in zip(integers, words[at : at + len(integers)].view(np.int32).tolist(), strict=True)
         if value != ABSENT
     }
-    at += len(INT_GAUGES)
+    at += len(integers)
+    replica, replicas_not_finite = (gauges.pop(name, None) for name in OF_REPLICAS)
     scalars = dict(zip(_SCALARS, words[at:HEAD], strict=True))
     steps_not_finite, values_not_finite = words[HEAD : HEAD + leaves], words[HEAD + leaves :]
 
@@ -223,6 +235,8 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
         norm=norm,
         offenders=named(values_not_finite),
         gauges=gauges,
+        replica=None if replica is None else int(replica),
+        replicas_not_finite=None if replicas_not_finite is None else int(replicas_not_finite),
     )
 
 
@@ -234,8 +248,8 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
       name: which one, where there are several: the `name` its `instrument` was given.
 
     Returns:
-      uint32[22 + 2 P], P the number of parameters: a new array, safe to keep when `state` is donated, and the same on
-      every device. Where steps wait on the device (`callback_every`) it is 705 words longer, and has those.
+      uint32[24 + 2 P], P the number of parameters: a new array, safe to keep when `state` is donated, and the same on
+      every device. Where steps wait on the device (`callback_every`) it is 769 words longer, and has those.
 
     Raises:
       TypeError: `name` is no string.
@@ -261,6 +275,11 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
         remedy = "give each its own name, instrument(tx, name=...)"
     wanted = "one instrumentation" if name is None else f"one instrumentation named {name!r}"
     raise ValueError(f"reading: expected {wanted} in the state, found {there}: {remedy}")
+
+
+def has_instrumentation(state: Any) -> bool:
+    """Whether the state of an `instrument` is anywhere in `state`."""
+    return next(_found((), state), None) is not None
 
 
 def _found(path: tuple[Any, ...], tree: Any) -> Iterator[tuple[tuple[Any, ...], str, Counters]]:

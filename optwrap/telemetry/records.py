@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from optwrap.telemetry.places import Brought
+
 GOOD_VERDICTS: Final = frozenset({"applied", "accumulated"})
 """Verdicts of a step that did what it was meant to do."""
 
@@ -25,6 +27,8 @@ class Record:
     norm: float
     mini_step: int | None
     offenders: Mapping[str, int]
+    brought: Brought | None = None
+    """Which replicas' own gradients were not finite; None where none were, or it was not asked."""
 
     @property
     def bad(self) -> bool:
@@ -34,7 +38,7 @@ class Record:
     @property
     def weight(self) -> int:
         """Its share of memory and of a report, in table rows."""
-        return 1 + len(self.offenders)
+        return 1 + len(self.offenders) + (self.brought is not None)
 
 
 class Entry(NamedTuple, Generic[Owner]):

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from optwrap.telemetry import bases
 from optwrap.telemetry.epochs import ZERO, Account, Epoch
+from optwrap.telemetry.places import Replica
 from optwrap.telemetry.reading import Totals
 from optwrap.telemetry.records import Entry, Record
 
@@ -66,14 +67,22 @@ def path(parameter: str) -> str:
 
 
 def totals(of: Totals) -> dict[str, Any]:
-    """Totals as they travel."""
-    return {
+    """Totals as they travel; replicas only where there are any, since an exporter of before takes no such field."""
+    found: dict[str, Any] = {
         "steps": of.steps,
         "gradient_steps": of.gradient_steps,
         "not_finite_steps": of.not_finite_steps,
         "verdicts": dict(of.verdicts),
         "parameters": _named(of.parameters, max),
     }
+    if of.replicas:
+        found["replicas"] = [replica(one) | {"steps": steps} for one, steps in of.replicas.items()]
+    return found
+
+
+def replica(of: Replica) -> dict[str, Any]:
+    """A replica as it travels."""
+    return {"replica": of.number, "process": of.process, "device": of.device}
 
 
 def _named(of: Mapping[str, int], join: Callable[[int, int], int]) -> dict[str, int]:
@@ -260,4 +269,11 @@ class Outbox:
             ],
             "dropped": {"steps": epoch.dropped_steps, "bad_steps": epoch.dropped_bad_steps},
         }
+        replicas = [
+            {"step": record.step, **replica(brought.first), "count": brought.replicas, "of": brought.of}
+            for record in records
+            if (brought := record.brought) is not None
+        ]
+        if replicas:
+            body["replicas"] = replicas
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")

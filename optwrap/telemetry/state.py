@@ -25,6 +25,11 @@ INT_GAUGES: Final = (
 )
 """The integer gauges, in the order of `Counters.gauges`."""
 
+OF_REPLICAS: Final = ("replica", "replicas_not_finite")
+"""What `Counters.gauges` has behind them: of the last call's replicas the first whose own gradients were not finite,
+ABSENT where there was none, and how many were; both ABSENT where the call was given no `replica_flags`. No array with
+a place for each, so that a checkpoint can be restored on another number of devices."""
+
 ABSENT: Final = -1
 """The value of a gauge where there is no such wrapper, or where it hides the figure. No NaN: under `jax_debug_nans` it
 would end every step."""
@@ -63,14 +68,14 @@ class Counters(NamedTuple):
     not_finite_values: jax.Array
     """int32[P]: how many values of each parameter's gradient were not finite in the last call."""
     gauges: jax.Array
-    """int32[7]: INT_GAUGES after the last call; ABSENT where there is none."""
+    """int32[9]: INT_GAUGES after the last call, and OF_REPLICAS; ABSENT where there is none. One leaf for both."""
     gradient_norm_limit: jax.Array
     """float32[]: the norm from which a step is skipped as large; ABSENT where there is no such limit."""
     fingerprint: jax.Array
     """uint32[]: `Layout.fingerprint` of the instrumentation that counted: tells readings of two programs apart."""
     waiting: jax.Array
-    """uint32[1], 0; with callback_every above 1 uint32[1 + 22 * MOST_WAITING]: how many steps wait on the device to be
-    handed to the host, and of each the first 22 words of its reading. What the host callback returned, 0 each time,
+    """uint32[1], 0; with callback_every above 1 uint32[1 + 24 * MOST_WAITING]: how many steps wait on the device to be
+    handed to the host, and of each the first 24 words of its reading. What the host callback returned, 0 each time,
     goes into the first: what XLA cannot know to be 0 keeps the callbacks in the program and in order. One leaf for all
     of it, since each costs in every step."""
 

@@ -4,12 +4,13 @@ What is refused here no training can have counted; taken, it would spoil totals,
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    from optwrap_exporter.wire import Counters, Report
+    from optwrap_exporter.wire import Counters, ReplicaSteps, Report
 
 SATURATED: Final = 2**31 - 1
 """Where the library's counters stop, each by itself: from there on one says nothing about the others."""
@@ -34,6 +35,21 @@ def check(report: "Report") -> None:
     _check_counters(report.totals, report.at_start)
     _check_records(report)
     _check_offenders(report)
+    _check_replica_records(report)
+
+
+def check_replicas(replicas: "Sequence[ReplicaSteps]") -> None:
+    """Each replica is counted once.
+
+    Raises:
+      PydanticCustomError: one is there twice.
+    """
+    seen: set[tuple[object, ...]] = set()
+    for place, one in enumerate(replicas):
+        key = (one.replica, one.process, one.device)
+        if key in seen:
+            raise wrong(f"replicas[{place}]", "each replica once", f"{key} again")
+        seen.add(key)
 
 
 def _check_counters(now: "Counters", then: "Counters") -> None:
@@ -57,6 +73,9 @@ def _check_counters(now: "Counters", then: "Counters") -> None:
         raise wrong("totals.not_finite_steps", f"at most at_start's and the steps since, {most}", now.not_finite_steps)
     if saturated:
         return
+    first = sum(one.steps for one in now.replicas) - sum(one.steps for one in then.replicas)
+    if first > steps:
+        raise wrong("totals.replicas", f"{steps} steps at most: one replica is the first in each since at_start", first)
     for path, count in now.parameters.items():
         most = then.parameters.get(path, 0) + not_finite
         if count > most:
@@ -89,3 +108,15 @@ def _check_offenders(report: "Report") -> None:
         if key in seen:
             raise wrong(f"offenders[{place}]", "each parameter of a step once", f"{offender.parameter} again")
         seen.add(key)
+
+
+def _check_replica_records(report: "Report") -> None:
+    """They are of steps whose records are there, each step once, and there are no fewer replicas than are told of."""
+    steps, seen = set(report.steps.step), set[int]()
+    for place, record in enumerate(report.replicas):
+        if record.step not in steps or record.step in seen:
+            raise wrong(f"replicas[{place}].step", "a step of steps.step in the same report, each once", record.step)
+        seen.add(record.step)
+        if record.of is not None and record.replica + record.count > record.of:
+            allowed = f"at least replica + count, {record.replica + record.count}: replica is the first of them"
+            raise wrong(f"replicas[{place}].of", allowed, record.of)

@@ -141,6 +141,10 @@ def _absent(value: object) -> bool:
     return value is None
 
 
+def _empty(value: list[Any]) -> bool:
+    return not value
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -163,6 +167,22 @@ class Verdicts(_Request):
     accepted_not_finite: Count
 
 
+ReplicaNumber = Annotated[int, Field(ge=0, le=2**31)]
+"""A replica's place along the axes of the replicas, row-major."""
+
+
+class ReplicaSteps(_Request):
+    """One replica of data-parallel training, and in how many steps it was the first that was not finite."""
+
+    replica: ReplicaNumber | None
+    """Null: all those that are not told apart."""
+    process: Process | None = None
+    """Of its first device; null where it is not known where the replica is."""
+    device: Text | None = None
+    """Its devices by platform and id: `tpu:5`; of several `tpu:4-7`, `cpu:1,5`."""
+    steps: Annotated[int, Field(ge=1, le=LARGEST)]
+
+
 class Counters(_Request):
     """Cumulative counts as the optimizer's state has them: the wire's `totals`, `at_start` and `base`."""
 
@@ -172,6 +192,8 @@ class Counters(_Request):
     verdicts: Verdicts
     parameters: Annotated[dict[Parameter, Count], Field(max_length=MOST_PARAMETERS)]
     """Steps in which the parameter's gradient was not finite, in the tree's order; those at zero are left out."""
+    replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = []
+    """Replicas that were the first whose own gradients were not finite: counted by the client since the epoch began."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
@@ -184,6 +206,7 @@ class Counters(_Request):
             raise wrong("gradient_steps", f"applied + accepted_not_finite, {reached}", self.gradient_steps)
         if self.not_finite_steps > self.steps:
             raise wrong("not_finite_steps", f"at most steps, {self.steps}", self.not_finite_steps)
+        consistency.check_replicas(self.replicas)
         return self
 
 
@@ -254,6 +277,21 @@ class Offender(_Request):
     """How many of its values were not finite."""
 
 
+class ReplicaRecord(_Request):
+    """Which replicas' own gradients were not finite in one step, before their mean."""
+
+    step: Step
+    replica: ReplicaNumber
+    """The first of them."""
+    process: Process | None = None
+    device: Text | None = None
+    """Where that one is, as in ReplicaSteps."""
+    count: Annotated[int, Field(ge=1, le=2**31)]
+    """How many they were."""
+    of: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    """How many there are; null where that is not known."""
+
+
 class Dropped(_Request):
     """Records that the client had to drop, absolute within the epoch."""
 
@@ -280,6 +318,7 @@ class Report(_Request):
     gauges: Gauges = Gauges()
     steps: StepColumns = StepColumns()
     offenders: Annotated[list[Offender], Field(max_length=MOST_PARAMETERS)] = []
+    replicas: Annotated[list[ReplicaRecord], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = []
     dropped: Dropped = Dropped(steps=0, bad_steps=0)
 
     @model_validator(mode="after")

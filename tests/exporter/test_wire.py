@@ -117,6 +117,14 @@ def at(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
         (("steps", "interpolated"), [True], "steps.interpolated"),
         (("offenders", 0, "not_finite"), 0, "offenders[0].not_finite"),
         (("offenders", 0, "parameter"), "\ud800", "body"),
+        (("totals", "replicas", 0, "steps"), 0, "totals.replicas[0].steps"),
+        (("totals", "replicas", 0, "replica"), -1, "totals.replicas[0].replica"),
+        (("totals", "replicas", 0, "device"), "a\nb", "totals.replicas[0].device"),
+        (("totals", "replicas", 0, "process"), 65_536, "totals.replicas[0].process"),
+        (("replicas", 0, "count"), 0, "replicas[0].count"),
+        (("replicas", 0, "of"), 0, "replicas[0].of"),
+        (("replicas", 0, "replica"), None, "replicas[0].replica"),
+        (("replicas", 0, "device"), "d" * 257, "replicas[0].device"),
         (("dropped", "steps"), -1, "dropped.steps"),
         (("loss",), 1.0, "loss"),
     ],
@@ -127,7 +135,10 @@ def test_a_wrong_field_is_refused_and_named(path: tuple[str | int, ...], value: 
     assert field in [detail.field for detail in wrong(report)]
 
 
-@pytest.mark.parametrize("name", sorted(set(documented()) - {"base", "gauges", "steps", "offenders", "dropped"}))
+OPTIONAL = {"base", "gauges", "steps", "offenders", "replicas", "dropped"}
+
+
+@pytest.mark.parametrize("name", sorted(set(documented()) - OPTIONAL))
 def test_a_field_that_lacks_is_named(name: str) -> None:
     report = documented()
     del report[name]
@@ -189,6 +200,33 @@ def test_what_cannot_have_been_is_refused_and_named(path: tuple[str | int, ...],
     report = skipping()
     at(*path)(report, value)
     assert field in [detail.field for detail in wrong(report)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("totals", "replicas"), [{"replica": 1, "steps": 2}, {"replica": 1, "steps": 3}], "totals.replicas[1]"),
+        (("totals", "replicas"), [{"replica": 1, "steps": 6}, {"replica": 2, "steps": 7}], "totals.replicas"),
+        (("at_start", "replicas"), [{"replica": 1, "steps": 1}, {"replica": 1, "steps": 1}], "at_start.replicas[1]"),
+        (("replicas", 0, "step"), 10, "replicas[0].step"),
+        (("replicas",), [{"step": 11, "replica": 5, "count": 1}] * 2, "replicas[1].step"),
+        (("replicas", 0, "of"), 5, "replicas[0].of"),
+        (("replicas", 0, "count"), 4, "replicas[0].of"),
+    ],
+)
+def test_replicas_that_cannot_have_been_are_refused(path: tuple[str | int, ...], value: Any, field: str) -> None:
+    """Of 12 steps one was not finite, brought by the sixth of eight replicas."""
+    report = documented()
+    at(*path)(report, value)
+    assert field in [detail.field for detail in wrong(report)]
+
+
+def test_a_report_without_replicas_is_written_as_it_always_was() -> None:
+    """So that one that was stored before they were known is the same when it comes again."""
+    report = Trainer().report()
+    assert report.replicas == report.totals.replicas == []
+    assert "replicas" not in report.model_dump_json()
+    assert "replicas" in sent(documented()).model_dump_json()
 
 
 def test_counters_that_saturated_are_no_contradiction() -> None:

@@ -83,7 +83,7 @@ class Training:
             finite=np.bool_(not self.offenders),
             gradient_norm=np.float32(self.norm),
             not_finite_values=np.array([self.offenders.get(p, 0) for p in self.layout.parameters], np.int32),
-            gauges=np.array(gauges, np.int32),
+            gauges=np.array([*gauges, ABSENT, ABSENT], np.int32),
             gradient_norm_limit=np.float32(np.nan),
             fingerprint=np.uint32(self.layout.fingerprint),
             waiting=np.zeros([1], np.uint32),

@@ -220,7 +220,7 @@ def test_a_reading_of_many_parameters_arrives_whole() -> None:
     jax.block_until_ready(state)
     (words,) = listening.words
     np.testing.assert_array_equal(words, by_step(np.asarray(reading(state)))[-1])
-    assert words.shape == (22 + 2 * 401,)
+    assert words.shape == (24 + 2 * 401,)
 
 
 def test_on_a_mesh_the_step_reports_once() -> None:

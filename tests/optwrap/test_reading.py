@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from optwrap.telemetry.instrument import instrument
 from optwrap.telemetry.reading import MAGIC, Layout, pack, reading, unpack
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters
+from optwrap.telemetry.state import ABSENT, INT_GAUGES, OF_REPLICAS, VERDICTS, Counters
 
 COUNT = st.integers(0, 2**31 - 1)
 NAMES = st.lists(st.text(min_size=1, max_size=5), max_size=4, unique=True)
@@ -38,7 +38,7 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
         finite=np.bool_(draw(st.booleans())),
         gradient_norm=np.float32(draw(st.floats(width=32, allow_nan=False))),
         not_finite_values=vector(size),
-        gauges=vector(len(INT_GAUGES), st.one_of(st.just(ABSENT), COUNT)),
+        gauges=vector(len(INT_GAUGES) + len(OF_REPLICAS), st.one_of(st.just(ABSENT), COUNT)),
         gradient_norm_limit=np.float32(draw(st.floats(width=32, min_value=0))),
         fingerprint=np.uint32(layout.fingerprint),
         waiting=np.zeros([1], np.uint32),
@@ -51,7 +51,7 @@ def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> No
     counted, layout = drawn
     words = np.asarray(pack(counted))
     assert words.dtype == np.uint32
-    assert words.shape == (22 + 2 * len(layout.parameters),)
+    assert words.shape == (24 + 2 * len(layout.parameters),)
     got = unpack(words, layout)
     assert got.totals.verdicts == dict(zip(VERDICTS, counted.verdicts.tolist(), strict=True))
     assert got.totals.steps == got.step == counted.verdicts.sum(dtype=np.int64)
@@ -61,7 +61,9 @@ def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> No
     assert (got.finite, got.norm) == (counted.finite, counted.gradient_norm)
     for values, told in ((counted.parameters, got.totals.parameters), (counted.not_finite_values, got.offenders)):
         assert told == {name: n for name, n in zip(layout.parameters, values.tolist(), strict=True) if n}
-    expected = {name: n for name, n in zip(INT_GAUGES, counted.gauges.tolist(), strict=True) if n != ABSENT}
+    integers = zip((*INT_GAUGES, *OF_REPLICAS), counted.gauges.tolist(), strict=True)
+    expected = {name: n for name, n in integers if n != ABSENT}
+    assert (got.replica, got.replicas_not_finite) == tuple(expected.pop(name, None) for name in OF_REPLICAS)
     expected |= {
         "not_finite_streak": int(counted.not_finite_streak),
         "not_finite_streak_peak": int(counted.not_finite_streak_peak),
@@ -81,11 +83,11 @@ def test_a_layout_is_told_by_its_names_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (np.zeros(30, np.float32), r"a reading is a uint32 vector of 22 \+ 2 P words .* got float32\[30\]"),
+        (np.zeros(30, np.float32), r"a reading is a uint32 vector of 24 \+ 2 P words .* got float32\[30\]"),
         (np.zeros((2, 30), np.uint32), r"got uint32\[2, 30\]"),
-        (np.zeros(21, np.uint32), r"got uint32\[21\]"),
         (np.zeros(23, np.uint32), r"got uint32\[23\]"),
-        (np.zeros(24, np.uint32), rf"first word is 0x0, expected {MAGIC:#x}"),
+        (np.zeros(25, np.uint32), r"got uint32\[25\]"),
+        (np.zeros(26, np.uint32), rf"first word is 0x0, expected {MAGIC:#x}"),
     ],
 )
 def test_what_is_no_reading_is_refused(words: Any, says: str) -> None:
@@ -180,5 +182,5 @@ def test_of_a_stacked_state_the_readings_are_stacked() -> None:
     tx = instrument(optax.sgd(1.0))
     states = jax.vmap(lambda w: tx.init({"w": w}))(jnp.ones((3, 2)))
     rows = np.asarray(reading(states))
-    assert rows.shape == (3, 24)
+    assert rows.shape == (3, 26)
     assert [unpack(row).step for row in rows] == [0, 0, 0]

@@ -1,0 +1,538 @@
+"""Which replica brought what is not finite: the flags, and the name that arrives at an exporter, against numpy."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from optwrap_exporter import wire
+
+import optwrap
+from optwrap.telemetry import bases
+from optwrap.telemetry.epochs import MOST_REPLICAS, Account, Observed
+from optwrap.telemetry.monitor import Monitor, Parts
+from optwrap.telemetry.places import OTHERS, Brought, Replica, Replicas, brought, named
+from optwrap.telemetry.reading import unpack
+from optwrap.telemetry.reports import Identity, Outbox
+from optwrap.telemetry.reports import totals as as_wire
+from tests.optwrap.monitoring import Books, StubExporter, Training
+
+N = 8
+SPOILT = np.array(
+    [
+        *np.eye(N, dtype=bool),
+        np.zeros(N, bool),
+        np.isin(np.arange(N), [2, 5]),
+        np.isin(np.arange(N), [1, 6, 7]),
+        np.ones(N, bool),
+        np.zeros(N, bool),
+    ]
+)
+"""bool[steps, N]: which rows of the batch, one for each device, spoil the gradients: each alone, some, all, none."""
+
+
+class Way(NamedTuple):
+    """A mesh, and along which of its axes the replicas lie."""
+
+    order: Callable[[list[Any]], list[Any]]
+    shape: dict[str, int]
+    replicas: str | tuple[str, ...]
+    check_vma: bool = True
+
+    @property
+    def mesh(self) -> Mesh:
+        devices = self.order(jax.devices()[:N])
+        return Mesh(np.array(devices).reshape(list(self.shape.values())), tuple(self.shape))
+
+
+def in_order(devices: list[Any]) -> list[Any]:
+    return devices
+
+
+def reverse(devices: list[Any]) -> list[Any]:
+    return devices[::-1]
+
+
+WAYS = {
+    "one axis": Way(in_order, {"data": 8}, "data"),
+    "without types": Way(in_order, {"data": 8}, "data", check_vma=False),
+    "reversed": Way(reverse, {"data": 8}, "data"),
+    "first of two": Way(in_order, {"data": 4, "model": 2}, "data"),
+    "second of two": Way(reverse, {"model": 2, "data": 4}, "data"),
+    "second of two without types": Way(in_order, {"model": 2, "data": 4}, "data", check_vma=False),
+    "two axes": Way(reverse, {"a": 2, "b": 4}, ("b", "a")),
+}
+
+
+MONITORED = ("reversed", "second of two without types", "two axes")
+"""Of these what arrives at an exporter is looked at; of all, the flags and the names."""
+
+
+def truth(way: Way) -> list[tuple[int, int, str, int, int] | None]:
+    """Replica, process, device, count and number of replicas of each step, from the mesh's own grid."""
+    mesh, axes = way.mesh, (way.replicas,) if isinstance(way.replicas, str) else way.replicas
+    rows: dict[int, list[int]] = {}
+    ids: dict[int, list[int]] = {}
+    for row, place in enumerate(itertools.product(*map(range, way.shape.values()))):
+        at = dict(zip(way.shape, place, strict=True))
+        replica = 0
+        for axis in axes:
+            replica = replica * way.shape[axis] + at[axis]
+        rows.setdefault(replica, []).append(row)
+        ids.setdefault(replica, []).append(mesh.devices[place].id)
+    found: list[tuple[int, int, str, int, int] | None] = []
+    for spoilt in SPOILT:
+        bad = [replica for replica in sorted(rows) if spoilt[rows[replica]].any()]
+        found.append((bad[0], 0, name(ids[bad[0]]), len(bad), len(rows)) if bad else None)
+    return found
+
+
+def name(ids: list[int]) -> str:
+    ids = sorted(ids)
+    return f"cpu:{ids[0]}" if len(ids) == 1 else f"cpu:{ids[0]}{'-' if ids[1] == ids[0] + 1 else ','}{ids[1]}"
+
+
+def batches() -> np.ndarray[Any, Any]:
+    """float32[steps, N, 3]: NaN, Inf and what overflows, in another value each time."""
+    rows = np.ones([*SPOILT.shape, 3], np.float32)
+    for place, (step, row) in enumerate(np.argwhere(SPOILT)):
+        rows[step, row, place % 3] = (np.nan, np.inf, -np.inf)[place % 3]
+    return rows
+
+
+def loss(params: Any, row: Any) -> Any:
+    return jnp.sum(params["w"] * row) + jnp.sum(params["b"])
+
+
+def stepped(tx: Any, axes: Any, every: Any, *, pcast: bool, mesh: Mesh | None = None) -> Callable[..., Any]:
+    """One step on one device: its own gradients, their flags, and the optimizer on the mean."""
+
+    def step(params: Any, state: Any, row: Any) -> Any:
+        own = jax.lax.pcast(params, every, to="varying") if pcast else params
+        grads = jax.grad(loss)(own, row)
+        flags = optwrap.replica_flags(grads, axes, mesh=mesh)
+        params, state = optwrap.apply_gradients(tx, jax.lax.pmean(grads, every), state, params, replica_flags=flags)
+        return params, state, optwrap.reading(state)
+
+    return step
+
+
+def mapped(way: Way, step: Callable[..., Any], *, told: bool = True) -> Callable[..., Any]:
+    """The step on every device of the mesh, each with its row of the batch."""
+    every = tuple(way.shape)
+    return jax.shard_map(
+        lambda params, state, rows: step(params, state, rows[0]),
+        mesh=way.mesh if told else None,
+        in_specs=(P(), P(), P(every)),
+        out_specs=(P(), P(), P()),
+        check_vma=way.check_vma,
+    )
+
+
+@pytest.fixture
+def stub() -> Iterator[StubExporter]:
+    server = StubExporter()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def monitor(stub: StubExporter) -> Iterator[Monitor]:
+    with Monitor("r", stub.endpoint, interval=0.02, _parts=Parts(environ={})) as made:
+        yield made
+
+
+def start(monitor: Monitor | None, **options: Any) -> tuple[Any, Any, Any]:
+    tx = optwrap.instrument(optwrap.apply_if_finite(optax.sgd(0.1), 100), monitor, **options)
+    params = {"b": jnp.ones([]), "w": jnp.ones(3)}
+    return tx, params, tx.init(params)
+
+
+def told(books: Books) -> list[tuple[Any, ...] | None]:
+    """What arrived of each step; and the totals are what the records add up to."""
+    rows: dict[int, tuple[Any, ...]] = {}
+    totals: Counter[tuple[Any, ...]] = Counter()
+    for reports in books.epochs().values():
+        for report in reports:
+            wire.Report.model_validate(report, strict=False)
+            assert "replicas" not in report["at_start"]
+            for one in report.get("replicas", ()):
+                assert one["step"] not in rows, "each step once"
+                assert one["step"] in report["steps"]["step"]
+                rows[one["step"]] = tuple(one[key] for key in ("replica", "process", "device", "count", "of"))
+        totals.update(
+            {(one["replica"], one["process"], one["device"]): one["steps"] for one in reports[-1]["totals"]["replicas"]}
+        )
+    assert totals == Counter(row[:3] for row in rows.values())
+    return [rows.get(step) for step in range(1, len(SPOILT) + 1)]
+
+
+@pytest.mark.parametrize("way", MONITORED)
+def test_under_shard_map_the_first_replica_is_named_where_the_mesh_has_it(
+    way: str, monitor: Monitor, stub: StubExporter
+) -> None:
+    check_training(WAYS[way], monitor, stub)
+
+
+def check_training(way: Way, monitor: Monitor, stub: StubExporter) -> None:
+    tx, params, state = start(monitor)
+    step = jax.jit(mapped(way, stepped(tx, way.replicas, tuple(way.shape), pcast=way.check_vma)))
+    for batch in batches():
+        params, state, words = step(params, state, batch)
+        monitor.observe(words)
+    assert monitor.flush(20)
+    assert told(stub.books) == truth(way)
+
+
+@pytest.mark.parametrize(("order", "out_axes"), [(in_order, None), (reverse, 0)])
+def test_under_pmap_too(order: Any, out_axes: int | None, monitor: Monitor, stub: StubExporter) -> None:
+    tx, params, state = start(monitor)
+    way = Way(order, {"data": 8}, "data")
+    devices = list(way.mesh.devices)
+    step = jax.pmap(
+        stepped(tx, "data", "data", pcast=False),
+        axis_name="data",
+        in_axes=(None, None, 0),
+        out_axes=(None, None, out_axes),
+        devices=devices,
+    )
+    for batch in batches():
+        params, state, words = step(params, state, batch)
+        monitor.observe(words)
+    assert monitor.flush(20)
+    assert told(stub.books) == truth(way)
+
+
+def test_of_a_scan_over_steps_each_is_named(monitor: Monitor, stub: StubExporter) -> None:
+    way = WAYS["reversed"]
+    tx, params, state = start(monitor)
+    step = mapped(way, stepped(tx, "data", "data", pcast=True))
+
+    @jax.jit
+    def steps(params: Any, state: Any, given: Any) -> Any:
+        def body(carry: Any, batch: Any) -> Any:
+            *carry, words = step(*carry, batch)
+            return tuple(carry), words
+
+        return jax.lax.scan(body, (params, state), given)[1]
+
+    monitor.observe(steps(params, state, batches()))
+    assert monitor.flush(20)
+    assert told(stub.books) == truth(way)
+
+
+@pytest.mark.parametrize(("by", "every"), [("set_mesh", 8), ("mesh", 1), (None, 8)])
+def test_by_callback_the_mesh_has_to_be_told(by: str | None, every: int, monitor: Monitor, stub: StubExporter) -> None:
+    """By jax.set_mesh or by `mesh`; else the index is all that is told."""
+    way = WAYS["reversed"]
+    tx, params, state = start(monitor, emit="callback", callback_every=every)
+    one = stepped(tx, "data", "data", pcast=True, mesh=way.mesh if by == "mesh" else None)
+    step = jax.jit(mapped(way, one, told=by != "set_mesh"))
+
+    def train() -> None:
+        nonlocal params, state
+        for batch in batches():
+            params, state, _ = jax.block_until_ready(step(params, state, batch))
+
+    if by == "set_mesh":
+        with jax.set_mesh(way.mesh):
+            train()
+    else:
+        train()
+    assert monitor.flush(20)
+    if every > 1:  # the last steps were fine, and wait
+        monitor.observe(optwrap.reading(state))
+        assert monitor.flush(20)
+    expected = truth(way)
+    if by is None:
+        expected = [row and (row[0], None, None, *row[3:]) for row in expected]  # type: ignore[misc]
+    assert told(stub.books) == expected
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_the_flags_are_one_for_each_replica_and_the_same_on_every_device(way: Way) -> None:
+    axes = (way.replicas,) if isinstance(way.replicas, str) else way.replicas
+    spec = P(tuple(way.shape))
+    flags = jax.jit(
+        jax.shard_map(
+            lambda rows: optwrap.replica_flags({"w": rows}, way.replicas),
+            mesh=way.mesh,
+            in_specs=spec,
+            out_specs=P(),
+            check_vma=way.check_vma,
+        )
+    )
+    for batch, spoilt in zip(batches(), SPOILT, strict=True):
+        grid = np.moveaxis(
+            spoilt.reshape(list(way.shape.values())), [list(way.shape).index(axis) for axis in axes], range(len(axes))
+        )
+        got = flags(batch)
+        expected = grid.reshape(int(np.prod([way.shape[axis] for axis in axes])), -1).any(1)
+        assert got.dtype == np.bool_
+        for shard in got.addressable_shards:
+            np.testing.assert_array_equal(shard.data, expected)
+
+
+def test_finite_gradients_whose_squares_overflow_bring_nothing() -> None:
+    flags = jax.vmap(lambda row: optwrap.replica_flags([row], "data"), axis_name="data", out_axes=None)
+    np.testing.assert_array_equal(flags(jnp.array([[3e38, 3e38], [1, jnp.nan]], jnp.float32)), [False, True])
+
+
+def test_under_a_vmap_within_the_replicas_lie_along_both() -> None:
+    """Two replicas on each of four devices, row-major in the order in which the axes are named.
+
+    Without check_vma: with it JAX (0.10.2) itself cannot add up along both.
+    """
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+
+    def flags(rows: Any) -> Any:
+        own = functools.partial(optwrap.replica_flags, axis_name=("data", "sub"))
+        return jax.vmap(own, axis_name="sub", out_axes=None)(rows[0])
+
+    mapped = jax.jit(jax.shard_map(flags, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False))
+    for batch, spoilt in zip(batches(), SPOILT, strict=True):
+        np.testing.assert_array_equal(mapped(batch.reshape(4, 2, 3)), spoilt)
+
+
+def around(kind: str) -> Any:
+    named = functools.partial(optwrap.instrument, optax.sgd(0.1))
+    match kind:
+        case "nested":
+            return optwrap.instrument(optwrap.MultiSteps(named(name="in"), 1), name="out")
+        case "chained":
+            return optax.chain(named(name="in"), named(name="out"))
+        case "one of a chain":
+            return optax.chain(optax.clip(1.0), named(name="out"))
+
+
+@pytest.mark.parametrize("apply", [True, False])
+@pytest.mark.parametrize("kind", ["nested", "chained", "one of a chain"])
+def test_every_instrumentation_on_the_way_has_the_figures(kind: str, apply: bool) -> None:
+    tx, params = around(kind), {"w": jnp.ones(2)}
+    names = ["out"] if kind == "one of a chain" else ["in", "out"]
+
+    @jax.jit
+    def step(state: Any, flags: Any) -> Any:
+        if apply:
+            _, state = optwrap.apply_gradients(tx, params, state, params, replica_flags=flags)
+        else:
+            _, state = tx.update(params, state, params, replica_flags=flags)
+        return [optwrap.reading(state, name) for name in names]
+
+    state = tx.init(params)
+    for flags, figures in (
+        (np.array([False, True, True]), (1, 2)),
+        (np.zeros(3, bool), (None, 0)),
+        (None, (None, None)),
+    ):
+        for words in step(state, flags):
+            got = unpack(np.asarray(words))
+            assert (got.replica, got.replicas_not_finite) == figures
+
+
+def strict(updates: Any, state: Any, params: Any = None, *, value: Any) -> Any:
+    del params
+    return jax.tree.map(lambda leaf: -value * leaf, updates), state
+
+
+def test_what_is_inside_is_not_given_the_flags() -> None:
+    """A transformation that takes its own extra arguments and no others works within an instrumentation."""
+    inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), strict)
+    tx, params = optwrap.instrument(inner), {"w": jnp.ones(2)}
+    updates, _ = tx.update(params, tx.init(params), params, value=2.0, replica_flags=jnp.array([True]))
+    np.testing.assert_array_equal(updates["w"], [-2, -2])
+
+
+@pytest.mark.parametrize(
+    "tx", [optax.adam(0.1), optax.chain(optax.clip(1.0), optax.sgd(0.1)), optwrap.apply_if_finite(optax.sgd(0.1), 3)]
+)
+def test_without_an_instrumentation_they_are_one_more_extra_argument(tx: Any) -> None:
+    params = {"w": jnp.ones(2)}
+    tx = optax.with_extra_args_support(tx)
+    state, flags = tx.init(params), jnp.array([True, False])
+    for with_flags, without in zip(
+        jax.tree.leaves(optwrap.apply_gradients(tx, params, state, params, replica_flags=flags)),
+        jax.tree.leaves(optwrap.apply_gradients(tx, params, state, params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(with_flags, without)
+
+
+@pytest.mark.parametrize(
+    ("flags", "got"),
+    [
+        (jnp.zeros(8), r"float32\[8\]"),
+        (np.zeros([2, 4], bool), r"bool\[2, 4\]"),
+        (np.zeros(0, bool), r"bool\[0\]"),
+        (jnp.array(True), r"bool\[\]"),
+        (True, "True"),
+        ([True, False], r"\[True, False\]"),
+    ],
+)
+def test_flags_that_are_none_are_refused(flags: Any, got: str) -> None:
+    tx, params, state = start(None)
+    with pytest.raises(TypeError, match=rf"replica_flags must be bool\[replicas\], got {got}: pass what"):
+        tx.update(params, state, params, replica_flags=flags)
+
+
+MESH = WAYS["one axis"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "spec", "mesh", "kind", "says"),
+    [
+        ("batch", P("data"), None, ValueError, r"got 'batch', axes of shard_map there: 'data': compute the gradients"),
+        (None, P("data"), None, ValueError, r"axis_name must be the axis along which the replicas lie.*got None"),
+        (3, P("data"), None, TypeError, r"axis_name must be the name of a mesh axis, a tuple of names"),
+        ("data", P(), None, ValueError, r"same along 'data': ask before their mean.*jax.lax.pcast"),
+        ("data", P("data"), "mesh", TypeError, r"mesh must be the jax.sharding.Mesh of the step, or None, got 'mesh'"),
+        ("data", P("data"), {"x": 8}, ValueError, r"mesh must have the axes \{'data': 8\}, got one with \{'x': 8\}"),
+        ("data", P("data"), {"data": 4, "x": 2}, ValueError, r"got one with \{'data': 4, 'x': 2\}: pass the mesh that"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_where_it_is_traced(
+    axis: Any, spec: Any, mesh: Any, kind: type[Exception], says: str
+) -> None:
+    given = Way(in_order, mesh, "data").mesh if isinstance(mesh, dict) else mesh
+    asked = jax.shard_map(
+        lambda rows: optwrap.replica_flags(rows, axis, mesh=given), mesh=MESH.mesh, in_specs=spec, out_specs=P()
+    )
+    with pytest.raises(kind, match=says):
+        jax.jit(asked)(np.ones([8, 2], np.float32))
+
+
+def test_under_plain_jit_it_is_said_that_the_gradients_are_summed_already() -> None:
+    with pytest.raises(
+        ValueError, match=r"axes of shard_map there: none: compute .* under plain jit .* already summed"
+    ):
+        jax.jit(lambda grads: optwrap.replica_flags(grads, "data"))({"w": jnp.ones(2)})
+
+
+def test_a_step_sends_one_scalar_for_each_replica() -> None:
+    flags = jax.shard_map(
+        lambda rows: optwrap.replica_flags(rows, "data"), mesh=MESH.mesh, in_specs=P("data"), out_specs=P()
+    )
+    text = jax.jit(flags).lower(np.ones([8, 64], np.float32)).compile().as_text()
+    sent = [line for line in text.splitlines() if any(f" {kind}(" in line for kind in COLLECTIVES)]
+    assert len(sent) == 1
+    assert "s32[8]" in sent[0]
+
+
+COLLECTIVES = [
+    f"{kind}{start}"
+    for kind in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    for start in ("", "-start")
+]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_where_the_reading_lies_says_which_devices_a_replica_is(way: Way) -> None:
+    """Whatever another mesh says that was told."""
+    words = jax.device_put(np.zeros(3, np.uint32), NamedSharding(way.mesh, P()))
+    axes = (way.replicas,) if isinstance(way.replicas, str) else way.replicas
+    known = Replicas(int(np.prod([way.shape[axis] for axis in axes])), axes, Mesh(way.mesh.devices[::-1], way.shape))
+    for row in filter(None, truth(way)):
+        assert brought(row[0], row[3], known, words) == Brought(Replica(*row[:3]), *row[3:])
+
+
+def test_a_replica_of_many_devices_is_named_shortly() -> None:
+    """Ranges, and no more than a few of them."""
+    grid = np.empty(256, object)
+    grid[:] = [FakeDevice(number, number // 64) for number in range(256)]
+    grid = grid.reshape(2, 128)
+    names = [named(grid[0])[1], named(grid[1])[1], named(grid[:, 3])[1], named(grid[1, ::2])[1]]
+    assert names == ["tpu:0-127", "tpu:128-255", "tpu:3,131", "tpu:128,130,132,134,136,138,140,142,..."]
+    assert [named(grid[row])[0] for row in (0, 1)] == [0, 2]
+
+
+@dataclasses.dataclass
+class FakeDevice:
+    id: int
+    process_index: int
+    platform: str = "tpu"
+
+
+def test_a_mesh_that_is_not_the_replicas_names_nobody() -> None:
+    """Neither one without such axes, nor one of other sizes, nor none."""
+    mesh = WAYS["one axis"].mesh
+    for known in (None, Replicas(8), Replicas(8, ("x",), mesh), Replicas(4, ("data",), mesh)):
+        of = known.count if known else None
+        assert brought(3, 2, known, np.zeros(3)) == Brought(Replica(3, None, None), 2, of)
+    assert brought(3, 2, Replicas(8, ("data",), mesh), None) == Brought(Replica(3, 0, "cpu:3"), 2, 8)
+
+
+REPLICAS = st.builds(Replica, st.integers(0, 200), st.integers(0, 9) | st.none(), st.just("tpu:5") | st.none())
+BROUGHT = st.none() | REPLICAS.flatmap(
+    lambda first: st.integers(1, 50).flatmap(
+        lambda n: st.builds(Brought, st.just(first), st.just(n), st.none() | st.integers((first.number or 0) + n, 400))
+    )
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(st.lists(st.tuples(BROUGHT, st.booleans()), max_size=90))
+def test_epochs_add_up_to_the_replicas_that_were_observed_and_reports_are_what_the_exporter_takes(
+    steps: list[tuple[Brought | None, bool]],
+) -> None:
+    """Whatever is rolled back; beyond the first few of an epoch they are counted together."""
+    ids = itertools.count()
+    account = Account(lambda: f"epoch-{next(ids)}")
+    outbox = Outbox(account, Identity("r", 0, "a", 1.0))
+    training, saved = Training(distinct=True), Training(distinct=True)
+    expected: list[Brought] = []
+    for which, (found, back) in enumerate(steps):
+        if back:
+            training = saved.saved()
+        training.step("skipped_not_finite", {"head": 1})
+        words = np.array(training.words())
+        account.take(Observed(unpack(words, training.layout), b"%d" % which, 1.0, training.layout, brought=found))
+        expected += [found] if found else []
+        if which % 7 == 0:
+            saved = training.saved()
+    counted: Counter[Replica] = Counter()
+    for epoch in account.epochs:
+        assert len(epoch.share.replicas) <= MOST_REPLICAS + 1
+        assert not epoch.at_start.replicas
+        counted.update(epoch.share.replicas)
+    assert counted.total() == len(expected)
+    for replica, n in counted.items():
+        assert replica == OTHERS or n <= [one.first for one in expected].count(replica)
+    if len({one.first for one in expected}) <= MOST_REPLICAS:
+        assert counted == Counter(one.first for one in expected)
+    source = {"host": "h", "platform": "cpu", "device_kind": "cpu", "device_count": 1, "process_count": 1}
+    source |= {"jax_version": "1", "optwrap_version": "1"}
+    told: list[tuple[Any, ...]] = []
+    while (report := outbox.build(source, 1.0, beat=False)) is not None:
+        taken = wire.Report.model_validate_json(report.body)
+        told += [(one.replica, one.process, one.device, one.count, one.of) for one in taken.replicas]
+        again = json.loads(report.body)["totals"]
+        base = bases.checked(again)
+        assert base == bases.largest(base, base)
+        outbox.acknowledge(report.epoch, report.seq, None)
+    assert Counter(told) == Counter((*one.first, one.replicas, one.of) for one in expected)
+
+
+def test_what_was_counted_before_an_epoch_has_its_replicas() -> None:
+    """By replica, process and device; an exporter of before knows of none."""
+    training = Training().step("skipped_not_finite", {"head": 1})
+    one = {"replica": 1, "process": 0, "device": "cpu:1", "steps": 2}
+    other = {"replica": 1, "process": 1, "device": "cpu:9", "steps": 3}
+    before = as_wire(training.reading().totals)
+    with_one, with_both = before | {"replicas": [one]}, before | {"replicas": [other, one]}
+    assert bases.largest(before, with_one) == with_one
+    assert bases.plus(before, before).get("replicas") is None  # type: ignore[union-attr]
+    added = bases.plus(with_one, with_both)
+    assert added is not None
+    assert sorted(row["steps"] for row in added["replicas"]) == [3, 4]
