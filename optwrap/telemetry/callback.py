@@ -10,9 +10,6 @@ optimizer's state until there are some, and one in which it is not takes them al
 """
 
 import logging
-import os
-import signal
-import threading
 from typing import Any, Final, Protocol, runtime_checkable
 
 import jax
@@ -20,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from optwrap.telemetry.interrupts import raise_later
 from optwrap.telemetry.reading import HEAD, Layout, Words, by_step, pack, pack_head
 from optwrap.telemetry.records import GOOD_VERDICTS
 from optwrap.telemetry.state import MOST_WAITING, VERDICTS, Counters
@@ -104,12 +102,11 @@ def _delivery(observer: Observer) -> Any:
             readings = _readings(found.reshape(-1, found.shape[-1]))
             if readings is not None:
                 observer.observe(readings)
-        except KeyboardInterrupt:
-            # Small programs run in the caller's thread, where Ctrl-C may come in here. It comes again after the step.
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
         except BaseException as error:
-            # Raised into the step it would end the training, with the donated state already gone.
-            if type(error) not in said:
+            # Raised into the step it would end the training, with the donated state already gone. What a signal's
+            # handler raised, so that the process ends, comes again after the step.
+            asked_to_end = not isinstance(error, Exception) and raise_later(error)
+            if not asked_to_end and type(error) not in said:
                 said.add(type(error))
                 _log.exception("optwrap: a reading was lost, as will be others like it: %r raised", observer)
         return np.zeros(np.shape(words)[:-1], np.uint32)

@@ -1,0 +1,119 @@
+"""A signal that comes in the midst of a host callback ends the process as it would anywhere else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from optwrap.telemetry.interrupts import in_callback, raise_later
+from tests.optwrap.monitoring import StubExporter
+
+JOB = """
+import functools, os, signal, sys, time
+import jax, jax.numpy as jnp, optax, optwrap
+from optwrap.telemetry.interrupts import in_callback
+
+class Signalled(optwrap.Monitor):
+    \"\"\"A Monitor in which SIGTERM comes while the third step's callback runs.\"\"\"
+
+    observed = 0
+
+    def observe(self, reading, **how):
+        super().observe(reading, **how)
+        self.observed += 1
+        if self.observed == 3:
+            print("in callback", in_callback(sys._getframe()))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(43))
+before = signal.getsignal(signal.SIGINT)
+try:
+    with Signalled("r", process=0, attempt="1") as monitor:
+        tx = optwrap.instrument(optax.sgd(0.5), monitor, emit="callback")
+        step = jax.jit(tx.update, donate_argnums=1)
+        params = {"a": jnp.ones(3)}
+        state = tx.init(params)
+        for _ in range(3):
+            _, state = step(params, state, params)
+        jax.block_until_ready(state)
+        for _ in range(200):
+            time.sleep(0.1)
+        print("it went on")
+finally:
+    print("handlers as before", signal.getsignal(signal.SIGINT) is before)
+"""
+
+
+@pytest.fixture
+def stub() -> Iterator[StubExporter]:
+    server = StubExporter()
+    yield server
+    server.close()
+
+
+def test_sigterm_in_the_midst_of_the_callback_ends_the_job_after_the_step(stub: StubExporter) -> None:
+    """With the handler's own status, and the run reported as failed, that step included."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPTWRAP_", "SLURM_"))}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", JOB],
+        env={**environ, "OPTWRAP_ENDPOINT": stub.endpoint, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.stdout.splitlines() == ["in callback True", "handlers as before True"], ran.stderr
+    assert ran.returncode == 43, ran.stderr
+    assert stub.books.totals() == {"applied": 3}
+    assert stub.books.order[-1]["state"] == "failed"
+
+
+class Wanted(BaseException):
+    """What a program's own handler raises."""
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL])
+def test_what_comes_later_comes_once_and_leaves_the_handler_as_it_was(handler: Any) -> None:
+    """Also where Ctrl-C is ignored, as in a job that a shell has put into the background."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        error = Wanted()
+        assert raise_later(error)
+        with pytest.raises(Wanted) as raised:
+            time.sleep(30)
+        assert raised.value is error
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_it_waits_for_the_end_of_the_callback_that_the_main_thread_is_in() -> None:
+    """In which the first tries to let it come fall."""
+    inside = []
+
+    def call(x: Any) -> Any:
+        raise_later(Wanted())
+        inside.append(in_callback(sys._getframe()))
+        time.sleep(0.1)
+        return np.asarray(x)
+
+    def train() -> None:
+        spec = jax.ShapeDtypeStruct((), np.float32)
+        jax.block_until_ready(
+            jax.jit(lambda x: jax.pure_callback(call, spec, x, vmap_method="sequential"))(np.float32(3))
+        )
+        time.sleep(30)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Wanted):  # and no error of JAX's
+        train()
+    assert inside == [True]
+    assert not in_callback(sys._getframe())
+    assert signal.getsignal(signal.SIGINT) is before
