@@ -157,6 +157,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
               host.dataset.thinned = thinned;
               host.dataset.marks = bad.length;
               host.dataset.marked = bad.slice(-500).map((i) => records.step[i]).join(" ");
+              host.dataset.range = range.join(" ");
               host.dataset.gaps = gaps().length;
             },
           ],

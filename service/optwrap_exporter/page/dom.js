@@ -72,9 +72,14 @@ export function keyed(parent, items, keyOf, create, update) {
   }
 }
 
+/** A link to the data behind something as JSON; its address is yet to be set. */
+export function jsonLink(what) {
+  return el("a", { class: "json", text: "JSON", title: `The data behind ${what} as JSON` });
+}
+
 /** A panel's head: its title, what stands beside it, and the JSON behind it. */
 export function panelHead(id, title, what) {
-  const link = el("a", { class: "json", text: "JSON", title: `The data behind “${title}” as JSON` });
+  const link = jsonLink(`“${title}”`);
   const aside = el("span", { class: "aside" });
   const head = el("div", { class: "panel-head" }, el("h2", { id, text: title, title: what }), aside, link);
   return { head, aside, link };

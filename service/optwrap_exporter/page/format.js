@@ -106,3 +106,10 @@ const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u
 export function visible(text) {
   return String(text).replace(INVISIBLE, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
+
+/** Parameters that went bad together, [{parameter, not_finite}]: the first ones by name, and how many more; null for none. */
+export function parametersInWords(parameters, count = parameters.length) {
+  if (!parameters.length) return null;
+  const named = parameters.slice(0, 2).map(({ parameter, not_finite: values }) => `${visible(parameter)} (${plural(values, "value")})`);
+  return named.join(", ") + (count > named.length ? ` and ${integer(count - named.length)} more` : "");
+}

@@ -116,7 +116,7 @@ const panels = [
   createEmpty(byId("empty")),
   createMissing(byId("missing")),
   createNotices(byId("notices")),
-  createVerdict(byId("verdict"), byId("announcer")),
+  createVerdict(byId("verdict"), byId("announcer"), { onJump: jump }),
   createTiles(byId("tiles")),
   createNormPanel(byId("norm"), uPlot, {
     onView: view,

@@ -173,10 +173,10 @@ function offendersOf({ step, detail }) {
 function withOffenders(held, incoming) {
   const next = new Map(held);
   const fresh = new Map();
-  for (const { step, parameter, not_finite: values } of incoming) {
+  for (const { step, ...offender } of incoming) {
     // Several events of one step may name the same: its skip, and the streak that it began.
     if (!fresh.has(step)) fresh.set(step, new Map());
-    fresh.get(step).set(parameter, { parameter, values });
+    fresh.get(step).set(offender.parameter, offender);
   }
   for (const [step, named] of fresh) next.set(step, [...named.values()]);
   for (const step of next.keys()) {
@@ -214,6 +214,16 @@ export function lastReport(state) {
   return seconds(state.detail?.last_report);
 }
 
+/**
+ * The event with which the present trouble began, if that is a streak of gradients that are not finite: it names the
+ * parameters that were the first of it. Null where there is none, or it is no longer held.
+ */
+export function beginning(state) {
+  const { health, gauges } = state.detail;
+  if (health !== "gave_up" && !(gauges?.not_finite_streak > 0)) return null;
+  return state.events.find(({ kind }) => kind === "streak_started") ?? null;
+}
+
 /** The part of the axis that is looked at: the zoomed range, or that of the last `window` steps; null while there is none. */
 export function visibleRange(state) {
   const { axis, window, range } = state.view;
@@ -233,6 +243,17 @@ export function stepsAround(state, [min, max]) {
   if (state.view.axis === "step") return [Math.max(0, Math.floor(min)), Math.ceil(max)];
   const [first, end] = state.times.within(min, max);
   return extent(state.times.step.slice(Math.max(0, first - 1), end + 1));
+}
+
+/** What to ask the exporter for to get the steps that are in view, and no others: {since, until}, as far as there are bounds. */
+export function stepsInView(state) {
+  const range = visibleRange(state);
+  const follows = state.view.range === null;
+  if (!range || (follows && state.view.window === "all")) return {};
+  const bounds = (first, last) => (follows ? { since: first } : { since: first, until: last });
+  if (state.view.axis === "step") return bounds(Math.ceil(range[0]), Math.floor(range[1]));
+  const [first, end] = state.times.within(...range);
+  return bounds(...(extent(state.times.step.slice(first, end)) ?? []));
 }
 
 /** The view that shows along another axis what is in view now. */

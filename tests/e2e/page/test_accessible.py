@@ -102,3 +102,40 @@ def test_axe_finds_nothing_in_an_empty_or_a_disconnected_page(
     exporter.kill9()
     expect(desk.part("lost")).to_be_visible()
     assert found(desk.page) == []
+
+
+FOCUSABLE = """() => [...document.querySelectorAll("a[href], button, input, [tabindex='0']")]
+    .filter((node) => node.checkVisibility() && !node.disabled)
+    .map((node) => { node.dataset.tour ??= Math.random(); return node.dataset.tour; })"""
+
+FOCUSED = """() => {
+    const node = document.activeElement;
+    const style = getComputedStyle(node);
+    const box = node.getBoundingClientRect();
+    const ring = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+    const inSight = box.bottom > 0 && box.top < innerHeight;
+    return { tour: node.dataset.tour ?? null, ring, inSight, what: node.outerHTML.slice(0, 100) };
+}"""
+
+
+def test_everything_is_reached_by_the_tab_key_in_the_order_it_stands(
+    open_desk: OpenDesk, reporter: MakeReporter
+) -> None:
+    """Each link, button, field and panel that scrolls, once, in the document's order, in sight and with a ring."""
+    desk = open_desk()
+    streak(desk, reporter)
+    page = desk.page
+    expect(desk.part("parameters").get_by_role("searchbox")).to_be_visible()
+    wanted = page.evaluate(FOCUSABLE)
+    assert len(wanted) > 30
+    reached = []
+    for _ in wanted:
+        page.keyboard.press("Tab")
+        at = page.evaluate(FOCUSED)
+        assert at["ring"], at
+        assert at["inSight"], at
+        reached.append(at["tour"])
+    assert reached == wanted
+    page.get_by_role("link", name="Skip to the run").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"

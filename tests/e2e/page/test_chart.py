@@ -111,7 +111,7 @@ def test_the_address_carries_the_view_and_the_keyboard_moves_it(open_desk: OpenD
 
     desk.part("events").get_by_role("button", name="step 322").first.click()
     expect(desk.chart()).to_have_attribute("data-marked", "322")
-    page.locator("#runs a").filter(has_text="another").click()
+    page.locator("#runs li a").filter(has_text="another").click()
     expect(page.get_by_role("heading", name="another")).to_be_visible()
     page.wait_for_url(re.compile(r"\?run=another$"))
     page.go_back()

@@ -51,7 +51,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_desk: OpenDesk
     assert page.evaluate(fits)
     reporter("a-rather-long-name-of-a-run.with-its-hyperparameters:lr-3e-4.bs-2048.seed-17").good(3)
     reporter("short").good(3)
-    expect(page.locator("#runs a")).to_have_count(3)
+    expect(page.locator("#runs li a")).to_have_count(3)
     assert page.evaluate(fits)
 
 

@@ -50,6 +50,9 @@ def test_an_open_page_follows_the_reports_without_being_loaded_again(
     expect(page.locator("[data-reason=other] b")).to_have_text("0")
     expect(page.locator(".tile.norm-last .value")).to_have_text("NaN")
 
+    # Where to begin looking is said at the first glance, too: what went bad first in this streak.
+    blame = desk.part("verdict").locator(".blame")
+    expect(blame).to_have_text("First to go bad: decoder/layer_3/mlp/w (262,144 values), step 44")
     rows = desk.part("parameters").locator("tbody tr")
     expect(rows).to_have_count(2)
     worst = rows.first.locator("td")
@@ -64,6 +67,7 @@ def test_an_open_page_follows_the_reports_without_being_loaded_again(
 
     training.good(3)
     desk.health("ok")
+    expect(blame).to_be_hidden()
     expect(streak.locator(".value")).to_have_text("0")
     expect(streak).to_contain_text("longest 2")
     expect(desk.part("events").locator("li").first).to_contain_text("Streak ended")

@@ -1,6 +1,6 @@
 /** The feed of what happened, newest first; a click shows the step in the chart. */
 
-import { clock, dateTime, integer, norm, plural, seconds, visible, wireNumber } from "../format.js";
+import { clock, dateTime, integer, norm, parametersInWords, plural, seconds, visible, wireNumber } from "../format.js";
 import { KINDS, REASONS } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
@@ -47,12 +47,7 @@ const SENTENCES = {
   failed: ({ steps }) => [`after ${plural(steps, "step")}`],
 };
 
-/** The parameters that went bad in a step: the first ones by name, and how many more. */
-function guilty({ parameters = [], parameter_count: count = parameters.length }) {
-  if (!parameters.length) return null;
-  const shown = parameters.slice(0, 2).map(({ parameter, not_finite: values }) => `${visible(parameter)} (${plural(values, "value")})`);
-  return shown.join(", ") + (count > shown.length ? ` and ${integer(count - shown.length)} more` : "");
-}
+const guilty = ({ parameters = [], parameter_count: count }) => parametersInWords(parameters, count);
 
 function details({ kind, detail }) {
   const words = SENTENCES[kind]?.(detail) ?? Object.entries(detail).map(([key, value]) => `${visible(key.replaceAll("_", " "))} ${inWords(value)}`);

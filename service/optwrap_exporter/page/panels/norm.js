@@ -1,7 +1,8 @@
 /** The chart's panel: what is in view, what the crosshair is on, the way from one bad step to the next. */
 
-import { clock, integer, norm, plural, visible } from "../format.js";
-import { shownRecords, visibleRange } from "../model.js";
+import { clock, integer, norm, parametersInWords, plural } from "../format.js";
+import { shownRecords, stepsInView, visibleRange } from "../model.js";
+import { STEPS_HELD } from "../steps.js";
 import { isBad, KINDS } from "../words.js";
 import { paths } from "../api.js";
 import { el, panelHead, setAttribute, setText, shape } from "../dom.js";
@@ -126,13 +127,8 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     }
     const { step, time, kind, raw, mini } = records.at(index);
     const window = mini === null || !current.detail?.gauges?.every_k ? "" : ` · window ${mini} of ${current.detail.gauges.every_k}`;
-    const guilty = offenders.get(step);
-    const where = guilty
-      ? ` · ${guilty
-          .slice(0, 2)
-          .map(({ parameter, values }) => `${visible(parameter)} (${plural(values, "value")})`)
-          .join(", ")}${guilty.length > 2 ? ` and ${guilty.length - 2} more` : ""}`
-      : "";
+    const guilty = parametersInWords(offenders.get(step) ?? []);
+    const where = guilty === null ? "" : ` · ${guilty}`;
     const label = hovered === null && view.step === null ? "Last step" : "Step";
     setText(readout, `${label} ${integer(step)} · ${clock(time)} · norm ${norm(raw)} · ${KINDS[kind]?.word ?? kind}${window}${where}`);
     // Read out where somebody went, not the step that came last.
@@ -148,7 +144,7 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     const records = shownRecords(state);
     const range = visibleRange(state);
     const { gradient_norm_limit: limit = null, every_k: everyK = null } = run.gauges ?? {};
-    setAttribute(link, "href", paths.steps(run.run, { process: state.process }));
+    setAttribute(link, "href", paths.steps(run.run, { process: state.process, ...stepsInView(state), points: STEPS_HELD }));
     setAttribute(figure, "aria-label", `Gradient norm over ${view.axis === "time" ? "time" : "steps"}. ${KEYS}`);
     chart?.update({ key: [run.run, state.version], records, visible: range, limit, everyK });
     const pointing = view.step === null ? null : `${view.axis} ${view.step} ${view.at}`;

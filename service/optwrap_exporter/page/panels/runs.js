@@ -3,11 +3,14 @@
 import { compact, duration, seconds, visible } from "../format.js";
 import { health } from "../words.js";
 import { ofRun } from "../url.js";
-import { el, keyed, replaceShape, setAttribute, setText } from "../dom.js";
+import { paths } from "../api.js";
+import { el, jsonLink, keyed, replaceShape, setAttribute, setText } from "../dom.js";
 
 export function createRuns(root, shell, { onSelect }) {
   const list = el("ul");
-  root.append(el("h2", { text: "Runs" }), list);
+  const json = jsonLink("the list of runs");
+  json.href = paths.runs();
+  root.append(el("div", { class: "runs-head" }, el("h2", { text: "Runs" }), json), list);
 
   function create({ run }) {
     const icon = el("span", { class: "icon" });

@@ -1,21 +1,25 @@
 /** The first glance: how the selected run is, in words, colour and shape, and since when. */
 
-import { clock, dateTime, duration, integer, plural, seconds, visible } from "../format.js";
-import { lastReport } from "../model.js";
+import { clock, dateTime, duration, integer, parametersInWords, plural, seconds, visible } from "../format.js";
+import { beginning, lastReport } from "../model.js";
+import { paths } from "../api.js";
 import { health } from "../words.js";
 import { grafanaOf } from "../url.js";
-import { el, replaceShape, setAttribute, setText } from "../dom.js";
+import { el, jsonLink, replaceShape, setAttribute, setText } from "../dom.js";
 
-export function createVerdict(root, announcer) {
+export function createVerdict(root, announcer, { onJump }) {
   const icon = el("span", { class: "icon" });
   const name = el("bdi");
   const word = el("span", { class: "word", id: "verdict-word" });
   const since = el("span", { class: "since" });
   const says = el("p", { class: "says" });
+  const blamed = el("bdi");
+  const began = el("button", { type: "button", class: "jump", on: { click: () => onJump(Number(began.value)) } });
+  const blame = el("p", { class: "blame" }, "First to go bad: ", el("strong", {}, blamed), ", ", began);
   const facts = el("dl", { class: "facts" });
   root.append(
     icon,
-    el("div", { class: "words" }, el("h1", {}, name), el("p", { class: "line" }, word, since), says),
+    el("div", { class: "words" }, el("h1", {}, name), el("p", { class: "line" }, word, since), says, blame),
     facts,
   );
   const fact = (label, what) => {
@@ -28,7 +32,8 @@ export function createVerdict(root, announcer) {
   const attempt = fact("Attempt", "One launch of the training job; a restart or a resume begins another");
   const grafana = el("a", { text: "Grafana", title: "This run's dashboard in Grafana", rel: "noreferrer" });
   const processes = fact("Processes", "Training processes that report, of those the job says it has");
-  facts.after(grafana);
+  const json = jsonLink("how the run is");
+  facts.after(el("p", { class: "links" }, grafana, json));
   let announced = null;
 
   return ({ state, now }) => {
@@ -36,7 +41,7 @@ export function createVerdict(root, announcer) {
     if (!run) return;
     const lost = state.connection.phase === "lost";
     const { tier, word: healthWord, says: sentence } = health(run.health);
-    const began = seconds(run.since);
+    const from = seconds(run.since);
     setAttribute(root, "class", `verdict ${lost ? "lost" : tier}`);
     setAttribute(root, "data-health", run.health);
     replaceShape(icon, tier);
@@ -44,11 +49,22 @@ export function createVerdict(root, announcer) {
     const dashboard = grafanaOf(run.run);
     setAttribute(grafana, "href", dashboard);
     grafana.hidden = dashboard === null;
+    setAttribute(json, "href", paths.run(run.run));
     setText(word, lost ? `Last known: ${healthWord}` : healthWord);
     // What nobody hears of lasts no longer.
-    setText(since, `for ${duration((lost ? state.connection.since : now) - began)}, since ${clock(began, now)}`);
-    setAttribute(since, "title", dateTime(began));
+    setText(since, `for ${duration((lost ? state.connection.since : now) - from)}, since ${clock(from, now)}`);
+    setAttribute(since, "title", dateTime(from));
     setText(says, lost ? "How the run is now is not known." : sentence(run));
+
+    const first = beginning(state);
+    const names = first && parametersInWords(first.detail.parameters ?? [], first.detail.parameter_count);
+    blame.hidden = !names;
+    if (names) {
+      setText(blamed, names);
+      setText(began, `step ${integer(first.step)}`);
+      setAttribute(began, "value", first.step);
+      setAttribute(began, "title", `Show step ${integer(first.step)} in the chart`);
+    }
 
     const last = lastReport(state);
     setText(report.value, last === null ? "none yet" : `${duration(now - last)} ago`);
