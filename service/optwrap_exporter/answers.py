@@ -1,7 +1,7 @@
 """What the API and a scrape are told of a run: pure functions of its state, now."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from optwrap_exporter import health, ranges
@@ -102,8 +102,17 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
     )
 
 
-def detail(run: RunState, now: float, listening: float, most_parameters: int | None = None) -> RunDetail:
-    """The run, whole."""
+Shown = dict[int, tuple[ProcessState, Health, float]]
+"""By process, what its row was made of when somebody was told it last."""
+
+
+def detail(
+    run: RunState, now: float, listening: float, most_parameters: int | None = None, shown: Shown | None = None
+) -> RunDetail:
+    """The run, whole; with at most so many parameters.
+
+    Where `shown` is given, of its processes only those of which it does not say the same; it is brought up to date.
+    """
     brief = summary(run, now, listening)
     speaker = lead(run, now)
     return RunDetail(
@@ -119,7 +128,7 @@ def detail(run: RunState, now: float, listening: float, most_parameters: int | N
         parameters=parameters(run)[:most_parameters],
         dropped=_dropped(run.processes.values()),
         attempts=_attempts(run, now, listening),
-        processes=[_row(process, now, listening) for _, process in sorted(run.processes.items())],
+        processes=list(_rows(run, now, listening, {} if shown is None else shown)),
     )
 
 
@@ -199,18 +208,24 @@ def _dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
     )
 
 
-def _row(process: ProcessState, now: float, listening: float) -> ProcessRow:
-    condition, since = health.of_process(process, now, listening)
-    return ProcessRow(
-        process=process.process,
-        host=process.source.host,
-        health=condition,
-        since=since,
-        epoch=process.current,
-        last_report=process.last_report,
-        totals=process.total.totals(),
-        gauges=process.gauges,
-    )
+def _rows(run: RunState, now: float, listening: float, shown: Shown) -> Iterator[ProcessRow]:
+    """The rows that are not what `shown` says. A state is replaced, never changed: the same one gives the same row."""
+    for index, process in sorted(run.processes.items()):
+        condition, since = health.of_process(process, now, listening)
+        before = shown.get(index)
+        if before is not None and before[0] is process and before[1:] == (condition, since):
+            continue
+        shown[index] = (process, condition, since)
+        yield ProcessRow(
+            process=index,
+            host=process.source.host,
+            health=condition,
+            since=since,
+            epoch=process.current,
+            last_report=process.last_report,
+            totals=process.total.totals(),
+            gauges=process.gauges,
+        )
 
 
 def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:

@@ -212,15 +212,19 @@ class Ledger:
         state = self._runs.get(run)
         return answers.summary(state, self._clock(), self._listening) if state else None
 
-    def detail(self, run: str, most_parameters: int | None = None) -> RunDetail | None:
+    def detail(
+        self, run: str, most_parameters: int | None = None, shown: answers.Shown | None = None
+    ) -> RunDetail | None:
         """The run as GET /v1/runs/{run} answers it; None where it is unknown.
 
         Args:
           run: its name.
           most_parameters: at most so many of the worst parameters; all of them if None.
+          shown: what the one who asks was told of the processes before, which is brought up to date: then only those of
+            which it does not say the same.
         """
         state = self._runs.get(run)
-        return answers.detail(state, self._clock(), self._listening, most_parameters) if state else None
+        return answers.detail(state, self._clock(), self._listening, most_parameters, shown) if state else None
 
     def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
         """Runs by name.

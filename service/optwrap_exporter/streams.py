@@ -6,11 +6,13 @@ back after an hour reads on exactly like one that never left.
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from starlette.concurrency import run_in_threadpool
 
+from optwrap_exporter.answers import Shown
 from optwrap_exporter.ingest import Committed, Listener
 from optwrap_exporter.ledger import Ledger
 from optwrap_exporter.wire import Health
@@ -26,6 +28,8 @@ class Follower:
     def __init__(self, run: str | None) -> None:
         self.shown: dict[str, tuple[float, Health]] = {}
         """When (`time.monotonic`) the stream last showed each run, and in which health."""
+        self.rows: defaultdict[str, Shown] = defaultdict(dict)
+        """Of each run, what the stream last said of its processes."""
         self.run = run
         """Which one it follows; None: all."""
         self._touched: set[str] = set()

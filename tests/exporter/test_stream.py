@@ -97,7 +97,8 @@ def test_a_committed_report_comes_with_what_it_added(site: Served) -> None:
         assert message.data["offenders"] == [{"step": 2, "parameter": "w", "not_finite": 3}]
         assert "skipped" in {event["kind"] for event in message.data["events"]}
         run = stream.next("run")
-        assert run.data == site.get("/v1/runs/lm")
+        # A message before this one may have brought the process.
+        assert run.data | {"processes": []} == site.get("/v1/runs/lm") | {"processes": []}
 
 
 def test_what_two_processes_tell_alike_comes_once_whoever_speaks(site: Served) -> None:
@@ -229,6 +230,43 @@ def test_a_run_event_brings_no_more_than_the_worst_parameters(site: Served, monk
     whole = site.get("/v1/runs/lm")
     assert [row["parameter"] for row in whole["parameters"]] == ["c", "b", "a"]
     assert run == whole | {"parameters": whole["parameters"][:2]}
+
+
+def test_run_events_bring_the_processes_of_which_there_is_news(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them first, then those that reported or whose health has changed: put together they are the answer."""
+    monkeypatch.setattr(route, "RUN_SECONDS", 0.01)
+    jobs = [Job(clock=site.clock, process=n, process_count=6, epoch=f"e{n}", interval=60.0) for n in range(6)]
+    for job in jobs[:4]:
+        job.step()
+        site.send(job.report())
+
+    def told(stream: Reader, held: dict[int, Any]) -> set[int]:
+        """Read on until what is held is what the exporter answers; the processes that came."""
+        whole = site.get("/v1/runs/lm")
+        came: set[int] = set()
+        while True:
+            run = stream.next("run").data
+            fresh = {row["process"]: row for row in run["processes"]}
+            held |= fresh
+            came |= set(fresh)
+            if run | {"processes": [held[process] for process in sorted(held)]} == whole:
+                return came
+
+    held: dict[int, Any] = {}
+    with following(site.url, "lm") as stream:
+        assert told(stream, held) == {0, 1, 2, 3}
+        for reporting in ({2}, {0, 3}, {4}, {1, 4}):
+            for process in reporting:
+                jobs[process].step("skipped_not_finite", "NaN", w=1)
+                site.send(jobs[process].report())
+            assert told(stream, held) == reporting
+        site.clock.advance(3600)
+        assert told(stream, held) == {0, 1, 2, 3, 4}
+        position = str(site.store.revision())
+    jobs[5].step()
+    site.send(jobs[5].report())
+    with following(site.url, "lm", last_event_id=position) as stream:
+        assert told(stream, {}) == {0, 1, 2, 3, 4, 5}, "who comes back remembers nothing"
 
 
 def test_a_stop_ends_open_streams_cleanly_and_at_once(exporter: RunningExporter) -> None:

@@ -89,7 +89,9 @@ export function reduce(state, action) {
     case "loaded":
       return action.run.run === state.selected ? loaded(state, action) : state;
     case "run":
-      return action.data.run === state.selected ? withDetail({ ...state, missing: false }, action.data, action.whole ?? false) : state;
+      return action.data.run === state.selected ? streamed(state, action.data) : state;
+    case "parameters":
+      return action.run === state.selected ? { ...state, parameters: action.parameters } : state;
     case "report":
       return action.data.run === state.selected ? reported(state, action.data) : state;
     case "steps":
@@ -122,10 +124,17 @@ function loaded(state, { run, steps, events }) {
       events: mergeEvents([], events.items),
       olderEvents: events.cursor,
       offenders: withOffenders(new Map(), events.items.flatMap(offendersOf)),
+      parameters: run.parameters,
     },
     run,
-    true,
   );
+}
+
+/** A stream's message about the run leaves out what is as it was: all but the worst parameters, processes without news. */
+function streamed(state, data) {
+  const parameters = mergeParameters(state.parameters, data.parameters);
+  const processes = mergeProcesses(state.detail?.processes ?? [], data.processes);
+  return withDetail({ ...state, missing: false, parameters }, { ...data, processes });
 }
 
 function addSteps({ steps, times }, columns) {
@@ -133,9 +142,15 @@ function addSteps({ steps, times }, columns) {
   return steps.add(columns);
 }
 
-function withDetail(state, detail, whole) {
+function withDetail(state, detail) {
   const runs = state.runs?.map((row) => (row.run === detail.run ? rowOf(row, detail) : row)).sort(byHealthThenName) ?? null;
-  return { ...state, detail, runs, parameters: whole ? detail.parameters : mergeParameters(state.parameters, detail.parameters) };
+  return { ...state, detail, runs };
+}
+
+/** Rows by process, each as it was told last. */
+export function mergeProcesses(held, fresh) {
+  const rows = new Map([...held, ...fresh].map((row) => [row.process, row]));
+  return [...rows.values()].sort((a, b) => a.process - b.process);
 }
 
 /** A stream's message has only the worst: those it leaves out are less bad, and stay as they were. */

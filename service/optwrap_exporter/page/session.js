@@ -94,9 +94,9 @@ export function createSession({ getState, dispatch, now }) {
         asked.later = setTimeout(() => complete(run, detail), 1_000 * early + 100);
       } else if (lacking) {
         Object.assign(asked, { whole: now(), bad });
-        dispatch({ type: "run", data: await getJson(paths.run(run)), whole: true });
+        dispatch({ type: "parameters", run, parameters: (await getJson(paths.run(run))).parameters });
       }
-      const speaker = detail.processes.find((row) => row.process === process);
+      const speaker = getState().detail?.processes.find((row) => row.process === process);
       const silent = speaker && seconds(detail.last_report) - seconds(speaker.last_report) > BEHIND;
       if (wantedProcess === null && silent && now() > asked.speaker + ASK_AGAIN) {
         asked.speaker = now();

@@ -69,8 +69,9 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
         `report` events bring what each committed report added, without the events that another process of its attempt
         had told alike before; `run` events the answer of /v1/runs/{run} with the worst
         1,000 parameters: at the start (of the run asked for, or of every run that has not ended), then at most once a
-        second and on every change of health. Without Last-Event-ID, or with one that this store never gave, it begins
-        with what comes next.
+        second and on every change of health. The first one of a run has all its processes, each later one only those of
+        which there is something new: put them in the place of what came before. Without Last-Event-ID, or with one that
+        this store never gave, it begins with what comes next.
         """
         run = follower.run
         position = _position(last_event_id, await run_in_threadpool(store.revision))
@@ -85,9 +86,10 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
                 yield ServerSentEvent(event="report", data=message, id=str(position))
             for name in await run_in_threadpool(_due, ledger, touched, follower.shown):
                 touched.discard(name)
-                detail = await run_in_threadpool(ledger.detail, name, MOST_PARAMETERS)
+                detail = await run_in_threadpool(ledger.detail, name, MOST_PARAMETERS, follower.rows[name])
                 if detail is None:
                     follower.shown.pop(name, None)
+                    follower.rows.pop(name, None)
                     continue
                 follower.shown[name] = (time.monotonic(), detail.health)
                 yield ServerSentEvent(event="run", data=detail, id=str(position))

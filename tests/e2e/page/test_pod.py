@@ -7,6 +7,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from tests.conftest import RunningExporter
 from tests.e2e.page.desk import PHONE, MakeReporter, OpenDesk
 
 pytestmark = pytest.mark.programs("chromium")
@@ -134,3 +135,38 @@ def test_when_the_process_that_speaks_dies_the_page_follows_the_next(
     expect(desk.chart()).to_have_attribute("data-marked", re.compile(r"^5 6 \d+$"))
     expect(skips).to_have_count(3)
     assert page.evaluate("window.loadedOnce") == "still the same page"
+
+
+def test_cells_are_right_after_each_message_and_after_the_exporter_was_gone(
+    open_desk: OpenDesk, reporter: MakeReporter, exporter: RunningExporter
+) -> None:
+    """The stream's messages bring the processes that changed; those that did not stay, and what was missed comes."""
+    desk = open_desk()
+    desk.expected = re.compile("Failed to load resource")
+    pod = [reporter(process=n, process_count=4, epoch=f"e{n}") for n in range(4)]
+    for training in pod:
+        training.good(4)
+    page = desk.open(pod[0].run)
+    cells = desk.part("pod").get_by_role("option")
+
+    def shows(*healths: str) -> None:
+        for cell, health in zip(range(4), healths, strict=True):
+            expect(cells.nth(cell)).to_have_attribute("data-health", health)
+
+    shows("ok", "ok", "ok", "ok")
+    pod[1].bad(w=1)
+    shows("ok", "skipping", "ok", "ok")
+    pod[2].bad(w=1)
+    shows("ok", "skipping", "skipping", "ok")
+    pod[1].good(1)
+    shows("ok", "ok", "skipping", "ok")
+    exporter.kill9()
+    expect(page.locator("#lost")).to_be_visible()
+    exporter.restart()
+    pod[3].send("failed")
+    pod[2].good(1)
+    shows("ok", "ok", "ok", "failed")
+    pod[0].bad(w=1)
+    shows("skipping", "ok", "ok", "failed")
+    steps = desk.part("processes").locator("tbody tr td:nth-child(5)")
+    assert sorted(steps.all_text_contents()) == ["4", "5", "6", "6"]
