@@ -47,6 +47,7 @@ class Life:
     launch: int
     recipe: Recipe
     emit: Any
+    callback_every: int
     endpoint: str
     directory: Path
     pace: float
@@ -105,7 +106,7 @@ class Trainer:
     def __init__(self, life: Life, monitor: optwrap.Monitor) -> None:
         self.life = life
         self.monitor = monitor
-        tx = optwrap.instrument(optimizer(life.recipe), monitor, emit=life.emit)
+        tx = optwrap.instrument(optimizer(life.recipe), monitor, emit=life.emit, callback_every=life.callback_every)
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(params: Any, state: Any, grads: Any) -> Any:
@@ -158,7 +159,8 @@ class Trainer:
                 treedef = jax.tree.structure(self.carry)
                 leaves = [jnp.asarray(saved[f"arr_{n}"]) for n in range(treedef.num_leaves)]
                 self.carry = jax.tree.unflatten(treedef, leaves)
-        if said:
+        # What waits in a state does not tell of which life it is: who lets steps wait has to say what was restored.
+        if said or self.life.callback_every > 1:
             self.monitor.observe(optwrap.reading(self.carry[1]), restored=True)
 
     def fork(self, children: int) -> None:

@@ -73,6 +73,8 @@ class Schedule:
     seed: int
     recipe: Recipe
     emit: Literal["reading", "callback"]
+    callback_every: int
+    """Steps that a callback hands over."""
     processes: int
     pace: float
     """Seconds that a step takes, beside itself."""
@@ -84,7 +86,7 @@ class Schedule:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.recipe}, emit={self.emit!r}, {self.processes} processes, {self.pace} s a step, "
+            f"seed {self.seed}: {self.recipe}, emit={self.emit!r} of {self.callback_every}, {self.processes} processes, {self.pace} s a step, "
             f"checkpoints by {self.checkpoints}",
             "weather: " + ", ".join(f"{fate} {p:.0%}" for fate, p in zip(FATES[1:], self.weather, strict=True)),
             *(f"{n:3} {action}" for n, action in enumerate(self.actions)),
@@ -127,6 +129,8 @@ def draw(seed: int) -> Schedule:
         seed=seed,
         recipe=recipe,
         emit=emit,
+        # From a generator of its own: what else a seed draws stays what it was.
+        callback_every=random.Random(f"callbacks of {seed}").choice([1, 8, 32]) if emit == "callback" else 1,
         processes=rng.choice([1, 2, 2]),
         pace=rng.choice([0.0, 0.0005, 0.002]),
         checkpoints=rng.choice(["orbax", "numpy"]),

@@ -275,6 +275,7 @@ class Storm:
             launch=self._launch,
             recipe=schedule.recipe,
             emit=schedule.emit,
+            callback_every=schedule.callback_every,
             endpoint=self.network.endpoint,
             directory=self._directory,
             pace=schedule.pace,
