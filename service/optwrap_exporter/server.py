@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import HANDLED_SIGNALS
 
+from optwrap_exporter.connections import Connection
 from optwrap_exporter.settings import Address
 
 GRACE_SECONDS: Final = 6
@@ -179,7 +180,7 @@ def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[
     """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         loop="asyncio",
         interface="asgi3",

@@ -118,6 +118,28 @@ def test_hostile_json_is_invalid_and_the_exporter_lives(shared: Served, body: by
     shared.send(Job().report())
 
 
+@pytest.mark.parametrize(
+    ("text", "again", "name"),
+    [
+        ('"seq": 1', '"seq": 1', "seq"),
+        ('"applied": 1', '"applied": 0', "applied"),
+        ('"a/b": 1', '"a\\u002fb": 1', "a/b"),
+        ('"norm": ["NaN"]', '"norm": [1.0]', "norm"),
+    ],
+)
+def test_a_name_that_is_there_twice_is_refused_whatever_it_says(site: Served, text: str, again: str, name: str) -> None:
+    """Of two that differ no reader could know which was meant, and the next proxy would believe the other."""
+    job = Job()
+    job.step("applied", "NaN", a__b=2)
+    body = json.dumps(job.report())
+    assert text in body
+    twice = body.replace(text, f"{again}, {text}", 1)
+    detail = refusal(site.client.post("/v1/reports", content=twice, headers=JSON), 422)
+    assert (detail["field"], detail["value"]) == (name, "there twice")
+    assert outcomes(site) == {"invalid": 1}
+    assert site.client.post("/v1/reports", content=body, headers=JSON).status_code == 200
+
+
 def test_an_invalid_field_is_named_with_its_value_and_what_is_allowed(site: Served) -> None:
     report = Job().report()
     report["run"] = "no spaces"

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from optwrap_exporter.errors import refusal
 from optwrap_exporter.ingest import Busy, Closed, Conflict, Ingest
+from optwrap_exporter.names import named_twice
 from optwrap_exporter.security import over_unix_socket
 from optwrap_exporter.settings import Settings
 from optwrap_exporter.statistics import Statistics
@@ -100,6 +101,8 @@ async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
     except ValidationError as error:
         detail = [one.model_dump() for one in error_details(error)]
         raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None
+    if (name := named_twice(body)) is not None:
+        raise _Refused("invalid", refusal(422, name, "there twice", "each name once in an object"))
     try:
         return await asyncio.wrap_future(ingest.offer(report))
     except Conflict as conflict:

@@ -1,0 +1,91 @@
+"""Connections on which nothing comes, or half of something, go; those of clients that mean it stay."""
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from optwrap_exporter import connections
+
+from tests.exporter.running import Job, Served, served
+
+REQUEST = b"GET /-/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def dial(site: Served) -> socket.socket:
+    host, port = site.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def answered(connection: socket.socket) -> int:
+    """The status of one answer, read whole."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer.status
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Served]:
+    """An exporter that has less patience."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    with served(tmp_path / "data") as running:
+        yield running
+
+
+@pytest.mark.parametrize("said", [b"", REQUEST[:-2], b"GET", REQUEST + REQUEST[:20]])
+def test_a_connection_that_brings_no_whole_request_is_closed(hurried: Served, said: bytes) -> None:
+    with dial(hurried) as silent:
+        silent.sendall(said)
+        if REQUEST in said:
+            assert answered(silent) == 200
+            silent.sendall(said[len(REQUEST) :][:1])
+        assert silent.recv(1) == b""
+
+
+def test_a_request_that_comes_byte_by_byte_gets_no_more_time(hurried: Served) -> None:
+    """Each byte on its own would be in time."""
+    with dial(hurried) as slow, contextlib.suppress(ConnectionError):
+        slow.settimeout(0.05)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            slow.sendall(b"G")
+            with contextlib.suppress(TimeoutError):
+                if slow.recv(1) == b"":
+                    break
+        assert time.monotonic() < deadline
+
+
+def test_a_body_that_nobody_asked_for_holds_no_connection(hurried: Served) -> None:
+    """The answer is out long before it has come, if it ever does."""
+    with dial(hurried) as slow, contextlib.suppress(ConnectionError):
+        slow.sendall(REQUEST[:-2] + b"Content-Length: 1000000\r\n\r\n")
+        assert answered(slow) == 200
+        slow.sendall(b"x")
+        assert slow.recv(1) == b""
+
+
+def test_whoever_has_asked_is_not_hurried(hurried: Served) -> None:
+    """A connection that is idle between requests, a report whose body takes its time, and a stream."""
+    hurried.send(Job().report())
+    with dial(hurried) as idle, dial(hurried) as reporting, dial(hurried) as streaming, dial(hurried) as silent:
+        idle.sendall(REQUEST)
+        assert answered(idle) == 200
+        streaming.sendall(b"GET /v1/stream?run=lm HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200" in streaming.recv(20)
+        reporting.sendall(b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        reporting.sendall(b"Content-Length: 2\r\n\r\n{")
+        assert silent.recv(1) == b"", "as long as any of them has been let be"
+        idle.sendall(REQUEST)
+        assert answered(idle) == 200
+        reporting.sendall(b"}")
+        assert answered(reporting) == 422
+        stop = threading.Timer(0.1, hurried.send, [Job(seq=1).report()])
+        stop.start()
+        while b"event: report" not in streaming.recv(65_536):
+            pass
+        stop.join()
