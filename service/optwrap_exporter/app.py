@@ -18,7 +18,7 @@ from optwrap_exporter.ingest import Ingest, Retention
 from optwrap_exporter.ledger import Clock, Ledger
 from optwrap_exporter.routes import metrics, operation, pages, queries, reports, stream
 from optwrap_exporter.security import HostCheck, SecurityHeaders
-from optwrap_exporter.server import StartError, bind_tcp, bound_unix, configure_logging, server_of
+from optwrap_exporter.server import StartError, allow_connections, bind_tcp, bound_unix, configure_logging, server_of
 from optwrap_exporter.settings import Address, Settings
 from optwrap_exporter.statistics import Statistics
 from optwrap_exporter.store import Store, StoreError, holds_store
@@ -82,6 +82,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
       click.ClickException: it cannot start; says why in one line.
     """
     configure_logging(settings.log_level)
+    allow_connections()
     try:
         with contextlib.ExitStack() as stack:
             sockets = bind_tcp(settings.listen)

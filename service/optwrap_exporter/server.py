@@ -26,6 +26,7 @@ KEEP_ALIVE_SECONDS: Final = 75
 """How long an idle connection stays: longer than most processes' interval between reports."""
 
 _BACKLOG: Final = 2048
+_FILES: Final = 65_536
 _SOCKET_PATH_BYTES: Final = 107
 """The longest path that fits a Linux sockaddr_un."""
 
@@ -134,6 +135,20 @@ def _remove_stale(path: Path, label: str) -> None:
         except TimeoutError:
             pass
     raise StartError(f"{label}: another process listens on this socket: stop it, or choose another path")
+
+
+def allow_connections() -> None:
+    """Let as many be open as the system grants.
+
+    Each is a file, and the limit that processes start with is often 1,024: fewer than a large job has processes.
+    """
+    try:
+        import resource  # noqa: PLC0415  # not on Windows, where sockets are no files
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems refuse what they call unlimited
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
 
 
 class Server(uvicorn.Server):

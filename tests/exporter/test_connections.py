@@ -2,15 +2,17 @@
 
 import contextlib
 import http.client
+import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from optwrap_exporter import connections
 
+from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served, served
 
 REQUEST = b"GET /-/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -89,3 +91,22 @@ def test_whoever_has_asked_is_not_hurried(hurried: Served) -> None:
         while b"event: report" not in streaming.recv(65_536):
             pass
         stop.join()
+
+
+def test_the_limit_of_open_files_that_a_process_starts_with_is_not_that_of_connections(
+    start_exporter: Callable[..., RunningExporter],
+) -> None:
+    """Where the system grants more: a large job has more processes than that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard == resource.RLIM_INFINITY or hard > 1000
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        exporter = start_exporter()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    port = int(exporter.url.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(250)]
+        for connection in held:
+            connection.sendall(REQUEST)
+        assert [answered(connection) for connection in held] == [200] * 250
