@@ -102,8 +102,8 @@ def health() -> Row:
         lines(
             "Not-finite streak and limit",
             "Calls in a row whose gradients had a NaN or Inf. The guard counts in its own calls (inside MultiSteps "
-            "one in every k); at its limit the next bad one goes into the parameters. The peak shows streaks that "
-            "came and went between two scrapes.",
+            "one in every k); at its limit the next bad one goes into the parameters, unless it was made to reject on. "
+            "The peak shows streaks that came and went between two scrapes.",
             "short",
             Query(largest("optwrap_not_finite_streak"), "streak", "yellow"),
             Query(largest("optwrap_not_finite_streak_peak"), "peak, last 5 min", "super-light-yellow"),

@@ -119,7 +119,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process(
         "optwrap_guard_not_finite_limit",
         "gauge",
-        "Calls in a row that the same apply_if_finite rejects before it gives up.",
+        "Calls in a row that the same apply_if_finite rejects; then it gives up, unless it was made to reject on.",
     ),
     _process("optwrap_accumulation_mini_step", "gauge", "Mini-steps taken into the open accumulation window."),
     _process("optwrap_accumulation_every_k", "gauge", "Mini-steps that make one gradient step."),

@@ -31,7 +31,7 @@ export const HEALTH = {
       const streak = run.gauges?.not_finite_streak ?? 0;
       const limit = guardLimit(run);
       const now = streak > 0 ? `${plural(streak, "gradient")} in a row not finite.` : "Gradients were not finite.";
-      return limit === undefined ? now : `${now} The guard rejects ${integer(limit)} in a row, then gives up.`;
+      return limit === undefined ? now : `${now} The guard's limit is ${integer(limit)} in a row.`;
     },
   },
   degraded: { tier: "warning", word: "Process missing", says: () => "Some process of this run does not report." },

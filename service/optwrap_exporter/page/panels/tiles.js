@@ -64,7 +64,7 @@ function createStreak(root) {
       "title",
       limit === undefined
         ? "Calls in a row, up to now, whose incoming gradients were not finite. No guard's limit is known."
-        : `Calls in a row, up to now, whose incoming gradients were not finite. apply_if_finite rejects ${integer(limit)} in a row; the next is let through.`,
+        : `Calls in a row, up to now, whose incoming gradients were not finite. apply_if_finite rejects ${integer(limit)} in a row; the next is let through, unless it was made to reject on.`,
     );
   };
 }
