@@ -86,8 +86,8 @@ class Schedule:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.recipe}, emit={self.emit!r} of {self.callback_every}, {self.processes} processes, "
-            f"{self.pace} s a step, checkpoints by {self.checkpoints}",
+            f"seed {self.seed}: {self.recipe}, emit={self.emit!r} of {self.callback_every}, "
+            f"{self.processes} processes, {self.pace} s a step, checkpoints by {self.checkpoints}",
             "weather: " + ", ".join(f"{fate} {p:.0%}" for fate, p in zip(FATES[1:], self.weather, strict=True)),
             *(f"{n:3} {action}" for n, action in enumerate(self.actions)),
         ]
