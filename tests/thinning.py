@@ -9,6 +9,7 @@ import pytest
 
 EVERY: Final = {
     "tests/e2e/page/test_accessible.py": 3,
+    "tests/e2e/test_odd_ways.py": 3,
     "tests/e2e/ways/test_ways.py": 3,
     "tests/optwrap/test_checkpoints.py": 5,
     "tests/optwrap/test_contrib.py::test_every_contributed_optimizer_trains_in_every_wrapper": 5,
