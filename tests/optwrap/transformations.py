@@ -41,8 +41,8 @@ def multi_steps(library: Library, inner: Any, *args: Any, skip: str | None = Non
 
 
 UNOPTIMIZED = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
-"""Compiler options for half the time, and without the contractions that differ from program to program; but for those of
-float16, which LLVM still contracts."""
+"""Compiler options for half the time, and without the contractions that differ from program to program; but for those
+of float16, which LLVM still contracts."""
 
 
 WRAPPERS: dict[str, Wrap] = {
