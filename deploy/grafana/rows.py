@@ -178,7 +178,7 @@ def progress() -> Row:
 
 
 def where() -> Row:
-    """Which parameter, and which process."""
+    """Which parameter, which replica, and which process."""
     return row(
         "Where",
         rows_by(
@@ -196,6 +196,23 @@ def where() -> Row:
             ],
             sort="Steps since the run began",
             empty="No parameter went bad",
+        ),
+        rows_by(
+            "replica",
+            "Replicas that went bad",
+            "Steps in which a replica of data-parallel training was the first whose own gradients, before the mean, "
+            "had a NaN or Inf, and where it is. One alone, again and again, is a failing device or a bad part of the "
+            "data. The first ten of a run keep their name, the rest count as other. Empty where the training does not "
+            "ask.",
+            Query('max by (replica, replica_process, device) (optwrap_replica_not_finite_steps_total{run="$run"}) > 0'),
+            columns=[
+                ("replica", "Replica", ""),
+                ("replica_process", "In process", ""),
+                ("device", "Device", ""),
+                ("Value", "Steps since the run began", "locale"),  # the only query's value has no letter
+            ],
+            sort="Steps since the run began",
+            empty="No replica went bad, or the training does not ask",
         ),
         rows_by(
             "process",

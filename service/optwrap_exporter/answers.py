@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from optwrap_exporter import health, ranges
-from optwrap_exporter.counts import Counts
-from optwrap_exporter.epoch import Offences
+from optwrap_exporter.counts import Counts, Replica
+from optwrap_exporter.epoch import Offences, Seen
 from optwrap_exporter.state import ProcessState, RunState
 from optwrap_exporter.wire import (
     AttemptRow,
@@ -16,6 +16,7 @@ from optwrap_exporter.wire import (
     Health,
     ParameterRow,
     ProcessRow,
+    ReplicaRow,
     RunDetail,
     RunSummary,
     Source,
@@ -23,6 +24,8 @@ from optwrap_exporter.wire import (
 
 OTHER: Final = "other"
 """The label of all parameters that have none of their own."""
+NO_REPLICA: Final = Replica(None, None, None)
+"""What stands for all replicas that have no label of their own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class ProcessView:
     parameters: Mapping[str, int]
     """Steps by metric label: the run's first ten parameters to go bad by their path, the sum of all others as "other".
     Only labels that exist; a path that happens to be "other" counts there."""
+    replicas: Mapping[Replica, int]
+    """Steps by replica: the run's first ten that brought what is not finite, the sum of all others as NO_REPLICA."""
     dropped: DroppedTotals
     gauges: Gauges
     gradient_norm: float | None
@@ -64,6 +69,9 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
     rest = sum(total.parameters.values()) - sum(labelled.values())
     if rest:
         labelled[OTHER] = labelled.get(OTHER, 0) + rest
+    firsts = {label: total.replicas.get(label, 0) for label in run.replica_labels}
+    if others := sum(total.replicas.values()) - sum(firsts.values()):
+        firsts[NO_REPLICA] = others
     peaks = [peak for at, peak in process.peaks if at > now - health.PEAK]
     return ProcessView(
         run=run.run,
@@ -75,6 +83,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
         totals=total,
         state=process.epoch.totals,
         parameters=labelled,
+        replicas=firsts,
         dropped=_dropped([process]),
         gauges=process.gauges,
         gradient_norm=process.gradient_norm,
@@ -126,6 +135,7 @@ def detail(
         unseen=unseen(run, speaker),
         gauges=speaker.gauges,
         parameters=parameters(run)[:most_parameters],
+        replicas=replicas(run),
         dropped=_dropped(run.processes.values()),
         attempts=_attempts(run, now, listening),
         processes=list(_rows(run, now, listening, {} if shown is None else shown)),
@@ -175,6 +185,28 @@ def parameters(run: RunState) -> list[ParameterRow]:
         for path in {**found, **offences}
     ]
     return sorted(rows, key=worst_first)
+
+
+def replicas(run: RunState) -> list[ReplicaRow]:
+    """Replicas that were the first whose own gradients were not finite, worst first: by steps, then by their number."""
+    seen: dict[Replica, Seen] = {}
+    for process in run.processes.values():
+        for epoch in process.epochs.values():
+            for replica, steps in epoch.seen.items():
+                seen[replica] = seen[replica].joined(steps) if replica in seen else steps
+    rows = [
+        ReplicaRow(
+            replica=replica.number,
+            process=replica.process,
+            device=replica.device,
+            steps=steps,
+            first_step=seen[replica].first if replica in seen else None,
+            last_step=seen[replica].last if replica in seen else None,
+        )
+        for replica, steps in run.total.replicas.items()
+    ]
+    none = 2**63
+    return sorted(rows, key=lambda row: (-row.steps, none if row.replica is None else row.replica, row.device or ""))
 
 
 def worst_first(row: ParameterRow) -> tuple[int, int, str]:

@@ -10,8 +10,10 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from optwrap_exporter.answers import NO_REPLICA
+from optwrap_exporter.counts import Replica
 from optwrap_exporter.ledger import Clock, Ledger, ProcessView
-from optwrap_exporter.metrics import DROPPED, METRICS, OTHER
+from optwrap_exporter.metrics import DROPPED, METRICS, OTHER, UNKNOWN
 from optwrap_exporter.statistics import Statistics
 from optwrap_exporter.wire import HEALTHS, Verdict
 
@@ -120,6 +122,16 @@ def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:
     # A parameter's own series can only begin when it first goes bad; the one for the rest is there from the hello on.
     for parameter, steps in {OTHER: 0, **view.parameters}.items():
         add("optwrap_parameter_not_finite_steps_total", steps, run, process, parameter)
+    for replica, steps in {NO_REPLICA: 0, **view.replicas}.items():
+        add("optwrap_replica_not_finite_steps_total", steps, run, process, *_replica(replica))
+
+
+def _replica(replica: Replica) -> tuple[str, str, str]:
+    """The labels of a replica."""
+    if replica.number is None:
+        return OTHER, OTHER, OTHER
+    process = UNKNOWN if replica.process is None else str(replica.process)
+    return str(replica.number), process, replica.device or UNKNOWN
 
 
 def _add_gauges(view: ProcessView, add: Callable[..., None]) -> None:

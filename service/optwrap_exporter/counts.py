@@ -6,20 +6,32 @@ the same whatever the order of the reports and however often one comes.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import NamedTuple, Self, TypeVar
 
-from optwrap_exporter.wire import LARGEST, VERDICTS, Counters, Skipped, Totals, Verdict, Verdicts
+from optwrap_exporter.wire import LARGEST, VERDICTS, Counters, ReplicaSteps, Skipped, Totals, Verdict, Verdicts
+
+Key = TypeVar("Key")
+
+
+class Replica(NamedTuple):
+    """What tells one replica from the others; all three None: those that are not told apart."""
+
+    number: int | None
+    process: int | None
+    device: str | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counts:
-    """Steps by verdict, steps not finite, and the latter by parameter. Immutable: `parameters` is never written to."""
+    """Steps by verdict, steps not finite, and these by parameter and by replica. Immutable: nothing is written to."""
 
     verdicts: tuple[int, ...] = (0,) * len(VERDICTS)
     """In the order of `wire.VERDICTS`."""
     not_finite_steps: int = 0
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Steps by parameter, those at zero left out, in the tree's order as far as it is known."""
+    replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
+    """Steps by the first replica whose own gradients were not finite, in the order in which they were heard of."""
 
     @classmethod
     def of(cls, counters: Counters) -> Self:
@@ -29,7 +41,8 @@ class Counts:
         parameters = counters.parameters
         if not all(parameters.values()):
             parameters = {path: n for path, n in parameters.items() if n}
-        return cls(tuple(getattr(verdicts, name) for name in VERDICTS), counters.not_finite_steps, parameters)
+        replicas = {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas}
+        return cls(tuple(getattr(verdicts, name) for name in VERDICTS), counters.not_finite_steps, parameters, replicas)
 
     @property
     def steps(self) -> int:
@@ -56,17 +69,16 @@ class Counts:
             tuple(map(_add, self.verdicts, other.verdicts)),
             _add(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, _add),
+            _joined(self.replicas, other.replicas, _add),
         )
 
     def minus(self, other: "Counts") -> "Counts":
         """The difference, field by field, nowhere below zero."""
-        less = other.parameters
         return Counts(
             tuple(max(0, a - b) for a, b in zip(self.verdicts, other.verdicts, strict=True)),
             max(0, self.not_finite_steps - other.not_finite_steps),
-            {path: rest for path, n in self.parameters.items() if (rest := n - less.get(path, 0)) > 0}
-            if less
-            else self.parameters,
+            _less(self.parameters, other.parameters),
+            _less(self.replicas, other.replicas),
         )
 
     def maximum(self, other: "Counts") -> "Counts":
@@ -75,6 +87,7 @@ class Counts:
             tuple(map(max, self.verdicts, other.verdicts)),
             max(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, max),
+            _joined(self.replicas, other.replicas, max),
         )
 
     def counters(self) -> Counters:
@@ -87,6 +100,10 @@ class Counts:
             not_finite_steps=self.not_finite_steps,
             verdicts=Verdicts.model_construct(None, **{str(name): n for name, n in verdicts}),
             parameters=dict(self.parameters),
+            replicas=[
+                ReplicaSteps.model_construct(None, replica=one.number, process=one.process, device=one.device, steps=n)
+                for one, n in self.replicas.items()
+            ],
         )
 
     def totals(self) -> Totals:
@@ -110,12 +127,16 @@ def _add(a: int, b: int) -> int:
     return min(a + b, LARGEST)
 
 
-def _joined(a: Mapping[str, int], b: Mapping[str, int], join: Callable[[int, int], int]) -> Mapping[str, int]:
+def _less(a: Mapping[Key, int], b: Mapping[Key, int]) -> Mapping[Key, int]:
+    return {key: rest for key, n in a.items() if (rest := n - b.get(key, 0)) > 0} if b else a
+
+
+def _joined(a: Mapping[Key, int], b: Mapping[Key, int], join: Callable[[int, int], int]) -> Mapping[Key, int]:
     if not a or not b:
         return a or b
     if join is max and a == b:  # a report without news: no copy of what may be a hundred thousand paths
         return a
     both = dict(a)
-    for path, n in b.items():
-        both[path] = join(both.get(path, 0), n)
+    for key, n in b.items():
+        both[key] = join(both.get(key, 0), n)
     return both

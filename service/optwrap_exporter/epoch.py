@@ -1,14 +1,14 @@
 """What the ledger remembers of one epoch, as values. Nothing here is ever changed, only replaced.
 
 `durable` and `from_durable` are what the store writes with every report. Parameters are apart (`Badness`): there may be
-many, and most reports change none.
+many, and most reports change none. Replicas are not: of an epoch there are few.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from optwrap_exporter.counts import Counts
+from optwrap_exporter.counts import Counts, Replica
 from optwrap_exporter.ranges import Ranges
 from optwrap_exporter.wire import LARGEST, State
 
@@ -57,6 +57,17 @@ class Streak:
     def length(self) -> int:
         """Steps in it; 0 when there is none."""
         return 0 if self.first is None or self.last is None else self.last - self.first + 1
+
+
+class Seen(NamedTuple):
+    """The steps in which step records say that a replica was the first that was not finite: the first and the last."""
+
+    first: int
+    last: int
+
+    def joined(self, other: "Seen") -> "Seen":
+        """From the first to the last of both."""
+        return Seen(min(self.first, other.first), max(self.last, other.last))
 
 
 class Beat(NamedTuple):
@@ -115,6 +126,8 @@ class EpochState:
     placed: bool = False
     """Whether it is known, and told, at which step the epoch took up."""
     offences: Mapping[str, Offences] = dataclasses.field(default_factory=dict)
+    seen: Mapping[Replica, Seen] = dataclasses.field(default_factory=dict)
+    """By replica; of those only that the totals name, of which there are few."""
     arrival: int = 0
     """How many epochs of its process were heard of before it."""
 
@@ -174,20 +187,24 @@ class EpochState:
             "share": _written(self.share),
             "base": self.base and _written(self.base),
             "streak": [self.streak.first, self.streak.last, self.streak.at],
+            "replicas": {name: _replicas(counts.replicas) for name in _COUNTS if (counts := getattr(self, name))},
+            "seen": [[*replica, *seen] for replica, seen in self.seen.items()],
         }
 
     @classmethod
     def from_durable(cls, written: Mapping[str, Any], badness: Iterable[Badness]) -> "EpochState":
         """What was written."""
         rows = list(badness)
+        replicas = written.get("replicas", {})  # since schema 2
 
         def counts(name: str) -> Counts:
             *verdicts, not_finite = written[name]
             parameters = {row.parameter: n for row in rows if (n := getattr(row, name))}
-            return Counts(tuple(verdicts), not_finite, parameters)
+            firsts = {Replica(number, process, device): n for number, process, device, n in replicas.get(name, ())}
+            return Counts(tuple(verdicts), not_finite, parameters, firsts)
 
         return cls(
-            **dict(written)
+            **{name: value for name, value in written.items() if name != "replicas"}
             | {
                 "received": tuple((first, last) for first, last in written["received"]),
                 "beats": tuple(Beat(*beat) for beat in written["beats"]),
@@ -198,8 +215,16 @@ class EpochState:
                 "base": counts("base") if written["base"] else None,
                 "streak": Streak(*written["streak"]),
                 "offences": {row.parameter: row.offences for row in rows if row.offences},
+                "seen": {Replica(*row[:3]): Seen(*row[3:]) for row in written.get("seen", ())},
             }
         )
+
+
+_COUNTS: Final = ("totals", "at_start", "share", "base")
+
+
+def _replicas(of: Mapping[Replica, int]) -> list[list[Any]]:
+    return [[*replica, steps] for replica, steps in of.items()]
 
 
 def _written(counts: Counts) -> list[int]:
@@ -211,4 +236,4 @@ def plain(of: type, *left_out: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
 
 
-_PLAIN: Final = plain(EpochState, "totals", "at_start", "share", "base", "streak", "offences")
+_PLAIN: Final = plain(EpochState, "totals", "at_start", "share", "base", "streak", "offences", "seen")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from optwrap_exporter.epoch import EpochState, Streak
-from optwrap_exporter.wire import EventKind, Offender, Report, Verdict, spelled
+from optwrap_exporter.wire import EventKind, Offender, ReplicaRecord, Report, Verdict, spelled
 
 MOST_NAMED: Final = 20
 """Parameters that one event names; all of them are in the offenders' records."""
@@ -42,7 +42,7 @@ def of_records(report: Report) -> Iterator[Occurrence]:
     columns = report.steps
     if all(verdict in {"applied", "accumulated"} for verdict in columns.verdict):
         return
-    offenders = by_step(report.offenders)
+    offenders, replicas = by_step(report.offenders), {record.step: record for record in report.replicas}
     for step, time, verdict, finite, norm, mini_step in zip(
         columns.step, columns.time, columns.verdict, columns.finite, columns.norm, columns.mini_step, strict=True
     ):
@@ -61,7 +61,7 @@ def of_records(report: Report) -> Iterator[Occurrence]:
             time=time,
             step=step,
             attempt=report.attempt,
-            detail=detail | named(offenders.get(step, [])),
+            detail=detail | named(offenders.get(step, [])) | brought(replicas.get(step)),
             key=f"{kind}/{report.process}/{report.epoch}/{step}",
         )
 
@@ -84,6 +84,14 @@ def named(offenders: list[Offender]) -> dict[str, Any]:
         "first": offenders[0].parameter,
         "largest": max(offenders, key=lambda o: o.not_finite).parameter,
     }
+
+
+def brought(record: ReplicaRecord | None) -> dict[str, Any]:
+    """What an event says of the replicas of its step: the first that was not finite, where it is, how many of how many.
+
+    What is not known is left out.
+    """
+    return {} if record is None else {"replica": record.model_dump(exclude={"step"}, exclude_none=True)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,7 +123,7 @@ def of_streaks(report: Report, before: Streak) -> Streaks:
     end = max(columns.step)
     # The first step of the streak in which the report ends, where the gauge can tell.
     gauged = end - gauge + 1 if gauge and end == report.totals.steps else None
-    offenders = by_step(report.offenders)
+    offenders, replicas = by_step(report.offenders), {record.step: record for record in report.replicas}
 
     def occurred(kind: EventKind, time: float, step: int, detail: dict[str, Any], begun: int) -> None:
         key = f"{kind}/{report.process}/{report.epoch}/{begun}"
@@ -132,7 +140,8 @@ def of_streaks(report: Report, before: Streak) -> Streaks:
         if not finite:
             if first is None:
                 first = step if gauged is None or step < gauged else max(gauged, (at or 0) + 1)
-                occurred("streak_started", time, first, named(offenders.get(step, [])), first)
+                detail = named(offenders.get(step, [])) | brought(replicas.get(step))
+                occurred("streak_started", time, first, detail, first)
             last = step
             longest = max(longest, last - first + 1)
         at = step

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from optwrap_exporter import events, health, ranges
-from optwrap_exporter.counts import Counts
-from optwrap_exporter.epoch import NOTHING, Beat, EpochState, Offences, Streak
+from optwrap_exporter.counts import Counts, Replica
+from optwrap_exporter.epoch import NOTHING, Beat, EpochState, Offences, Seen, Streak
 from optwrap_exporter.events import Occurrence, Streaks
 from optwrap_exporter.state import ProcessState, ordered
 from optwrap_exporter.wire import LARGEST, Offender, Report
@@ -94,6 +94,7 @@ def _epoch(
     base = Counts.of(report.base) if report.base is not None else None
     dropped = (report.dropped.steps, report.dropped.bad_steps)
     offences = _offences(before.offences if before else {}, report.offenders)
+    seen = _seen(before.seen if before else {}, report, totals)
     if before is None:
         order, generation = _place(process, report)
         return EpochState(
@@ -120,6 +121,7 @@ def _epoch(
             streak=streaks.open if streaks else Streak(),
             placed=report.totals.steps > 0,
             offences=offences,
+            seen=seen,
         )
     in_order = report.seq > before.highest
     beats = before.beats
@@ -150,6 +152,7 @@ def _epoch(
         streak=streaks.open if streaks else before.streak,
         placed=before.placed or report.totals.steps > 0,
         offences=offences,
+        seen=seen,
     )
 
 
@@ -168,6 +171,18 @@ def _offences(before: Mapping[str, Offences], offenders: list[Offender]) -> Mapp
             min(known.first_step, offender.step),
             max(known.last_step, offender.step),
         )
+    return found
+
+
+def _seen(before: Mapping[Replica, Seen], report: Report, totals: Counts) -> Mapping[Replica, Seen]:
+    if not report.replicas:
+        return before
+    found = dict(before)
+    for record in report.replicas:
+        replica = Replica(record.replica, record.process, record.device)
+        if replica in totals.replicas:
+            here = Seen(record.step, record.step)
+            found[replica] = found[replica].joined(here) if replica in found else here
     return found
 
 

@@ -264,7 +264,7 @@ class Ingest:
             raise Conflict("attempt", report.attempt, f"that of epoch {report.epoch}, {plan.before.attempt}")
         if plan.scattered:  # those that the client holds from before will close gaps
             raise Busy(_RETRY)
-        if self._make_room(len(report.steps) + len(report.offenders)):
+        if self._make_room(len(report.steps) + len(report.offenders) + len(report.replicas)):
             plan = self._ledger.plan(report)
         return self._commit(plan, digest).answer()
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from optwrap_exporter import answers, conflicts, events, ranges
 from optwrap_exporter.answers import ProcessView
+from optwrap_exporter.counts import Replica
 from optwrap_exporter.cursor import decode, encode
 from optwrap_exporter.epoch import EpochState
 from optwrap_exporter.events import Occurrence
@@ -26,7 +27,7 @@ Clock = Callable[[], float]
 """Seconds since 1970, as `time.time`."""
 
 LABELS: Final = 10
-"""Parameters of a run that get a metric label of their own."""
+"""Parameters of a run that get a metric label of their own, and replicas."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,9 +125,12 @@ class Ledger:
         labels = run.labels
         if len(labels) < LABELS and (before is None or folded.epoch.share.parameters != before.share.parameters):
             labels = _labels(labels, report, after)
+        replicas = run.replica_labels
+        if len(replicas) < LABELS and folded.epoch.share.replicas:
+            replicas = _replica_labels(replicas, report, after)
         return Plan(
             time=now,
-            run=RunState(run.run, {**run.processes, report.process: after}, labels),
+            run=RunState(run.run, {**run.processes, report.process: after}, labels, replicas),
             process=after,
             occurrences=tuple(occurrences),
             report=report,
@@ -261,6 +265,14 @@ class Ledger:
 
 
 _RUNS: Final = "runs"
+
+
+def _replica_labels(labels: tuple[Replica, ...], report: Report, process: ProcessState) -> tuple[Replica, ...]:
+    """With those that are the first to go bad for the first time: by step, as far as it is known."""
+    first = [Replica(record.replica, record.process, record.device) for record in report.replicas]
+    total = process.total.replicas
+    fresh = [one for one in dict.fromkeys([*first, *total]) if one in total and one.number is not None]
+    return (*labels, *(one for one in fresh if one not in labels))[:LABELS]
 
 
 def _labels(labels: tuple[str, ...], report: Report, process: ProcessState) -> tuple[str, ...]:

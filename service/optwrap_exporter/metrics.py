@@ -43,7 +43,10 @@ OUTCOMES: Final = (
 """What became of a report: `outcome`."""
 
 OTHER: Final = "other"
-"""`parameter` of all those that came after the first ten."""
+"""`parameter` of all those that came after the first ten; and `replica`, with its process and device."""
+
+UNKNOWN: Final = "unknown"
+"""`replica_process` and `device` of a replica of which only its number is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,16 @@ METRICS: Final[tuple[Metric, ...]] = (
         "Calls in which this parameter's gradient had a NaN or Inf.",
         "parameter",
         note="The path of each of a run's first ten that went bad; `other` for all the rest.",
+    ),
+    _process(
+        "optwrap_replica_not_finite_steps_total",
+        "counter",
+        "Calls in which this replica was the first whose own gradients, before the mean, had a NaN or Inf.",
+        "replica",
+        "replica_process",
+        "device",
+        note="Its number, and the process and device (`tpu:5`) where it is or `unknown`, of each of a run's first ten; "
+        "`other` for all the rest. Counted where the optimizer is given `replica_flags`.",
     ),
     _process("optwrap_not_finite_streak", "gauge", "Calls in a row, up to the last, whose gradients had a NaN or Inf."),
     _process("optwrap_not_finite_streak_peak", "gauge", "The longest such streak seen in the last 5 minutes."),

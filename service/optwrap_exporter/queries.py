@@ -14,6 +14,7 @@ from optwrap_exporter.wire import (
     EventKind,
     Offender,
     Page,
+    ReplicaRecord,
     ReportMessage,
     StepColumns,
     StepsAnswer,
@@ -48,6 +49,7 @@ def steps(
     """`Store.steps`."""
     key = run_id(db, run)
     found: list[_Row] = []
+    brought: list[ReplicaRecord] = []
     total, good = 0, 0
     if key is not None:
         span = _narrowed(db, _Span(key, process, since or 0, _LAST if until is None else until))
@@ -63,6 +65,8 @@ def steps(
             ).fetchall()
             found += _sampled(db, span, parts, points // 2)
         found.sort(key=lambda row: row[:2])
+        shown = {row[0] for row in found}
+        brought = [record for record in _replicas(db, _IN_SPAN, span) if record.step in shown]
     return StepsAnswer(
         run=run,
         process=process,
@@ -71,7 +75,19 @@ def steps(
         total=total,
         sampled=good > points,
         columns=columns(found),
+        replicas=brought,
     )
+
+
+def _replicas(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> list[ReplicaRecord]:
+    """Which replicas brought what is not finite, by step."""
+    names = ("step", "replica", "process", "device", "count", "of")
+    rows = db.execute(
+        "SELECT step, replica, of_process, device, replica_count, replicas FROM replica "
+        f"WHERE {where} ORDER BY step, revision",
+        values,
+    )
+    return [ReplicaRecord.model_construct(None, **dict(zip(names, row, strict=True))) for row in rows]
 
 
 def _narrowed(db: sqlite3.Connection, span: _Span) -> _Span:
@@ -207,5 +223,6 @@ def _change(db: sqlite3.Connection, revision: int, run: str, span: _Span) -> Rep
         revision=revision,
         steps=columns(found),
         offenders=[Offender.model_construct(step=step, parameter=path, not_finite=n) for step, path, n in offenders],
+        replicas=_replicas(db, where, values),
         events=[_event(row) for row in happened],
     )

@@ -29,7 +29,8 @@ def drop_records(db: sqlite3.Connection, revision: int) -> Counter[int]:
         where = "run_id = ? AND process = ? AND step BETWEEN ? AND ? AND revision <= ?"
         gone = db.execute(f"DELETE FROM step WHERE {where} RETURNING epoch_id", (*span, revision))
         found.update(epoch_id for (epoch_id,) in gone)
-        db.execute(f"DELETE FROM offender WHERE {where}", (*span, revision))
+        for table in ("offender", "replica"):
+            db.execute(f"DELETE FROM {table} WHERE {where}", (*span, revision))
         blocks.rewrite(db, *span)
     db.execute("DELETE FROM change WHERE revision <= ?", (revision,))
     return found

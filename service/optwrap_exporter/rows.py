@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from optwrap_exporter import blocks, events
+from optwrap_exporter.counts import Replica
 from optwrap_exporter.epoch import Badness, EpochState, Offences
 from optwrap_exporter.ledger import Plan
 from optwrap_exporter.state import ProcessState, RunState
@@ -17,13 +18,16 @@ _GOOD: Final = frozenset({"applied", "accumulated"})
 _PLACE: Final = {verdict: place for place, verdict in enumerate(VERDICTS)}
 _NONE: Final = (None, None, None)
 
+_Labels = tuple[tuple[str, ...], tuple[Replica, ...]]
+"""What of a run has a metric label of its own: parameters, replicas."""
+
 
 class Rows:
     """The writer's view of the tables. Every method runs in the caller's transaction, in the writer's thread."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._runs: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._runs: dict[str, tuple[int, _Labels | None]] = {}
         self._epochs: dict[tuple[int, int, str], int] = {}
 
     def forget_keys(self) -> None:
@@ -75,6 +79,7 @@ class Rows:
             if touched:
                 self._steps(report, run_id=run_id, epoch_id=epoch_id, revision=revision)
                 self._offenders(report, run_id=run_id, revision=revision)
+                self._replicas(report, run_id=run_id, revision=revision)
         if plan.occurrences:
             self._events(plan, run_id, revision)
         return revision
@@ -105,14 +110,15 @@ class Rows:
             )
 
     def _run(self, run: RunState) -> int:
-        key, labels = self._runs.get(run.run, (0, None))
-        if labels != run.labels:
+        labels = (run.labels, run.replica_labels)
+        key, written = self._runs.get(run.run, (0, None))
+        if written != labels:
             (key,) = self._db.execute(
-                "INSERT INTO run (run, labels) VALUES (?, ?) ON CONFLICT DO UPDATE SET labels = excluded.labels "
-                "RETURNING id",
-                (run.run, _json(run.labels)),
+                "INSERT INTO run (run, labels, replica_labels) VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET labels = excluded.labels, replica_labels = excluded.replica_labels RETURNING id",
+                (run.run, *map(_json, labels)),
             ).fetchone()
-            self._runs[run.run] = (key, run.labels)
+            self._runs[run.run] = (key, labels)
         return key
 
     def _epoch(self, run_id: int, process: int, epoch: EpochState, changed: bool) -> int:
@@ -204,6 +210,15 @@ class Rows:
             ],
         )
 
+    def _replicas(self, report: Report, *, run_id: int, revision: int) -> None:
+        self._db.executemany(
+            "INSERT INTO replica VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (run_id, report.process, one.step, revision, one.replica, one.process, one.device, one.count, one.of)
+                for one in report.replicas
+            ],
+        )
+
 
 _encoder: Final = json.JSONEncoder(separators=(",", ":"))
 
@@ -228,5 +243,6 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
     for run_id, process, state in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):
         restored_process = ProcessState.from_durable(process, json.loads(state), epochs[run_id, process])
         processes.setdefault(run_id, {})[process] = restored_process
-    for run_id, run, labels in db.execute("SELECT id, run, labels FROM run"):
-        yield RunState(run, processes[run_id], tuple(json.loads(labels)))
+    for run_id, run, labels, replicas in db.execute("SELECT id, run, labels, replica_labels FROM run"):
+        named = tuple(Replica(*replica) for replica in json.loads(replicas))
+        yield RunState(run, processes[run_id], tuple(json.loads(labels)), named)

@@ -7,14 +7,15 @@ from typing import Final
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 1
+VERSION: Final = 2
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
 CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL UNIQUE,
-    labels TEXT NOT NULL                -- JSON: parameters with a metric label of their own
+    labels TEXT NOT NULL,               -- JSON: parameters with a metric label of their own
+    replica_labels TEXT NOT NULL DEFAULT '[]'  -- JSON: replicas with one
 );
 CREATE TABLE process (
     run_id INTEGER NOT NULL,
@@ -100,6 +101,18 @@ CREATE TABLE offender (
     not_finite INTEGER NOT NULL,
     PRIMARY KEY (run_id, process, step, revision, position)
 ) WITHOUT ROWID;
+CREATE TABLE replica (                  -- wire.ReplicaRecord
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    replica INTEGER NOT NULL,
+    of_process INTEGER,                 -- where the replica is, if that is known
+    device TEXT,
+    replica_count INTEGER NOT NULL,
+    replicas INTEGER,
+    PRIMARY KEY (run_id, process, step, revision)
+) WITHOUT ROWID;
 CREATE TABLE event (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     revision INTEGER NOT NULL,
@@ -120,10 +133,17 @@ CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_alike ON event (run_id, alike) WHERE alike IS NOT NULL;
 """
 
-OF_RUN: Final = ("process", "epoch", "change", "step", "block", "offender", "event")
+OF_RUN: Final = ("process", "epoch", "change", "step", "block", "offender", "replica", "event")
 """Tables whose rows belong to a run by `run_id`."""
 
-MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {}
+
+def _to_2(db: sqlite3.Connection) -> None:
+    """Replicas, of which nothing was known before."""
+    db.execute("ALTER TABLE run ADD COLUMN replica_labels TEXT NOT NULL DEFAULT '[]'")
+    db.execute(next(statement for statement in _TABLES.split(";\n") if "CREATE TABLE replica " in statement))
+
+
+MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {1: _to_2}
 """By version: what makes a database of that version one of the next; runs inside a transaction."""
 
 

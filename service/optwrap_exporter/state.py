@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 
-from optwrap_exporter.counts import Counts
+from optwrap_exporter.counts import Counts, Replica
 from optwrap_exporter.epoch import NOTHING, EpochState, Offences, plain
 from optwrap_exporter.wire import Gauges, Source
 
@@ -166,6 +166,8 @@ class RunState:
     processes: Mapping[int, ProcessState]
     labels: tuple[str, ...] = ()
     """The first ten parameters to go bad, which keep a metric label of their own for the run's life."""
+    replica_labels: tuple[Replica, ...] = ()
+    """The same of replicas."""
 
     @cached_property
     def total(self) -> Counts:

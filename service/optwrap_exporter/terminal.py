@@ -224,11 +224,23 @@ def _window(gauges: Json) -> RenderableType:
 
 
 def _event(event: Json, now: float) -> str:
-    said = " ".join(f"{key}={_plain(value)}" for key, value in event["detail"].items())
+    detail = dict(event["detail"])
+    replica = _from_replica(detail.pop("replica", None))
+    said = " ".join([*(f"{key}={_plain(value)}" for key, value in detail.items()), *replica])
     step = "" if event["step"] is None else f" at step {event['step']:,}"
     return _clean(
         f"{_ago(now, event['time']):>9} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {said}"
     )
+
+
+def _from_replica(replica: Json | None) -> list[str]:
+    """Which replica brought what is not finite: `first from replica 5: process 1, tpu:5; 2 of 8`; empty if none did."""
+    if replica is None:
+        return []
+    process = [] if replica.get("process") is None else [f"process {replica['process']}"]
+    where = ", ".join([*process, *([replica["device"]] if replica.get("device") else [])])
+    count = f"{replica['count']} of {replica['of']}" if replica.get("of") else f"{replica['count']} in all"
+    return [f"first from replica {replica['replica']}{': ' if where else ''}{where}; {count}"]
 
 
 def _plain(value: object) -> str:

@@ -386,6 +386,22 @@ class ParameterRow(_Response):
     last_step: int | None
 
 
+class ReplicaRow(_Response):
+    """One replica of data-parallel training that was the first whose own gradients were not finite."""
+
+    replica: int | None
+    """Its place along the axes of the replicas; null: all those that are not told apart."""
+    process: int | None
+    """Of its first device; null where that is not known."""
+    device: str | None
+    """Its devices by platform and id: `tpu:5`; of several `tpu:4-7`, `cpu:1,5`."""
+    steps: int
+    """Steps in which it was the first."""
+    first_step: int | None
+    """As far as records came."""
+    last_step: int | None
+
+
 class DroppedTotals(_Response):
     """Records that are missing, by who dropped them."""
 
@@ -451,6 +467,8 @@ class RunDetail(_Response):
     gauges: Gauges
     parameters: list[ParameterRow]
     """Worst first."""
+    replicas: list[ReplicaRow]
+    """Worst first; none where the optimizer is given no `replica_flags`."""
     dropped: DroppedTotals
     attempts: list[AttemptRow]
     processes: list[ProcessRow]
@@ -470,6 +488,8 @@ class StepsAnswer(_Response):
     sampled: bool
     """Whether good steps were left out to keep to `points`; bad ones never are."""
     columns: StepColumns
+    replicas: list[ReplicaRecord]
+    """Those of these steps to which replicas brought what is not finite; like a step, one may be there twice."""
 
 
 class Event(_Response):
@@ -494,6 +514,7 @@ class ReportMessage(_Response):
     revision: int
     steps: StepColumns
     offenders: list[Offender]
+    replicas: list[ReplicaRecord]
     events: list[Event]
 
 

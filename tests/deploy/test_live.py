@@ -48,6 +48,7 @@ VARIABLES = [
     for uid, dashboard in LOADED.items()
     for variable in variables(dashboard, "query")
 ]
+REPLICA = {"replica": 5, "process": 1, "device": "gpu:5", "count": 1, "of": 8}
 EVERY_K = 4
 SKIPPED = 6
 """Of the fifteen steps of a beat."""
@@ -89,7 +90,7 @@ def train(job: Job) -> None:
     ):
         job.gauges["mini_step"] = place % EVERY_K
         job.step(verdict, norm=9.0 if verdict == "skipped_large" else 0.5 + place / 8)
-    job.step("skipped_not_finite", "NaN", decoder__w=3)
+    job.step("skipped_not_finite", "NaN", replica=REPLICA, decoder__w=3)
     job.step("skipped_not_finite", "Infinity", decoder__w=1, embed__table=2)
     job.step("accepted_not_finite", "NaN", decoder__w=7)
     job.gauges |= {"mini_step": 3, "every_k": EVERY_K, "gradient_norm_limit": 8.0}
@@ -183,6 +184,11 @@ def test_the_parameters_are_those_that_went_bad(live: Live) -> None:
     assert since_the_start == live.jobs[0].totals["parameters"] == {"decoder/w": 3 * BEATS, "embed/table": BEATS}
     assert PANELS["optwrap-run"]["Parameters that went bad"]["transformations"][0]["options"]["mode"] == "inner"
     assert {name: in_range[name] for name in since_the_start} == since_the_start
+
+
+def test_the_replica_that_went_bad_is_named(live: Live) -> None:
+    named = {"replica": "5", "replica_process": "1", "device": "gpu:5"}
+    assert live.asked("Replicas that went bad") == [(named, BEATS)]
 
 
 def test_the_gauges_are_those_of_the_last_report(live: Live) -> None:
@@ -289,15 +295,15 @@ def test_each_processs_counters_in_prometheus_are_what_it_reported(live: Live, j
         },
         **{("optwrap_parameter_not_finite_steps_total", p): n for p, n in totals["parameters"].items()},
         ("optwrap_parameter_not_finite_steps_total", "other"): 0,
+        ("optwrap_replica_not_finite_steps_total", "5/1/gpu:5"): BEATS,
+        ("optwrap_replica_not_finite_steps_total", "other/other/other"): 0,
         **{("optwrap_client_dropped_total", kind): n for kind, n in dropped.items()},
     }
     counters = {name for name, metric in SERIES.items() if metric.type == "counter" and "process" in metric.labels}
     found = {}
     for name in counters:
         for labels, value in live.prometheus.instant(f'{name}{{run="{RUN}", process="{job}"}}'):
-            (further,) = {
-                labels.get(label, "") for label in SERIES[name].labels if label not in {"run", "process"}
-            } or {""}
+            further = "/".join(labels[label] for label in SERIES[name].labels if label not in {"run", "process"})
             found[name, further] = value
     assert found == expected
 

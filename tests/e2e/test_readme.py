@@ -79,6 +79,19 @@ def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, in
         assert run in asked.stdout or run not in command, asked
 
 
+def test_the_example_of_the_replicas_names_the_one_that_brought_it(exporter, tmp_path: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (REPOSITORY / "docs" / "monitor.md").read_text(), re.M | re.S)
+    script = tmp_path / "train.py"
+    script.write_text(code)
+    ran = shell(f"{sys.executable} {script}", tmp_path, OPTWRAP_ENDPOINT=exporter.url)
+    assert ran.returncode == 0, ran.stderr
+    run = f"{exporter.url}/v1/runs/eight-replicas"
+    (event,) = httpx.get(f"{run}/events?kind=skipped").json()["items"]
+    named = {"replica": 5, "process": 0, "device": "cpu:5"}
+    assert (event["step"], event["detail"]["replica"]) == (11, {**named, "count": 1, "of": 8})
+    assert httpx.get(run).json()["replicas"] == [{**named, "steps": 1, "first_step": 11, "last_step": 11}]
+
+
 def test_the_exporters_command_starts_one(tmp_path: Path) -> None:
     """As it stands, but for the port, which somebody may have."""
     environment = {**os.environ, "OPTWRAP_EXPORTER_LISTEN": "127.0.0.1:0"}

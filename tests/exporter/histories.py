@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from optwrap_exporter.counts import Counts
 from optwrap_exporter.wire import VERDICTS, Counters, Report
 
-from tests.exporter.reports import START, Clock, State, Trainer, minus
+from tests.exporter.reports import START, Brought, Clock, State, Trainer, by_replica, minus
 
 PATHS = ("embed/w", "layer_0/w", "layer_0/b", "head/w")
 
@@ -60,12 +60,13 @@ def counts(counters: dict[str, Any]) -> Counts:
 
 
 @st.composite
-def a_step(draw: st.DrawFn) -> tuple[str, dict[str, int]]:
-    """A verdict, and offenders."""
+def a_step(draw: st.DrawFn) -> tuple[str, dict[str, int], Brought | None]:
+    """A verdict, offenders, and which replicas they came from."""
     verdict = draw(st.sampled_from(VERDICTS))
     bad = verdict in {"skipped_not_finite", "accepted_not_finite"} or (verdict != "applied" and draw(st.booleans()))
     offenders = draw(st.dictionaries(st.sampled_from(PATHS), st.integers(1, 9), min_size=1)) if bad else {}
-    return verdict, offenders
+    number = draw(st.none() | st.integers(0, 3)) if bad else None
+    return verdict, offenders, None if number is None else (number, number // 2, f"cpu:{3 - number}", 1, 4)
 
 
 steps = st.lists(a_step(), max_size=6)
@@ -91,9 +92,9 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                 )
                 began = state.copy()
                 reports = [trainer.hello()]
-                for verdict, offenders in part:
+                for verdict, offenders, brought in part:
                     clock.advance(0.5)
-                    trainer.step(verdict, norm="NaN" if offenders else 1.0, offenders=offenders)
+                    trainer.step(verdict, norm="NaN" if offenders else 1.0, offenders=offenders, brought=brought)
                     checkpoints.append(trainer.state.copy())
                     if draw(st.booleans()):
                         reports.append(trainer.report())
@@ -102,7 +103,7 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                 history.trainers.append(trainer)
                 history.reports[trainer.epoch] = reports
                 clock.advance(0.5)  # no two epochs say anything at the same moment
-                history.shares[trainer.epoch] = counts(minus(trainer.state, began))
+                history.shares[trainer.epoch] = counts(minus(trainer.state, began) | by_replica(trainer.firsts))
                 state = draw(st.sampled_from([began, *checkpoints]))
         clock.advance(draw(st.sampled_from([1.0, 60.0])))
     assert clock.now >= START

@@ -16,6 +16,9 @@ from optwrap_exporter.ledger import Ledger, Plan
 from optwrap_exporter.wire import VERDICTS, Report
 
 START = 1_763_800_000.0
+REPLICA = ("replica", "process", "device")
+Brought = tuple[int, int | None, str | None, int, int | None]
+"""The first replica that was not finite, its process and device, how many were, of how many."""
 _names = itertools.count(1)
 
 
@@ -91,6 +94,8 @@ class Trainer:
         self.at_start = self.state.copy()
         self.norm: float | str | None = None
         self.dropped = {"steps": 0, "bad_steps": 0}
+        self.firsts: Counter[tuple[Any, ...]] = Counter()
+        """Steps by replica, process and device, since the epoch began: no state has them."""
         self._clear()
 
     def _clear(self) -> None:
@@ -98,6 +103,11 @@ class Trainer:
             name: [] for name in ("step", "time", "verdict", "finite", "norm", "mini_step")
         }
         self.offenders: list[dict[str, Any]] = []
+        self.replicas: list[dict[str, Any]] = []
+
+    def counters(self) -> dict[str, Any]:
+        """What it has counted, in the wire's form."""
+        return self.state.counters() | by_replica(self.firsts)
 
     def step(
         self,
@@ -107,6 +117,7 @@ class Trainer:
         offenders: Mapping[str, int] | None = None,
         finite: bool | None = None,
         mini_step: int | None = None,
+        brought: Brought | None = None,
     ) -> None:
         """One call of `update`, as of now."""
         offenders = offenders or {}
@@ -118,6 +129,11 @@ class Trainer:
         self.offenders += [
             {"step": self.state.steps, "parameter": path, "not_finite": n} for path, n in offenders.items()
         ]
+        if brought is not None:
+            self.firsts[brought[:3]] += 1
+            self.replicas.append(
+                {"step": self.state.steps} | dict(zip((*REPLICA, "count", "of"), brought, strict=True))
+            )
 
     def bad(self, verdict: str = "skipped_not_finite", **offenders: int) -> None:
         """One call whose gradients were not finite: in the parameter "w" unless it is said where."""
@@ -148,12 +164,13 @@ class Trainer:
                 "jax_version": "0.10.2",
                 "optwrap_version": "0.1.0",
             },
-            "totals": self.state.counters(),
+            "totals": self.counters(),
             "at_start": self.at_start.counters(),
             "base": self.base,
             "gauges": gauges | self.gauges,
             "steps": self.columns,
             "offenders": self.offenders,
+            "replicas": self.replicas,
             "dropped": dict(self.dropped),
         } | changes
         self._clear()
@@ -169,6 +186,12 @@ class Trainer:
         return self.report("starting", totals=nothing, at_start=nothing, gauges={})
 
 
+def by_replica(firsts: Mapping[tuple[Any, ...], int]) -> dict[str, Any]:
+    """What there is of replicas in the wire's counters."""
+    rows = [dict(zip(REPLICA, one, strict=True)) | {"steps": n} for one, n in firsts.items()]
+    return {"replicas": rows} if rows else {}
+
+
 def sent(report: Mapping[str, Any]) -> Report:
     """A report as it arrives."""
     return Report.model_validate_json(json.dumps(report))
@@ -178,7 +201,8 @@ def with_records(report: Mapping[str, Any], *places: int) -> dict[str, Any]:
     """The report whose client had to drop all step records but those in these places."""
     columns = {name: [column[place] for place in places] for name, column in report["steps"].items()}
     offenders = [offender for offender in report["offenders"] if offender["step"] in columns["step"]]
-    return {**report, "steps": columns, "offenders": offenders}
+    replicas = [one for one in report["replicas"] if one["step"] in columns["step"]]
+    return {**report, "steps": columns, "offenders": offenders, "replicas": replicas}
 
 
 def take(ledger: Ledger, report: Report) -> Plan:

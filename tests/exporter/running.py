@@ -70,9 +70,21 @@ class Job:
             name: [] for name in ("step", "time", "verdict", "finite", "norm", "mini_step")
         }
         self._offenders: list[dict[str, Any]] = []
+        self._replicas: list[dict[str, Any]] = []
 
-    def step(self, verdict: str = "applied", norm: float | str = 1.0, **offenders: int) -> None:
-        """One call of update; `offenders`: parameters (`__` for `/`) and how many of their values were not finite."""
+    def step(
+        self,
+        verdict: str = "applied",
+        norm: float | str = 1.0,
+        *,
+        replica: dict[str, Any] | None = None,
+        **offenders: int,
+    ) -> None:
+        """One call of update.
+
+        `offenders`: parameters (`__` for `/`) and how many of their values were not finite; `replica`: the first that
+        brought them, as the wire's record without its step.
+        """
         totals = self.totals
         totals["steps"] += 1
         totals["verdicts"][verdict] += 1
@@ -87,6 +99,14 @@ class Job:
             path = name.replace("__", "/")
             totals["parameters"][path] = totals["parameters"].get(path, 0) + 1
             self._offenders.append({"step": totals["steps"], "parameter": path, "not_finite": values})
+        if replica is not None:
+            self._replicas.append({"step": totals["steps"], **replica})
+            name = {key: replica.get(key) for key in ("replica", "process", "device")}
+            known = totals.setdefault("replicas", [])
+            counted = next((one for one in known if name.items() <= one.items()), None)
+            if counted is None:
+                known.append(counted := {**name, "steps": 0})
+            counted["steps"] += 1
         row = (totals["steps"], self.clock(), verdict, finite, norm, self.gauges.get("mini_step"))
         for column, value in zip(self._steps.values(), row, strict=True):
             column.append(value)
@@ -119,6 +139,7 @@ class Job:
             "gauges": self.gauges,
             "steps": self._steps,
             "offenders": self._offenders,
+            "replicas": self._replicas,
             "dropped": self.dropped,
         }
         frozen = copy.deepcopy(report)

@@ -40,7 +40,8 @@ def story(site: Served) -> None:
         job.gauges |= {"gradient_norm_limit": 10.0, "steps_since_sync": 1, "sync_period": 6}
         site.send(job.report("starting"))
         job.step("applied", 0.5)
-        job.step("skipped_not_finite", "NaN", decoder__w=3, decoder__b=1)
+        at = {"replica": 5, "process": 1, "device": "gpu:5"}
+        job.step("skipped_not_finite", "NaN", replica={**at, "count": 1, "of": 8}, decoder__w=3, decoder__b=1)
         job.step("skipped_not_finite", "Infinity", decoder__w=9)
         job.step("skipped_large", 12.5)
         job.step("accumulated", 0.25)
@@ -167,6 +168,29 @@ def test_parameters_beyond_the_first_ten_are_one_series(site: Served) -> None:
         if name == "optwrap_parameter_not_finite_steps_total"
     }
     assert shown == {**{f"layer_{number:02}": 1 for number in range(1, 10)}, "layer_00": 2, "other": 4}
+
+
+def test_replicas_beyond_the_first_ten_are_one_series(site: Served) -> None:
+    """Each by number, process and device; of one whose place nobody told, that is said."""
+    job = Job()
+    site.send(job.report("starting"))
+    assert replicas(site) == {("other", "other", "other"): 0}
+    for number in (*range(12, 0, -1), 12):
+        at = {} if number == 9 else {"process": number // 4, "device": f"tpu:{number}"}
+        job.step("skipped_not_finite", "NaN", replica={"replica": number, "count": 1, **at}, w=1)
+        site.send(job.report())
+    named = {(str(number), str(number // 4), f"tpu:{number}"): 1 for number in range(3, 12) if number != 9}
+    expected = {**named, ("9", "unknown", "unknown"): 1, ("12", "3", "tpu:12"): 2, ("other", "other", "other"): 2}
+    assert replicas(site) == expected
+
+
+def replicas(site: Served) -> dict[tuple[str, ...], float]:
+    """The series of replicas by their labels."""
+    return {
+        tuple(dict(labels)[name] for name in ("replica", "replica_process", "device")): value
+        for (name, labels), value in samples(site).items()
+        if name == "optwrap_replica_not_finite_steps_total"
+    }
 
 
 @pytest.mark.parametrize("end", ["finished", "failed", "lost"])

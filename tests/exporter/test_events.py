@@ -60,6 +60,23 @@ def test_a_skipped_step_is_an_event_with_its_reason(
     assert skipped.detail == {"reason": reason, "norm": 7.5, "finite": True, "mini_step": 2}
 
 
+@pytest.mark.parametrize("verdict", ["skipped_not_finite", "accepted_not_finite", "accumulated"])
+def test_the_replica_that_was_the_first_is_named_with_process_and_device(
+    ledger: Ledger, trainer: Trainer, verdict: str
+) -> None:
+    """In the step's own event and in that of the streak which begins with it; what is not known is left out."""
+    trainer.step(verdict, norm="NaN", offenders={"w": 1}, brought=(5, 1, "cpu:5", 2, 8))
+    trainer.step()
+    trainer.step(verdict, norm="NaN", offenders={"w": 1}, brought=(0, None, None, 1, None))
+    trainer.step()
+    trainer.step(verdict, norm="NaN", offenders={"w": 1})
+    named = {"replica": 5, "process": 1, "device": "cpu:5", "count": 2, "of": 8}
+    found = take(ledger, trainer.report()).occurrences
+    for kind in ("streak_started", {"skipped_not_finite": "skipped"}.get(verdict, verdict)):
+        told = [one.detail.get("replica") for one in only(found, kind)]
+        assert told == ([] if kind == "accumulated" else [named, {"replica": 0, "count": 1}, None])
+
+
 def test_an_accepted_step_names_its_parameters_the_first_in_the_tree_and_the_largest(
     ledger: Ledger, trainer: Trainer
 ) -> None:

@@ -57,6 +57,38 @@ def test_a_run_answers_what_was_counted(filled: Served) -> None:
     assert [process["host"] for process in run["processes"]] == ["node-0"]
 
 
+def test_replicas_are_in_the_run_worst_first_and_beside_their_steps(site: Served) -> None:
+    """After a restart of the process elsewhere the same replica is another one."""
+    job = Job(clock=site.clock)
+    job.step()
+    for number in (5, 2, 5):
+        site.clock.advance(1)
+        at = {"replica": number, "process": number // 4, "device": f"cpu:{number}"}
+        job.step("skipped_not_finite", "NaN", replica={**at, "count": 1, "of": 8}, w=1)
+    job.step("skipped_not_finite", "NaN", replica={"replica": 3, "count": 2}, w=1)
+    site.send(job.report())
+    later = Job(clock=site.clock, epoch="e2", attempt="a2")
+    site.clock.advance(60)
+    later.step("skipped_not_finite", "NaN", replica={"replica": 5, "process": 0, "device": "cpu:1", "count": 1}, w=1)
+    site.send(later.report())
+    run = site.get("/v1/runs/lm")
+    assert [tuple(row.values()) for row in run["replicas"]] == [
+        (5, 1, "cpu:5", 2, 2, 4),
+        (2, 0, "cpu:2", 1, 3, 3),
+        (3, None, None, 1, 5, 5),
+        (5, 0, "cpu:1", 1, 1, 1),
+    ]
+    found = site.get("/v1/runs/lm/steps", since=2, until=5)
+    assert [(row["step"], row["replica"], row["device"], row["of"]) for row in found["replicas"]] == [
+        (2, 5, "cpu:5", 8),
+        (3, 2, "cpu:2", 8),
+        (4, 5, "cpu:5", 8),
+        (5, 3, None, None),
+    ]
+    events = site.get("/v1/runs/lm/events", kind="skipped")["items"]
+    assert events[-1]["detail"]["replica"] == {"replica": 5, "process": 1, "device": "cpu:5", "count": 1, "of": 8}
+
+
 def test_steps_are_columns_by_step_and_bad_ones_are_always_there(filled: Served) -> None:
     answer = filled.get("/v1/runs/lm/steps")
     assert (answer["run"], answer["process"], answer["total"], answer["sampled"]) == ("lm", 0, 12, False)

@@ -23,7 +23,7 @@ from optwrap_exporter.wire import VERDICTS, Event, EventKind, Page, Report, Step
 
 from tests.exporter import crashing
 from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, State, Trainer, sent
+from tests.exporter.reports import REPLICA, Clock, State, Trainer, by_replica, sent
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ class Kept:
         self.ledger.restore(self.store.restore())
 
     def take(self, report: Report) -> int:
-        self.ledger.lose(self.store.make_room(len(report.steps) + len(report.offenders)))
+        self.ledger.lose(self.store.make_room(len(report.steps) + len(report.offenders) + len(report.replicas)))
         return self.commit(self.ledger.plan(report))
 
     def commit(self, plan: Plan) -> int:
@@ -294,6 +294,42 @@ def test_an_older_schema_is_migrated_once(tmp_path: Path, monkeypatch: pytest.Mo
         assert db.execute("SELECT count(*) FROM added").fetchone() == (0,)
 
 
+def test_a_store_from_before_replicas_opens_with_all_that_was_in_it(tmp_path: Path) -> None:
+    """Schema 1: no table of replicas, no labels of them, and none in what is remembered of an epoch."""
+    kept = Kept(tmp_path)
+    trainer = Trainer(kept.clock)
+    trainer.step()
+    trainer.bad()
+    kept.take(trainer.report())
+    before = kept.ledger.detail("lm")
+    kept.store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "optwrap.sqlite3")) as db:
+        db.execute("DROP TABLE replica")
+        db.execute("ALTER TABLE run DROP COLUMN replica_labels")
+        db.execute("UPDATE epoch SET state = json_remove(state, '$.replicas', '$.seen')")
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+
+    kept = Kept(tmp_path, clock=kept.clock)
+    try:
+        assert kept.ledger.detail("lm") == before
+        trainer.step("skipped_not_finite", norm="NaN", offenders={"w": 1}, brought=(3, 1, "cpu:4", 1, 8))
+        kept.take(trainer.report())
+        kept = kept.reopened()
+        answer = kept.ledger.detail("lm")
+        assert answer is not None
+        (row,) = answer.replicas
+        assert row.model_dump() == {
+            **{"replica": 3, "process": 1, "device": "cpu:4"},
+            **{"steps": 1, "first_step": 3, "last_step": 3},
+        }
+        assert [record.model_dump() for record in kept.store.steps("lm", 0).replicas] == [
+            {"step": 3, "replica": 3, "process": 1, "device": "cpu:4", "count": 1, "of": 8}
+        ]
+    finally:
+        kept.store.close()
+
+
 # --- reads ------------------------------------------------------------------------------------------------------------
 
 
@@ -490,7 +526,7 @@ def busy_runs(kept: Kept) -> None:
     for _ in range(6):
         kept.clock.advance(1)
         for trainer in trainers:
-            trainer.bad()
+            trainer.step("skipped_not_finite", norm="NaN", offenders={"w": 1}, brought=(1, 0, "cpu:1", 1, 2))
             trainer.step()
             kept.take(trainer.report())
 
@@ -743,6 +779,8 @@ def any_report(draw: st.DrawFn) -> Report:
     places = st.tuples(st.sampled_from(steps or [0]), texts)
     bad = draw(st.dictionaries(places, st.integers(1, LARGE), max_size=4 if steps else 0))
     seq = draw(st.integers(1, 4) | st.integers(1, LARGE))
+    replicas = st.tuples(st.none() | st.integers(0, 2**31), st.none() | st.integers(0, 9), st.none() | texts)
+    firsts = draw(st.dictionaries(replicas, st.just(1), max_size=min(3, state.steps - before.steps)))
     return Trainer(
         process=draw(st.integers(0, 1)),
         epoch=draw(st.sampled_from(["e", "e:1", "1"])),
@@ -754,7 +792,7 @@ def any_report(draw: st.DrawFn) -> Report:
         seq=seq,
         oldest_held=draw(st.integers(1, seq)),
         sent_at=draw(times),
-        totals=state.counters(),
+        totals=state.counters() | by_replica(firsts),
         at_start=before.counters(),
         base=counted(draw, State()).counters() if draw(st.booleans()) else None,
         gauges=draw(st.dictionaries(st.sampled_from(gauges), st.integers(0, LARGE)))
@@ -771,6 +809,11 @@ def any_report(draw: st.DrawFn) -> Report:
             **({"interpolated": column(st.booleans())} if draw(st.booleans()) else {}),
         },
         offenders=[{"step": step, "parameter": path, "not_finite": n} for (step, path), n in bad.items()],
+        replicas=[
+            dict(zip(REPLICA, one, strict=True)) | {"step": step, "count": draw(st.integers(1, 2**31))}
+            for step, one in zip(steps, firsts, strict=False)
+            if one[0] is not None
+        ],
         dropped={"steps": draw(st.integers(0, LARGE)), "bad_steps": draw(st.integers(0, LARGE))},
     )
 
@@ -799,7 +842,7 @@ def test_whatever_the_wire_lets_through_is_stored_and_answered(
         reopened = again.ledger.detail("lm")
         again.store.close()
         assert reopened is not None
-        assert reopened.totals == answer.totals
+        assert (reopened.totals, reopened.replicas) == (answer.totals, answer.replicas)
 
 
 def test_a_sum_that_no_column_can_hold_stops_at_the_largest_count(kept: Kept) -> None:

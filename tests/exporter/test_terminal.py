@@ -1,7 +1,9 @@
 """status and watch, as a terminal shows them."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -171,3 +173,19 @@ def test_watch_looks_again_and_outlives_an_exporter_that_goes(
     out = capsys.readouterr().out
     assert looks == 4
     assert "second" in out
+
+
+@pytest.mark.parametrize(
+    ("replica", "says"),
+    [
+        ({"process": 1, "device": "tpu:5", "of": 8}, "first from replica 5: process 1, tpu:5; 2 of 8"),
+        ({"of": 8}, "first from replica 5; 2 of 8"),
+        ({}, "first from replica 5; 2 in all"),
+    ],
+)
+def test_an_event_says_which_replica_it_came_from(site: Served, replica: dict[str, Any], says: str) -> None:
+    job = Job(clock=time.time)
+    job.step()
+    job.step("skipped_not_finite", "NaN", replica={"replica": 5, "count": 2, **replica}, w=1)
+    site.send(job.report())
+    assert says in terminal._event(site.get("/v1/runs/lm/events")["items"][0], time.time())

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.counts import Counts
+from optwrap_exporter.counts import Counts, Replica
 from optwrap_exporter.ledger import Ledger
 from optwrap_exporter.wire import Report, RunDetail
 
@@ -20,11 +20,14 @@ def detail(ledger: Ledger) -> RunDetail:
 
 
 def run_total(ledger: Ledger) -> Counts:
-    """The run's totals, parameters and all."""
+    """The run's totals, parameters, replicas and all."""
     answer = detail(ledger)
     verdicts = tuple(answer.totals.verdicts.values())
     return Counts(
-        verdicts, answer.totals.not_finite_steps, {row.parameter: row.steps for row in answer.parameters if row.steps}
+        verdicts,
+        answer.totals.not_finite_steps,
+        {row.parameter: row.steps for row in answer.parameters if row.steps},
+        {Replica(row.replica, row.process, row.device): row.steps for row in answer.replicas},
     )
 
 

@@ -337,5 +337,5 @@ def test_answers_spell_what_is_not_finite_and_leave_out_what_is_absent() -> None
 def test_the_run_answers_every_field_of_its_contract() -> None:
     assert set(RunDetail.model_fields) == {
         "run", "health", "since", "first_report", "last_report", "totals", "state_totals", "unseen", "gauges",
-        "parameters", "dropped", "attempts", "processes",
+        "parameters", "replicas", "dropped", "attempts", "processes",
     }  # fmt: skip

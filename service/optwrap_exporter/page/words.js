@@ -1,6 +1,6 @@
 /** The vocabulary of the page: each health and each verdict with its words, its colour's name and its shape. */
 
-import { integer, plural } from "./format.js";
+import { integer, plural, visible } from "./format.js";
 
 /** Tiers, worst first. A tier gives colour and shape; the words are the health's own. */
 export const TIERS = ["critical", "warning", "idle", "good"];
@@ -88,6 +88,15 @@ export function isBad(kind) {
 export function kindOf(verdict, finite) {
   if (finite) return verdict;
   return verdict === "accumulated" ? "accumulated_not_finite" : verdict === "applied" ? "accepted_not_finite" : verdict;
+}
+
+/** The replica whose own gradients were the first not finite, as an event's detail has it; null where none is named. */
+export function fromReplica({ replica }) {
+  if (!replica) return null;
+  const process = replica.process === undefined ? null : `process ${integer(replica.process)}`;
+  const where = [process, replica.device ? visible(replica.device) : null].filter(Boolean).join(", ");
+  const count = replica.of ? `${integer(replica.count)} of ${integer(replica.of)}` : `${integer(replica.count)} in all`;
+  return `first from replica ${integer(replica.replica)}${where ? `: ${where}` : ""}; ${count}`;
 }
 
 /** Reasons of a skip, as the totals name them, and the kind each is drawn as. */

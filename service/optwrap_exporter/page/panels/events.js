@@ -1,7 +1,7 @@
 /** The feed of what happened, newest first; a click shows the step in the chart. */
 
 import { clock, dateTime, integer, norm, parametersInWords, plural, seconds, visible, wireNumber } from "../format.js";
-import { KINDS, REASONS } from "../words.js";
+import { fromReplica, KINDS, REASONS } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
 
@@ -35,9 +35,9 @@ function appearance({ kind, detail }) {
 
 /** What an event's detail says, by kind; null where this page has no words for it. */
 const SENTENCES = {
-  skipped: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail)],
-  accepted_not_finite: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail)],
-  streak_started: (detail) => [guilty(detail)],
+  skipped: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail), fromReplica(detail)],
+  accepted_not_finite: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail), fromReplica(detail)],
+  streak_started: (detail) => [guilty(detail), fromReplica(detail)],
   streak_ended: ({ length, first_step: first, last_step: last }) => [
     `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,
   ],
