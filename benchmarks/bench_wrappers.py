@@ -1,6 +1,6 @@
 """What a step under each wrapper costs against the same under optax's, and against no wrapper: ratios, from one run.
 
-    python benchmarks/bench_wrappers.py [--quick] [--only NAME]
+    python benchmarks/bench_wrappers.py [--quick] [--only NAME] [--rounds N]
 
 Every case trains the same float32 parameters with adamw, gradients given, parameters and state donated, in up to five
 forms: with no wrapper at all (bare), under optax's wrapper, under optwrap's by `update` and `apply_updates`, under
@@ -200,12 +200,15 @@ def main() -> None:
     """Measure the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a sixteenth of the parameters and few rounds")
+    parser.add_argument("--rounds", type=int, help="to measure (11; quick: 3; two at least)")
     parser.add_argument("--only", metavar="NAME", help=f"cases whose name holds NAME, of: {'; '.join(CASES)}")
     options = parser.parse_args()
+    if options.rounds is not None and options.rounds < 2:
+        parser.error(f"--rounds: must be 2 at least, for quartiles; got {options.rounds}")
     chosen = {name: case for name, case in CASES.items() if options.only is None or options.only in name}
     if not chosen:
         parser.error(f"--only: no case's name holds {options.only!r}; they are {'; '.join(CASES)}")
-    rounds = 3 if options.quick else 11
+    rounds = options.rounds or (3 if options.quick else 11)
 
     console = Console(width=150)
     table = Table(

@@ -4,10 +4,8 @@ Wrappers that ask the same of the same gradients must ask with the same operatio
 a nest of wrappers pays for one pass over the gradients.
 """
 
-import contextvars
 import functools
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 from typing import cast as typed
 
@@ -20,6 +18,7 @@ from jax.typing import ArrayLike
 
 from optwrap._checks import INT32_MAX
 from optwrap._devices import ALONE, Together, vary, varying
+from optwrap._known import answer_about, knowing_norms, norm_of
 
 Tree = Any
 """Any pytree of arrays."""
@@ -37,6 +36,11 @@ def is_inexact(leaf: Any) -> bool:
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
+def inexact_leaves(tree: Tree) -> list[Any]:
+    """The leaves that can hold NaN or Inf, in the tree's order."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+
+
 def squared_norms(tree: Tree) -> list[jax.Array]:
     """The sum of squared absolute values of each leaf, in the tree's order.
 
@@ -44,42 +48,23 @@ def squared_norms(tree: Tree) -> list[jax.Array]:
       one scalar per numeric leaf, float64 for float64 and complex128 leaves, else float32. It is not finite where a
       value of the leaf is not, or where the squares overflow. Leaves without numbers (PRNG keys, float0) are left out.
     """
-    known = _norms.get()
     return [
-        known[id(leaf)][1] if id(leaf) in known else _squared_norm(leaf)
+        _squared_norm(leaf) if (known := norm_of(leaf)) is None else known
         for leaf in jax.tree.leaves(tree)
         if _is_numeric(leaf)
     ]
 
 
-_norms: contextvars.ContextVar[Mapping[int, tuple[Any, jax.Array]]] = contextvars.ContextVar(
-    "optwrap_norms", default=types.MappingProxyType({})
-)
-"""By the identity of a leaf, the leaf and its squared norm, of all that is known where this is asked."""
-
-
 def sharing_norms(update: Update) -> Update:
-    """An `update` such that all inside it who ask for the norms of its updates have the same ones.
-
-    On one device XLA merges equal questions. On a mesh it does not: each would have an all-reduce of its own.
-    """
+    """An `update` such that all inside it who ask for the norms of its updates have the same ones."""
 
     @functools.wraps(update)
     def shared(updates: Tree, *args: Any, **kwargs: Any) -> Any:
-        known = _norms.get()
-        # The leaf is kept beside its norm: an id means something only while its object lives.
-        new = {
-            id(leaf): (leaf, _squared_norm(leaf))
-            for leaf in jax.tree.leaves(updates)
-            # Of a tracer only: the norm of an array that is known would be a tracer of this trace, and the array may be
-            # in another, which outlives this one.
-            if isinstance(leaf, jax.core.Tracer) and _is_numeric(leaf) and id(leaf) not in known
-        }
-        token = _norms.set({**known, **new})
-        try:
+        # Of tracers only: the norm of an array that is known would be a tracer of this trace, and the array may be in
+        # another, which outlives this one.
+        leaves = [leaf for leaf in jax.tree.leaves(updates) if isinstance(leaf, jax.core.Tracer) and _is_numeric(leaf)]
+        with knowing_norms(leaves, squared_norms(leaves)):
             return update(updates, *args, **kwargs)
-        finally:
-            _norms.reset(token)
 
     return typed(Update, shared)
 
@@ -96,9 +81,11 @@ def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
     A sum of squares in float32 or wider is finite only if every value is, and costs less than asking each value. It
     may also overflow on finite values; those are told apart, each value asked, where it is not finite.
     """
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    leaves = inexact_leaves(tree)
     if not leaves:
         return jnp.array(True)
+    if (known := answer_about(leaves, together)) is not None:
+        return known.finite
     norms = squared_norms(leaves)
     finite = jnp.isfinite(together.total(norms))
     # The operands, not constants, so that both branches vary over the same axes of a mesh.

@@ -12,12 +12,13 @@ from jax.typing import ArrayLike
 
 from optwrap import _checks
 from optwrap._devices import ALONE, Together
+from optwrap._known import answer_about
 from optwrap._trees import (
     Tree,
     all_finite,
     count_dtype,
     gradient_tree,
-    is_inexact,
+    inexact_leaves,
     not_finite_counts,
     saturating_sum,
     sharing_norms,
@@ -70,12 +71,17 @@ def skip_not_finite(
 @sharing_norms
 def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict[str, jax.Array]]:
     finite = all_finite(updates, together)
-    leaves = [leaf for leaf in jax.tree.leaves(updates) if is_inexact(leaf)]
+    leaves = inexact_leaves(updates)
+    known = answer_about(leaves, together)
+
+    def counted(_: jax.Array, leaves: list[jax.Array], norms: list[jax.Array]) -> jax.Array:
+        return saturating_sum(not_finite_counts(leaves, norms, together) if known is None else list(known.counts))
+
     # Counting costs more than deciding, and is needed only where there is something to count.
     num_not_finite = jax.lax.cond(
         finite,
         lambda finite, *_: jnp.zeros_like(finite, dtype=count_dtype()),
-        lambda _, leaves, norms: saturating_sum(not_finite_counts(leaves, norms, together)),
+        counted,
         finite,
         leaves,
         squared_norms(leaves),

@@ -31,7 +31,7 @@ from optwrap.telemetry.state import (
     Counters,
     InstrumentState,
 )
-from optwrap.telemetry.summary import speaking_for, summarize
+from optwrap.telemetry.summary import speaking_for, summarized
 from optwrap.telemetry.verdicts import Call, count_windows, judge
 
 DEFAULT_NAME: Final = "instrument"
@@ -132,8 +132,9 @@ def instrument(
         updates: Any, state: InstrumentState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, InstrumentState]:
         places, extra_args = described(updates, state, params, extra_args)
-        new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        call = Call(state.inner_state, updates, new_updates, summarize(updates))
+        with summarized(updates) as summary:
+            new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        call = Call(state.inner_state, updates, new_updates, summary)
         return new_updates, counted(call, state, inner_state, params, places)
 
     def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
@@ -141,8 +142,9 @@ def instrument(
             new_updates, state = update(grads, state, params, **extra_args)
             return add(params, new_updates), state
         places, extra_args = described(grads, state, params, extra_args)
-        new_params, inner_state = apply_gradients(inner, grads, state.inner_state, params, **extra_args)
-        call = Call(state.inner_state, grads, new_params, summarize(grads), applied=True)
+        with summarized(grads) as summary:
+            new_params, inner_state = apply_gradients(inner, grads, state.inner_state, params, **extra_args)
+        call = Call(state.inner_state, grads, new_params, summary, applied=True)
         return new_params, counted(call, state, inner_state, params, places)
 
     def described(

@@ -5,9 +5,10 @@ the mesh axes that it varies along, and over those that were named because types
 none, and the compiler does the same unasked.
 """
 
+import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import jax
@@ -16,7 +17,8 @@ from jax import lax
 
 from optwrap._checks import INT32_MAX
 from optwrap._devices import Axes, Together
-from optwrap._trees import Update, is_inexact, not_finite_counts, squared_norms
+from optwrap._known import Answer, knowing_answer
+from optwrap._trees import Update, count_dtype, inexact_leaves, not_finite_counts, squared_norms
 
 _SCALE: Final = 2.0**-96
 """A power of two, so exact. Values whose squares overflow float32 in sum, scaled by it, neither overflow (3.4e38
@@ -53,38 +55,40 @@ class Summary(NamedTuple):
     """int32[P]: how many values of each leaf are not finite, saturating."""
 
 
-def summarize(tree: Any) -> Summary:
+@contextlib.contextmanager
+def summarized(tree: Any) -> Iterator[Summary]:
     """Judge and measure `tree` in one pass, and look closer only where something is wrong.
 
     A sum of squares is finite only if every value is, so the norm decides. Only where it is not finite are the values
     looked at one by one: that tells the leaves apart, and huge gradients whose squares overflow from those that are not
-    finite. The wrappers decide by the same sums, which XLA then computes once.
+    finite. While it lasts, the wrappers that would ask the same of the tree have it from here.
     """
     every = jax.tree.leaves(tree)
-    leaves = [leaf for leaf in every if is_inexact(leaf)]
+    leaves = inexact_leaves(every)
     if not leaves:
-        return Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32))
+        yield Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32))
+        return
+    together = _together.get()
     norms = squared_norms(every)
-    total = _together.get().total(squared_norms(leaves))
+    total = together.total(squared_norms(leaves))
 
-    def as_usual() -> Summary:
-        return Summary(jnp.array(True), jnp.sqrt(total).astype(jnp.float32), jnp.zeros([len(every)], jnp.int32))
+    def as_usual() -> tuple[jax.Array, jax.Array, jax.Array]:
+        return jnp.array(True), jnp.sqrt(total), jnp.zeros([len(every)], count_dtype())
 
-    def one_by_one() -> Summary:
-        counted = not_finite_counts(every, norms, _together.get())
-        not_finite = jnp.stack([jnp.minimum(count, INT32_MAX) for count in counted]).astype(jnp.int32)
-        finite = jnp.all(not_finite == 0)
+    def one_by_one() -> tuple[jax.Array, jax.Array, jax.Array]:
+        counts = jnp.stack(not_finite_counts(every, norms, together))
+        finite = jnp.all(counts == 0)
         # Where a value is not finite the sum is as it is, NaN or Inf. What overflowed is the sum of finite ones.
-        norm = lax.cond(finite, lambda: _scaled_norm(leaves, total), lambda: jnp.sqrt(total))
-        return Summary(finite, norm.astype(jnp.float32), not_finite)
+        return finite, lax.cond(finite, lambda: _scaled_norm(leaves, total), lambda: jnp.sqrt(total)), counts
 
-    summary: Summary = lax.cond(jnp.isfinite(total), as_usual, one_by_one)
-    return summary
+    finite, norm, counts = lax.cond(jnp.isfinite(total), as_usual, one_by_one)
+    with knowing_answer(leaves, together, Answer(finite, counts)):
+        yield Summary(finite, norm.astype(jnp.float32), jnp.minimum(counts, INT32_MAX).astype(jnp.int32))
 
 
 def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
     """Whether `test`, value by value, holds for any value of any floating or complex leaf: bool[]."""
-    found = [on_any_device(jnp.any(test(jnp.asarray(leaf)))) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    found = [on_any_device(jnp.any(test(jnp.asarray(leaf)))) for leaf in inexact_leaves(tree)]
     return jnp.any(jnp.stack(found)) if found else jnp.array(False)
 
 

@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from optwrap.telemetry.summary import summarize
+from optwrap.telemetry.summary import Summary, summarized
 
 SHAPES = ((), (1,), (7,), (3, 0), (2, 3, 4))
-summarized = jax.jit(summarize)
+
+
+def summarize(tree: Any) -> Summary:
+    with summarized(tree) as summary:
+        return summary
+
+
+jitted = jax.jit(summarize)
 
 
 def expected(leaves: list[Any]) -> tuple[bool, float, list[int]]:
@@ -51,7 +58,7 @@ def test_the_summary_is_numpys(dtype: str, shape: tuple[int, ...], data: st.Data
         parts, values = values, np.empty(shape, np.complex64)
         values.real, values.imag = parts, np.flip(parts)
     leaf = jnp.asarray(values).astype(dtype)
-    summary = summarized({"a": leaf, "b": jnp.arange(3), "c": jnp.float32(0.5)})
+    summary = jitted({"a": leaf, "b": jnp.arange(3), "c": jnp.float32(0.5)})
     finite, norm, counts = expected([np.asarray(leaf), np.arange(3), np.float32(0.5)])
     assert bool(summary.finite) == finite
     assert summary.not_finite.tolist() == counts
@@ -66,7 +73,7 @@ def test_the_summary_is_numpys(dtype: str, shape: tuple[int, ...], data: st.Data
 def test_a_gradient_too_large_for_its_own_squares_is_finite_and_has_its_norm() -> None:
     """Also as scalars, where XLA takes the root of the square for the absolute value."""
     for tree in ({"w": jnp.full((4,), 1e30)}, jnp.float32(-3e38), {"a": jnp.float32(3e30), "b": jnp.full((1,), 4e30)}):
-        summary = summarized(tree)
+        summary = jitted(tree)
         norm = float(np.sqrt(sum(np.sum(np.square(np.float64(leaf))) for leaf in jax.tree.leaves(tree))))
         assert bool(summary.finite)
         np.testing.assert_allclose(float(summary.norm), norm, rtol=1e-5)
@@ -77,7 +84,7 @@ def test_a_gradient_too_large_for_its_own_squares_is_finite_and_has_its_norm() -
     "tree", [{}, {"a": None}, {"a": jnp.arange(3)}, {"a": jnp.zeros((0, 2))}, {"a": jnp.array(True)}]
 )
 def test_nothing_that_could_be_not_finite_is_finite_and_has_no_length(tree: Any) -> None:
-    summary = summarized(tree)
+    summary = jitted(tree)
     assert (bool(summary.finite), float(summary.norm)) == (True, 0.0)
     assert summary.not_finite.shape == (len(jax.tree.leaves(tree)),)
     assert not summary.not_finite.any()
