@@ -9,7 +9,6 @@ import itertools
 import json
 import socket
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from optwrap.telemetry.records import GOOD_VERDICTS
 from tests.e2e.chaos.findings import counted
 from tests.e2e.chaos.truth import Piece, lived
 from tests.e2e.ways import job
+from tests.e2e.ways.launches import free_address, run_to_the_end
 from tests.optwrap.monitoring import Books, StubExporter
 from tests.optwrap.simulation import Step
 
 pytestmark = pytest.mark.timeout(300)
-
-CONTEXT = get_context("forkserver")
 
 Reported = dict[tuple[str, int], Books]
 """By run and process."""
@@ -45,28 +43,8 @@ def run(stub: StubExporter, *jobs: tuple[Callable[..., None], tuple[Any, ...]], 
             return 200, {}, json.dumps(found[report["run"], report["process"]].take(body)).encode()
 
     stub.answer = answer
-    started = []
-    for place, (target, given) in enumerate(jobs):
-        ours, theirs = CONTEXT.Pipe()
-        log = directory / f"{place}.log"
-        process = CONTEXT.Process(target=target, args=(theirs, stub.endpoint, log, *given), daemon=True)
-        process.start()
-        theirs.close()
-        started.append((process, ours, log))
-    try:
-        for _, ours, log in started:
-            try:
-                assert ours.poll(240), log.read_text()
-                assert ours.recv() == "done"
-            except EOFError:
-                raise AssertionError(log.read_text()) from None
-        for process, _, log in started:
-            process.join(60)
-            assert process.exitcode == 0, log.read_text()
-            assert "passed over" not in log.read_text(), log.read_text()
-    finally:
-        for process, _, _ in started:
-            process.kill()
+    said = run_to_the_end(stub.endpoint, *jobs, directory=directory)
+    assert said == ["done"] * len(jobs)
     return found
 
 
@@ -101,9 +79,7 @@ def of_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 def of_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Reported]:
     server, n = StubExporter(), request.param
     cases = collected(request)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    coordinator = free_address()
     try:
         jobs = [(job.together, ((coordinator, n, index), cases)) for index in range(n)]
         return n, run(server, *jobs, directory=tmp_path_factory.mktemp("together"))
