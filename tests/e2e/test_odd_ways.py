@@ -172,7 +172,7 @@ def test_a_thread_that_forks_in_the_midst_of_steps_hurts_neither_side(shared: Ru
 def test_totals_outlive_every_loss_of_the_directory_and_forgetting(
     start_exporter: Callable[..., RunningExporter], tmp_path: Path
 ) -> None:
-    """Lost, lost again and once more before a report came, forgotten under a living trainer; then the name begins anew."""
+    """Lost, lost again and once more before a report came, forgotten while its trainer lives; then the name anew."""
     exporter = start_exporter(data_dir=tmp_path / "data")
 
     def lose() -> None:
