@@ -96,19 +96,27 @@ def _delivery(observer: Observer) -> Any:
     """The callback: hands what it is given to `observer`, and returns 0, whatever happens."""
     said: set[type[BaseException]] = set()
 
+    def hand_over(words: Any) -> None:
+        found = np.array(words, np.uint32)
+        readings = _readings(found.reshape(-1, found.shape[-1]))
+        if readings is not None:
+            observer.observe(readings)
+
     def deliver(words: Any) -> np.ndarray[Any, np.dtype[np.uint32]]:
-        try:
-            found = np.array(words, np.uint32)
-            readings = _readings(found.reshape(-1, found.shape[-1]))
-            if readings is not None:
-                observer.observe(readings)
-        except BaseException as error:
-            # Raised into the step it would end the training, with the donated state already gone. What a signal's
-            # handler raised, so that the process ends, comes again after the step.
-            asked_to_end = not isinstance(error, Exception) and raise_later(error)
-            if not asked_to_end and type(error) not in said:
-                said.add(type(error))
-                _log.exception("optwrap: a reading was lost, as will be others like it: %r raised", observer)
+        for tries_left in (1, 0):
+            try:
+                hand_over(words)
+                break
+            except BaseException as error:
+                # Raised into the step it would end the training, with the donated state already gone. What a signal's
+                # handler raised, so that the process ends, comes again after the step. It may have come before the
+                # reading was taken, and others follow: that one comes again, too, which does no harm if it was.
+                if tries_left and not isinstance(error, Exception) and raise_later(error):
+                    continue
+                if type(error) not in said:
+                    said.add(type(error))
+                    _log.exception("optwrap: a reading was lost, as will be others like it: %r raised", observer)
+                break
         return np.zeros(np.shape(words)[:-1], np.uint32)
 
     return deliver

