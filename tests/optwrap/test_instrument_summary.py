@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+import optwrap
 from optwrap.telemetry.summary import Summary, summarized
 
 SHAPES = ((), (1,), (7,), (3, 0), (2, 3, 4))
@@ -118,3 +120,23 @@ def test_mixed_dtypes_need_no_implicit_promotion() -> None:
         np.testing.assert_allclose(float(summary.norm), np.sqrt(10))
         assert summary.norm.dtype == jnp.float32
         assert summary.not_finite.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("rejects", ["apply_if_finite", "skip_not_finite"])
+def test_a_wrapper_asks_nothing_that_the_instrumentation_has_asked(rejects: str) -> None:
+    """Its step has no more conditions than that of the same wrapper alone."""
+    wrapper: Any = (
+        optwrap.apply_if_finite(optax.sgd(0.1), 5)
+        if rejects == "apply_if_finite"
+        else optwrap.MultiSteps(
+            optax.sgd(0.1), 2, should_skip_update_fn=optwrap.skip_not_finite
+        ).gradient_transformation()
+    )
+    params = {"w": jnp.ones((64, 8)), "v": jnp.ones((300,))}
+
+    def conditions(transformation: Any) -> int:
+        program = jax.jit(transformation.update).lower(params, transformation.init(params), params).compile()
+        _, entry = str(program.as_text()).split("ENTRY")
+        return entry.count(" conditional(")
+
+    assert conditions(optwrap.instrument(wrapper)) == conditions(wrapper) > 0

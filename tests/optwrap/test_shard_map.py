@@ -200,10 +200,17 @@ def test_without_an_axis_name_each_device_decides_for_itself(name: str, how: str
         assert_same(jax.tree.map(lambda leaf, device=device: leaf[device], Result(params, state)), expected)
 
 
-def test_devices_along_other_axes_decide_for_themselves() -> None:
-    """Of four groups of two devices each, a group trains like one device with its gradients."""
+@pytest.mark.parametrize("name", ["apply_if_finite", "skip_not_finite"])
+@pytest.mark.parametrize("watched", [False, True], ids=["", "instrumented"])
+def test_devices_along_other_axes_decide_for_themselves(name: str, watched: bool) -> None:
+    """Of four groups of two devices each, a group trains like one device with its gradients.
+
+    Also where what is around knows of all eight together.
+    """
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    transformation = DECIDING["skip_not_finite"]("y")
+    transformation = DECIDING[name]("y")
+    if watched:
+        transformation = optwrap.instrument(transformation)
 
     def train(grads: Any) -> Any:
         params = {"both": jax.lax.pcast(jnp.ones(grads.shape[1:]), ("x", "y"), to="varying")}
@@ -217,7 +224,7 @@ def test_devices_along_other_axes_decide_for_themselves() -> None:
     )
     mapped = jax.shard_map(train, mesh=mesh, in_specs=P(None, "x", "y"), out_specs=P("x", "y"))
     together = jax.jit(mapped)(grads)
-    alone, step = on_one_device("skip_not_finite")
+    alone, step = on_one_device(name)
     for group in range(4):
         rows = slice(2 * group, 2 * group + 2)
         params, _ = trained(step, alone, {"both": ROWS["both"][rows]}, [{"both": batch[rows]} for batch in grads])
