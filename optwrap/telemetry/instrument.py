@@ -70,6 +70,9 @@ def instrument(
     outside the mask of `masked`, or what is around the wrapper, as `optax.contrib.mechanize` is, let it through. A
     window whose mean overflows although all it took in was finite is seen by a guard inside, and not without one.
 
+    Where something stands around the wrappers, `apply_gradients` has no updates to look at, but the new parameters:
+    with parameters that were not finite before, such calls are all accepted ones there.
+
     Beside the verdict there are the norm of the incoming gradients, the values that are not finite by parameter, and
     the wrappers' own counters and limits. They are in the state, as arrays, and go with it into checkpoints; get them
     out with `optwrap.reading`.

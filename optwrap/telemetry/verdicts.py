@@ -54,8 +54,9 @@ class Call(NamedTuple):
     """Of the gradients."""
     applied: bool = False
     """Whether what came out are the new parameters (`optwrap.apply_gradients`). Those before are not kept beside them:
-    XLA has overwritten them in place. So parameters that were not finite before the call count as its doing, where
-    nothing but what came out tells."""
+    XLA has overwritten them in place, and copies all of them in every step if they are looked at even once, be it
+    before the step and only where the gradients are not finite. So parameters that were not finite before the call
+    count as its doing, where nothing but what came out tells."""
 
 
 def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
