@@ -291,8 +291,9 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
             return None, extra_args
         if extra_args.get("weight") is None:
             raise TypeError(
-                "MultiSteps: weight must be given to update, since weighted=True: pass weight=, what this mini-step "
-                "counts for, or leave out weighted"
+                "MultiSteps: weight must be given to update, since weighted=True, got none: pass weight=, what this "
+                "mini-step counts for, or leave out weighted; a MultiSteps around this one that is weighted itself "
+                "takes the weight, and hands none on: let one of the two be"
             )
         return extra_args["weight"], {name: value for name, value in extra_args.items() if name != "weight"}
 

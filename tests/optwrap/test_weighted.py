@@ -343,6 +343,10 @@ def test_a_step_of_one_mini_step_without_weight_is_skipped() -> None:
     assert verdicts == ["skipped_other", "applied", "skipped_large"]
 
 
+def nested() -> Any:
+    return optwrap.instrument(optwrap.MultiSteps(optax.chain(weighted().gradient_transformation()), 2, weighted=True))
+
+
 START = weighted().init(FLOAT32)
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "weighted no bool": (
@@ -353,12 +357,17 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "missing": (
         lambda: weighted().update(FLOAT32, START),
         TypeError,
-        r"MultiSteps: weight must be given to update, since weighted=True: pass weight=.* or leave out weighted",
+        r"MultiSteps: weight must be given to update, since weighted=True, got none: pass weight=.* or leave out",
     ),
     "nothing": (
         lambda: weighted().update(FLOAT32, START, weight=None),
         TypeError,
         r"MultiSteps: weight must be given to update, since weighted=True",
+    ),
+    "taken by another around it": (
+        lambda: optwrap.apply_gradients(around := nested(), FLOAT32, around.init(FLOAT32), FLOAT32, weight=1.0),
+        TypeError,
+        r"since weighted=True, got none: .* a MultiSteps around this one that is weighted itself takes the weight, and",
     ),
     "negative": (
         lambda: weighted().update(FLOAT32, START, weight=-1.0),
