@@ -50,6 +50,11 @@ def test_counters_saturate() -> None:
     assert int(after.gradient_step) == 2**31 - 1
     assert steps.has_updated(after)
 
+    steps = optwrap.MultiSteps(momentum(), 2)
+    _, opened = steps.update(FLOAT32, steps.init(FLOAT32))
+    _, after = jax.jit(steps.flush)(opened._replace(gradient_step=FULL))
+    assert int(after.gradient_step) == 2**31 - 1
+
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_training_whose_states_come_from_a_checkpoint(name: str) -> None:
@@ -286,6 +291,29 @@ def test_slow_parameters_follow_the_paper() -> None:
         np.testing.assert_allclose(pair.fast["b"], fast, rtol=1e-5)
         np.testing.assert_allclose(pair.slow["b"], slow, rtol=1e-5)
         assert int(state.steps_since_sync) == (i + 1) % 3
+
+
+ANYTHING = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 3.4e38, -1.5], np.float32)
+
+
+def test_what_is_masked_out_passes_by_bit_for_bit() -> None:
+    """Signs of zeros, NaN and infinities included: nothing is computed of it."""
+    transformation = optwrap.masked(optax.sgd(0.5, momentum=0.5), {"in": True, "out": False})
+    grads = {"in": jnp.ones(2), "out": jnp.asarray(ANYTHING)}
+    updates, _ = jax.jit(transformation.update)(grads, transformation.init(grads), grads)
+    np.testing.assert_array_equal(np.asarray(updates["out"]).view(np.uint32), ANYTHING.view(np.uint32))
+
+
+def test_fast_updates_between_synchronisations_are_those_of_the_fast_optimizer() -> None:
+    """Bit for bit, whatever the gradients are; those of the slow parameters are zero, and not a product."""
+    fast = optax.sgd(0.5)
+    transformation = optwrap.lookahead(fast, sync_period=3, slow_step_size=0.25)
+    pair = optax.LookaheadParams(fast=jnp.full(7, 2.0), slow=jnp.full(7, 0.5))
+    updates, _ = jax.jit(transformation.update)(jnp.asarray(ANYTHING), transformation.init(pair), pair)
+    alone, _ = jax.jit(fast.update)(jnp.asarray(ANYTHING), fast.init(pair.fast), pair.fast)
+    bits, expected = (np.asarray(leaf).view(np.uint32) for leaf in (updates.fast, alone))
+    np.testing.assert_array_equal(bits, expected)
+    np.testing.assert_array_equal(updates.slow, np.zeros(7))
 
 
 def test_init_of_lookahead_takes_the_fast_parameters_alone() -> None:
