@@ -83,12 +83,16 @@ class Wanted(BaseException):
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL])
 def test_what_comes_later_comes_once_and_leaves_the_handler_as_it_was(handler: Any) -> None:
     """Also where Ctrl-C is ignored, as in a job that a shell has put into the background."""
+    error = Wanted()
+
+    def go_on() -> None:
+        assert raise_later(error)
+        time.sleep(30)
+
     before = signal.signal(signal.SIGINT, handler)
     try:
-        error = Wanted()
-        assert raise_later(error)
         with pytest.raises(Wanted) as raised:
-            time.sleep(30)
+            go_on()
         assert raised.value is error
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
