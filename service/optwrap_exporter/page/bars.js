@@ -33,6 +33,9 @@ function join(bar, { kind, share, moved, worst, count }) {
   if (badness(kind) < badness(bar.kind)) Object.assign(bar, { kind, worst });
 }
 
+/** Steps count from 1, and with them the first window begins. */
+const groupOf = (step, together) => Math.floor((step - 1) / together);
+
 function alongSteps(plot, records, everyK, ratio) {
   const { min, max } = plot.scales.x;
   const at = (step) => Math.round(plot.valToPos(step - 0.5, "x", true));
@@ -42,7 +45,7 @@ function alongSteps(plot, records, everyK, ratio) {
   const bars = [];
   const end = lowerBound(records.step, max + together);
   for (let i = lowerBound(records.step, min - together); i < end; i += 1) {
-    const first = Math.floor(records.step[i] / together) * together;
+    const first = groupOf(records.step[i], together) * together + 1;
     const bar = one(records, i, everyK);
     const before = bars.at(-1);
     if (before?.first === first) {
@@ -102,7 +105,7 @@ function alongTime(plot, records, everyK, ratio) {
     group = null;
   };
   for (let i = begin; i < end; i += 1) {
-    const number = Math.floor(step[i] / together);
+    const number = groupOf(step[i], together);
     const afterGap = i > 0 && isGap(records, i - 1);
     if (group !== null && group.number === number && !afterGap && step[i] > step[group.last]) {
       join(group, one(records, i, everyK));

@@ -1,6 +1,7 @@
 /** The parameters that went bad: which, when first, when last, how often, how many values. */
 
 import { compact, integer, plural, visible } from "../format.js";
+import { beginning } from "../model.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
 
@@ -48,9 +49,10 @@ export function createParameters(root, { onJump }) {
   /** null: as the exporter orders them, worst first. */
   let order = null;
   let parameters = [];
-  /** The step in which the first went bad, where that tells a few parameters from the others. */
-  let began;
+  /** The paths of those that went bad first, where that tells a few parameters from the others. */
+  let firsts = new Set();
   let shown = null;
+  let shownStreak;
   let shownRun = null;
   let limit = ROWS;
   filter.addEventListener("input", () => draw());
@@ -76,7 +78,7 @@ export function createParameters(root, { onJump }) {
     const first = el("button", { type: "button", class: "jump" });
     const last = el("button", { type: "button", class: "jump" });
     for (const button of [first, last]) button.addEventListener("click", () => onJump(Number(button.value)));
-    const badge = el("span", { class: "badge", text: "first", title: "The first to go bad: the place to begin looking" });
+    const badge = el("span", { class: "badge", text: "first", title: "The first to go bad, of the present streak while there is one: the place to begin looking" });
     return el(
       "tr",
       { "data-parameter": parameter },
@@ -90,7 +92,7 @@ export function createParameters(root, { onJump }) {
 
   function update(row, item) {
     const [path, first, last, steps, values] = row.children;
-    path.firstChild.firstChild.hidden = item.first_step !== began;
+    path.firstChild.firstChild.hidden = !firsts.has(item.parameter);
     for (const [cell, step] of [[first, item.first_step], [last, item.last_step]]) {
       setText(cell.firstChild, integer(step));
       setAttribute(cell.firstChild, "value", step);
@@ -118,20 +120,25 @@ export function createParameters(root, { onJump }) {
   }
 
   return ({ state }) => {
-    if (!state.detail || state.parameters === shown) return;
+    if (!state.detail) return;
+    const streak = beginning(state);
+    if (state.parameters === shown && streak?.id === shownStreak) return;
     shown = parameters = state.parameters;
+    shownStreak = streak?.id;
     if (state.detail.run !== shownRun) limit = ROWS;
     shownRun = state.detail.run;
-    began = firstStep(parameters);
+    firsts = new Set(firstOf(parameters, streak));
     setAttribute(link, "href", paths.parameters(state.detail.run));
     draw();
   };
 }
 
-function firstStep(parameters) {
-  const first = parameters.reduce((least, item) => Math.min(least, item.first_step ?? Infinity), Infinity);
-  const count = parameters.filter((item) => item.first_step === first).length;
-  return count < parameters.length && count <= FIRST ? first : undefined;
+/** The paths of those to begin with: of the present streak, or, where there is none, of all that went bad ever. */
+function firstOf(parameters, streak) {
+  const least = parameters.reduce((step, item) => Math.min(step, item.first_step ?? Infinity), Infinity);
+  const found = streak ? (streak.detail.parameters ?? []) : parameters.filter((item) => item.first_step === least);
+  const count = streak?.detail.parameter_count ?? found.length;
+  return count < parameters.length && count <= FIRST ? found.map(({ parameter }) => parameter) : [];
 }
 
 /** A value as a cell of tab-separated text: a path may hold anything. */

@@ -16,11 +16,13 @@ export function createVerdict(root, announcer, { onJump }) {
   const blamed = el("bdi");
   const began = el("button", { type: "button", class: "jump", on: { click: () => onJump(Number(began.value)) } });
   const blame = el("p", { class: "blame" }, "First to go bad: ", el("strong", {}, blamed), ", ", began);
+  const grafana = el("a", { text: "Grafana", title: "This run's dashboard in Grafana", rel: "noreferrer" });
+  const json = jsonLink("how the run is");
   const facts = el("dl", { class: "facts" });
   root.append(
     icon,
     el("div", { class: "words" }, el("h1", {}, name), el("p", { class: "line" }, word, since), says, blame),
-    facts,
+    el("div", { class: "side" }, facts, el("p", { class: "links" }, grafana, json)),
   );
   const fact = (label, what) => {
     const value = el("dd");
@@ -30,10 +32,7 @@ export function createVerdict(root, announcer, { onJump }) {
   };
   const report = fact("Last report", "How long ago the exporter last stored a report of this run");
   const attempt = fact("Attempt", "One launch of the training job; a restart or a resume begins another");
-  const grafana = el("a", { text: "Grafana", title: "This run's dashboard in Grafana", rel: "noreferrer" });
   const processes = fact("Processes", "Training processes that report, of those the job says it has");
-  const json = jsonLink("how the run is");
-  facts.after(el("p", { class: "links" }, grafana, json));
   let announced = null;
 
   return ({ state, now }) => {
