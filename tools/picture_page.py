@@ -68,7 +68,8 @@ def skipping(url: str) -> None:
     training.large()
     training.live(190)
     for values in (3, 60, 262_144):
-        training.bad(decoder__layer_4__attention__w=values, **({"decoder__layer_5__mlp__w": 27} if values > 3 else {}))
+        more = {"decoder__layer_5__mlp__w": 27} if values > 3 else {}
+        training.bad("skipped_not_finite", decoder__layer_4__attention__w=values, **more)
 
 
 def healthy(url: str) -> None:

@@ -1,10 +1,8 @@
 """`status` and `watch`: what an exporter knows of its runs, in a terminal."""
 
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -12,20 +10,13 @@ import click
 import httpx
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
+
+from optwrap_exporter.screen import EVENTS, NORMS, clean, draw, in_trouble
 
 HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
 """Health that needs no person: skipping is the wrapper at work, and becomes starved or gave_up where that fails."""
 
-_COLOURS: Final = {"ok": "green", "finished": "blue", "starting": "cyan", "skipping": "yellow", "degraded": "yellow"}
-_EVENTS: Final = 5
-_GOOD: Final = frozenset({"applied", "accumulated"})
-_SPARK: Final = "▁▂▃▄▅▆▇█"
-_BAD: Final = "✕"
-_NORMS: Final = 24
-"""Steps in the sparkline."""
 _WATCHED: Final = 20
 
 Json = dict[str, Any]
@@ -102,13 +93,17 @@ class Exporter:
         """The columns of the run's last steps; of a run whose steps are numbered anew, of the last numbers."""
         last = int(run["state_totals"]["steps"])
         path = f"/v1/runs/{quote(run['run'], safe='')}/steps"
-        columns: Json = self._get(path, since=max(0, last - _NORMS + 1))["columns"]
+        columns: Json = self._get(path, since=max(0, last - NORMS + 1))["columns"]
         return columns
 
-    def events(self, name: str) -> list[Json]:
+    def events(self, name: str, **query: str | int) -> list[Json]:
         """The last events of a run, newest first."""
-        items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", limit=_EVENTS)["items"]
+        items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", **query)["items"]
         return items
+
+    def beginning(self, name: str) -> list[Json]:
+        """The event with which the run's last streak began; none where there was no streak."""
+        return self.events(name, kind="streak_started", limit=1)
 
 
 def show_status(url: str, run: str | None, as_json: bool) -> int:
@@ -123,7 +118,8 @@ def show_status(url: str, run: str | None, as_json: bool) -> int:
         if as_json:
             click.echo(json.dumps(runs[0] if run is not None else runs))
         else:
-            Console().print(_look(exporter, runs))
+            console = Console()
+            console.print(_look(exporter, runs, console.width))
     return 0 if all(one["health"] in HEALTHY for one in runs) else 1
 
 
@@ -135,12 +131,12 @@ def watch_runs(url: str, run: str | None, interval: float) -> None:
     """
     with connect(url) as client:
         exporter = Exporter(client, url)
+        console = Console()
 
         def look() -> RenderableType:
-            return _look(exporter, exporter.runs(run, _WATCHED))
+            return _look(exporter, exporter.runs(run, _WATCHED), console.width)
 
         screen = look()
-        console = Console()
         with Live(screen, console=console, auto_refresh=False, screen=console.is_terminal) as live:
             while True:
                 try:
@@ -148,118 +144,20 @@ def watch_runs(url: str, run: str | None, interval: float) -> None:
                     screen = look()
                     live.update(screen, refresh=True)
                 except Unreachable as error:
-                    live.update(Group(screen, Text(_clean(error.message), style="red")), refresh=True)
+                    live.update(Group(screen, Text(clean(error.message), style="red")), refresh=True)
                 except KeyboardInterrupt:
                     break
         if console.is_terminal:
             console.print(screen)
 
 
-def _look(exporter: Exporter, runs: Sequence[Json]) -> RenderableType:
+def _look(exporter: Exporter, runs: Sequence[Json], width: int) -> RenderableType:
     names = [one["run"] for one in runs]
-    steps = {one["run"]: exporter.last_steps(one) for one in runs}
-    return _screen(runs, {name: exporter.events(name) for name in names}, steps, time.time())
-
-
-def _screen(runs: Sequence[Json], events: dict[str, list[Json]], steps: dict[str, Json], now: float) -> RenderableType:
-    if not runs:
-        return Text("no run has reported yet")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "health", "since", "steps", "gradient steps", "streak"):
-        table.add_column(title, justify="left" if title in {"run", "health"} else "right", no_wrap=title != "run")
-    table.add_column("skipped: not finite / large / other", justify="right")
-    table.add_column("window", min_width=12)
-    table.add_column("norm", justify="right", no_wrap=True)
-    table.add_column(f"last {_NORMS} norms", no_wrap=True)
-    for one in runs:
-        totals, gauges = one["totals"], one["gauges"] or {}
-        skipped = totals["skipped"]
-        table.add_row(
-            Text(_clean(one["run"])),
-            Text(one["health"], style=_COLOURS.get(one["health"], "bold red")),
-            _ago(now, one["since"]),
-            f"{totals['steps']:,}",
-            f"{totals['gradient_steps']:,}",
-            str(gauges.get("not_finite_streak", "")),
-            f"{skipped['not_finite']:,} / {skipped['large']:,} / {skipped['other']:,}",
-            _window(gauges),
-            _number(gauges.get("gradient_norm")),
-            sparkline(steps[one["run"]]),
-        )
-    latest = sorted((event for one in events.values() for event in one), key=lambda event: -event["time"])[:_EVENTS]
-    lines = [Text(_event(event, now), no_wrap=True, overflow="ellipsis") for event in latest]
-    return Group(table, *([Text(""), Text("last events", style="bold"), *lines] if lines else []))
-
-
-def sparkline(columns: Json) -> Text:
-    """The norms of the last steps as bars, logarithmic from their least to their largest; ✕ for a bad step.
-
-    Args:
-      columns: of /v1/runs/{run}/steps: `step`, `norm`, `verdict` and `finite`.
-    """
-    rows = list(zip(columns["norm"], columns["verdict"], columns["finite"], strict=True))[-_NORMS:]
-    logs = [math.log(norm) if isinstance(norm, (int, float)) and norm > 0 else None for norm, _, _ in rows]
-    known = [value for value in logs if value is not None]
-    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
-    text = Text()
-    for value, (_, verdict, finite) in zip(logs, rows, strict=True):
-        if not finite or verdict not in _GOOD:
-            text.append(_BAD, "bold red")
-        elif value is None:  # a norm of zero
-            text.append(_SPARK[0])
-        else:
-            # Where all are alike they stand in the middle.
-            share = (value - low) / span if span > 1e-6 else 0.5
-            text.append(_SPARK[min(len(_SPARK) - 1, int(share * len(_SPARK)))])
-    return text
-
-
-def _window(gauges: Json) -> RenderableType:
-    done, size = gauges.get("mini_step"), gauges.get("every_k")
-    if done is None or not size:
-        return ""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=size, completed=min(done, size), width=8), f"{done}/{size}")
-    return grid
-
-
-def _event(event: Json, now: float) -> str:
-    detail = dict(event["detail"])
-    replica = _from_replica(detail.pop("replica", None))
-    said = " ".join([*(f"{key}={_plain(value)}" for key, value in detail.items()), *replica])
-    step = "" if event["step"] is None else f" at step {event['step']:,}"
-    return _clean(
-        f"{_ago(now, event['time']):>9} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {said}"
+    return draw(
+        runs,
+        events={name: exporter.events(name, limit=EVENTS) for name in names},
+        steps={one["run"]: exporter.last_steps(one) for one in runs},
+        beginnings=[event for one in runs if in_trouble(one) for event in exporter.beginning(one["run"])],
+        now=time.time(),
+        width=width,
     )
-
-
-def _from_replica(replica: Json | None) -> list[str]:
-    """Which replica brought what is not finite: `first from replica 5: process 1, tpu:5; 2 of 8`; empty if none did."""
-    if replica is None:
-        return []
-    process = [] if replica.get("process") is None else [f"process {replica['process']}"]
-    where = ", ".join([*process, *([replica["device"]] if replica.get("device") else [])])
-    count = f"{replica['count']} of {replica['of']}" if replica.get("of") else f"{replica['count']} in all"
-    return [f"first from replica {replica['replica']}{': ' if where else ''}{where}; {count}"]
-
-
-def _plain(value: object) -> str:
-    """A value of an event's detail without JSON's brackets: `decoder/w 100, decoder/b 3`."""
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    if isinstance(value, dict):
-        return " ".join(map(_plain, value.values()))
-    return str(value)
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else _clean(str(value or ""))
-
-
-def _ago(now: float, then: float | None) -> str:
-    return "" if then is None else str(timedelta(seconds=max(0, round(now - then))))
-
-
-def _clean(text: str) -> str:
-    """`text` without what would steer the terminal: names in it come from whoever reports."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter import cli, terminal
+from optwrap_exporter import cli, screen, terminal
 from optwrap_exporter.wire import HEALTHS
 
 from tests.exporter.running import Job, Served, served
@@ -48,7 +48,7 @@ NORMS = st.one_of(st.floats(0, 3e38), st.sampled_from(["NaN", "Infinity"]))
 def test_the_sparkline_has_one_sign_for_each_of_the_last_steps(rows: list[tuple[float | str, str, bool]]) -> None:
     """Bad steps are crosses, whatever their norm; of good ones a larger norm is never drawn lower."""
     columns = {name: [row[i] for row in rows] for i, name in enumerate(("norm", "verdict", "finite"))}
-    drawn = terminal.sparkline(columns).plain
+    drawn = screen.sparkline(columns).plain
     last = rows[-24:]
     assert len(drawn) == len(last)
     assert [sign == "✕" for sign in drawn] == [not finite or verdict == "skipped_large" for _, verdict, finite in last]
@@ -69,6 +69,38 @@ def test_status_draws_the_last_norms(site: Served, capsys: pytest.CaptureFixture
     site.send(job.report())
     assert cli.run(["status", site.url]) == 0
     assert "▁▃▆✕█" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+def test_what_is_needed_most_is_there_however_narrow_the_terminal(
+    site: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """The run's name, its health, its streak, its skips; and what went bad first, and in which step."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    job = Job(run="lm-7b-2026", clock=site.clock)
+    job.gauges |= {"mini_step": 3, "every_k": 4}
+    job.totals |= {"steps": 1_234_567, "gradient_steps": 1_234_567}
+    job.totals["verdicts"]["applied"] = 1_234_567
+    job.step("skipped_not_finite", "NaN", decoder__w=3, decoder__b=1, head=2)
+    job.step("skipped_not_finite", "NaN", head=2)
+    site.send(job.report())
+    cli.run(["status", site.url])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    (line,) = [line for line in lines if line.startswith("lm-7b-2026 ")]
+    for part in ("skipping", " 2 ", "2 / 0 / 0"):
+        assert part in line, (part, line)
+    words = " ".join(" ".join(lines).split())
+    assert "lm-7b-2026: first to go bad, in step 1,234,568: decoder/w (3), decoder/b (1) and 1 more" in words
+    if width >= 100:
+        assert "3/4" in line
+    if width == 200:
+        assert "1,234,567" in line
+    # Good again: nobody asks what went bad.
+    job.step("applied", 1.0)
+    site.send(job.report())
+    cli.run(["status", site.url])
+    assert "first to go bad" not in capsys.readouterr().out
 
 
 def test_status_of_nothing_says_so(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +167,7 @@ def test_something_else_than_an_exporter_is_said_to_be_none(site: Served, capsys
 
 
 def test_what_steers_a_terminal_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert terminal._clean("a\x1b[31mb\x9b2J\u202ec\n") == "a\ufffd[31mb\ufffd2J\ufffdc\ufffd"
+    assert screen.clean("a\x1b[31mb\x9b2J\u202ec\n") == "a\ufffd[31mb\ufffd2J\ufffdc\ufffd"
     with served(tmp_path / "data") as site:
         job = Job(clock=site.clock)
         job.step("skipped_not_finite", "NaN", **{"[red]w": 1})

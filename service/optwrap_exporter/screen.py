@@ -1,0 +1,193 @@
+"""How runs look in a terminal: a line for each, what went bad first where one is in trouble, the last events."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+EVENTS: Final = 5
+"""Events that are shown."""
+NORMS: Final = 24
+"""Steps in the sparkline."""
+
+_COLOURS: Final = {"ok": "green", "finished": "blue", "starting": "cyan", "skipping": "yellow", "degraded": "yellow"}
+_GOOD: Final = frozenset({"applied", "accumulated"})
+_SPARK: Final = "▁▂▃▄▅▆▇█"
+_BAD: Final = "✕"
+_NAMED: Final = 2
+"""Parameters that an event names."""
+
+Json = dict[str, Any]
+
+
+def draw(
+    runs: Sequence[Json],
+    *,
+    events: Mapping[str, Sequence[Json]],
+    steps: Mapping[str, Json],
+    beginnings: Sequence[Json],
+    now: float,
+    width: int,
+) -> RenderableType:
+    """All of it.
+
+    Args:
+      runs: of /v1/runs/{run}.
+      events: by run, its last.
+      steps: by run, the columns of its last steps.
+      beginnings: for runs in trouble, the event with which their streak began.
+      now: seconds since 1970.
+      width: of the terminal, in characters.
+    """
+    if not runs:
+        return Text("no run has reported yet")
+    latest = sorted((event for one in events.values() for event in one), key=lambda event: -event["time"])[:EVENTS]
+    lines: list[RenderableType] = [Text(clean(_beginning(event)), style="bold") for event in beginnings]
+    if latest:
+        lines += [Text(""), Text("last events", style="bold"), *(_line(_event(event, now)) for event in latest)]
+    return Group(_table(runs, steps, now, width), *lines)
+
+
+def in_trouble(run: Json) -> bool:
+    """Whether gradients are not finite now, or reached the optimizer: then it is said what went bad first."""
+    return bool(run["health"] == "gave_up" or _gauges(run).get("not_finite_streak", 0) > 0)
+
+
+_Cell = Callable[[Json], RenderableType]
+
+
+def _table(runs: Sequence[Json], steps: Mapping[str, Json], now: float, width: int) -> Table:
+    """One line a run. Where the terminal is narrow it has fewer columns: those that are needed least go first."""
+    columns: dict[str, tuple[_Cell, dict[str, Any]]] = {
+        "run": (lambda run: Text(clean(run["run"])), {"no_wrap": False, "max_width": 32, "overflow": "fold"}),
+        "health": (lambda run: Text(run["health"], style=_COLOURS.get(run["health"], "bold red")), {}),
+        "since": (lambda run: _ago(now, run["since"]), {"justify": "right"}),
+        "steps": (lambda run: f"{run['totals']['steps']:,}", {"justify": "right"}),
+        "gradient\nsteps": (lambda run: f"{run['totals']['gradient_steps']:,}", {"justify": "right"}),
+        "streak": (lambda run: str(_gauges(run).get("not_finite_streak", "")), {"justify": "right"}),
+        "skipped:\nnot finite /\nlarge / other": (_skipped, {"justify": "right"}),
+        "window": (lambda run: _window(_gauges(run)), {"min_width": 12}),
+        "norm": (lambda run: _number(_gauges(run).get("gradient_norm")), {"justify": "right"}),
+        f"last {NORMS} norms": (lambda run: sparkline(steps[run["run"]]), {}),
+    }
+    dispensable = ["gradient\nsteps", f"last {NORMS} norms", "norm", "window", "steps", "since"]
+    measure = Console(width=10_000)
+    while True:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title, (_, options) in columns.items():
+            table.add_column(title, **{"no_wrap": True, **options})
+        for run in runs:
+            table.add_row(*(cell(run) for cell, _ in columns.values()))
+        if not dispensable or measure.measure(table).maximum <= width:
+            return table
+        del columns[dispensable.pop(0)]
+
+
+def _gauges(run: Json) -> Json:
+    return run["gauges"] or {}
+
+
+def _skipped(run: Json) -> str:
+    skipped = run["totals"]["skipped"]
+    return f"{skipped['not_finite']:,} / {skipped['large']:,} / {skipped['other']:,}"
+
+
+def sparkline(columns: Json) -> Text:
+    """The norms of the last steps as bars, logarithmic from their least to their largest; ✕ for a bad step.
+
+    Args:
+      columns: of /v1/runs/{run}/steps: `step`, `norm`, `verdict` and `finite`.
+    """
+    rows = list(zip(columns["norm"], columns["verdict"], columns["finite"], strict=True))[-NORMS:]
+    logs = [math.log(norm) if isinstance(norm, (int, float)) and norm > 0 else None for norm, _, _ in rows]
+    known = [value for value in logs if value is not None]
+    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    text = Text()
+    for value, (_, verdict, finite) in zip(logs, rows, strict=True):
+        if not finite or verdict not in _GOOD:
+            text.append(_BAD, "bold red")
+        elif value is None:  # a norm of zero
+            text.append(_SPARK[0])
+        else:
+            # Where all are alike they stand in the middle.
+            share = (value - low) / span if span > 1e-6 else 0.5
+            text.append(_SPARK[min(len(_SPARK) - 1, int(share * len(_SPARK)))])
+    return text
+
+
+def _window(gauges: Json) -> RenderableType:
+    done, size = gauges.get("mini_step"), gauges.get("every_k")
+    if done is None or not size:
+        return ""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=size, completed=min(done, size), width=8), f"{done}/{size}")
+    return grid
+
+
+def _line(text: str) -> Text:
+    return Text(clean(text), no_wrap=True, overflow="ellipsis")
+
+
+def _beginning(event: Json) -> str:
+    return f"{event['run']}: first to go bad, in step {event['step']:,}: {_guilty(event['detail'])}"
+
+
+def _event(event: Json, now: float) -> str:
+    """Its parameters first, which a narrow terminal has to show."""
+    detail = {key: value for key, value in event["detail"].items() if key not in _TOLD_APART}
+    told = (_guilty(event["detail"]), _from_replica(event["detail"].get("replica")), _plain_items(detail))
+    said = "  ".join(part for part in told if part)
+    step = "" if event["step"] is None else f" at step {event['step']:,}"
+    return f"{_ago(now, event['time']):>8} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {said}"
+
+
+_TOLD_APART: Final = frozenset({"parameters", "parameter_count", "first", "largest", "replica"})
+
+
+def _guilty(detail: Json) -> str:
+    """The parameters that an event names: the first ones with how many of their values, and how many more."""
+    parameters = detail.get("parameters") or []
+    named = ", ".join(f"{one['parameter']} ({one['not_finite']:,})" for one in parameters[:_NAMED])
+    more = detail.get("parameter_count", len(parameters)) - len(parameters[:_NAMED])
+    return f"{named} and {more:,} more" if more > 0 else named
+
+
+def _from_replica(replica: Json | None) -> str:
+    """Which replica brought what is not finite: `first from replica 5: process 1, tpu:5; 2 of 8`; empty if none did."""
+    if replica is None:
+        return ""
+    process = [] if replica.get("process") is None else [f"process {replica['process']}"]
+    where = ", ".join([*process, *([replica["device"]] if replica.get("device") else [])])
+    count = f"{replica['count']} of {replica['of']}" if replica.get("of") else f"{replica['count']} in all"
+    return f"first from replica {replica['replica']}{': ' if where else ''}{where}; {count}"
+
+
+def _plain_items(detail: Json) -> str:
+    return " ".join(f"{key}={_plain(value)}" for key, value in detail.items())
+
+
+def _plain(value: object) -> str:
+    """A value of an event's detail without JSON's brackets: `decoder/w 100, decoder/b 3`."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return " ".join(map(_plain, value.values()))
+    return str(value)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else clean(str(value or ""))
+
+
+def _ago(now: float, then: float | None) -> str:
+    return "" if then is None else str(timedelta(seconds=max(0, round(now - then))))
+
+
+def clean(text: str) -> str:
+    """`text` without what would steer the terminal: names in it come from whoever reports."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
