@@ -49,7 +49,7 @@ class Training:
         self.clock.advance(STEP_SECONDS)
         job = self.reporter.job
         job.gauges["guard_not_finite_count"] = min(5, job.gauges["guard_not_finite_count"] + 1)
-        job.step(verdict, "NaN", **offenders)
+        job.step(verdict, "NaN", replica=None, **offenders)
         self.reporter.send()
 
     def large(self) -> None:

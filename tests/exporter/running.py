@@ -101,11 +101,11 @@ class Job:
             self._offenders.append({"step": totals["steps"], "parameter": path, "not_finite": values})
         if replica is not None:
             self._replicas.append({"step": totals["steps"], **replica})
-            name = {key: replica.get(key) for key in ("replica", "process", "device")}
+            which = {key: replica.get(key) for key in ("replica", "process", "device")}
             known = totals.setdefault("replicas", [])
-            counted = next((one for one in known if name.items() <= one.items()), None)
+            counted = next((one for one in known if which.items() <= one.items()), None)
             if counted is None:
-                known.append(counted := {**name, "steps": 0})
+                known.append(counted := {**which, "steps": 0})
             counted["steps"] += 1
         row = (totals["steps"], self.clock(), verdict, finite, norm, self.gauges.get("mini_step"))
         for column, value in zip(self._steps.values(), row, strict=True):

@@ -220,4 +220,4 @@ def test_an_event_says_which_replica_it_came_from(site: Served, replica: dict[st
     job.step()
     job.step("skipped_not_finite", "NaN", replica={"replica": 5, "count": 2, **replica}, w=1)
     site.send(job.report())
-    assert says in terminal._event(site.get("/v1/runs/lm/events")["items"][0], time.time())
+    assert says in screen._event(site.get("/v1/runs/lm/events")["items"][0], time.time())

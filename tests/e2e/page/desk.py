@@ -74,7 +74,7 @@ class Reporter:
     def bad(self, **offenders: int) -> None:
         """One step that the guard rejects; then a report."""
         self.job.gauges["guard_not_finite_count"] = self.job.gauges.get("guard_not_finite_count", 0) + 1
-        self.job.step("skipped_not_finite", "NaN", **offenders)
+        self.job.step("skipped_not_finite", "NaN", replica=None, **offenders)
         self.send()
 
     def large(self, norm: float = 90.0) -> None:
