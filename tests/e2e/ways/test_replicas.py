@@ -1,7 +1,6 @@
 """Two real processes: the replica that brought a NaN is named, with its process and device, by a real exporter."""
 
 import collections
-from pathlib import Path
 from typing import Any
 
 import httpx
