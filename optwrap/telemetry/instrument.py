@@ -49,6 +49,7 @@ def instrument(
     name: str | None = None,
     axis_name: AxisName = None,
     callback_every: int = DEFAULT_EVERY,
+    replica_axes: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Counts what becomes of every call of `tx.update`, and changes nothing in what `tx` does.
 
@@ -102,6 +103,9 @@ def instrument(
         is restored, or gone back to, has to be observed then, with `restored=True`: what waits in it would otherwise
         be counted as new. Keep it below 10: the exporter calls a run stalled that is silent for ten of its steps (and
         5 min at least).
+      replica_axes: the axes, a name or a tuple of names in the order that `replica_flags` was given, along which the
+        replicas lie. Only where the flags cannot say so themselves, because they are not handed on as they were
+        returned: out of the `shard_map` or `jit` they were computed in, or joined with others.
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
@@ -114,6 +118,7 @@ def instrument(
     inner = transformation("tx", tx)
     key = _checked_name(name)
     axes = Axes("instrument: axis_name", axis_name, every_told=True)
+    along = Axes("instrument: replica_axes", replica_axes).names
     _check_emission(monitor, emit, callback_every)
 
     identity = _Identity()  # lives as long as the functions below
@@ -157,7 +162,7 @@ def instrument(
         check_gradients("instrument", gradients, gradient_tree(params))
         layout, indices = _layout(gradients, params, _own(state, key).parameters.shape[0])
         flags = extra_args.get("replica_flags")
-        describe(dataclasses.replace(layout, replicas=replicas_of(flags)), stepping=True)
+        describe(dataclasses.replace(layout, replicas=replicas_of(flags, along)), stepping=True)
         if not has_instrumentation(state.inner_state):
             extra_args = {name: value for name, value in extra_args.items() if name != "replica_flags"}
         return _Places(layout, indices, flags), extra_args

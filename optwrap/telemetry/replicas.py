@@ -70,8 +70,12 @@ def replica_flags(grads: Any, axis_name: AxisName, *, mesh: jax.sharding.Mesh | 
     return flags
 
 
-def described(flags: Any) -> Replicas | None:
+def described(flags: Any, axes: tuple[str, ...] = ()) -> Replicas | None:
     """What is known of the replicas that these flags are of; None where there are no flags.
+
+    Args:
+      flags: what an optimizer was given.
+      axes: those along which the replicas lie, where the flags do not say it themselves.
 
     Raises:
       TypeError: they are no flags.
@@ -86,7 +90,9 @@ def described(flags: Any) -> Replicas | None:
             "returned, as it is"
         )
     made, known = _known.get(id(flags), (None, None))
-    return known if made is not None and made() is flags else Replicas(int(shape[0]))
+    if made is not None and made() is flags:
+        return known
+    return Replicas(int(shape[0]), axes or None, _mesh_that_is_set())
 
 
 def figures(flags: jax.Array | None) -> jax.Array:

@@ -215,6 +215,46 @@ def test_under_pmap_too(order: Any, out_axes: int | None, monitor: Monitor, stub
     assert told(stub.books) == truth(way)
 
 
+@pytest.mark.parametrize("axes", ["data", None])
+def test_of_flags_that_have_left_their_shard_map_the_axes_are_told(
+    axes: str | None, monitor: Monitor, stub: StubExporter
+) -> None:
+    """Gradients within, the optimizer outside of it; else the number is all that is told."""
+    way = WAYS["second of two"]
+    tx, params, state = start(monitor, replica_axes=axes)
+
+    def of_one(params: Any, rows: Any) -> Any:
+        grads = jax.grad(loss)(jax.lax.pcast(params, tuple(way.shape), to="varying"), rows[0])
+        return jax.lax.pmean(grads, tuple(way.shape)), optwrap.replica_flags(grads, "data")
+
+    gradients = jax.shard_map(of_one, mesh=way.mesh, in_specs=(P(), P(tuple(way.shape))), out_specs=P())
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        grads, flags = gradients(params, batch)
+        params, state = optwrap.apply_gradients(tx, grads, state, params, replica_flags=flags)
+        return params, state, optwrap.reading(state)
+
+    for batch in batches():
+        params, state, words = step(params, state, batch)
+        monitor.observe(words)
+    assert monitor.flush(20)
+    expected = truth(way)
+    if axes is None:
+        expected = [row and (row[0], None, None, *row[3:]) for row in expected]  # type: ignore[misc]
+    assert told(stub.books) == expected
+
+
+def test_a_state_has_no_place_for_each_replica() -> None:
+    """So that a checkpoint goes on with another number of devices."""
+    tx, params, state = start(None)
+
+    def step(flags: Any) -> Any:
+        return jax.eval_shape(lambda: tx.update(params, state, params, replica_flags=flags)[1])
+
+    assert step(jnp.zeros(2, bool)) == step(jnp.zeros(512, bool)) == step(None)
+
+
 def test_of_a_scan_over_steps_each_is_named(monitor: Monitor, stub: StubExporter) -> None:
     way = WAYS["reversed"]
     tx, params, state = start(monitor)
