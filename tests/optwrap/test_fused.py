@@ -335,6 +335,29 @@ def test_settle_empties_what_an_empty_window_holds() -> None:
     np.testing.assert_array_equal(both.acc_grads["w"], np.array([np.zeros(3), np.ones(3)]))
 
 
+@pytest.mark.parametrize("options", [{}, {"use_grad_mean": False}, {"weighted": True}], ids=["mean", "sum", "weighted"])
+def test_what_an_empty_window_holds_is_of_no_window(options: dict[str, Any]) -> None:
+    """Steps from a state that is not settled are those from the settled one, bit for bit, by either form."""
+    tx = optwrap.MultiSteps(optax.sgd(0.5), 2, should_skip_update_fn=optwrap.skip_not_finite, **options)
+    extra = {"weight": 2.0} if "weighted" in options else {}
+
+    def update(grads: Any, state: Any, params: Any) -> Any:
+        updates, state = tx.update(grads, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    params = {"w": jnp.ones(3)}
+    for step in (jax.jit(update), jax.jit(functools.partial(optwrap.apply_gradients, tx, **extra))):
+
+        def trained(left: float, step: Any = step) -> Any:
+            after = (params, tx.init(params)._replace(acc_grads={"w": jnp.full(3, left)}))
+            for number in range(3):
+                after = step(gradients(params, number), after[1], after[0])
+            return after
+
+        for left in (jnp.nan, jnp.inf, 7.0):
+            assert_same(trained(left), trained(0.0))
+
+
 @by_name([case for case in [*SINGLES, *PAIRS] if "multi_steps" in case.name])
 def test_settle_keeps_what_is_abstract(case: Case) -> None:
     """Shapes, dtypes and shardings, such as a checkpoint is restored into: those of the settled state itself."""
