@@ -49,7 +49,17 @@ class Decision(NamedTuple):
 class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no types
     """Accumulate the gradients of `k` mini-steps, and let the optimizer take one step with their mean or sum.
 
-    Mini-steps before the k-th return zero updates; the optimizer itself runs on the k-th only.
+    Mini-steps before the k-th return zero updates; the optimizer itself runs on the k-th only. It has `init` and
+    `update` like a transformation; `gradient_transformation()` is one, for `optax.chain`.
+
+        >>> steps = MultiSteps(optax.sgd(1.0), every_k_schedule=2)
+        >>> state = steps.init(jnp.zeros(2))
+        >>> updates, state = steps.update(jnp.array([1.0, 2.0]), state)
+        >>> print(updates, steps.has_updated(state))
+        [0. 0.] False
+        >>> updates, state = steps.update(jnp.array([3.0, 4.0]), state)
+        >>> print(updates, steps.has_updated(state))
+        [-2. -3.] True
 
     Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state; it is one to `isinstance`, and takes nothing else
     from it. A mini-step that is not finite, and that no skip function leaves out, makes the mean of its own window not

@@ -71,6 +71,12 @@ def apply_if_finite(
     streak. With `on_limit="reject"` it never gives up: the limit then is a mark that whoever watches is shown, and that
     you may look at to end the run. Counts saturate at 2**31 - 1.
 
+        >>> tx = apply_if_finite(optax.sgd(1.0), max_consecutive_errors=2)
+        >>> state = tx.init(jnp.zeros(2))
+        >>> updates, state = tx.update(jnp.array([1.0, jnp.nan]), state)
+        >>> print(updates, state.notfinite_count)
+        [0. 0.] 1
+
     Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. It also works where the inner transformation
     returns updates or a state of other dtypes than it is given, or updates of another structure.
 

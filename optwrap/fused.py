@@ -48,8 +48,12 @@ def apply_gradients(
     counters are the same exactly.
 
     Donate the state and the parameters, in the order in which your step returns them: JAX pairs what is donated with
-    what is returned by order, and XLA then works in place. With
-    `jax.jit(step, donate_argnums=(0, 1))` let `step(params, state, grads)` return `(params, state, ...)`.
+    what is returned by order, and XLA then works in place.
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def train_step(params, opt_state, batch):
+            grads = jax.grad(loss)(params, batch)
+            return optwrap.apply_gradients(tx, grads, opt_state, params)
 
     Args:
       tx: the transformation; `MultiSteps` too.

@@ -41,6 +41,13 @@ def skip_if(
     A step left out returns zero updates and leaves the inner state as it was, however many there are in a row. The skip
     functions are those of `MultiSteps`, for training that does not accumulate. optax has no counterpart.
 
+        >>> spikes = functools.partial(optwrap.skip_large_updates, max_squared_norm=100.0)
+        >>> tx = skip_if(optax.sgd(1.0), spikes)
+        >>> state = tx.init(jnp.zeros(2))
+        >>> updates, state = tx.update(jnp.array([6.0, 8.0]), state)
+        >>> print(updates, state.total_skipped, state.skip_state["norm_squared"])
+        [0. 0.] 1 100.0
+
     Args:
       inner: the transformation whose steps may be left out.
       should_skip_fn: `skip_not_finite`, `functools.partial(skip_large_updates, max_squared_norm=...)` or your own: a

@@ -57,6 +57,14 @@ def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     )
 
 
+def test_the_python_block_without_a_monitor_leaves_out_one_window_of_three(tmp_path: Path) -> None:
+    (block,) = (b for b in BLOCKS if b.language == "python" and "Monitor(" not in b.code)
+    script = tmp_path / "train.py"
+    script.write_text(block.code)
+    ran = shell(f"{sys.executable} {script}", tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "3 windows, left out: 1\n"), ran.stderr
+
+
 @pytest.mark.parametrize(
     ("run", "expected"),
     [("my-run", {"applied": 99, "skipped_not_finite": 1}), ("my-other-run", {"applied": 24, "skipped_not_finite": 1})],

@@ -1,5 +1,7 @@
 """The public names as a drop-in: optax's parameters, transformations that take extra args, whole docstrings."""
 
+import doctest
+import functools
 import inspect
 from typing import Any
 
@@ -108,6 +110,15 @@ def test_docstrings_name_every_parameter(name: str) -> None:
         for parameter in parameters(function):
             if parameter.name != "self" and not parameter.name.startswith("_"):
                 assert parameter.name in doc, (function.__qualname__, parameter.name)
+
+
+@pytest.mark.parametrize("name", ["MultiSteps", "apply_if_finite", "skip_if"])
+def test_examples_in_docstrings_show_what_comes_out(name: str) -> None:
+    names = {"optax": optax, "optwrap": optwrap, "jnp": jnp, "functools": functools, name: getattr(optwrap, name)}
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(optwrap, name), name, globs=names)
+    assert example.examples
+    said: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
 
 
 def documented(found: Any) -> list[Any]:
