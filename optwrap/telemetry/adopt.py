@@ -90,7 +90,8 @@ def _part(wanted: Any, given: Any, fresh: Any, where: str) -> Any:
         if getattr(given, "shape", None) != wanted.shape or getattr(given, "dtype", None) != wanted.dtype:
             raise ValueError(
                 f"{where}: expected {wanted.dtype}{list(wanted.shape)}, got {shown(given)}: it is the state of an "
-                "optimizer for other parameters; pass the parameters that it was saved with"
+                "optimizer for other parameters; pass the parameters that it was saved with, and if it is stacked for "
+                "pmap adopt it row by row: jax.vmap(functools.partial(optwrap.adopt, tx))(opt_state, params)"
             )
         return given
     counters = next(fresh)

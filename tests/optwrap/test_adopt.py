@@ -1,5 +1,6 @@
 """A state from before it was instrumented, restored and gone on with under the instrumented optimizer."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -135,6 +136,20 @@ def test_a_state_that_is_instrumented_already_is_left_as_it_is() -> None:
     both = optwrap.adopt(optwrap.instrument(inner, name="outer"), state, PARAMS)
     assert unpack(np.asarray(optwrap.reading(both, "outer"))).step == 0
     assert unpack(np.asarray(optwrap.reading(both, "inner"))).totals.not_finite_steps == 1
+
+
+def test_a_state_that_is_stacked_for_pmap_is_adopted_row_by_row() -> None:
+    """The state of each device is one of its own."""
+    plain = optwrap.apply_if_finite(optax.adam(1e-3), 2)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), (plain.init(PARAMS), PARAMS))
+    tx = optwrap.instrument(plain)
+    with pytest.raises(ValueError, match=r"expected int32\[\], got an array int32\[2\].*jax\.vmap"):
+        optwrap.adopt(tx, *stacked)
+    adopted = jax.vmap(functools.partial(optwrap.adopt, tx))(*stacked)
+    alike = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), optwrap.adopt(tx, plain.init(PARAMS), PARAMS))
+    assert jax.tree.structure(adopted) == jax.tree.structure(alike)
+    for ours, one_by_one in zip(jax.tree.leaves(adopted), jax.tree.leaves(alike), strict=True):
+        np.testing.assert_array_equal(ours, one_by_one)
 
 
 GUARDED = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2))
