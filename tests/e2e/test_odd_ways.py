@@ -20,6 +20,8 @@ import optax
 import pytest
 
 import optwrap
+from optwrap.telemetry.monitor import Parts
+from optwrap.telemetry.reporter import Clock
 from tests.conftest import RunningExporter
 
 PARAMS = {"w": np.ones(3, np.float32)}
@@ -190,7 +192,9 @@ def test_totals_outlive_every_loss_of_the_directory_and_forgetting(
         lose()
         lose()
 
-    with optwrap.Monitor("lost", exporter.url, 0, attempt="1", interval=0.1) as monitor:
+    # Backoff is as it is, in small: what is waited for here is not time.
+    parts = Parts(environ={}, clock=Clock(jitter=lambda: 0.02))
+    with optwrap.Monitor("lost", exporter.url, 0, attempt="1", interval=0.1, _parts=parts) as monitor:
         trained = Trained(monitor)
         for happens in (lose, lose_at_once, forget, lambda: None):
             trained.train(10)
