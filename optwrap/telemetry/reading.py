@@ -24,10 +24,10 @@ from optwrap.telemetry.state import ABSENT, INT_GAUGES, MOST_WAITING, OF_REPLICA
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
-MAGIC: Final = 0x4F570001
+MAGIC: Final = 0x4F570003
 """First word of every reading; its low half is the version of the layout."""
 
-MAGIC_WAITING: Final = 0x4F570002
+MAGIC_WAITING: Final = 0x4F570004
 """First word of one that is followed by the steps that wait."""
 
 _SCALARS: Final = (

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlencode
 
 import httpx
@@ -71,10 +72,10 @@ class Reporter:
             self.job.step("accumulated" if mini else "applied", norm)
         self.send()
 
-    def bad(self, **offenders: int) -> None:
+    def bad(self, *, replica: dict[str, Any] | None = None, **offenders: int) -> None:
         """One step that the guard rejects; then a report."""
         self.job.gauges["guard_not_finite_count"] = self.job.gauges.get("guard_not_finite_count", 0) + 1
-        self.job.step("skipped_not_finite", "NaN", replica=None, **offenders)
+        self.job.step("skipped_not_finite", "NaN", replica=replica, **offenders)
         self.send()
 
     def large(self, norm: float = 90.0) -> None:

@@ -37,7 +37,8 @@ def test_an_open_page_follows_the_reports_without_being_loaded_again(
     expect(accumulation).to_contain_text("10 gradient steps")
 
     training.large()
-    training.bad(decoder__layer_3__mlp__w=262_144)
+    at = {"replica": 5, "process": 1, "device": "gpu:5", "count": 1, "of": 8}
+    training.bad(replica=at, decoder__layer_3__mlp__w=262_144)
     training.bad(decoder__layer_3__mlp__w=4, embed__table=9)
     desk.health("skipping")
     expect(page).to_have_title("▲ Skipping · char-lm · optwrap")
@@ -64,6 +65,9 @@ def test_an_open_page_follows_the_reports_without_being_loaded_again(
     expect(events.filter(has_text="Skipped, large")).to_have_count(1)
     expect(events.first).to_contain_text("step 45")
     expect(events.filter(has_text="Streak began")).to_contain_text("step 44")
+    from_replica = "first from replica 5: process 1, gpu:5; 1 of 8"
+    expect(events.filter(has_text="Streak began")).to_contain_text(from_replica)
+    expect(events.filter(has_text="Skipped, not finite").filter(has_text=from_replica)).to_have_count(1)
 
     training.good(3)
     desk.health("ok")
