@@ -4,10 +4,11 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
-from optwrap_exporter import blocks
+from optwrap_exporter import blocks, thinning
 from optwrap_exporter.cursor import decode, encode
+from optwrap_exporter.thinning import IN_SPAN, Axis, Span
 from optwrap_exporter.wire import (
     VERDICTS,
     Event,
@@ -23,18 +24,7 @@ from optwrap_exporter.wire import (
 _COLUMNS: Final = "step, time, verdict, finite, norm, mini_step, interpolated"
 _LAST: Final = 2**62
 
-_IN_SPAN: Final = "run_id = ? AND process = ? AND step BETWEEN ? AND ?"
-
 _Row = tuple[int, float, int, int, float | None, int | None, int]
-
-
-class _Span(NamedTuple):
-    """Steps of one process; the values for _IN_SPAN."""
-
-    run_id: int
-    process: int
-    first: int
-    last: int
 
 
 def run_id(db: sqlite3.Connection, run: str) -> int | None:
@@ -44,7 +34,7 @@ def run_id(db: sqlite3.Connection, run: str) -> int | None:
 
 
 def steps(
-    db: sqlite3.Connection, run: str, process: int, *, since: int | None, until: int | None, points: int
+    db: sqlite3.Connection, run: str, process: int, *, since: int | None, until: int | None, points: int, axis: Axis
 ) -> StepsAnswer:
     """`Store.steps`."""
     key = run_id(db, run)
@@ -52,21 +42,21 @@ def steps(
     brought: list[ReplicaRecord] = []
     total, good = 0, 0
     if key is not None:
-        span = _narrowed(db, _Span(key, process, since or 0, _LAST if until is None else until))
+        span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
         parts = blocks.read(db, *span) if span.first <= span.last else {}
         good = sum(block.good for block in parts.values())
         total = good + sum(block.bad for block in parts.values())
         if good <= points:
-            found = db.execute(f"SELECT {_COLUMNS} FROM step WHERE {_IN_SPAN}", span).fetchall()
+            found = db.execute(f"SELECT {_COLUMNS} FROM step WHERE {IN_SPAN}", span).fetchall()
         else:
             # The index of bad steps serves only a query that repeats its condition.
             found = db.execute(
-                f"SELECT {_COLUMNS} FROM step INDEXED BY step_bad WHERE {_IN_SPAN} AND bad = 1", span
+                f"SELECT {_COLUMNS} FROM step INDEXED BY step_bad WHERE {IN_SPAN} AND bad = 1", span
             ).fetchall()
-            found += _sampled(db, span, parts, points // 2)
+            found += _sampled(db, span, parts, points // 2, axis)
         found.sort(key=lambda row: row[:2])
         shown = {row[0] for row in found}
-        brought = [record for record in _replicas(db, _IN_SPAN, span) if record.step in shown]
+        brought = [record for record in _replicas(db, IN_SPAN, span) if record.step in shown]
     return StepsAnswer(
         run=run,
         process=process,
@@ -90,30 +80,23 @@ def _replicas(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> li
     return [ReplicaRecord.model_construct(None, **dict(zip(names, row, strict=True))) for row in rows]
 
 
-def _narrowed(db: sqlite3.Connection, span: _Span) -> _Span:
+def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
     """From the first to the last step there is within a span; empty where there is none."""
     rows = [
-        db.execute(f"SELECT step FROM step WHERE {_IN_SPAN} ORDER BY step {way} LIMIT 1", span).fetchone()
+        db.execute(f"SELECT step FROM step WHERE {IN_SPAN} ORDER BY step {way} LIMIT 1", span).fetchone()
         for way in ("ASC", "DESC")
     ]
     return span._replace(first=rows[0][0], last=rows[1][0]) if rows[0] else span._replace(first=1, last=0)
 
 
-def _sampled(db: sqlite3.Connection, span: _Span, parts: dict[int, blocks.Block], buckets: int) -> list[_Row]:
-    """Of each of at most `buckets` parts of the span, the good steps with the smallest and the largest norm."""
+def _sampled(
+    db: sqlite3.Connection, span: Span, parts: dict[int, blocks.Block], buckets: int, axis: Axis
+) -> list[_Row]:
+    """Of each of at most `buckets` parts of the axis, the good steps with the smallest and the largest norm."""
     if buckets < 1:
         return []
-    width = -(-(span.last - span.first + 1) // buckets)
-    joined: dict[int, blocks.Block] = {}
-    if width < 2 * blocks.SIZE:  # narrower than what the blocks can tell, and few enough to be read
-        for row in db.execute(f"SELECT step, epoch_id, norm, bad FROM step WHERE {_IN_SPAN} AND bad = 0", span):
-            joined.setdefault((row[0] - span.first) // width, blocks.Block()).add(row)
-    else:
-        first = span.first // blocks.SIZE
-        together = -(-(span.last // blocks.SIZE - first + 1) // buckets)
-        for number, block in parts.items():
-            joined.setdefault((number - first) // together, blocks.Block()).merge(block)
-    chosen = {extreme[1:] for block in joined.values() for extreme in (block.low, block.high) if extreme is not None}
+    joined = (thinning.along_time if axis == "time" else thinning.along_steps)(db, span, parts, buckets)
+    chosen = {extreme[1:] for block in joined for extreme in (block.low, block.high) if extreme is not None}
     return db.execute(
         f"""
         SELECT {_COLUMNS} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?
@@ -198,15 +181,13 @@ def changes(db: sqlite3.Connection, after: int, run: str | None, limit: int) -> 
         (after, *([] if run is None else [run]), limit),
     ).fetchall()
     return [
-        _change(
-            db, revision, name, _Span(key, process, first, last) if first is not None else _Span(key, process, 1, 0)
-        )
+        _change(db, revision, name, Span(key, process, first, last) if first is not None else Span(key, process, 1, 0))
         for revision, key, name, process, first, last in rows
     ]
 
 
-def _change(db: sqlite3.Connection, revision: int, run: str, span: _Span) -> ReportMessage:
-    where, values = f"{_IN_SPAN} AND revision = ?", (*span, revision)
+def _change(db: sqlite3.Connection, revision: int, run: str, span: Span) -> ReportMessage:
+    where, values = f"{IN_SPAN} AND revision = ?", (*span, revision)
     found = db.execute(f"SELECT {_COLUMNS} FROM step WHERE {where} ORDER BY step", values).fetchall()
     offenders = db.execute(
         f"SELECT step, path, not_finite FROM offender JOIN path ON path.id = path_id WHERE {where} ORDER BY position",

@@ -20,6 +20,7 @@ from optwrap_exporter.ledger import Plan
 from optwrap_exporter.retention import Origin
 from optwrap_exporter.rows import Rows
 from optwrap_exporter.state import RunState
+from optwrap_exporter.thinning import Axis
 from optwrap_exporter.wire import Event, EventKind, Page, Report, ReportMessage, StepsAnswer
 
 SMALLEST_LIMIT: Final = 1024 * 1024
@@ -130,18 +131,26 @@ class Store:
         return int(row[0]) if row else 0
 
     def steps(
-        self, run: str, process: int, *, since: int | None = None, until: int | None = None, points: int = 2000
+        self,
+        run: str,
+        process: int,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        points: int = 2000,
+        axis: Axis = "step",
     ) -> StepsAnswer:
         """Step records of one process with since <= step <= until, by step, then time.
 
         Where there are more than `points` good ones, their range is cut into at most `points // 2` parts of one length,
-        of whole blocks where they are wide, and of each part those with the smallest and the largest norm are kept.
+        of whole blocks where they are wide, and of each part those with the smallest and the largest norm are kept. The
+        parts are of one length along `axis`: as many step numbers, or as long a time.
         Bad ones (skipped, accepted though not
         finite, or gradients not finite) are always all there. An unknown run or process has none. After a rollback or
         a resume a step number may be there more than once: each is a step that was taken.
         """
         with self._reading() as db:
-            return queries.steps(db, run, process, since=since, until=until, points=points)
+            return queries.steps(db, run, process, since=since, until=until, points=points, axis=axis)
 
     def events(
         self,

@@ -19,6 +19,7 @@ from optwrap_exporter import blocks, schema
 from optwrap_exporter.cursor import CursorError, encode
 from optwrap_exporter.ledger import Ledger, Plan
 from optwrap_exporter.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
+from optwrap_exporter.thinning import Axis
 from optwrap_exporter.wire import VERDICTS, Event, EventKind, Page, Report, StepsAnswer, spelled
 
 from tests.exporter import crashing
@@ -400,6 +401,8 @@ bad = st.tuples(st.sampled_from(["skipped_large", "skipped_not_finite", "accepte
     kinds=st.lists(good | bad, min_size=1, max_size=60),
     points=st.integers(0, 40),
     bounds=st.tuples(st.none() | st.integers(0, 3000), st.none() | st.integers(0, 3000)),
+    axis=st.sampled_from(["step", "time"]),
+    pace=st.lists(st.sampled_from([0.0, 0.1, 1.0, 500.0, -3.0]), min_size=1, max_size=7),
 )
 @settings(max_examples=60, deadline=None)
 def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
@@ -410,8 +413,10 @@ def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
     kinds: list[tuple[str, float | str]],
     points: int,
     bounds: tuple[int | None, int | None],
+    axis: Axis,
+    pace: list[float],
 ) -> None:
-    """Against a plain reading of the records, over dense and sparse step numbers, whole and partial ranges."""
+    """Against a plain reading of the records: dense and sparse numbers, whole and partial ranges, fast and slow."""
     stored: dict[int, tuple[str, float | str]] = {}
     at = 0
     for gap in gaps * (filler + 1):
@@ -419,7 +424,7 @@ def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
         stored[at] = kinds[at % len(kinds)]
     columns = {
         "step": list(stored),
-        "time": [0.0] * len(stored),
+        "time": [1e6 + time for time in itertools.accumulate(pace[step % len(pace)] for step in stored)],
         "verdict": [verdict for verdict, _ in stored.values()],
         "finite": [verdict in {"applied", "skipped_large"} for verdict, _ in stored.values()],
         "norm": [norm for _, norm in stored.values()],
@@ -430,7 +435,7 @@ def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
         trainer = Trainer(kept.clock)
         trainer.state.verdicts.update(dict.fromkeys(VERDICTS, at))
         kept.take(trainer.report(steps=columns))
-        answer = kept.store.steps("lm", 0, since=since, until=until, points=points)
+        answer = kept.store.steps("lm", 0, since=since, until=until, points=points, axis=axis)
         check_blocks(kept.directory)
     asked = {s: row for s, row in stored.items() if s >= (since or 0) and (until is None or s <= until)}
     good = {s: float(norm) for s, (verdict, norm) in asked.items() if verdict == "applied"}
@@ -475,6 +480,44 @@ def test_thinning_out_shows_the_extremes_of_every_part(kept: Kept, points: int, 
     extremes = {choose(part, key=wanted.__getitem__) for part in parts.values() for choose in (min, max)}
     assert shown == sorted(extremes)
     assert points * 0.6 <= len(shown) <= points
+
+
+def test_thinning_out_by_time_shows_slow_steps_among_many_fast_ones(kept: Kept) -> None:
+    """Forty thousand steps in seven minutes, then five hundred in eight hours: the hours are seen, part by part."""
+    chance = random.Random(5)
+    fast, slow, points = 40_000, 500, 200
+    steps = list(range(1, fast + slow + 1))
+    times = [step * 0.01 if step <= fast else fast * 0.01 + (step - fast) * 60.0 for step in steps]
+    norms = [chance.random() for _ in steps]
+    columns = {
+        "step": steps,
+        "time": times,
+        "verdict": ["applied"] * len(steps),
+        "finite": [True] * len(steps),
+        "norm": norms,
+        "mini_step": [None] * len(steps),
+    }
+    trainer = Trainer(kept.clock)
+    trainer.state.verdicts.update(applied=len(steps))
+    kept.take(trainer.report(steps=columns))
+
+    def shown(axis: Axis) -> list[int]:
+        found = [row[0] for row in rows(kept.store.steps("lm", 0, points=points, axis=axis))]
+        assert len(found) <= points
+        return found
+
+    assert sum(step > fast for step in shown("step")) < 10
+    by_time = shown("time")
+    width = (times[-1] - times[0]) / (points // 2)
+    parts: dict[int, list[int]] = {}
+    for step, time in zip(steps, times, strict=True):
+        parts.setdefault(min(points // 2 - 1, int((time - times[0]) / width)), []).append(step)
+    # Where a block of steps lasts longer than a part, each part's own; before it, and on the border, those of blocks.
+    clear = [part for part in parts.values() if part[0] > fast + 2 * blocks.SIZE]
+    assert len(clear) > 0.6 * points // 2
+    for part in clear:
+        assert set(by_time) >= {choose(part, key=lambda step: norms[step - 1]) for choose in (min, max)}
+    assert set(by_time) & set(range(1, fast + 1))
 
 
 def test_a_step_taken_twice_is_there_twice_in_the_order_of_time(kept: Kept) -> None:

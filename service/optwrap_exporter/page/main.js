@@ -68,8 +68,18 @@ function lookAt(range, pointed = {}) {
   const byTime = state.view.axis === "time";
   const [from, to] = byTime ? range : [Math.max(1, Math.floor(range[0])), Math.ceil(range[1])];
   view({ step: null, at: null, ...pointed, range: [from, Math.max(to, from + (byTime ? 0.001 : 1))] });
-  const asked = stepsAround(state, state.view.range);
+  askFor(state.view.range);
+}
+
+function askFor(range) {
+  const asked = range && stepsAround(state, range);
   if (asked) session.range(...asked);
+}
+
+/** Along another axis, with all the steps that the exporter has for it of what is in view. */
+function turn(axis) {
+  dispatch({ type: "axis", axis });
+  askFor(visibleRange(state));
 }
 
 /** The chart at a step that was named elsewhere on the page. */
@@ -121,7 +131,7 @@ const panels = [
   createNormPanel(byId("norm"), uPlot, {
     onView: view,
     onRange: lookAt,
-    onAxis: (axis) => dispatch({ type: "axis", axis }),
+    onAxis: turn,
   }),
   createPod(byId("pod"), { onProcess: showProcess }),
   createParameters(byId("parameters"), { onJump: jump }),

@@ -160,9 +160,11 @@ export function createSession({ getState, dispatch, now }) {
 
   /** The steps of a range, as dense as the exporter gives them: for a look into what was thinned. */
   async function range(since, until) {
-    const { selected: run, process } = getState();
+    const { selected: run, process, view } = getState();
+    // Along time they are thinned out by time, or the slow ones among many fast ones would not be seen.
+    const axis = view.axis === "time" ? "time" : null;
     try {
-      const { columns } = await getJson(paths.steps(run, { since, until, process }));
+      const { columns } = await getJson(paths.steps(run, { since, until, process, axis }));
       dispatch({ type: "steps", run, columns });
     } catch {
       // What is held already stays in view; a lost connection is said elsewhere.

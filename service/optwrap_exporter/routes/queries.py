@@ -9,6 +9,7 @@ from optwrap_exporter.cursor import CursorError
 from optwrap_exporter.errors import refused
 from optwrap_exporter.ledger import Ledger
 from optwrap_exporter.store import Store
+from optwrap_exporter.thinning import Axis
 from optwrap_exporter.wire import (
     LARGEST,
     ErrorBody,
@@ -74,12 +75,16 @@ def router(store: Store, ledger: Ledger) -> APIRouter:
     @routes.get("/{run}/steps", response_model=StepsAnswer, responses=UNKNOWN)
     def get_steps(
         run: RunName,
+        *,
         since: StepNumber = None,
         until: StepNumber = None,
         points: Annotated[
             int, Query(ge=2, le=100_000, description="Good steps at most; bad ones are all there.")
         ] = 2000,
         process: ProcessNumber = None,
+        axis: Annotated[
+            Axis, Query(description="Thinned out so that as many are left of each part of the numbers, or of the time.")
+        ] = "step",
     ) -> Response:
         """Show the step records of one process, thinned out where there are more than `points`; bad steps never are."""
         lead = ledger.lead(run)
@@ -89,7 +94,7 @@ def router(store: Store, ledger: Ledger) -> APIRouter:
             raise refused(422, "until", until, f"a step from since ({since}) on")
         _check_process(run, process)
         of = lead if process is None else process
-        return answer(store.steps(run, of, since=since, until=until, points=points))
+        return answer(store.steps(run, of, since=since, until=until, points=points, axis=axis))
 
     @routes.get("/{run}/events", response_model=Page[Event], responses=UNKNOWN)
     def get_events(

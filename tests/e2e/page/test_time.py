@@ -174,3 +174,26 @@ def test_what_an_address_says_wrongly_of_time_is_said_in_words(
     desk.open(training.run, **query)
     expect(desk.part("notices")).to_contain_text(said)
     expect(desk.chart()).to_have_attribute("data-marked", "30 100 120")
+
+
+def test_slow_steps_are_seen_among_many_fast_ones(open_desk: OpenDesk, training: Reporter) -> None:
+    """Twenty thousand steps in three minutes, then a hundred in as many minutes: the pointer finds each of these."""
+    clock = training.job.clock
+    assert isinstance(clock, TurnedClock)
+    fast, slow = 20_000, 100
+    for seconds, count in ((0.01, fast), (60.0, slow)):
+        for _ in range(count):
+            clock.advance(seconds)
+            training.job.step("applied", 1.0)
+    training.send()
+    desk = open_desk()
+    page = desk.open(training.run, window="all", axis="time")
+    expect(desk.chart()).to_have_attribute("data-thinned", "true")
+    expect(page.locator(".connection.live")).to_be_visible()
+    box = page.locator(".u-over").bounding_box()
+    assert box is not None
+    low, high = map(float, (desk.chart().get_attribute("data-range") or "").split())
+    for number in (3, 40, 41, 77, 98):
+        at = START + fast * 0.01 + number * 60.0
+        page.mouse.move(box["x"] + box["width"] * (at - low) / (high - low), box["y"] + 50)
+        expect(page.locator("#norm .readout")).to_contain_text(re.compile(rf"^Step {fast + number:,} "))
