@@ -68,20 +68,29 @@ def skip_not_finite(
     return _skip_not_finite(updates, ALONE)
 
 
+# The branches are the same functions in every call: for new ones, however alike, JAX compiles anew where nothing is
+# jitted.
+
+
+def _none(finite: jax.Array, *_: Any) -> jax.Array:
+    return jnp.zeros_like(finite, dtype=count_dtype())
+
+
+@functools.cache
+def _counting(together: Together) -> Callable[..., jax.Array]:
+    return lambda _, leaves, norms: saturating_sum(not_finite_counts(leaves, norms, together))
+
+
 @sharing_norms
 def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict[str, jax.Array]]:
     finite = all_finite(updates, together)
     leaves = inexact_leaves(updates)
     known = answer_about(leaves, together)
-
-    def counted(_: jax.Array, leaves: list[jax.Array], norms: list[jax.Array]) -> jax.Array:
-        return saturating_sum(not_finite_counts(leaves, norms, together) if known is None else list(known.counts))
-
     # Counting costs more than deciding, and is needed only where there is something to count.
     num_not_finite = jax.lax.cond(
         finite,
-        lambda finite, *_: jnp.zeros_like(finite, dtype=count_dtype()),
-        counted,
+        _none,
+        _counting(together) if known is None else lambda *_: saturating_sum(list(known.counts)),
         finite,
         leaves,
         squared_norms(leaves),

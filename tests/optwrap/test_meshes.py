@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwrap
+from tests.optwrap.compilations import compilations
 from tests.optwrap.hlo import collectives
 from tests.optwrap.transformations import PAIRS, SINGLES, WRAPPERS, Case, assert_close, stepper
 
@@ -146,13 +147,6 @@ def test_flatten_gives_back_what_lay_on_devices_as_it_lay(where: str) -> None:
 )
 def test_an_instrumented_step_is_compiled_once(where: str, how: str) -> None:
     """However the state was made: with types that say where it lies, too, a step's state is like that of `init`."""
-    compiled: list[str] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        del duration
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
     case = next(case for case in PAIRS if case.name == "multi_steps_skip_not_finite-apply_if_finite")
     transformation, step = built(case, True)
     traces = 0
@@ -173,13 +167,10 @@ def test_an_instrumented_step_is_compiled_once(where: str, how: str) -> None:
             )
         jax.block_until_ready(state)
         jitted = jax.jit(traced)
-        jax.monitoring.register_event_duration_secs_listener(listen)
-        try:
+        with compilations() as compiled:
             for _ in range(4):
                 params, state, words = jitted(grads, state, params)
             jax.block_until_ready(words)
-        finally:
-            jax.monitoring.unregister_event_duration_listener(listen)
     assert (traces, len(compiled)) == (1, 1)
 
 

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import optwrap
 from optwrap._declarations import Guard, Sync, Window, collecting, walk
+from optwrap._trees import all_finite
+from tests.optwrap.compilations import compilations
 from tests.optwrap.transformations import FLOAT32, WRAPPERS, assert_same, gradients, momentum, multi_steps, stepper
 
 FULL = jnp.int32(2**31 - 1)
@@ -183,6 +185,19 @@ def test_a_guard_works_where_functions_are_not_jitted() -> None:
         updates, state = transformation.update(FLOAT32, state, FLOAT32)
     assert np.any(updates["b"])
     assert (int(state.total_notfinite), int(state.inner_state.gradient_step)) == (1, 1)
+
+
+def test_counting_compiles_nothing_anew_where_functions_are_not_jitted() -> None:
+    """Beyond what the decision does, which is asked first."""
+    updates = {"w": jnp.array([1.0, jnp.nan]), "b": jnp.ones(3)}
+
+    def compiled(function: Any) -> int:
+        function()
+        with compilations() as programs:
+            function()
+        return len(programs)
+
+    assert compiled(lambda: optwrap.skip_not_finite(updates, 0, None)) == compiled(lambda: all_finite(updates))
 
 
 def test_training_can_be_differentiated_through() -> None:
