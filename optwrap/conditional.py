@@ -97,7 +97,7 @@ def apply_if_finite(
       TypeError: `inner` is no transformation, `max_consecutive_errors` no integer, `axis_name` no name; when first
         traced: `state` is no `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
       ValueError: `max_consecutive_errors` is negative or above 2**31 - 1; `on_limit` is neither of the two; when first
-        traced: `axis_name` is no axis there.
+        traced: `axis_name` is no axis there, or the updates have other shapes than the parameters given with them.
     """
     inner = _checks.transformation("apply_if_finite: inner", inner)
     limit = _checks.integer(

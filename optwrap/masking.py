@@ -40,7 +40,8 @@ def masked(
     Raises:
       TypeError: `inner` is no transformation; a leaf of the mask, or an argument, is no bool; in `update`: `state` is
         no `MaskedState`.
-      ValueError: when first traced: the mask does not fit the parameters or the updates.
+      ValueError: when first traced: the mask does not fit the parameters or the updates, or these have other shapes
+        than the parameters given with them.
     """
     inner = _checks.transformation("masked: inner", inner)
     mask_compatible_extra_args = _checks.flag(

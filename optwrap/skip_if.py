@@ -65,7 +65,8 @@ def skip_if(
         `state` is no `SkipIfState`, the inner state changes its structure or shapes, or the skip function returns no
         pair whose first is an array.
       ValueError: `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced: the skip function
-        returns another array than bool[], or `axis_name` is no axis there.
+        returns another array than bool[], `axis_name` is no axis there, or the updates have other shapes than the
+        parameters given with them.
     """
     inner = _checks.transformation("skip_if: inner", inner)
     should_skip = SkipFunction("skip_if: should_skip_fn", should_skip_fn, together=axis_name is not None)

@@ -113,7 +113,8 @@ def instrument(
     Raises:
       TypeError: an argument is of the wrong type; by `update`, `replica_flags` that are none.
       ValueError: `emit`, `name` or `callback_every` is not one that is allowed, or emit="callback" lacks a monitor;
-        by `update`, when the gradients have other leaves than the parameters that `init` was given.
+        by `update`, when the gradients have other leaves than the parameters that `init` was given, or other shapes
+        than those given with them.
     """
     inner = transformation("tx", tx)
     key = _checked_name(name)
