@@ -116,7 +116,9 @@ def loss(params: Any, row: Any) -> Any:
     return jnp.sum(params["w"] * row) + jnp.sum(params["b"])
 
 
-def stepped(tx: Any, axes: Any, every: Any, *, pcast: bool, mesh: Mesh | None = None) -> Callable[..., Any]:
+def stepped(
+    tx: Any, axes: Any, every: Any, *, pcast: bool, mesh: Mesh | None = None, name: str | None = None
+) -> Callable[..., Any]:
     """One step on one device: its own gradients, their flags, and the optimizer on the mean."""
 
     def step(params: Any, state: Any, row: Any) -> Any:
@@ -124,7 +126,7 @@ def stepped(tx: Any, axes: Any, every: Any, *, pcast: bool, mesh: Mesh | None = 
         grads = jax.grad(loss)(own, row)
         flags = optwrap.replica_flags(grads, axes, mesh=mesh)
         params, state = optwrap.apply_gradients(tx, jax.lax.pmean(grads, every), state, params, replica_flags=flags)
-        return params, state, optwrap.reading(state)
+        return params, state, optwrap.reading(state, name)
 
     return step
 
@@ -245,6 +247,20 @@ def test_of_flags_that_have_left_their_shard_map_the_axes_are_told(
     assert told(stub.books) == expected
 
 
+def test_an_instrumentation_around_it_does_not_make_it_forget(monitor: Monitor, stub: StubExporter) -> None:
+    """That one traces the inner `init` after the step, in which nobody knows of replicas."""
+    way = WAYS["reversed"]
+    inner, params, _ = start(monitor, name="in")
+    tx = optwrap.instrument(inner, name="out")
+    state = tx.init(params)
+    step = jax.jit(mapped(way, stepped(tx, "data", "data", pcast=True, name="in")))
+    for batch in batches()[:3]:
+        params, state, words = step(params, state, batch)
+        monitor.observe(words)
+    assert monitor.flush(20)
+    assert told(stub.books)[:3] == truth(way)[:3]
+
+
 def test_a_state_has_no_place_for_each_replica() -> None:
     """So that a checkpoint goes on with another number of devices."""
     tx, params, state = start(None)
@@ -328,6 +344,46 @@ def test_the_flags_are_one_for_each_replica_and_the_same_on_every_device(way: Wa
 def test_finite_gradients_whose_squares_overflow_bring_nothing() -> None:
     flags = jax.vmap(lambda row: optwrap.replica_flags([row], "data"), axis_name="data", out_axes=None)
     np.testing.assert_array_equal(flags(jnp.array([[3e38, 3e38], [1, jnp.nan]], jnp.float32)), [False, True])
+
+
+def test_whatever_the_leaves_are_and_wherever_they_are_the_same() -> None:
+    """Of a tree of many dtypes, in which only some leaves differ along each axis; and of none."""
+    mesh = WAYS["first of two"].mesh
+
+    def flags(rows: Any, same: Any, mine: Any) -> Any:
+        tree = {"rows": rows, "same": same, "none": None, "step": jnp.int32(3), "empty": jnp.zeros((0,))}
+        tree |= {"half": mine.astype(jnp.bfloat16), "complex": mine.astype(jnp.complex64)}
+        return optwrap.replica_flags(tree, "data"), optwrap.replica_flags({}, "data")
+
+    specs = (P("data", "model"), P(), P("data"))
+    mapped = jax.jit(jax.shard_map(flags, mesh=mesh, in_specs=specs, out_specs=P()))
+    for place in range(4):
+        for spoilt in range(2):
+            given = [np.ones([4, 6], np.float32), np.ones(3, np.float32), np.ones(4, np.float32)]
+            given[2 * spoilt][(place, 5)[: 2 - spoilt]] = np.nan
+            got, none = mapped(*given)
+            np.testing.assert_array_equal(got, np.arange(4) == place)
+            assert not none.any()
+
+
+def test_along_an_axis_that_the_compiler_shards_nothing_is_gathered() -> None:
+    """shard_map over the replicas only: of the other axis the compiler takes care."""
+    mesh = WAYS["first of two"].mesh
+    flags = jax.jit(
+        jax.shard_map(
+            lambda rows: optwrap.replica_flags(rows, "data"),
+            mesh=mesh,
+            in_specs=P("data"),
+            out_specs=P(),
+            axis_names={"data"},
+        )
+    )
+    rows = np.ones([4, 6], np.float32)
+    rows[2, 5] = np.nan
+    placed = jax.device_put(rows, NamedSharding(mesh, P("data", "model")))
+    np.testing.assert_array_equal(flags(placed), np.arange(4) == 2)
+    text = flags.lower(placed).compile().as_text()
+    assert not [kind for kind in COLLECTIVES if f" {kind}(" in text and not kind.startswith("all-reduce")]
 
 
 def test_under_a_vmap_within_the_replicas_lie_along_both() -> None:
