@@ -88,15 +88,7 @@ def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
         return known.finite
     norms = squared_norms(leaves)
     finite = jnp.isfinite(together.total(norms))
-    # The operands, not constants, so that both branches vary over the same axes of a mesh.
-    decided: jax.Array = lax.cond(
-        finite,
-        lambda finite, *_: finite,
-        lambda _, leaves, norms: ~together.largest(~_every_value_finite(leaves, norms)),
-        finite,
-        leaves,
-        norms,
-    )
+    decided: jax.Array = lax.cond(finite, _as_known, _asking_each(together), finite, leaves, norms)
     return decided
 
 
@@ -220,6 +212,21 @@ def _squared_norm(leaf: Any) -> jax.Array:
 # loss was NaN the first of them decides, and where one parameter went bad it alone is read a second time. (XLA:CPU also
 # writes out which values are finite before it sums them: under conditions, for one leaf after the other in the same
 # memory, else for all.) Small ones are asked together: a condition costs as much, and takes time to compile.
+#
+# Without jit a condition is compiled anew wherever its branches are other functions than before: they are defined once.
+
+
+def _as_known(finite: jax.Array, *_: Any) -> jax.Array:
+    # An operand, not a constant, so that both branches vary over the same axes of a mesh.
+    return finite
+
+
+@functools.cache
+def _asking_each(together: Together) -> Callable[..., jax.Array]:
+    def decide(_: jax.Array, leaves: Sequence[jax.Array], norms: Sequence[jax.Array]) -> jax.Array:
+        return ~together.largest(~_every_value_finite(leaves, norms))
+
+    return decide
 
 
 def _every_value_finite(leaves: Sequence[jax.Array], norms: Sequence[jax.Array]) -> jax.Array:
@@ -227,30 +234,30 @@ def _every_value_finite(leaves: Sequence[jax.Array], norms: Sequence[jax.Array])
     finite = jnp.all(jnp.stack(small)) if small else jnp.array(True)
     for leaf, norm in zip(leaves, norms, strict=True):
         if jnp.size(leaf) >= _LARGE:
-            finite = lax.cond(
-                finite & ~jnp.isfinite(norm),
-                lambda finite, leaf: jnp.all(jnp.isfinite(leaf)) & finite,
-                lambda finite, leaf: vary(finite, varying(jax.typeof(leaf))),
-                finite,
-                leaf,
-            )
+            finite = lax.cond(finite & ~jnp.isfinite(norm), _and_these, _whatever_these, finite, leaf)
     return finite
 
 
+def _and_these(finite: jax.Array, leaf: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(leaf)) & finite
+
+
+def _whatever_these(finite: jax.Array, leaf: jax.Array) -> jax.Array:
+    return vary(finite, varying(jax.typeof(leaf)))
+
+
 def _not_finite_count(leaf: Any, norm: jax.Array | None) -> jax.Array:
-    dtype = count_dtype()
     if norm is None or not is_inexact(leaf):
-        return jnp.zeros([], dtype)
+        return jnp.zeros([], count_dtype())
     leaf = jnp.asarray(leaf)
     if leaf.size < _LARGE:
         return _not_finite_values(leaf)
-    count: jax.Array = lax.cond(
-        jnp.isfinite(norm),
-        lambda leaf: vary(jnp.zeros([], dtype), varying(jax.typeof(leaf))),
-        _not_finite_values,
-        leaf,
-    )
+    count: jax.Array = lax.cond(jnp.isfinite(norm), _no_values, _not_finite_values, leaf)
     return count
+
+
+def _no_values(leaf: jax.Array) -> jax.Array:
+    return vary(jnp.zeros([], count_dtype()), varying(jax.typeof(leaf)))
 
 
 def _not_finite_values(leaf: jax.Array) -> jax.Array:
