@@ -146,6 +146,8 @@ def _pair(updates: Tree, params: Any, sync: jax.Array, slow_step_size: ArrayLike
         back = 1 - slow_step_size
         to_fast = jax.tree.map(lambda update, distance: update - back * distance, updates, ahead)
     return optax.LookaheadParams(
-        fast=jax.tree.map(lambda there, update: jnp.where(sync, there, update.astype(there.dtype)), to_fast, updates),
+        fast=jax.tree.map(
+            lambda there, update: jnp.where(sync, there, cast(update, jnp.result_type(there))), to_fast, updates
+        ),
         slow=jax.tree.map(lambda there: jnp.where(sync, there, jnp.zeros_like(there)), to_slow),
     )

@@ -331,6 +331,20 @@ def test_fast_updates_between_synchronisations_are_those_of_the_fast_optimizer()
     np.testing.assert_array_equal(updates.slow, np.zeros(7))
 
 
+def test_lookahead_takes_python_numbers() -> None:
+    """Without jit, too, where an optimizer returns a number as it came."""
+    trail: dict[Any, list[np.ndarray[Any, Any]]] = {}
+    for library in (optwrap, optax):
+        transformation = library.lookahead(optax.sgd(0.5), sync_period=2, slow_step_size=0.25)
+        params = optax.LookaheadParams.init_synced({"a": 1.0})
+        state, trail[library] = transformation.init(params), []
+        for gradient in (0.5, -1.0, 0.25):
+            updates, state = transformation.update({"a": gradient}, state, params)
+            params = optax.apply_updates(params, updates)
+            trail[library].append(np.array([params.fast["a"], params.slow["a"]]))
+    np.testing.assert_array_equal(trail[optwrap], trail[optax])
+
+
 def test_init_of_lookahead_takes_the_fast_parameters_alone() -> None:
     """As optax's does, for wrappers that know only those."""
     transformation = optwrap.lookahead(optax.adam(0.1), 3, 0.5)
