@@ -1,11 +1,14 @@
 """`adopt`: an optimizer's state from before it was instrumented, as one of the instrumented optimizer."""
 
-from typing import Any
+from typing import Any, Final
 
 import jax
 
 from optwrap._checks import shown
 from optwrap.telemetry.state import Counters, InstrumentState
+
+_ROOMS: Final = ("waiting", "gauges")
+"""Counters whose size is no property of the optimizer."""
 
 
 def adopt(tx: Any, opt_state: Any, params: Any) -> Any:
@@ -18,7 +21,8 @@ def adopt(tx: Any, opt_state: Any, params: Any) -> Any:
         opt_state = optwrap.adopt(optwrap.instrument(before, monitor), old, params)
 
     Arrays are taken over as they are, wherever they are; the new counters are placed as a jitted `init` places them.
-    Instrumentations that the state has already keep their counters, so it does no harm to adopt a state twice. Steps
+    Instrumentations that the state has already keep their counters, so it does no harm to adopt a state twice; those
+    of an older optwrap, which had other gauges, go on counting too, without the gauges of their last call. Steps
     are counted from the adopted state on, whatever the training has lived before; a window that is partly filled is
     taken to hold finite values.
 
@@ -77,12 +81,23 @@ def _is_inside(given: InstrumentState, wanted: InstrumentState) -> bool:
     return any(given.counters.keys() == state.counters.keys() for state in _instrumented(wanted.inner_state))
 
 
-def _waiting_as(fresh: dict[str, Counters], given: dict[str, Counters]) -> dict[str, Counters]:
-    """`given` with room for as many waiting steps as `fresh` has: with another `emit` there is other room, and none."""
-    return {
-        name: old if old.waiting.shape == fresh[name].waiting.shape else old._replace(waiting=fresh[name].waiting)
-        for name, old in given.items()
-    }
+def _room_as(fresh: dict[str, Counters], given: dict[str, Counters]) -> dict[str, Counters]:
+    """`given` with the room that `fresh` has for steps that wait, and for the last call's gauges, where it has other.
+
+    With another `emit` there is other room for the first, and with an optwrap that knows of more gauges for both. What
+    was in it is not taken over: no count is.
+    """
+
+    def fitted(old: Counters, new: Counters) -> Counters:
+        other = {name: getattr(new, name) for name in _ROOMS if _shape(old, name) != _shape(new, name)}
+        return old._replace(**other)
+
+    return {name: fitted(old, fresh[name]) for name, old in given.items()}
+
+
+def _shape(counters: Counters, name: str) -> tuple[int, ...] | None:
+    shape: tuple[int, ...] | None = getattr(getattr(counters, name), "shape", None)
+    return shape
 
 
 def _part(wanted: Any, given: Any, fresh: Any, where: str) -> Any:
@@ -102,7 +117,7 @@ def _part(wanted: Any, given: Any, fresh: Any, where: str) -> Any:
                 "checkpoint was made under"
             )
         like = jax.eval_shape(lambda: counters)
-        counters = _adopted(like, _waiting_as(counters, given.counters), fresh, f"{where}.counters")
+        counters = _adopted(like, _room_as(counters, given.counters), fresh, f"{where}.counters")
         given = given.inner_state
     return wanted._replace(
         inner_state=_adopted(wanted.inner_state, given, fresh, f"{where}.inner_state"), counters=counters
