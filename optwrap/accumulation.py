@@ -293,7 +293,10 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
     def gradient_transformation(self) -> Fused:
         """The same as a transformation that takes extra args, for `optax.chain` and others."""
-        return Fused(self.init, self.update, self.apply)
+        cls = type(self)
+        # An `update` of a subclass is the step, too, unless it has an `apply` beside it: this one would pass it by.
+        both = cls.update is MultiSteps.update or cls.apply is not MultiSteps.apply
+        return Fused(self.init, self.update, self.apply if both else None)
 
     def _weight(self, extra_args: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The weight of this mini-step, None where there are none; and the extra args of the optimizer."""

@@ -471,3 +471,18 @@ def test_a_norm_does_not_leave_the_trace_it_was_made_in() -> None:
     outer = tx.init(gradients)
     jax.jit(lambda scale: tx.update(gradients, outer, gradients)[0] * scale)(1.0)
     np.testing.assert_array_equal(inside(2.0), np.full(3, -2.0))
+
+
+class Halving(optwrap.MultiSteps):
+    """A MultiSteps of which a program has replaced the update alone, as it may do with optax's."""
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        return super().update(jax.tree.map(lambda leaf: leaf / 2, updates), state, params, **extra_args)
+
+
+@pytest.mark.parametrize("around", [lambda tx: tx, optwrap.instrument, lambda tx: optwrap.apply_if_finite(tx, 2)])
+def test_a_subclass_with_an_update_of_its_own_takes_that_step(around: Any) -> None:
+    """Whoever applies it: the step that it inherits would pass its update by."""
+    tx, params = around(Halving(optax.sgd(1.0), 1)), {"a": jnp.ones(3)}
+    stepped, _ = optwrap.apply_gradients(tx, {"a": jnp.full(3, 4.0)}, tx.init(params), params)
+    np.testing.assert_array_equal(stepped["a"], -np.ones(3))
