@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap.telemetry.interrupts import raise_later
+from optwrap.telemetry.interrupts import is_a_handlers, raise_later
 from optwrap.telemetry.reading import HEAD, Layout, Words, by_step, pack, pack_head
 from optwrap.telemetry.records import GOOD_VERDICTS
 from optwrap.telemetry.state import MOST_WAITING, VERDICTS, Counters
@@ -111,7 +111,7 @@ def _delivery(observer: Observer) -> Any:
                 # Raised into the step it would end the training, with the donated state already gone. What a signal's
                 # handler raised, so that the process ends, comes again after the step. It may have come before the
                 # reading was taken, and others follow: that one comes again, too, which does no harm if it was.
-                if tries_left and not isinstance(error, Exception) and raise_later(error):
+                if tries_left and is_a_handlers(error) and raise_later(error):
                     continue
                 if type(error) not in said:
                     said.add(type(error))

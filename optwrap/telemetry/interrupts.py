@@ -9,8 +9,9 @@ from ending.
 import signal
 import sys
 import threading
+import traceback
 import types
-from typing import Final
+from typing import Any, Final
 
 _PAUSE: Final = 0.01
 """Seconds after which it is tried to raise it: a step is over by then, or the next try comes."""
@@ -58,6 +59,26 @@ def raise_later(error: BaseException) -> bool:
     signal.signal(signal.SIGINT, come)
     wait()
     return True
+
+
+def is_a_handlers(error: BaseException) -> bool:
+    """Whether a signal's handler raised it, as one of SIGALRM does that ends what takes too long: no failure of ours.
+
+    What is no Exception is taken for one: KeyboardInterrupt comes from a handler that is not written in Python.
+    """
+    if not isinstance(error, Exception):
+        return True
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    codes = {_code(handler) for handler in map(signal.getsignal, signal.valid_signals()) if callable(handler)} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _code(handler: Any) -> types.CodeType | None:
+    """What runs when a handler is called: a function, a method, a partial of one, or an object that can be called."""
+    handler = getattr(handler, "func", handler)
+    found = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+    return found if isinstance(found, types.CodeType) else None
 
 
 def in_callback(frame: types.FrameType | None) -> bool:

@@ -15,6 +15,7 @@ from typing import Final, Literal, Self
 
 from optwrap.telemetry.epochs import Account
 from optwrap.telemetry.inbox import Closing, Flush, Inbox
+from optwrap.telemetry.interrupts import is_a_handlers
 from optwrap.telemetry.notices import Once, log
 from optwrap.telemetry.reading import Layout
 from optwrap.telemetry.reporter import Clock, Reporter
@@ -151,6 +152,8 @@ class Monitor:
     def observe(self, reading: object, *, restored: bool | None = None) -> None:
         """Report one step, or several. Never waits, not even for the device, and never raises.
 
+        (What a signal's handler raises in the main thread meanwhile does come out, as it would anywhere.)
+
         The counters are cumulative: a step that is not observed is missing from the step records and from nothing else.
         Counters that went back (the training was rolled back to an earlier state) begin a new epoch by themselves; the
         last reading once more is passed over.
@@ -178,6 +181,8 @@ class Monitor:
             if put is not None:
                 put(reading, restored)
         except Exception as error:
+            if is_a_handlers(error):  # of a signal, that came just now: for the loop, and no failure of ours
+                raise
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
     def flush(self, timeout: float = 5.0) -> bool:

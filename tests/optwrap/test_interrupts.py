@@ -1,18 +1,24 @@
 """A signal that comes in the midst of a host callback ends the process as it would anywhere else."""
 
+import concurrent.futures
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from optwrap.telemetry.interrupts import in_callback, raise_later
+import optwrap
+from optwrap.telemetry.interrupts import in_callback, is_a_handlers, raise_later
+from optwrap.telemetry.reading import unpack
 from tests.optwrap.monitoring import StubExporter
 
 JOB = """
@@ -122,3 +128,98 @@ def test_it_waits_for_the_end_of_the_callback_that_the_main_thread_is_in() -> No
     assert inside == [True]
     assert not in_callback(sys._getframe())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class TookTooLong(Exception):
+    """What a program's own handler of an alarm raises: no BaseException, as such things mostly are."""
+
+
+class Handler:
+    """Handlers of every kind that Python takes."""
+
+    def method(self, *_: Any) -> None:
+        raise TookTooLong
+
+    __call__ = method
+
+
+class Hooked(np.ndarray[Any, Any]):
+    """A reading that does something while it is observed."""
+
+    act: Callable[[], None]
+
+    def copy(self, order: Any = "C") -> Any:
+        self.act()
+        return super().copy(order)
+
+
+def function(*_: Any) -> None:
+    raise TookTooLong
+
+
+HANDLERS: list[Callable[[int, Any], None]] = [
+    function,
+    Handler().method,
+    Handler(),
+    functools.partial(Handler.method, Handler()),
+]
+
+
+@pytest.fixture(params=HANDLERS, ids=["function", "method", "object", "partial"])
+def alarm(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """What brings the signal of a handler that raises."""
+    before = signal.signal(signal.SIGUSR1, request.param)
+    yield lambda: signal.raise_signal(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_exception_of_a_handler_comes_after_the_step(alarm: Callable[[], None]) -> None:
+    """And not as a reading that was lost; the reading is there."""
+    told = []
+
+    class Alarmed:
+        def describe(self, layout: Any, *, stepping: bool = False) -> None:
+            pass
+
+        def observe(self, reading: Any) -> None:
+            told.append(reading)
+            if len(told) == 1:
+                alarm()
+
+    tx = optwrap.instrument(optax.sgd(0.5), Alarmed(), emit="callback")
+    params = {"a": jnp.ones(3)}
+
+    def train() -> None:
+        jax.block_until_ready(jax.jit(tx.update)(params, tx.init(params), params))
+        time.sleep(30)
+
+    with pytest.raises(TookTooLong):
+        train()
+    assert [unpack(np.asarray(reading)).step for reading in told] == [1, 1]
+
+
+def test_a_monitor_hands_on_what_a_handler_raises(alarm: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
+    """And nothing else: what is raised by the reading itself is one line in the log."""
+
+    def failing() -> None:
+        raise TookTooLong
+
+    reading = np.zeros(26, np.uint32).view(Hooked)
+    with optwrap.Monitor("alarmed", "http://127.0.0.1:9", 0) as monitor:
+        reading.act = alarm
+        with pytest.raises(TookTooLong):
+            monitor.observe(reading)
+        assert not any("was lost" in record.getMessage() for record in caplog.records)
+        reading.act = failing
+        monitor.observe(reading)
+    assert sum("was lost" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_only_what_a_handler_raised_is_taken_for_a_handlers(alarm: Callable[[], None]) -> None:
+    """A failure that is like it in type alone is not; and no thread but the main one has handlers."""
+    with pytest.raises(TookTooLong) as raised:
+        alarm()
+    assert is_a_handlers(raised.value)
+    assert not is_a_handlers(TookTooLong())
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(is_a_handlers, raised.value).result()
