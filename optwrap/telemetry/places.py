@@ -62,24 +62,27 @@ def brought(index: int, count: int, replicas: Replicas | None, observed: object)
       replicas: what was known when the step was traced.
       observed: the step's reading as it was observed: where it lies says which mesh the step ran on.
     """
-    if replicas is None:
+    ran_on = getattr(getattr(observed, "sharding", None), "mesh", None)
+    if replicas is None or index + count > replicas.count or _along(ran_on, replicas) not in {None, replicas.count}:
+        # The last step that was traced is another than this one, where a program has two, with other replicas.
         return Brought(Replica(index, None, None), count, None)
-    meshes = (getattr(getattr(observed, "sharding", None), "mesh", None), replicas.mesh)
-    for mesh in meshes:
-        devices = _devices(mesh, replicas)
-        if devices is not None and index < len(devices):
-            return Brought(Replica(index, *named(devices[index])), count, replicas.count)
+    for mesh in (ran_on, replicas.mesh):
+        if _along(mesh, replicas) == replicas.count:
+            return Brought(Replica(index, *named(_devices(mesh, replicas)[index])), count, replicas.count)
     return Brought(Replica(index, None, None), count, replicas.count)
 
 
-def _devices(mesh: object, replicas: Replicas) -> Any:
-    """The devices of each replica, [replicas, devices]; None where that is no mesh of theirs."""
+def _along(mesh: object, replicas: Replicas) -> int | None:
+    """How many devices a mesh has along the axes of the replicas; None where it has no such axes, or is none."""
     axes = replicas.axes
     if not isinstance(mesh, jax.sharding.Mesh) or axes is None or not set(axes) <= set(mesh.axis_names):
         return None
-    if int(np.prod([mesh.shape[axis] for axis in axes])) != replicas.count:
-        return None
-    places = [mesh.axis_names.index(axis) for axis in axes]
+    return int(np.prod([mesh.shape[axis] for axis in axes]))
+
+
+def _devices(mesh: Any, replicas: Replicas) -> Any:
+    """The devices of each replica, [replicas, devices]."""
+    places = [mesh.axis_names.index(axis) for axis in replicas.axes or ()]
     return np.moveaxis(mesh.devices, places, range(len(places))).reshape(replicas.count, -1)
 
 

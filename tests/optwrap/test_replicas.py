@@ -565,7 +565,7 @@ def test_a_mesh_that_is_not_the_replicas_names_nobody() -> None:
     mesh = WAYS["one axis"].mesh
     for known in (None, Replicas(8), Replicas(8, ("x",), mesh), Replicas(4, ("data",), mesh)):
         of = known.count if known else None
-        assert brought(3, 2, known, np.zeros(3)) == Brought(Replica(3, None, None), 2, of)
+        assert brought(1, 2, known, np.zeros(3)) == Brought(Replica(1, None, None), 2, of)
     assert brought(3, 2, Replicas(8, ("data",), mesh), None) == Brought(Replica(3, 0, "cpu:3"), 2, 8)
 
 
@@ -632,3 +632,34 @@ def test_what_was_counted_before_an_epoch_has_its_replicas() -> None:
     added = bases.plus(with_one, with_both)
     assert added is not None
     assert sorted(row["steps"] for row in added["replicas"]) == [3, 4]
+
+
+def test_the_step_of_one_mesh_is_not_told_of_with_the_replicas_of_another(stub: StubExporter) -> None:
+    """A program may have two, and the one that was traced last says what is known: here of fewer replicas."""
+    params = {"w": jnp.ones(2)}
+    with Monitor("two", stub.endpoint, 0, interval=0.05) as monitor:
+        tx = optwrap.instrument(optwrap.apply_if_finite(optax.sgd(0.1), 9), monitor)
+
+        def step(mesh: Mesh) -> Any:
+            def one(state: Any, own: Any) -> Any:
+                grads = {"w": own[0]}
+                flags = optwrap.replica_flags(grads, "data", mesh=mesh)
+                grads = jax.lax.pmean(grads, "data")
+                return tx.update(grads, state, params, replica_flags=flags)[1]
+
+            mapped = jax.shard_map(one, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+            return jax.jit(lambda state, own: (state := mapped(state, own), optwrap.reading(state)))
+
+        large, small = (step(Mesh(np.array(jax.devices()[:n]), ("data",))) for n in (4, 2))
+        state = tx.init(params)
+        for run, n in ((large, 4), (small, 2)):
+            jax.block_until_ready(run(state, np.ones((n, 2), np.float32)))
+        for spoilt in (3, 1):
+            own = np.ones((4, 2), np.float32)
+            own[spoilt] = np.nan
+            state, words = large(jax.device_get(state), own)
+            monitor.observe(words)
+        assert monitor.flush(20)
+    bodies = [wire.Report.model_validate_json(json.dumps(body)) for body in stub.books.order]
+    told = [(one.step, one.replica, one.device, one.count, one.of) for body in bodies for one in body.replicas]
+    assert told == [(1, 3, None, 1, None), (2, 1, None, 1, None)]
