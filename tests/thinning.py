@@ -11,7 +11,6 @@ EVERY: Final = {
     "tests/e2e/page/test_accessible.py": 3,
     "tests/e2e/test_odd_ways.py": 3,
     "tests/e2e/test_demo.py::test_a_job_without_an_exporter_trains_on_and_says_so_once": 3,
-    "tests/e2e/test_odd_ways.py::test_a_thread_that_forks_in_the_midst_of_steps_hurts_neither_side": 3,
     "tests/e2e/ways/test_ways.py": 3,
     "tests/optwrap/test_checkpoints.py": 5,
     "tests/optwrap/test_contrib.py::test_every_contributed_optimizer_trains_in_every_wrapper": 5,
