@@ -8,9 +8,9 @@ alone. The variants take turns in one process, in an order that is drawn anew ea
 cases have tiny parameters on purpose: what is left is what the host pays for each step, which is where telemetry costs.
 The other cases are models that compute something.
 
-Three ratios are printed apart, below each table: observation (the reading returned and observed, against the same
+Some ratios are printed apart, below each table: observation (the reading returned and observed, against the same
 instrumented step that returns none), instrumentation (against the same wrapper, not instrumented) and end to end (the
-whole against the step with neither wrapper nor telemetry).
+whole, and the telemetry of an optimizer with no wrapper, against the step with neither wrapper nor telemetry).
 
 Beside the time there is the processor time of the whole process, which other programs disturb less, and which has the
 reporting threads in it; and XLA's own figures of the compiled step, which repeat exactly.
@@ -51,6 +51,7 @@ GUARDED: Final = "bare"
 UNGUARDED: Final = "no guard"
 INSTRUMENTED: Final = "instrumented, nothing returned"
 OBSERVED: Final = "reading observed"
+WATCHED: Final = "no guard, reading observed"
 TINY: Final = 64
 """Values in a leaf of the cases that measure the host's part."""
 
@@ -238,6 +239,7 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
             Variant(UNGUARDED, instrumented=False, guarded=False),
             Variant(INSTRUMENTED),
             Variant(OBSERVED, endpoint, "reading"),
+            Variant(WATCHED, endpoint, "reading", guarded=False),
             Variant("reading observed, exporter absent", absent, "reading"),
             Variant("reading observed, exporter hangs", hanging, "reading"),
             Variant('emit="callback"', endpoint, "callback"),
@@ -298,6 +300,7 @@ def show(case: Case, trainers: list[Trainer], console: Console) -> None:
         ("observation", OBSERVED, INSTRUMENTED),
         ("instrumentation", INSTRUMENTED, GUARDED),
         ("end to end", OBSERVED, UNGUARDED),
+        ("end to end, without a guard", WATCHED, UNGUARDED),
     ):
         low, middle, high = ratios(by_title[ours].seconds, by_title[baseline].seconds)
         cpu = ratios(by_title[ours].cpu_seconds, by_title[baseline].cpu_seconds)[1]
