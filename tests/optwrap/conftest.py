@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from tests.optwrap.monitoring import StubExporter
+
 # Before anything asks for a device: tests on a mesh need some.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -36,3 +38,11 @@ def strict_dtypes() -> Iterator[None]:
     """An operation that would silently widen a dtype fails."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def stub() -> Iterator[StubExporter]:
+    """An exporter that keeps what it is sent."""
+    server = StubExporter()
+    yield server
+    server.close()

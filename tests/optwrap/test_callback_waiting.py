@@ -2,7 +2,6 @@
 
 import functools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,13 +19,6 @@ from tests.optwrap.monitoring import StubExporter
 
 PARAMS = {"a": np.ones((3,), np.float32), "b": np.ones((2, 2), np.float32)}
 EVERY = 4
-
-
-@pytest.fixture
-def stub() -> Iterator[StubExporter]:
-    stub = StubExporter()
-    yield stub
-    stub.close()
 
 
 class Relay:

@@ -57,13 +57,6 @@ finally:
 """
 
 
-@pytest.fixture
-def stub() -> Iterator[StubExporter]:
-    server = StubExporter()
-    yield server
-    server.close()
-
-
 def test_sigterm_in_the_midst_of_the_callback_ends_the_job_after_the_step(stub: StubExporter) -> None:
     """With the handler's own status, and the run reported as failed, that step included."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPTWRAP_", "SLURM_"))}

@@ -29,13 +29,6 @@ from tests.optwrap.monitoring import StubExporter, Training, counts, refusal, wa
 
 
 @pytest.fixture
-def stub() -> Iterator[StubExporter]:
-    server = StubExporter()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def make(stub: StubExporter) -> Iterator[Callable[..., Monitor]]:
     """Makes Monitors that report to `stub`, to be closed after the test."""
     jax.devices()  # who reports is known once JAX has its devices

@@ -5,9 +5,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-
-import pytest
 
 from tests.optwrap.monitoring import StubExporter, counts
 
@@ -28,13 +25,6 @@ def start(**arguments):
 def threads():
     return [thread for thread in threading.enumerate() if thread.name == "optwrap-monitor"]
 """
-
-
-@pytest.fixture
-def stub() -> Iterator[StubExporter]:
-    server = StubExporter()
-    yield server
-    server.close()
 
 
 def begin(stub: StubExporter, script: str, *arguments: str) -> "subprocess.Popen[str]":

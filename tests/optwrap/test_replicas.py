@@ -144,13 +144,6 @@ def mapped(way: Way, step: Callable[..., Any], *, told: bool = True) -> Callable
 
 
 @pytest.fixture
-def stub() -> Iterator[StubExporter]:
-    server = StubExporter()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def monitor(stub: StubExporter) -> Iterator[Monitor]:
     with Monitor("r", stub.endpoint, interval=0.02, _parts=Parts(environ={})) as made:
         yield made

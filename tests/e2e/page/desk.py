@@ -42,6 +42,16 @@ class Desk:
     def chart(self) -> Locator:
         return self.page.locator(".chart")
 
+    def zoom(self, since: float, until: float) -> None:
+        """Drag over the chart, from one share of its width to another."""
+        box = self.page.locator(".u-over").bounding_box()
+        assert box is not None
+        self.page.mouse.move(box["x"] + since * box["width"], box["y"] + 50)
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + until * box["width"], box["y"] + 60, steps=8)
+        expect(self.page.locator(".u-select")).not_to_have_css("width", "0px")
+        self.page.mouse.up()
+
     def check(self) -> None:
         """The policy refused nothing, and nothing failed that the test did not expect to."""
         assert self.page.evaluate("window.refused") == []
