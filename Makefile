@@ -35,7 +35,7 @@ test: setup ## the tests; ARGS='-k name' for some
 chaos: setup ## training, exporter and network go wrong in every way, drawn from SEEDS=10 seeds from FIRST=0 on
 	@$(BIN)/python -m tests.e2e.chaos --seeds $(or $(SEEDS),10) --first $(or $(FIRST),0) $(ARGS)
 
-thorough: setup ## every test, and every case of the long tables: half an hour
+thorough: setup ## every test, and every case of the long tables: much longer than 'test'
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --thorough --timeout 900 $(ARGS)
 
 check: setup ## ruff and mypy

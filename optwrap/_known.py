@@ -38,7 +38,8 @@ class _Known(NamedTuple):
     asked: tuple[_Asked, ...] = ()
 
 
-_known: Final = contextvars.ContextVar("optwrap_known", default=_Known())  # noqa: B039  # of tuples and a proxy: nothing to be changed
+# The default can be shared: it is of tuples and a proxy, in which nothing can be changed.
+_known: Final = contextvars.ContextVar("optwrap_known", default=_Known())  # noqa: B039
 
 
 def norm_of(leaf: Any) -> jax.Array | None:
