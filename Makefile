@@ -48,8 +48,8 @@ format: setup ## put the sources into shape
 	@$(BIN)/ruff check --fix .
 
 generated: setup ## what is committed and generated: openapi.json, docs/metrics.md, the dashboards, the runbooks' page
-	@$(BIN)/python -m optwrap_exporter.openapi > service/openapi.json
-	@$(BIN)/python -m optwrap_exporter.metrics > docs/metrics.md
+	@$(BIN)/python -m optwrap_exporter.http.openapi > service/openapi.json
+	@$(BIN)/python -m optwrap_exporter.metrics.table > docs/metrics.md
 	@$(BIN)/python -m deploy.build
 
 bench: setup ## ratios to a baseline, each benchmark in one run

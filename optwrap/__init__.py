@@ -2,20 +2,20 @@
 
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 
-from optwrap.accumulation import MultiSteps
-from optwrap.conditional import apply_if_finite
-from optwrap.fused import apply_gradients, settle
-from optwrap.layout import flatten
-from optwrap.lookahead import lookahead
-from optwrap.masking import masked
-from optwrap.skip_if import SkipIfState, skip_if
-from optwrap.skipping import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
-from optwrap.telemetry.adopt import adopt
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.monitor import Monitor
-from optwrap.telemetry.reading import reading
-from optwrap.telemetry.replicas import replica_flags
-from optwrap.telemetry.state import InstrumentState
+from optwrap._core.apply_gradients import apply_gradients, settle
+from optwrap._monitor.monitor import Monitor
+from optwrap._reading.counters import InstrumentState
+from optwrap._reading.unpack import reading
+from optwrap._step.adopt import adopt
+from optwrap._step.instrument import instrument
+from optwrap._step.replicas import replica_flags
+from optwrap._wrappers.apply_if_finite import apply_if_finite
+from optwrap._wrappers.flatten import flatten
+from optwrap._wrappers.lookahead import lookahead
+from optwrap._wrappers.masked import masked
+from optwrap._wrappers.multi_steps import MultiSteps
+from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
+from optwrap._wrappers.skip_if import SkipIfState, skip_if
 
 __all__ = [
     "ApplyIfFiniteState",

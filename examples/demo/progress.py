@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from optwrap.telemetry.reading import unpack
+from optwrap._reading.unpack import unpack
 
 _LAG = 0.1
 """Seconds after which what a step returned is taken to be there."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from optwrap_exporter.cli import run
+from optwrap_exporter.cli.main import run
 
 if __name__ == "__main__":
     sys.exit(run())

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.ledger import Clock, Ledger, Plan, acknowledge
-from optwrap_exporter.store import Store
-from optwrap_exporter.wire import Acknowledgement, Report
+from optwrap_exporter.ledger.ledger import Clock, Ledger, Plan, acknowledge
+from optwrap_exporter.store.store import Store
+from optwrap_exporter.wire.requests import Acknowledgement, Report
 
 _log = logging.getLogger(__name__)
 

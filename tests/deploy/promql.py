@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import promql_parser
-from optwrap_exporter.metrics import METRICS, PROCESS, Metric
+from optwrap_exporter.metrics.table import METRICS, PROCESS, Metric
 
 GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm", "$instance": "node-0:10425"}
 """Values for what Grafana puts in before it sends a query."""

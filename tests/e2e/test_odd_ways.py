@@ -20,8 +20,8 @@ import optax
 import pytest
 
 import optwrap
-from optwrap.telemetry.monitor import Parts
-from optwrap.telemetry.reporter import Clock
+from optwrap._monitor.monitor import Parts
+from optwrap._monitor.thread import Clock
 from tests.conftest import RunningExporter
 
 PARAMS = {"w": np.ones(3, np.float32)}

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from optwrap_exporter.ingest import Ingest
-from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.store import Store
-from optwrap_exporter.wire import Report
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.store.store import Store
+from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.reports import Clock, Trainer
 

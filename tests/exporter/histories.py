@@ -5,8 +5,8 @@ from collections import defaultdict
 from typing import Any
 
 from hypothesis import strategies as st
-from optwrap_exporter.counts import Counts
-from optwrap_exporter.wire import VERDICTS, Counters, Report
+from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.wire.requests import VERDICTS, Counters, Report
 
 from tests.exporter.reports import START, Brought, Clock, State, Trainer, by_replica, minus
 

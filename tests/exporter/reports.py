@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optwrap_exporter.ledger import Ledger, Plan
-from optwrap_exporter.wire import VERDICTS, Report
+from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.wire.requests import VERDICTS, Report
 
 START = 1_763_800_000.0
 REPLICA = ("replica", "process", "device")

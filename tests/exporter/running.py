@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from optwrap_exporter.app import create_app
+from optwrap_exporter.http.app import create_app
+from optwrap_exporter.http.hub import Hub
+from optwrap_exporter.http.server import bind_tcp, server_of
 from optwrap_exporter.ingest import Ingest
-from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.server import bind_tcp, server_of
+from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.settings import Settings, parse_address
-from optwrap_exporter.store import Store
-from optwrap_exporter.streams import Hub
+from optwrap_exporter.store.store import Store
 
 START = 1_763_800_000.0
 VERDICTS = ("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite")

@@ -7,8 +7,8 @@ from pathlib import Path
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from optwrap_exporter import openapi
-from optwrap_exporter.wire import EVENT_KINDS, HEALTHS
+from optwrap_exporter.http import openapi
+from optwrap_exporter.wire.requests import EVENT_KINDS, HEALTHS
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_committed_document_is_the_codes() -> None:
     committed = (ROOT / "service" / "openapi.json").read_text()
-    assert committed == openapi.text(), "run python -m optwrap_exporter.openapi > service/openapi.json"
+    assert committed == openapi.text(), "run python -m optwrap_exporter.http.openapi > service/openapi.json"
 
 
 def test_the_document_has_every_route_of_the_contract() -> None:

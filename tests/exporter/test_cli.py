@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import httpx
 import pytest
-from optwrap_exporter import app, cli
+from optwrap_exporter.cli import main as cli
+from optwrap_exporter.http import app
 from optwrap_exporter.settings import Address, Settings
 
 from tests.conftest import RunningExporter

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.events import Occurrence
-from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.wire import Report
+from optwrap_exporter.ledger.events import Occurrence
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.reports import START, Clock, State, Trainer, take
 from tests.exporter.watching import Watched

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from optwrap_exporter import connections
-from optwrap_exporter.routes import reports
+from optwrap_exporter.http import connection_timeout as connections
+from optwrap_exporter.http.routes import reports
 
 from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served, served

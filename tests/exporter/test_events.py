@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.events import MOST_NAMED, Occurrence
-from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.wire import EVENT_KINDS, Report
+from optwrap_exporter.ledger.events import MOST_NAMED, Occurrence
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.wire.requests import EVENT_KINDS, Report
 
 from tests.exporter.histories import History, delivered, histories
 from tests.exporter.reports import Clock, Trainer, sent, take, with_records

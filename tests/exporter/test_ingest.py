@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter import ranges
 from optwrap_exporter.ingest import Busy, Closed, Committed, Conflict, Ingest, Retention, digest_of
-from optwrap_exporter.ledger import Ledger, Plan
-from optwrap_exporter.store import SMALLEST_LIMIT, Store, StoreFull
-from optwrap_exporter.wire import Acknowledgement, Report, RunDetail
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreFull
+from optwrap_exporter.wire.requests import Acknowledgement, Report, RunDetail
 
 from tests.exporter.histories import History, delivered, histories
 from tests.exporter.reports import Clock, State, Trainer, sent

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.answers import OTHER
-from optwrap_exporter.counts import Counts
-from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.wire import RunDetail
+from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.views import OTHER
+from optwrap_exporter.wire.requests import RunDetail
 
 from tests.exporter.histories import History, delivered, histories
 from tests.exporter.reports import Clock, State, Trainer, sent, take

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.metrics import BY_NAME, METRICS, OUTCOMES, PROCESS, REASONS, document
-from optwrap_exporter.wire import HEALTHS
+from optwrap_exporter.metrics.table import BY_NAME, METRICS, OUTCOMES, PROCESS, REASONS, document
+from optwrap_exporter.wire.requests import HEALTHS
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_documentation_is_what_the_table_says() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == document(), (
-        "run python -m optwrap_exporter.metrics > docs/metrics.md"
+        "run python -m optwrap_exporter.metrics.table > docs/metrics.md"
     )
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
-from optwrap_exporter import server
+from optwrap_exporter.http import server
+from optwrap_exporter.http.routes import reports
+from optwrap_exporter.http.routes.reports import LARGEST_BODY
 from optwrap_exporter.ingest import Busy
-from optwrap_exporter.metrics import OUTCOMES
-from optwrap_exporter.routes import reports
-from optwrap_exporter.routes.reports import LARGEST_BODY
+from optwrap_exporter.metrics.table import OUTCOMES
 from optwrap_exporter.settings import parse_address
-from optwrap_exporter.store import StoreFull
-from optwrap_exporter.wire import Acknowledgement, StepsAnswer
+from optwrap_exporter.store.store import StoreFull
+from optwrap_exporter.wire.requests import Acknowledgement, StepsAnswer
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.exporter.running import Job, Served, served

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter.security import HEADERS, HostCheck, SecurityHeaders, host_name
+from optwrap_exporter.http.middleware import HEADERS, HostCheck, SecurityHeaders, host_name
 from optwrap_exporter.settings import Settings, parse_address
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.server import StartError, bind_tcp, bound_unix
+from optwrap_exporter.http.server import StartError, bind_tcp, bound_unix
 from optwrap_exporter.settings import parse_address
 
 

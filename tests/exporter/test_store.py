@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter import blocks, schema
-from optwrap_exporter.cursor import CursorError, encode
-from optwrap_exporter.ledger import Ledger, Plan
-from optwrap_exporter.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
-from optwrap_exporter.thinning import Axis
-from optwrap_exporter.wire import VERDICTS, Event, EventKind, Page, Report, StepsAnswer, spelled
+from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.store import rollups as blocks
+from optwrap_exporter.store import schema
+from optwrap_exporter.store.downsample import Axis
+from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
+from optwrap_exporter.wire.cursor import CursorError, encode
+from optwrap_exporter.wire.requests import VERDICTS, Event, EventKind, Page, Report, StepsAnswer, spelled
 
 from tests.exporter import crashing
 from tests.exporter.histories import History, delivered, histories

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import sse
-from optwrap_exporter import streams
-from optwrap_exporter.routes import stream as route
+from optwrap_exporter.http import hub as streams
+from optwrap_exporter.http.routes import stream as route
 
 from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter import cli, screen, terminal
-from optwrap_exporter.wire import HEALTHS
+from optwrap_exporter.cli import client as terminal
+from optwrap_exporter.cli import main as cli
+from optwrap_exporter.cli import render as screen
+from optwrap_exporter.wire.requests import HEALTHS
 
 from tests.exporter.running import Job, Served, served
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.store import Store
-from optwrap_exporter.wire import Event, EventKind, Report
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.store.store import Store
+from optwrap_exporter.wire.requests import Event, EventKind, Report
 
 from tests.exporter.histories import History, histories
 from tests.exporter.reports import Clock, Trainer

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.counts import Counts, Replica
-from optwrap_exporter.ledger import Ledger
-from optwrap_exporter.wire import Report, RunDetail
+from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.wire.requests import Report, RunDetail
 
 from tests.exporter.histories import History, delivered, histories
 from tests.exporter.reports import Clock, State, Trainer, sent, take

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter import wire
-from optwrap_exporter.wire import ErrorDetail, Gauges, Report, RunDetail, StepColumns, error_details
+from optwrap_exporter.wire import requests as wire
+from optwrap_exporter.wire.requests import ErrorDetail, Gauges, Report, RunDetail, StepColumns, error_details
 from pydantic import ValidationError
 
 from tests.exporter.reports import Trainer, sent

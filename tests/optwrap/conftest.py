@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def few_values_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trees of these tests have leaves of both kinds: asked under a condition of their own, and asked together."""
-    monkeypatch.setattr("optwrap._trees._LARGE", 5)
+    monkeypatch.setattr("optwrap._core.trees._LARGE", 5)
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from optwrap.telemetry.reading import Layout, Reading, pack, unpack
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, VERDICTS, Counters
+from optwrap._reading.counters import ABSENT, INT_GAUGES, VERDICTS, Counters
+from optwrap._reading.unpack import Layout, Reading, pack, unpack
 
 PARAMETERS = ("decoder/layer_0/w", "decoder/layer_1/w", "head")
 

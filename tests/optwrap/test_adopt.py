@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwrap
-from optwrap.telemetry.reading import Layout, unpack
-from optwrap.telemetry.state import MOST_WAITING, Counters
+from optwrap._reading.counters import MOST_WAITING, Counters
+from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.checkpoints import through_flax, through_orbax
 from tests.optwrap.monitoring import StubExporter
 

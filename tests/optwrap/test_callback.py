@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.reading import Layout, by_step, reading, unpack
+from optwrap._reading.unpack import Layout, by_step, reading, unpack
+from optwrap._step.instrument import instrument
 
 PARAMS = {"a": np.ones((3,), np.float32), "b": np.ones((2, 2), np.float32)}
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.reading import Layout, by_step, reading, unpack
+from optwrap._reading.unpack import Layout, by_step, reading, unpack
+from optwrap._step.instrument import instrument
 from tests.optwrap.monitoring import StubExporter
 
 PARAMS = {"a": np.ones((3,), np.float32), "b": np.ones((2, 2), np.float32)}
@@ -93,7 +93,7 @@ def test_each_step_is_counted_once_through_checkpoints_rollbacks_and_restarts(op
         assert relay.monitor.flush(20)
         relay.monitor.close()
         totals = stub.books.totals()
-        assert sum(totals.get(verdict, 0) for verdict in optwrap.telemetry.state.VERDICTS) == told
+        assert sum(totals.get(verdict, 0) for verdict in optwrap._reading.counters.VERDICTS) == told
         assert totals.get("not_finite_steps", 0) == bad
         records = stub.books.steps()
         assert len(records) == len(set(records)) == told

@@ -10,11 +10,11 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from optwrap.telemetry.epochs import ZERO, Account, Observed, less_own_step, minus, plus
-from optwrap.telemetry.reading import Totals, unpack
-from optwrap.telemetry.records import Backlog, Record
-from optwrap.telemetry.reports import totals as as_wire
-from optwrap.telemetry.state import VERDICTS
+from optwrap._monitor.account import ZERO, Account, Observed, less_own_step, minus, plus
+from optwrap._monitor.backlog import Backlog, Record
+from optwrap._monitor.outbox import totals as as_wire
+from optwrap._reading.counters import VERDICTS
+from optwrap._reading.unpack import Totals, unpack
 from tests.optwrap import monitoring
 from tests.optwrap.monitoring import PARAMETERS, Training, counts
 

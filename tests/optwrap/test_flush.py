@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwrap
-from optwrap.telemetry.reading import Layout, unpack
+from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.transformations import FLOAT32, assert_close, assert_same, assert_same_types, gradients, momentum
 
 FULL = jnp.int32(2**31 - 1)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap.telemetry.state import VERDICTS
+from optwrap._reading.counters import VERDICTS
 from tests.optwrap.transformations import (
     FLOAT32,
     OURS_PAIRS,

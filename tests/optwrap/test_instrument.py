@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.reading import Layout, Reading, reading, unpack
-from optwrap.telemetry.state import InstrumentState
+from optwrap._reading.counters import InstrumentState
+from optwrap._reading.unpack import Layout, Reading, reading, unpack
+from optwrap._step.instrument import instrument
 from tests.optwrap.transformations import (
     FLOAT32,
     PAIRS,

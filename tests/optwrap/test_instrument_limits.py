@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import optwrap
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.reading import reading, unpack
+from optwrap._reading.unpack import reading, unpack
+from optwrap._step.instrument import instrument
 from tests.optwrap.transformations import FLOAT32
 
 LIMITS = ("guard_not_finite_limit", "every_k", "sync_period", "gradient_norm_limit")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import optwrap
-from optwrap.telemetry.summary import Summary, summarized
+from optwrap._step.grad_summary import Summary, summarized
 
 SHAPES = ((), (1,), (7,), (3, 0), (2, 3, 4))
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.reading import Layout, reading, unpack
+from optwrap._reading.unpack import Layout, reading, unpack
+from optwrap._step.instrument import instrument
 from tests.optwrap import simulation as sim
 
 SHAPES = {"a": (3,), "b": (2, 2), "c": (2,)}  # optax's blend of a scalar leaks or not, as XLA pleases

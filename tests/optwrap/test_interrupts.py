@@ -17,14 +17,14 @@ import optax
 import pytest
 
 import optwrap
-from optwrap.telemetry.interrupts import in_callback, is_a_handlers, raise_later
-from optwrap.telemetry.reading import unpack
+from optwrap._reading.unpack import unpack
+from optwrap._step.interrupts import in_callback, is_a_handlers, raise_later
 from tests.optwrap.monitoring import StubExporter
 
 JOB = """
 import functools, os, signal, sys, time
 import jax, jax.numpy as jnp, optax, optwrap
-from optwrap.telemetry.interrupts import in_callback
+from optwrap._step.interrupts import in_callback
 
 class Signalled(optwrap.Monitor):
     \"\"\"A Monitor in which SIGTERM comes while the second step's callback runs, before it has taken the reading.\"\"\"

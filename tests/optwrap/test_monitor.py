@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optwrap_exporter import wire
+from optwrap_exporter.wire import requests as wire
 
 import optwrap
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.monitor import Monitor, Parts
-from optwrap.telemetry.reading import Layout, reading
-from optwrap.telemetry.transport import HttpTransport
+from optwrap._monitor.monitor import Monitor, Parts
+from optwrap._monitor.transport import HttpTransport
+from optwrap._reading.unpack import Layout, reading
+from optwrap._step.instrument import instrument
 from tests.optwrap.monitoring import StubExporter, Training, counts, refusal, waiting
 
 

@@ -17,15 +17,15 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from optwrap_exporter import wire
+from optwrap_exporter.wire import requests as wire
 
-from optwrap.telemetry.epochs import Account, Observed
-from optwrap.telemetry.inbox import Closing, Flush, Inbox
-from optwrap.telemetry.reading import Reading, Totals
-from optwrap.telemetry.reporter import LONGEST_BACKOFF, Clock, Reporter
-from optwrap.telemetry.reports import Identity, Outbox
-from optwrap.telemetry.settings import Settings, resolve
-from optwrap.telemetry.transport import Answer, TransportError
+from optwrap._monitor.account import Account, Observed
+from optwrap._monitor.outbox import Identity, Outbox
+from optwrap._monitor.queue import Closing, Flush, Inbox
+from optwrap._monitor.settings import Settings, resolve
+from optwrap._monitor.thread import LONGEST_BACKOFF, Clock, Reporter
+from optwrap._monitor.transport import Answer, TransportError
+from optwrap._reading.unpack import Reading, Totals
 from tests.optwrap import monitoring
 from tests.optwrap.monitoring import PARAMETERS, Books, Training, counts
 

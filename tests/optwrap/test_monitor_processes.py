@@ -11,7 +11,7 @@ from tests.optwrap.monitoring import StubExporter, counts
 HEAD = """
 import atexit, os, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np
-from optwrap.telemetry.monitor import Monitor
+from optwrap._monitor.monitor import Monitor
 from tests.optwrap.monitoring import Training
 
 training = Training()

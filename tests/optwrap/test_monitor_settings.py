@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optwrap.telemetry.monitor import Monitor, Parts
-from optwrap.telemetry.settings import DEFAULT_ENDPOINT, Settings, resolve
+from optwrap._monitor.monitor import Monitor, Parts
+from optwrap._monitor.settings import DEFAULT_ENDPOINT, Settings, resolve
 
 
 def settings(environ: dict[str, str] | None = None, /, **arguments: Any) -> Settings:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import pytest
 
-from optwrap.telemetry import source
-from optwrap.telemetry.source import JaxSource
+from optwrap._monitor import source
+from optwrap._monitor.source import JaxSource
 
 
 class Service:

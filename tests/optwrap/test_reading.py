@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optwrap.telemetry.instrument import instrument
-from optwrap.telemetry.reading import MAGIC, Layout, pack, reading, unpack
-from optwrap.telemetry.state import ABSENT, INT_GAUGES, OF_REPLICAS, VERDICTS, Counters
+from optwrap._reading.counters import ABSENT, INT_GAUGES, OF_REPLICAS, VERDICTS, Counters
+from optwrap._reading.unpack import MAGIC, Layout, pack, reading, unpack
+from optwrap._step.instrument import instrument
 
 COUNT = st.integers(0, 2**31 - 1)
 NAMES = st.lists(st.text(min_size=1, max_size=5), max_size=4, unique=True)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap._declarations import walk
+from optwrap._core.declarations import walk
 from tests.optwrap.faults import LARGEST, STEPS, VALUES_NOT_FINITE, batches_with, faults_of, is_finite
 from tests.optwrap.transformations import (
     FLOAT32,

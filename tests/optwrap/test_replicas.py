@@ -17,16 +17,16 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from optwrap_exporter import wire
+from optwrap_exporter.wire import requests as wire
 
 import optwrap
-from optwrap.telemetry import bases
-from optwrap.telemetry.epochs import MOST_REPLICAS, Account, Observed
-from optwrap.telemetry.monitor import Monitor, Parts
-from optwrap.telemetry.places import OTHERS, Brought, Replica, Replicas, brought, named
-from optwrap.telemetry.reading import unpack
-from optwrap.telemetry.reports import Identity, Outbox
-from optwrap.telemetry.reports import totals as as_wire
+from optwrap._monitor import bases
+from optwrap._monitor.account import MOST_REPLICAS, Account, Observed
+from optwrap._monitor.monitor import Monitor, Parts
+from optwrap._monitor.outbox import Identity, Outbox
+from optwrap._monitor.outbox import totals as as_wire
+from optwrap._reading.replicas import OTHERS, Brought, Replica, Replicas, brought, named
+from optwrap._reading.unpack import unpack
 from tests.optwrap.monitoring import Books, StubExporter, Training
 
 N = 8

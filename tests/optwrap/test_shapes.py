@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optwrap
-from optwrap.telemetry.reading import unpack
+from optwrap._reading.unpack import unpack
 from tests.optwrap.transformations import SINGLES, WRAPPERS, Case, assert_same, assert_same_types, multi_steps, stepper
 
 TINY = sorted(name for name in dir(jnp) if name.startswith(("float8_", "float4_")))

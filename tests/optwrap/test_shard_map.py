@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import optwrap
-from optwrap._devices import Together
+from optwrap._core.collectives import Together
 from tests.optwrap.transformations import assert_same, momentum, stepper
 
 STEPS = 6

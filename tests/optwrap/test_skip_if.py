@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap._declarations import Limit, collecting
+from optwrap._core.declarations import Limit, collecting
 from tests.optwrap.transformations import FLOAT32, assert_same, assert_same_types, gradients, momentum, stepper
 
 FULL = jnp.int32(2**31 - 1)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from optwrap.telemetry.settings import Endpoint, resolve
-from optwrap.telemetry.transport import Answer, HttpTransport, TransportError
+from optwrap._monitor.settings import Endpoint, resolve
+from optwrap._monitor.transport import Answer, HttpTransport, TransportError
 from tests.optwrap.monitoring import Reply, StubExporter
 
 BODY = b'{"epoch":"e","seq":1,"oldest_held":1}'

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optwrap import _trees
+from optwrap._core import trees as _trees
 
 DTYPES = [np.float32, np.float16, jnp.bfloat16, np.complex64, np.int32, np.bool_]
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap.telemetry.reading import Layout, unpack
+from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.transformations import FLOAT32, assert_close, assert_same, gradients, momentum, tree_of
 
 K = 3

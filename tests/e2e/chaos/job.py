@@ -20,11 +20,11 @@ import optax
 import orbax.checkpoint as ocp
 
 import optwrap
-from optwrap.telemetry.monitor import Parts
-from optwrap.telemetry.reporter import Clock
-from optwrap.telemetry.settings import Settings
-from optwrap.telemetry.source import JaxSource
-from optwrap.telemetry.transport import HttpTransport
+from optwrap._monitor.monitor import Parts
+from optwrap._monitor.settings import Settings
+from optwrap._monitor.source import JaxSource
+from optwrap._monitor.thread import Clock
+from optwrap._monitor.transport import HttpTransport
 from tests.e2e.chaos.schedule import Checkpoints
 from tests.e2e.chaos.truth import LARGE, SHAPES, Recipe, gradients
 

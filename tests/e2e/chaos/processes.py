@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from optwrap_exporter.app import serve
+from optwrap_exporter.http.app import serve
 from optwrap_exporter.settings import Settings, parse_address
 
 from tests.e2e.chaos import job

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from optwrap.telemetry.records import GOOD_VERDICTS
+from optwrap._monitor.backlog import GOOD_VERDICTS
 from tests.e2e.chaos.findings import counted
 from tests.e2e.chaos.truth import Piece, lived
 from tests.e2e.ways import job

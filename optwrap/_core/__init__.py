@@ -1,0 +1,1 @@
+"""What every part of the library stands on: trees, conditions, checks and collectives."""

@@ -1,0 +1,191 @@
+"""The step of the wrapped transformation, under a condition that is decided on the device.
+
+In two forms: its update alone, and its update applied to the parameters, so that a step which is not taken touches
+neither parameters nor state.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optwrap._core.collectives import vary, varying
+from optwrap._core.trees import Tree, cast, common_dtype
+
+
+class Step(NamedTuple):
+    """What came of a step under a condition."""
+
+    updates: Any
+    """The updates of the wrapped transformation, or zeros."""
+    state: Any
+    """Its new state, or the one it had."""
+    taken: jax.Array
+    """bool[]: which of the two. It is the condition, but it comes out of the branches: what depends on it is computed
+    after them, so that XLA can overwrite in place what they read."""
+
+
+class Applied(NamedTuple):
+    """What came of a step, applied to the parameters, under a condition."""
+
+    params: Any
+    """The new parameters, or those it was given."""
+    state: Any
+    """As in `Step`."""
+    taken: jax.Array
+    """As in `Step`."""
+
+
+def step_if(
+    condition: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree, *, name: str, keep_dtypes: bool = False
+) -> Step:
+    """`step()` where the condition holds; else zero updates and `state` as it is.
+
+    The updates may have another structure or other dtypes than what the step was given (lookahead's pair, float32
+    gradients of bfloat16 parameters): the zeros are shaped after what the step returns. It is traced once.
+
+    Args:
+      condition: bool[].
+      step: calls the wrapped transformation's update.
+      state: the wrapped transformation's state before the step.
+      name: of the wrapper, for messages.
+      keep_dtypes: if true the new state is cast to the dtypes of `state`, as optax.MultiSteps does; else the result has
+        the wider dtype of the two, so that neither loses anything.
+
+    Raises:
+      TypeError: the step returns a state of another structure or of other shapes than `state`.
+    """
+    return Step(*_one_of(condition, step, None, state, name=name, keep_dtypes=keep_dtypes))
+
+
+def apply_if(
+    condition: jax.Array,
+    step: Callable[[], tuple[Tree, Tree]],
+    params: Tree,
+    state: Tree,
+    *,
+    name: str,
+    keep_dtypes: bool = False,
+) -> Applied:
+    """`step()`, which returns new parameters and a new state, where the condition holds; else both as they are.
+
+    Args:
+      condition: bool[].
+      step: takes the wrapped transformation's step, update and apply.
+      params: the parameters before it.
+      state: the wrapped transformation's state before it.
+      name: of the wrapper, for messages.
+      keep_dtypes: as in `step_if`.
+
+    Raises:
+      TypeError: the step returns a state, or parameters, of another structure or of other shapes than those before.
+    """
+    return Applied(*_one_of(condition, step, params, state, name=name, keep_dtypes=keep_dtypes))
+
+
+def _one_of(
+    condition: jax.Array,
+    step: Callable[[], tuple[Tree, Tree]],
+    params: Tree | None,
+    state: Tree,
+    *,
+    name: str,
+    keep_dtypes: bool,
+) -> tuple[Tree, Tree, jax.Array]:
+    """What `step` returns; else (`params`, or zeros like the updates where those are None; `state`)."""
+    params, state = jax.tree.map(jnp.asarray, (params, state))
+    old_types, old_params = jax.tree.map(jax.typeof, (state, params))
+    returned: tuple[Tree, Tree] | None = None
+
+    def common(leaf: jax.Array, old: Any, new: Any) -> jax.Array:
+        dtype = old.dtype if keep_dtypes or old.dtype == new.dtype else common_dtype(old.dtype, new.dtype)
+        return vary(cast(leaf, dtype), varying(old) | varying(new))
+
+    def take() -> tuple[Tree, Tree, jax.Array]:
+        nonlocal returned
+        result, new_state = jax.tree.map(jnp.asarray, step())
+        _check_same_shape(name, "state", old_types, new_state)
+        if params is not None:
+            _check_same_shape(name, "params", old_params, result)
+        returned = jax.tree.map(jax.typeof, (result, new_state))
+        if params is not None:
+            result = jax.tree.map(common, result, old_params, returned[0])
+        return result, jax.tree.map(common, new_state, old_types, returned[1]), jnp.array(True)
+
+    def keep() -> tuple[Tree, Tree, jax.Array]:
+        if returned is None:  # cond traces the true branch first; without jit it runs one branch only
+            jax.eval_shape(take)
+        assert returned is not None
+        result = (
+            jax.tree.map(_zeros, returned[0])
+            if params is None
+            else jax.tree.map(common, params, old_params, returned[0])
+        )
+        return result, jax.tree.map(common, state, old_types, returned[1]), jnp.array(False)
+
+    # What changes nothing must be the false branch: XLA:CPU then works in place, and copies the state otherwise.
+    taken: tuple[Tree, Tree, jax.Array] = lax.cond(condition, take, keep)
+    return taken
+
+
+@jax.custom_jvp
+def empty_if(condition: jax.Array, tree: Tree) -> Tree:
+    """Zeros where the condition holds, else `tree` as it is: in place, where XLA may overwrite `tree`.
+
+    A select would do, were it not that XLA fuses it with what made `tree` and then keeps a copy. A loop that runs once
+    or never is not fused. It has no transpose, which the derivative below does have.
+
+    Args:
+      condition: bool[].
+      tree: any arrays.
+    """
+    axes = varying(jax.typeof(condition))
+    _, emptied = lax.while_loop(_flag, _emptied, (condition, jax.tree.map(lambda leaf: vary(leaf, axes), tree)))
+    return emptied
+
+
+@empty_if.defjvp
+def _empty_if_jvp(primals: tuple[jax.Array, Tree], tangents: tuple[Any, Tree]) -> tuple[Tree, Tree]:
+    condition, tree = primals
+
+    def tangent(leaf: jax.Array) -> jax.Array:
+        return leaf if leaf.dtype == jax.dtypes.float0 else jnp.where(condition, jnp.zeros_like(leaf), leaf)
+
+    return empty_if(condition, tree), jax.tree.map(tangent, tangents[1])
+
+
+def _flag(carry: tuple[jax.Array, Tree]) -> jax.Array:
+    return carry[0]
+
+
+def _emptied(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
+    flag, tree = carry
+    # Not constants: what comes out must vary over the same axes of a mesh as what goes in.
+    return flag & False, jax.tree.map(lambda leaf: jnp.where(flag, jnp.zeros_like(leaf), leaf), tree)
+
+
+def _check_same_shape(name: str, what: str, old: Tree, new: Tree) -> None:
+    remedy = (
+        "a skipped step keeps what it had, so init and update must return alike; wrap a transformation whose "
+        "state keeps its structure and shapes"
+    )
+    returned = f"{name}: the wrapped transformation's update returned"
+    expected: Any = jax.tree.structure(old)
+    if jax.tree.structure(new) != expected:
+        raise TypeError(
+            f"{returned} a {what} of another structure than it was given: "
+            f"{jax.tree.structure(new)}, expected {expected}: {remedy}"
+        )
+    for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        if before.shape != after.shape:
+            raise TypeError(
+                f"{returned} {what}{jax.tree_util.keystr(path)} with shape "
+                f"{after.shape}, expected {before.shape}: {remedy}"
+            )
+
+
+def _zeros(like: Any) -> jax.Array:
+    """Zeros of an abstract array's type, its sharding and varying axes included."""
+    return vary(jnp.zeros(like.shape, like.dtype, out_sharding=like.sharding), varying(like))

@@ -1,0 +1,1 @@
+"""optax's optimizer wrappers and skip functions, one module each."""

@@ -1,0 +1,153 @@
+"""Steps whose gradients are not finite are not taken."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optwrap._core import checks as _checks
+from optwrap._core.apply_gradients import Fused, apply_gradients
+from optwrap._core.collectives import ALONE, Axes, AxisName, Together
+from optwrap._core.cond import apply_if, step_if
+from optwrap._core.declarations import Guard, declare
+from optwrap._core.trees import Tree, all_finite, as_int32, gradient_tree, sharing_norms
+
+
+class Decision(NamedTuple):
+    """What becomes of one call, known before the wrapped transformation is."""
+
+    accept: jax.Array
+    """bool[]: the step is taken."""
+    finite: jax.Array
+    """bool[]: every incoming value is finite."""
+    notfinite_count: jax.Array
+    """int32[]: calls in a row, this one included, with values that are not finite."""
+    total_notfinite: jax.Array
+    """int32[]: such calls so far."""
+
+    def state(self, inner_state: Tree) -> optax.ApplyIfFiniteState:
+        """The wrapper's state after the call, with the inner state that came of it."""
+        return optax.ApplyIfFiniteState(
+            notfinite_count=self.notfinite_count,
+            last_finite=self.finite,
+            total_notfinite=self.total_notfinite,
+            inner_state=inner_state,
+        )
+
+
+def decide(
+    updates: Tree,
+    state: optax.ApplyIfFiniteState,
+    max_consecutive_errors: ArrayLike,
+    together: Together = ALONE,
+    *,
+    gives_up: bool = True,
+) -> Decision:
+    """Whether `apply_if_finite` takes the step: it looks at the incoming updates only."""
+    state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
+    finite = all_finite(updates, together)
+    notfinite_count = jnp.where(finite, 0, optax.safe_increment(state.notfinite_count))
+    return Decision(
+        accept=finite | (notfinite_count > as_int32(max_consecutive_errors, 0)) if gives_up else finite,
+        finite=finite,
+        notfinite_count=notfinite_count,
+        total_notfinite=jnp.where(finite, state.total_notfinite, optax.safe_increment(state.total_notfinite)),
+    )
+
+
+def apply_if_finite(
+    inner: optax.GradientTransformation,
+    max_consecutive_errors: ArrayLike,
+    *,
+    on_limit: Literal["accept", "reject"] = "accept",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Leave out the steps whose incoming updates are not all finite, up to a number in a row.
+
+    A step left out returns zero updates and leaves the inner state as it was. Of a streak of such steps the first
+    `max_consecutive_errors` are left out; then the wrapper gives up, and takes every step until a finite one ends the
+    streak. With `on_limit="reject"` it never gives up: the limit then is a mark that whoever watches is shown, and that
+    you may look at to end the run. Counts saturate at 2**31 - 1.
+
+        >>> tx = apply_if_finite(optax.sgd(1.0), max_consecutive_errors=2)
+        >>> state = tx.init(jnp.zeros(2))
+        >>> updates, state = tx.update(jnp.array([1.0, jnp.nan]), state)
+        >>> print(updates, state.notfinite_count)
+        [0. 0.] 1
+
+    Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. It also works where the inner transformation
+    returns updates or a state of other dtypes than it is given, or updates of another structure.
+
+    Args:
+      inner: the transformation to guard.
+      max_consecutive_errors: steps in a row that may be left out; an integer from 0 (every step is taken, and counted)
+        to 2**31 - 1 (the wrapper never gives up). May be traced.
+      on_limit: what becomes of the steps after these: "accept", as with optax, or "reject", for ever.
+      axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ: the
+        devices along them decide together. If the gradients of one are not finite, all leave out the step.
+
+    Returns:
+      A transformation with state `ApplyIfFiniteState(notfinite_count: int32[], last_finite: bool[],
+      total_notfinite: int32[], inner_state)`. `last_finite` is true if the last incoming updates were finite. Extra
+      args reach the inner transformation.
+
+    Raises:
+      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer, `axis_name` no name; when first
+        traced: `state` is no `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
+      ValueError: `max_consecutive_errors` is negative or above 2**31 - 1; `on_limit` is neither of the two; when first
+        traced: `axis_name` is no axis there, or the updates have other shapes than the parameters given with them.
+    """
+    inner = _checks.transformation("apply_if_finite: inner", inner)
+    limit = _checks.integer(
+        "apply_if_finite: max_consecutive_errors",
+        max_consecutive_errors,
+        0,
+        "say how many steps in a row may be left out; 2**31 - 1 never gives up",
+    )
+    _checks.one_of(
+        "apply_if_finite: on_limit",
+        on_limit,
+        ("accept", "reject"),
+        "say what becomes of steps after max_consecutive_errors in a row",
+    )
+    axes = Axes("apply_if_finite: axis_name", axis_name)
+
+    def init(params: Tree) -> optax.ApplyIfFiniteState:
+        state = optax.ApplyIfFiniteState(
+            notfinite_count=jnp.zeros([], jnp.int32),
+            last_finite=jnp.array(True),
+            total_notfinite=jnp.zeros([], jnp.int32),
+            inner_state=inner.init(params),
+        )
+        return declare(state, Guard(limit, on_limit == "accept"))
+
+    def update(
+        updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+        _checks.gradients("apply_if_finite", updates, gradient_tree(params))
+        decision = decide(updates, state, limit, axes.here(), gives_up=on_limit == "accept")
+        step = step_if(
+            decision.accept,
+            lambda: inner.update(updates, state.inner_state, params, **extra_args),
+            state.inner_state,
+            name="apply_if_finite",
+        )
+        return step.updates, decision.state(step.state)
+
+    def apply(
+        grads: Tree, state: optax.ApplyIfFiniteState, params: Tree, **extra_args: Any
+    ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+        _checks.gradients("apply_if_finite", grads, gradient_tree(params))
+        decision = decide(grads, state, limit, axes.here(), gives_up=on_limit == "accept")
+        applied = apply_if(
+            decision.accept,
+            lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
+            params,
+            state.inner_state,
+            name="apply_if_finite",
+        )
+        return applied.params, decision.state(applied.state)
+
+    return Fused(init, sharing_norms(update), sharing_norms(apply))

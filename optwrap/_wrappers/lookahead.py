@@ -1,0 +1,153 @@
+"""Slow weights that follow fast ones."""
+
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from optwrap._core import checks as _checks
+from optwrap._core.apply_gradients import Fused, apply_gradients
+from optwrap._core.collectives import vary, varying
+from optwrap._core.declarations import Sync, declare
+from optwrap._core.trees import Tree, as_int32, cast, is_placeholder, select
+
+_REMEDY: Final = "keep the pair as init_synced made it, and take gradients with respect to its `fast`"
+
+
+def lookahead(
+    fast_optimizer: optax.GradientTransformation,
+    sync_period: ArrayLike,
+    slow_step_size: ArrayLike,
+    reset_state: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Let a fast optimizer run ahead, and every `sync_period` steps move slow weights towards it and start from there.
+
+    Parameters and updates are pairs, `LookaheadParams(fast, slow)`; gradients are those of the fast parameters, and
+    have their tree. The updates must reach `optax.apply_updates` as they are, or the two no longer meet.
+
+    Drop-in for `optax.lookahead` (optax 0.2.8), with the same state; it also takes extra args, and steps without a
+    synchronisation leave the slow parameters alone whatever the gradients are.
+
+    Args:
+      fast_optimizer: the optimizer of the fast parameters.
+      sync_period: fast steps per synchronisation; an integer from 1. May be traced; below 1 then counts as 1.
+      slow_step_size: how far the slow parameters go towards the fast ones, 0 (not at all) to 1 (all the way). May be
+        traced.
+      reset_state: whether a synchronisation starts the fast optimizer's state anew.
+
+    Returns:
+      A transformation with state `LookaheadState(fast_state, steps_since_sync: int32[])`. Its `init` also takes the
+      fast parameters alone; its `update` needs the pair.
+
+    Raises:
+      TypeError: `fast_optimizer` is no transformation; an argument is no number, or no bool; in `update`: `params` is
+        no pair, `state` no `LookaheadState`.
+      ValueError: `sync_period` is below 1, `slow_step_size` outside 0 to 1; in `update`: the gradients, or the two of
+        the pair, have other leaves or shapes than the fast parameters.
+
+    References:
+      Zhang et al., Lookahead Optimizer: k steps forward, 1 step back, 2019, https://arxiv.org/abs/1907.08610
+    """
+    fast_optimizer = _checks.transformation("lookahead: fast_optimizer", fast_optimizer)
+    period = _checks.integer("lookahead: sync_period", sync_period, 1, "give the fast steps per synchronisation")
+    _checks.real("lookahead: slow_step_size", slow_step_size, 1.0, "give the part of the way that slow weights go")
+    reset_state = _checks.flag(
+        "lookahead: reset_state", reset_state, "say whether a synchronisation starts the fast optimizer's state anew"
+    )
+
+    def init(params: Tree) -> optax.LookaheadState:
+        # The fast parameters alone will do, so that a wrapper around this one can be given what gradients look like.
+        fast = params if is_placeholder(params) else getattr(params, "fast", params)
+        state = optax.LookaheadState(
+            fast_state=fast_optimizer.init(fast),
+            steps_since_sync=jnp.zeros([], jnp.int32),
+        )
+        return declare(state, Sync(period))
+
+    def checked(state: Any, params: Any) -> Any:
+        if params is None or not (hasattr(params, "fast") and hasattr(params, "slow")):
+            raise TypeError(
+                f"lookahead: params of update must be LookaheadParams, got {type(params).__name__}: keep the pair "
+                "LookaheadParams.init_synced(params), pass it here and take gradients with respect to its `fast`"
+            )
+        _checks.state("lookahead", state, optax.LookaheadState)
+        _checks.alike("lookahead: params.slow", params.slow, params.fast, "params.fast", _REMEDY)
+        return params
+
+    def synchronises(state: optax.LookaheadState) -> jax.Array:
+        sync: jax.Array = state.steps_since_sync >= as_int32(period, 1) - 1
+        return sync
+
+    def after(state: optax.LookaheadState, sync: jax.Array, fast_state: Tree) -> optax.LookaheadState:
+        return optax.LookaheadState(
+            fast_state=fast_state,
+            steps_since_sync=jnp.where(sync, 0, optax.safe_increment(state.steps_since_sync)),
+        )
+
+    def update(
+        updates: Tree, state: optax.LookaheadState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[optax.LookaheadParams, optax.LookaheadState]:
+        pair = checked(state, params)
+        updates, fast_state = fast_optimizer.update(updates, state.fast_state, pair.fast, **extra_args)
+        # Not what comes in: an optimizer may be given the gradients of each sample, and return those of the batch.
+        _checks.alike("lookahead: updates", updates, pair.fast, "params.fast", _REMEDY)
+        sync = synchronises(state)
+        if reset_state:
+            fast_state = select(sync, fast_optimizer.init(pair.fast), fast_state)
+        return _pair(updates, pair, sync, slow_step_size), after(state, sync, fast_state)
+
+    def apply(
+        grads: Tree, state: optax.LookaheadState, params: optax.LookaheadParams, **extra_args: Any
+    ) -> tuple[optax.LookaheadParams, optax.LookaheadState]:
+        pair = checked(state, params)
+        fast, fast_state = apply_gradients(fast_optimizer, grads, state.fast_state, pair.fast, **extra_args)
+        sync = synchronises(state)
+
+        def alike(either: optax.LookaheadParams) -> optax.LookaheadParams:
+            # One type, whichever branch it comes from: of devices, and not weak.
+            def typed(leaf: jax.Array, fast: jax.Array, slow: jax.Array) -> jax.Array:
+                axes = frozenset().union(*(varying(jax.typeof(jnp.asarray(of))) for of in (fast, slow, sync)))
+                return vary(cast(leaf, jnp.result_type(leaf)), axes)
+
+            return optax.LookaheadParams(*(jax.tree.map(typed, tree, fast, pair.slow) for tree in either))
+
+        def meet() -> tuple[optax.LookaheadParams, Tree]:
+            slow = jax.tree.map(lambda fast, slow: _towards(fast, slow, slow_step_size), fast, pair.slow)
+            again = select(jnp.array(True), fast_optimizer.init(pair.fast), fast_state) if reset_state else fast_state
+            return alike(optax.LookaheadParams(fast=slow, slow=slow)), again
+
+        def run_ahead() -> tuple[optax.LookaheadParams, Tree]:
+            return alike(optax.LookaheadParams(fast=fast, slow=pair.slow)), fast_state
+
+        met, fast_state = jax.lax.cond(sync, meet, run_ahead)
+        return met, after(state, sync, fast_state)
+
+    return Fused(init, update, apply)
+
+
+def _towards(fast: jax.Array, slow: jax.Array, slow_step_size: ArrayLike) -> jax.Array:
+    """The slow parameters after they have followed the fast ones."""
+    with jax.numpy_dtype_promotion("standard"):
+        there = slow + slow_step_size * (fast - slow)
+    return cast(there, jnp.result_type(slow))
+
+
+def _pair(updates: Tree, params: Any, sync: jax.Array, slow_step_size: ArrayLike) -> optax.LookaheadParams:
+    """The updates of both parameters.
+
+    Where fast and slow meet, both go to slow + slow_step_size * ahead, with ahead = fast + updates - slow: how far the
+    fast parameters are ahead after their own step.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        ahead = jax.tree.map(lambda fast, update, slow: fast + update - slow, params.fast, updates, params.slow)
+        to_slow = jax.tree.map(lambda distance: slow_step_size * distance, ahead)
+        back = 1 - slow_step_size
+        to_fast = jax.tree.map(lambda update, distance: update - back * distance, updates, ahead)
+    return optax.LookaheadParams(
+        fast=jax.tree.map(
+            lambda there, update: jnp.where(sync, there, cast(update, jnp.result_type(there))), to_fast, updates
+        ),
+        slow=jax.tree.map(lambda there: jnp.where(sync, there, jnp.zeros_like(there)), to_slow),
+    )

@@ -1,0 +1,120 @@
+"""Steps that a function of the gradients says to leave out are not taken."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optwrap._core import checks as _checks
+from optwrap._core.apply_gradients import Fused, apply_gradients
+from optwrap._core.collectives import Axes, AxisName
+from optwrap._core.cond import apply_if, step_if
+from optwrap._core.declarations import Limit, declare
+from optwrap._core.trees import Tree, gradient_tree
+from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, SkipFunction
+
+
+class SkipIfState(NamedTuple):
+    """State of `skip_if`. Counts saturate at 2**31 - 1."""
+
+    gradient_step: jax.Array
+    """int32[]: steps taken so far."""
+    last_skipped: jax.Array
+    """bool[]: whether the last step was left out."""
+    total_skipped: jax.Array
+    """int32[]: steps left out so far."""
+    skip_state: Any
+    """What the skip function said of the last step."""
+    inner_state: Any
+    """The state of the wrapped transformation."""
+
+
+def skip_if(
+    inner: optax.GradientTransformation,
+    should_skip_fn: ShouldSkipUpdateFunction,
+    *,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Leave out the steps that a skip function says to leave out.
+
+    A step left out returns zero updates and leaves the inner state as it was, however many there are in a row. The skip
+    functions are those of `MultiSteps`, for training that does not accumulate. optax has no counterpart.
+
+        >>> spikes = functools.partial(optwrap.skip_large_updates, max_squared_norm=100.0)
+        >>> tx = skip_if(optax.sgd(1.0), spikes)
+        >>> state = tx.init(jnp.zeros(2))
+        >>> updates, state = tx.update(jnp.array([6.0, 8.0]), state)
+        >>> print(updates, state.total_skipped, state.skip_state["norm_squared"])
+        [0. 0.] 1 100.0
+
+    Args:
+      inner: the transformation whose steps may be left out.
+      should_skip_fn: `skip_not_finite`, `functools.partial(skip_large_updates, max_squared_norm=...)` or your own: a
+        `ShouldSkipUpdateFunction`. It is called once in `init`, with zeros, and once in every `update`, with the
+        incoming updates, the steps taken so far and the parameters.
+      axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ: the
+        devices along them decide together. A step that one of them leaves out is left out by all.
+
+    Returns:
+      A transformation with state `SkipIfState(gradient_step: int32[], last_skipped: bool[], total_skipped: int32[],
+      skip_state, inner_state)`. Extra args reach the inner transformation.
+
+    Raises:
+      TypeError: `inner` is no transformation, `should_skip_fn` not callable, `axis_name` no name; when first traced:
+        `state` is no `SkipIfState`, the inner state changes its structure or shapes, or the skip function returns no
+        pair whose first is an array.
+      ValueError: `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced: the skip function
+        returns another array than bool[], `axis_name` is no axis there, or the updates have other shapes than the
+        parameters given with them.
+    """
+    inner = _checks.transformation("skip_if: inner", inner)
+    should_skip = SkipFunction("skip_if: should_skip_fn", should_skip_fn, together=axis_name is not None)
+    axes = Axes("skip_if: axis_name", axis_name)
+
+    def init(params: Tree) -> SkipIfState:
+        state = SkipIfState(
+            gradient_step=jnp.zeros([], jnp.int32),
+            last_skipped=jnp.array(False),
+            total_skipped=jnp.zeros([], jnp.int32),
+            skip_state=should_skip.first_state(params),
+            inner_state=inner.init(params),
+        )
+        return declare(state, Limit(should_skip.max_squared_norm))
+
+    def decide(updates: Tree, state: SkipIfState, params: Tree | None) -> tuple[jax.Array, SkipIfState]:
+        """Whether to take the step (bool[]); and the state after it, with the inner state as it was."""
+        state = _checks.state("skip_if", state, SkipIfState)
+        _checks.gradients("skip_if", updates, gradient_tree(params))
+        skip, skip_state = should_skip(updates, state.gradient_step, params, axes.here())
+        return ~skip, state._replace(
+            gradient_step=jnp.where(skip, state.gradient_step, optax.safe_increment(state.gradient_step)),
+            last_skipped=skip,
+            total_skipped=jnp.where(skip, optax.safe_increment(state.total_skipped), state.total_skipped),
+            skip_state=skip_state,
+        )
+
+    def update(
+        updates: Tree, state: SkipIfState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, SkipIfState]:
+        take, after = decide(updates, state, params)
+        step = step_if(
+            take,
+            lambda: inner.update(updates, state.inner_state, params, **extra_args),
+            state.inner_state,
+            name="skip_if",
+        )
+        return step.updates, after._replace(inner_state=step.state)
+
+    def apply(grads: Tree, state: SkipIfState, params: Tree, **extra_args: Any) -> tuple[Tree, SkipIfState]:
+        take, after = decide(grads, state, params)
+        applied = apply_if(
+            take,
+            lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
+            params,
+            state.inner_state,
+            name="skip_if",
+        )
+        return applied.params, after._replace(inner_state=applied.state)
+
+    return Fused(init, update, apply)

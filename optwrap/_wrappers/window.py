@@ -1,0 +1,115 @@
+"""The window of `MultiSteps`: how long it is, what it holds, and what the optimizer is given of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optwrap._core import checks as _checks
+from optwrap._core.cond import empty_if
+from optwrap._core.trees import Tree, as_int32, cast, common_dtype, computable
+from optwrap._wrappers.weights import Weights
+
+
+def every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:
+    """The function of the gradient step that returns k: int32[], at least 1.
+
+    Raises:
+      TypeError: it is neither a function nor an integer; when called: it returns no integer.
+      ValueError: it is below 1; when called: it returns an integer of Python or numpy below 1.
+    """
+    remedy = "give the number of mini-steps per optimizer step"
+    if not callable(every_k_schedule):
+        k = _checks.integer("MultiSteps: every_k_schedule", every_k_schedule, 1, remedy + ", or a function that does")
+        return lambda _: as_int32(k, 1)
+
+    def schedule(gradient_step: jax.Array) -> jax.Array:
+        k = every_k_schedule(gradient_step)
+        returned = "MultiSteps: what every_k_schedule returns"
+        # What is computed on the device cannot raise there: the type is checked, and the value brought into range.
+        if isinstance(k, jax.Array):
+            _checks.integer_type(returned, k, "an integer scalar", remedy)
+        else:
+            k = _checks.integer(returned, k, 1, remedy)
+        return as_int32(k, 1)
+
+    return schedule
+
+
+def checked_dtype(dtype: Any) -> np.dtype[Any] | None:
+    """The `accumulator_dtype`: floating or complex, or None.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if dtype is None:
+        return None
+    remedy = "pass jnp.float32, another floating dtype, or None for that of the parameters"
+    try:
+        canonical = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"MultiSteps: accumulator_dtype must be a dtype, got {dtype!r}: {remedy}") from error
+    if not jnp.issubdtype(canonical, jnp.inexact):
+        raise TypeError(f"MultiSteps: accumulator_dtype must be floating or complex, got {canonical}: {remedy}")
+    return canonical
+
+
+def zeros(grads: Tree, dtype: np.dtype[Any] | None) -> Tree:
+    """An empty accumulator for gradients like these, of the dtype asked for (None: theirs)."""
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=_widened(dtype, jnp.result_type(leaf))), grads)
+
+
+def accumulated(
+    updates: Tree, state: optax.MultiStepsState, skip: jax.Array | None, weights: Weights | None, *, mean: bool
+) -> Tree:
+    """The mean (or sum) of the window after this mini-step, in the wider dtype of gradients and accumulator.
+
+    Args:
+      updates: the gradients of the mini-step.
+      state: the state before it.
+      skip: bool[], whether it is left out; None where none ever is.
+      weights: those of the window, this mini-step taken in; None where all count the same.
+      mean: whether it is their mean, not their sum.
+    """
+
+    def share(update: Any, before: jax.Array) -> jax.Array:
+        """What the mini-step adds to those before it."""
+        if weights is None:
+            return (update - before) / (state.mini_step + 1) if mean else jnp.asarray(update)
+        part = (update - before) * weights.share if mean else update * weights.own
+        return jnp.where(weights.own > 0, part, jnp.zeros_like(part))  # not multiplied by 0: that keeps NaN
+
+    def taken_in(update: Any, held: jax.Array) -> jax.Array:
+        update, held = computable(update), computable(held)
+        # The first mini-step overwrites: what is left in the accumulator, NaN for one, is of no window.
+        before = jnp.where(state.mini_step == 0, jnp.zeros_like(held), held)
+        with jax.numpy_dtype_promotion("standard"):
+            after = jnp.add(before, share(update, before))
+        return after if skip is None else jnp.where(skip, cast(held, after.dtype), after)
+
+    return jax.tree.map(taken_in, updates, state.acc_grads)
+
+
+def handed_on(window: Tree, updates: Tree) -> Tree:
+    """What the optimizer is given of a window: in the dtypes of the updates."""
+    return jax.tree.map(lambda leaf, update: cast(leaf, jnp.result_type(update)), window, updates)
+
+
+def carried(window: Tree, emitted: jax.Array, state: optax.MultiStepsState) -> Tree:
+    """The accumulator after the mini-step, in the dtypes it had: zero after the last of a window.
+
+    `emitted` comes out of the optimizer's step, which reads the window: so it is emptied after that, and in place.
+    """
+    return empty_if(emitted, jax.tree.map(lambda leaf, before: cast(leaf, before.dtype), window, state.acc_grads))
+
+
+def _widened(accumulator: np.dtype[Any] | None, leaf: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a leaf's accumulator: the one asked for, wide enough for the default not to lose anything."""
+    if accumulator is None:
+        return leaf
+    if jnp.issubdtype(leaf, jnp.complexfloating) or (accumulator == jnp.float32 and leaf == jnp.float64):
+        return common_dtype(accumulator, leaf)
+    return accumulator

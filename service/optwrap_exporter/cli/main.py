@@ -1,0 +1,229 @@
+"""The command line: `optwrap-exporter`, and its commands status, watch and forget."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from optwrap_exporter.settings import (
+    DEFAULT_LISTEN,
+    DEFAULT_RETENTION_BYTES,
+    DEFAULT_RETENTION_DAYS,
+    Settings,
+    default_data_dir,
+    parse_address,
+    parse_number,
+    parse_size,
+    parse_web_url,
+    read_token,
+)
+
+PROGRAM: Final = "optwrap-exporter"
+DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
+
+T = TypeVar("T")
+
+
+def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse` as the type of an option: its ValueError or OSError is the usage error, in its own words."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except OSError as error:
+            raise click.BadParameter(f"{text!r}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return convert
+
+
+def _host(text: str) -> str:
+    try:
+        return parse_address(f"[{text}]:0" if ":" in text else f"{text}:0").host.lower()
+    except ValueError as error:
+        raise ValueError(f"{text!r} is neither a host name nor an IP address (no port, no scheme)") from error
+
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="OPTWRAP_EXPORTER_DATA_DIR",
+    show_envvar=True,
+    help="Where the store is: a directory on a local disk, made if missing.  "
+    "[default: $XDG_STATE_HOME/optwrap-exporter, or ~/.local/state/optwrap-exporter]",
+)
+_url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
+
+
+@click.group(
+    PROGRAM,
+    invoke_without_command=True,
+    context_settings={
+        "auto_envvar_prefix": "OPTWRAP_EXPORTER",
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+        "max_content_width": 100,
+    },
+    epilog="Every option can come from the environment, as shown. A report that is acknowledged is committed: it "
+    "survives the death of this process, not a power cut.",
+)
+@click.option(
+    "--listen",
+    type=_option(parse_address),
+    metavar="HOST:PORT",
+    default=DEFAULT_LISTEN,
+    show_envvar=True,
+    help="Address of the page, the API and /metrics; port 0 takes a free one. Beyond loopback it takes reports only "
+    "with --token-file.",
+)
+@_data_dir
+@click.option(
+    "--ingest-socket",
+    type=click.Path(path_type=Path, dir_okay=False),
+    show_envvar=True,
+    help="Unix socket that takes reports as well, mode 0600: who may write to the file needs no token.",
+)
+@click.option(
+    "--token-file",
+    "token",
+    type=_option(lambda path: read_token(Path(path))),
+    metavar="FILE",
+    envvar="OPTWRAP_EXPORTER_TOKEN_FILE",
+    show_envvar=True,
+    help="File with the bearer token that every report over TCP must carry.",
+)
+@click.option(
+    "--retention-days",
+    type=_option(lambda text: parse_number(text, 0, 36_500)),
+    metavar="DAYS",
+    default=DEFAULT_RETENTION_DAYS,
+    show_envvar=True,
+    help="Step records, events and runs without a report go after so many days.",
+)
+@click.option(
+    "--retention-bytes",
+    type=_option(parse_size),
+    metavar="SIZE",
+    default=DEFAULT_RETENTION_BYTES,
+    show_envvar=True,
+    help="Size of the store above which the oldest step records go: 500MB, 2GiB, ...",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    type=_option(_host),
+    metavar="NAME",
+    multiple=True,
+    show_envvar=True,
+    envvar="OPTWRAP_EXPORTER_ALLOWED_HOST",
+    help="Further name by which this exporter is reached (a request's Host header); may be given again.",
+)
+@click.option(
+    "--grafana-url",
+    type=_option(parse_web_url),
+    metavar="URL",
+    show_envvar=True,
+    help="Where a browser reaches the Grafana with the dashboards of deploy/grafana: the page links each run there.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    show_envvar=True,
+    help="What goes to standard error.",
+)
+@click.version_option(version("optwrap-exporter"), "--version", prog_name=PROGRAM)
+@click.pass_context
+def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
+    """Keep what training jobs report of skipped steps and gradients that are not finite, and show it.
+
+    Without a command it serves: a live page at /, the API under /v1, Prometheus metrics at /metrics.
+    """
+    ctx.obj = data_dir
+    if ctx.invoked_subcommand is not None:
+        return
+    from optwrap_exporter.http.app import serve  # noqa: PLC0415 - each command loads only what it needs
+
+    settings = Settings(data_dir=_directory(data_dir), **options)
+    serve(settings)
+
+
+@main.command()
+@_url
+@click.option("--run", help="Only this run.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The API's answer instead of a table: one object with --run, else a list."
+)
+@click.pass_context
+def status(ctx: click.Context, url: str, run: str | None, as_json: bool) -> None:
+    """Show every run of the exporter at URL, once.
+
+    Exits with 0 if every run shown is ok, starting, skipping or finished, with 1 if one needs a person (conflict,
+    gave_up, failed, stale, stalled, starved, degraded), and with 2 if that could not be found out.
+    """
+    from optwrap_exporter.cli.client import show_status  # noqa: PLC0415 - each command loads only what it needs
+
+    ctx.exit(show_status(url, run, as_json))
+
+
+@main.command()
+@_url
+@click.option("--run", help="Only this run.")
+@click.option(
+    "--interval",
+    type=_option(lambda text: parse_number(text, 0, 3600)),
+    metavar="SECONDS",
+    default="1",
+    help="Time from one look to the next.",
+)
+def watch(url: str, run: str | None, interval: float) -> None:
+    """Show every run of the exporter at URL, live, until Ctrl-C."""
+    from optwrap_exporter.cli.client import watch_runs  # noqa: PLC0415 - each command loads only what it needs
+
+    watch_runs(url, run, interval)
+
+
+@main.command()
+@click.argument("run")
+@_data_dir
+@click.pass_obj
+def forget(data_dir_before: Path | None, run: str, data_dir: Path | None) -> None:
+    """Delete all that is stored of RUN. No exporter may be running on the directory."""
+    from optwrap_exporter.http.app import forget_run  # noqa: PLC0415 - each command loads only what it needs
+
+    directory = _directory(data_dir or data_dir_before)
+    forget_run(directory, run)
+    click.echo(f"forgot {run!r} in {directory}", err=True)
+
+
+def _directory(given: Path | None) -> Path:
+    try:
+        return given if given is not None else default_data_dir()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every failure is one line on standard error and a status that is not 0."""
+    try:
+        result = main.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        message = error.format_message()
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has what it wanted. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message = str(error)
+    else:
+        return result if isinstance(result, int) else 0
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,143 @@
+"""Wiring: what makes one exporter out of its parts."""
+
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import click
+from fastapi import FastAPI
+from prometheus_client.registry import CollectorRegistry
+
+from optwrap_exporter.http import errors
+from optwrap_exporter.http.hub import Hub
+from optwrap_exporter.http.middleware import HostCheck, SecurityHeaders
+from optwrap_exporter.http.routes import metrics, operation, pages, queries, reports, stream
+from optwrap_exporter.http.server import (
+    StartError,
+    allow_connections,
+    bind_tcp,
+    bound_unix,
+    configure_logging,
+    server_of,
+)
+from optwrap_exporter.ingest import Ingest, Retention
+from optwrap_exporter.ledger.ledger import Clock, Ledger
+from optwrap_exporter.metrics.collector import OptwrapCollector, StoreFigures
+from optwrap_exporter.metrics.own import Statistics
+from optwrap_exporter.settings import Address, Settings
+from optwrap_exporter.store.store import Store, StoreError, holds_store
+
+DISTRIBUTION: Final = "optwrap-exporter"
+
+
+def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Ingest, hub: Hub, clock: Clock) -> FastAPI:
+    """The ASGI app. It owns none of its parts: whoever made them starts and closes them.
+
+    Args:
+      settings: who may report, and by which names it is reached.
+      store: what queries and streams read.
+      ledger: what queries and /metrics read.
+      ingest: where reports go; started.
+      hub: what wakes the streams; runs while the app does, and ends them when it is closed.
+      clock: the exporter's, the same as the ledger's.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with hub.running():
+            yield
+
+    app = FastAPI(
+        title=DISTRIBUTION,
+        description="What training jobs report of skipped steps and of gradients that are not finite.",
+        version=version(DISTRIBUTION),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    statistics = Statistics()
+    registry = CollectorRegistry(auto_describe=False)
+    figures = StoreFigures(store.size, store.limit_bytes)
+    registry.register(OptwrapCollector(ledger, statistics, figures, clock=clock, version=app.version))
+    app.include_router(reports.router(settings, ingest, statistics))
+    app.include_router(queries.router(store, ledger))
+    app.include_router(stream.router(store, ledger, hub))
+    app.include_router(metrics.router(registry, statistics))
+    app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed))
+    app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
+    app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
+    # The last one added is the first to see a request.
+    app.add_middleware(HostCheck, settings=settings)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+def serve(settings: Settings, clock: Clock = time.time) -> None:
+    """Run an exporter until SIGTERM or SIGINT.
+
+    Args:
+      settings: where it listens, and what it keeps.
+      clock: seconds since 1970.
+
+    Raises:
+      click.ClickException: it cannot start; says why in one line.
+    """
+    configure_logging(settings.log_level)
+    allow_connections()
+    try:
+        with contextlib.ExitStack() as stack:
+            sockets = bind_tcp(settings.listen)
+            for sock in sockets:
+                stack.callback(sock.close)
+            port = sockets[0].getsockname()[1]
+            store = stack.enter_context(
+                contextlib.closing(Store(settings.data_dir, limit_bytes=settings.retention_bytes))
+            )
+            if settings.ingest_socket is not None:
+                sockets.append(stack.enter_context(bound_unix(settings.ingest_socket)))
+            ledger = Ledger(clock)
+            retention = Retention(seconds=settings.retention_days * 86_400)
+            ingest = Ingest(store, ledger, clock=clock, retention=retention)
+            stack.callback(ingest.close)
+            ingest.start()
+            hub = Hub(ingest.subscribe, ledger)
+            app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
+            server_of(app, started=lambda: _announce(settings, port), stopping=hub.close).run(sockets)
+    except (StartError, StoreError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _announce(settings: Settings, port: int) -> None:
+    """One line on standard error, whatever the log level: where it is, and where the data goes."""
+    host = "127.0.0.1" if settings.listen.wildcard else settings.listen.host
+    line = [f"{DISTRIBUTION}: listening on http://{Address(host, port)}, data in {settings.data_dir}"]
+    if settings.ingest_socket is not None:
+        line.append(f"reports over {settings.ingest_socket}")
+    if not settings.tcp_ingest:
+        line.append("none over TCP (beyond loopback that needs --token-file)")
+    print(", ".join(line), file=sys.stderr, flush=True)
+
+
+def forget_run(data_dir: Path, name: str) -> None:
+    """Delete a run from the store in `data_dir`, which no exporter may be using.
+
+    Raises:
+      click.ClickException: the directory is in use or no store, or it knows no such run.
+    """
+    if not holds_store(data_dir):
+        raise click.ClickException(f"--data-dir {data_dir}: holds no store")
+    try:
+        with contextlib.closing(Store(data_dir)) as store:
+            ingest = Ingest(store, Ledger(time.time), clock=time.time, tick=0)
+            ingest.start()
+            with contextlib.closing(ingest):
+                if not ingest.forget(name):
+                    raise click.ClickException(f"{data_dir} holds no run {name!r}")
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,69 @@
+"""Every error an HTTP client can get, in one form: `{"detail": [{"field", "value", "allowed"}]}`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import Response
+
+from optwrap_exporter.wire.requests import ErrorDetail, field_of, shown
+
+
+def item(field: str, value: object, allowed: str) -> dict[str, Any]:
+    """One entry of `detail`; a value of None is shown as absent."""
+    received = "absent" if value is None else shown(value)
+    return ErrorDetail(field=shown(field), value=received, allowed=allowed).model_dump()
+
+
+def refusal(
+    status: int, field: str, value: object, allowed: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer that refuses a request because of one field."""
+    return JSONResponse({"detail": [item(field, value, allowed)]}, status, headers=dict(headers or {}))
+
+
+def refused(
+    status: int, field: str, value: object, allowed: str, headers: Mapping[str, str] | None = None
+) -> HTTPException:
+    """The same as an exception, to raise from a route."""
+    return HTTPException(status, detail=[item(field, value, allowed)], headers=dict(headers or {}))
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # The first part of a location says where in the request: query, path, header.
+    detail = [
+        item(field_of(one["loc"][1:]), one["input"], str(one["msg"]).removeprefix("Input should be "))
+        for one in error.errors()
+    ]
+    return JSONResponse({"detail": detail}, 422)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    # Starlette's own refusals carry a sentence where ours carry the list.
+    detail: Any = error.detail
+    if not isinstance(detail, list):
+        if error.status_code == 404:
+            detail = [item("path", request.url.path, "a path that GET /docs lists")]
+        elif error.status_code == 405:
+            detail = [item("method", request.method, (error.headers or {}).get("Allow", "another method"))]
+        else:
+            detail = [item("request", None, str(detail))]
+    return JSONResponse({"detail": detail}, error.status_code, headers=dict(error.headers or {}))
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    # The server logs the traceback; it is nothing for a client.
+    del error
+    return refusal(500, "request", None, "this is a fault of the exporter, whose log has the details")
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error in that form."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(Exception, _broken)

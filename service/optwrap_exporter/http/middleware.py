@@ -1,0 +1,106 @@
+"""Middleware: whom a request is meant for, and what a browser may do with the answer."""
+
+import ipaddress
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from optwrap_exporter.http.errors import refusal
+from optwrap_exporter.settings import Settings
+
+HEADERS: Final = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+"""On every answer. There is no Access-Control-* header anywhere: no other origin reads what is here."""
+
+
+def over_unix_socket(scope: Scope) -> bool:
+    """Whether the request came through the ingest socket: its server address is a path and has no port."""
+    server = scope.get("server")
+    return server is not None and server[1] is None and server[0].startswith("/")
+
+
+def host_name(header: str) -> str | None:
+    """The lower-case name in a Host header, without port and brackets; None where it is no such header."""
+    if header.startswith("["):
+        name, bracket, port = header[1:].partition("]")
+        colon, digits = port[:1], port[1:]
+        if not bracket or (port and colon != ":"):
+            return None
+    else:
+        name, colon, digits = header.partition(":")
+    if not name or (colon and not (digits.isascii() and digits.isdigit())):
+        return None
+    return name.lower().rstrip(".")
+
+
+class HostCheck:
+    """Refuses a request whose Host header names another machine.
+
+    A page on evil.example whose name is made to resolve to 127.0.0.1 (DNS rebinding) is of one origin with this server
+    for the browser, which would let it read everything. Its Host header still says evil.example. A header that is an IP
+    address cannot be rebound, so a server on every address takes any of those. No browser reaches the Unix socket.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._hosts = settings.hosts
+        self._any_ip = settings.listen.wildcard
+
+    def allows(self, header: str | None) -> bool:
+        """Whether a request with this Host header is meant for this server."""
+        name = host_name(header) if header is not None else None
+        if name is None:
+            return False
+        if name in self._hosts:
+            return True
+        if not self._any_ip:
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or over_unix_socket(scope):
+            await self._app(scope, receive, send)
+            return
+        header = Headers(scope=scope).get("host")
+        if self.allows(header):
+            await self._app(scope, receive, send)
+            return
+        names = ", ".join(sorted(self._hosts)) + (", any IP address" if self._any_ip else "")
+        answer = refusal(421, "Host", header, f"one of {names}; further names by --allowed-host")
+        await answer(scope, receive, send)
+
+
+class SecurityHeaders:
+    """Adds HEADERS to every answer, and forbids caching where the route says nothing about it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

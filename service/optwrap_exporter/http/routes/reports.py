@@ -1,0 +1,202 @@
+"""POST /v1/reports: who may, how much, and what becomes of it."""
+
+import asyncio
+import hmac
+import math
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+
+from optwrap_exporter.http.errors import refusal
+from optwrap_exporter.http.middleware import over_unix_socket
+from optwrap_exporter.ingest import Busy, Closed, Conflict, Ingest
+from optwrap_exporter.metrics.own import Statistics
+from optwrap_exporter.settings import Settings
+from optwrap_exporter.store.store import StoreFull
+from optwrap_exporter.wire.duplicate_keys import named_twice
+from optwrap_exporter.wire.requests import Acknowledgement, ErrorBody, Report, error_details
+
+LARGEST_BODY: Final = 4 << 20
+"""Bytes of a report."""
+MOST_BYTES: Final = 64 << 20
+"""Bytes of all reports that are being received: beyond it clients are asked to wait."""
+BODY_SECONDS: Final = 5.0
+"""What a report may take to arrive: one that stops half-way must not hold its room for ever. No client waits longer."""
+FULL_RETRY_SECONDS: Final = 5
+
+_ANSWERS: Final = {
+    401: "The token is missing or wrong, or this address takes no reports at all.",
+    408: "The body did not arrive in time.",
+    409: "This epoch and seq are stored with other content, or the epoch with another attempt.",
+    413: "Larger than 4 MiB.",
+    415: "Not application/json.",
+    422: "A field is wrong.",
+    429: "Too many reports are waiting; Retry-After says how long.",
+    503: "The store cannot take even the totals, or the exporter is stopping; Retry-After says how long.",
+}
+
+
+class _Refused(Exception):
+    def __init__(self, outcome: str, answer: Response) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+        self.answer = answer
+
+
+def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRouter:
+    """The route, counting every report by its outcome."""
+    inbox = _Inbox(settings)
+
+    async def handle(request: Request) -> Response:
+        try:
+            body = await inbox.receive(request)
+            answer = await _take(body, ingest)
+        except _Refused as refused:
+            statistics.report(refused.outcome)
+            return refused.answer
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
+        except Exception:
+            # A fault of ours, whose answer is a 500: no report is lost uncounted.
+            statistics.report("unavailable")
+            raise
+        statistics.report("duplicate" if answer.duplicate else "accepted")
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    class ReportRoute(APIRoute):
+        """Reads the body itself: within limits while it arrives, and parsed once, by pydantic."""
+
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            return handle
+
+    routes = APIRouter(route_class=ReportRoute, tags=["ingest"])
+
+    @routes.post(
+        "/v1/reports",
+        responses={code: {"model": ErrorBody, "description": text} for code, text in _ANSWERS.items()},
+        openapi_extra={"security": [{}]},  # or none: an exporter on loopback need not have a token
+    )
+    def take_report(
+        report: Report, token: Annotated[object, Depends(HTTPBearer(auto_error=False, scheme_name="token"))]
+    ) -> Acknowledgement:
+        """Take one report of one training process.
+
+        The answer comes when it is committed: it then survives the death of the exporter, not a power cut. The same
+        report again changes nothing.
+        """
+        raise NotImplementedError("ReportRoute answers; this is the contract that OpenAPI shows")
+
+    return routes
+
+
+async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
+    try:
+        report = Report.model_validate_json(body)
+    except ValidationError as error:
+        detail = [one.model_dump() for one in error_details(error)]
+        raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None
+    if (name := named_twice(body)) is not None:
+        raise _Refused("invalid", refusal(422, name, "there twice", "each name once in an object"))
+    try:
+        return await asyncio.wrap_future(ingest.offer(report))
+    except Conflict as conflict:
+        answer = refusal(409, conflict.field, conflict.value, conflict.allowed)
+        raise _Refused("conflict", answer) from None
+    except Busy as busy:
+        seconds = math.ceil(busy.retry_after)
+        answer = refusal(429, "request", None, "the same report later", {"Retry-After": str(seconds)})
+        raise _Refused("busy", answer) from None
+    except (StoreFull, Closed) as error:
+        allowed = "the same report later: " + (
+            "the exporter is stopping"
+            if isinstance(error, Closed)
+            else "the store has no room left, not even for totals"
+        )
+        answer = refusal(503, "request", None, allowed, {"Retry-After": str(FULL_RETRY_SECONDS)})
+        raise _Refused("unavailable", answer) from None
+
+
+class _Inbox:
+    """Receives bodies: from who may send, of the right type, within the limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._open = settings.tcp_ingest
+        self._expected = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self._held = 0
+
+    async def receive(self, request: Request) -> bytes:
+        self._authorize(request)
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            answer = refusal(415, "Content-Type", kind or None, "application/json")
+            raise _Refused("unsupported_media_type", answer)
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() != "identity":
+            answer = refusal(415, "Content-Encoding", coding, "identity: send the JSON as it is")
+            raise _Refused("unsupported_media_type", answer)
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > LARGEST_BODY:
+            raise self._too_large(f"{announced} bytes")
+        return await self._read(request)
+
+    async def _read(self, request: Request) -> bytes:
+        received = 0
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    received += len(part)
+                    self._held += len(part)
+                    if received > LARGEST_BODY:
+                        raise self._too_large(f"more than {LARGEST_BODY} bytes")
+                    if self._held > MOST_BYTES:
+                        answer = refusal(429, "request", None, "the same report later", {"Retry-After": "1"})
+                        raise _Refused("busy", answer)
+                    parts.append(part)
+        except TimeoutError:
+            allowed = f"all of it within {BODY_SECONDS:g} s"
+            answer = refusal(408, "body", f"{received} bytes", allowed, {"Connection": "close"})
+            raise _Refused("timed_out", answer) from None
+        finally:
+            self._held -= received
+        return b"".join(parts)
+
+    def _authorize(self, request: Request) -> None:
+        # Who may write to the socket's file is decided by its directory and mode.
+        if over_unix_socket(request.scope):
+            return
+        if not self._open:
+            allowed = (
+                "none: beyond loopback this exporter takes no reports without a token; start it with --token-file, or "
+                "report over its --ingest-socket"
+            )
+            raise _Refused(
+                "unauthorized", refusal(401, "Authorization", "any", allowed, {"WWW-Authenticate": "Bearer"})
+            )
+        if self._expected is None:
+            return
+        given = request.headers.get("authorization")
+        if given is None or not hmac.compare_digest(_bearer(given), self._expected):
+            # Never what was given: it may be a token, of this exporter or another.
+            received = None if given is None else "another token"
+            allowed = "Bearer and the token in the exporter's --token-file"
+            answer = refusal(401, "Authorization", received, allowed, {"WWW-Authenticate": "Bearer"})
+            raise _Refused("unauthorized", answer)
+
+    def _too_large(self, size: str) -> _Refused:
+        answer = refusal(413, "body", size, f"at most {LARGEST_BODY} bytes: fewer step records in one report")
+        return _Refused("too_large", answer)
+
+
+def _bearer(header: str) -> bytes:
+    """The header with the scheme, which has no case, as `Bearer`."""
+    scheme, space, token = header.partition(" ")
+    if scheme.lower() == "bearer":
+        scheme = "Bearer"
+    return f"{scheme}{space}{token.strip()}".encode("utf-8", "surrogatepass")

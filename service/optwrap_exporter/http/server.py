@@ -1,0 +1,218 @@
+"""Running the app: its sockets, its signals, its end. One process, one worker."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.server import HANDLED_SIGNALS
+
+from optwrap_exporter.http.connection_timeout import Connection
+from optwrap_exporter.settings import Address
+
+GRACE_SECONDS: Final = 6
+"""What a request in progress gets at shutdown, more than a report may take to arrive; streams are told to end."""
+
+KEEP_ALIVE_SECONDS: Final = 75
+"""How long an idle connection stays: longer than most processes' interval between reports."""
+
+_BACKLOG: Final = 2048
+_FILES: Final = 65_536
+_SOCKET_PATH_BYTES: Final = 107
+"""The longest path that fits a Linux sockaddr_un."""
+
+
+class StartError(Exception):
+    """The exporter cannot start; the message is one line that says why and what to do."""
+
+
+def bind_tcp(address: Address) -> list[socket.socket]:
+    """Sockets that listen on what `address` resolves to, on one port.
+
+    Raises:
+      StartError: it resolves to nothing here, or the port is taken or not allowed.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f"--listen {address}: cannot resolve {address.host!r}: {error.strerror or error}") from error
+    bound: list[socket.socket] = []
+    port = address.port
+    failure: OSError | None = None
+    for family, kind, protocol, _, target in dict.fromkeys(found):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            # A port whose last owner's connections still linger is free; one that is listened on is not.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address.wildcard else 1)
+            sock.bind((target[0], port, *target[2:]))
+            # At once: with SO_REUSEADDR two may bind, but only one may listen.
+            sock.listen(_BACKLOG)
+            port = sock.getsockname()[1]
+            bound.append(sock)
+        except OSError as error:
+            sock.close()
+            failure = error
+            if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+                break
+    if failure is not None and (not bound or failure.errno in {errno.EADDRINUSE, errno.EACCES}):
+        for sock in bound:
+            sock.close()
+        remedy = {
+            errno.EADDRINUSE: "the port is in use: stop what listens there, or choose another with --listen HOST:PORT",
+            errno.EACCES: "not allowed: choose a port above 1023",
+            errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+        }.get(failure.errno or 0, os.strerror(failure.errno or 0))
+        raise StartError(f"--listen {address}: {remedy}") from failure
+    return bound
+
+
+@contextlib.contextmanager
+def bound_unix(path: Path) -> Iterator[socket.socket]:
+    """A socket that listens at `path` with mode 0600; the file goes at the end.
+
+    A missing directory is made with mode 0700. A socket file that nobody listens on any more is replaced.
+
+    Raises:
+      StartError: the path is too long, is something else than a socket, cannot be written, or is listened on.
+    """
+    label = f"--ingest-socket {path}"
+    path = path.absolute()
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise StartError(f"{label}: the path has more than {_SOCKET_PATH_BYTES} bytes: choose a shorter one")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_stale(path, label)
+        # The file is born with its final mode: there is no moment in which others can connect.
+        before = os.umask(0o177)
+        try:
+            sock.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        sock.listen(_BACKLOG)
+        born = path.stat()
+    except OSError as error:
+        sock.close()
+        raise StartError(f"{label}: {error.strerror or error}") from error
+    except StartError:
+        sock.close()
+        raise
+    try:
+        yield sock
+    finally:
+        sock.close()
+        with contextlib.suppress(OSError):
+            now = path.stat()
+            if (now.st_dev, now.st_ino) == (born.st_dev, born.st_ino):
+                path.unlink()
+
+
+def _remove_stale(path: Path, label: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise StartError(f"{label}: there is something else at this path; it is left alone: choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except TimeoutError:
+            pass
+    raise StartError(f"{label}: another process listens on this socket: stop it, or choose another path")
+
+
+def allow_connections() -> None:
+    """Let as many be open as the system grants.
+
+    Each is a file, and the limit that processes start with is often 1,024: fewer than a large job has processes.
+    """
+    try:
+        import resource  # noqa: PLC0415  # not on Windows, where sockets are no files
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems refuse what they call unlimited
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says when it takes requests and when it stops taking them."""
+
+    def __init__(self, config: uvicorn.Config, *, started: Callable[[], None], stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._started = started
+        self._stopping = stopping
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening, then say so."""
+        await super().startup(sockets)
+        self._started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT; uvicorn would raise them again, so that a clean stop looked like a crash."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
+        loop = asyncio.get_running_loop()
+        for number in HANDLED_SIGNALS:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in HANDLED_SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams first: uvicorn waits for every open response before anything else ends."""
+        self._stopping()
+        await super().shutdown(sockets)
+
+
+def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[], None]) -> Server:
+    """A server for `app`; its `run(sockets)` serves on those of `bind_tcp` and `bound_unix`, and closes them.
+
+    Args:
+      app: the ASGI application.
+      started: called once when requests are taken.
+      stopping: called once, in the event loop, when no more are.
+    """
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        interface="asgi3",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        backlog=_BACKLOG,
+    )
+    return Server(config, started=started, stopping=stopping)
+
+
+def configure_logging(level: str) -> None:
+    """One line per message on standard error; uvicorn's own start-up chatter only when debugging."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

@@ -1,0 +1,1 @@
+"""What the reports add up to. Pure: no clock, no I/O."""

@@ -1,0 +1,198 @@
+"""What the ledger remembers of a process and of a run, as values. Nothing here is ever changed, only replaced.
+
+What takes long to derive from a value is remembered in it. `durable` and `from_durable` are what the store writes with
+every report, so that a ledger is back after a restart without reading a single step record.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Final
+
+from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.incarnation import NOTHING, EpochState, Offences, plain
+from optwrap_exporter.wire.requests import Gauges, Source
+
+
+@dataclasses.dataclass(frozen=True)  # without slots: what is derived from it is remembered in it
+class ProcessState:
+    """One process of a run: its epochs, and how the current one lives. Times by the exporter's clock."""
+
+    process: int
+    epochs: Mapping[str, EpochState]
+    """By id, in their order."""
+    current: str
+    """The epoch that speaks for the process: health and gauges are its."""
+    interval: float
+    source: Source
+    gauges: Gauges
+    last_report: float
+    """Of the current epoch, late ones aside."""
+    gradient_norm: float | None = None
+    """The last finite one."""
+    last_step: float | None = None
+    last_gradient_step: float | None = None
+    last_record: tuple[int, float] | None = None
+    """Step number and time, by the client's clock, of the current epoch's last step record."""
+    durations: tuple[float, ...] = ()
+    """Seconds per step of the last reports that brought steps, by the client's clock."""
+    peaks: tuple[tuple[float, int], ...] = ()
+    """When, and the longest streak then."""
+    gradient_anchor: int | None = None
+    """The state's step number at the current epoch's last gradient step, or at its start."""
+    cleared: float = 0.0
+    """When the last thing that was wrong ended."""
+    ended: float | None = None
+    skipping: float | None = None
+    starved: float | None = None
+    gave_up: tuple[float, float] | None = None
+    """Since when, and when last."""
+    conflict: tuple[float, float] | None = None
+    """Since when, and when last, it and another life under its name contradicted each other."""
+    stale: float | None = None
+    """Since when it is said to be; known even after a restart of the exporter."""
+    stalled: float | None = None
+
+    @property
+    def epoch(self) -> EpochState:
+        """The current one."""
+        return self.epochs[self.current]
+
+    @cached_property
+    def total(self) -> Counts:
+        """Seen to run: the sum over its epochs of their share, on top of what is only known by hearsay (`base`)."""
+        return self.reached[-1][1]
+
+    @cached_property
+    def reached(self) -> tuple[tuple[str, Counts], ...]:
+        """What it had counted when each of its attempts ended, in their order; one taken up again is another."""
+        found: list[tuple[str, Counts]] = []
+        for state, _, through in self._counted():
+            if found and found[-1][0] == state.attempt:
+                found.pop()
+            found.append((state.attempt, through))
+        return tuple(found)
+
+    @cached_property
+    def shares(self) -> Mapping[str, Counts]:
+        """By attempt, what its epochs add."""
+        found: dict[str, Counts] = {}
+        for state in self.epochs.values():
+            found[state.attempt] = found.get(state.attempt, NOTHING).plus(state.share)
+        return found
+
+    @cached_property
+    def offences(self) -> Mapping[tuple[str, str], Offences]:
+        """By attempt and parameter, what its epochs' records said."""
+        found: dict[tuple[str, str], Offences] = {}
+        for state in self.epochs.values():
+            for path, offences in state.offences.items():
+                key = (state.attempt, path)
+                found[key] = found[key].plus(offences) if key in found else offences
+        return found
+
+    def before(self, epoch: str) -> Counts:
+        """What was counted before that epoch."""
+        return next(before for state, before, _ in self._counted() if state.epoch == epoch)
+
+    def _counted(self) -> Iterator[tuple[EpochState, Counts, Counts]]:
+        """Its epochs in their order, each with what was counted before it and through it.
+
+        A base is what was counted before its epoch as far as some exporter knew: at least that much. In the store that
+        counted it, it never exceeds what the epochs before add up to; after the loss of a directory it stands for them.
+        """
+        through = NOTHING
+        for state in self.epochs.values():
+            before = through if state.base is None else through.maximum(state.base)
+            through = before.plus(state.share)
+            yield state, before, through
+
+    def names_own_attempt(self, epoch: EpochState) -> bool:
+        """Whether an epoch's attempt is called by one of this process's epochs: nothing told it its launch, then."""
+        return epoch.attempt in self.epochs
+
+    def taken_before(self, epoch: EpochState, step: int) -> int:
+        """How often it had taken the step in the same attempt before that epoch: after a rollback it is another one."""
+        return sum(
+            state.attempt == epoch.attempt
+            and state.order < epoch.order
+            and state.at_start.steps < step <= state.totals.steps
+            for state in self.epochs.values()
+        )
+
+    def durable(self) -> dict[str, Any]:
+        """What to write: JSON's types only. Its epochs are written apart."""
+        return {name: getattr(self, name) for name in _PLAIN} | {
+            "source": self.source.model_dump(mode="json"),
+            "gauges": self.gauges.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_durable(cls, process: int, written: Mapping[str, Any], epochs: Iterable[EpochState]) -> "ProcessState":
+        """What was written."""
+
+        def pair(name: str) -> Any:
+            return written[name] and tuple(written[name])
+
+        return cls(
+            process=process,
+            epochs=ordered(epochs),
+            **dict(written)
+            | {
+                "source": Source.model_validate(written["source"]),
+                "gauges": Gauges.model_validate(written["gauges"]),
+                "durations": tuple(written["durations"]),
+                "peaks": tuple((at, peak) for at, peak in written["peaks"]),
+                "last_record": pair("last_record"),
+                "gave_up": pair("gave_up"),
+                "conflict": pair("conflict"),
+            },
+        )
+
+
+_PLAIN: Final = plain(ProcessState, "process", "epochs", "source", "gauges")
+
+
+def ordered(epochs: Iterable[EpochState]) -> dict[str, EpochState]:
+    """By id, in their order."""
+    return {state.epoch: state for state in sorted(epochs, key=lambda state: state.order)}
+
+
+@dataclasses.dataclass(frozen=True)  # without slots, as ProcessState
+class RunState:
+    """One run."""
+
+    run: str
+    processes: Mapping[int, ProcessState]
+    labels: tuple[str, ...] = ()
+    """The first ten parameters to go bad, which keep a metric label of their own for the run's life."""
+    replica_labels: tuple[Replica, ...] = ()
+    """The same of replicas."""
+
+    @cached_property
+    def total(self) -> Counts:
+        """Seen to run: the sum over attempts of the largest process in each, field by field.
+
+        What is known by hearsay only (a process's `base`) is of no known attempt, and several processes may have been
+        told of the same. So what is added up through each attempt is at least what any process had counted by its end,
+        its base included. That is never more than what was, and never less than what was said before.
+        """
+        began: dict[str, float] = {}
+        for process in self.processes.values():
+            for state in process.epochs.values():
+                began[state.attempt] = min(state.began, began.get(state.attempt, state.began))
+        places = {attempt: place for place, attempt in enumerate(sorted(began, key=lambda name: (began[name], name)))}
+        largest, reached = [NOTHING] * len(places), [NOTHING] * len(places)
+        for process in self.processes.values():
+            for attempt, share in process.shares.items():
+                largest[places[attempt]] = largest[places[attempt]].maximum(share)
+            # Up to where it took part in nothing later.
+            ends: dict[int, Counts] = {}
+            for attempt, through in process.reached:
+                ends[max([places[attempt], *ends])] = through
+            for place, through in ends.items():
+                reached[place] = reached[place].maximum(through)
+        total = NOTHING
+        for counts, through in zip(largest, reached, strict=True):
+            total = total.plus(counts).maximum(through)
+        return total

@@ -1,0 +1,158 @@
+"""The collector: every metric of the table, made at scrape time from one look at the ledger."""
+
+import dataclasses
+import math
+import platform
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from prometheus_client.core import InfoMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from optwrap_exporter.ledger.counters import Replica
+from optwrap_exporter.ledger.ledger import Clock, Ledger, ProcessView
+from optwrap_exporter.ledger.views import NO_REPLICA
+from optwrap_exporter.metrics.own import Statistics
+from optwrap_exporter.metrics.table import DROPPED, METRICS, OTHER, UNKNOWN
+from optwrap_exporter.wire.requests import HEALTHS, Verdict
+
+GAUGES_GO_AFTER: Final = 15 * 60.0
+"""Seconds without a report after which a process that has ended, or is lost, has no gauges any more."""
+COUNTERS_GO_AFTER: Final = 60 * 60.0
+"""The same for its counters: a scrape or a rule that comes late still finds the last increase."""
+
+_ENDED: Final = frozenset({"finished", "failed", "stale"})
+
+_SKIPPED: Final[dict[str, Verdict]] = {
+    "not_finite": "skipped_not_finite",
+    "large": "skipped_large",
+    "other": "skipped_other",
+}
+
+# Gauges that are the wire's, by what the metric is called.
+_PLAIN_GAUGES: Final = {
+    "optwrap_not_finite_streak": "not_finite_streak",
+    "optwrap_guard_not_finite_count": "guard_not_finite_count",
+    "optwrap_guard_not_finite_limit": "guard_not_finite_limit",
+    "optwrap_accumulation_mini_step": "mini_step",
+    "optwrap_accumulation_every_k": "every_k",
+    "optwrap_gradient_norm_limit": "gradient_norm_limit",
+    "optwrap_lookahead_steps_since_sync": "steps_since_sync",
+    "optwrap_lookahead_sync_period": "sync_period",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreFigures:
+    """What a scrape tells of the store."""
+
+    size: Callable[[], int]
+    """Bytes that it holds, now."""
+    limit: int | None
+    """Bytes that it may hold."""
+
+
+class OptwrapCollector(Collector):
+    """Yields the families of metrics.METRICS, in its order.
+
+    Args:
+      ledger: what is committed.
+      statistics: what the exporter counts of itself.
+      store: the store's figures.
+      clock: the exporter's; tells how long ago a process reported.
+      version: of the exporter.
+    """
+
+    def __init__(
+        self, ledger: Ledger, statistics: Statistics, store: StoreFigures, *, clock: Clock, version: str
+    ) -> None:
+        self._ledger = ledger
+        self._statistics = statistics
+        self._store = store
+        self._clock = clock
+        self._version = version
+
+    def describe(self) -> Iterable[Family]:
+        """Nothing: registering asks nothing of a store that may not be open yet."""
+        return []
+
+    def collect(self) -> Iterable[Family]:
+        """Every family, without samples where there is nothing to tell."""
+        families = {metric.name: metric.family() for metric in METRICS}
+
+        def add(name: str, value: float, *labels: str) -> None:
+            # Families differ in what they take as a value; an info's is the labels that it does not have already.
+            family: Any = families[name]
+            family.add_metric(labels, {} if isinstance(family, InfoMetricFamily) else value)
+
+        now = self._clock()
+        views = self._ledger.views()
+        for view in views:
+            age = now - view.last_report if view.health in _ENDED else 0.0
+            if age <= COUNTERS_GO_AFTER:
+                _add_counters(view, add)
+            if age <= GAUGES_GO_AFTER:
+                _add_gauges(view, add)
+        self._add_own(families, add)
+        return families.values()
+
+    def _add_own(self, families: dict[str, Any], add: Callable[..., None]) -> None:
+        add("optwrap_exporter_build_info", 1, self._version, platform.python_version())
+        for outcome, count in self._statistics.reports().items():
+            add("optwrap_exporter_reports_total", count, outcome)
+        add("optwrap_exporter_store_bytes", self._store.size())
+        if self._store.limit is not None:
+            add("optwrap_exporter_store_limit_bytes", self._store.limit)
+        buckets, seconds = self._statistics.scrapes()
+        families["optwrap_exporter_scrape_duration_seconds"].add_metric((), buckets, seconds)
+        add("optwrap_exporter_runs", len(self._ledger.runs()))
+
+
+def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:
+    run, process, totals = view.run, str(view.process), view.totals
+    add("optwrap_steps_total", totals.steps, run, process)
+    add("optwrap_gradient_steps_total", totals.gradient_steps, run, process)
+    for reason, verdict in _SKIPPED.items():
+        add("optwrap_skipped_steps_total", totals.verdict(verdict), run, process, reason)
+    add("optwrap_not_finite_steps_total", totals.not_finite_steps, run, process)
+    add("optwrap_accepted_not_finite_steps_total", totals.accepted_not_finite, run, process)
+    for kind in DROPPED:
+        add("optwrap_client_dropped_total", getattr(view.dropped, kind), run, process, kind)
+    # A parameter's own series can only begin when it first goes bad; the one for the rest is there from the hello on.
+    for parameter, steps in {OTHER: 0, **view.parameters}.items():
+        add("optwrap_parameter_not_finite_steps_total", steps, run, process, parameter)
+    for replica, steps in {NO_REPLICA: 0, **view.replicas}.items():
+        add("optwrap_replica_not_finite_steps_total", steps, run, process, *_replica(replica))
+
+
+def _replica(replica: Replica) -> tuple[str, str, str]:
+    """The labels of a replica."""
+    if replica.number is None:
+        return OTHER, OTHER, OTHER
+    process = UNKNOWN if replica.process is None else str(replica.process)
+    return str(replica.number), process, replica.device or UNKNOWN
+
+
+def _add_gauges(view: ProcessView, add: Callable[..., None]) -> None:
+    run, process = view.run, str(view.process)
+
+    def gauge(name: str, value: float | None) -> None:
+        # What is absent has no series: a zero would be a lie, a NaN would poison every average over it.
+        if value is not None and math.isfinite(value):
+            add(name, value, run, process)
+
+    for name, field in _PLAIN_GAUGES.items():
+        gauge(name, getattr(view.gauges, field))
+    gauge("optwrap_not_finite_streak_peak", view.streak_peak)
+    gauge("optwrap_gradient_norm", view.gradient_norm)
+    gauge("optwrap_state_steps", view.state.steps)
+    gauge("optwrap_last_report_timestamp_seconds", view.last_report)
+    gauge("optwrap_last_step_timestamp_seconds", view.last_step)
+    gauge("optwrap_last_gradient_step_timestamp_seconds", view.last_gradient_step)
+    source = view.source
+    described = (source.host, source.platform, source.device_kind, source.jax_version, source.optwrap_version)
+    add("optwrap_process_info", 1, run, process, *described)
+    gauge("optwrap_process_count", view.source.process_count)
+    for health in HEALTHS:
+        add("optwrap_process_health", float(health == view.health), run, process, health)

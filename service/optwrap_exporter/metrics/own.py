@@ -1,0 +1,48 @@
+"""What the exporter counts of itself: in memory, from its start on."""
+
+import bisect
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from optwrap_exporter.metrics.table import OUTCOMES
+
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the scrape duration's buckets, in seconds; one more takes the rest."""
+
+
+class Statistics:
+    """Counts of reports and scrapes; every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._outcomes = dict.fromkeys(OUTCOMES, 0)
+        self._scrapes = [0] * (len(BUCKETS) + 1)
+        self._seconds = 0.0
+
+    def report(self, outcome: str) -> None:
+        """Count a report; `outcome` is one of metrics.OUTCOMES."""
+        with self._lock:
+            self._outcomes[outcome] += 1
+
+    def scrape(self, seconds: float) -> None:
+        """Count an answer to /metrics that took so long."""
+        with self._lock:
+            self._scrapes[bisect.bisect_left(BUCKETS, seconds)] += 1
+            self._seconds += seconds
+
+    def reports(self) -> Mapping[str, int]:
+        """Reports by outcome, every outcome."""
+        with self._lock:
+            return dict(self._outcomes)
+
+    def scrapes(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative buckets as Prometheus has them, `+Inf` last, and the sum in seconds."""
+        with self._lock:
+            counts, total = list(self._scrapes), self._seconds
+        buckets: list[tuple[str, float]] = []
+        below = 0
+        for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
+            below += count
+            buckets.append((bound, below))
+        return buckets, total

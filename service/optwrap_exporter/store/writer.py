@@ -1,0 +1,249 @@
+"""Rows: how what the ledger remembers, and what a report brings, is written to the tables and read back."""
+
+import itertools
+import json
+import math
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, Final
+
+from optwrap_exporter.ledger import events
+from optwrap_exporter.ledger.counters import Replica
+from optwrap_exporter.ledger.incarnation import Badness, EpochState, Offences
+from optwrap_exporter.ledger.ledger import Plan
+from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.store import rollups as blocks
+from optwrap_exporter.wire.requests import VERDICTS, Report
+
+_GOOD: Final = frozenset({"applied", "accumulated"})
+_PLACE: Final = {verdict: place for place, verdict in enumerate(VERDICTS)}
+_NONE: Final = (None, None, None)
+
+_Labels = tuple[tuple[str, ...], tuple[Replica, ...]]
+"""What of a run has a metric label of its own: parameters, replicas."""
+
+
+class Rows:
+    """The writer's view of the tables. Every method runs in the caller's transaction, in the writer's thread."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._runs: dict[str, tuple[int, _Labels | None]] = {}
+        self._epochs: dict[tuple[int, int, str], int] = {}
+
+    def forget_keys(self) -> None:
+        """Rows may have gone: look every key up again."""
+        self._runs.clear()
+        self._epochs.clear()
+
+    def runs(self) -> Iterator[RunState]:
+        """Every run as it was written last."""
+        return _runs(self._db)
+
+    def digest(self, report: Report) -> bytes | None:
+        """The digest of the report with the same epoch and seq; None where it is not kept any more."""
+        for (digest,) in self._db.execute(
+            "SELECT digest FROM change JOIN epoch ON epoch.id = epoch_id JOIN run ON run.id = epoch.run_id "
+            "WHERE run = ? AND epoch.process = ? AND epoch.epoch = ? AND seq = ?",
+            (report.run, report.process, report.epoch, report.seq),
+        ):
+            return bytes(digest)
+        return None
+
+    def write(self, plan: Plan, digest: bytes | None) -> int:
+        """Write all that a plan changes; returns the revision. Inside a transaction of the caller's."""
+        db, process, report, epoch = self._db, plan.process.process, plan.report, plan.epoch
+        run_id = self._run(plan.run)
+        db.execute(
+            "INSERT INTO process VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET state = excluded.state",
+            (run_id, process, _json(plan.process.durable())),
+        )
+        epoch_id = self._epoch(run_id, process, epoch, plan.report is not None)
+        touched = [*report.steps.step, *(o.step for o in report.offenders)] if report and plan.records else []
+        cursor = db.execute(
+            "INSERT INTO change (time, run_id, process, epoch_id, seq, digest, first_step, last_step) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                plan.time,
+                run_id,
+                process,
+                epoch_id if report else None,
+                report.seq if report else None,
+                digest,
+                min(touched, default=None),
+                max(touched, default=None),
+            ),
+        )
+        revision = cursor.lastrowid or 0
+        if report is not None:
+            self._badness(epoch_id, epoch, plan.before)
+            if touched:
+                self._steps(report, run_id=run_id, epoch_id=epoch_id, revision=revision)
+                self._offenders(report, run_id=run_id, revision=revision)
+                self._replicas(report, run_id=run_id, revision=revision)
+        if plan.occurrences:
+            self._events(plan, run_id, revision)
+        return revision
+
+    def _events(self, plan: Plan, run_id: int, revision: int) -> None:
+        for what in plan.occurrences:
+            alike = None
+            if what.kind in events.OF_STEPS and what.step is not None:
+                before = plan.process.taken_before(plan.epoch, what.step)
+                alike = f"{what.kind}/{what.attempt}/{before}/{what.step}"
+            self._db.execute(
+                "INSERT OR IGNORE INTO event "
+                "(revision, run_id, process, kind, time, step, attempt, alike, again, detail, key) VALUES "
+                "(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, "
+                "EXISTS (SELECT 1 FROM event WHERE run_id = ?2 AND alike = ?8 AND process != ?3), ?9, ?10)",
+                (
+                    revision,
+                    run_id,
+                    what.process,
+                    what.kind,
+                    what.time,
+                    what.step,
+                    what.attempt,
+                    alike,
+                    _json(what.detail),
+                    what.key,
+                ),
+            )
+
+    def _run(self, run: RunState) -> int:
+        labels = (run.labels, run.replica_labels)
+        key, written = self._runs.get(run.run, (0, None))
+        if written != labels:
+            (key,) = self._db.execute(
+                "INSERT INTO run (run, labels, replica_labels) VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET labels = excluded.labels, replica_labels = excluded.replica_labels RETURNING id",
+                (run.run, *map(_json, labels)),
+            ).fetchone()
+            self._runs[run.run] = (key, labels)
+        return key
+
+    def _epoch(self, run_id: int, process: int, epoch: EpochState, changed: bool) -> int:
+        name = (run_id, process, epoch.epoch)
+        key = self._epochs.get(name)
+        if key is None:
+            (key,) = self._db.execute(
+                "INSERT INTO epoch (run_id, process, epoch, state) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET state = excluded.state RETURNING id",
+                (*name, _json(epoch.durable())),
+            ).fetchone()
+            self._epochs[name] = key
+        elif changed:
+            self._db.execute("UPDATE epoch SET state = ? WHERE id = ?", (_json(epoch.durable()), key))
+        return key
+
+    def _badness(self, epoch_id: int, epoch: EpochState, before: EpochState | None) -> None:
+        rows = [epoch.badness(parameter) for parameter in epoch.changed(before)]
+        if not rows:
+            return
+        self._db.executemany(
+            "INSERT INTO badness (epoch_id, parameter, totals, at_start, share, base, value_count, first_step, "
+            "last_step) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
+            "at_start = excluded.at_start, share = excluded.share, base = excluded.base, "
+            "value_count = excluded.value_count, first_step = excluded.first_step, last_step = excluded.last_step",
+            [
+                (
+                    epoch_id,
+                    row.parameter,
+                    row.totals,
+                    row.at_start,
+                    row.share,
+                    row.base,
+                    *(
+                        (row.offences.values, row.offences.first_step, row.offences.last_step)
+                        if row.offences
+                        else _NONE
+                    ),
+                )
+                for row in rows
+            ],
+        )
+
+    def _steps(self, report: Report, *, run_id: int, epoch_id: int, revision: int) -> None:
+        """Add step records; a step that this epoch has told of already stays as it was."""
+        columns = report.steps
+        if not len(columns):
+            return
+        known = {
+            row[0]
+            for row in self._db.execute(
+                "SELECT step FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND epoch_id = ?",
+                (run_id, report.process, min(columns.step), max(columns.step), epoch_id),
+            )
+        }
+        records = zip(
+            columns.step,
+            columns.time,
+            columns.verdict,
+            columns.finite,
+            columns.norm,
+            columns.mini_step,
+            columns.interpolated or itertools.repeat(False),
+            strict=False,  # the last may have no end; the wire has checked the others
+        )
+        rows, counted = [], []
+        for step, time, verdict, finite, norm, mini_step, estimated in records:
+            if step in known:
+                continue
+            known.add(step)
+            bad = verdict not in _GOOD or not finite
+            number = None if math.isnan(norm) else norm  # SQLite has no NaN
+            where = (run_id, report.process, step, epoch_id, revision)
+            rows.append((*where, time, _PLACE[verdict], finite, number, mini_step, estimated, bad))
+            counted.append((step, epoch_id, number, int(bad)))
+        self._db.executemany("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        blocks.write(self._db, run_id, report.process, counted)
+
+    def _offenders(self, report: Report, *, run_id: int, revision: int) -> None:
+        if not report.offenders:
+            return
+        paths = {offender.parameter: None for offender in report.offenders}
+        self._db.executemany("INSERT OR IGNORE INTO path (path) VALUES (?)", [(path,) for path in paths])
+        self._db.executemany(
+            "INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?",
+            [
+                (run_id, report.process, offender.step, revision, position, offender.not_finite, offender.parameter)
+                for position, offender in enumerate(report.offenders)
+            ],
+        )
+
+    def _replicas(self, report: Report, *, run_id: int, revision: int) -> None:
+        self._db.executemany(
+            "INSERT INTO replica VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (run_id, report.process, one.step, revision, one.replica, one.process, one.device, one.count, one.of)
+                for one in report.replicas
+            ],
+        )
+
+
+_encoder: Final = json.JSONEncoder(separators=(",", ":"))
+
+
+def _json(value: Any) -> str:
+    return _encoder.encode(value)
+
+
+def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
+    badness: dict[int, list[Badness]] = {}
+    for epoch_id, parameter, totals, at_start, share, base, values, first, last in db.execute(
+        "SELECT epoch_id, parameter, totals, at_start, share, base, value_count, first_step, last_step FROM badness "
+        "ORDER BY id"
+    ):
+        offences = None if values is None else Offences(values, first, last)
+        badness.setdefault(epoch_id, []).append(Badness(parameter, totals, at_start, share, base, offences))
+    epochs: dict[tuple[int, int], list[EpochState]] = {}
+    for key, run_id, process, state in db.execute("SELECT id, run_id, process, state FROM epoch"):
+        restored = EpochState.from_durable(json.loads(state), badness.get(key, []))
+        epochs.setdefault((run_id, process), []).append(restored)
+    processes: dict[int, dict[int, ProcessState]] = {}
+    for run_id, process, state in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):
+        restored_process = ProcessState.from_durable(process, json.loads(state), epochs[run_id, process])
+        processes.setdefault(run_id, {})[process] = restored_process
+    for run_id, run, labels, replicas in db.execute("SELECT id, run, labels, replica_labels FROM run"):
+        named = tuple(Replica(*replica) for replica in json.loads(replicas))
+        yield RunState(run, processes[run_id], tuple(json.loads(labels)), named)
