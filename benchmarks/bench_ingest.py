@@ -22,17 +22,17 @@ from typing import Any, Final
 
 STEPS: Final = 10
 _BAD: Final = "skipped_not_finite"
-_VERDICTS: Final = ("applied", "accumulated", _BAD, "skipped_large", "skipped_other", "accepted_not_finite")
+_OUTCOMES: Final = ("applied", "accumulated", _BAD, "skipped_large", "skipped_other", "accepted_not_finite")
 
 
 def counters(steps: int, bad: int) -> dict[str, Any]:
     """The wire's totals after `steps` calls, `bad` of them skipped."""
-    verdicts = dict.fromkeys(_VERDICTS, 0) | {"applied": steps - bad, _BAD: bad}
+    outcomes = dict.fromkeys(_OUTCOMES, 0) | {"applied": steps - bad, _BAD: bad}
     return {
         "steps": steps,
         "gradient_steps": steps - bad,
         "not_finite_steps": bad,
-        "verdicts": verdicts,
+        "outcomes": outcomes,
         "parameters": {"decoder/layer_3/mlp/w": bad} if bad else {},
     }
 
@@ -46,7 +46,7 @@ def report(client: int, seq: int) -> bytes:
     body = {
         "run": f"bench-{client}",
         "process": 0,
-        "epoch": f"epoch-{client}",
+        "incarnation": f"incarnation-{client}",
         "attempt": "bench",
         "seq": seq,
         "oldest_held": seq,
@@ -69,7 +69,7 @@ def report(client: int, seq: int) -> bytes:
         "steps": {
             "step": steps,
             "time": [now] * STEPS,
-            "verdict": ["applied"] * good + [_BAD],
+            "outcome": ["applied"] * good + [_BAD],
             "finite": [True] * good + [False],
             "norm": [0.81] * good + ["NaN"],
             "mini_step": [None] * STEPS,

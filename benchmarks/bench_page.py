@@ -43,11 +43,11 @@ def fill(url: str, run: str, steps: int, bad: int) -> list[int]:
     for step in range(1, steps + 1):
         clock.advance(0.1)
         if step in marked:
-            verdict = rng.choice(BAD)
-            if verdict in {"skipped_not_finite", "accepted_not_finite"}:
-                training.job.step(verdict, "NaN", w=1)
+            outcome = rng.choice(BAD)
+            if outcome in {"skipped_not_finite", "accepted_not_finite"}:
+                training.job.step(outcome, "NaN", w=1)
             else:
-                training.job.step(verdict, 90.0)
+                training.job.step(outcome, 90.0)
         else:
             training.job.gauges["mini_step"] = step % 4
             training.job.step("accumulated" if step % 4 else "applied", rng.lognormvariate(0, 0.5))

@@ -27,7 +27,7 @@ EVERY: Final = {
     "tests/optwrap/test_instrument_around.py": 3,
     "tests/optwrap/test_instrument_examples.py::test_an_example_trains_where_no_exporter_is": 3,
     "tests/optwrap/test_instrument_limits.py::test_injected_hyperparameters_are_followed_as_they_are_now": 3,
-    "tests/optwrap/test_instrument_verdicts.py::test_what_is_read_off_the_states_is_what_happened": 3,
+    "tests/optwrap/test_instrument_outcomes.py::test_what_is_read_off_the_states_is_what_happened": 3,
     "tests/optwrap/test_laws.py::test_finite_gradients_give_what_optax_gives": 3,
     "tests/optwrap/test_laws.py::test_jit_equals_eager": 3,
     "tests/optwrap/test_laws.py::test_works_as_the_carry_of_a_scan": 3,

@@ -106,7 +106,7 @@ def paused(url: str) -> None:
 def pod(url: str) -> None:
     """256 processes: one has failed, three skip, two were not heard of."""
     for process in range(254):
-        training = Training(url, "llama-pod", 60, process=process, process_count=256, epoch=f"e{process}")
+        training = Training(url, "llama-pod", 60, process=process, process_count=256, incarnation=f"e{process}")
         training.rng = random.Random(1)
         training.live(60)
         if process in {17, 130, 131}:

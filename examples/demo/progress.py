@@ -65,7 +65,7 @@ class Progress:
         shown = f"loss {float(loss):.3f}"
         if reading is not None:
             seen = unpack(np.asarray(reading))
-            skipped = sum(steps for verdict, steps in seen.totals.verdicts.items() if verdict.startswith("skipped"))
+            skipped = sum(steps for verdict, steps in seen.totals.outcomes.items() if verdict.startswith("skipped"))
             streak, longest = seen.gauges["not_finite_streak"], seen.gauges["not_finite_streak_peak"]
             shown += f"  streak {streak}, longest {longest}  skipped {skipped}"
         if self._terminal:

@@ -1,9 +1,9 @@
-"""What readings add up to, epoch by epoch. Pure: no clock, no I/O, no thread.
+"""What readings add up to, incarnation by incarnation. Pure: no clock, no I/O, no thread.
 
-An *epoch* is a stretch of training in which the optimizer's counters only rise: it begins with the process, with a
+An *incarnation* is a stretch of training in which the optimizer's counters only rise: it begins with the process, with a
 state restored from a checkpoint, and with every rollback. Its share of the run is its largest totals less those it
 began with, and the run's is the sum of the shares: whatever is lost, repeated or late between here and the exporter,
-that sum is right once the last report of each epoch arrived. So nothing here ever drops totals, only step records.
+that sum is right once the last report of each incarnation arrived. So nothing here ever drops totals, only step records.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
-from optwrap._monitor.backlog import GOOD_VERDICTS, Backlog, Entry, Record
-from optwrap._reading.counters import VERDICTS
+from optwrap._monitor.backlog import GOOD_OUTCOMES, Backlog, Entry, Record
+from optwrap._reading.counters import OUTCOMES
 from optwrap._reading.replicas import OTHERS, Brought, Replica
 from optwrap._reading.unpack import Layout, Reading, Totals
 
 MOST_REPLICAS: Final = 64
-"""Replicas that an epoch tells apart in its totals. Where more have been the first it is none of them in particular."""
+"""Replicas that an incarnation tells apart in its totals. Where more have been the first it is none of them in particular."""
 
-ZERO: Final = Totals(verdicts=dict.fromkeys(VERDICTS, 0), not_finite_steps=0, parameters={})
+ZERO: Final = Totals(outcomes=dict.fromkeys(OUTCOMES, 0), not_finite_steps=0, parameters={})
 
 
 _Key = TypeVar("_Key")
@@ -28,13 +28,13 @@ _Key = TypeVar("_Key")
 def less_own_step(reading: Reading) -> Totals:
     """Where the counters stood before the step that `reading` shows."""
     totals = reading.totals
-    if reading.verdict is None:
+    if reading.outcome is None:
         return totals
-    verdicts = dict(totals.verdicts)
-    verdicts[reading.verdict] = max(0, verdicts[reading.verdict] - 1)
+    outcomes = dict(totals.outcomes)
+    outcomes[reading.outcome] = max(0, outcomes[reading.outcome] - 1)
     parameters = {path: steps - (path in reading.offenders) for path, steps in totals.parameters.items()}
     return Totals(
-        verdicts=verdicts,
+        outcomes=outcomes,
         not_finite_steps=max(0, totals.not_finite_steps - (not reading.finite)),
         parameters={path: steps for path, steps in parameters.items() if steps > 0},
     )
@@ -45,7 +45,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         return {key: max(0, a.get(key, 0) + sign * b.get(key, 0)) for key in [*a, *(key for key in b if key not in a)]}
 
     return Totals(
-        verdicts=counts(a.verdicts, b.verdicts),
+        outcomes=counts(a.outcomes, b.outcomes),
         not_finite_steps=max(0, a.not_finite_steps + sign * b.not_finite_steps),
         parameters={path: steps for path, steps in counts(a.parameters, b.parameters).items() if steps},
         replicas={replica: steps for replica, steps in counts(a.replicas, b.replicas).items() if steps},
@@ -77,20 +77,20 @@ def _went_on(last: Reading, reading: Reading) -> bool:
     return (
         now.steps > before.steps
         and now.not_finite_steps >= before.not_finite_steps
-        and all(now.verdicts[verdict] >= count for verdict, count in before.verdicts.items())
+        and all(now.outcomes[outcome] >= count for outcome, count in before.outcomes.items())
         and all(now.parameters.get(path, 0) >= count for path, count in before.parameters.items())
     )
 
 
 def _bad_steps(totals: Totals) -> int:
     """How many steps were bad, at least: steps accumulated although not finite show in the second figure only."""
-    by_verdict = sum(count for verdict, count in totals.verdicts.items() if verdict not in GOOD_VERDICTS)
-    return max(by_verdict, totals.not_finite_steps)
+    by_outcome = sum(count for outcome, count in totals.outcomes.items() if outcome not in GOOD_OUTCOMES)
+    return max(by_outcome, totals.not_finite_steps)
 
 
 @dataclasses.dataclass(eq=False)
-class Epoch:
-    """One epoch, as far as it got. Its identity is the object's: two epochs are never equal."""
+class Incarnation:
+    """One incarnation, as far as it got. Its identity is the object's: two incarnations are never equal."""
 
     id: str
     at_start: Totals
@@ -99,7 +99,7 @@ class Epoch:
     state: str = "starting"
     gauges: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
     base: Mapping[str, Any] | None = None
-    """What was counted before this epoch as far as the exporter has said so, in the wire's form."""
+    """What was counted before this incarnation as far as the exporter has said so, in the wire's form."""
     added: Totals = ZERO
     """What this process has counted before it that is not in `base`."""
     seq: int = 0
@@ -119,7 +119,7 @@ class Epoch:
 
     @property
     def share(self) -> Totals:
-        """What this epoch adds to the run."""
+        """What this incarnation adds to the run."""
         return minus(self.totals, self.at_start)
 
     def drop(self, steps: int, bad_steps: int) -> None:
@@ -151,31 +151,31 @@ class Observed:
 
 
 class Account:
-    """The epochs of one process and the step records that wait, within bounds.
+    """The incarnations of one process and the step records that wait, within bounds.
 
     Args:
-      new_id: makes the id of an epoch.
+      new_id: makes the id of an incarnation.
       most_rows: bound of what waits: step records and offenders together.
-      most_epochs: bound of epochs kept; beyond it one that the exporter cannot know of is added to the one before it,
+      most_incarnations: bound of incarnations kept; beyond it one that the exporter cannot know of is added to the one before it,
         so that totals stay exact.
     """
 
-    def __init__(self, new_id: Callable[[], str], *, most_rows: int = 65_536, most_epochs: int = 32) -> None:
+    def __init__(self, new_id: Callable[[], str], *, most_rows: int = 65_536, most_incarnations: int = 32) -> None:
         self._new_id = new_id
-        self._most_epochs = most_epochs
+        self._most_incarnations = most_incarnations
         self._last: Observed | None = None
         self._standing = (False, False)
         self.news = False
         """Whether a step was the first to go wrong, to be right again, or to be accepted although not finite, since
         whoever reports set this to false."""
-        self.backlog: Backlog[Epoch] = Backlog(most_rows)
-        self.epochs = [Epoch(new_id(), ZERO, ZERO, unreported=True)]
+        self.backlog: Backlog[Incarnation] = Backlog(most_rows)
+        self.incarnations = [Incarnation(new_id(), ZERO, ZERO, unreported=True)]
         """Oldest first, the current one last; whoever reports takes out the others when all of them is reported."""
 
     @property
-    def current(self) -> Epoch:
-        """The epoch that goes on."""
-        return self.epochs[-1]
+    def current(self) -> Incarnation:
+        """The incarnation that goes on."""
+        return self.incarnations[-1]
 
     @property
     def untouched(self) -> bool:
@@ -191,7 +191,7 @@ class Account:
         if self.repeats(observed.identity):
             return
         reading, last = observed.reading, self._last
-        ran = reading.verdict is not None and not observed.restored
+        ran = reading.outcome is not None and not observed.restored
         renamed = last is not None and observed.layout != last.layout
         if last is not None and _went_on(last.reading, reading) and not renamed and not observed.restored:
             if observed.lost:
@@ -214,31 +214,31 @@ class Account:
             self._add(observed)
 
     def finish(self, state: str) -> None:
-        """Give the current epoch its last state, which one more report will carry."""
+        """Give the current incarnation its last state, which one more report will carry."""
         self.current.state = state
         self.current.unreported = True
 
-    def discard(self, entries: Iterable[Entry[Epoch]]) -> None:
+    def discard(self, entries: Iterable[Entry[Incarnation]]) -> None:
         """Count records that no report will carry."""
         for entry in entries:
             entry.owner.drop(not entry.record.bad, entry.record.bad)
 
     def _begin(self, at_start: Totals) -> None:
         last = self.current
-        self.epochs.append(
-            Epoch(self._new_id(), at_start, at_start, base=last.base, added=plus(last.added, last.share))
+        self.incarnations.append(
+            Incarnation(self._new_id(), at_start, at_start, base=last.base, added=plus(last.added, last.share))
         )
-        if len(self.epochs) <= self._most_epochs:
+        if len(self.incarnations) <= self._most_incarnations:
             return
-        over = [(i, epoch) for i, epoch in enumerate(self.epochs[:-1]) if not epoch.held]
-        unknown = [i for i, epoch in over if i and not epoch.known]
+        over = [(i, incarnation) for i, incarnation in enumerate(self.incarnations[:-1]) if not incarnation.held]
+        unknown = [i for i, incarnation in over if i and not incarnation.known]
         if unknown:
-            into, gone = self.epochs[unknown[0] - 1], self.epochs.pop(unknown[0])
+            into, gone = self.incarnations[unknown[0] - 1], self.incarnations.pop(unknown[0])
             into.totals = plus(into.totals, gone.share)
             into.state = "running" if "running" in (into.state, gone.state) else into.state
         elif over:
             # It takes an exporter that stores, refuses and loses by turns, and a rollback each time, to get here.
-            into, gone = self.current, self.epochs.pop(over[0][0])
+            into, gone = self.current, self.incarnations.pop(over[0][0])
         else:
             return
         for entry in self.backlog.take(gone, sys.maxsize):
@@ -248,20 +248,20 @@ class Account:
 
     def _add(self, observed: Observed) -> None:
         reading = observed.reading
-        assert reading.verdict is not None
+        assert reading.outcome is not None
         mini_step = reading.gauges.get("mini_step")
         record = Record(
             step=reading.step,
             time=observed.time,
             interpolated=observed.interpolated,
-            verdict=reading.verdict,
+            outcome=reading.outcome,
             finite=reading.finite,
             norm=reading.norm,
             mini_step=None if mini_step is None else int(mini_step),
             offenders=reading.offenders,
             brought=observed.brought,
         )
-        standing = (record.bad, record.verdict == "accepted_not_finite")
+        standing = (record.bad, record.outcome == "accepted_not_finite")
         if standing != self._standing:
             self._standing, self.news = standing, True
         self.discard(self.backlog.add(self.current, record))

@@ -7,8 +7,8 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from optwrap._reading.replicas import Brought
 
-GOOD_VERDICTS: Final = frozenset({"applied", "accumulated"})
-"""Verdicts of a step that did what it was meant to do."""
+GOOD_OUTCOMES: Final = frozenset({"applied", "accumulated"})
+"""Outcomes of a step that did what it was meant to do."""
 
 Owner = TypeVar("Owner")
 
@@ -22,7 +22,7 @@ class Record:
     """Seconds since 1970, when the step was observed."""
     interpolated: bool
     """Whether that time is an estimate: the step is one of several that were observed together."""
-    verdict: str
+    outcome: str
     finite: bool
     norm: float
     mini_step: int | None
@@ -33,7 +33,7 @@ class Record:
     @property
     def bad(self) -> bool:
         """Whether it is a step that somebody will want to know of: skipped, accepted not finite, or not finite."""
-        return self.verdict not in GOOD_VERDICTS or not self.finite
+        return self.outcome not in GOOD_OUTCOMES or not self.finite
 
     @property
     def weight(self) -> int:

@@ -1,13 +1,13 @@
-"""What was counted before an epoch, as it travels: what the exporter said of it, and what this process has added.
+"""What was counted before an incarnation, as it travels: what the exporter said of it, and what this process has added.
 
 Only an exporter knows what earlier processes of the run have counted, and it may lose its directory at any time, the
-moment after a new epoch began included. So what was said once is kept, and every epoch takes it over from the last.
+moment after a new incarnation began included. So what was said once is kept, and every incarnation takes it over from the last.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from optwrap._reading.counters import VERDICTS
+from optwrap._reading.counters import OUTCOMES
 
 Base = Mapping[str, Any]
 """Counters in the wire's form."""
@@ -44,14 +44,14 @@ def checked(said: object) -> Base | None:
 
 
 def _joined(a: Base, b: Base, join: Callable[[int, int], int]) -> Base:
-    verdicts = {name: join(a["verdicts"][name], b["verdicts"][name]) for name in VERDICTS}
+    outcomes = {name: join(a["outcomes"][name], b["outcomes"][name]) for name in OUTCOMES}
     mine, others = a["parameters"], b["parameters"]
     replicas = _by_replica(a), _by_replica(b)
     found = {
-        "steps": sum(verdicts.values()),
-        "gradient_steps": verdicts["applied"] + verdicts["accepted_not_finite"],
+        "steps": sum(outcomes.values()),
+        "gradient_steps": outcomes["applied"] + outcomes["accepted_not_finite"],
         "not_finite_steps": join(a["not_finite_steps"], b["not_finite_steps"]),
-        "verdicts": verdicts,
+        "outcomes": outcomes,
         "parameters": {path: join(mine.get(path, 0), others.get(path, 0)) for path in {**mine, **others}},
     }
     if any(replicas):

@@ -39,7 +39,7 @@ class Parts:
     transport: Callable[[Settings], Transport] = lambda settings: HttpTransport(settings.endpoint, settings.token_file)
     source: Callable[[Settings], Source] = lambda settings: JaxSource(settings.process, settings.attempt)
     new_id: Callable[[], str] = lambda: secrets.token_hex(8)
-    """Makes the id of an epoch."""
+    """Makes the id of an incarnation."""
     queue_size: int = 2048
     """Readings that wait for the reporting thread, at most."""
 
@@ -155,7 +155,7 @@ class Monitor:
         (What a signal's handler raises in the main thread meanwhile does come out, as it would anywhere.)
 
         The counters are cumulative: a step that is not observed is missing from the step records and from nothing else.
-        Counters that went back (the training was rolled back to an earlier state) begin a new epoch by themselves; the
+        Counters that went back (the training was rolled back to an earlier state) begin a new incarnation by themselves; the
         last reading once more is passed over.
 
         Observe a restored state once before the loop, `monitor.observe(optwrap.reading(opt_state), restored=True)`, to

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from optwrap._monitor import bases
-from optwrap._monitor.account import ZERO, Account, Epoch
+from optwrap._monitor.account import ZERO, Account, Incarnation
 from optwrap._monitor.backlog import Entry, Record
 from optwrap._reading.replicas import Replica
 from optwrap._reading.unpack import Totals
@@ -43,10 +43,10 @@ class Identity:
 class Report:
     """A report, frozen: what is sent again is these bytes."""
 
-    epoch: Epoch
+    incarnation: Incarnation
     seq: int
     body: bytes
-    entries: tuple[Entry[Epoch], ...]
+    entries: tuple[Entry[Incarnation], ...]
     """The records in it, kept to be counted or split should the exporter refuse it."""
 
 
@@ -72,7 +72,7 @@ def totals(of: Totals) -> dict[str, Any]:
         "steps": of.steps,
         "gradient_steps": of.gradient_steps,
         "not_finite_steps": of.not_finite_steps,
-        "verdicts": dict(of.verdicts),
+        "outcomes": dict(of.outcomes),
         "parameters": _named(of.parameters, max),
     }
     if of.replicas:
@@ -94,9 +94,9 @@ def _named(of: Mapping[str, int], join: Callable[[int, int], int]) -> dict[str, 
     return found
 
 
-def _base(epoch: Epoch) -> bases.Base | None:
-    """What was counted before an epoch, as far as anybody has told."""
-    return bases.plus(epoch.base, totals(epoch.added)) if epoch.added.steps else epoch.base
+def _base(incarnation: Incarnation) -> bases.Base | None:
+    """What was counted before an incarnation, as far as anybody has told."""
+    return bases.plus(incarnation.base, totals(incarnation.added)) if incarnation.added.steps else incarnation.base
 
 
 def gauges(of: Mapping[str, float | int]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def columns(records: Sequence[Record]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {
         "step": [record.step for record in records],
         "time": [record.time for record in records],
-        "verdict": [record.verdict for record in records],
+        "outcome": [record.outcome for record in records],
         "finite": [record.finite for record in records],
         "norm": [number(record.norm) for record in records],
         "mini_step": [record.mini_step for record in records],
@@ -156,11 +156,11 @@ class Outbox:
 
     def greet(self, source: Mapping[str, Any], now: float) -> None:
         """Hold a hello: somebody is there, and has counted nothing. What was counted meanwhile is in what follows."""
-        epoch = self._account.epochs[0]
-        blank = Epoch(epoch.id, epoch.at_start, epoch.at_start)
-        news = (epoch.state, epoch.totals, epoch.dropped_steps, epoch.dropped_bad_steps)
-        self._hold(epoch, blank, (), source, now)
-        epoch.unreported = news != (blank.state, blank.totals, blank.dropped_steps, blank.dropped_bad_steps)
+        incarnation = self._account.incarnations[0]
+        blank = Incarnation(incarnation.id, incarnation.at_start, incarnation.at_start)
+        news = (incarnation.state, incarnation.totals, incarnation.dropped_steps, incarnation.dropped_bad_steps)
+        self._hold(incarnation, blank, (), source, now)
+        incarnation.unreported = news != (blank.state, blank.totals, blank.dropped_steps, blank.dropped_bad_steps)
 
     def build(self, source: Mapping[str, Any], now: float, *, beat: bool) -> Report | None:
         """The next report, held from now on; None where there is nothing to say, or too much held.
@@ -168,36 +168,38 @@ class Outbox:
         Args:
           source: what the process runs on, as it travels.
           now: seconds since 1970.
-          beat: report the current epoch even where it has nothing new.
+          beat: report the current incarnation even where it has nothing new.
         """
-        epoch = self._next() or (self._account.current if beat else None)
-        if epoch is None or len(self.held) >= self._most_held:
+        incarnation = self._next() or (self._account.current if beat else None)
+        if incarnation is None or len(self.held) >= self._most_held:
             return None
-        return self._hold(epoch, epoch, tuple(self._account.backlog.take(epoch, self._most_rows)), source, now)
+        return self._hold(
+            incarnation, incarnation, tuple(self._account.backlog.take(incarnation, self._most_rows)), source, now
+        )
 
-    def acknowledge(self, epoch: Epoch, acknowledged: int, base: Mapping[str, Any] | None) -> None:
-        """Let go of what the exporter says is durable: the epoch's reports up to that number."""
-        self._hand_on(epoch, base)
-        epoch.known = True
-        epoch.refusals = 0
-        for report in [r for r in self.held if r.epoch is epoch and r.seq <= acknowledged]:
+    def acknowledge(self, incarnation: Incarnation, acknowledged: int, base: Mapping[str, Any] | None) -> None:
+        """Let go of what the exporter says is durable: the incarnation's reports up to that number."""
+        self._hand_on(incarnation, base)
+        incarnation.known = True
+        incarnation.refusals = 0
+        for report in [r for r in self.held if r.incarnation is incarnation and r.seq <= acknowledged]:
             self._let_go(report)
         self._retire()
 
     def fail(self, report: Report) -> None:
         """Take note that nobody knows whether the exporter has stored a report."""
-        report.epoch.known = True
+        report.incarnation.known = True
 
     def refuse(self, report: Report) -> None:
         """Let go of a report that the exporter will never take.
 
-        Its records are counted as dropped. Its totals are in the next report, which is for another epoch to begin with
+        Its records are counted as dropped. Its totals are in the next report, which is for another incarnation to begin with
         if there is one: what is wrong may be wrong with this one only.
         """
         self._let_go(report)
         self._account.discard(report.entries)
-        report.epoch.unreported = True
-        report.epoch.refusals += 1
+        report.incarnation.unreported = True
+        report.incarnation.refusals += 1
 
     def split(self, report: Report) -> bool:
         """Take apart a report that was too large, so that the next are half of it at most; False if that cannot be."""
@@ -207,67 +209,78 @@ class Outbox:
         self._most_rows = max(1, min(self._most_rows, rows) // 2)
         self._let_go(report)
         self._account.discard(self._account.backlog.put_back(report.entries))
-        report.epoch.unreported = True
+        report.incarnation.unreported = True
         return True
 
-    def _next(self) -> Epoch | None:
-        """The oldest epoch with something to report, of those that were refused least."""
-        ready = (epoch for epoch in self._account.epochs if epoch.unreported or self._account.backlog.has(epoch))
-        return min(ready, key=lambda epoch: epoch.refusals, default=None)
+    def _next(self) -> Incarnation | None:
+        """The oldest incarnation with something to report, of those that were refused least."""
+        ready = (
+            incarnation
+            for incarnation in self._account.incarnations
+            if incarnation.unreported or self._account.backlog.has(incarnation)
+        )
+        return min(ready, key=lambda incarnation: incarnation.refusals, default=None)
 
-    def _hand_on(self, epoch: Epoch, base: bases.Base | None) -> None:
-        """Take note of what was counted before an epoch, and so before those after it."""
-        for later in self._account.epochs[self._account.epochs.index(epoch) :]:
+    def _hand_on(self, incarnation: Incarnation, base: bases.Base | None) -> None:
+        """Take note of what was counted before an incarnation, and so before those after it."""
+        for later in self._account.incarnations[self._account.incarnations.index(incarnation) :]:
             later.base, later.added = bases.largest(_base(later), base), ZERO
             base = bases.plus(later.base, totals(later.share))
 
     def _hold(
-        self, epoch: Epoch, shown: Epoch, entries: tuple[Entry[Epoch], ...], source: Mapping[str, Any], now: float
+        self,
+        incarnation: Incarnation,
+        shown: Incarnation,
+        entries: tuple[Entry[Incarnation], ...],
+        source: Mapping[str, Any],
+        now: float,
     ) -> Report:
-        """The next report of an epoch, frozen: it shows `shown`, which is that epoch or how it was."""
-        epoch.seq += 1
-        epoch.held += 1
-        epoch.unreported = False
-        shown.seq = epoch.seq
+        """The next report of an incarnation, frozen: it shows `shown`, which is that incarnation or how it was."""
+        incarnation.seq += 1
+        incarnation.held += 1
+        incarnation.unreported = False
+        shown.seq = incarnation.seq
         report = Report(
-            epoch, epoch.seq, self._encode(shown, [entry.record for entry in entries], source, now), entries
+            incarnation, incarnation.seq, self._encode(shown, [entry.record for entry in entries], source, now), entries
         )
         self.held.append(report)
         return report
 
     def _let_go(self, report: Report) -> None:
         self.held.remove(report)
-        report.epoch.held -= 1
+        report.incarnation.held -= 1
 
     def _retire(self) -> None:
-        for epoch in self._account.epochs[:-1]:
-            if not (epoch.unreported or epoch.held or self._account.backlog.has(epoch)):
-                self._account.epochs.remove(epoch)
+        for incarnation in self._account.incarnations[:-1]:
+            if not (incarnation.unreported or incarnation.held or self._account.backlog.has(incarnation)):
+                self._account.incarnations.remove(incarnation)
 
-    def _encode(self, epoch: Epoch, records: Sequence[Record], source: Mapping[str, Any], now: float) -> bytes:
-        oldest = min([r.seq for r in self.held if r.epoch is epoch], default=epoch.seq)
+    def _encode(
+        self, incarnation: Incarnation, records: Sequence[Record], source: Mapping[str, Any], now: float
+    ) -> bytes:
+        oldest = min([r.seq for r in self.held if r.incarnation is incarnation], default=incarnation.seq)
         body = {
             "run": self._identity.run,
             "process": self._identity.process,
-            "epoch": epoch.id,
+            "incarnation": incarnation.id,
             "attempt": self._identity.attempt,
-            "seq": epoch.seq,
+            "seq": incarnation.seq,
             "oldest_held": oldest,
             "interval": self._identity.interval,
             "sent_at": now,
-            "state": epoch.state,
+            "state": incarnation.state,
             "source": source,
-            "totals": totals(epoch.totals),
-            "at_start": totals(epoch.at_start),
-            "base": _base(epoch),
-            "gauges": gauges(epoch.gauges),
+            "totals": totals(incarnation.totals),
+            "at_start": totals(incarnation.at_start),
+            "base": _base(incarnation),
+            "gauges": gauges(incarnation.gauges),
             "steps": columns(records),
             "offenders": [
                 {"step": record.step, "parameter": parameter, "not_finite": values}
                 for record in records
                 for parameter, values in _named(record.offenders, operator.add).items()
             ],
-            "dropped": {"steps": epoch.dropped_steps, "bad_steps": epoch.dropped_bad_steps},
+            "dropped": {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps},
         }
         replicas = [
             {"step": record.step, **replica(brought.first), "count": brought.replicas, "of": brought.of}

@@ -18,7 +18,7 @@ class Source(Protocol):
         """The process's index; None while it is not known."""
         ...
 
-    def attempt(self, run: str, epoch: str, now: float) -> str | None:
+    def attempt(self, run: str, incarnation: str, now: float) -> str | None:
         """What all processes of this launch call it; None while that is not known. `now` is in monotonic seconds."""
         ...
 
@@ -83,14 +83,14 @@ class JaxSource:
         self._look()
         return self._process
 
-    def attempt(self, run: str, epoch: str, now: float) -> str | None:
+    def attempt(self, run: str, incarnation: str, now: float) -> str | None:
         """The given name; else of several processes what process 0 calls it, by way of JAX's coordination service.
 
         No collective: nothing runs on a device, and nobody waits but the reporting thread of the others, for at most
-        10 s; without an answer, or without such a service, the launch is named by this process's first epoch.
+        10 s; without an answer, or without such a service, the launch is named by this process's first incarnation.
         """
         if self._attempt is None and (self._look() or self._process == 0):
-            self._attempt = self._agree(run, epoch, now)
+            self._attempt = self._agree(run, incarnation, now)
         return self._attempt
 
     def describe(self) -> dict[str, Any]:
@@ -116,10 +116,10 @@ class JaxSource:
             self._up = True
         return self._up
 
-    def _agree(self, run: str, epoch: str, now: float) -> str | None:
+    def _agree(self, run: str, incarnation: str, now: float) -> str | None:
         client = _coordination_client() if self._described["process_count"] > 1 else None
         if client is None:
-            return epoch
+            return incarnation
         key = f"optwrap/attempt/{run}"
         if self._waiting_since is None:
             self._waiting_since = now
@@ -128,11 +128,11 @@ class JaxSource:
         except jax.errors.JaxRuntimeError:
             # Nobody has said it yet. Process 0 does.
             if now - self._waiting_since > _PATIENCE:
-                return epoch
+                return incarnation
         if self._process == 0:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                client.key_value_set(key, epoch)
-                return epoch
+                client.key_value_set(key, incarnation)
+                return incarnation
         return None
 
 

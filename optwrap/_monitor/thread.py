@@ -153,7 +153,7 @@ class Reporter:
     def _now(self) -> float:
         """Seconds since 1970, by a clock that nobody sets back after the start.
 
-        The exporter tells by it which epoch of a process is the later one, and how far apart its reports were sent.
+        The exporter tells by it which incarnation of a process is the later one, and how far apart its reports were sent.
         """
         return self._began + self._clock.monotonic()
 
@@ -176,7 +176,7 @@ class Reporter:
             if self._inbox.first is not None:
                 self._source.stepped()
             process = self._source.process()
-            first = self._account.epochs[0].id
+            first = self._account.incarnations[0].id
             attempt = self._source.attempt(self._settings.run, first, self._clock.monotonic())
             if process is None or attempt is None:
                 return None
@@ -195,7 +195,7 @@ class Reporter:
                 return
         source = self._source.describe()
         while (report := outbox.build(source, self._now(), beat=beat)) is not None:
-            beat = beat and report.epoch is not self._account.current
+            beat = beat and report.incarnation is not self._account.current
             if not self._deliver(outbox, report, deadline):
                 return
         self._due = now + self._settings.interval
@@ -248,7 +248,7 @@ class Reporter:
             return self._failed(f"answered as no exporter does: {answer.message}", None)
         self._reached()
         self._refused = False
-        outbox.acknowledge(report.epoch, acknowledged, base)
+        outbox.acknowledge(report.incarnation, acknowledged, base)
         return True
 
     def _failed(self, why: str, retry_after: float | None) -> bool:

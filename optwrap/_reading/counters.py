@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 import jax
 
-VERDICTS: Final = (
+OUTCOMES: Final = (
     "applied",
     "accumulated",
     "skipped_not_finite",
@@ -12,7 +12,7 @@ VERDICTS: Final = (
     "skipped_other",
     "accepted_not_finite",
 )
-"""What can become of a call of `update`, in the order of `Counters.verdicts`."""
+"""What can become of a call of `update`, in the order of `Counters.outcomes`."""
 
 INT_GAUGES: Final = (
     "guard_not_finite_count",
@@ -46,8 +46,8 @@ class Counters(NamedTuple):
     wrapped state. Counters saturate at their dtype's largest value.
     """
 
-    verdicts: jax.Array
-    """int32[6]: calls so far by verdict, in the order of VERDICTS; their sum is the number of steps."""
+    outcomes: jax.Array
+    """int32[6]: calls so far by outcome, in the order of OUTCOMES; their sum is the number of steps."""
     not_finite_steps: jax.Array
     """int32[]: calls so far whose incoming gradients had a value that is not finite."""
     not_finite_streak: jax.Array
@@ -59,8 +59,8 @@ class Counters(NamedTuple):
     window_not_finite: jax.Array
     """bool[W]: whether each accumulation window, as it stands now, has taken in a value that is not finite; one that is
     false where there is no window."""
-    verdict: jax.Array
-    """int32[]: the last call's verdict, an index into VERDICTS; -1 before the first call."""
+    outcome: jax.Array
+    """int32[]: the last call's outcome, an index into OUTCOMES; -1 before the first call."""
     finite: jax.Array
     """bool[]: whether the last call's incoming gradients were all finite."""
     gradient_norm: jax.Array

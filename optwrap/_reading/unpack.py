@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap._reading.counters import ABSENT, INT_GAUGES, MOST_WAITING, OF_REPLICAS, VERDICTS, Counters, InstrumentState
+from optwrap._reading.counters import ABSENT, INT_GAUGES, MOST_WAITING, OF_REPLICAS, OUTCOMES, Counters, InstrumentState
 from optwrap._reading.replicas import Replica, Replicas
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
@@ -34,12 +34,12 @@ _SCALARS: Final = (
     "not_finite_steps",
     "not_finite_streak",
     "not_finite_streak_peak",
-    "verdict",
+    "outcome",
     "finite",
     "gradient_norm",
     "gradient_norm_limit",
 )
-HEAD: Final = 2 + len(VERDICTS) + len(INT_GAUGES) + len(OF_REPLICAS) + len(_SCALARS)
+HEAD: Final = 2 + len(OUTCOMES) + len(INT_GAUGES) + len(OF_REPLICAS) + len(_SCALARS)
 """Words of a reading before those of the parameters."""
 
 _TAIL: Final = 1 + HEAD * MOST_WAITING
@@ -67,7 +67,7 @@ class Layout:
 class Totals:
     """Cumulative counts, as the optimizer's state has them."""
 
-    verdicts: Mapping[str, int]
+    outcomes: Mapping[str, int]
     not_finite_steps: int
     parameters: Mapping[str, int]
     """Steps with values that were not finite by parameter, in the tree's order; parameters without one are left out."""
@@ -78,12 +78,12 @@ class Totals:
     @property
     def steps(self) -> int:
         """Calls of `update`."""
-        return sum(self.verdicts.values())
+        return sum(self.outcomes.values())
 
     @property
     def gradient_steps(self) -> int:
         """Calls that reached the inner optimizer."""
-        return self.verdicts["applied"] + self.verdicts["accepted_not_finite"]
+        return self.outcomes["applied"] + self.outcomes["accepted_not_finite"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Reading:
     """One step, unpacked."""
 
     totals: Totals
-    verdict: str | None
-    """The step's own verdict; None before the first step."""
+    outcome: str | None
+    """The step's own outcome; None before the first step."""
     finite: bool
     norm: float
     offenders: Mapping[str, int]
@@ -118,7 +118,7 @@ def pack(counters: Counters) -> jax.Array:
     Returns:
       uint32[24 + 2 P], and where steps can wait as many words more as `Counters.waiting` has.
     """
-    lead = jnp.shape(counters.verdicts)[:-1]
+    lead = jnp.shape(counters.outcomes)[:-1]
     parts = [pack_head(counters), _words(counters.parameters, lead), _words(counters.not_finite_values, lead)]
     if jnp.shape(counters.waiting)[-1] == _TAIL:
         parts[:1] = [jnp.full((*lead, 1), MAGIC_WAITING, jnp.uint32), parts[0][..., 1:]]
@@ -128,12 +128,12 @@ def pack(counters: Counters) -> jax.Array:
 
 def pack_head(counters: Counters) -> jax.Array:
     """The first 24 words of a reading, uint32[24]: all but those of the parameters."""
-    lead = jnp.shape(counters.verdicts)[:-1]
+    lead = jnp.shape(counters.outcomes)[:-1]
     return jnp.concatenate(
         [
             jnp.full((*lead, 1), MAGIC, jnp.uint32),
             _words(counters.fingerprint, lead),
-            _words(counters.verdicts, lead),
+            _words(counters.outcomes, lead),
             _words(counters.gauges, lead),
             *(_words(getattr(counters, name), lead) for name in _SCALARS),
         ],
@@ -199,8 +199,8 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
         paths = layout.parameters
 
     at = 2
-    verdicts = dict(zip(VERDICTS, words[at : at + len(VERDICTS)].tolist(), strict=True))
-    at += len(VERDICTS)
+    outcomes = dict(zip(OUTCOMES, words[at : at + len(OUTCOMES)].tolist(), strict=True))
+    at += len(OUTCOMES)
     integers = (*INT_GAUGES, *OF_REPLICAS)
     gauges: dict[str, float | int] = {
         name: value
@@ -219,18 +219,18 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
     gauges["gradient_norm"] = norm
     if limit >= 0:
         gauges["gradient_norm_limit"] = limit
-    verdict = int(scalars["verdict"].view(np.int32))
+    outcome = int(scalars["outcome"].view(np.int32))
 
     def named(values: Words) -> dict[str, int]:
         return {paths[i]: int(values[i]) for i in np.flatnonzero(values)}
 
     return Reading(
         totals=Totals(
-            verdicts=verdicts,
+            outcomes=outcomes,
             not_finite_steps=int(scalars["not_finite_steps"]),
             parameters=named(steps_not_finite),
         ),
-        verdict=None if verdict < 0 else VERDICTS[verdict],
+        outcome=None if outcome < 0 else OUTCOMES[outcome],
         finite=bool(scalars["finite"]),
         norm=norm,
         offenders=named(values_not_finite),

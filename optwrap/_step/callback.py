@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap._monitor.backlog import GOOD_VERDICTS
-from optwrap._reading.counters import MOST_WAITING, VERDICTS, Counters
+from optwrap._monitor.backlog import GOOD_OUTCOMES
+from optwrap._reading.counters import MOST_WAITING, OUTCOMES, Counters
 from optwrap._reading.unpack import HEAD, Layout, Words, by_step, pack, pack_head
 from optwrap._step.interrupts import is_a_handlers, raise_later
 
@@ -68,8 +68,8 @@ def report(after: Counters, waiting: jax.Array, every: int, observer: Observer) 
         waiting = none_waiting(every)
     if waiting.shape == (_LENGTH,):
         waiting = _with(after, waiting)
-    fine = jnp.array([verdict in GOOD_VERDICTS for verdict in VERDICTS])
-    due = (waiting[0] >= every) | ~fine[after.verdict] | ~after.finite
+    fine = jnp.array([outcome in GOOD_OUTCOMES for outcome in OUTCOMES])
+    due = (waiting[0] >= every) | ~fine[after.outcome] | ~after.finite
     deliver = _delivery(observer)
 
     def hand_over(due: jax.Array | bool) -> jax.Array:

@@ -20,7 +20,7 @@ from optwrap._reading.counters import (
     INT_GAUGES,
     MOST_WAITING,
     OF_REPLICAS,
-    VERDICTS,
+    OUTCOMES,
     Counters,
     InstrumentState,
 )
@@ -53,7 +53,7 @@ def instrument(
 ) -> optax.GradientTransformationExtraArgs:
     """Counts what becomes of every call of `tx.update`, and changes nothing in what `tx` does.
 
-    Every call gets one verdict, judged from the outermost wrapper inwards:
+    Every call gets one outcome, judged from the outermost wrapper inwards:
 
     * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` or `skip_if` rejected the gradients,
       or `MultiSteps` left both its counters as they were. Not finite if what it was given was not; else large if the
@@ -74,7 +74,7 @@ def instrument(
     Where something stands around the wrappers, `apply_gradients` has no updates to look at, but the new parameters:
     with parameters that were not finite before, such calls are all accepted ones there.
 
-    Beside the verdict there are the norm of the incoming gradients, the values that are not finite by parameter, and
+    Beside the outcome there are the norm of the incoming gradients, the values that are not finite by parameter, and
     the wrappers' own counters and limits. They are in the state, as arrays, and go with it into checkpoints; get them
     out with `optwrap.reading`.
 
@@ -192,7 +192,7 @@ class _Places(NamedTuple):
 def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Places) -> Counters:
     """The counters after a call."""
     summary = call.summary
-    verdict, windows = judge(found, call, before.window_not_finite)
+    outcome, windows = judge(found, call, before.window_not_finite)
     levels = gauges(found)
     not_finite = summary.not_finite
     if places.indices is not None:
@@ -200,13 +200,13 @@ def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Pl
         not_finite = jnp.zeros([size], jnp.int32).at[jnp.array(places.indices, jnp.int32)].set(not_finite)
     streak = jnp.where(summary.finite, 0, _plus(before.not_finite_streak, True))
     return before._replace(
-        verdicts=_plus(before.verdicts, jnp.arange(len(VERDICTS), dtype=jnp.int32) == verdict),
+        outcomes=_plus(before.outcomes, jnp.arange(len(OUTCOMES), dtype=jnp.int32) == outcome),
         not_finite_steps=_plus(before.not_finite_steps, ~summary.finite),
         not_finite_streak=streak,
         not_finite_streak_peak=jnp.maximum(before.not_finite_streak_peak, streak),
         parameters=_plus(before.parameters, not_finite > 0),
         window_not_finite=windows,
-        verdict=verdict,
+        outcome=outcome,
         finite=summary.finite,
         gradient_norm=summary.norm,
         not_finite_values=not_finite,
@@ -279,13 +279,13 @@ def _zero(layout: Layout, windows: int, waiting: jax.Array) -> Counters:
         return jnp.zeros(shape, jnp.int32)
 
     return Counters(
-        verdicts=zeros(len(VERDICTS)),
+        outcomes=zeros(len(OUTCOMES)),
         not_finite_steps=zeros(),
         not_finite_streak=zeros(),
         not_finite_streak_peak=zeros(),
         parameters=zeros(len(layout.parameters)),
         window_not_finite=jnp.zeros([max(windows, 1)], jnp.bool_),  # orbax saves no array without values
-        verdict=jnp.array(-1, jnp.int32),
+        outcome=jnp.array(-1, jnp.int32),
         finite=jnp.array(True),
         gradient_norm=jnp.zeros([], jnp.float32),
         not_finite_values=zeros(len(layout.parameters)),

@@ -1,4 +1,4 @@
-"""What became of one call of `update`: the verdict, judged from the wrappers' states before and after it.
+"""What became of one call of `update`: the outcome, judged from the wrappers' states before and after it.
 
 From the outermost wrapper inwards: each looks at what it was given and either stops it there (skipped, accumulated) or
 hands it to what is inside, which is judged in turn. Wrappers that were not called are not judged: what they hold is
@@ -22,7 +22,7 @@ from jax import lax
 
 from optwrap._core.checks import INT32_MAX
 from optwrap._core.trees import gradient_tree
-from optwrap._reading.counters import VERDICTS
+from optwrap._reading.counters import OUTCOMES
 from optwrap._step.grad_summary import Summary, anywhere, on_any_device
 from optwrap._step.wrappers import WRAPPERS, Wrapper, depth_first, outermost
 from optwrap._wrappers.skip_if import SkipIfState
@@ -60,7 +60,7 @@ class Call(NamedTuple):
 
 
 def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The verdict of one call.
+    """The outcome of one call.
 
     Args:
       found: the optimizer's outermost wrappers.
@@ -68,12 +68,12 @@ def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax
       windows: bool[W], for each accumulation window whether it held something not finite before the call.
 
     Returns:
-      int32[], an index into VERDICTS; and `windows` as they are after the call.
+      int32[], an index into OUTCOMES; and `windows` as they are after the call.
     """
     hearing = _Hearing(call, windows)
     given = _Given(call.summary.finite, call.summary.not_finite == 0, alone=not call.applied)
     gravity = on_any_device(_judge(found, call.before, given, hearing))
-    by_gravity = jnp.array([VERDICTS.index(verdict) for verdict in _BY_GRAVITY], jnp.int32)
+    by_gravity = jnp.array([OUTCOMES.index(outcome) for outcome in _BY_GRAVITY], jnp.int32)
     return by_gravity[gravity], on_any_device(jnp.stack(hearing.after)) if hearing.after else windows
 
 

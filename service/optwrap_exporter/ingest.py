@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class Conflict(Exception):
-    """The epoch and seq are stored with other content, or the epoch with another attempt (409). Nothing was changed."""
+    """The incarnation and seq are stored with other content, or the incarnation with another attempt (409). Nothing was changed."""
 
     def __init__(self, field: str, value: str, allowed: str) -> None:
         self.field = field
@@ -155,7 +155,7 @@ class Ingest:
 
         Returns:
           The answer, once the report is committed (its `duplicate` says whether it was already); or the exception
-          Conflict, StoreFull, or Busy (more gaps between the reports of an epoch than are kept). Cancelling it takes
+          Conflict, StoreFull, or Busy (more gaps between the reports of an incarnation than are kept). Cancelling it takes
           the report out of the line, if the writer has not begun.
 
         Raises:
@@ -255,13 +255,15 @@ class Ingest:
             if self._store.digest(report) not in {None, digest}:
                 raise Conflict(
                     "seq",
-                    f"epoch {report.epoch}, seq {report.seq}",
-                    "what was sent with this epoch and seq before, or a seq that was not sent yet",
+                    f"incarnation {report.incarnation}, seq {report.seq}",
+                    "what was sent with this incarnation and seq before, or a seq that was not sent yet",
                 )
             return acknowledge(known, report, duplicate=True)
         plan = self._ledger.plan(report)
         if plan.before is not None and plan.before.attempt != report.attempt:
-            raise Conflict("attempt", report.attempt, f"that of epoch {report.epoch}, {plan.before.attempt}")
+            raise Conflict(
+                "attempt", report.attempt, f"that of incarnation {report.incarnation}, {plan.before.attempt}"
+            )
         if plan.scattered:  # those that the client holds from before will close gaps
             raise Busy(_RETRY)
         if self._make_room(len(report.steps) + len(report.offenders) + len(report.replicas)):

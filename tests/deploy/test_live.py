@@ -84,12 +84,12 @@ class Live:
 
 
 def train(job: Job) -> None:
-    """A dozen steps: three windows of four, in which every verdict comes up and two parameters go bad."""
-    for place, verdict in enumerate(
+    """A dozen steps: three windows of four, in which every outcome comes up and two parameters go bad."""
+    for place, outcome in enumerate(
         ["accumulated", "accumulated", "skipped_large", "accumulated", "applied", "skipped_other"] * 2
     ):
         job.gauges["mini_step"] = place % EVERY_K
-        job.step(verdict, norm=9.0 if verdict == "skipped_large" else 0.5 + place / 8)
+        job.step(outcome, norm=9.0 if outcome == "skipped_large" else 0.5 + place / 8)
     job.step("skipped_not_finite", "NaN", replica=REPLICA, decoder__w=3)
     job.step("skipped_not_finite", "Infinity", decoder__w=1, embed__table=2)
     job.step("accepted_not_finite", "NaN", decoder__w=7)
@@ -165,12 +165,12 @@ def test_a_variable_lists_what_there_is(live: Live, variable: dict[str, Any]) ->
 def test_the_numbers_are_those_that_the_job_reported(live: Live) -> None:
     """Two processes reported the same steps: they count once."""
     totals = live.jobs[0].totals
-    verdicts = totals["verdicts"]
+    outcomes = totals["outcomes"]
     assert live.number("Steps") == totals["steps"] == BEATS * 15
     assert live.number("Gradient steps") == totals["gradient_steps"] == BEATS * 3
-    assert live.number("Let through not finite") == verdicts["accepted_not_finite"] == BEATS
+    assert live.number("Let through not finite") == outcomes["accepted_not_finite"] == BEATS
     assert {labels["reason"]: value for labels, value in live.asked("Skipped steps")} == {
-        reason: verdicts[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")
+        reason: outcomes[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")
     }
     assert live.number("Steps the optimizer's state has lived") == totals["steps"]
 
@@ -229,7 +229,7 @@ def test_the_fleets_table_has_what_the_job_reported(live: Live) -> None:
         "Health": CODE["gave_up"],
         "Steps": totals["steps"],
         "Gradient steps": totals["gradient_steps"],
-        "Let through not finite": totals["verdicts"]["accepted_not_finite"],
+        "Let through not finite": totals["outcomes"]["accepted_not_finite"],
         "Processes": len(live.jobs),
     }
     assert live.number("Runs", of="runs") == 1
@@ -288,9 +288,9 @@ def test_each_processs_counters_in_prometheus_are_what_it_reported(live: Live, j
         ("optwrap_steps_total", ""): totals["steps"],
         ("optwrap_gradient_steps_total", ""): totals["gradient_steps"],
         ("optwrap_not_finite_steps_total", ""): totals["not_finite_steps"],
-        ("optwrap_accepted_not_finite_steps_total", ""): totals["verdicts"]["accepted_not_finite"],
+        ("optwrap_accepted_not_finite_steps_total", ""): totals["outcomes"]["accepted_not_finite"],
         **{
-            ("optwrap_skipped_steps_total", r): totals["verdicts"][f"skipped_{r}"]
+            ("optwrap_skipped_steps_total", r): totals["outcomes"][f"skipped_{r}"]
             for r in ("not_finite", "large", "other")
         },
         **{("optwrap_parameter_not_finite_steps_total", p): n for p, n in totals["parameters"].items()},

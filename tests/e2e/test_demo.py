@@ -43,7 +43,7 @@ CORPUS = Corpus(context=FULL.context, layers=FULL.layers)
 class Truth:
     """What must come of a table of faults."""
 
-    verdicts: list[str]
+    outcomes: list[str]
     """Of each step."""
     mini_steps: list[int]
     """Mini-steps in the window after each step."""
@@ -53,15 +53,15 @@ class Truth:
 
     @property
     def totals(self) -> dict[str, Any]:
-        counted = collections.Counter(self.verdicts)
+        counted = collections.Counter(self.outcomes)
         names = (
             *("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other"),
             "accepted_not_finite",
         )
         return {
-            "steps": len(self.verdicts),
+            "steps": len(self.outcomes),
             "gradient_steps": counted["applied"],
-            "verdicts": {name: counted[name] for name in names},
+            "outcomes": {name: counted[name] for name in names},
             "skipped": {reason: counted[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")},
             "not_finite_steps": len(self.offenders),
             "accepted_not_finite": 0,
@@ -78,7 +78,7 @@ class Truth:
 
 def truth(table: Settings, steps: int | None = None) -> Truth:
     """What `table`'s faults come to: the guard sees each step first, the window what the guard lets in."""
-    verdicts, mini_steps, offenders = [], [], {}
+    outcomes, mini_steps, offenders = [], [], {}
     in_window = streak = longest = 0
     for step in range(1, (steps or table.steps) + 1):
         faults = [fault for fault in table.faults if fault.first <= step < fault.first + fault.count]
@@ -86,18 +86,18 @@ def truth(table: Settings, steps: int | None = None) -> Truth:
         if overflowing:
             offenders[step] = f"decoder/layer_{overflowing[0]}/probe/w"
             streak += 1
-            verdicts.append("skipped_not_finite")
+            outcomes.append("skipped_not_finite")
         else:
             streak = 0
             if faults:
-                verdicts.append("skipped_large")
+                outcomes.append("skipped_large")
             else:
                 in_window = (in_window + 1) % EVERY_K
-                verdicts.append("accumulated" if in_window else "applied")
+                outcomes.append("accumulated" if in_window else "applied")
         longest = max(longest, streak)
         mini_steps.append(in_window)
     assert longest <= MAX_CONSECUTIVE_ERRORS, "the guard gives up: the lines above do not hold"
-    return Truth(verdicts, mini_steps, offenders, longest)
+    return Truth(outcomes, mini_steps, offenders, longest)
 
 
 def assert_is(answer: Mapping[str, Any], expected: Truth) -> None:
@@ -248,7 +248,7 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
         columns = found["columns"]
         assert (found["total"], found["sampled"]) == (steps, False)
         assert columns["step"] == list(range(1, steps + 1))
-        assert columns["verdict"] == expected.verdicts
+        assert columns["outcome"] == expected.outcomes
         assert columns["mini_step"] == expected.mini_steps
         assert [step for step, fine in enumerate(columns["finite"], 1) if not fine] == list(expected.offenders)
         assert http.get("/v1/runs/demo").json()["totals"] == expected.totals
@@ -262,7 +262,7 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
                 break
     assert len({event["id"] for event in events}) == len(events)
     skipped = [event["step"] for event in events if event["kind"] == "skipped"]
-    assert sorted(skipped) == [n for n, verdict in enumerate(expected.verdicts, 1) if verdict.startswith("skipped")]
+    assert sorted(skipped) == [n for n, outcome in enumerate(expected.outcomes, 1) if outcome.startswith("skipped")]
     kinds = collections.Counter(event["kind"] for event in events)
     assert kinds["streak_started"] == kinds["streak_ended"]
     assert (kinds["started"], kinds["finished"], kinds["resumed"]) == (1, 1, 0)

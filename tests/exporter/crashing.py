@@ -19,7 +19,7 @@ STEPS = 7
 
 def reports(last: int) -> list[Report]:
     """Reports 1 to `last` of one process, the same whenever they are made: STEPS steps each, some of them bad."""
-    trainer = Trainer(Clock(), epoch="crashing")
+    trainer = Trainer(Clock(), incarnation="crashing")
     made = []
     for seq in range(1, last + 1):
         for step in range(STEPS):

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.counters import Counts
-from optwrap_exporter.wire.requests import VERDICTS, Counters, Report
+from optwrap_exporter.wire.requests import OUTCOMES, Counters, Report
 
 from tests.exporter.reports import START, Brought, Clock, State, Trainer, by_replica, minus
 
@@ -20,24 +20,24 @@ class History:
     trainers: list[Trainer]
     """In the order of their starts."""
     reports: dict[str, list[Report]]
-    """By epoch, in the order in which they were made; the last tells all."""
+    """By incarnation, in the order in which they were made; the last tells all."""
     shares: dict[str, Counts]
-    """By epoch, what was counted in it."""
+    """By incarnation, what was counted in it."""
 
     def __repr__(self) -> str:
-        epochs = [(t.process, t.attempt, t.epoch, len(self.reports[t.epoch])) for t in self.trainers]
-        return f"History{epochs}"
+        incarnations = [(t.process, t.attempt, t.incarnation, len(self.reports[t.incarnation])) for t in self.trainers]
+        return f"History{incarnations}"
 
     @property
     def processes(self) -> list[int]:
         return sorted({trainer.process for trainer in self.trainers})
 
     def of_process(self, process: int) -> Counts:
-        """The truth about a process: all that its epochs counted."""
+        """The truth about a process: all that its incarnations counted."""
         total = Counts()
         for trainer in self.trainers:
             if trainer.process == process:
-                total = total.plus(self.shares[trainer.epoch])
+                total = total.plus(self.shares[trainer.incarnation])
         return total
 
     def of_run(self) -> Counts:
@@ -45,7 +45,7 @@ class History:
         attempts: dict[str, dict[int, Counts]] = defaultdict(dict)
         for trainer in self.trainers:
             done = attempts[trainer.attempt].get(trainer.process, Counts())
-            attempts[trainer.attempt][trainer.process] = done.plus(self.shares[trainer.epoch])
+            attempts[trainer.attempt][trainer.process] = done.plus(self.shares[trainer.incarnation])
         total = Counts()
         for processes in attempts.values():
             most = Counts()
@@ -61,12 +61,12 @@ def counts(counters: dict[str, Any]) -> Counts:
 
 @st.composite
 def a_step(draw: st.DrawFn) -> tuple[str, dict[str, int], Brought | None]:
-    """A verdict, offenders, and which replicas they came from."""
-    verdict = draw(st.sampled_from(VERDICTS))
-    bad = verdict in {"skipped_not_finite", "accepted_not_finite"} or (verdict != "applied" and draw(st.booleans()))
+    """An outcome, offenders, and which replicas they came from."""
+    outcome = draw(st.sampled_from(OUTCOMES))
+    bad = outcome in {"skipped_not_finite", "accepted_not_finite"} or (outcome != "applied" and draw(st.booleans()))
     offenders = draw(st.dictionaries(st.sampled_from(PATHS), st.integers(1, 9), min_size=1)) if bad else {}
     number = draw(st.none() | st.integers(0, 3)) if bad else None
-    return verdict, offenders, None if number is None else (number, number // 2, f"cpu:{3 - number}", 1, 4)
+    return outcome, offenders, None if number is None else (number, number // 2, f"cpu:{3 - number}", 1, 4)
 
 
 steps = st.lists(a_step(), max_size=6)
@@ -92,18 +92,18 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                 )
                 began = state.copy()
                 reports = [trainer.hello()]
-                for verdict, offenders, brought in part:
+                for outcome, offenders, brought in part:
                     clock.advance(0.5)
-                    trainer.step(verdict, norm="NaN" if offenders else 1.0, offenders=offenders, brought=brought)
+                    trainer.step(outcome, norm="NaN" if offenders else 1.0, offenders=offenders, brought=brought)
                     checkpoints.append(trainer.state.copy())
                     if draw(st.booleans()):
                         reports.append(trainer.report())
                 clock.advance(0.5)
                 reports.append(trainer.report(draw(st.sampled_from(["running", "finished", "failed"]))))
                 history.trainers.append(trainer)
-                history.reports[trainer.epoch] = reports
-                clock.advance(0.5)  # no two epochs say anything at the same moment
-                history.shares[trainer.epoch] = counts(minus(trainer.state, began) | by_replica(trainer.firsts))
+                history.reports[trainer.incarnation] = reports
+                clock.advance(0.5)  # no two incarnations say anything at the same moment
+                history.shares[trainer.incarnation] = counts(minus(trainer.state, began) | by_replica(trainer.firsts))
                 state = draw(st.sampled_from([began, *checkpoints]))
         clock.advance(draw(st.sampled_from([1.0, 60.0])))
     assert clock.now >= START

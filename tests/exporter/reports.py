@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optwrap_exporter.ledger.ledger import Ledger, Plan
-from optwrap_exporter.wire.requests import VERDICTS, Report
+from optwrap_exporter.wire.requests import OUTCOMES, Report
 
 START = 1_763_800_000.0
 REPLICA = ("replica", "process", "device")
@@ -39,7 +39,7 @@ class Clock:
 class State:
     """An optimizer's counters."""
 
-    verdicts: Counter[str] = dataclasses.field(default_factory=Counter)
+    outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
     parameters: Counter[str] = dataclasses.field(default_factory=Counter)
     not_finite_steps: int = 0
     streak: int = 0
@@ -47,12 +47,12 @@ class State:
 
     @property
     def steps(self) -> int:
-        return self.verdicts.total()
+        return self.outcomes.total()
 
-    def step(self, verdict: str, offenders: Mapping[str, int], *, finite: bool | None = None) -> bool:
+    def step(self, outcome: str, offenders: Mapping[str, int], *, finite: bool | None = None) -> bool:
         """Count one call; returns whether its gradients were finite: by default if there are no offenders."""
         finite = not offenders if finite is None else finite
-        self.verdicts[verdict] += 1
+        self.outcomes[outcome] += 1
         self.not_finite_steps += not finite
         self.streak = 0 if finite else self.streak + 1
         self.streak_peak = max(self.streak, self.streak_peak)
@@ -66,9 +66,9 @@ class State:
         """In the wire's form."""
         return {
             "steps": self.steps,
-            "gradient_steps": self.verdicts["applied"] + self.verdicts["accepted_not_finite"],
+            "gradient_steps": self.outcomes["applied"] + self.outcomes["accepted_not_finite"],
             "not_finite_steps": self.not_finite_steps,
-            "verdicts": {name: self.verdicts[name] for name in VERDICTS},
+            "outcomes": {name: self.outcomes[name] for name in OUTCOMES},
             "parameters": {path: n for path, n in self.parameters.items() if n},
         }
 
@@ -80,7 +80,7 @@ class Trainer:
     clock: Callable[[], float] = dataclasses.field(default_factory=Clock)
     run: str = "lm"
     process: int = 0
-    epoch: str = dataclasses.field(default_factory=lambda: f"epoch-{next(_names)}")
+    incarnation: str = dataclasses.field(default_factory=lambda: f"incarnation-{next(_names)}")
     attempt: str = "first"
     state: State = dataclasses.field(default_factory=State)
     interval: float = 1.0
@@ -95,12 +95,12 @@ class Trainer:
         self.norm: float | str | None = None
         self.dropped = {"steps": 0, "bad_steps": 0}
         self.firsts: Counter[tuple[Any, ...]] = Counter()
-        """Steps by replica, process and device, since the epoch began: no state has them."""
+        """Steps by replica, process and device, since the incarnation began: no state has them."""
         self._clear()
 
     def _clear(self) -> None:
         self.columns: dict[str, list[Any]] = {
-            name: [] for name in ("step", "time", "verdict", "finite", "norm", "mini_step")
+            name: [] for name in ("step", "time", "outcome", "finite", "norm", "mini_step")
         }
         self.offenders: list[dict[str, Any]] = []
         self.replicas: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ class Trainer:
 
     def step(
         self,
-        verdict: str = "applied",
+        outcome: str = "applied",
         *,
         norm: float | str = 1.0,
         offenders: Mapping[str, int] | None = None,
@@ -121,9 +121,9 @@ class Trainer:
     ) -> None:
         """One call of `update`, as of now."""
         offenders = offenders or {}
-        finite = self.state.step(verdict, offenders, finite=finite)
+        finite = self.state.step(outcome, offenders, finite=finite)
         self.norm = norm
-        row = (self.state.steps, self.clock(), verdict, finite, norm, mini_step)
+        row = (self.state.steps, self.clock(), outcome, finite, norm, mini_step)
         for column, value in zip(self.columns.values(), row, strict=True):
             column.append(value)
         self.offenders += [
@@ -135,9 +135,9 @@ class Trainer:
                 {"step": self.state.steps} | dict(zip((*REPLICA, "count", "of"), brought, strict=True))
             )
 
-    def bad(self, verdict: str = "skipped_not_finite", **offenders: int) -> None:
+    def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
         """One call whose gradients were not finite: in the parameter "w" unless it is said where."""
-        self.step(verdict, norm="NaN", offenders=offenders or {"w": 1})
+        self.step(outcome, norm="NaN", offenders=offenders or {"w": 1})
 
     def json(self, state: str = "running", **changes: Any) -> dict[str, Any]:
         """The next report, with the steps since the last one."""
@@ -148,7 +148,7 @@ class Trainer:
         report = {
             "run": self.run,
             "process": self.process,
-            "epoch": self.epoch,
+            "incarnation": self.incarnation,
             "attempt": self.attempt,
             "seq": self.seq,
             "oldest_held": 1,
@@ -213,9 +213,9 @@ def take(ledger: Ledger, report: Report) -> Plan:
 
 
 def minus(after: State, before: State) -> dict[str, Any]:
-    """What was counted between two states of one epoch, in the wire's form."""
+    """What was counted between two states of one incarnation, in the wire's form."""
     return State(
-        after.verdicts - before.verdicts,
+        after.outcomes - before.outcomes,
         after.parameters - before.parameters,
         after.not_finite_steps - before.not_finite_steps,
     ).counters()

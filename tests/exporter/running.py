@@ -18,7 +18,7 @@ from optwrap_exporter.settings import Settings, parse_address
 from optwrap_exporter.store.store import Store
 
 START = 1_763_800_000.0
-VERDICTS = ("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite")
+OUTCOMES = ("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite")
 
 
 class TurnedClock:
@@ -40,7 +40,7 @@ def no_counts() -> dict[str, Any]:
         "steps": 0,
         "gradient_steps": 0,
         "not_finite_steps": 0,
-        "verdicts": dict.fromkeys(VERDICTS, 0),
+        "outcomes": dict.fromkeys(OUTCOMES, 0),
         "parameters": {},
     }
 
@@ -51,7 +51,7 @@ class Job:
 
     run: str = "lm"
     process: int = 0
-    epoch: str = "e1"
+    incarnation: str = "e1"
     attempt: str = "a1"
     interval: float = 1.0
     process_count: int = 1
@@ -67,14 +67,14 @@ class Job:
 
     def _new(self) -> None:
         self._steps: dict[str, list[Any]] = {
-            name: [] for name in ("step", "time", "verdict", "finite", "norm", "mini_step")
+            name: [] for name in ("step", "time", "outcome", "finite", "norm", "mini_step")
         }
         self._offenders: list[dict[str, Any]] = []
         self._replicas: list[dict[str, Any]] = []
 
     def step(
         self,
-        verdict: str = "applied",
+        outcome: str = "applied",
         norm: float | str = 1.0,
         *,
         replica: dict[str, Any] | None = None,
@@ -87,8 +87,8 @@ class Job:
         """
         totals = self.totals
         totals["steps"] += 1
-        totals["verdicts"][verdict] += 1
-        totals["gradient_steps"] += verdict in {"applied", "accepted_not_finite"}
+        totals["outcomes"][outcome] += 1
+        totals["gradient_steps"] += outcome in {"applied", "accepted_not_finite"}
         finite = not offenders
         totals["not_finite_steps"] += not finite
         streak = 0 if finite else self.gauges.get("not_finite_streak", 0) + 1
@@ -107,7 +107,7 @@ class Job:
             if counted is None:
                 known.append(counted := {**which, "steps": 0})
             counted["steps"] += 1
-        row = (totals["steps"], self.clock(), verdict, finite, norm, self.gauges.get("mini_step"))
+        row = (totals["steps"], self.clock(), outcome, finite, norm, self.gauges.get("mini_step"))
         for column, value in zip(self._steps.values(), row, strict=True):
             column.append(value)
 
@@ -117,7 +117,7 @@ class Job:
         report = {
             "run": self.run,
             "process": self.process,
-            "epoch": self.epoch,
+            "incarnation": self.incarnation,
             "attempt": self.attempt,
             "seq": self.seq,
             "oldest_held": self.seq,

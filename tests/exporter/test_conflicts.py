@@ -31,14 +31,14 @@ class Lives:
     def take(self, report: Report) -> None:
         self.occurrences += take(self.watched.ledger, report).occurrences
 
-    def live(self, seconds: int, *trainers: Trainer, verdict: str | None = "applied") -> list[str]:
+    def live(self, seconds: int, *trainers: Trainer, outcome: str | None = "applied") -> list[str]:
         """Each reports once a second; returns the run's health after each."""
         found: list[str] = []
         for _ in range(seconds):
             self.advance(1)
             for trainer in trainers:
-                if verdict is not None:
-                    trainer.step(verdict)
+                if outcome is not None:
+                    trainer.step(outcome)
                 self.take(trainer.report())
                 found.append(self.watched.of_run()[0])
         return found
@@ -62,16 +62,16 @@ def lives() -> Lives:
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-@pytest.mark.parametrize("verdict", ["applied", None])
+@pytest.mark.parametrize("outcome", ["applied", None])
 def test_two_live_attempts_are_a_conflict_whatever_their_clocks_say(
-    lives: Lives, skew: float, verdict: str | None
+    lives: Lives, skew: float, outcome: str | None
 ) -> None:
     one = lives.new("one")
     lives.live(5, one)
     other = lives.new("other", skew)
-    lives.live(5, one, other, verdict=verdict)
+    lives.live(5, one, other, outcome=outcome)
     assert lives.watched.of_run()[0] == "conflict"
-    assert set(lives.live(30, one, other, verdict=verdict)) == {"conflict"}
+    assert set(lives.live(30, one, other, outcome=outcome)) == {"conflict"}
     (event,) = lives.told
     assert event.detail == {
         "older": {"attempt": "one", "host": "node-0"},
@@ -180,8 +180,8 @@ def test_a_backlog_of_a_partitioned_process_that_comes_at_once_is_no_conflict(li
 
 
 def test_processes_that_nothing_told_their_launch_are_no_conflict(lives: Lives) -> None:
-    """Each names its attempt after its own first epoch, and keeps that name when it resumes or rolls back."""
-    trainers = [lives.new(f"own-{process}", process=process, epoch=f"own-{process}") for process in range(2)]
+    """Each names its attempt after its own first incarnation, and keeps that name when it resumes or rolls back."""
+    trainers = [lives.new(f"own-{process}", process=process, incarnation=f"own-{process}") for process in range(2)]
     found = lives.live(8, *trainers)
     later = lives.new("own-1", process=1, state=trainers[1].state.copy())
     assert "conflict" not in [*found, *lives.live(8, trainers[0], later)]

@@ -46,33 +46,33 @@ def test_a_first_report_starts_a_process_and_the_next_does_not(ledger: Ledger, t
 
 
 @pytest.mark.parametrize(
-    ("verdict", "reason"),
+    ("outcome", "reason"),
     [("skipped_not_finite", "not_finite"), ("skipped_large", "large"), ("skipped_other", "other")],
 )
 def test_a_skipped_step_is_an_event_with_its_reason(
-    ledger: Ledger, trainer: Trainer, clock: Clock, verdict: str, reason: str
+    ledger: Ledger, trainer: Trainer, clock: Clock, outcome: str, reason: str
 ) -> None:
     trainer.step(norm=2.0)
     clock.advance(1)
-    trainer.step(verdict, norm=7.5, mini_step=2)
+    trainer.step(outcome, norm=7.5, mini_step=2)
     (skipped,) = only(take(ledger, trainer.report()).occurrences, "skipped")
     assert (skipped.step, skipped.time, skipped.attempt) == (2, clock.now, "first")
     assert skipped.detail == {"reason": reason, "norm": 7.5, "finite": True, "mini_step": 2}
 
 
-@pytest.mark.parametrize("verdict", ["skipped_not_finite", "accepted_not_finite", "accumulated"])
+@pytest.mark.parametrize("outcome", ["skipped_not_finite", "accepted_not_finite", "accumulated"])
 def test_the_replica_that_was_the_first_is_named_with_process_and_device(
-    ledger: Ledger, trainer: Trainer, verdict: str
+    ledger: Ledger, trainer: Trainer, outcome: str
 ) -> None:
     """In the step's own event and in that of the streak which begins with it; what is not known is left out."""
-    trainer.step(verdict, norm="NaN", offenders={"w": 1}, brought=(5, 1, "cpu:5", 2, 8))
+    trainer.step(outcome, norm="NaN", offenders={"w": 1}, brought=(5, 1, "cpu:5", 2, 8))
     trainer.step()
-    trainer.step(verdict, norm="NaN", offenders={"w": 1}, brought=(0, None, None, 1, None))
+    trainer.step(outcome, norm="NaN", offenders={"w": 1}, brought=(0, None, None, 1, None))
     trainer.step()
-    trainer.step(verdict, norm="NaN", offenders={"w": 1})
+    trainer.step(outcome, norm="NaN", offenders={"w": 1})
     named = {"replica": 5, "process": 1, "device": "cpu:5", "count": 2, "of": 8}
     found = take(ledger, trainer.report()).occurrences
-    for kind in ("streak_started", {"skipped_not_finite": "skipped"}.get(verdict, verdict)):
+    for kind in ("streak_started", {"skipped_not_finite": "skipped"}.get(outcome, outcome)):
         told = [one.detail.get("replica") for one in only(found, kind)]
         assert told == ([] if kind == "accumulated" else [named, {"replica": 0, "count": 1}, None])
 
@@ -282,7 +282,7 @@ def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, cloc
     take(ledger, a.report())
     (diverged,) = only(take(ledger, b.report()).occurrences, "diverged")
     assert (diverged.step, diverged.process) == (4, 1)
-    assert diverged.detail == {"verdicts": {"0": "applied", "1": "skipped_not_finite"}, "steps": 2}
+    assert diverged.detail == {"outcomes": {"0": "applied", "1": "skipped_not_finite"}, "steps": 2}
 
 
 def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: Clock) -> None:
@@ -291,13 +291,15 @@ def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: Clock) ->
     report = a.json()
     take(ledger, sent(report))
     a.step("accumulated")
-    again = a.json(steps=report["steps"] | {"verdict": ["accumulated"]})
+    again = a.json(steps=report["steps"] | {"outcome": ["accumulated"]})
     assert "diverged" not in kinds(take(ledger, sent(again)).occurrences)
 
 
 def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Ledger, clock: Clock) -> None:
     a, b = twins(clock)
-    take(ledger, Trainer(clock, process_count=2).hello())  # process 0, before the epoch that its resumed state begins
+    take(
+        ledger, Trainer(clock, process_count=2).hello()
+    )  # process 0, before the incarnation that its resumed state begins
     a.step()
     b.bad()
     take(ledger, a.report())
@@ -345,13 +347,13 @@ def test_events_of_records_come_exactly_once_however_the_reports_arrive(history:
     for report in delivered(data, history):
         if not ledger.knows(report):
             found += take(ledger, report).occurrences
-        arrived[report.epoch, report.seq] = report
+        arrived[report.incarnation, report.seq] = report
     assert {what.kind for what in found} <= set(EVENT_KINDS)
     truth = sorted(
-        (report.process, report.epoch, step, verdict)
+        (report.process, report.incarnation, step, outcome)
         for report in arrived.values()
-        for step, verdict in zip(report.steps.step, report.steps.verdict, strict=True)
-        if verdict not in {"applied", "accumulated"}
+        for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True)
+        if outcome not in {"applied", "accumulated"}
     )
     told = [what for what in found if what.kind in {"skipped", "accepted_not_finite"}]
     assert sorted((what.process, what.key.split("/")[2], what.step) for what in told) == [row[:3] for row in truth]

@@ -159,8 +159,8 @@ def test_steps_without_a_gradient_step_starve(watched: Watched, every_k: int | N
 def test_a_long_accumulation_window_is_no_starvation(watched: Watched) -> None:
     trainer = Trainer(watched.clock, gauges={"every_k": 64})
     for _ in range(20):
-        for verdict in ["accumulated"] * 63 + ["applied"]:
-            trainer.step(verdict)
+        for outcome in ["accumulated"] * 63 + ["applied"]:
+            trainer.step(outcome)
             watched.clock.advance(0.1)
         watched.say(trainer, None)
         assert watched.of()[0] == "ok"
@@ -235,10 +235,10 @@ def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
     newer = Trainer(watched.clock, attempt="second")
     watched.say(newer)
     watched.keep_saying(trainer, 9, "applied")
-    assert watched.ledger.views()[0].epoch == newer.epoch
+    assert watched.ledger.views()[0].incarnation == newer.incarnation
     watched.keep_saying(trainer, 1, "applied")
     assert watched.of()[0] == "ok"
-    assert watched.ledger.views()[0].epoch == trainer.epoch
+    assert watched.ledger.views()[0].incarnation == trainer.incarnation
 
 
 def test_a_job_restarted_on_a_host_whose_clock_is_behind_is_heard_after_a_moment(watched: Watched) -> None:
@@ -255,10 +255,12 @@ def test_a_job_restarted_on_a_host_whose_clock_is_behind_is_heard_after_a_moment
         watched.clock.advance(1)
         behind.advance(1)
     assert watched.of()[0] == "ok"
-    assert watched.ledger.views()[0].epoch == second.epoch
+    assert watched.ledger.views()[0].incarnation == second.incarnation
 
 
-def test_a_backlog_of_an_older_epoch_does_not_take_over_from_a_silent_one(watched: Watched, trainer: Trainer) -> None:
+def test_a_backlog_of_an_older_incarnation_does_not_take_over_from_a_silent_one(
+    watched: Watched, trainer: Trainer
+) -> None:
     """Reports that were made a second apart and come all at once are late, not alive."""
     late = []
     for _ in range(10):
@@ -273,7 +275,7 @@ def test_a_backlog_of_an_older_epoch_does_not_take_over_from_a_silent_one(watche
     for report in late:
         take(watched.ledger, report)
     assert watched.of() == before
-    assert watched.ledger.views()[0].epoch == newer.epoch
+    assert watched.ledger.views()[0].incarnation == newer.incarnation
 
 
 def test_a_run_is_degraded_while_a_process_is_missing(watched: Watched) -> None:
@@ -327,12 +329,12 @@ def test_what_a_killed_attempt_leaves_behind_is_no_part_of_the_run(watched: Watc
 def test_a_process_restarted_alone_does_not_hide_the_others(watched: Watched) -> None:
     """Where nothing tells one launch from another, every start is an attempt of its own."""
     trainers = [
-        Trainer(watched.clock, process=i, epoch=f"of-{i}", attempt=f"of-{i}", process_count=3) for i in range(3)
+        Trainer(watched.clock, process=i, incarnation=f"of-{i}", attempt=f"of-{i}", process_count=3) for i in range(3)
     ]
     for trainer in trainers:
         watched.say(trainer)
     watched.clock.advance(1)
-    again = Trainer(watched.clock, process=2, epoch="again", attempt="again", process_count=3)
+    again = Trainer(watched.clock, process=2, incarnation="again", attempt="again", process_count=3)
     for _ in range(15):
         watched.clock.advance(1)
         for trainer in (trainers[0], trainers[1], again):
@@ -347,20 +349,20 @@ def test_a_process_restarted_alone_does_not_hide_the_others(watched: Watched) ->
 
 
 times = st.floats(0, 1e9)
-verdicts = st.lists(st.tuples(st.sampled_from(sorted(set(HEALTHS) - {"degraded"})), times), min_size=1, max_size=5)
+outcomes = st.lists(st.tuples(st.sampled_from(sorted(set(HEALTHS) - {"degraded"})), times), min_size=1, max_size=5)
 
 
-@given(verdicts=verdicts, missing=st.booleans(), began=times)
+@given(outcomes=outcomes, missing=st.booleans(), began=times)
 @settings(deadline=None)
 def test_a_run_is_judged_by_the_first_row_that_holds_of_any_process(
-    verdicts: list[tuple[Health, float]], missing: bool, began: float
+    outcomes: list[tuple[Health, float]], missing: bool, began: float
 ) -> None:
     """Against the table, read naively; but that one finished process does not finish a run."""
-    found, since = health.overall(verdicts, expected=len(verdicts) + missing, began=began)
-    held = [name for name, _ in verdicts if name != "finished"] or ["finished"]
+    found, since = health.overall(outcomes, expected=len(outcomes) + missing, began=began)
+    held = [name for name, _ in outcomes if name != "finished"] or ["finished"]
     rows = [*held, *(["degraded"] if missing else [])]
     assert found == min(rows, key=HEALTHS.index)
-    assert since in [*(when for name, when in verdicts if name == found), *([began] if found == "degraded" else [])]
+    assert since in [*(when for name, when in outcomes if name == found), *([began] if found == "degraded" else [])]
 
 
 def test_the_order_of_the_table_is_the_contracts() -> None:

@@ -104,14 +104,14 @@ def changed(report: Report) -> Report:
     return sent(json.loads(report.model_dump_json()) | {"sent_at": report.sent_at + 1})
 
 
-def test_other_content_under_the_same_epoch_and_seq_is_a_conflict_that_harms_nothing(exporter: Exporter) -> None:
+def test_other_content_under_the_same_incarnation_and_seq_is_a_conflict_that_harms_nothing(exporter: Exporter) -> None:
     trainer = Trainer(exporter.clock)
     first, second = trainer.report(), trainer.report()
     exporter.ingest.submit(second)
     exporter.ingest.submit(first)
     before = everything(exporter)
     for report in (first, second):
-        with pytest.raises(Conflict, match=rf"epoch {trainer.epoch}, seq {report.seq}"):
+        with pytest.raises(Conflict, match=rf"incarnation {trainer.incarnation}, seq {report.seq}"):
             exporter.ingest.submit(changed(report))
     assert everything(exporter) == before
     assert exporter.ingest.submit(first).duplicate
@@ -120,8 +120,8 @@ def test_other_content_under_the_same_epoch_and_seq_is_a_conflict_that_harms_not
     assert exporter.detail.totals.steps == 1
 
 
-def test_an_epoch_of_another_attempt_is_a_conflict_that_harms_nothing(exporter: Exporter) -> None:
-    """An epoch is of one launch: which process speaks for a launch, and what it skipped, is told by that."""
+def test_an_incarnation_of_another_attempt_is_a_conflict_that_harms_nothing(exporter: Exporter) -> None:
+    """An incarnation is of one launch: which process speaks for a launch, and what it skipped, is told by that."""
     trainer = Trainer(exporter.clock)
     trainer.bad()
     exporter.ingest.submit(trainer.report())
@@ -180,10 +180,10 @@ def test_a_conflict_is_known_after_a_restart_too(tmp_path: Path) -> None:
         assert exporter.ingest.submit(report).duplicate
 
 
-def test_the_same_epoch_and_seq_of_another_process_or_run_is_another_report(exporter: Exporter) -> None:
+def test_the_same_incarnation_and_seq_of_another_process_or_run_is_another_report(exporter: Exporter) -> None:
     for run in ("lm", "other"):
         for process in range(2):
-            trainer = Trainer(exporter.clock, run=run, process=process, epoch="same")
+            trainer = Trainer(exporter.clock, run=run, process=process, incarnation="same")
             assert not exporter.ingest.submit(trainer.report()).duplicate
 
 
@@ -401,7 +401,7 @@ def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_records_that_make_room_for_others_are_counted_and_that_survives_a_restart(tmp_path: Path) -> None:
-    """Of every epoch by itself, that of the report which needs the room included; what time brings undoes no count."""
+    """Of every incarnation by itself, that of the report which needs the room included; what time brings undoes no count."""
     clock = Clock()
     with Exporter(tmp_path, clock, limit_bytes=SMALLEST_LIMIT) as exporter:
         state = State()
@@ -472,7 +472,7 @@ def test_futures_carry_what_went_wrong(exporter: Exporter) -> None:
 
 
 @pytest.mark.parametrize("gap", [False, True])
-def test_the_answer_names_what_was_counted_before_the_epoch(exporter: Exporter, gap: bool) -> None:
+def test_the_answer_names_what_was_counted_before_the_incarnation(exporter: Exporter, gap: bool) -> None:
     first = Trainer(exporter.clock)
     for _ in range(4):
         first.bad("skipped_not_finite", w=2)
@@ -488,5 +488,5 @@ def test_the_answer_names_what_was_counted_before_the_epoch(exporter: Exporter, 
         submit(late)
         answer = submit(second.report())
     assert answer.base is not None
-    assert answer.base.steps == answer.base.not_finite_steps == answer.base.verdicts.skipped_not_finite == 4
+    assert answer.base.steps == answer.base.not_finite_steps == answer.base.outcomes.skipped_not_finite == 4
     assert answer.base.parameters == {"w": 4}

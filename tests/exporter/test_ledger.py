@@ -70,9 +70,9 @@ def test_what_is_answered_is_self_consistent_at_every_moment(history: History, d
             take(ledger, report)
         answer = detail(ledger)
         for totals in (answer.totals, answer.state_totals):
-            assert totals.steps == sum(totals.verdicts.values())
-            assert totals.gradient_steps == totals.verdicts["applied"] + totals.accepted_not_finite
-            assert totals.skipped.not_finite == totals.verdicts["skipped_not_finite"]
+            assert totals.steps == sum(totals.outcomes.values())
+            assert totals.gradient_steps == totals.outcomes["applied"] + totals.accepted_not_finite
+            assert totals.skipped.not_finite == totals.outcomes["skipped_not_finite"]
             assert totals.not_finite_steps <= totals.steps
         assert 0 <= answer.unseen <= answer.state_totals.steps
         assert answer.first_report <= answer.last_report <= clock.now
@@ -106,7 +106,7 @@ def test_records_count_each_once_however_the_reports_arrive(history: History, da
     for report in delivered(data, history):
         if not ledger.knows(report):
             take(ledger, report)
-        arrived[report.epoch, report.seq] = report
+        arrived[report.incarnation, report.seq] = report
     found: dict[tuple[str, str], dict[int, list[tuple[int, int]]]] = {}
     for report in arrived.values():
         for offender in report.offenders:
@@ -125,10 +125,10 @@ def test_records_count_each_once_however_the_reports_arrive(history: History, da
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_after_the_loss_of_the_directory_the_totals_go_on_where_they_were(data: st.DataObject) -> None:
-    """A client echoes what the exporter had counted before its epoch; a new exporter starts from there."""
+    """A client echoes what the exporter had counted before its incarnation; a new exporter starts from there."""
     clock = Clock()
     ledger = Ledger(clock)
-    counted = 0  # of this client's epochs before the present one, and what came before them
+    counted = 0  # of this client's incarnations before the present one, and what came before them
     base = None
     trainer = Trainer(clock)
     for _ in range(data.draw(st.integers(2, 12))):
@@ -142,7 +142,7 @@ def test_after_the_loss_of_the_directory_the_totals_go_on_where_they_were(data: 
                 assert totals_of(ledger)[0].steps == counted + trainer.state.steps - trainer.at_start.steps
             case "restart" if trainer.seq:
                 counted += trainer.state.steps - trainer.at_start.steps
-                trainer = Trainer(clock, state=trainer.state.copy(), attempt=trainer.epoch)
+                trainer = Trainer(clock, state=trainer.state.copy(), attempt=trainer.incarnation)
                 base = take(ledger, trainer.hello()).answer().base
                 trainer.base = base.model_dump() if base else None
                 assert (base.steps if base else 0) == counted
@@ -173,7 +173,7 @@ def test_a_trainer_whose_clock_is_behind_is_told_of_all_before_it_once_it_lives(
     assert told.base is not None
     assert told.base.steps == 2
     (view,) = ledger.views()
-    assert (view.epoch, view.state.steps) == (behind.epoch, 2 + 5), "and speaks for the process"
+    assert (view.incarnation, view.state.steps) == (behind.incarnation, 2 + 5), "and speaks for the process"
     if not known:
         ledger = Ledger(clock)
     clock.advance(1)
@@ -183,7 +183,7 @@ def test_a_trainer_whose_clock_is_behind_is_told_of_all_before_it_once_it_lives(
 
 
 def test_what_a_trainer_whose_clock_is_behind_counts_is_not_taken_for_what_another_was_told_of() -> None:
-    """A base stands for what is before its epoch, and this one comes after it."""
+    """A base stands for what is before its incarnation, and this one comes after it."""
     clock = Clock()
     ledger = Ledger(clock)
     first = Trainer(clock, base=State(Counter(applied=50)).counters())
@@ -227,7 +227,7 @@ def test_a_base_adds_nothing_to_what_is_known_already() -> None:
     assert totals_of(ledger)[0].steps == 2
 
 
-def test_a_late_report_of_a_lost_exporters_epoch_is_not_added_to_the_base_that_holds_it() -> None:
+def test_a_late_report_of_a_lost_exporters_incarnation_is_not_added_to_the_base_that_holds_it() -> None:
     clock = Clock()
     first = Trainer(clock)
     for _ in range(5):
@@ -244,7 +244,7 @@ def test_a_late_report_of_a_lost_exporters_epoch_is_not_added_to_the_base_that_h
     assert detail(ledger).totals.steps == 6
 
 
-def test_a_late_report_of_an_older_epoch_touches_its_own_share_and_nothing_else() -> None:
+def test_a_late_report_of_an_older_incarnation_touches_its_own_share_and_nothing_else() -> None:
     clock = Clock()
     ledger = Ledger(clock)
     old = Trainer(clock, gauges={"every_k": 4, "mini_step": 1})
@@ -266,7 +266,7 @@ def test_a_late_report_of_an_older_epoch_touches_its_own_share_and_nothing_else(
     assert after.totals.accepted_not_finite == 3
     for name in ("health", "since", "gauges", "last_report", "state_totals"):
         assert getattr(after, name) == getattr(before, name)
-    assert after.processes[0].epoch == new.epoch
+    assert after.processes[0].incarnation == new.incarnation
     (view,) = ledger.views()
     assert (view.streak_peak, view.gradient_norm, view.last_step) == (0, 0.5, clock.now - 1)
     kinds = [occurrence.kind for occurrence in plan.occurrences]
@@ -274,7 +274,7 @@ def test_a_late_report_of_an_older_epoch_touches_its_own_share_and_nothing_else(
     assert "failed" in kinds
 
 
-def test_an_older_report_of_the_same_epoch_does_not_turn_the_gauges_back() -> None:
+def test_an_older_report_of_the_same_incarnation_does_not_turn_the_gauges_back() -> None:
     clock = Clock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
@@ -304,7 +304,7 @@ def test_the_hello_knows_no_counters_yet_and_counts_nothing() -> None:
     assert (answer.totals.steps, answer.state_totals.steps, answer.unseen) == (1, 501, 500)
 
 
-def test_a_hello_and_the_epoch_that_a_resumed_state_begins_are_one_process_that_resumed() -> None:
+def test_a_hello_and_the_incarnation_that_a_resumed_state_begins_are_one_process_that_resumed() -> None:
     """What a Monitor does where its first reading shows a state that has lived."""
     clock = Clock()
     ledger = Ledger(clock)
@@ -449,16 +449,16 @@ def test_times_are_the_exporters_and_move_only_with_what_they_are_about() -> Non
         return view.last_report, view.last_step, view.last_gradient_step
 
     assert times() == (start, None, None)
-    for verdict in ("applied", "accumulated", None):
+    for outcome in ("applied", "accumulated", None):
         clock.advance(1)
         client.advance(1)
-        if verdict:
-            trainer.step(verdict)
+        if outcome:
+            trainer.step(outcome)
         take(ledger, trainer.report())
     assert times() == (start + 3, start + 2, start + 1)
 
 
-def test_client_drops_add_up_over_epochs_and_processes() -> None:
+def test_client_drops_add_up_over_incarnations_and_processes() -> None:
     clock = Clock()
     ledger = Ledger(clock)
     for process, dropped in itertools.product((0, 1), ((3, 1), (4, 0))):

@@ -69,7 +69,7 @@ def test_the_same_seq_with_other_content_is_a_conflict_and_harms_nothing(site: S
     job.step()
     job.seq = 0
     detail = refusal(site.client.post("/v1/reports", json=job.report()), 409)
-    assert (detail["field"], detail["value"]) == ("seq", "epoch e1, seq 1")
+    assert (detail["field"], detail["value"]) == ("seq", "incarnation e1, seq 1")
     assert site.get("/v1/runs/lm") == before
     assert outcomes(site) == {"accepted": 1, "conflict": 1}
 

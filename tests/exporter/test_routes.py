@@ -36,7 +36,7 @@ def test_a_run_answers_what_was_counted(filled: Served) -> None:
     assert run["totals"] == {
         "steps": 12,
         "gradient_steps": 8,
-        "verdicts": {
+        "outcomes": {
             "applied": 8,
             "accumulated": 0,
             "skipped_not_finite": 4,
@@ -67,7 +67,7 @@ def test_replicas_are_in_the_run_worst_first_and_beside_their_steps(site: Served
         job.step("skipped_not_finite", "NaN", replica={**at, "count": 1, "of": 8}, w=1)
     job.step("skipped_not_finite", "NaN", replica={"replica": 3, "count": 2}, w=1)
     site.send(job.report())
-    later = Job(clock=site.clock, epoch="e2", attempt="a2")
+    later = Job(clock=site.clock, incarnation="e2", attempt="a2")
     site.clock.advance(60)
     later.step("skipped_not_finite", "NaN", replica={"replica": 5, "process": 0, "device": "cpu:1", "count": 1}, w=1)
     site.send(later.report())

@@ -21,7 +21,7 @@ from optwrap_exporter.store import schema
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
 from optwrap_exporter.wire.cursor import CursorError, encode
-from optwrap_exporter.wire.requests import VERDICTS, Event, EventKind, Page, Report, StepsAnswer, spelled
+from optwrap_exporter.wire.requests import OUTCOMES, Event, EventKind, Page, Report, StepsAnswer, spelled
 
 from tests.exporter import crashing
 from tests.exporter.histories import History, delivered, histories
@@ -72,9 +72,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 
 def rows(answer: StepsAnswer) -> list[tuple[int, str, bool, float | str]]:
-    """Step, verdict, finite, norm: NaN by its name, so that it equals itself."""
+    """Step, outcome, finite, norm: NaN by its name, so that it equals itself."""
     c = answer.columns
-    return list(zip(c.step, c.verdict, c.finite, map(spelled, c.norm), strict=True))
+    return list(zip(c.step, c.outcome, c.finite, map(spelled, c.norm), strict=True))
 
 
 def all_events(page_of: Callable[[str | None], Page[Event]]) -> list[Event]:
@@ -173,10 +173,10 @@ def test_killing_the_writer_loses_nothing_acknowledged_and_doubles_nothing(tmp_p
         values = sum(offender.not_finite for report in truth for offender in report.offenders)
         assert sum(row.values for row in answer.parameters) == values
         expected = [
-            (step, verdict, finite, spelled(norm))
+            (step, outcome, finite, spelled(norm))
             for report in truth
-            for step, verdict, finite, norm in zip(
-                report.steps.step, report.steps.verdict, report.steps.finite, report.steps.norm, strict=True
+            for step, outcome, finite, norm in zip(
+                report.steps.step, report.steps.outcome, report.steps.finite, report.steps.norm, strict=True
             )
         ]
         assert rows(store.steps("lm", 0, points=10**9)) == expected
@@ -275,7 +275,7 @@ def test_a_spoilt_row_is_one_clear_line(kept: Kept) -> None:
     kept.take(Trainer(kept.clock).report())
     kept.store.close()
     with contextlib.closing(sqlite3.connect(kept.directory / "optwrap.sqlite3")) as db:
-        db.execute("UPDATE epoch SET state = '{}'")
+        db.execute("UPDATE incarnation SET state = '{}'")
         db.commit()
     with Store(kept.directory) as store, pytest.raises(StoreError, match=r"damaged.*--data-dir"):
         store.restore()
@@ -297,7 +297,7 @@ def test_an_older_schema_is_migrated_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_store_from_before_replicas_opens_with_all_that_was_in_it(tmp_path: Path) -> None:
-    """Schema 1: no table of replicas, no labels of them, and none in what is remembered of an epoch."""
+    """Schema 1: no table of replicas, no labels of them, and none in what is remembered of an incarnation."""
     kept = Kept(tmp_path)
     trainer = Trainer(kept.clock)
     trainer.step()
@@ -308,7 +308,7 @@ def test_a_store_from_before_replicas_opens_with_all_that_was_in_it(tmp_path: Pa
     with contextlib.closing(sqlite3.connect(tmp_path / "optwrap.sqlite3")) as db:
         db.execute("DROP TABLE replica")
         db.execute("ALTER TABLE run DROP COLUMN replica_labels")
-        db.execute("UPDATE epoch SET state = json_remove(state, '$.replicas', '$.seen')")
+        db.execute("UPDATE incarnation SET state = json_remove(state, '$.replicas', '$.seen')")
         db.execute("PRAGMA user_version = 1")
         db.commit()
 
@@ -426,20 +426,20 @@ def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
     columns = {
         "step": list(stored),
         "time": [1e6 + time for time in itertools.accumulate(pace[step % len(pace)] for step in stored)],
-        "verdict": [verdict for verdict, _ in stored.values()],
-        "finite": [verdict in {"applied", "skipped_large"} for verdict, _ in stored.values()],
+        "outcome": [outcome for outcome, _ in stored.values()],
+        "finite": [outcome in {"applied", "skipped_large"} for outcome, _ in stored.values()],
         "norm": [norm for _, norm in stored.values()],
         "mini_step": [None] * len(stored),
     }
     since, until = bounds
     with fresh(tmp_path_factory) as kept:
         trainer = Trainer(kept.clock)
-        trainer.state.verdicts.update(dict.fromkeys(VERDICTS, at))
+        trainer.state.outcomes.update(dict.fromkeys(OUTCOMES, at))
         kept.take(trainer.report(steps=columns))
         answer = kept.store.steps("lm", 0, since=since, until=until, points=points, axis=axis)
         check_blocks(kept.directory)
     asked = {s: row for s, row in stored.items() if s >= (since or 0) and (until is None or s <= until)}
-    good = {s: float(norm) for s, (verdict, norm) in asked.items() if verdict == "applied"}
+    good = {s: float(norm) for s, (outcome, norm) in asked.items() if outcome == "applied"}
     got = rows(answer)
     steps = [row[0] for row in got]
     assert steps == sorted(set(steps))
@@ -493,13 +493,13 @@ def test_thinning_out_by_time_shows_slow_steps_among_many_fast_ones(kept: Kept) 
     columns = {
         "step": steps,
         "time": times,
-        "verdict": ["applied"] * len(steps),
+        "outcome": ["applied"] * len(steps),
         "finite": [True] * len(steps),
         "norm": norms,
         "mini_step": [None] * len(steps),
     }
     trainer = Trainer(kept.clock)
-    trainer.state.verdicts.update(applied=len(steps))
+    trainer.state.outcomes.update(applied=len(steps))
     kept.take(trainer.report(steps=columns))
 
     def shown(axis: Axis) -> list[int]:
@@ -533,7 +533,7 @@ def test_a_step_taken_twice_is_there_twice_in_the_order_of_time(kept: Kept) -> N
     assert [(row[0], row[3]) for row in rows(kept.store.steps("lm", 0))] == [(1, 1.0), (1, 3.0), (2, 2.0)]
 
 
-def test_a_step_that_two_reports_of_one_epoch_tell_of_stays_as_it_was(kept: Kept) -> None:
+def test_a_step_that_two_reports_of_one_incarnation_tell_of_stays_as_it_was(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     trainer.step(norm=1.0)
     report = trainer.json()
@@ -793,11 +793,11 @@ LARGE = 2**53
 texts = st.text("aé/\u202e'\"{}💥", min_size=1, max_size=8)
 
 
-def counted(draw: st.DrawFn, since: State, verdicts: Sequence[str] = ()) -> State:
-    """Counters that are nowhere below, with these verdicts at least."""
+def counted(draw: st.DrawFn, since: State, outcomes: Sequence[str] = ()) -> State:
+    """Counters that are nowhere below, with these outcomes at least."""
     state = since.copy()
-    state.verdicts.update(verdicts)
-    state.verdicts.update({name: draw(st.integers(0, LARGE // 20)) for name in VERDICTS})
+    state.outcomes.update(outcomes)
+    state.outcomes.update({name: draw(st.integers(0, LARGE // 20)) for name in OUTCOMES})
     not_finite = draw(st.integers(0, state.steps - since.steps))
     state.not_finite_steps += not_finite
     state.parameters.update(draw(st.dictionaries(texts, st.integers(0, not_finite), max_size=3)))
@@ -808,10 +808,10 @@ def counted(draw: st.DrawFn, since: State, verdicts: Sequence[str] = ()) -> Stat
 def any_report(draw: st.DrawFn) -> Report:
     """As strange as the wire allows."""
     norms = st.floats(0, allow_nan=False, allow_infinity=False) | st.sampled_from(["NaN", "Infinity", "-Infinity"])
-    verdicts = draw(st.lists(st.sampled_from(["applied", "skipped_other", "accepted_not_finite"]), max_size=4))
+    outcomes = draw(st.lists(st.sampled_from(["applied", "skipped_other", "accepted_not_finite"]), max_size=4))
     before = counted(draw, State())
-    state = counted(draw, before, verdicts)
-    n = len(verdicts)
+    state = counted(draw, before, outcomes)
+    n = len(outcomes)
 
     def column(of: st.SearchStrategy[object]) -> list[object]:
         return draw(st.lists(of, min_size=n, max_size=n))
@@ -827,7 +827,7 @@ def any_report(draw: st.DrawFn) -> Report:
     firsts = draw(st.dictionaries(replicas, st.just(1), max_size=min(3, state.steps - before.steps)))
     return Trainer(
         process=draw(st.integers(0, 1)),
-        epoch=draw(st.sampled_from(["e", "e:1", "1"])),
+        incarnation=draw(st.sampled_from(["e", "e:1", "1"])),
         attempt=draw(st.sampled_from(["a", "e"])),
         state=State(),
         interval=draw(st.floats(1e-9, 3600)),
@@ -846,7 +846,7 @@ def any_report(draw: st.DrawFn) -> Report:
         steps={
             "step": steps,
             "time": column(times),
-            "verdict": verdicts,
+            "outcome": outcomes,
             "finite": column(st.booleans()),
             "norm": column(norms),
             "mini_step": column(st.none() | st.integers(0, LARGE)),

@@ -103,7 +103,7 @@ def test_a_committed_report_comes_with_what_it_added(site: Served) -> None:
 
 def test_what_two_processes_tell_alike_comes_once_whoever_speaks(site: Served) -> None:
     """The first to tell of a bad step is the one whose event comes; what only one of them tells comes, too."""
-    jobs = [Job(clock=site.clock, process=process, process_count=2, epoch=f"e{process}") for process in (0, 1)]
+    jobs = [Job(clock=site.clock, process=process, process_count=2, incarnation=f"e{process}") for process in (0, 1)]
     with following(site.url, "lm") as stream:
         for turn in ((0, 1), (1, 0), (1,)):
             for process in turn:
@@ -235,7 +235,7 @@ def test_a_run_event_brings_no_more_than_the_worst_parameters(site: Served, monk
 def test_run_events_bring_the_processes_of_which_there_is_news(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them first, then those that reported or whose health has changed: put together they are the answer."""
     monkeypatch.setattr(route, "RUN_SECONDS", 0.01)
-    jobs = [Job(clock=site.clock, process=n, process_count=6, epoch=f"e{n}", interval=60.0) for n in range(6)]
+    jobs = [Job(clock=site.clock, process=n, process_count=6, incarnation=f"e{n}", interval=60.0) for n in range(6)]
     for job in jobs[:4]:
         job.step()
         site.send(job.report())

@@ -49,11 +49,11 @@ NORMS = st.one_of(st.floats(0, 3e38), st.sampled_from(["NaN", "Infinity"]))
 @given(st.lists(st.tuples(NORMS, st.sampled_from(["applied", "accumulated", "skipped_large"]), st.booleans())))
 def test_the_sparkline_has_one_sign_for_each_of_the_last_steps(rows: list[tuple[float | str, str, bool]]) -> None:
     """Bad steps are crosses, whatever their norm; of good ones a larger norm is never drawn lower."""
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(("norm", "verdict", "finite"))}
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(("norm", "outcome", "finite"))}
     drawn = screen.sparkline(columns).plain
     last = rows[-24:]
     assert len(drawn) == len(last)
-    assert [sign == "✕" for sign in drawn] == [not finite or verdict == "skipped_large" for _, verdict, finite in last]
+    assert [sign == "✕" for sign in drawn] == [not finite or outcome == "skipped_large" for _, outcome, finite in last]
     good = [
         (norm, sign)
         for (norm, _, _), sign in zip(last, drawn, strict=True)
@@ -82,7 +82,7 @@ def test_what_is_needed_most_is_there_however_narrow_the_terminal(
     job = Job(run="lm-7b-2026", clock=site.clock)
     job.gauges |= {"mini_step": 3, "every_k": 4}
     job.totals |= {"steps": 1_234_567, "gradient_steps": 1_234_567}
-    job.totals["verdicts"]["applied"] = 1_234_567
+    job.totals["outcomes"]["applied"] = 1_234_567
     job.step("skipped_not_finite", "NaN", decoder__w=3, decoder__b=1, head=2)
     job.step("skipped_not_finite", "NaN", head=2)
     site.send(job.report())

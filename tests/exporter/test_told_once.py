@@ -50,7 +50,7 @@ def silenced(draw: st.DrawFn) -> tuple[History, list[Report]]:
     history = draw(histories())
     lines: dict[int, list[Report]] = {process: [] for process in history.processes}
     for trainer in history.trainers:
-        lines[trainer.process] += history.reports[trainer.epoch]
+        lines[trainer.process] += history.reports[trainer.incarnation]
     for process, line in lines.items():
         lines[process] = line[: draw(st.integers(0, len(line)))]
     turns = draw(st.permutations([process for process, line in lines.items() for _ in line]))
@@ -63,10 +63,10 @@ def bad_steps(arrived: list[Report]) -> set[tuple[str, int, int, str]]:
     taken: Counter[tuple[str, int, int]] = Counter()
     found = set()
     for report in arrived:
-        for step, verdict in zip(report.steps.step, report.steps.verdict, strict=True):
+        for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True):
             taken[report.attempt, report.process, step] += 1
-            if verdict not in {"applied", "accumulated"}:
-                kind = "accepted_not_finite" if verdict == "accepted_not_finite" else "skipped"
+            if outcome not in {"applied", "accumulated"}:
+                kind = "accepted_not_finite" if outcome == "accepted_not_finite" else "skipped"
                 found.add((report.attempt, step, taken[report.attempt, report.process, step], kind))
     return found
 

@@ -1,4 +1,4 @@
-"""A run's totals where its processes know different amounts of it: after the loss of a directory, with late epochs."""
+"""A run's totals where its processes know different amounts of it: after the loss of a directory, with late incarnations."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ def detail(ledger: Ledger) -> RunDetail:
 def run_total(ledger: Ledger) -> Counts:
     """The run's totals, parameters, replicas and all."""
     answer = detail(ledger)
-    verdicts = tuple(answer.totals.verdicts.values())
+    outcomes = tuple(answer.totals.outcomes.values())
     return Counts(
-        verdicts,
+        outcomes,
         answer.totals.not_finite_steps,
         {row.parameter: row.steps for row in answer.parameters if row.steps},
         {Replica(row.replica, row.process, row.device): row.steps for row in answer.replicas},
@@ -44,21 +44,21 @@ def lived(steps: int) -> State:
 
 
 def a_report(clock: Clock, totals: int, *, at_start: int = 0, base: int | None = None, **who: Any) -> Report:
-    """Of an epoch that began at one number of steps, stands at another, and was told of a third before it."""
+    """Of an incarnation that began at one number of steps, stands at another, and was told of a third before it."""
     trainer = Trainer(clock, state=lived(at_start), process_count=2, **who)
     trainer.state = lived(totals)
     return trainer.report(base=None if base is None else lived(base).counters())
 
 
 def rebased(report: Report, base: Counts) -> Report:
-    """The same from a client that was told what was counted before its epoch."""
+    """The same from a client that was told what was counted before its incarnation."""
     counters = base.counters().model_dump(mode="json") if base.steps else None
     return sent(report.model_dump(mode="json") | {"base": counters})
 
 
 @st.composite
 def after_a_loss(draw: st.DrawFn) -> tuple[History, list[Report]]:
-    """A history, and what a new exporter hears of it: of each process all from some epoch on, and any of the others."""
+    """A history, and what a new exporter hears of it: of each process all from some incarnation on, and any of the others."""
     history = draw(histories())
     first = {
         process: draw(st.integers(0, sum(trainer.process == process for trainer in history.trainers) - 1))
@@ -69,14 +69,14 @@ def after_a_loss(draw: st.DrawFn) -> tuple[History, list[Report]]:
     known = History([], {}, {})
     late: list[Report] = []
     for trainer in history.trainers:
-        reports, before = history.reports[trainer.epoch], counted[trainer.process]
+        reports, before = history.reports[trainer.incarnation], counted[trainer.process]
         # A client is told of its base with the first answer; what it reported until then has none.
         reports = [reports[0], *(rebased(report, before) for report in reports[1:])]
         if place[trainer.process] >= first[trainer.process]:
-            known.reports[trainer.epoch] = reports
+            known.reports[trainer.incarnation] = reports
         else:
             late += [report for report in reports if draw(st.booleans())]
-        counted[trainer.process] = before.plus(history.shares[trainer.epoch])
+        counted[trainer.process] = before.plus(history.shares[trainer.incarnation])
         place[trainer.process] += 1
     data = draw(st.data())
     arriving = delivered(data, known)
@@ -117,7 +117,7 @@ def test_after_a_loss_the_run_total_is_never_more_than_the_truth_never_falls_and
 
 
 def test_a_process_that_lived_through_a_loss_covers_what_another_was_told_of() -> None:
-    """One process counted all 100 steps in one epoch; another was restarted alone, within the same attempt, at 60."""
+    """One process counted all 100 steps in one incarnation; another was restarted alone, within the same attempt, at 60."""
     clock = Clock()
     ledger = Ledger(clock)
     take(ledger, a_report(clock, 100))
@@ -127,7 +127,7 @@ def test_a_process_that_lived_through_a_loss_covers_what_another_was_told_of() -
     assert [row.totals.steps for row in answer.processes] == [100, 100]
 
 
-def test_late_reports_of_epochs_that_a_base_covers_change_nothing() -> None:
+def test_late_reports_of_incarnations_that_a_base_covers_change_nothing() -> None:
     clock = Clock()
     ledger = Ledger(clock)
     before = [Trainer(clock, process=process, state=lived(10), process_count=2) for process in range(2)]
@@ -143,13 +143,13 @@ def test_late_reports_of_epochs_that_a_base_covers_change_nothing() -> None:
         assert detail(ledger).totals.steps == 15
 
 
-def test_late_reports_of_several_epochs_are_added_in_the_order_in_which_those_began() -> None:
+def test_late_reports_of_several_incarnations_are_added_in_the_order_in_which_those_began() -> None:
     clock = Clock()
     ledger = Ledger(clock)
     reports = []
-    for epoch, base in enumerate((None, 10, 20)):
+    for incarnation, base in enumerate((None, 10, 20)):
         clock.advance(5)
-        reports.append(a_report(clock, 10 * (epoch + 1), at_start=10 * epoch, base=base))
+        reports.append(a_report(clock, 10 * (incarnation + 1), at_start=10 * incarnation, base=base))
     for report in reversed(reports):
         take(ledger, report)
         assert detail(ledger).totals.steps == 30

@@ -41,7 +41,7 @@ def wrong(report: Any) -> list[ErrorDetail]:
 def test_the_documented_report_is_valid() -> None:
     report = sent(documented())
     assert math.isnan(report.steps.norm[0])
-    assert report.totals.verdicts.accumulated == 9
+    assert report.totals.outcomes.accumulated == 9
 
 
 def at(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
@@ -69,8 +69,8 @@ def at(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
         (("process",), 65_536, "process"),
         (("process",), "0", "process"),
         (("process",), True, "process"),
-        (("epoch",), "e" * 65, "epoch"),
-        (("epoch",), "é", "epoch"),
+        (("incarnation",), "e" * 65, "incarnation"),
+        (("incarnation",), "é", "incarnation"),
         (("attempt",), "", "attempt"),
         (("attempt",), "a" * 129, "attempt"),
         (("seq",), 0, "seq"),
@@ -90,8 +90,8 @@ def at(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
         (("totals", "steps"), 13, "totals.steps"),
         (("totals", "gradient_steps"), 3, "totals.gradient_steps"),
         (("totals", "not_finite_steps"), 13, "totals.not_finite_steps"),
-        (("totals", "verdicts", "applied"), -2, "totals.verdicts.applied"),
-        (("totals", "verdicts", "applied"), 2**53 + 1, "totals.verdicts.applied"),
+        (("totals", "outcomes", "applied"), -2, "totals.outcomes.applied"),
+        (("totals", "outcomes", "applied"), 2**53 + 1, "totals.outcomes.applied"),
         (("totals", "parameters", ""), 1, 'totals.parameters.""'),
         (("totals", "parameters", "a\nb"), 1, r"totals.parameters.a\nb"),
         (("totals", "parameters", "a\x85b"), 1, r"totals.parameters.a\x85b"),
@@ -108,7 +108,7 @@ def at(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
         (("steps", "norm"), [1.0], "steps.norm"),
         (("steps", "step"), [0, 1], "steps.step[0]"),
         (("steps", "time", 1), math.inf, "steps.time[1]"),
-        (("steps", "verdict", 0), "skipped", "steps.verdict[0]"),
+        (("steps", "outcome", 0), "skipped", "steps.outcome[0]"),
         (("steps", "finite", 0), 1, "steps.finite[0]"),
         (("steps", "norm", 1), -1.0, "steps.norm[1]"),
         (("steps", "norm", 1), math.nan, "steps.norm[1]"),
@@ -151,8 +151,8 @@ def test_totals_below_those_at_the_start_are_refused(key: str) -> None:
     report["at_start"] = copy.deepcopy(report["totals"])
     for counters in (report["totals"], report["at_start"]):
         counters["parameters"] = {}
-    verdict = {"steps": "skipped_large", "gradient_steps": "applied", "not_finite_steps": "skipped_large"}[key]
-    report["at_start"]["verdicts"][verdict] += 1
+    outcome = {"steps": "skipped_large", "gradient_steps": "applied", "not_finite_steps": "skipped_large"}[key]
+    report["at_start"]["outcomes"][outcome] += 1
     report["at_start"]["steps"] += 1
     report["at_start"]["gradient_steps"] += key == "gradient_steps"
     report["at_start"]["not_finite_steps"] += key == "not_finite_steps"
@@ -178,7 +178,7 @@ def skipping() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        # Of an epoch that took up with 1 step not finite, in w, and had 2 more, both in w and one in b.
+        # Of an incarnation that took up with 1 step not finite, in w, and had 2 more, both in w and one in b.
         (("totals", "parameters", "w"), 4, "totals.parameters.w"),
         (("totals", "parameters", "b"), 3, "totals.parameters.b"),
         (("totals", "parameters", "b"), 2**53, "totals.parameters.b"),
@@ -190,7 +190,7 @@ def skipping() -> dict[str, Any]:
         (("steps", "step"), [7, 6], "steps.step[1]"),
         (("steps", "step"), [6, 6], "steps.step[1]"),
         (("steps", "step"), [5, 7], "steps.step[0]"),
-        (("steps", "verdict"), ["skipped_not_finite", "skipped_large"], "steps.verdict"),
+        (("steps", "outcome"), ["skipped_not_finite", "skipped_large"], "steps.outcome"),
         (("offenders", 0, "step"), 5, "offenders[0].step"),
         (("offenders", 1), {"step": 6, "parameter": "w", "not_finite": 1}, "offenders[1]"),
     ],
@@ -233,13 +233,13 @@ def test_counters_that_saturated_are_no_contradiction() -> None:
     """The library's stop at the largest int32, each by itself: what is counted later goes on alone."""
     full = 2**31 - 1
     trainer = Trainer()
-    trainer.state.verdicts.update(accumulated=1, skipped_not_finite=full)
+    trainer.state.outcomes.update(accumulated=1, skipped_not_finite=full)
     trainer.state.not_finite_steps = full
     trainer.state.parameters.update(w=full, b=4)
     report = trainer.json()
     # It began before a step that was not finite, in b alone: less that one, but w had stopped before.
     report["at_start"] = {**report["totals"], "not_finite_steps": full - 1, "steps": full, "parameters": {"w": full}}
-    report["at_start"]["verdicts"] = {**report["totals"]["verdicts"], "skipped_not_finite": full - 1}
+    report["at_start"]["outcomes"] = {**report["totals"]["outcomes"], "skipped_not_finite": full - 1}
     assert wrong(report) == []
 
 
@@ -322,7 +322,7 @@ def test_norms_survive_the_wire_whatever_they_are(norms: list[float]) -> None:
 def test_answers_spell_what_is_not_finite_and_leave_out_what_is_absent() -> None:
     gauges = Gauges(gradient_norm=math.nan, mini_step=0)
     columns = StepColumns(
-        step=[1, 2], time=[0, 1], verdict=["applied"] * 2, finite=[True] * 2, norm=[math.inf, 2.5], mini_step=[None, 1]
+        step=[1, 2], time=[0, 1], outcome=["applied"] * 2, finite=[True] * 2, norm=[math.inf, 2.5], mini_step=[None, 1]
     )
     for dumped in (
         (gauges.model_dump(mode="json"), columns.model_dump(mode="json")),

@@ -23,19 +23,19 @@ class Watched:
         assert summary is not None
         return summary.health, summary.since - START
 
-    def say(self, trainer: Trainer, verdict: str | None = "applied", *, state: str = "running") -> None:
-        """A report, of one step where a verdict is given."""
-        if verdict == "bad":
+    def say(self, trainer: Trainer, outcome: str | None = "applied", *, state: str = "running") -> None:
+        """A report, of one step where an outcome is given."""
+        if outcome == "bad":
             trainer.bad()
-        elif verdict is not None:
-            trainer.step(verdict)
+        elif outcome is not None:
+            trainer.step(outcome)
         take(self.ledger, trainer.report(state))
 
-    def keep_saying(self, trainer: Trainer, seconds: float, verdict: str | None = None) -> None:
+    def keep_saying(self, trainer: Trainer, seconds: float, outcome: str | None = None) -> None:
         """A report each second."""
         for _ in range(int(seconds)):
             self.clock.advance(1)
-            self.say(trainer, verdict)
+            self.say(trainer, outcome)
 
     def look(self) -> list[str]:
         """What the clock alone brings: the kinds of the events."""

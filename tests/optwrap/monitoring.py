@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optwrap._reading.counters import ABSENT, INT_GAUGES, VERDICTS, Counters
+from optwrap._reading.counters import ABSENT, INT_GAUGES, OUTCOMES, Counters
 from optwrap._reading.unpack import Layout, Reading, pack, unpack
 
 PARAMETERS = ("decoder/layer_0/w", "decoder/layer_1/w", "head")
@@ -34,11 +34,11 @@ class Training:
         self, parameters: tuple[str, ...] = PARAMETERS, *, mini_step: int | None = None, distinct: bool = False
     ) -> None:
         self.layout = Layout(parameters)
-        self.verdicts = dict.fromkeys(VERDICTS, 0)
+        self.outcomes = dict.fromkeys(OUTCOMES, 0)
         self.parameters = dict.fromkeys(parameters, 0)
         self.not_finite_steps = 0
         self.streak = 0
-        self.verdict: str | None = None
+        self.outcome: str | None = None
         self.offenders: Mapping[str, int] = {}
         self.mini_step = mini_step
         self._distinct = distinct
@@ -46,13 +46,13 @@ class Training:
 
     @property
     def steps(self) -> int:
-        return sum(self.verdicts.values())
+        return sum(self.outcomes.values())
 
-    def step(self, verdict: str = "applied", offenders: Mapping[str, int] | None = None) -> "Training":
+    def step(self, outcome: str = "applied", offenders: Mapping[str, int] | None = None) -> "Training":
         """One call of `update`."""
         self._ran[0] += 1
-        self.verdict, self.offenders = verdict, dict(offenders or {})
-        self.verdicts[verdict] += 1
+        self.outcome, self.offenders = outcome, dict(offenders or {})
+        self.outcomes[outcome] += 1
         for path in self.offenders:
             self.parameters[path] += 1
         self.not_finite_steps += bool(self.offenders)
@@ -73,13 +73,13 @@ class Training:
         """The counters as arrays of numpy."""
         gauges = [ABSENT if name != "mini_step" or self.mini_step is None else self.mini_step for name in INT_GAUGES]
         return Counters(
-            verdicts=np.array(list(self.verdicts.values()), np.int32),
+            outcomes=np.array(list(self.outcomes.values()), np.int32),
             not_finite_steps=np.int32(self.not_finite_steps),
             not_finite_streak=np.int32(self.streak),
             not_finite_streak_peak=np.int32(self.streak),
             parameters=np.array(list(self.parameters.values()), np.int32),
             window_not_finite=np.zeros([0], np.bool_),
-            verdict=np.int32(-1 if self.verdict is None else VERDICTS.index(self.verdict)),
+            outcome=np.int32(-1 if self.outcome is None else OUTCOMES.index(self.outcome)),
             finite=np.bool_(not self.offenders),
             gradient_norm=np.float32(self.norm),
             not_finite_values=np.array([self.offenders.get(p, 0) for p in self.layout.parameters], np.int32),
@@ -101,10 +101,10 @@ class Training:
 def counts(totals: Any) -> dict[str, int]:
     """Totals, of the wire or of a Training, as one flat dictionary without zeros."""
     if isinstance(totals, Training):
-        flat = {**totals.verdicts, "not_finite_steps": totals.not_finite_steps}
+        flat = {**totals.outcomes, "not_finite_steps": totals.not_finite_steps}
         flat |= {f"parameter {path}": n for path, n in totals.parameters.items()}
     else:
-        flat = {**totals["verdicts"], "not_finite_steps": totals["not_finite_steps"]}
+        flat = {**totals["outcomes"], "not_finite_steps": totals["not_finite_steps"]}
         flat |= {f"parameter {path}": n for path, n in totals["parameters"].items()}
     return {key: n for key, n in flat.items() if n}
 
@@ -120,9 +120,9 @@ def plus(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
 
 
 class Books:
-    """An exporter's bookkeeping, reduced to the law it must obey: totals are a sum over epochs.
+    """An exporter's bookkeeping, reduced to the law it must obey: totals are a sum over incarnations.
 
-    Every report is kept by epoch and number; a number that comes again with other bytes is an AssertionError.
+    Every report is kept by incarnation and number; a number that comes again with other bytes is an AssertionError.
     """
 
     def __init__(self) -> None:
@@ -133,28 +133,28 @@ class Books:
     def take(self, body: bytes) -> dict[str, Any]:
         """Store a report; returns the acknowledgement."""
         report = json.loads(body)
-        key = report["epoch"], report["seq"]
+        key = report["incarnation"], report["seq"]
         assert self.reports.setdefault(key, body) == body, f"report {key} was changed after it was sent"
         self._read[key] = report
         self.order.append(report)
         n = report["oldest_held"] - 1
-        while (report["epoch"], n + 1) in self.reports:
+        while (report["incarnation"], n + 1) in self.reports:
             n += 1
         return {"acknowledged": n, "base": None}
 
-    def epochs(self) -> dict[str, list[dict[str, Any]]]:
-        """Every report by epoch, in the order of their numbers."""
+    def incarnations(self) -> dict[str, list[dict[str, Any]]]:
+        """Every report by incarnation, in the order of their numbers."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for (epoch, _), report in sorted(self._read.items(), key=lambda item: item[0]):
-            found.setdefault(epoch, []).append(report)
+        for (incarnation, _), report in sorted(self._read.items(), key=lambda item: item[0]):
+            found.setdefault(incarnation, []).append(report)
         return found
 
     def totals(self) -> dict[str, int]:
-        """The sum over epochs of the largest totals less where the epoch began."""
+        """The sum over incarnations of the largest totals less where the incarnation began."""
         total: dict[str, int] = {}
-        for reports in self.epochs().values():
+        for reports in self.incarnations().values():
             starts = {json.dumps(report["at_start"], sort_keys=True) for report in reports}
-            assert len(starts) == 1, "at_start changed within an epoch"
+            assert len(starts) == 1, "at_start changed within an incarnation"
             largest: dict[str, int] = {}
             for report in reports:
                 now = counts(report["totals"])
@@ -163,12 +163,12 @@ class Books:
         return total
 
     def steps(self) -> list[tuple[str, int]]:
-        """Epoch and number of every step record."""
-        return [(e, step) for e, reports in self.epochs().items() for r in reports for step in r["steps"]["step"]]
+        """Incarnation and number of every step record."""
+        return [(e, step) for e, reports in self.incarnations().items() for r in reports for step in r["steps"]["step"]]
 
     def dropped(self) -> dict[str, int]:
-        """What the client says it dropped, over all epochs."""
-        last = [reports[-1]["dropped"] for reports in self.epochs().values()]
+        """What the client says it dropped, over all incarnations."""
+        last = [reports[-1]["dropped"] for reports in self.incarnations().values()]
         return {kind: sum(dropped[kind] for dropped in last) for kind in ("steps", "bad_steps")}
 
 

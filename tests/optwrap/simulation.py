@@ -116,7 +116,7 @@ class Skipping:
     max_squared_norm: float
 
     def why(self, given: Leaves) -> str | None:
-        """The verdict on gradients that it leaves out; None for others."""
+        """The outcome on gradients that it leaves out; None for others."""
         if not self._skips(given):
             return None
         if not is_finite(given):
@@ -238,11 +238,11 @@ class Chain(Part):
 class Step:
     """What is to be read after one call."""
 
-    verdict: str
+    outcome: str
     finite: bool
     norm: float
     offenders: dict[str, int]
-    verdicts: dict[str, int]
+    outcomes: dict[str, int]
     not_finite_steps: int
     parameters: dict[str, int]
     gauges: dict[str, int | float]
@@ -250,16 +250,16 @@ class Step:
 
 def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
     """What an instrumented `optimizer` is to report of each of these calls."""
-    verdicts = dict.fromkeys(GRAVITY, 0)
+    outcomes = dict.fromkeys(GRAVITY, 0)
     parameters: dict[str, int] = {}
     streak = peak = not_finite_steps = 0
     steps = []
     for given in gradients:
         finite = is_finite(given)
         told = optimizer.around(given, optimizer(given))
-        verdict = told.fate or ("applied" if finite else "accepted_not_finite")
+        outcome = told.fate or ("applied" if finite else "accepted_not_finite")
         offenders = {name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})}
-        verdicts[verdict] += 1
+        outcomes[outcome] += 1
         not_finite_steps += not finite
         streak = 0 if finite else streak + 1
         peak = max(peak, streak)
@@ -267,11 +267,11 @@ def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
         norm = float(np.sqrt(sum(np.sum(np.square(leaf.astype(np.float64))) for leaf in given.values())))
         steps.append(
             Step(
-                verdict=verdict,
+                outcome=outcome,
                 finite=finite,
                 norm=norm,
                 offenders=offenders,
-                verdicts=dict(verdicts),
+                outcomes=dict(outcomes),
                 not_finite_steps=not_finite_steps,
                 parameters={name: times for name, times in parameters.items() if times},
                 gauges={"not_finite_streak": streak, "not_finite_streak_peak": peak, **_gauges(optimizer)},

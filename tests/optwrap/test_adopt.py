@@ -68,7 +68,7 @@ def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
     adopted = optwrap.adopt(watched, old, params)
     assert jax.tree.structure(adopted) == jax.tree.structure(watched.init(PARAMS))
     before = unpack(np.asarray(optwrap.reading(adopted)))
-    assert (before.step, before.verdict) == (0, None)
+    assert (before.step, before.outcome) == (0, None)
     watched_step, watched_params = stepped(watched), params
     for value in VALUES[3:]:
         params, state = step(params, state, gradients(value))
@@ -124,7 +124,7 @@ def test_what_is_sharded_stays_sharded_and_the_counters_are_where_a_jitted_init_
             assert got is taken, "taken over, not copied"
         step = stepped(tx)
         _, stepped_on = step(params, adopted, params)
-        assert unpack(np.asarray(optwrap.reading(stepped_on))).verdict == "applied"
+        assert unpack(np.asarray(optwrap.reading(stepped_on))).outcome == "applied"
 
 
 def test_a_state_that_is_instrumented_already_is_left_as_it_is() -> None:

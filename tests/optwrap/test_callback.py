@@ -91,7 +91,7 @@ def test_the_callbacks_say_what_the_returned_readings_say(every: int, values: li
     np.testing.assert_array_equal([by_step(now)[-1] for now in words[1]], words[0])
 
     said = [unpack(now) for now in words[0]]
-    fine = [now.finite and now.verdict in ("applied", "accumulated") for now in said]
+    fine = [now.finite and now.outcome in ("applied", "accumulated") for now in said]
     together, waiting = [], 0
     for well in fine:
         waiting += 1

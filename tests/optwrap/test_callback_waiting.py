@@ -93,7 +93,7 @@ def test_each_step_is_counted_once_through_checkpoints_rollbacks_and_restarts(op
         assert relay.monitor.flush(20)
         relay.monitor.close()
         totals = stub.books.totals()
-        assert sum(totals.get(verdict, 0) for verdict in optwrap._reading.counters.VERDICTS) == told
+        assert sum(totals.get(outcome, 0) for outcome in optwrap._reading.counters.OUTCOMES) == told
         assert totals.get("not_finite_steps", 0) == bad
         records = stub.books.steps()
         assert len(records) == len(set(records)) == told

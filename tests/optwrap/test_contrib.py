@@ -141,7 +141,7 @@ def test_every_contributed_optimizer_trains_in_every_wrapper(name: str, case: Ca
     params, state = trained(name, case, optwrap)
     expected_params, expected_state = trained(name, case, optax)
     if isinstance(state, optwrap.InstrumentState):
-        assert state.counters["instrument"].verdicts.tolist() == [STEPS, 0, 0, 0, 0, 0]
+        assert state.counters["instrument"].outcomes.tolist() == [STEPS, 0, 0, 0, 0, 0]
         state = state.inner_state
     assert_same((params, state), (expected_params, expected_state))
 

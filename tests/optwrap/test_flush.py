@@ -250,7 +250,7 @@ def test_shardings_are_kept(axis_type: AxisType) -> None:
 
 
 def test_an_instrumented_training_is_flushed_through_the_inner_state() -> None:
-    """No call of update is counted; the counters of the wrapper itself, and the next window's verdict, are right."""
+    """No call of update is counted; the counters of the wrapper itself, and the next window's outcome, are right."""
     steps = optwrap.MultiSteps(momentum(), 3)
     tx = optwrap.instrument(steps)
     update = jax.jit(tx.update)
@@ -266,12 +266,12 @@ def test_an_instrumented_training_is_flushed_through_the_inner_state() -> None:
     state = tx.init(FLOAT32)
     _, state = update(bad(FLOAT32), state, FLOAT32)
     _, state = flush(state, FLOAT32)
-    assert sum(read(state).totals.verdicts.values()) == 1
+    assert sum(read(state).totals.outcomes.values()) == 1
     for _ in range(3):
         _, state = update(FLOAT32, state, FLOAT32)
     said = read(state)
-    assert said.totals.verdicts["applied"] == 1, "what was not finite went with the window that was flushed"
-    assert said.totals.verdicts["accumulated"] == 3
+    assert said.totals.outcomes["applied"] == 1, "what was not finite went with the window that was flushed"
+    assert said.totals.outcomes["accumulated"] == 3
     assert said.gauges["gradient_step"] == 2
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap._reading.counters import VERDICTS
+from optwrap._reading.counters import OUTCOMES
 from tests.optwrap.transformations import (
     FLOAT32,
     OURS_PAIRS,
@@ -194,12 +194,12 @@ def test_parameters_not_finite_before_are_no_guards_fault_where_it_is_outermost(
     """Around it only the new parameters tell: there such a call counts as accepted, although the guard left it out."""
     params, grads = {"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([jnp.nan, jnp.nan])}
     guard = optwrap.apply_if_finite(optax.sgd(0.1), 3)
-    for tx, verdict in ((guard, "skipped_not_finite"), (optwrap.masked(guard, True), "accepted_not_finite")):
+    for tx, outcome in ((guard, "skipped_not_finite"), (optwrap.masked(guard, True), "accepted_not_finite")):
         watched = optwrap.instrument(tx)
         _, state = optwrap.apply_gradients(watched, grads, watched.init(params), params)
         _, other = watched.update(grads, watched.init(params), params)
-        said = [VERDICTS[int(each.counters["instrument"].verdict)] for each in (state, other)]
-        assert said == [verdict, "skipped_not_finite"]
+        said = [OUTCOMES[int(each.counters["instrument"].outcome)] for each in (state, other)]
+        assert said == [outcome, "skipped_not_finite"]
 
 
 def test_a_chain_is_the_two_calls() -> None:

@@ -219,7 +219,7 @@ def test_counters_saturate_and_never_wrap() -> None:
     )
     after = jax.jit(stepper(tx))(spoilt(FLOAT32, np.nan), state._replace(counters=largest), FLOAT32).state
     totals = read(after).totals
-    assert set(totals.verdicts.values()) == {2**31 - 1}
+    assert set(totals.outcomes.values()) == {2**31 - 1}
     assert totals.not_finite_steps == 2**31 - 1
     assert set(totals.parameters.values()) == {2**31 - 1}
     assert read(after).gauges["not_finite_streak"] == 2**31 - 1
@@ -238,7 +238,7 @@ def test_extra_args_reach_whatever_is_wrapped() -> None:
         wrapped = instrument(tx)
         updates, state = wrapped.update(FLOAT32, wrapped.init(FLOAT32), FLOAT32, gain=2.0)
         assert_same(updates, jax.tree.map(lambda x: 2.0 * x, FLOAT32))
-        assert read(state).verdict == "applied"
+        assert read(state).outcome == "applied"
     plain = instrument(optax.sgd(1.0))
     plain.update(FLOAT32, plain.init(FLOAT32), FLOAT32, gain=2.0)  # whoever takes none is given none
 
@@ -251,7 +251,7 @@ def test_an_instrument_inside_an_instrument_counts_its_own_calls() -> None:
         state = jax.jit(stepper(tx))(spoilt(FLOAT32, value), state, FLOAT32).state
     outer, inside = (unpack(np.asarray(reading(state, name)), LAYOUT).totals for name in ("outer", "inner"))
     assert (outer.steps, outer.gradient_steps, inside.steps) == (4, 2, 2)
-    assert (outer.verdicts["accepted_not_finite"], inside.verdicts["accepted_not_finite"]) == (1, 1)
+    assert (outer.outcomes["accepted_not_finite"], inside.outcomes["accepted_not_finite"]) == (1, 1)
 
 
 def test_the_monitor_learns_the_names_whenever_init_or_update_is_traced() -> None:

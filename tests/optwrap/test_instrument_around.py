@@ -1,4 +1,4 @@
-"""What stands around a guard may let through what the guard itself left out: the verdict says what the updates show."""
+"""What stands around a guard may let through what the guard itself left out: the outcome says what the updates show."""
 
 import functools
 from collections.abc import Callable
@@ -93,9 +93,9 @@ def test_a_call_is_left_out_only_if_nothing_not_finite_came_back(
         grads["b" if around == "scale_by_galore" else where][0] *= np.float32(fault)
         params, state, updates, words = step(grads, state, params)
         got: Reading = unpack(np.asarray(words), LAYOUT)
-        spoilt |= got.verdict == "accepted_not_finite"
-        if got.verdict != "applied":
-            assert (got.verdict == "accepted_not_finite") == (not finite(updates)), (got.verdict, updates)
+        spoilt |= got.outcome == "accepted_not_finite"
+        if got.outcome != "applied":
+            assert (got.outcome == "accepted_not_finite") == (not finite(updates)), (got.outcome, updates)
         else:
             # Finite gradients, or what was not finite was mended; what NaN there is then is from an earlier call.
             assert finite(updates) or (spoilt and finite(grads)), updates

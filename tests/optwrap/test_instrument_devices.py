@@ -45,9 +45,9 @@ def on_one_device() -> list[Any]:
 def same(words: Any, expected: Any) -> None:
     """Equal in all but the last bits of the norm, whose sum runs in another order."""
     got = unpack(np.asarray(words), LAYOUT)
-    assert (got.totals, got.verdict, got.finite, got.offenders) == (
+    assert (got.totals, got.outcome, got.finite, got.offenders) == (
         expected.totals,
-        expected.verdict,
+        expected.outcome,
         expected.finite,
         expected.offenders,
     )
@@ -96,11 +96,11 @@ def test_inside_shard_map_sharded_gradients_are_counted_as_a_whole_and_replicate
         _, state = tx.update(grads, state)
         return state, reading(state)
 
-    for value, verdict in ((1.0, "applied"), (np.nan, "accepted_not_finite"), (1e30, "applied")):
+    for value, outcome in ((1.0, "applied"), (np.nan, "accepted_not_finite"), (1e30, "applied")):
         state, words = step(gradients(value), state)
         got = unpack(np.asarray(words), LAYOUT)
-        assert (got.verdict, got.offenders) == (verdict, {} if verdict == "applied" else {"a": 1})
-        if verdict == "applied":
+        assert (got.outcome, got.offenders) == (outcome, {} if outcome == "applied" else {"a": 1})
+        if outcome == "applied":
             np.testing.assert_allclose(got.norm, NORM if value == 1.0 else 1e30, rtol=1e-6)
 
 
@@ -119,12 +119,12 @@ def test_inside_shard_map_averaged_gradients_are_judged_like_on_one_device(libra
         return state, reading(state)
 
     with jax.set_mesh(mesh):
-        verdicts = []
+        outcomes = []
         for bad in (1.0, np.nan, np.inf, 1.0):
             scales = jax.device_put(np.array([1, bad, 1, 1], np.float32), NamedSharding(mesh, P("data")))
             state, words = step(scales, state)
-            verdicts.append(unpack(np.asarray(words), LAYOUT).verdict)
-    assert verdicts == ["applied", "skipped_not_finite", "accepted_not_finite", "applied"]
+            outcomes.append(unpack(np.asarray(words), LAYOUT).outcome)
+    assert outcomes == ["applied", "skipped_not_finite", "accepted_not_finite", "applied"]
 
 
 def test_under_pmap_every_device_has_the_same_row() -> None:
@@ -140,7 +140,7 @@ def test_under_pmap_every_device_has_the_same_row() -> None:
     rows = np.asarray(words)
     assert rows.shape[0] == 4
     assert (rows == rows[0]).all()
-    assert unpack(rows[0], LAYOUT).verdict == "skipped_not_finite"
+    assert unpack(rows[0], LAYOUT).outcome == "skipped_not_finite"
     # And outside, of the replicated state itself.
     np.testing.assert_array_equal(reading(states), rows)
 
@@ -178,5 +178,5 @@ def test_where_types_say_nothing_the_axis_is_named(how: str) -> None:
         expected_state = whole_step(whole, expected_state)
         assert (np.asarray(words) == np.asarray(words)[0]).all()
         got, expected = (unpack(np.asarray(each), layout) for each in (words[0], reading(expected_state)))
-        assert (got.totals, got.verdict, got.offenders) == (expected.totals, expected.verdict, expected.offenders)
+        assert (got.totals, got.outcome, got.offenders) == (expected.totals, expected.outcome, expected.offenders)
         np.testing.assert_allclose(got.norm, expected.norm, rtol=1e-6)

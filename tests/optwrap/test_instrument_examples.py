@@ -48,7 +48,7 @@ def test_what_an_example_reports_is_what_it_did(example: str, start_exporter: Ca
     name, says, expected = EXPECTED[example]
     assert says in run(example, exporter.url)
     answer = httpx.get(f"{exporter.url}/v1/runs/{name}", trust_env=False).json()
-    assert {verdict: n for verdict, n in answer["totals"]["verdicts"].items() if n} == expected
+    assert {outcome: n for outcome, n in answer["totals"]["outcomes"].items() if n} == expected
     assert [row["steps"] for row in answer["parameters"]] == [3, 3, 3]
     assert {row["parameter"] for row in answer["parameters"]} == {"hidden/b", "hidden/w", "out/w"}
 
@@ -59,7 +59,7 @@ def test_weighted_epochs_end_with_a_step_each(start_exporter: Callable[..., Any]
     said = run("weighted_epochs", exporter.url)
     assert "6 epochs of 10 batches, 18 steps of the optimizer; loss 0." in said
     answer = httpx.get(f"{exporter.url}/v1/runs/weighted-epochs", trust_env=False).json()
-    assert {verdict: n for verdict, n in answer["totals"]["verdicts"].items() if n} == {
+    assert {outcome: n for outcome, n in answer["totals"]["outcomes"].items() if n} == {
         "accumulated": 48,
         "applied": 12,
     }

@@ -96,22 +96,22 @@ def test_injected_hyperparameters_are_followed_as_they_are_now(k: Any) -> None:
     told, state = limits(tx, state, {**FLOAT32, "b": jnp.full(3, jnp.nan)})
     assert (told["guard_not_finite_limit"], told["gradient_norm_limit"]) == (0, 4.0)
     # And judged by: the guard, which rejects nothing any more, let it through to MultiSteps, which skipped it.
-    assert unpack(np.asarray(reading(state))).verdict == "skipped_not_finite"
+    assert unpack(np.asarray(reading(state))).outcome == "skipped_not_finite"
 
 
-def test_a_limit_that_was_computed_is_absent_and_the_verdict_right() -> None:
+def test_a_limit_that_was_computed_is_absent_and_the_outcome_right() -> None:
     """It cannot be followed out of the trace of init; whether the guard gave up is then seen from what it did."""
     make = optax.inject_hyperparams(lambda errors: optwrap.apply_if_finite(optax.sgd(0.1), errors + 1))
     bad = {**FLOAT32, "b": jnp.full(3, jnp.nan)}
-    state, verdicts = None, []
+    state, outcomes = None, []
     for _ in range(3):
         told, state = limits(make(errors=1), state, bad)
         assert told == {}
-        verdicts.append(unpack(np.asarray(reading(state))).verdict)
-    assert verdicts == ["skipped_not_finite", "skipped_not_finite", "accepted_not_finite"]
+        outcomes.append(unpack(np.asarray(reading(state))).outcome)
+    assert outcomes == ["skipped_not_finite", "skipped_not_finite", "accepted_not_finite"]
 
 
-def test_a_limit_traced_by_the_step_itself_is_absent_and_the_verdict_right() -> None:
+def test_a_limit_traced_by_the_step_itself_is_absent_and_the_outcome_right() -> None:
     @jax.jit
     def step(errors: Any, state: Any) -> Any:
         tx = instrument(optwrap.apply_if_finite(optax.sgd(0.1), errors))
@@ -120,8 +120,8 @@ def test_a_limit_traced_by_the_step_itself_is_absent_and_the_verdict_right() -> 
 
     state = instrument(optwrap.apply_if_finite(optax.sgd(0.1), 1)).init(FLOAT32)
     first = step(1, state)
-    assert unpack(np.asarray(reading(first))).verdict == "skipped_not_finite"
-    assert unpack(np.asarray(reading(step(1, first)))).verdict == "accepted_not_finite"
+    assert unpack(np.asarray(reading(first))).outcome == "skipped_not_finite"
+    assert unpack(np.asarray(reading(step(1, first)))).outcome == "accepted_not_finite"
 
 
 def test_an_init_that_cannot_be_traced_costs_the_limits_and_nothing_else() -> None:
@@ -137,7 +137,7 @@ def test_an_init_that_cannot_be_traced_costs_the_limits_and_nothing_else() -> No
             optax.GradientTransformationExtraArgs(init, update), None, {**FLOAT32, "b": jnp.full(3, jnp.nan)}
         )
     assert told == {}
-    assert unpack(np.asarray(reading(state))).verdict == "accepted_not_finite"
+    assert unpack(np.asarray(reading(state))).outcome == "accepted_not_finite"
 
 
 def test_nothing_of_the_second_init_is_computed_in_the_step() -> None:

@@ -89,7 +89,7 @@ def test_a_training_is_reported_from_hello_to_end(stub: StubExporter, make: Call
 
 @pytest.mark.parametrize("way", ["reading", "callback", "scan"])
 def test_a_real_step_is_reported(stub: StubExporter, make: Callable[..., Monitor], way: str) -> None:
-    """An instrumented optimizer in a jitted, donating step: names, norms and verdicts arrive as they were.
+    """An instrumented optimizer in a jitted, donating step: names, norms and outcomes arrive as they were.
 
     Whether the loop observes what the step returned, the step itself reports, or a scan of steps is observed at once.
     """

@@ -1,6 +1,6 @@
 """The reporting thread's work, turn by turn under a simulated clock, over a network that does what networks do.
 
-The law: once the exporter can be reached, the sum over epochs that it keeps is what has run, every step record is with
+The law: once the exporter can be reached, the sum over incarnations that it keeps is what has run, every step record is with
 it or is counted as dropped, no report ever changes after it was sent, and memory was bounded all the while.
 """
 
@@ -49,9 +49,9 @@ class FixedSource:
     def process(self) -> int | None:
         return 0 if self.known else None
 
-    def attempt(self, run: str, epoch: str, now: float) -> str | None:
+    def attempt(self, run: str, incarnation: str, now: float) -> str | None:
         del run, now
-        return epoch if self.known else None
+        return incarnation if self.known else None
 
     def describe(self) -> dict[str, Any]:
         return SOURCE
@@ -74,7 +74,7 @@ class Network:
         self.posts += 1
         report = wire.Report.model_validate_json(body)
         mode = self.mode
-        if (report.epoch, report.seq) in self.books.reports and mode in ("refusing", "too large"):
+        if (report.incarnation, report.seq) in self.books.reports and mode in ("refusing", "too large"):
             mode = "up"  # what is stored is acknowledged again, whatever else is refused
         if mode == "too large" and len(report.steps) <= 1:
             mode = "up"
@@ -106,7 +106,9 @@ class Network:
 class Desk:
     """A Reporter without a thread, its clock, its network and a training."""
 
-    def __init__(self, *, most_rows: int = 65_536, most_epochs: int = 32, queue: int = 2048, seed: int = 0) -> None:
+    def __init__(
+        self, *, most_rows: int = 65_536, most_incarnations: int = 32, queue: int = 2048, seed: int = 0
+    ) -> None:
         self.now = 1000.0
         self.set_back = 0.0
         ids = (f"e{n}" for n in itertools.count())
@@ -116,7 +118,7 @@ class Desk:
         self.network = Network()
         self.source = FixedSource()
         self.inbox = Inbox(queue, clock.time)
-        self.account = Account(lambda: next(ids), most_rows=most_rows, most_epochs=most_epochs)
+        self.account = Account(lambda: next(ids), most_rows=most_rows, most_incarnations=most_incarnations)
         self.reporter = Reporter(
             settings, self.inbox, self.account, transport=self.network, source=self.source, clock=clock
         )
@@ -150,7 +152,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(most_rows=30, most_epochs=4, queue=6)
+        self.desk = Desk(most_rows=30, most_incarnations=4, queue=6)
         self.desk.training = Training(distinct=True)
         self.saved: list[Training] = []
         self.truth: dict[str, int] = {}
@@ -198,7 +200,7 @@ class Deliveries(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         assert self.desk.account.backlog.weight <= 30
-        assert len(self.desk.account.epochs) <= 4 + 8
+        assert len(self.desk.account.incarnations) <= 4 + 8
         assert len(self.desk.inbox.items) <= 6
         outbox = self.desk.reporter._outbox
         assert outbox is None or len(outbox.held) <= 8
@@ -234,19 +236,19 @@ def test_the_hello_is_all_zeros_and_comes_before_any_step() -> None:
     assert desk.books.totals() == {"applied": 1}
 
 
-def test_a_resume_leaves_the_hello_in_an_epoch_of_its_own() -> None:
-    """So the place where an epoch began never changes, and nobody has to ask which report of it to believe."""
+def test_a_resume_leaves_the_hello_in_an_incarnation_of_its_own() -> None:
+    """So the place where an incarnation began never changes, and nobody has to ask which report of it to believe."""
     desk = Desk()
     for _ in range(5):
         desk.training.step()
     desk.run(1.5)
     desk.observe()
     desk.run(1.5)
-    first, second = desk.books.epochs().values()
+    first, second = desk.books.incarnations().values()
     assert [counts(report["at_start"]) for report in first] == [{}] * len(first)
     assert counts(second[0]["at_start"]) == {"applied": 4}
     assert second[0]["seq"] == 1
-    assert second[0]["attempt"] == first[0]["epoch"], "both are of one launch"
+    assert second[0]["attempt"] == first[0]["incarnation"], "both are of one launch"
     assert desk.books.totals() == {"applied": 1}
 
 
@@ -375,7 +377,7 @@ def test_a_report_that_breaks_the_exporter_is_given_up_in_the_end() -> None:
 
 
 def test_an_exporter_that_lost_its_directory_gets_back_what_it_had_said() -> None:
-    """`base` of its answers is in every later report of the epoch, word for word."""
+    """`base` of its answers is in every later report of the incarnation, word for word."""
     desk = Desk()
     desk.training.step()
     base = {**json.loads(json.dumps(monitoring_base())), "steps": 7}
@@ -386,7 +388,7 @@ def test_an_exporter_that_lost_its_directory_gets_back_what_it_had_said() -> Non
 
 
 @pytest.mark.parametrize("answered", [True, False], ids=["hello answered", "hello on its way"])
-def test_an_epoch_knows_of_the_past_what_the_one_before_it_was_told(answered: bool) -> None:
+def test_an_incarnation_knows_of_the_past_what_the_one_before_it_was_told(answered: bool) -> None:
     """An exporter may lose its directory before a resumed trainer's first step, or in the moment after a rollback."""
     desk = Desk()
     take = desk.books.take
@@ -407,11 +409,11 @@ def test_an_epoch_knows_of_the_past_what_the_one_before_it_was_told(answered: bo
     desk.observe()
     desk.books.take = take  # type: ignore[method-assign]  # another exporter, which knows nothing
     desk.run(2.0)
-    hello, resumed, rolled_back = desk.books.epochs().values()
+    hello, resumed, rolled_back = desk.books.incarnations().values()
     assert [report["base"] for report in hello[:1]] == [None]
     assert {report["base"]["steps"] for report in resumed} == {7}
     assert {report["base"]["steps"] for report in rolled_back} == {7 + 3}
-    assert rolled_back[0]["base"]["verdicts"]["applied"] == rolled_back[0]["base"]["gradient_steps"] == 10
+    assert rolled_back[0]["base"]["outcomes"]["applied"] == rolled_back[0]["base"]["gradient_steps"] == 10
 
 
 def test_a_clock_that_is_set_back_sets_no_report_back() -> None:
@@ -431,8 +433,8 @@ def test_a_clock_that_is_set_back_sets_no_report_back() -> None:
 
 def monitoring_base() -> dict[str, Any]:
     """Counters of seven applied steps, as an exporter says them."""
-    verdicts = dict.fromkeys(wire.VERDICTS, 0) | {"applied": 7}
-    return {"steps": 7, "gradient_steps": 7, "not_finite_steps": 0, "verdicts": verdicts, "parameters": {}}
+    outcomes = dict.fromkeys(wire.OUTCOMES, 0) | {"applied": 7}
+    return {"steps": 7, "gradient_steps": 7, "not_finite_steps": 0, "outcomes": outcomes, "parameters": {}}
 
 
 def test_steps_in_a_row_have_times_between_two_observations() -> None:
@@ -502,7 +504,7 @@ def test_an_hour_without_an_exporter_is_bounded_and_loses_no_total() -> None:
     training = Training()
     good = training.step().reading()
     bad = training.saved().step("skipped_not_finite", {"head": 1, PARAMETERS[0]: 3}).reading()
-    verdicts, bads = dict(good.totals.verdicts), 0
+    outcomes, bads = dict(good.totals.outcomes), 0
     held = outbox.build(SOURCE, 0.0, beat=True)
     assert held is not None
     for n in range(1, 360_001):
@@ -510,21 +512,21 @@ def test_an_hour_without_an_exporter_is_bounded_and_loses_no_total() -> None:
         bads += is_bad
         one = bad if is_bad else good
         totals = Totals(
-            {**verdicts, "applied": n - bads, "skipped_not_finite": bads},
+            {**outcomes, "applied": n - bads, "skipped_not_finite": bads},
             bads,
             {PARAMETERS[0]: bads, "head": bads} if bads else {},
         )
-        reading = Reading(totals, one.verdict, one.finite, one.norm, one.offenders, one.gauges)
+        reading = Reading(totals, one.outcome, one.finite, one.norm, one.offenders, one.gauges)
         account.take(Observed(reading, b"%d" % n, n / 100, training.layout))
         if n % 10_000 == 0:
             assert account.backlog.weight <= 65_536
     books = Books()
     books.take(held.body)
-    outbox.acknowledge(held.epoch, held.seq, None)
+    outbox.acknowledge(held.incarnation, held.seq, None)
     while (report := outbox.build(SOURCE, 3600.0, beat=False)) is not None:
         assert len(report.body) < 4 * 2**20, "within what the exporter takes at once"
         wire.Report.model_validate_json(report.body)
-        outbox.acknowledge(report.epoch, books.take(report.body)["acknowledged"], None)
+        outbox.acknowledge(report.incarnation, books.take(report.body)["acknowledged"], None)
     assert books.totals() == {
         "applied": 360_000 - 360,
         "skipped_not_finite": 360,
@@ -659,24 +661,24 @@ def test_names_that_the_wire_cannot_tell_apart_are_one_parameter() -> None:
 
 
 @hypothesis.given(
-    verdicts=st.lists(st.sampled_from(["applied", "accumulated", "skipped_not_finite"]), min_size=1, max_size=8),
+    outcomes=st.lists(st.sampled_from(["applied", "accumulated", "skipped_not_finite"]), min_size=1, max_size=8),
     offenders=st.lists(st.sets(st.sampled_from(PARAMETERS), max_size=2), min_size=8, max_size=8),
     room=st.tuples(*[st.integers(0, 2)] * 4),
 )
 @hypothesis.settings(max_examples=100, deadline=None)
 def test_counters_that_saturate_make_reports_that_are_taken(
-    verdicts: list[str], offenders: list[set[str]], room: tuple[int, int, int, int]
+    outcomes: list[str], offenders: list[set[str]], room: tuple[int, int, int, int]
 ) -> None:
     """Each stops by itself at the largest int32, so that they do not fit together any more; the totals are the last."""
     full = 2**31 - 1
     desk = Desk()
     training = desk.training
-    training.verdicts.update({"skipped_not_finite": full - room[0], "applied": full - room[1]})
+    training.outcomes.update({"skipped_not_finite": full - room[0], "applied": full - room[1]})
     training.not_finite_steps = full - room[2]
     training.parameters[PARAMETERS[0]] = full - max(room[2], room[3])
-    for verdict, bad in zip(verdicts, offenders, strict=False):
-        training.step(verdict, dict.fromkeys(sorted(bad), 1))
-        for counts_of in (training.verdicts, training.parameters):
+    for outcome, bad in zip(outcomes, offenders, strict=False):
+        training.step(outcome, dict.fromkeys(sorted(bad), 1))
+        for counts_of in (training.outcomes, training.parameters):
             counts_of.update({name: min(n, full) for name, n in counts_of.items()})
         training.not_finite_steps = min(training.not_finite_steps, full)
         desk.observe()

@@ -118,13 +118,13 @@ def test_a_forked_child_reports_nothing_of_its_parents(stub: StubExporter) -> No
         """,
     )
     assert out == "0\n"
-    assert list(stub.books.epochs()) == [stub.books.order[0]["epoch"]]
+    assert list(stub.books.incarnations()) == [stub.books.order[0]["incarnation"]]
     assert stub.books.totals() == {"applied": 3}
     assert stub.connections == 1
 
 
 def test_a_forked_child_that_observes_is_a_start_of_its_own(stub: StubExporter) -> None:
-    """Its first reading begins an epoch, less its own step; closing it leaves the parent's Monitor open."""
+    """Its first reading begins an incarnation, less its own step; closing it leaves the parent's Monitor open."""
     run(
         stub,
         """
@@ -142,8 +142,8 @@ def test_a_forked_child_that_observes_is_a_start_of_its_own(stub: StubExporter) 
         assert monitor.flush(30)
         """,
     )
-    epochs = stub.books.epochs()
-    shares = sorted((reports[-1]["state"], counts(reports[-1]["at_start"])) for reports in epochs.values())
+    incarnations = stub.books.incarnations()
+    shares = sorted((reports[-1]["state"], counts(reports[-1]["at_start"])) for reports in incarnations.values())
     assert [state for state, _ in shares] == ["failed", "finished", "starting"], "the child's, the parent's, its hello"
     assert shares[0][1] == {"applied": 1}
     assert stub.books.totals() == {"applied": 3}
@@ -164,7 +164,7 @@ def test_a_closed_monitor_stays_closed_in_a_child(stub: StubExporter) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         """,
     )
-    assert len(stub.books.epochs()) == 1
+    assert len(stub.books.incarnations()) == 1
 
 
 def test_a_monitor_does_not_wake_the_devices(stub: StubExporter) -> None:
@@ -239,5 +239,5 @@ def test_processes_of_one_launch_agree_on_what_it_is_called(stub: StubExporter) 
     assert {report["process"] for report in reports} == {0, 1}
     assert {report["source"]["process_count"] for report in reports} == {2}
     assert len({report["attempt"] for report in reports}) == 1
-    assert len({report["epoch"] for report in reports}) == 2
+    assert len({report["incarnation"] for report in reports}) == 2
     assert stub.books.totals() == {"applied": 2}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optwrap._reading.counters import ABSENT, INT_GAUGES, OF_REPLICAS, VERDICTS, Counters
+from optwrap._reading.counters import ABSENT, INT_GAUGES, OF_REPLICAS, OUTCOMES, Counters
 from optwrap._reading.unpack import MAGIC, Layout, pack, reading, unpack
 from optwrap._step.instrument import instrument
 
@@ -28,13 +28,13 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
         return np.array(draw(st.lists(values, min_size=length, max_size=length)), np.int32)
 
     return Counters(
-        verdicts=vector(len(VERDICTS), st.integers(0, 2**28)),
+        outcomes=vector(len(OUTCOMES), st.integers(0, 2**28)),
         not_finite_steps=np.int32(draw(COUNT)),
         not_finite_streak=np.int32(draw(COUNT)),
         not_finite_streak_peak=np.int32(draw(COUNT)),
         parameters=vector(size),
         window_not_finite=np.zeros(2, np.bool_),
-        verdict=np.int32(draw(st.integers(-1, len(VERDICTS) - 1))),
+        outcome=np.int32(draw(st.integers(-1, len(OUTCOMES) - 1))),
         finite=np.bool_(draw(st.booleans())),
         gradient_norm=np.float32(draw(st.floats(width=32, allow_nan=False))),
         not_finite_values=vector(size),
@@ -53,11 +53,11 @@ def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> No
     assert words.dtype == np.uint32
     assert words.shape == (24 + 2 * len(layout.parameters),)
     got = unpack(words, layout)
-    assert got.totals.verdicts == dict(zip(VERDICTS, counted.verdicts.tolist(), strict=True))
-    assert got.totals.steps == got.step == counted.verdicts.sum(dtype=np.int64)
-    assert got.totals.gradient_steps == counted.verdicts[0] + counted.verdicts[5]
+    assert got.totals.outcomes == dict(zip(OUTCOMES, counted.outcomes.tolist(), strict=True))
+    assert got.totals.steps == got.step == counted.outcomes.sum(dtype=np.int64)
+    assert got.totals.gradient_steps == counted.outcomes[0] + counted.outcomes[5]
     assert got.totals.not_finite_steps == counted.not_finite_steps
-    assert got.verdict == (VERDICTS[counted.verdict] if counted.verdict >= 0 else None)
+    assert got.outcome == (OUTCOMES[counted.outcome] if counted.outcome >= 0 else None)
     assert (got.finite, got.norm) == (counted.finite, counted.gradient_norm)
     for values, told in ((counted.parameters, got.totals.parameters), (counted.not_finite_values, got.offenders)):
         assert told == {name: n for name, n in zip(layout.parameters, values.tolist(), strict=True) if n}
@@ -104,9 +104,9 @@ def test_a_reading_of_another_instrumentation_is_refused() -> None:
     assert unpack(words).totals == unpack(words, Layout(("a", "b"))).totals
 
 
-def test_before_the_first_step_there_is_no_verdict() -> None:
+def test_before_the_first_step_there_is_no_outcome() -> None:
     got = unpack(np.asarray(reading(instrument(optax.sgd(1.0)).init({"a": 1.0}))))
-    assert (got.verdict, got.step, got.finite, got.offenders) == (None, 0, True, {})
+    assert (got.outcome, got.step, got.finite, got.offenders) == (None, 0, True, {})
 
 
 def two(*names: str | None) -> Any:

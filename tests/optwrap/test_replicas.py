@@ -159,7 +159,7 @@ def told(books: Books) -> list[tuple[Any, ...] | None]:
     """What arrived of each step; and the totals are what the records add up to."""
     rows: dict[int, tuple[Any, ...]] = {}
     totals: Counter[tuple[Any, ...]] = Counter()
-    for reports in books.epochs().values():
+    for reports in books.incarnations().values():
         for report in reports:
             wire.Report.model_validate(report, strict=False)
             assert "replicas" not in report["at_start"]
@@ -572,12 +572,12 @@ BROUGHT = st.none() | REPLICAS.flatmap(
 
 @hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(st.lists(st.tuples(BROUGHT, st.booleans()), max_size=90))
-def test_epochs_add_up_to_the_replicas_that_were_observed_and_reports_are_what_the_exporter_takes(
+def test_incarnations_add_up_to_the_replicas_that_were_observed_and_reports_are_what_the_exporter_takes(
     steps: list[tuple[Brought | None, bool]],
 ) -> None:
-    """Whatever is rolled back; beyond the first few of an epoch they are counted together."""
+    """Whatever is rolled back; beyond the first few of an incarnation they are counted together."""
     ids = itertools.count()
-    account = Account(lambda: f"epoch-{next(ids)}")
+    account = Account(lambda: f"incarnation-{next(ids)}")
     outbox = Outbox(account, Identity("r", 0, "a", 1.0))
     training, saved = Training(distinct=True), Training(distinct=True)
     expected: list[Brought] = []
@@ -591,10 +591,10 @@ def test_epochs_add_up_to_the_replicas_that_were_observed_and_reports_are_what_t
         if which % 7 == 0:
             saved = training.saved()
     counted: Counter[Replica] = Counter()
-    for epoch in account.epochs:
-        assert len(epoch.share.replicas) <= MOST_REPLICAS + 1
-        assert not epoch.at_start.replicas
-        counted.update(epoch.share.replicas)
+    for incarnation in account.incarnations:
+        assert len(incarnation.share.replicas) <= MOST_REPLICAS + 1
+        assert not incarnation.at_start.replicas
+        counted.update(incarnation.share.replicas)
     assert counted.total() == len(expected)
     for replica, n in counted.items():
         assert replica == OTHERS or n <= [one.first for one in expected].count(replica)
@@ -609,11 +609,11 @@ def test_epochs_add_up_to_the_replicas_that_were_observed_and_reports_are_what_t
         again = json.loads(report.body)["totals"]
         base = bases.checked(again)
         assert base == bases.largest(base, base)
-        outbox.acknowledge(report.epoch, report.seq, None)
+        outbox.acknowledge(report.incarnation, report.seq, None)
     assert Counter(told) == Counter((*one.first, one.replicas, one.of) for one in expected)
 
 
-def test_what_was_counted_before_an_epoch_has_its_replicas() -> None:
+def test_what_was_counted_before_an_incarnation_has_its_replicas() -> None:
     """By replica, process and device; an exporter of before knows of none."""
     training = Training().step("skipped_not_finite", {"head": 1})
     one = {"replica": 1, "process": 0, "device": "cpu:1", "steps": 2}

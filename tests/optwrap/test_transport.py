@@ -13,7 +13,7 @@ from optwrap._monitor.settings import Endpoint, resolve
 from optwrap._monitor.transport import Answer, HttpTransport, TransportError
 from tests.optwrap.monitoring import Reply, StubExporter
 
-BODY = b'{"epoch":"e","seq":1,"oldest_held":1}'
+BODY = b'{"incarnation":"e","seq":1,"oldest_held":1}'
 
 
 @pytest.fixture(params=["tcp", "unix"])

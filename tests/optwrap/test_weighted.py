@@ -309,7 +309,7 @@ def test_the_instrumentation_knows_that_what_weighs_nothing_was_not_taken_in() -
     """NaN of weight 0 is a step that is not finite; the window that it was in is finite, and its step applied."""
     tx = optwrap.instrument(weighted(inner=momentum(), k=2))
     update = jax.jit(tx.update)
-    state, verdicts = tx.init(FLOAT32), []
+    state, outcomes = tx.init(FLOAT32), []
     spoilt, fine = bad(FLOAT32), FLOAT32
     calls = [
         (spoilt, 0.0),
@@ -324,9 +324,9 @@ def test_the_instrumentation_knows_that_what_weighs_nothing_was_not_taken_in() -
     for grads, weight in calls:
         _, state = update(grads, state, FLOAT32, weight=weight)
         read = unpack(np.asarray(optwrap.reading(state)), Layout(("b", "layer/w")))
-        verdicts.append(read.verdict)
+        outcomes.append(read.outcome)
     waiting, spoiling = "accumulated", "accepted_not_finite"
-    assert verdicts == [waiting, "applied", waiting, spoiling, waiting, waiting, waiting, "applied"]
+    assert outcomes == [waiting, "applied", waiting, spoiling, waiting, waiting, waiting, "applied"]
     assert read.totals.not_finite_steps == 3
 
 
@@ -336,11 +336,11 @@ def test_a_step_of_one_mini_step_without_weight_is_skipped() -> None:
     tx = optwrap.instrument(optwrap.MultiSteps(momentum(), 1, should_skip_update_fn=function, weighted=True))
     update = jax.jit(tx.update)
     state = tx.init(FLOAT32)
-    verdicts = []
+    outcomes = []
     for grads, weight in [(FLOAT32, 0.0), (FLOAT32, 1.0), (jax.tree.map(lambda leaf: leaf * 1e6, FLOAT32), 1.0)]:
         _, state = update(grads, state, FLOAT32, weight=weight)
-        verdicts.append(unpack(np.asarray(optwrap.reading(state)), Layout(("b", "layer/w"))).verdict)
-    assert verdicts == ["skipped_other", "applied", "skipped_large"]
+        outcomes.append(unpack(np.asarray(optwrap.reading(state)), Layout(("b", "layer/w"))).outcome)
+    assert outcomes == ["skipped_other", "applied", "skipped_large"]
 
 
 def nested() -> Any:

@@ -101,15 +101,15 @@ def sparkline(columns: Json) -> Text:
     """The norms of the last steps as bars, logarithmic from their least to their largest; ✕ for a bad step.
 
     Args:
-      columns: of /v1/runs/{run}/steps: `step`, `norm`, `verdict` and `finite`.
+      columns: of /v1/runs/{run}/steps: `step`, `norm`, `outcome` and `finite`.
     """
-    rows = list(zip(columns["norm"], columns["verdict"], columns["finite"], strict=True))[-NORMS:]
+    rows = list(zip(columns["norm"], columns["outcome"], columns["finite"], strict=True))[-NORMS:]
     logs = [math.log(norm) if isinstance(norm, (int, float)) and norm > 0 else None for norm, _, _ in rows]
     known = [value for value in logs if value is not None]
     low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
     text = Text()
-    for value, (_, verdict, finite) in zip(logs, rows, strict=True):
-        if not finite or verdict not in _GOOD:
+    for value, (_, outcome, finite) in zip(logs, rows, strict=True):
+        if not finite or outcome not in _GOOD:
             text.append(_BAD, "bold red")
         elif value is None:  # a norm of zero
             text.append(_SPARK[0])

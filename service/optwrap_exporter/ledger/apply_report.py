@@ -1,8 +1,8 @@
 """How one report, or time, changes what is known. Pure: state and report in, new state and events out.
 
-An epoch is *current* when it speaks for its process. The one heard of last is, unless it began, by its own clock,
-before the one that is: then it is an older one whose reports come late. Late reports raise their own epoch's share and
-bring their records; gauges and health are the current epoch's alone.
+An incarnation is *current* when it speaks for its process. The one heard of last is, unless it began, by its own clock,
+before the one that is: then it is an older one whose reports come late. Late reports raise their own incarnation's share and
+bring their records; gauges and health are the current incarnation's alone.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Final
 from optwrap_exporter.ledger import events, health, ranges
 from optwrap_exporter.ledger.counters import Counts, Replica
 from optwrap_exporter.ledger.events import Occurrence, Streaks
-from optwrap_exporter.ledger.incarnation import NOTHING, Beat, EpochState, Offences, Seen, Streak
+from optwrap_exporter.ledger.incarnation import NOTHING, Beat, IncarnationState, Offences, Seen, Streak
 from optwrap_exporter.ledger.run import ProcessState, ordered
 from optwrap_exporter.wire.requests import LARGEST, Offender, Report
 
@@ -26,7 +26,7 @@ class Folded:
     """What a report makes of its process."""
 
     process: ProcessState
-    epoch: EpochState
+    incarnation: IncarnationState
     occurrences: list[Occurrence]
 
 
@@ -39,57 +39,66 @@ def fold(process: ProcessState | None, report: Report, now: float, listening: fl
       now: the exporter's clock.
       listening: since when this exporter could have heard the process.
     """
-    before = process.epochs.get(report.epoch) if process else None
+    before = process.incarnations.get(report.incarnation) if process else None
     in_order = before is None or report.seq > before.highest
     streaks = events.of_streaks(report, before.streak if before else Streak()) if in_order else None
-    epoch = _epoch(process, before, report, streaks, now=now)
+    incarnation = _incarnation(process, before, report, streaks, now=now)
     if process is not None and before is not None and in_order:
-        epoch = _moved_up(process, epoch, now)
+        incarnation = _moved_up(process, incarnation, now)
     first: list[Occurrence | None] = [events.of_start(report, before, process is not None, now)]
-    if epoch.placed and not (before and before.placed):
-        first.append(events.of_resumption(report, _previous(process, epoch), now))
+    if incarnation.placed and not (before and before.placed):
+        first.append(events.of_resumption(report, _previous(process, incarnation), now))
     middle = list(events.of_records(report))
     if streaks is not None:
         middle += streaks.occurrences
     # Of one step: what ended before it, what began with it, what it was.
     middle.sort(key=lambda occurrence: (occurrence.step or 0, _RANKS.get(occurrence.kind, len(_RANKS))))
-    end: list[Occurrence | None] = [events.of_end(report.process, epoch, before, now)]
+    end: list[Occurrence | None] = [events.of_end(report.process, incarnation, before, now)]
 
-    # Which epoch is current is judged by the process as it was.
-    if process is None or (in_order and _speaks(process, epoch, before, report, gone=_gone(process, now, listening))):
-        after = _live(process or _started(epoch, report, now), before, epoch, report, now=now, streaks=streaks)
+    # Which incarnation is current is judged by the process as it was.
+    if process is None or (
+        in_order and _speaks(process, incarnation, before, report, gone=_gone(process, now, listening))
+    ):
+        after = _live(
+            process or _started(incarnation, report, now), before, incarnation, report, now=now, streaks=streaks
+        )
         if after.starved is not None and (process is None or after.starved != process.starved):
             detail = {"steps": report.totals.steps - (after.gradient_anchor or 0)}
-            end.insert(0, events.of_time(report.process, "starved", epoch, after.starved, detail))
+            end.insert(0, events.of_time(report.process, "starved", incarnation, after.starved, detail))
         if process is not None and _ill(process, now, listening) and not _ill(after, now, listening):
             after = dataclasses.replace(after, cleared=now)
     else:
-        after = dataclasses.replace(process, epochs=_with(process.epochs, epoch, before))
-    return Folded(after, epoch, [occurrence for occurrence in (*first, *middle, *end) if occurrence is not None])
+        after = dataclasses.replace(process, incarnations=_with(process.incarnations, incarnation, before))
+    return Folded(after, incarnation, [occurrence for occurrence in (*first, *middle, *end) if occurrence is not None])
 
 
 def pass_time(process: ProcessState, now: float, listening: float) -> tuple[ProcessState, list[Occurrence]]:
     """What time alone brings: the process goes silent, or stops moving."""
     found: list[Occurrence] = []
-    epoch = process.epoch
+    incarnation = process.incarnation
     stale = health.stale_since(process, now, listening)
     if stale is not None and process.stale is None:
         process = dataclasses.replace(process, stale=stale)
         detail = {"last_report": process.last_report}
-        found.append(events.of_time(process.process, "stale", epoch, stale, detail))
+        found.append(events.of_time(process.process, "stale", incarnation, stale, detail))
     # One that says nothing at all cannot be said to stand still.
     stalled = health.stalled_since(process, now, listening) if process.stale is None else None
     if stalled is not None and process.stalled is None:
         process = dataclasses.replace(process, stalled=stalled)
         detail = {} if process.last_step is None else {"last_step": process.last_step}
-        found.append(events.of_time(process.process, "stalled", epoch, stalled, detail))
+        found.append(events.of_time(process.process, "stalled", incarnation, stalled, detail))
     return process, found
 
 
-def _epoch(
-    process: ProcessState | None, before: EpochState | None, report: Report, streaks: Streaks | None, *, now: float
-) -> EpochState:
-    """The report's epoch with the report in it."""
+def _incarnation(
+    process: ProcessState | None,
+    before: IncarnationState | None,
+    report: Report,
+    streaks: Streaks | None,
+    *,
+    now: float,
+) -> IncarnationState:
+    """The report's incarnation with the report in it."""
     totals, at_start = Counts.of(report.totals), Counts.of(report.at_start)
     base = Counts.of(report.base) if report.base is not None else None
     dropped = (report.dropped.steps, report.dropped.bad_steps)
@@ -97,12 +106,12 @@ def _epoch(
     seen = _seen(before.seen if before else {}, report, totals)
     if before is None:
         order, generation = _place(process, report)
-        return EpochState(
-            epoch=report.epoch,
+        return IncarnationState(
+            incarnation=report.incarnation,
             attempt=report.attempt,
             order=order,
             generation=generation,
-            arrival=len(process.epochs) if process else 0,
+            arrival=len(process.incarnations) if process else 0,
             first_report=now,
             last_report=now,
             began=report.sent_at,
@@ -187,11 +196,11 @@ def _seen(before: Mapping[Replica, Seen], report: Report, totals: Counts) -> Map
 
 
 def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
-    """The order and the generation of an epoch that is heard of for the first time."""
+    """The order and the generation of an incarnation that is heard of for the first time."""
     if process is None:
         return 0.0, 0
-    known = list(process.epochs.values())
-    # A hello that does not know yet where the counters stand may get an epoch of its own, and need not arrive.
+    known = list(process.incarnations.values())
+    # A hello that does not know yet where the counters stand may get an incarnation of its own, and need not arrive.
     generation = sum(state.attempt == report.attempt and state.placed for state in known)
     # After the last that began before it.
     at = max((i + 1 for i, state in enumerate(known) if state.began <= report.sent_at), default=0)
@@ -200,65 +209,71 @@ def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
     return (known[at].order + (known[at - 1].order if at else known[at].order - 2)) / 2, generation
 
 
-def _moved_up(process: ProcessState, epoch: EpochState, now: float) -> EpochState:
-    """The epoch in the last place, if it was put before others for its clock only, and lives on after them.
+def _moved_up(process: ProcessState, incarnation: IncarnationState, now: float) -> IncarnationState:
+    """The incarnation in the last place, if it was put before others for its clock only, and lives on after them.
 
     Not where anything counted would fall by that: what it was told may have been told by an exporter that knew less.
     """
-    later = [state for state in process.epochs.values() if state.order > epoch.order]
-    if not later or not epoch.alive:
-        return epoch
-    since = epoch.beats[0].time
-    if any(state.arrival > epoch.arrival or since < state.last_report <= now for state in later):
-        return epoch
-    moved = dataclasses.replace(epoch, order=later[-1].order + 1)
+    later = [state for state in process.incarnations.values() if state.order > incarnation.order]
+    if not later or not incarnation.alive:
+        return incarnation
+    since = incarnation.beats[0].time
+    if any(state.arrival > incarnation.arrival or since < state.last_report <= now for state in later):
+        return incarnation
+    moved = dataclasses.replace(incarnation, order=later[-1].order + 1)
     here, there = (
-        dataclasses.replace(process, epochs=ordered({**process.epochs, epoch.epoch: state}.values())).total
-        for state in (epoch, moved)
+        dataclasses.replace(
+            process, incarnations=ordered({**process.incarnations, incarnation.incarnation: state}.values())
+        ).total
+        for state in (incarnation, moved)
     )
-    return moved if there.maximum(here) == there else epoch
+    return moved if there.maximum(here) == there else incarnation
 
 
-def _with(epochs: Mapping[str, EpochState], epoch: EpochState, before: EpochState | None) -> dict[str, EpochState]:
-    both = {**epochs, epoch.epoch: epoch}
-    return both if before is not None and before.order == epoch.order else ordered(both.values())
+def _with(
+    incarnations: Mapping[str, IncarnationState], incarnation: IncarnationState, before: IncarnationState | None
+) -> dict[str, IncarnationState]:
+    both = {**incarnations, incarnation.incarnation: incarnation}
+    return both if before is not None and before.order == incarnation.order else ordered(both.values())
 
 
-def _previous(process: ProcessState | None, epoch: EpochState) -> EpochState | None:
-    """The last epoch before it that lived, and did not only say hello."""
-    epochs = process.epochs.values() if process else ()
-    earlier = [state for state in epochs if state.order < epoch.order and state.placed]
+def _previous(process: ProcessState | None, incarnation: IncarnationState) -> IncarnationState | None:
+    """The last incarnation before it that lived, and did not only say hello."""
+    incarnations = process.incarnations.values() if process else ()
+    earlier = [state for state in incarnations if state.order < incarnation.order and state.placed]
     return earlier[-1] if earlier else None
 
 
-def _speaks(process: ProcessState, epoch: EpochState, before: EpochState | None, report: Report, *, gone: bool) -> bool:
-    """Whether the report's epoch is the current one from now on; `gone`: the one that was has ended or is stale."""
-    current = process.epoch
-    if epoch.epoch == current.epoch:
+def _speaks(
+    process: ProcessState, incarnation: IncarnationState, before: IncarnationState | None, report: Report, *, gone: bool
+) -> bool:
+    """Whether the report's incarnation is the current one from now on; `gone`: the one that was has ended or is stale."""
+    current = process.incarnation
+    if incarnation.incarnation == current.incarnation:
         return True
-    if before is not None and epoch.order > before.order:
+    if before is not None and incarnation.order > before.order:
         return True  # it has just been seen to live after all others
     if before is None:
         return report.sent_at >= current.began
-    # Once another has taken its place an epoch gets it back only if that one is gone, and it is plainly alive itself:
+    # Once another has taken its place an incarnation gets it back only if that one is gone, and it is plainly alive itself:
     # it sent this after all that the other ever sent, or it keeps time (its clock may have been set back).
-    alive = report.seq > before.highest and not epoch.ended
-    return gone and alive and (report.sent_at > current.sent or epoch.alive)
+    alive = report.seq > before.highest and not incarnation.ended
+    return gone and alive and (report.sent_at > current.sent or incarnation.alive)
 
 
 def _gone(process: ProcessState, now: float, listening: float) -> bool:
-    return process.epoch.ended or health.stale_since(process, now, listening) is not None
+    return process.incarnation.ended or health.stale_since(process, now, listening) is not None
 
 
 def _ill(process: ProcessState, now: float, listening: float) -> bool:
     return health.of_process(process, now, listening)[0] != "ok"
 
 
-def _started(epoch: EpochState, report: Report, now: float) -> ProcessState:
+def _started(incarnation: IncarnationState, report: Report, now: float) -> ProcessState:
     return ProcessState(
         process=report.process,
-        epochs={epoch.epoch: epoch},
-        current=epoch.epoch,
+        incarnations={incarnation.incarnation: incarnation},
+        current=incarnation.incarnation,
         interval=report.interval,
         source=report.source,
         gauges=report.gauges,
@@ -268,16 +283,16 @@ def _started(epoch: EpochState, report: Report, now: float) -> ProcessState:
 
 def _live(
     process: ProcessState,
-    before: EpochState | None,
-    epoch: EpochState,
+    before: IncarnationState | None,
+    incarnation: IncarnationState,
     report: Report,
     *,
     now: float,
     streaks: Streaks | None,
 ) -> ProcessState:
-    """The process after a report of its current epoch, in order: gauges, clocks, and what health is judged by."""
-    entered = process.current != epoch.epoch or before is None
-    gained = epoch.share.minus(before.share if before else NOTHING)
+    """The process after a report of its current incarnation, in order: gauges, clocks, and what health is judged by."""
+    entered = process.current != incarnation.incarnation or before is None
+    gained = incarnation.share.minus(before.share if before else NOTHING)
     gauges, columns = report.gauges, report.steps
     streak = gauges.not_finite_streak or 0
     last_record, durations = _pace(None if entered else process.last_record, process.durations, report)
@@ -295,8 +310,8 @@ def _live(
     still = None if entered or gained.steps else process.stalled
     return dataclasses.replace(
         process,
-        epochs=_with(process.epochs, epoch, before),
-        current=epoch.epoch,
+        incarnations=_with(process.incarnations, incarnation, before),
+        current=incarnation.incarnation,
         interval=report.interval,
         source=report.source,
         gauges=gauges,
@@ -308,7 +323,7 @@ def _live(
         durations=durations,
         peaks=_peaks(process.peaks, max(streak, streaks.longest if streaks else 0), now),
         gradient_anchor=anchor,
-        ended=(process.ended if not entered and process.ended is not None else now) if epoch.ended else None,
+        ended=(process.ended if not entered and process.ended is not None else now) if incarnation.ended else None,
         skipping=(process.skipping if continued else now) if streak else None,
         starved=(process.starved if not entered and process.starved is not None else now) if hungry else None,
         gave_up=gave_up,
@@ -343,8 +358,8 @@ def _anchor(anchor: int | None, gained: Counts, report: Report) -> int | None:
     if len(columns) and max(columns.step) == report.totals.steps:
         reached = [
             step
-            for step, verdict in zip(columns.step, columns.verdict, strict=True)
-            if verdict in {"applied", "accepted_not_finite"}
+            for step, outcome in zip(columns.step, columns.outcome, strict=True)
+            if outcome in {"applied", "accepted_not_finite"}
         ]
         return max(reached, default=report.totals.steps)
     return report.totals.steps

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self, TypeVar
 
-from optwrap_exporter.wire.requests import LARGEST, VERDICTS, Counters, ReplicaSteps, Skipped, Totals, Verdict, Verdicts
+from optwrap_exporter.wire.requests import LARGEST, OUTCOMES, Counters, Outcome, Outcomes, ReplicaSteps, Skipped, Totals
 
 Key = TypeVar("Key")
 
@@ -23,10 +23,10 @@ class Replica(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counts:
-    """Steps by verdict, steps not finite, and these by parameter and by replica. Immutable: nothing is written to."""
+    """Steps by outcome, steps not finite, and these by parameter and by replica. Immutable: nothing is written to."""
 
-    verdicts: tuple[int, ...] = (0,) * len(VERDICTS)
-    """In the order of `wire.VERDICTS`."""
+    outcomes: tuple[int, ...] = (0,) * len(OUTCOMES)
+    """In the order of `wire.OUTCOMES`."""
     not_finite_steps: int = 0
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Steps by parameter, those at zero left out, in the tree's order as far as it is known."""
@@ -36,37 +36,37 @@ class Counts:
     @classmethod
     def of(cls, counters: Counters) -> Self:
         """The wire's counters."""
-        verdicts = counters.verdicts
+        outcomes = counters.outcomes
         # Zeros are left out, so that equal counts are equal mappings.
         parameters = counters.parameters
         if not all(parameters.values()):
             parameters = {path: n for path, n in parameters.items() if n}
         replicas = {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas}
-        return cls(tuple(getattr(verdicts, name) for name in VERDICTS), counters.not_finite_steps, parameters, replicas)
+        return cls(tuple(getattr(outcomes, name) for name in OUTCOMES), counters.not_finite_steps, parameters, replicas)
 
     @property
     def steps(self) -> int:
         """Calls of `update`."""
-        return sum(self.verdicts)
+        return sum(self.outcomes)
 
     @property
     def gradient_steps(self) -> int:
         """Calls that reached the inner optimizer."""
-        return self.verdicts[0] + self.verdicts[5]
+        return self.outcomes[0] + self.outcomes[5]
 
     @property
     def accepted_not_finite(self) -> int:
         """Calls in which the inner optimizer consumed what was not finite."""
-        return self.verdicts[5]
+        return self.outcomes[5]
 
-    def verdict(self, name: Verdict) -> int:
-        """Steps with this verdict."""
-        return self.verdicts[VERDICTS.index(name)]
+    def outcome(self, name: Outcome) -> int:
+        """Steps with this outcome."""
+        return self.outcomes[OUTCOMES.index(name)]
 
     def plus(self, other: "Counts") -> "Counts":
         """The sum, field by field, none above the largest that the wire allows."""
         return Counts(
-            tuple(map(_add, self.verdicts, other.verdicts)),
+            tuple(map(_add, self.outcomes, other.outcomes)),
             _add(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, _add),
             _joined(self.replicas, other.replicas, _add),
@@ -75,7 +75,7 @@ class Counts:
     def minus(self, other: "Counts") -> "Counts":
         """The difference, field by field, nowhere below zero."""
         return Counts(
-            tuple(max(0, a - b) for a, b in zip(self.verdicts, other.verdicts, strict=True)),
+            tuple(max(0, a - b) for a, b in zip(self.outcomes, other.outcomes, strict=True)),
             max(0, self.not_finite_steps - other.not_finite_steps),
             _less(self.parameters, other.parameters),
             _less(self.replicas, other.replicas),
@@ -84,7 +84,7 @@ class Counts:
     def maximum(self, other: "Counts") -> "Counts":
         """The larger, field by field."""
         return Counts(
-            tuple(map(max, self.verdicts, other.verdicts)),
+            tuple(map(max, self.outcomes, other.outcomes)),
             max(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, max),
             _joined(self.replicas, other.replicas, max),
@@ -92,13 +92,13 @@ class Counts:
 
     def counters(self) -> Counters:
         """In the wire's form."""
-        verdicts = zip(VERDICTS, self.verdicts, strict=True)
+        outcomes = zip(OUTCOMES, self.outcomes, strict=True)
         # Made of numbers that were checked on their way in; checking 100,000 paths again would be for nothing.
         return Counters.model_construct(
             steps=self.steps,
             gradient_steps=self.gradient_steps,
             not_finite_steps=self.not_finite_steps,
-            verdicts=Verdicts.model_construct(None, **{str(name): n for name, n in verdicts}),
+            outcomes=Outcomes.model_construct(None, **{str(name): n for name, n in outcomes}),
             parameters=dict(self.parameters),
             replicas=[
                 ReplicaSteps.model_construct(None, replica=one.number, process=one.process, device=one.device, steps=n)
@@ -108,18 +108,18 @@ class Counts:
 
     def totals(self) -> Totals:
         """In the API's form."""
-        verdicts: dict[Verdict, int] = dict(zip(VERDICTS, self.verdicts, strict=True))
+        outcomes: dict[Outcome, int] = dict(zip(OUTCOMES, self.outcomes, strict=True))
         return Totals(
             steps=self.steps,
             gradient_steps=self.gradient_steps,
-            verdicts=verdicts,
+            outcomes=outcomes,
             skipped=Skipped(
-                not_finite=verdicts["skipped_not_finite"],
-                large=verdicts["skipped_large"],
-                other=verdicts["skipped_other"],
+                not_finite=outcomes["skipped_not_finite"],
+                large=outcomes["skipped_large"],
+                other=outcomes["skipped_other"],
             ),
             not_finite_steps=self.not_finite_steps,
-            accepted_not_finite=verdicts["accepted_not_finite"],
+            accepted_not_finite=outcomes["accepted_not_finite"],
         )
 
 

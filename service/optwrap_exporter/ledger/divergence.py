@@ -2,34 +2,34 @@
 
 from typing import Final
 
-from optwrap_exporter.wire.requests import Report, Verdict
+from optwrap_exporter.wire.requests import Outcome, Report
 
 _MOST_STEPS: Final = 8192
 _MOST_GROUPS: Final = 256
 
 _Group = tuple[str, str, int]
-"""Run, attempt, and how many epochs of the attempt came before: after a rollback the same steps are others."""
+"""Run, attempt, and how many incarnations of the attempt came before: after a rollback the same steps are others."""
 
 
 class Said:
-    """The last steps of every attempt with several processes: the verdict, and the process that gave it first."""
+    """The last steps of every attempt with several processes: the outcome, and the process that gave it first."""
 
     def __init__(self) -> None:
-        self._groups: dict[_Group, dict[int, tuple[Verdict, int]]] = {}
+        self._groups: dict[_Group, dict[int, tuple[Outcome, int]]] = {}
 
-    def disagreement(self, report: Report, generation: int) -> tuple[int, dict[int, Verdict], int] | None:
+    def disagreement(self, report: Report, generation: int) -> tuple[int, dict[int, Outcome], int] | None:
         """The first step of which another process said something else, who says what, and how many such steps."""
         first = self._groups.get((report.run, report.attempt, generation), {})
         differ = sorted(
-            (step, verdict)
-            for step, verdict in zip(report.steps.step, report.steps.verdict, strict=True)
-            if step in first and first[step][0] != verdict and first[step][1] != report.process
+            (step, outcome)
+            for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True)
+            if step in first and first[step][0] != outcome and first[step][1] != report.process
         )
         if not differ:
             return None
-        step, verdict = differ[0]
+        step, outcome = differ[0]
         other, process = first[step]
-        return step, {process: other, report.process: verdict}, len(differ)
+        return step, {process: other, report.process: outcome}, len(differ)
 
     def remember(self, report: Report, generation: int) -> None:
         """Take note of what a committed report says; the oldest is forgotten."""
@@ -38,8 +38,8 @@ class Said:
         key = (report.run, report.attempt, generation)
         group = self._groups.pop(key, {})
         self._groups[key] = group  # the last one used is the last to go
-        for step, verdict in zip(report.steps.step, report.steps.verdict, strict=True):
-            group.setdefault(step, (verdict, report.process))
+        for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True):
+            group.setdefault(step, (outcome, report.process))
         while len(group) > _MOST_STEPS:
             del group[next(iter(group))]
         while len(self._groups) > _MOST_GROUPS:

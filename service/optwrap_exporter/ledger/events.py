@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from optwrap_exporter.ledger.incarnation import EpochState, Streak
-from optwrap_exporter.wire.requests import EventKind, Offender, ReplicaRecord, Report, Verdict, spelled
+from optwrap_exporter.ledger.incarnation import IncarnationState, Streak
+from optwrap_exporter.wire.requests import EventKind, Offender, Outcome, ReplicaRecord, Report, spelled
 
 MOST_NAMED: Final = 20
 """Parameters that one event names; all of them are in the offenders' records."""
@@ -16,7 +16,7 @@ MOST_NAMED: Final = 20
 OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
 """Kinds that every process of an attempt reports alike; a run's list takes each from the first that tells it."""
 
-REASONS: Final[dict[Verdict, str]] = {
+REASONS: Final[dict[Outcome, str]] = {
     "skipped_not_finite": "not_finite",
     "skipped_large": "large",
     "skipped_other": "other",
@@ -34,20 +34,20 @@ class Occurrence:
     attempt: str
     detail: dict[str, Any]
     key: str
-    """Unique within the run; its parts are parted by what no epoch may have in its name."""
+    """Unique within the run; its parts are parted by what no incarnation may have in its name."""
 
 
 def of_records(report: Report) -> Iterator[Occurrence]:
     """Steps that were skipped, or accepted though not finite: one event each, whenever the report comes."""
     columns = report.steps
-    if all(verdict in {"applied", "accumulated"} for verdict in columns.verdict):
+    if all(outcome in {"applied", "accumulated"} for outcome in columns.outcome):
         return
     offenders, replicas = by_step(report.offenders), {record.step: record for record in report.replicas}
-    for step, time, verdict, finite, norm, mini_step in zip(
-        columns.step, columns.time, columns.verdict, columns.finite, columns.norm, columns.mini_step, strict=True
+    for step, time, outcome, finite, norm, mini_step in zip(
+        columns.step, columns.time, columns.outcome, columns.finite, columns.norm, columns.mini_step, strict=True
     ):
-        reason = REASONS.get(verdict)
-        if reason is None and verdict != "accepted_not_finite":
+        reason = REASONS.get(outcome)
+        if reason is None and outcome != "accepted_not_finite":
             continue
         detail: dict[str, Any] = {"norm": spelled(norm), "finite": finite}
         if reason is not None:
@@ -62,7 +62,7 @@ def of_records(report: Report) -> Iterator[Occurrence]:
             step=step,
             attempt=report.attempt,
             detail=detail | named(offenders.get(step, [])) | brought(replicas.get(step)),
-            key=f"{kind}/{report.process}/{report.epoch}/{step}",
+            key=f"{kind}/{report.process}/{report.incarnation}/{step}",
         )
 
 
@@ -106,7 +106,7 @@ class Streaks:
 
 
 def of_streaks(report: Report, before: Streak) -> Streaks:
-    """Streaks that began or ended in a report that continues its epoch.
+    """Streaks that began or ended in a report that continues its incarnation.
 
     The records say it. Steps missing between two of them break a streak: a client short of room drops the records of
     good steps first. But where the records reach the totals, the gauge says how far back the last streak goes.
@@ -126,7 +126,7 @@ def of_streaks(report: Report, before: Streak) -> Streaks:
     offenders, replicas = by_step(report.offenders), {record.step: record for record in report.replicas}
 
     def occurred(kind: EventKind, time: float, step: int, detail: dict[str, Any], begun: int) -> None:
-        key = f"{kind}/{report.process}/{report.epoch}/{begun}"
+        key = f"{kind}/{report.process}/{report.incarnation}/{begun}"
         found.append(Occurrence(report.process, kind, time, step, report.attempt, detail, key))
 
     for step, time, finite in sorted(zip(columns.step, columns.time, columns.finite, strict=True)):
@@ -148,73 +148,80 @@ def of_streaks(report: Report, before: Streak) -> Streaks:
     return Streaks(Streak(first, last, at), longest, found)
 
 
-def of_start(report: Report, before: EpochState | None, known: bool, now: float) -> Occurrence | None:
+def of_start(report: Report, before: IncarnationState | None, known: bool, now: float) -> Occurrence | None:
     """`started`: the first that is heard of a process, unless another exporter knew it already.
 
     Args:
       report: the report.
-      before: its epoch as known so far; None where this is the first report of it.
+      before: its incarnation as known so far; None where this is the first report of it.
       known: whether the process is known.
       now: the exporter's clock.
     """
     if known or before is not None or report.base is not None:
         return None
     detail = {"host": report.source.host, "process_count": report.source.process_count}
-    key = f"started/{report.process}/{report.epoch}"
+    key = f"started/{report.process}/{report.incarnation}"
     return Occurrence(report.process, "started", now, None, report.attempt, detail, key)
 
 
-def of_resumption(report: Report, previous: EpochState | None, now: float) -> Occurrence | None:
-    """`resumed`: an epoch takes up at some step where an earlier one was before it, or at one that nobody reported.
+def of_resumption(report: Report, previous: IncarnationState | None, now: float) -> Occurrence | None:
+    """`resumed`: an incarnation takes up at some step where an earlier one was before it, or at one that nobody reported.
 
     Args:
-      report: the first report of the epoch that knows where the counters stand.
-      previous: the epoch before it.
+      report: the first report of the incarnation that knows where the counters stand.
+      previous: the incarnation before it.
       now: the exporter's clock.
     """
     to = report.at_start.steps
     if previous is None and (to == 0 or report.base is not None):
         return None
     detail = {"from": previous.totals.steps if previous else None, "to": to}
-    key = f"resumed/{report.process}/{report.epoch}"
+    key = f"resumed/{report.process}/{report.incarnation}"
     return Occurrence(report.process, "resumed", now, to, report.attempt, detail, key)
 
 
-def of_end(process: int, epoch: EpochState, before: EpochState | None, now: float) -> Occurrence | None:
-    """`finished` or `failed`: the epoch says so for the first time."""
-    if not epoch.ended or (before is not None and before.state == epoch.state):
+def of_end(
+    process: int, incarnation: IncarnationState, before: IncarnationState | None, now: float
+) -> Occurrence | None:
+    """`finished` or `failed`: the incarnation says so for the first time."""
+    if not incarnation.ended or (before is not None and before.state == incarnation.state):
         return None
-    kind: EventKind = "finished" if epoch.state == "finished" else "failed"
-    detail = {"steps": epoch.totals.steps}
-    return Occurrence(process, kind, now, None, epoch.attempt, detail, f"{kind}/{process}/{epoch.epoch}")
+    kind: EventKind = "finished" if incarnation.state == "finished" else "failed"
+    detail = {"steps": incarnation.totals.steps}
+    return Occurrence(
+        process, kind, now, None, incarnation.attempt, detail, f"{kind}/{process}/{incarnation.incarnation}"
+    )
 
 
-def of_conflict(process: int, older: EpochState, newer: EpochState, now: float) -> Occurrence:
+def of_conflict(process: int, older: IncarnationState, newer: IncarnationState, now: float) -> Occurrence:
     """`conflict`: two lives report under one name at the same time."""
     detail = {
-        name: {"attempt": epoch.attempt, "host": epoch.host} for name, epoch in (("older", older), ("newer", newer))
+        name: {"attempt": incarnation.attempt, "host": incarnation.host}
+        for name, incarnation in (("older", older), ("newer", newer))
     }
-    key = f"conflict/{process}/{older.epoch}/{newer.epoch}"
+    key = f"conflict/{process}/{older.incarnation}/{newer.incarnation}"
     return Occurrence(process, "conflict", now, None, newer.attempt, detail, key)
 
 
-def of_divergence(report: Report, step: int, verdicts: dict[int, Verdict], steps: int, now: float) -> Occurrence:
+def of_divergence(report: Report, step: int, outcomes: dict[int, Outcome], steps: int, now: float) -> Occurrence:
     """`diverged`: processes of one attempt say something else of the same step; the first such step of a report.
 
     Args:
       report: the report that disagrees.
       step: the first step of it that does.
-      verdicts: by process, what they say of that step.
+      outcomes: by process, what they say of that step.
       steps: how many steps of the report are disagreed about.
       now: the exporter's clock.
     """
-    detail = {"verdicts": {str(process): verdict for process, verdict in verdicts.items()}, "steps": steps}
-    key = f"diverged/{report.process}/{report.epoch}/{step}"
+    detail = {"outcomes": {str(process): outcome for process, outcome in outcomes.items()}, "steps": steps}
+    key = f"diverged/{report.process}/{report.incarnation}/{step}"
     return Occurrence(report.process, "diverged", now, step, report.attempt, detail, key)
 
 
-def of_time(process: int, kind: EventKind, epoch: EpochState, since: float, detail: dict[str, Any]) -> Occurrence:
+def of_time(
+    process: int, kind: EventKind, incarnation: IncarnationState, since: float, detail: dict[str, Any]
+) -> Occurrence:
     """`stale`, `stalled`, `starved`: since when the process has been so is what tells one from the next."""
-    key = f"{kind}/{process}/{epoch.epoch}/{since:.3f}"
-    step = epoch.totals.steps or None
-    return Occurrence(process, kind, since, step, epoch.attempt, detail, key)
+    key = f"{kind}/{process}/{incarnation.incarnation}/{since:.3f}"
+    step = incarnation.totals.steps or None
+    return Occurrence(process, kind, since, step, incarnation.attempt, detail, key)

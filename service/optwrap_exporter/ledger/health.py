@@ -47,7 +47,7 @@ def stalled_since(process: ProcessState, now: float, listening: float) -> float 
     """Since when it has reported for too long without a step."""
     if process.stalled is not None or process.ended is not None:
         return process.stalled
-    moved = max(process.last_step or 0.0, process.epoch.first_report, listening)
+    moved = max(process.last_step or 0.0, process.incarnation.first_report, listening)
     if now < moved + _STUCK:  # no patience is shorter; to know it exactly takes a median
         return None
     since = moved + patience(process)
@@ -73,7 +73,7 @@ def _conditions(process: ProcessState, now: float, listening: float) -> Iterator
             yield "gave_up", since
         cleared = max(cleared, last + GAVE_UP)
     if process.ended is not None:
-        yield "failed" if process.epoch.state == "failed" else "finished", process.ended
+        yield "failed" if process.incarnation.state == "failed" else "finished", process.ended
     if (stale := stale_since(process, now, listening)) is not None:
         yield "stale", stale
     if (stalled := stalled_since(process, now, listening)) is not None:
@@ -82,9 +82,9 @@ def _conditions(process: ProcessState, now: float, listening: float) -> Iterator
         yield "starved", process.starved
     if process.skipping is not None:
         yield "skipping", process.skipping
-    if process.epoch.share.steps == 0:
-        yield "starting", process.epoch.first_report
-    yield "ok", max(cleared, process.epoch.first_report)
+    if process.incarnation.share.steps == 0:
+        yield "starting", process.incarnation.first_report
+    yield "ok", max(cleared, process.incarnation.first_report)
 
 
 def relevant(run: RunState, now: float) -> list[ProcessState]:
@@ -92,13 +92,15 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
 
     What a killed attempt left behind, and the next one does not have, is no part of the run's health.
     """
-    newest = max(run.processes.values(), key=lambda process: process.epoch.first_report).epoch.attempt
+    newest = max(run.processes.values(), key=lambda process: process.incarnation.first_report).incarnation.attempt
     began = attempt_began(run, newest)
 
     def belongs(process: ProcessState) -> bool:
         grace = silence(process.interval)
         return (
-            process.epoch.attempt == newest or process.last_report + grace > now or process.last_report > began + grace
+            process.incarnation.attempt == newest
+            or process.last_report + grace > now
+            or process.last_report > began + grace
         )
 
     return [process for _, process in sorted(run.processes.items()) if belongs(process)]
@@ -109,7 +111,7 @@ def attempt_began(run: RunState, attempt: str) -> float:
     return min(
         state.first_report
         for process in run.processes.values()
-        for state in process.epochs.values()
+        for state in process.incarnations.values()
         if state.attempt == attempt
     )
 
@@ -120,13 +122,13 @@ def of_run(run: RunState, now: float, listening: float) -> Verdict:
     return overall(
         [of_process(process, now, listening) for process in members],
         expected=process_count(members),
-        began=min(process.epoch.first_report for process in members),
+        began=min(process.incarnation.first_report for process in members),
     )
 
 
 def process_count(members: Iterable[ProcessState]) -> int:
     """How many processes the job says it has: as the one that started last says."""
-    return max(members, key=lambda process: process.epoch.first_report).source.process_count
+    return max(members, key=lambda process: process.incarnation.first_report).source.process_count
 
 
 def overall(verdicts: list[Verdict], *, expected: int, began: float) -> Verdict:

@@ -1,7 +1,7 @@
-"""What the ledger remembers of one epoch, as values. Nothing here is ever changed, only replaced.
+"""What the ledger remembers of one incarnation, as values. Nothing here is ever changed, only replaced.
 
 `durable` and `from_durable` are what the store writes with every report. Parameters are apart (`Badness`): there may be
-many, and most reports change none. Replicas are not: of an epoch there are few.
+many, and most reports change none. Replicas are not: of an incarnation there are few.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ NOTHING: Final = Counts()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Offences:
-    """What step records said of one parameter within an epoch, each record once."""
+    """What step records said of one parameter within an incarnation, each record once."""
 
     values: int
     """Values that were not finite."""
@@ -35,7 +35,7 @@ class Offences:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Badness:
-    """All that an epoch has to say of one parameter: a row of the store."""
+    """All that an incarnation has to say of one parameter: a row of the store."""
 
     parameter: str
     totals: int
@@ -84,20 +84,20 @@ _LIVING: Final = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class EpochState:
-    """One epoch of one process: one start of it, or one rollback within it."""
+class IncarnationState:
+    """One incarnation of one process: one start of it, or one rollback within it."""
 
-    epoch: str
+    incarnation: str
     attempt: str
     order: float
-    """Its place among the epochs of its process."""
+    """Its place among the incarnations of its process."""
     generation: int
-    """How many epochs of its process and attempt, that took up at some step, came before it."""
+    """How many incarnations of its process and attempt, that took up at some step, came before it."""
     first_report: float
     last_report: float
     """By the exporter's clock, late reports included."""
     began: float
-    """The earliest `sent_at`, by the client's clock: when the epoch began."""
+    """The earliest `sent_at`, by the client's clock: when the incarnation began."""
     sent: float
     """`sent_at` of the report with the highest seq."""
     heard: float
@@ -114,9 +114,9 @@ class EpochState:
     totals: Counts = NOTHING
     """The largest seen."""
     share: Counts = NOTHING
-    """The largest `totals - at_start` of one report: what this epoch adds to the process's total."""
+    """The largest `totals - at_start` of one report: what this incarnation adds to the process's total."""
     base: Counts | None = None
-    """What some exporter had counted before this epoch, as the client was told: counts where this one knows less."""
+    """What some exporter had counted before this incarnation, as the client was told: counts where this one knows less."""
     dropped: tuple[int, int] = (0, 0)
     """Step records and bad ones that the client dropped."""
     not_stored: int = 0
@@ -124,12 +124,12 @@ class EpochState:
     host: str = ""
     streak: Streak = Streak()
     placed: bool = False
-    """Whether it is known, and told, at which step the epoch took up."""
+    """Whether it is known, and told, at which step the incarnation took up."""
     offences: Mapping[str, Offences] = dataclasses.field(default_factory=dict)
     seen: Mapping[Replica, Seen] = dataclasses.field(default_factory=dict)
     """By replica; of those only that the totals name, of which there are few."""
     arrival: int = 0
-    """How many epochs of its process were heard of before it."""
+    """How many incarnations of its process were heard of before it."""
 
     @property
     def ended(self) -> bool:
@@ -161,7 +161,7 @@ class EpochState:
             self.offences.get(parameter),
         )
 
-    def changed(self, before: "EpochState | None") -> list[str]:
+    def changed(self, before: "IncarnationState | None") -> list[str]:
         """Parameters of which it says something else than `before` did, in the tree's order as far as it is known."""
         names: dict[str, None] = {}
         for now, then in (
@@ -192,16 +192,16 @@ class EpochState:
         }
 
     @classmethod
-    def from_durable(cls, written: Mapping[str, Any], badness: Iterable[Badness]) -> "EpochState":
+    def from_durable(cls, written: Mapping[str, Any], badness: Iterable[Badness]) -> "IncarnationState":
         """What was written."""
         rows = list(badness)
         replicas = written.get("replicas", {})  # since schema 2
 
         def counts(name: str) -> Counts:
-            *verdicts, not_finite = written[name]
+            *outcomes, not_finite = written[name]
             parameters = {row.parameter: n for row in rows if (n := getattr(row, name))}
             firsts = {Replica(number, process, device): n for number, process, device, n in replicas.get(name, ())}
-            return Counts(tuple(verdicts), not_finite, parameters, firsts)
+            return Counts(tuple(outcomes), not_finite, parameters, firsts)
 
         return cls(
             **{name: value for name, value in written.items() if name != "replicas"}
@@ -228,7 +228,7 @@ def _replicas(of: Mapping[Replica, int]) -> list[list[Any]]:
 
 
 def _written(counts: Counts) -> list[int]:
-    return [*counts.verdicts, counts.not_finite_steps]
+    return [*counts.outcomes, counts.not_finite_steps]
 
 
 def plain(of: type, *left_out: str) -> tuple[str, ...]:
@@ -236,4 +236,4 @@ def plain(of: type, *left_out: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
 
 
-_PLAIN: Final = plain(EpochState, "totals", "at_start", "share", "base", "streak", "offences", "seen")
+_PLAIN: Final = plain(IncarnationState, "totals", "at_start", "share", "base", "streak", "offences", "seen")

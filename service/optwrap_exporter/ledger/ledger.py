@@ -17,7 +17,7 @@ from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import Said
 from optwrap_exporter.ledger.events import Occurrence
 from optwrap_exporter.ledger.health import of_run
-from optwrap_exporter.ledger.incarnation import EpochState
+from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView
 from optwrap_exporter.wire.cursor import decode, encode
@@ -43,20 +43,20 @@ class Plan:
     occurrences: tuple[Occurrence, ...]
     report: Report | None = None
     """None where only time has passed."""
-    before: EpochState | None = None
-    """The report's epoch as it was, if it was known."""
+    before: IncarnationState | None = None
+    """The report's incarnation as it was, if it was known."""
     records: bool = True
     """Whether there is room for its step records."""
 
     @property
-    def epoch(self) -> EpochState:
-        """The report's epoch as it will be; the process's current one where there is no report."""
-        return self.process.epochs[self.report.epoch] if self.report else self.process.epoch
+    def incarnation(self) -> IncarnationState:
+        """The report's incarnation as it will be; the process's current one where there is no report."""
+        return self.process.incarnations[self.report.incarnation] if self.report else self.process.incarnation
 
     @property
     def scattered(self) -> bool:
-        """Whether there are more gaps between the epoch's reports than can be kept: it must not be committed."""
-        return len(self.epoch.received) > ranges.MOST
+        """Whether there are more gaps between the incarnation's reports than can be kept: it must not be committed."""
+        return len(self.incarnation.received) > ranges.MOST
 
     def answer(self) -> Acknowledgement:
         """What the client will be told."""
@@ -68,17 +68,21 @@ class Plan:
         """The same where there is no room for step records: they are counted instead."""
         if self.report is None or not (len(self.report.steps) or self.report.offenders):
             return self
-        epoch = dataclasses.replace(self.epoch, not_stored=self.epoch.not_stored + len(self.report.steps))
-        process = dataclasses.replace(self.process, epochs={**self.process.epochs, epoch.epoch: epoch})
+        incarnation = dataclasses.replace(
+            self.incarnation, not_stored=self.incarnation.not_stored + len(self.report.steps)
+        )
+        process = dataclasses.replace(
+            self.process, incarnations={**self.process.incarnations, incarnation.incarnation: incarnation}
+        )
         run = dataclasses.replace(self.run, processes={**self.run.processes, process.process: process})
         return dataclasses.replace(self, run=run, process=process, records=False)
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report that is in `process`: how far the client may forget, and what came before its epoch."""
-    base = process.before(report.epoch)
+    """The answer to a report that is in `process`: how far the client may forget, and what came before its incarnation."""
+    base = process.before(report.incarnation)
     return Acknowledgement(
-        acknowledged=ranges.up_to(process.epochs[report.epoch].received, report.oldest_held),
+        acknowledged=ranges.up_to(process.incarnations[report.incarnation].received, report.oldest_held),
         base=base.counters() if base.steps else None,
         duplicate=duplicate,
     )
@@ -105,30 +109,30 @@ class Ledger:
         self._listening = self._clock()
 
     def knows(self, report: Report) -> ProcessState | None:
-        """The report's process if exactly this epoch and seq is in it."""
+        """The report's process if exactly this incarnation and seq is in it."""
         process = self._process(report.run, report.process)
-        epoch = process.epochs.get(report.epoch) if process else None
-        return process if epoch is not None and ranges.contains(epoch.received, report.seq) else None
+        incarnation = process.incarnations.get(report.incarnation) if process else None
+        return process if incarnation is not None and ranges.contains(incarnation.received, report.seq) else None
 
     def plan(self, report: Report) -> Plan:
         """What a report that is not known yet would change. Changes nothing."""
         now = self._clock()
         run = self._runs.get(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
-        before = process.epochs.get(report.epoch) if process else None
+        before = process.incarnations.get(report.incarnation) if process else None
         folded = fold(process, report, now, self._listening)
         occurrences, after = folded.occurrences, folded.process
-        if report.seq == folded.epoch.highest:
-            after, conflict = conflicts.judge(run, after, folded.epoch, now)
+        if report.seq == folded.incarnation.highest:
+            after, conflict = conflicts.judge(run, after, folded.incarnation, now)
             occurrences = [*occurrences, conflict] if conflict else occurrences
-        if (found := self._said.disagreement(report, folded.epoch.generation)) is not None:
-            step, verdicts, steps = found
-            occurrences = [*occurrences, events.of_divergence(report, step, verdicts, steps, now)]
+        if (found := self._said.disagreement(report, folded.incarnation.generation)) is not None:
+            step, outcomes, steps = found
+            occurrences = [*occurrences, events.of_divergence(report, step, outcomes, steps, now)]
         labels = run.labels
-        if len(labels) < LABELS and (before is None or folded.epoch.share.parameters != before.share.parameters):
+        if len(labels) < LABELS and (before is None or folded.incarnation.share.parameters != before.share.parameters):
             labels = _labels(labels, report, after)
         replicas = run.replica_labels
-        if len(replicas) < LABELS and folded.epoch.share.replicas:
+        if len(replicas) < LABELS and folded.incarnation.share.replicas:
             replicas = _replica_labels(replicas, report, after)
         return Plan(
             time=now,
@@ -157,15 +161,17 @@ class Ledger:
         """Make it so: the store has committed it."""
         self._runs[plan.run.run] = plan.run
         if plan.report is not None:
-            self._said.remember(plan.report, plan.epoch.generation)
+            self._said.remember(plan.report, plan.incarnation.generation)
 
     def lose(self, lost: Mapping[tuple[str, int, str], int]) -> None:
-        """Count step records that had to make room, by run, process and epoch; the store has counted them, too."""
+        """Count step records that had to make room, by run, process and incarnation; the store has counted them, too."""
         for (name, index, of), count in lost.items():
             run = self._runs[name]
             process = run.processes[index]
-            epoch = dataclasses.replace(process.epochs[of], not_stored=process.epochs[of].not_stored + count)
-            process = dataclasses.replace(process, epochs={**process.epochs, of: epoch})
+            incarnation = dataclasses.replace(
+                process.incarnations[of], not_stored=process.incarnations[of].not_stored + count
+            )
+            process = dataclasses.replace(process, incarnations={**process.incarnations, of: incarnation})
             self._runs[name] = dataclasses.replace(run, processes={**run.processes, index: process})
 
     def forget(self, run: str) -> None:
@@ -178,7 +184,11 @@ class Ledger:
         return [
             run.run
             for run in list(self._runs.values())
-            if all(epoch.last_report < since for process in run.processes.values() for epoch in process.epochs.values())
+            if all(
+                incarnation.last_report < since
+                for process in run.processes.values()
+                for incarnation in process.incarnations.values()
+            )
         ]
 
     # --- everybody's side ---

@@ -7,7 +7,7 @@ Ranges = tuple[tuple[int, int], ...]
 """Pairs of first and last, both included."""
 
 MOST: Final = 512
-"""Ranges that are kept of one epoch's reports."""
+"""Ranges that are kept of one incarnation's reports."""
 
 
 def add(ranges: Ranges, number: int) -> Ranges:

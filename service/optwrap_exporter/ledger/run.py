@@ -10,36 +10,36 @@ from functools import cached_property
 from typing import Any, Final
 
 from optwrap_exporter.ledger.counters import Counts, Replica
-from optwrap_exporter.ledger.incarnation import NOTHING, EpochState, Offences, plain
+from optwrap_exporter.ledger.incarnation import NOTHING, IncarnationState, Offences, plain
 from optwrap_exporter.wire.requests import Gauges, Source
 
 
 @dataclasses.dataclass(frozen=True)  # without slots: what is derived from it is remembered in it
 class ProcessState:
-    """One process of a run: its epochs, and how the current one lives. Times by the exporter's clock."""
+    """One process of a run: its incarnations, and how the current one lives. Times by the exporter's clock."""
 
     process: int
-    epochs: Mapping[str, EpochState]
+    incarnations: Mapping[str, IncarnationState]
     """By id, in their order."""
     current: str
-    """The epoch that speaks for the process: health and gauges are its."""
+    """The incarnation that speaks for the process: health and gauges are its."""
     interval: float
     source: Source
     gauges: Gauges
     last_report: float
-    """Of the current epoch, late ones aside."""
+    """Of the current incarnation, late ones aside."""
     gradient_norm: float | None = None
     """The last finite one."""
     last_step: float | None = None
     last_gradient_step: float | None = None
     last_record: tuple[int, float] | None = None
-    """Step number and time, by the client's clock, of the current epoch's last step record."""
+    """Step number and time, by the client's clock, of the current incarnation's last step record."""
     durations: tuple[float, ...] = ()
     """Seconds per step of the last reports that brought steps, by the client's clock."""
     peaks: tuple[tuple[float, int], ...] = ()
     """When, and the longest streak then."""
     gradient_anchor: int | None = None
-    """The state's step number at the current epoch's last gradient step, or at its start."""
+    """The state's step number at the current incarnation's last gradient step, or at its start."""
     cleared: float = 0.0
     """When the last thing that was wrong ended."""
     ended: float | None = None
@@ -54,13 +54,13 @@ class ProcessState:
     stalled: float | None = None
 
     @property
-    def epoch(self) -> EpochState:
+    def incarnation(self) -> IncarnationState:
         """The current one."""
-        return self.epochs[self.current]
+        return self.incarnations[self.current]
 
     @cached_property
     def total(self) -> Counts:
-        """Seen to run: the sum over its epochs of their share, on top of what is only known by hearsay (`base`)."""
+        """Seen to run: the sum over its incarnations of their share, on top of what is only known by hearsay (`base`)."""
         return self.reached[-1][1]
 
     @cached_property
@@ -75,60 +75,62 @@ class ProcessState:
 
     @cached_property
     def shares(self) -> Mapping[str, Counts]:
-        """By attempt, what its epochs add."""
+        """By attempt, what its incarnations add."""
         found: dict[str, Counts] = {}
-        for state in self.epochs.values():
+        for state in self.incarnations.values():
             found[state.attempt] = found.get(state.attempt, NOTHING).plus(state.share)
         return found
 
     @cached_property
     def offences(self) -> Mapping[tuple[str, str], Offences]:
-        """By attempt and parameter, what its epochs' records said."""
+        """By attempt and parameter, what its incarnations' records said."""
         found: dict[tuple[str, str], Offences] = {}
-        for state in self.epochs.values():
+        for state in self.incarnations.values():
             for path, offences in state.offences.items():
                 key = (state.attempt, path)
                 found[key] = found[key].plus(offences) if key in found else offences
         return found
 
-    def before(self, epoch: str) -> Counts:
-        """What was counted before that epoch."""
-        return next(before for state, before, _ in self._counted() if state.epoch == epoch)
+    def before(self, incarnation: str) -> Counts:
+        """What was counted before that incarnation."""
+        return next(before for state, before, _ in self._counted() if state.incarnation == incarnation)
 
-    def _counted(self) -> Iterator[tuple[EpochState, Counts, Counts]]:
-        """Its epochs in their order, each with what was counted before it and through it.
+    def _counted(self) -> Iterator[tuple[IncarnationState, Counts, Counts]]:
+        """Its incarnations in their order, each with what was counted before it and through it.
 
-        A base is what was counted before its epoch as far as some exporter knew: at least that much. In the store that
-        counted it, it never exceeds what the epochs before add up to; after the loss of a directory it stands for them.
+        A base is what was counted before its incarnation as far as some exporter knew: at least that much. In the store that
+        counted it, it never exceeds what the incarnations before add up to; after the loss of a directory it stands for them.
         """
         through = NOTHING
-        for state in self.epochs.values():
+        for state in self.incarnations.values():
             before = through if state.base is None else through.maximum(state.base)
             through = before.plus(state.share)
             yield state, before, through
 
-    def names_own_attempt(self, epoch: EpochState) -> bool:
-        """Whether an epoch's attempt is called by one of this process's epochs: nothing told it its launch, then."""
-        return epoch.attempt in self.epochs
+    def names_own_attempt(self, incarnation: IncarnationState) -> bool:
+        """Whether an incarnation's attempt is called by one of this process's incarnations: nothing told it its launch, then."""
+        return incarnation.attempt in self.incarnations
 
-    def taken_before(self, epoch: EpochState, step: int) -> int:
-        """How often it had taken the step in the same attempt before that epoch: after a rollback it is another one."""
+    def taken_before(self, incarnation: IncarnationState, step: int) -> int:
+        """How often it had taken the step in the same attempt before that incarnation: after a rollback it is another one."""
         return sum(
-            state.attempt == epoch.attempt
-            and state.order < epoch.order
+            state.attempt == incarnation.attempt
+            and state.order < incarnation.order
             and state.at_start.steps < step <= state.totals.steps
-            for state in self.epochs.values()
+            for state in self.incarnations.values()
         )
 
     def durable(self) -> dict[str, Any]:
-        """What to write: JSON's types only. Its epochs are written apart."""
+        """What to write: JSON's types only. Its incarnations are written apart."""
         return {name: getattr(self, name) for name in _PLAIN} | {
             "source": self.source.model_dump(mode="json"),
             "gauges": self.gauges.model_dump(mode="json"),
         }
 
     @classmethod
-    def from_durable(cls, process: int, written: Mapping[str, Any], epochs: Iterable[EpochState]) -> "ProcessState":
+    def from_durable(
+        cls, process: int, written: Mapping[str, Any], incarnations: Iterable[IncarnationState]
+    ) -> "ProcessState":
         """What was written."""
 
         def pair(name: str) -> Any:
@@ -136,7 +138,7 @@ class ProcessState:
 
         return cls(
             process=process,
-            epochs=ordered(epochs),
+            incarnations=ordered(incarnations),
             **dict(written)
             | {
                 "source": Source.model_validate(written["source"]),
@@ -150,12 +152,12 @@ class ProcessState:
         )
 
 
-_PLAIN: Final = plain(ProcessState, "process", "epochs", "source", "gauges")
+_PLAIN: Final = plain(ProcessState, "process", "incarnations", "source", "gauges")
 
 
-def ordered(epochs: Iterable[EpochState]) -> dict[str, EpochState]:
+def ordered(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:
     """By id, in their order."""
-    return {state.epoch: state for state in sorted(epochs, key=lambda state: state.order)}
+    return {state.incarnation: state for state in sorted(incarnations, key=lambda state: state.order)}
 
 
 @dataclasses.dataclass(frozen=True)  # without slots, as ProcessState
@@ -179,7 +181,7 @@ class RunState:
         """
         began: dict[str, float] = {}
         for process in self.processes.values():
-            for state in process.epochs.values():
+            for state in process.incarnations.values():
                 began[state.attempt] = min(state.began, began.get(state.attempt, state.began))
         places = {attempt: place for place, attempt in enumerate(sorted(began, key=lambda name: (began[name], name)))}
         largest, reached = [NOTHING] * len(places), [NOTHING] * len(places)

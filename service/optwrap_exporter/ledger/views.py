@@ -34,7 +34,7 @@ class ProcessView:
 
     run: str
     process: int
-    epoch: str
+    incarnation: str
     attempt: str
     health: Health
     since: float
@@ -76,12 +76,12 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
     return ProcessView(
         run=run.run,
         process=process.process,
-        epoch=process.current,
-        attempt=process.epoch.attempt,
+        incarnation=process.current,
+        attempt=process.incarnation.attempt,
         health=condition,
         since=since,
         totals=total,
-        state=process.epoch.totals,
+        state=process.incarnation.totals,
         parameters=labelled,
         replicas=firsts,
         dropped=_dropped([process]),
@@ -131,7 +131,7 @@ def detail(
         first_report=brief.first_report,
         last_report=brief.last_report,
         totals=brief.totals,
-        state_totals=speaker.epoch.totals.totals(),
+        state_totals=speaker.incarnation.totals.totals(),
         unseen=unseen(run, speaker),
         gauges=speaker.gauges,
         parameters=parameters(run)[:most_parameters],
@@ -155,19 +155,21 @@ def lead(run: RunState, now: float) -> ProcessState:
 def unseen(run: RunState, speaker: ProcessState) -> int:
     """Steps that the run's present state has lived and that nobody has seen.
 
-    Seen is what the epochs of all processes cover, and what those of the speaker cover together with what it knows by
+    Seen is what the incarnations of all processes cover, and what those of the speaker cover together with what it knows by
     hearsay only (a base, after the loss of a directory). Both may be the same steps: the larger of the two counts.
     """
-    lived = speaker.epoch.totals.steps
+    lived = speaker.incarnation.totals.steps
     hearsay = speaker.total.steps - sum(share.steps for share in speaker.shares.values())
     covered = max(_covered(run.processes.values(), lived), _covered([speaker], lived) + hearsay)
     return max(0, lived - covered)
 
 
 def _covered(processes: Iterable[ProcessState], lived: int) -> int:
-    """How many of that many steps the epochs of some processes tell of."""
-    epochs = (state for process in processes for state in process.epochs.values())
-    return ranges.count(ranges.union((state.at_start.steps + 1, state.totals.steps) for state in epochs), 1, lived)
+    """How many of that many steps the incarnations of some processes tell of."""
+    incarnations = (state for process in processes for state in process.incarnations.values())
+    return ranges.count(
+        ranges.union((state.at_start.steps + 1, state.totals.steps) for state in incarnations), 1, lived
+    )
 
 
 def parameters(run: RunState) -> list[ParameterRow]:
@@ -191,8 +193,8 @@ def replicas(run: RunState) -> list[ReplicaRow]:
     """Replicas that were the first whose own gradients were not finite, worst first: by steps, then by their number."""
     seen: dict[Replica, Seen] = {}
     for process in run.processes.values():
-        for epoch in process.epochs.values():
-            for replica, steps in epoch.seen.items():
+        for incarnation in process.incarnations.values():
+            for replica, steps in incarnation.seen.items():
                 seen[replica] = seen[replica].joined(steps) if replica in seen else steps
     rows = [
         ReplicaRow(
@@ -228,15 +230,15 @@ def _offences(run: RunState) -> dict[str, Offences]:
 
 
 def _first_report(run: RunState) -> float:
-    return min(state.first_report for process in run.processes.values() for state in process.epochs.values())
+    return min(state.first_report for process in run.processes.values() for state in process.incarnations.values())
 
 
 def _dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
-    epochs = [state for process in processes for state in process.epochs.values()]
+    incarnations = [state for process in processes for state in process.incarnations.values()]
     return DroppedTotals(
-        steps=sum(state.dropped[0] for state in epochs),
-        bad_steps=sum(state.dropped[1] for state in epochs),
-        not_stored=sum(state.not_stored for state in epochs),
+        steps=sum(state.dropped[0] for state in incarnations),
+        bad_steps=sum(state.dropped[1] for state in incarnations),
+        not_stored=sum(state.not_stored for state in incarnations),
     )
 
 
@@ -253,7 +255,7 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> Iterator
             host=process.source.host,
             health=condition,
             since=since,
-            epoch=process.current,
+            incarnation=process.current,
             last_report=process.last_report,
             totals=process.total.totals(),
             gauges=process.gauges,
@@ -268,10 +270,10 @@ def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
     for process in run.processes.values():
         silent = health.stale_since(process, now, listening) is not None
         last: dict[str, AttemptState] = {}
-        for state in process.epochs.values():
+        for state in process.incarnations.values():
             since[state.attempt] = min(since.get(state.attempt, state.first_report), state.first_report)
             until[state.attempt] = max(until.get(state.attempt, 0.0), state.last_report)
-            lost = not state.ended and (silent or state.epoch != process.current)
+            lost = not state.ended and (silent or state.incarnation != process.current)
             last[state.attempt] = "lost" if lost else state.state
         for attempt, said in last.items():
             states.setdefault(attempt, set()).add(said)

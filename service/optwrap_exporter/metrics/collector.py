@@ -15,7 +15,7 @@ from optwrap_exporter.ledger.ledger import Clock, Ledger, ProcessView
 from optwrap_exporter.ledger.views import NO_REPLICA
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.table import DROPPED, METRICS, OTHER, UNKNOWN
-from optwrap_exporter.wire.requests import HEALTHS, Verdict
+from optwrap_exporter.wire.requests import HEALTHS, Outcome
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds without a report after which a process that has ended, or is lost, has no gauges any more."""
@@ -24,7 +24,7 @@ COUNTERS_GO_AFTER: Final = 60 * 60.0
 
 _ENDED: Final = frozenset({"finished", "failed", "stale"})
 
-_SKIPPED: Final[dict[str, Verdict]] = {
+_SKIPPED: Final[dict[str, Outcome]] = {
     "not_finite": "skipped_not_finite",
     "large": "skipped_large",
     "other": "skipped_other",
@@ -113,8 +113,8 @@ def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:
     run, process, totals = view.run, str(view.process), view.totals
     add("optwrap_steps_total", totals.steps, run, process)
     add("optwrap_gradient_steps_total", totals.gradient_steps, run, process)
-    for reason, verdict in _SKIPPED.items():
-        add("optwrap_skipped_steps_total", totals.verdict(verdict), run, process, reason)
+    for reason, outcome in _SKIPPED.items():
+        add("optwrap_skipped_steps_total", totals.outcome(outcome), run, process, reason)
     add("optwrap_not_finite_steps_total", totals.not_finite_steps, run, process)
     add("optwrap_accepted_not_finite_steps_total", totals.accepted_not_finite, run, process)
     for kind in DROPPED:

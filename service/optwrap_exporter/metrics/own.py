@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from typing import Final
 
-from optwrap_exporter.metrics.table import OUTCOMES
+from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the scrape duration's buckets, in seconds; one more takes the rest."""
@@ -16,12 +16,12 @@ class Statistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._outcomes = dict.fromkeys(OUTCOMES, 0)
+        self._outcomes = dict.fromkeys(REPORT_OUTCOMES, 0)
         self._scrapes = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
     def report(self, outcome: str) -> None:
-        """Count a report; `outcome` is one of metrics.OUTCOMES."""
+        """Count a report; `outcome` is one of metrics.REPORT_OUTCOMES."""
         with self._lock:
             self._outcomes[outcome] += 1
 

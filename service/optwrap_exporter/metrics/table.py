@@ -28,7 +28,7 @@ REASONS: Final = ("not_finite", "large", "other")
 DROPPED: Final = ("steps", "bad_steps")
 """What a training process had to drop: `kind`."""
 
-OUTCOMES: Final = (
+REPORT_OUTCOMES: Final = (
     "accepted",
     "duplicate",
     "invalid",

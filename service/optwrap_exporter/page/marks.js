@@ -118,7 +118,7 @@ export function drawGaps(plot, gaps, records, colours) {
  */
 export function drawStrips(plot, records, everyK, colours, labelled) {
   const bars = barsOf(plot, records, everyK, devicePixelRatio);
-  const draws = [["verdict", drawVerdicts]];
+  const draws = [["outcome", drawOutcomes]];
   if (everyK > 0) draws.push(["window", drawWindows]);
   draws.forEach(([name, fill], i) => {
     drawStrip(plot, i, labelled ? name : null, colours, (top, height) => fill(plot.ctx, bars, top, height, colours));
@@ -148,7 +148,7 @@ function drawStrip({ ctx, bbox }, i, name, colours, fill) {
   ctx.restore();
 }
 
-function drawVerdicts(ctx, bars, top, height, colours) {
+function drawOutcomes(ctx, bars, top, height, colours) {
   const ratio = devicePixelRatio;
   // Ordinary bars first: a bad one may be wider than its place, and nothing may cover it.
   for (const { x, width, kind, moved, thinned } of bars) {

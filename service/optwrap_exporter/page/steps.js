@@ -37,7 +37,7 @@ export function recordsOf(columns, { compare } = AXES.step) {
     return {
       step,
       time: columns.time[i],
-      kind: kindOf(columns.verdict[i], columns.finite[i]),
+      kind: kindOf(columns.outcome[i], columns.finite[i]),
       norm: Number.isFinite(value) ? value : null,
       raw: value,
       mini: columns.mini_step?.[i] ?? null,

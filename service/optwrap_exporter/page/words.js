@@ -1,4 +1,4 @@
-/** The vocabulary of the page: each health and each verdict with its words, its colour's name and its shape. */
+/** The vocabulary of the page: each health and each outcome with its words, its colour's name and its shape. */
 
 import { integer, plural, visible } from "./format.js";
 
@@ -7,7 +7,7 @@ export const TIERS = ["critical", "warning", "idle", "good"];
 
 const guardLimit = (run) => run.gauges?.guard_not_finite_limit;
 
-/** Every health the exporter knows, worst first within its tier: `word` for lists, `says` for the verdict. */
+/** Every health the exporter knows, worst first within its tier: `word` for lists, `says` for the outcome. */
 export const HEALTH = {
   conflict: { tier: "critical", word: "Conflict", says: () => "Two live attempts report under this one name." },
   gave_up: {
@@ -84,10 +84,10 @@ export function isBad(kind) {
   return KINDS[kind]?.bad ?? true;
 }
 
-/** The kind of a step record: its verdict, except that an accumulated gradient may itself be not finite. */
-export function kindOf(verdict, finite) {
-  if (finite) return verdict;
-  return verdict === "accumulated" ? "accumulated_not_finite" : verdict === "applied" ? "accepted_not_finite" : verdict;
+/** The kind of a step record: its outcome, except that an accumulated gradient may itself be not finite. */
+export function kindOf(outcome, finite) {
+  if (finite) return outcome;
+  return outcome === "accumulated" ? "accumulated_not_finite" : outcome === "applied" ? "accepted_not_finite" : outcome;
 }
 
 /** The replica whose own gradients were the first not finite, as an event's detail has it; null where none is named. */

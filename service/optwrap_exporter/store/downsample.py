@@ -61,7 +61,7 @@ _Row = tuple[int, int, float | None, int, float]
 
 
 def _good(db: sqlite3.Connection, span: Span) -> Iterator[_Row]:
-    return db.execute(f"SELECT step, epoch_id, norm, bad, time FROM step WHERE {IN_SPAN} AND bad = 0", span)
+    return db.execute(f"SELECT step, incarnation_id, norm, bad, time FROM step WHERE {IN_SPAN} AND bad = 0", span)
 
 
 def _each(db: sqlite3.Connection, span: Span) -> list[tuple[float, Block]]:
@@ -82,7 +82,7 @@ def _pieces(db: sqlite3.Connection, span: Span, parts: dict[int, Block], buckets
             """
             SELECT json_extract(chosen.value, '$[0]'), time FROM json_each(?) AS chosen CROSS JOIN step
                 ON run_id = ? AND process = ?
-                AND step = json_extract(chosen.value, '$[1]') AND epoch_id = json_extract(chosen.value, '$[2]')
+                AND step = json_extract(chosen.value, '$[1]') AND incarnation_id = json_extract(chosen.value, '$[2]')
             """,
             (json.dumps(keys), span.run_id, span.process),
         )

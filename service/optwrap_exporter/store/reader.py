@@ -11,7 +11,7 @@ from optwrap_exporter.store import rollups as blocks
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import (
-    VERDICTS,
+    OUTCOMES,
     Event,
     EventKind,
     Offender,
@@ -22,7 +22,7 @@ from optwrap_exporter.wire.requests import (
     StepsAnswer,
 )
 
-_COLUMNS: Final = "step, time, verdict, finite, norm, mini_step, interpolated"
+_COLUMNS: Final = "step, time, outcome, finite, norm, mini_step, interpolated"
 _LAST: Final = 2**62
 
 _Row = tuple[int, float, int, int, float | None, int | None, int]
@@ -101,7 +101,7 @@ def _sampled(
     return db.execute(
         f"""
         SELECT {_COLUMNS} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?
-            AND step = json_extract(chosen.value, '$[0]') AND epoch_id = json_extract(chosen.value, '$[1]')
+            AND step = json_extract(chosen.value, '$[0]') AND incarnation_id = json_extract(chosen.value, '$[1]')
         """,
         (json.dumps(sorted(chosen)), span.run_id, span.process),
     ).fetchall()
@@ -110,12 +110,12 @@ def _sampled(
 def columns(rows: Iterable[_Row]) -> StepColumns:
     """Rows as the API's columns."""
     table = list(zip(*rows, strict=True)) or [()] * 7
-    step, time, verdict, finite, norm, mini_step, interpolated = table
+    step, time, outcome, finite, norm, mini_step, interpolated = table
     # They were checked when they came; a million of them are not checked again.
     return StepColumns.model_construct(
         step=list(step),
         time=list(time),
-        verdict=[VERDICTS[v] for v in verdict],
+        outcome=[OUTCOMES[v] for v in outcome],
         finite=[bool(f) for f in finite],
         norm=[math.nan if n is None else n for n in norm],
         mini_step=list(mini_step),

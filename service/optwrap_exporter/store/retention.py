@@ -11,13 +11,13 @@ from optwrap_exporter.store import rollups as blocks
 from optwrap_exporter.store.schema import OF_RUN, used_bytes
 
 Origin = tuple[str, int, str]
-"""Where step records came from: run, process, epoch."""
+"""Where step records came from: run, process, incarnation."""
 
 
 def drop_records(db: sqlite3.Connection, revision: int) -> Counter[int]:
     """Delete the step records that came with that change and those before it, and the changes themselves.
 
-    Returns how many step records there were, by the id of their epoch.
+    Returns how many step records there were, by the id of their incarnation.
     """
     found: Counter[int] = Counter()
     spans = db.execute(
@@ -27,8 +27,8 @@ def drop_records(db: sqlite3.Connection, revision: int) -> Counter[int]:
     ).fetchall()
     for span in spans:
         where = "run_id = ? AND process = ? AND step BETWEEN ? AND ? AND revision <= ?"
-        gone = db.execute(f"DELETE FROM step WHERE {where} RETURNING epoch_id", (*span, revision))
-        found.update(epoch_id for (epoch_id,) in gone)
+        gone = db.execute(f"DELETE FROM step WHERE {where} RETURNING incarnation_id", (*span, revision))
+        found.update(incarnation_id for (incarnation_id,) in gone)
         for table in ("offender", "replica"):
             db.execute(f"DELETE FROM {table} WHERE {where}", (*span, revision))
         blocks.rewrite(db, *span)
@@ -39,7 +39,7 @@ def drop_records(db: sqlite3.Connection, revision: int) -> Counter[int]:
 def make_room(db: sqlite3.Connection, target: int, count: int) -> Mapping[Origin, int] | None:
     """Drop the oldest changes, `count` at most, until no more than `target` bytes are used; None where there is none.
 
-    Returns how many step records went, which are counted in their epochs as not stored.
+    Returns how many step records went, which are counted in their incarnations as not stored.
     """
     oldest = db.execute("SELECT revision FROM change ORDER BY revision LIMIT ?", (count,)).fetchall()
     lost: Counter[int] = Counter()
@@ -47,20 +47,21 @@ def make_room(db: sqlite3.Connection, target: int, count: int) -> Mapping[Origin
         lost += drop_records(db, revision)
         if used_bytes(db) <= target:
             break
-    return {_lose(db, epoch_id, records): records for epoch_id, records in lost.items()} if oldest else None
+    return {_lose(db, incarnation_id, records): records for incarnation_id, records in lost.items()} if oldest else None
 
 
-def _lose(db: sqlite3.Connection, epoch_id: int, records: int) -> Origin:
-    """Count step records of an epoch as not stored; returns which epoch that is."""
+def _lose(db: sqlite3.Connection, incarnation_id: int, records: int) -> Origin:
+    """Count step records of an incarnation as not stored; returns which incarnation that is."""
     db.execute(
-        "UPDATE epoch SET state = json_set(state, '$.not_stored', json_extract(state, '$.not_stored') + ?) "
+        "UPDATE incarnation SET state = json_set(state, '$.not_stored', json_extract(state, '$.not_stored') + ?) "
         "WHERE id = ?",
-        (records, epoch_id),
+        (records, incarnation_id),
     )
-    run, process, epoch = db.execute(
-        "SELECT run.run, process, epoch FROM epoch JOIN run ON run.id = run_id WHERE epoch.id = ?", (epoch_id,)
+    run, process, incarnation = db.execute(
+        "SELECT run.run, process, incarnation FROM incarnation JOIN run ON run.id = run_id WHERE incarnation.id = ?",
+        (incarnation_id,),
     ).fetchone()
-    return run, process, epoch
+    return run, process, incarnation
 
 
 def last_change_before(db: sqlite3.Connection, time: float, count: int) -> int | None:
@@ -85,7 +86,7 @@ def forget(db: sqlite3.Connection, run: str) -> bool:
     row = db.execute("SELECT id FROM run WHERE run = ?", (run,)).fetchone()
     if row is None:
         return False
-    db.execute("DELETE FROM badness WHERE epoch_id IN (SELECT id FROM epoch WHERE run_id = ?)", row)
+    db.execute("DELETE FROM badness WHERE incarnation_id IN (SELECT id FROM incarnation WHERE run_id = ?)", row)
     for table in OF_RUN:
         db.execute(f"DELETE FROM {table} WHERE run_id = ?", row)
     db.execute("DELETE FROM run WHERE id = ?", row)

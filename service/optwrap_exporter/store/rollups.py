@@ -14,9 +14,9 @@ SIZE: Final = 64
 """Step numbers in a block."""
 
 Row = tuple[int, int, float | None, int]
-"""Step, epoch id, norm as stored, bad."""
+"""Step, incarnation id, norm as stored, bad."""
 Extreme = tuple[float, int, int]
-"""Norm, step, epoch id."""
+"""Norm, step, incarnation id."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -30,12 +30,12 @@ class Block:
 
     def add(self, row: Row) -> None:
         """Count one step record in."""
-        step, epoch, norm, bad = row
+        step, incarnation, norm, bad = row
         if bad:
             self.bad += 1
             return
         self.good += 1
-        here = (math.inf if norm is None else norm, step, epoch)
+        here = (math.inf if norm is None else norm, step, incarnation)
         self._extend(here, here)
 
     def merge(self, other: "Block") -> None:
@@ -70,10 +70,10 @@ ON CONFLICT DO UPDATE SET
     bad = bad + excluded.bad,
     low = CASE WHEN {lower} THEN excluded.low ELSE low END,
     low_step = CASE WHEN {lower} THEN excluded.low_step ELSE low_step END,
-    low_epoch = CASE WHEN {lower} THEN excluded.low_epoch ELSE low_epoch END,
+    low_incarnation = CASE WHEN {lower} THEN excluded.low_incarnation ELSE low_incarnation END,
     high = CASE WHEN {higher} THEN excluded.high ELSE high END,
     high_step = CASE WHEN {higher} THEN excluded.high_step ELSE high_step END,
-    high_epoch = CASE WHEN {higher} THEN excluded.high_epoch ELSE high_epoch END
+    high_incarnation = CASE WHEN {higher} THEN excluded.high_incarnation ELSE high_incarnation END
 """.format(
     lower="excluded.low IS NOT NULL AND (low IS NULL OR excluded.low < low)",
     higher="excluded.high IS NOT NULL AND (high IS NULL OR excluded.high > high)",
@@ -103,7 +103,7 @@ def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last:
 
 def _rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> Iterable[Row]:
     return db.execute(
-        "SELECT step, epoch_id, norm, bad FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ?",
+        "SELECT step, incarnation_id, norm, bad FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ?",
         (run_id, process, first, last),
     )
 
@@ -114,7 +114,7 @@ def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: in
     found = {}
     if inner_first <= inner_last:
         for number, good, bad, *extremes in db.execute(
-            "SELECT block, good, bad, low, low_step, low_epoch, high, high_step, high_epoch FROM block "
+            "SELECT block, good, bad, low, low_step, low_incarnation, high, high_step, high_incarnation FROM block "
             "WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?",
             (run_id, process, inner_first, inner_last),
         ):

@@ -23,17 +23,17 @@ CREATE TABLE process (
     state TEXT NOT NULL,                -- JSON: state.ProcessState.durable
     PRIMARY KEY (run_id, process)
 ) WITHOUT ROWID;
-CREATE TABLE epoch (
+CREATE TABLE incarnation (
     id INTEGER PRIMARY KEY,
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
-    epoch TEXT NOT NULL,
-    state TEXT NOT NULL,                -- JSON: epoch.EpochState.durable
-    UNIQUE (run_id, process, epoch)
+    incarnation TEXT NOT NULL,
+    state TEXT NOT NULL,                -- JSON: incarnation.IncarnationState.durable
+    UNIQUE (run_id, process, incarnation)
 );
-CREATE TABLE badness (                  -- epoch.Badness; in the tree's order as far as it was known
+CREATE TABLE badness (                  -- incarnation.Badness; in the tree's order as far as it was known
     id INTEGER PRIMARY KEY,
-    epoch_id INTEGER NOT NULL,
+    incarnation_id INTEGER NOT NULL,
     parameter TEXT NOT NULL,
     totals INTEGER NOT NULL,
     at_start INTEGER NOT NULL,
@@ -42,35 +42,35 @@ CREATE TABLE badness (                  -- epoch.Badness; in the tree's order as
     value_count INTEGER,
     first_step INTEGER,
     last_step INTEGER,
-    UNIQUE (epoch_id, parameter)
+    UNIQUE (incarnation_id, parameter)
 );
 CREATE TABLE change (                   -- one row for each transaction
     revision INTEGER PRIMARY KEY AUTOINCREMENT,
     time REAL NOT NULL,                 -- the exporter's clock
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
-    epoch_id INTEGER,
+    incarnation_id INTEGER,
     seq INTEGER,                        -- null where only time had passed
     digest BLOB,
     first_step INTEGER,                 -- of its records; null where it has none
     last_step INTEGER
 );
-CREATE UNIQUE INDEX change_report ON change (epoch_id, seq) WHERE seq IS NOT NULL;
+CREATE UNIQUE INDEX change_report ON change (incarnation_id, seq) WHERE seq IS NOT NULL;
 CREATE INDEX change_run ON change (run_id, revision);
 CREATE TABLE step (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     step INTEGER NOT NULL,
-    epoch_id INTEGER NOT NULL,
+    incarnation_id INTEGER NOT NULL,
     revision INTEGER NOT NULL,
     time REAL NOT NULL,                 -- the client's clock
-    verdict INTEGER NOT NULL,           -- place in wire.VERDICTS
+    outcome INTEGER NOT NULL,           -- place in wire.OUTCOMES
     finite INTEGER NOT NULL,
     norm REAL,                          -- null: NaN
     mini_step INTEGER,
     interpolated INTEGER NOT NULL,
     bad INTEGER NOT NULL,
-    PRIMARY KEY (run_id, process, step, epoch_id)
+    PRIMARY KEY (run_id, process, step, incarnation_id)
 ) WITHOUT ROWID;
 CREATE INDEX step_bad ON step (run_id, process, step) WHERE bad = 1;
 CREATE TABLE block (                    -- what blocks.SIZE step numbers in a row hold
@@ -81,10 +81,10 @@ CREATE TABLE block (                    -- what blocks.SIZE step numbers in a ro
     bad INTEGER NOT NULL,
     low REAL,                           -- smallest norm of a good step, and whose it is
     low_step INTEGER,
-    low_epoch INTEGER,
+    low_incarnation INTEGER,
     high REAL,
     high_step INTEGER,
-    high_epoch INTEGER,
+    high_incarnation INTEGER,
     PRIMARY KEY (run_id, process, block)
 ) WITHOUT ROWID;
 CREATE TABLE path (
@@ -133,7 +133,7 @@ CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_alike ON event (run_id, alike) WHERE alike IS NOT NULL;
 """
 
-OF_RUN: Final = ("process", "epoch", "change", "step", "block", "offender", "replica", "event")
+OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event")
 """Tables whose rows belong to a run by `run_id`."""
 
 

@@ -209,7 +209,7 @@ class Store:
             raise StoreError(f"{self._path}: {error!r}: damaged; move it away, or give another --data-dir") from error
 
     def digest(self, report: Report) -> bytes | None:
-        """The digest of the report that was stored with the same epoch and seq; None where it is not kept any more."""
+        """The digest of the report that was stored with the same incarnation and seq; None where it is not kept any more."""
         return self._rows.digest(report)
 
     def commit(self, plan: Plan, digest: bytes | None = None) -> tuple[int, Plan]:

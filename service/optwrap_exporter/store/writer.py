@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.incarnation import Badness, EpochState, Offences
+from optwrap_exporter.ledger.incarnation import Badness, IncarnationState, Offences
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.store import rollups as blocks
-from optwrap_exporter.wire.requests import VERDICTS, Report
+from optwrap_exporter.wire.requests import OUTCOMES, Report
 
 _GOOD: Final = frozenset({"applied", "accumulated"})
-_PLACE: Final = {verdict: place for place, verdict in enumerate(VERDICTS)}
+_PLACE: Final = {outcome: place for place, outcome in enumerate(OUTCOMES)}
 _NONE: Final = (None, None, None)
 
 _Labels = tuple[tuple[str, ...], tuple[Replica, ...]]
@@ -29,45 +29,45 @@ class Rows:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._runs: dict[str, tuple[int, _Labels | None]] = {}
-        self._epochs: dict[tuple[int, int, str], int] = {}
+        self._incarnations: dict[tuple[int, int, str], int] = {}
 
     def forget_keys(self) -> None:
         """Rows may have gone: look every key up again."""
         self._runs.clear()
-        self._epochs.clear()
+        self._incarnations.clear()
 
     def runs(self) -> Iterator[RunState]:
         """Every run as it was written last."""
         return _runs(self._db)
 
     def digest(self, report: Report) -> bytes | None:
-        """The digest of the report with the same epoch and seq; None where it is not kept any more."""
+        """The digest of the report with the same incarnation and seq; None where it is not kept any more."""
         for (digest,) in self._db.execute(
-            "SELECT digest FROM change JOIN epoch ON epoch.id = epoch_id JOIN run ON run.id = epoch.run_id "
-            "WHERE run = ? AND epoch.process = ? AND epoch.epoch = ? AND seq = ?",
-            (report.run, report.process, report.epoch, report.seq),
+            "SELECT digest FROM change JOIN incarnation ON incarnation.id = incarnation_id JOIN run ON run.id = incarnation.run_id "
+            "WHERE run = ? AND incarnation.process = ? AND incarnation.incarnation = ? AND seq = ?",
+            (report.run, report.process, report.incarnation, report.seq),
         ):
             return bytes(digest)
         return None
 
     def write(self, plan: Plan, digest: bytes | None) -> int:
         """Write all that a plan changes; returns the revision. Inside a transaction of the caller's."""
-        db, process, report, epoch = self._db, plan.process.process, plan.report, plan.epoch
+        db, process, report, incarnation = self._db, plan.process.process, plan.report, plan.incarnation
         run_id = self._run(plan.run)
         db.execute(
             "INSERT INTO process VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET state = excluded.state",
             (run_id, process, _json(plan.process.durable())),
         )
-        epoch_id = self._epoch(run_id, process, epoch, plan.report is not None)
+        incarnation_id = self._incarnation(run_id, process, incarnation, plan.report is not None)
         touched = [*report.steps.step, *(o.step for o in report.offenders)] if report and plan.records else []
         cursor = db.execute(
-            "INSERT INTO change (time, run_id, process, epoch_id, seq, digest, first_step, last_step) "
+            "INSERT INTO change (time, run_id, process, incarnation_id, seq, digest, first_step, last_step) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 plan.time,
                 run_id,
                 process,
-                epoch_id if report else None,
+                incarnation_id if report else None,
                 report.seq if report else None,
                 digest,
                 min(touched, default=None),
@@ -76,9 +76,9 @@ class Rows:
         )
         revision = cursor.lastrowid or 0
         if report is not None:
-            self._badness(epoch_id, epoch, plan.before)
+            self._badness(incarnation_id, incarnation, plan.before)
             if touched:
-                self._steps(report, run_id=run_id, epoch_id=epoch_id, revision=revision)
+                self._steps(report, run_id=run_id, incarnation_id=incarnation_id, revision=revision)
                 self._offenders(report, run_id=run_id, revision=revision)
                 self._replicas(report, run_id=run_id, revision=revision)
         if plan.occurrences:
@@ -89,7 +89,7 @@ class Rows:
         for what in plan.occurrences:
             alike = None
             if what.kind in events.OF_STEPS and what.step is not None:
-                before = plan.process.taken_before(plan.epoch, what.step)
+                before = plan.process.taken_before(plan.incarnation, what.step)
                 alike = f"{what.kind}/{what.attempt}/{before}/{what.step}"
             self._db.execute(
                 "INSERT OR IGNORE INTO event "
@@ -122,32 +122,32 @@ class Rows:
             self._runs[run.run] = (key, labels)
         return key
 
-    def _epoch(self, run_id: int, process: int, epoch: EpochState, changed: bool) -> int:
-        name = (run_id, process, epoch.epoch)
-        key = self._epochs.get(name)
+    def _incarnation(self, run_id: int, process: int, incarnation: IncarnationState, changed: bool) -> int:
+        name = (run_id, process, incarnation.incarnation)
+        key = self._incarnations.get(name)
         if key is None:
             (key,) = self._db.execute(
-                "INSERT INTO epoch (run_id, process, epoch, state) VALUES (?, ?, ?, ?) "
+                "INSERT INTO incarnation (run_id, process, incarnation, state) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET state = excluded.state RETURNING id",
-                (*name, _json(epoch.durable())),
+                (*name, _json(incarnation.durable())),
             ).fetchone()
-            self._epochs[name] = key
+            self._incarnations[name] = key
         elif changed:
-            self._db.execute("UPDATE epoch SET state = ? WHERE id = ?", (_json(epoch.durable()), key))
+            self._db.execute("UPDATE incarnation SET state = ? WHERE id = ?", (_json(incarnation.durable()), key))
         return key
 
-    def _badness(self, epoch_id: int, epoch: EpochState, before: EpochState | None) -> None:
-        rows = [epoch.badness(parameter) for parameter in epoch.changed(before)]
+    def _badness(self, incarnation_id: int, incarnation: IncarnationState, before: IncarnationState | None) -> None:
+        rows = [incarnation.badness(parameter) for parameter in incarnation.changed(before)]
         if not rows:
             return
         self._db.executemany(
-            "INSERT INTO badness (epoch_id, parameter, totals, at_start, share, base, value_count, first_step, "
+            "INSERT INTO badness (incarnation_id, parameter, totals, at_start, share, base, value_count, first_step, "
             "last_step) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
             "at_start = excluded.at_start, share = excluded.share, base = excluded.base, "
             "value_count = excluded.value_count, first_step = excluded.first_step, last_step = excluded.last_step",
             [
                 (
-                    epoch_id,
+                    incarnation_id,
                     row.parameter,
                     row.totals,
                     row.at_start,
@@ -163,22 +163,22 @@ class Rows:
             ],
         )
 
-    def _steps(self, report: Report, *, run_id: int, epoch_id: int, revision: int) -> None:
-        """Add step records; a step that this epoch has told of already stays as it was."""
+    def _steps(self, report: Report, *, run_id: int, incarnation_id: int, revision: int) -> None:
+        """Add step records; a step that this incarnation has told of already stays as it was."""
         columns = report.steps
         if not len(columns):
             return
         known = {
             row[0]
             for row in self._db.execute(
-                "SELECT step FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND epoch_id = ?",
-                (run_id, report.process, min(columns.step), max(columns.step), epoch_id),
+                "SELECT step FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND incarnation_id = ?",
+                (run_id, report.process, min(columns.step), max(columns.step), incarnation_id),
             )
         }
         records = zip(
             columns.step,
             columns.time,
-            columns.verdict,
+            columns.outcome,
             columns.finite,
             columns.norm,
             columns.mini_step,
@@ -186,15 +186,15 @@ class Rows:
             strict=False,  # the last may have no end; the wire has checked the others
         )
         rows, counted = [], []
-        for step, time, verdict, finite, norm, mini_step, estimated in records:
+        for step, time, outcome, finite, norm, mini_step, estimated in records:
             if step in known:
                 continue
             known.add(step)
-            bad = verdict not in _GOOD or not finite
+            bad = outcome not in _GOOD or not finite
             number = None if math.isnan(norm) else norm  # SQLite has no NaN
-            where = (run_id, report.process, step, epoch_id, revision)
-            rows.append((*where, time, _PLACE[verdict], finite, number, mini_step, estimated, bad))
-            counted.append((step, epoch_id, number, int(bad)))
+            where = (run_id, report.process, step, incarnation_id, revision)
+            rows.append((*where, time, _PLACE[outcome], finite, number, mini_step, estimated, bad))
+            counted.append((step, incarnation_id, number, int(bad)))
         self._db.executemany("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         blocks.write(self._db, run_id, report.process, counted)
 
@@ -230,19 +230,19 @@ def _json(value: Any) -> str:
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
     badness: dict[int, list[Badness]] = {}
-    for epoch_id, parameter, totals, at_start, share, base, values, first, last in db.execute(
-        "SELECT epoch_id, parameter, totals, at_start, share, base, value_count, first_step, last_step FROM badness "
+    for incarnation_id, parameter, totals, at_start, share, base, values, first, last in db.execute(
+        "SELECT incarnation_id, parameter, totals, at_start, share, base, value_count, first_step, last_step FROM badness "
         "ORDER BY id"
     ):
         offences = None if values is None else Offences(values, first, last)
-        badness.setdefault(epoch_id, []).append(Badness(parameter, totals, at_start, share, base, offences))
-    epochs: dict[tuple[int, int], list[EpochState]] = {}
-    for key, run_id, process, state in db.execute("SELECT id, run_id, process, state FROM epoch"):
-        restored = EpochState.from_durable(json.loads(state), badness.get(key, []))
-        epochs.setdefault((run_id, process), []).append(restored)
+        badness.setdefault(incarnation_id, []).append(Badness(parameter, totals, at_start, share, base, offences))
+    incarnations: dict[tuple[int, int], list[IncarnationState]] = {}
+    for key, run_id, process, state in db.execute("SELECT id, run_id, process, state FROM incarnation"):
+        restored = IncarnationState.from_durable(json.loads(state), badness.get(key, []))
+        incarnations.setdefault((run_id, process), []).append(restored)
     processes: dict[int, dict[int, ProcessState]] = {}
     for run_id, process, state in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):
-        restored_process = ProcessState.from_durable(process, json.loads(state), epochs[run_id, process])
+        restored_process = ProcessState.from_durable(process, json.loads(state), incarnations[run_id, process])
         processes.setdefault(run_id, {})[process] = restored_process
     for run_id, run, labels, replicas in db.execute("SELECT id, run, labels, replica_labels FROM run"):
         named = tuple(Replica(*replica) for replica in json.loads(replicas))

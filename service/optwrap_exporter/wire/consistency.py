@@ -53,13 +53,13 @@ def check_replicas(replicas: "Sequence[ReplicaSteps]") -> None:
 
 
 def _check_counters(now: "Counters", then: "Counters") -> None:
-    """Nothing falls within an epoch, and no parameter is not finite in more steps than there were such steps."""
+    """Nothing falls within an incarnation, and no parameter is not finite in more steps than there were such steps."""
     for name in ("steps", "gradient_steps", "not_finite_steps"):
         if getattr(now, name) < getattr(then, name):
             raise wrong(f"totals.{name}", f"at least at_start's, {getattr(then, name)}", getattr(now, name))
-    for verdict, before in then.verdicts:
-        if getattr(now.verdicts, verdict) < before:
-            raise wrong(f"totals.verdicts.{verdict}", f"at least at_start's, {before}", getattr(now.verdicts, verdict))
+    for outcome, before in then.outcomes:
+        if getattr(now.outcomes, outcome) < before:
+            raise wrong(f"totals.outcomes.{outcome}", f"at least at_start's, {before}", getattr(now.outcomes, outcome))
     saturated = now.not_finite_steps >= SATURATED
     for path, before in then.parameters.items():
         if now.parameters.get(path, 0) < before:
@@ -83,7 +83,7 @@ def _check_counters(now: "Counters", then: "Counters") -> None:
 
 
 def _check_records(report: "Report") -> None:
-    """Step records are of steps that the epoch has counted, in order, each once."""
+    """Step records are of steps that the incarnation has counted, in order, each once."""
     now, then, records = report.totals, report.at_start, report.steps
     before = then.steps
     for place, step in enumerate(records.step):
@@ -91,10 +91,10 @@ def _check_records(report: "Report") -> None:
             allowed = f"above the step before it, {before}, and at most totals.steps, {now.steps}"
             raise wrong(f"steps.step[{place}]", allowed, step)
         before = step
-    for verdict, count in Counter(records.verdict).items():
-        counted = getattr(now.verdicts, verdict) - getattr(then.verdicts, verdict)
+    for outcome, count in Counter(records.outcome).items():
+        counted = getattr(now.outcomes, outcome) - getattr(then.outcomes, outcome)
         if count > counted:
-            raise wrong("steps.verdict", f"{verdict} {counted} times at most: totals less at_start", f"{count} times")
+            raise wrong("steps.outcome", f"{outcome} {counted} times at most: totals less at_start", f"{count} times")
 
 
 def _check_offenders(report: "Report") -> None:

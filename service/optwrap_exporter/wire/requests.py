@@ -25,7 +25,7 @@ from pydantic_core import core_schema
 from optwrap_exporter.wire import consistency
 from optwrap_exporter.wire.consistency import wrong
 
-Verdict = Literal[
+Outcome = Literal[
     "applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"
 ]
 State = Literal["starting", "running", "finished", "failed"]
@@ -58,7 +58,7 @@ EventKind = Literal[
     "conflict",
     "diverged",
 ]
-VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 """What can become of a step, in the order in which `counts.Counts` keeps them."""
 HEALTHS: Final[tuple[Health, ...]] = get_args(Health)
 """Every health; of several that hold the first counts, so this is also the order from worst to best."""
@@ -101,7 +101,7 @@ Step = Annotated[int, Field(ge=1, le=LARGEST)]
 Time = Annotated[float, Field(ge=0, le=LATEST, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Run = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
-Epoch = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+Incarnation = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 Attempt = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 Process = Annotated[int, Field(ge=0, le=65_535)]
 Parameter = Annotated[str, Field(min_length=1, max_length=1024, pattern=_NO_CONTROLS)]
@@ -156,8 +156,8 @@ class _Response(BaseModel):
 # --- what a training process sends ------------------------------------------------------------------------------------
 
 
-class Verdicts(_Request):
-    """Steps by verdict; their sum is the number of steps."""
+class Outcomes(_Request):
+    """Steps by outcome; their sum is the number of steps."""
 
     applied: Count
     accumulated: Count
@@ -189,19 +189,19 @@ class Counters(_Request):
     steps: Count
     gradient_steps: Count
     not_finite_steps: Count
-    verdicts: Verdicts
+    outcomes: Outcomes
     parameters: Annotated[dict[Parameter, Count], Field(max_length=MOST_PARAMETERS)]
     """Steps in which the parameter's gradient was not finite, in the tree's order; those at zero are left out."""
     replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = []
-    """Replicas that were the first whose own gradients were not finite: counted by the client since the epoch began."""
+    """Replicas that were the first whose own gradients were not finite: counted by the client since the incarnation began."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
-        verdicts = self.verdicts
-        total = sum(getattr(verdicts, name) for name in VERDICTS)
+        outcomes = self.outcomes
+        total = sum(getattr(outcomes, name) for name in OUTCOMES)
         if self.steps != total:
-            raise wrong("steps", f"the sum of the verdicts, {total}", self.steps)
-        reached = verdicts.applied + verdicts.accepted_not_finite
+            raise wrong("steps", f"the sum of the outcomes, {total}", self.steps)
+        reached = outcomes.applied + outcomes.accepted_not_finite
         if self.gradient_steps != reached:
             raise wrong("gradient_steps", f"applied + accepted_not_finite, {reached}", self.gradient_steps)
         if self.not_finite_steps > self.steps:
@@ -246,7 +246,7 @@ class StepColumns(_Request):
 
     step: Annotated[list[Step], Field(max_length=MOST_PARAMETERS)] = []
     time: Annotated[list[Time], Field(max_length=MOST_PARAMETERS)] = []
-    verdict: Annotated[list[Verdict], Field(max_length=MOST_PARAMETERS)] = []
+    outcome: Annotated[list[Outcome], Field(max_length=MOST_PARAMETERS)] = []
     finite: Annotated[list[bool], Field(max_length=MOST_PARAMETERS)] = []
     """Whether the incoming gradients were all finite."""
     norm: Norms = []
@@ -258,7 +258,7 @@ class StepColumns(_Request):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        for name in ("time", "verdict", "finite", "norm", "mini_step", "interpolated"):
+        for name in ("time", "outcome", "finite", "norm", "mini_step", "interpolated"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.step):
                 raise wrong(name, f"as many entries as step has, {len(self.step)}", f"{len(column)} entries")
@@ -293,7 +293,7 @@ class ReplicaRecord(_Request):
 
 
 class Dropped(_Request):
-    """Records that the client had to drop, absolute within the epoch."""
+    """Records that the client had to drop, absolute within the incarnation."""
 
     steps: Count
     bad_steps: Count
@@ -304,7 +304,7 @@ class Report(_Request):
 
     run: Run
     process: Process
-    epoch: Epoch
+    incarnation: Incarnation
     attempt: Attempt
     seq: Annotated[int, Field(ge=1, le=LARGEST)]
     oldest_held: Annotated[int, Field(ge=1, le=LARGEST)]
@@ -336,7 +336,7 @@ class Acknowledgement(_Response):
     acknowledged: int
     """Everything from the report's oldest_held to this seq is durable; below oldest_held where nothing is."""
     base: Counters | None
-    """What the exporter had counted for this process before this epoch; null where that is nothing."""
+    """What the exporter had counted for this process before this incarnation; null where that is nothing."""
     duplicate: Annotated[SkipJsonSchema[bool], Field(exclude=True)] = False
     """Whether it was stored before: for the exporter's own metrics, not on the wire."""
 
@@ -368,7 +368,7 @@ class Totals(_Response):
 
     steps: int
     gradient_steps: int
-    verdicts: dict[Verdict, int]
+    outcomes: dict[Outcome, int]
     skipped: Skipped
     not_finite_steps: int
     accepted_not_finite: int
@@ -429,7 +429,7 @@ class ProcessRow(_Response):
     host: str
     health: Health
     since: float
-    epoch: str
+    incarnation: str
     last_report: float
     totals: Totals
     gauges: Gauges

@@ -13,14 +13,14 @@ from tests.e2e.chaos.storm import Storm, Stretch
 from tests.e2e.chaos.truth import Piece, lived
 from tests.optwrap.simulation import Step
 
-VERDICTS: Final = (
+OUTCOMES: Final = (
     *("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other"),
     "accepted_not_finite",
 )
 _SKIPPED: Final = {f"skipped_{reason}": reason for reason in ("not_finite", "large", "other")}
 
 Counts = Counter[str]
-"""Steps by verdict; `not_finite_steps`; and steps by parameter, as `parameter PATH`."""
+"""Steps by outcome; `not_finite_steps`; and steps by parameter, as `parameter PATH`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def known(storm: Storm) -> list[Known]:
     delivered = storm.delivered()
     found = []
     for stretch in storm.stretches:
-        reports = [delivery.report for delivery in delivered.get(stretch.epoch, [])]
+        reports = [delivery.report for delivery in delivered.get(stretch.incarnation, [])]
         reached = max([stretch.start, *(report["totals"]["steps"] for report in reports)])
         assert reached >= stretch.flushed, f"{stretch}: flushed {stretch.flushed}, delivered {reached}"
         path = (*stretch.path, Piece(stretch.launch, reached))
@@ -55,14 +55,14 @@ def counted(step: Step | None) -> Counts:
     """The counters after a step."""
     if step is None:
         return Counter()
-    found = Counter({**step.verdicts, "not_finite_steps": step.not_finite_steps})
+    found = Counter({**step.outcomes, "not_finite_steps": step.not_finite_steps})
     found.update({f"parameter {name}": count for name, count in step.parameters.items()})
     return found
 
 
 def totals(of: Mapping[str, Any]) -> Counts:
     """The wire's and the API's totals."""
-    found = Counter({**of["verdicts"], "not_finite_steps": of["not_finite_steps"]})
+    found = Counter({**of["outcomes"], "not_finite_steps": of["not_finite_steps"]})
     found.update({f"parameter {name}": count for name, count in of.get("parameters", {}).items()})
     return found
 
@@ -108,13 +108,13 @@ def check(storm: Storm, prometheus: Prometheus) -> None:
 
 
 def check_answers(storm: Storm) -> None:
-    """Nothing that the library sends is refused, and what has an epoch is somebody's."""
+    """Nothing that the library sends is refused, and what has an incarnation is somebody's."""
     answers = Counter(delivery.status for delivery in storm.network.deliveries)
     assert set(answers) == {200}, answers
-    epochs = {stretch.epoch for stretch in storm.stretches}
-    for epoch, deliveries in storm.delivered().items():
-        if epoch not in epochs:
-            assert not any(delivery.report["totals"]["steps"] for delivery in deliveries), f"{epoch} is nobody's"
+    incarnations = {stretch.incarnation for stretch in storm.stretches}
+    for incarnation, deliveries in storm.delivered().items():
+        if incarnation not in incarnations:
+            assert not any(delivery.report["totals"]["steps"] for delivery in deliveries), f"{incarnation} is nobody's"
 
 
 def check_totals(storm: Storm, truth: list[Known]) -> None:
@@ -171,27 +171,29 @@ def check_records(storm: Storm, truth: list[Known]) -> None:
     delivered = storm.delivered()
     kept: dict[int, Counter[tuple[Any, ...]]] = collections.defaultdict(Counter)
     for one in truth:
-        deliveries = delivered.get(one.stretch.epoch, [])
+        deliveries = delivered.get(one.stretch.incarnation, [])
         records: dict[int, tuple[Any, ...]] = {}
         by_seq = {delivery.report["seq"]: delivery.report for delivery in deliveries}
         here = {delivery.report["seq"] for delivery in deliveries if delivery.directory == storm.network.directory}
         for seq, report in by_seq.items():
             columns = report["steps"]
-            for row in zip(*(columns[name] for name in ("step", "verdict", "finite", "norm")), strict=True):
-                assert row[0] not in records, f"{one.stretch.epoch}: step {row[0]} was told twice"
+            for row in zip(*(columns[name] for name in ("step", "outcome", "finite", "norm")), strict=True):
+                assert row[0] not in records, f"{one.stretch.incarnation}: step {row[0]} was told twice"
                 records[row[0]] = row
                 if seq in here:
                     kept[one.stretch.process][row[:3]] += 1
         for step, row in records.items():
             true = one.steps[step]
-            assert row[1:3] == (true.verdict, true.finite), f"{one.stretch.epoch}, step {step}: {row}, true: {true}"
+            assert row[1:3] == (true.outcome, true.finite), (
+                f"{one.stretch.incarnation}, step {step}: {row}, true: {true}"
+            )
         dropped = max((sum(report["dropped"].values()) for report in by_seq.values()), default=0)
         missing = set(one.steps) - set(records)
         assert len(missing) == dropped, f"{one.stretch}: {sorted(missing)} are missing, {dropped} dropped"
     for process in range(storm.schedule.processes):
         answer = storm.exporter.get(f"/v1/runs/{storm.run_name}/steps", process=process, points=100_000)
         columns = answer["columns"]
-        found = Counter(zip(columns["step"], columns["verdict"], columns["finite"], strict=True))
+        found = Counter(zip(columns["step"], columns["outcome"], columns["finite"], strict=True))
         assert not answer["sampled"]
         assert found == kept[process], f"records of process {process}: {found - kept[process]}, {kept[process] - found}"
 
@@ -205,14 +207,14 @@ def check_events(storm: Storm, truth: list[Known]) -> None:
         for one in (one for one in truth if one.stretch.process == process):
             told = {
                 step
-                for delivery in delivered.get(one.stretch.epoch, [])
+                for delivery in delivered.get(one.stretch.incarnation, [])
                 if delivery.directory == storm.network.directory
                 for step in delivery.report["steps"]["step"]
             }
             for step in told:
-                verdict = one.steps[step].verdict
-                if verdict not in ("applied", "accumulated"):
-                    expected["skipped" if verdict in _SKIPPED else verdict, step] += 1
+                outcome = one.steps[step].outcome
+                if outcome not in ("applied", "accumulated"):
+                    expected["skipped" if outcome in _SKIPPED else outcome, step] += 1
         bad = Counter((one["kind"], one["step"]) for one in found if one["kind"] in ("skipped", "accepted_not_finite"))
         assert bad == expected, f"{run}, events of process {process}: {bad - expected}, {expected - bad}"
         kinds = Counter(one["kind"] for one in found)
@@ -245,13 +247,13 @@ def check_prometheus(storm: Storm, truth: list[Known], prometheus: Prometheus) -
     for process in range(storm.schedule.processes):
         expected = added(one.share for one in truth if one.stretch.process == process)
         counters = {
-            "optwrap_steps_total": sum(expected[verdict] for verdict in VERDICTS),
+            "optwrap_steps_total": sum(expected[outcome] for outcome in OUTCOMES),
             "optwrap_gradient_steps_total": expected["applied"] + expected["accepted_not_finite"],
             "optwrap_not_finite_steps_total": expected["not_finite_steps"],
             "optwrap_accepted_not_finite_steps_total": expected["accepted_not_finite"],
             **{
-                f'optwrap_skipped_steps_total{{reason="{reason}"}}': expected[verdict]
-                for verdict, reason in _SKIPPED.items()
+                f'optwrap_skipped_steps_total{{reason="{reason}"}}': expected[outcome]
+                for outcome, reason in _SKIPPED.items()
             },
             **{
                 f'optwrap_parameter_not_finite_steps_total{{parameter="{key.removeprefix("parameter ")}"}}': count

@@ -39,7 +39,7 @@ class Life:
     """What one training process is told at its start."""
 
     name: str
-    """Unique; its epochs are called so, too."""
+    """Unique; its incarnations are called so, too."""
     seed: int
     run: str
     process: int
@@ -175,8 +175,8 @@ class Trainer:
 
 
 def monitor_of(life: Life, clock: Callable[[], float]) -> optwrap.Monitor:
-    """Its Monitor as any, but for its clock, for the names of its epochs, and for how long it waits."""
-    epochs = itertools.count()
+    """Its Monitor as any, but for its clock, for the names of its incarnations, and for how long it waits."""
+    incarnations = itertools.count()
 
     def source(settings: Settings) -> InPod:
         found = InPod(settings.process, settings.attempt)
@@ -189,7 +189,7 @@ def monitor_of(life: Life, clock: Callable[[], float]) -> optwrap.Monitor:
         clock=Clock(time=clock, jitter=lambda: 0.02),
         transport=lambda settings: HttpTransport(settings.endpoint, answer_timeout=PATIENCE),
         source=source,
-        new_id=lambda: f"{life.name}.{os.getpid()}.{next(epochs)}",
+        new_id=lambda: f"{life.name}.{os.getpid()}.{next(incarnations)}",
     )
     return optwrap.Monitor(
         life.run, life.endpoint, life.process, attempt=f"launch-{life.launch}", interval=INTERVAL, _parts=parts

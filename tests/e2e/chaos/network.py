@@ -36,7 +36,7 @@ class Network:
     """A proxy on a free port of 127.0.0.1. `close()` it.
 
     Args:
-      seed: what becomes of a report is drawn from it, the report's epoch and number, and how often it was sent before.
+      seed: what becomes of a report is drawn from it, the report's incarnation and number, and how often it was sent before.
       weather: the likelihood of each fate but "passed", in the order of FATES.
       port: of the exporter, at 127.0.0.1.
     """
@@ -99,7 +99,7 @@ class Network:
             return [delivery for delivery in self.deliveries if delivery.status == 200]
 
     def _fate(self, report: dict[str, Any]) -> Fate:
-        key = report["epoch"], report["seq"]
+        key = report["incarnation"], report["seq"]
         with self._lock:
             tries = self._tries[key] = self._tries.get(key, 0) + 1
             drawn = random.Random(zlib.crc32(f"{self._seed} {key} {tries}".encode()))

@@ -32,9 +32,9 @@ class Checkpoint:
 
 @dataclasses.dataclass
 class Stretch:
-    """What one process trains without a resume or a rollback: to the library an epoch."""
+    """What one process trains without a resume or a rollback: to the library an incarnation."""
 
-    epoch: str
+    incarnation: str
     process: int
     launch: int
     path: tuple[Piece, ...]
@@ -53,15 +53,15 @@ class Trained:
     def __init__(self, life: Life, path: tuple[Piece, ...], step: int) -> None:
         self.job = Job(life)
         self.stretches: list[Stretch] = []
-        # A state that has lived begins an epoch after the hello's, which stays empty.
-        self._epochs = 1 if step else 0
+        # A state that has lived begins an incarnation after the hello's, which stays empty.
+        self._incarnations = 1 if step else 0
         self.begin(path, step)
 
     def begin(self, path: tuple[Piece, ...], step: int) -> None:
         life = self.job.life
-        epoch = f"{life.name}.{self.job.pid}.{self._epochs}"
-        self._epochs += 1
-        self.stretches.append(Stretch(epoch, life.process, life.launch, path, step))
+        incarnation = f"{life.name}.{self.job.pid}.{self._incarnations}"
+        self._incarnations += 1
+        self.stretches.append(Stretch(incarnation, life.process, life.launch, path, step))
 
 
 class Storm:
@@ -124,10 +124,10 @@ class Storm:
         self.network.drain()
 
     def delivered(self) -> dict[str, list[Delivery]]:
-        """What the exporter has taken, by epoch."""
+        """What the exporter has taken, by incarnation."""
         found = defaultdict(list)
         for delivery in self.network.delivered():
-            found[delivery.report["epoch"]].append(delivery)
+            found[delivery.report["incarnation"]].append(delivery)
         return found
 
     def _perform(self, action: Action) -> None:
@@ -228,7 +228,7 @@ class Storm:
         names = {trained.job.life.process: f"{trained.job.life.name}." for trained in self._trained}
         while True:
             rows = self.exporter.get(f"/v1/runs/{self.run_name}")["processes"]
-            if all(row["epoch"].startswith(names[row["process"]]) for row in rows):
+            if all(row["incarnation"].startswith(names[row["process"]]) for row in rows):
                 return
             assert time.monotonic() < deadline, f"not known to live: {names}, {rows}"
             time.sleep(INTERVAL)

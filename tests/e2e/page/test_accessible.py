@@ -52,7 +52,7 @@ def found(page: Page) -> list[str]:
 
 def streak(desk: Desk, reporter: MakeReporter) -> None:
     """Every panel has something in it: a streak, offenders, events, two processes of four, a second run."""
-    both = [reporter(process=process, process_count=4, epoch=f"e{process}") for process in (0, 1)]
+    both = [reporter(process=process, process_count=4, incarnation=f"e{process}") for process in (0, 1)]
     reporter(f"{both[0].run}-other").good(5)
     for training in both:
         training.good(40)

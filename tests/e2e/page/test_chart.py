@@ -18,13 +18,13 @@ def random_steps(training: Reporter, seed: int, count: int) -> dict[int, str]:
     rng = random.Random(seed)
     truth: dict[int, str] = {}
     for step in range(1, count + 1):
-        verdict = rng.choice(BAD) if rng.random() < 0.08 else "applied"
-        if verdict in {"skipped_not_finite", "accepted_not_finite"}:
-            training.job.step(verdict, rng.choice(["NaN", "Infinity"]), w=1)
+        outcome = rng.choice(BAD) if rng.random() < 0.08 else "applied"
+        if outcome in {"skipped_not_finite", "accepted_not_finite"}:
+            training.job.step(outcome, rng.choice(["NaN", "Infinity"]), w=1)
         else:
-            training.job.step(verdict, rng.lognormvariate(0, 2))
-        if verdict != "applied":
-            truth[step] = verdict
+            training.job.step(outcome, rng.lognormvariate(0, 2))
+        if outcome != "applied":
+            truth[step] = outcome
         if rng.random() < 0.02:
             training.send()
     training.send()
@@ -167,7 +167,7 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
         {
             "step": step,
             "time": 1e9 + step,
-            "verdict": rng.choice(("applied", "accumulated", *BAD)),
+            "outcome": rng.choice(("applied", "accumulated", *BAD)),
             "finite": rng.random() < 0.9,
             "norm": rng.choice([rng.random(), "NaN", "Infinity", 0.0]),
             "mini_step": rng.choice([None, 0, 1]),
@@ -190,7 +190,7 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
 
     whole = held([columns(records)])
     assert whole[0] == steps
-    bad = [r["step"] for r in records if r["verdict"] in BAD or not r["finite"]]
+    bad = [r["step"] for r in records if r["outcome"] in BAD or not r["finite"]]
     assert whole[-1] == bad
     for _ in range(5):
         shuffled = records + rng.sample(records, 50)
@@ -201,7 +201,7 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
         assert held(pieces, axis="time") == whole
 
     again = [
-        record | {"time": record["time"] + 1000, "verdict": "applied", "finite": True} for record in records[200:250]
+        record | {"time": record["time"] + 1000, "outcome": "applied", "finite": True} for record in records[200:250]
     ]
     for pieces in ([columns(records), columns(again)], [columns(again), columns(records)]):
         lived_twice = held(pieces)

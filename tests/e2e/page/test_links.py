@@ -31,7 +31,7 @@ def seconds() -> Callable[[], float]:
 def panels(open_desk: OpenDesk, reporter: MakeReporter) -> Desk:
     """The page of a run of two processes with a streak in it, beside another run."""
     desk = open_desk()
-    pod = [reporter(process=n, process_count=3, epoch=f"e{n}", clock=seconds()) for n in (0, 1)]
+    pod = [reporter(process=n, process_count=3, incarnation=f"e{n}", clock=seconds()) for n in (0, 1)]
     reporter(f"{pod[0].run}-too").good(5)
     for training in pod:
         training.good(30)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.programs("chromium")
 def test_each_process_is_a_cell_with_its_health_in_words(open_desk: OpenDesk, reporter: MakeReporter) -> None:
     """Five of a job's six report: each health has its own words and class, and the sixth is there as not heard of."""
     desk = open_desk()
-    pod = [reporter(process=process, process_count=6, epoch=f"e{process}") for process in range(5)]
+    pod = [reporter(process=process, process_count=6, incarnation=f"e{process}") for process in range(5)]
     for training in pod:
         training.good(8)
     pod[3].bad(w=1)
@@ -45,7 +45,7 @@ def test_each_process_is_a_cell_with_its_health_in_words(open_desk: OpenDesk, re
 def test_a_cell_opens_its_process_by_pointer_and_by_keyboard(open_desk: OpenDesk, reporter: MakeReporter) -> None:
     """The chart shows the steps of the process that was chosen, the address says so, and back goes back."""
     desk = open_desk()
-    first, second = (reporter(process=process, process_count=2, epoch=f"e{process}") for process in (0, 1))
+    first, second = (reporter(process=process, process_count=2, incarnation=f"e{process}") for process in (0, 1))
     first.good(10)
     second.good(9)
     second.bad(w=1)
@@ -114,7 +114,7 @@ def test_when_the_process_that_speaks_dies_the_page_follows_the_next(
 ) -> None:
     """The feed misses nothing meanwhile, and tells nothing twice; the chart goes on with the other's steps."""
     desk = open_desk()
-    both = [reporter(process=process, process_count=2, epoch=f"e{process}", interval=1.0) for process in (0, 1)]
+    both = [reporter(process=process, process_count=2, incarnation=f"e{process}", interval=1.0) for process in (0, 1)]
     for training in both:
         training.good(4)
         training.bad(w=1)
@@ -143,7 +143,7 @@ def test_cells_are_right_after_each_message_and_after_the_exporter_was_gone(
     """The stream's messages bring the processes that changed; those that did not stay, and what was missed comes."""
     desk = open_desk()
     desk.expected = re.compile("Failed to load resource")
-    pod = [reporter(process=n, process_count=4, epoch=f"e{n}") for n in range(4)]
+    pod = [reporter(process=n, process_count=4, incarnation=f"e{n}") for n in range(4)]
     for training in pod:
         training.good(4)
     page = desk.open(pod[0].run)

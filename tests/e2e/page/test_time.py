@@ -139,7 +139,7 @@ def test_a_step_that_was_lived_twice_is_seen_twice(open_desk: OpenDesk, training
     live(40, 25)
     back = {**job.totals, "steps": 20, "verdicts": {**job.totals["verdicts"], "applied": 20, "skipped_not_finite": 0}}
     back |= {"gradient_steps": 20, "not_finite_steps": 0, "parameters": {}}
-    job.epoch, job.seq, job.totals, job.at_start = "e2", 0, back, copy.deepcopy(back)
+    job.incarnation, job.seq, job.totals, job.at_start = "e2", 0, back, copy.deepcopy(back)
     live(40, 50)
     page = desk.open(training.run, axis="time")
     expect(desk.chart()).to_have_attribute("data-marked", "25 50")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from optwrap._monitor.backlog import GOOD_VERDICTS
+from optwrap._monitor.backlog import GOOD_OUTCOMES
 from tests.e2e.chaos.findings import counted
 from tests.e2e.chaos.truth import Piece, lived
 from tests.e2e.ways import job
@@ -94,16 +94,16 @@ def check(books: Books, steps: int) -> None:
     assert books.totals() == expected
     rows: dict[int, tuple[Any, ...]] = {}
     offenders: dict[int, dict[str, int]] = collections.defaultdict(dict)
-    for reports in books.epochs().values():
+    for reports in books.incarnations().values():
         for report in reports:
             columns = report["steps"]
-            for row in zip(*(columns[name] for name in ("step", "verdict", "finite", "mini_step")), strict=True):
+            for row in zip(*(columns[name] for name in ("step", "outcome", "finite", "mini_step")), strict=True):
                 assert row[0] not in rows, f"step {row[0]} twice"
                 rows[row[0]] = row[1:]
             for one in report["offenders"]:
                 offenders[one["step"]][one["parameter"]] = one["not_finite"]
     assert rows == {
-        number: (step.verdict, step.finite, step.gauges["mini_step"]) for number, step in enumerate(true, 1)
+        number: (step.outcome, step.finite, step.gauges["mini_step"]) for number, step in enumerate(true, 1)
     }
     assert offenders == {number: step.offenders for number, step in enumerate(true, 1) if step.offenders}
     assert books.dropped() == {"steps": 0, "bad_steps": 0}
@@ -112,7 +112,7 @@ def check(books: Books, steps: int) -> None:
 def test_the_truth_has_everything_in_it() -> None:
     """Steps that were accumulated, applied and skipped, and every parameter as an offender."""
     last = truth(job.STEPS)[-1]
-    assert {verdict for verdict, n in last.verdicts.items() if n} >= {"applied", "accumulated", "skipped_not_finite"}
+    assert {outcome for outcome, n in last.outcomes.items() if n} >= {"applied", "accumulated", "skipped_not_finite"}
     assert len(last.parameters) == 3
 
 
@@ -121,7 +121,7 @@ def test_steps_wait_at_the_end_of_the_truth() -> None:
     for steps, form in itertools.product((job.STEPS, job.MANY), job.FORMS):
         waiting = 0
         for step in truth(steps):
-            due = waiting + 1 >= form.callback_every or not step.finite or step.verdict not in GOOD_VERDICTS
+            due = waiting + 1 >= form.callback_every or not step.finite or step.outcome not in GOOD_OUTCOMES
             waiting = 0 if due else waiting + 1
         assert (waiting > 0) == (form.callback_every > 1)
 

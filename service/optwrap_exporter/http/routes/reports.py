@@ -33,7 +33,7 @@ FULL_RETRY_SECONDS: Final = 5
 _ANSWERS: Final = {
     401: "The token is missing or wrong, or this address takes no reports at all.",
     408: "The body did not arrive in time.",
-    409: "This epoch and seq are stored with other content, or the epoch with another attempt.",
+    409: "This incarnation and seq are stored with other content, or the incarnation with another attempt.",
     413: "Larger than 4 MiB.",
     415: "Not application/json.",
     422: "A field is wrong.",

@@ -43,14 +43,14 @@ export function createSpark(body) {
 
 const SHARES = ["applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"];
 
-/** The steps by verdict as parts of one bar. */
+/** The steps by outcome as parts of one bar. */
 export function createShares(body) {
   const bar = el("div", { class: "shares", role: "img" });
   body.append(bar);
-  return (verdicts, total) => {
+  return (outcomes, total) => {
     bar.hidden = !total;
     if (!total) return;
-    const parts = SHARES.map((kind) => ({ kind, count: verdicts?.[kind] ?? 0 })).filter(({ count }) => count > 0);
+    const parts = SHARES.map((kind) => ({ kind, count: outcomes?.[kind] ?? 0 })).filter(({ count }) => count > 0);
     keyed(bar, parts, ({ kind }) => kind, ({ kind }) => el("span", { class: `kind-${kind}` }), (part, { count }) => {
       part.style.flexGrow = count / total;
     });

@@ -132,8 +132,8 @@ function createSteps(root) {
   const shares = createShares(body);
   return (run, state) => {
     const rate = state.steps.rate();
-    const { steps, not_finite_steps: bad, verdicts } = run.totals ?? {};
-    shares(verdicts, steps);
+    const { steps, not_finite_steps: bad, outcomes } = run.totals ?? {};
+    shares(outcomes, steps);
     setText(value, compact(steps));
     setText(unit, rate === null || run.health === "finished" ? "" : `${rate >= 10 ? compact(Math.round(rate)) : rate.toPrecision(2)} per s`);
     const unseen = run.unseen ? ` · ${compact(run.unseen)} unseen` : "";

@@ -1,4 +1,4 @@
-"""The account of epochs: readings add up to what has run, whatever was rolled back, repeated or not observed."""
+"""The account of incarnations: readings add up to what has run, whatever was rolled back, repeated or not observed."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from optwrap._monitor.account import ZERO, Account, Observed, less_own_step, minus, plus
 from optwrap._monitor.backlog import Backlog, Record
 from optwrap._monitor.outbox import totals as as_wire
-from optwrap._reading.counters import VERDICTS
+from optwrap._reading.counters import OUTCOMES
 from optwrap._reading.unpack import Totals, unpack
 from tests.optwrap import monitoring
 from tests.optwrap.monitoring import PARAMETERS, Training, counts
@@ -30,14 +30,14 @@ def observed(training: Training, **circumstances: object) -> Observed:
 
 def account(**bounds: int) -> Account:
     ids = itertools.count()
-    return Account(lambda: f"epoch-{next(ids)}", **bounds)
+    return Account(lambda: f"incarnation-{next(ids)}", **bounds)
 
 
 def total(of: Account) -> dict[str, int]:
-    """The sum over the epochs of what each adds."""
+    """The sum over the incarnations of what each adds."""
     found: dict[str, int] = {}
-    for epoch in of.epochs:
-        found = monitoring.plus(found, counts(as_wire(epoch.share)))
+    for incarnation in of.incarnations:
+        found = monitoring.plus(found, counts(as_wire(incarnation.share)))
     return found
 
 
@@ -46,7 +46,7 @@ class Trainings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.account = account(most_rows=40, most_epochs=4)
+        self.account = account(most_rows=40, most_incarnations=4)
         self.training = Training(mini_step=1, distinct=True)
         self.saved: list[Training] = []
         self.truth: dict[str, int] = {}
@@ -65,8 +65,8 @@ class Trainings(RuleBasedStateMachine):
 
     @rule(offenders=OFFENDERS, ordinary=ORDINARY, look=st.booleans())
     def step(self, offenders: Mapping[str, int], ordinary: str, look: bool) -> None:
-        verdict = "accepted_not_finite" if len(offenders) > 1 else "skipped_not_finite" if offenders else ordinary
-        self.training.step(verdict, offenders)
+        outcome = "accepted_not_finite" if len(offenders) > 1 else "skipped_not_finite" if offenders else ordinary
+        self.training.step(outcome, offenders)
         # The first step and the one after a rollback are observed: a step that nobody saw before the counters went
         # back left no trace.
         if look or self.must_observe or self.steps_observed == 0:
@@ -103,38 +103,40 @@ class Trainings(RuleBasedStateMachine):
 
     @invariant()
     def every_record_waits_or_is_counted_as_dropped(self) -> None:
-        dropped = sum(epoch.dropped_steps + epoch.dropped_bad_steps for epoch in self.account.epochs)
+        dropped = sum(
+            incarnation.dropped_steps + incarnation.dropped_bad_steps for incarnation in self.account.incarnations
+        )
         assert len(self.account.backlog) + dropped == self.steps_observed
 
     @invariant()
     def memory_is_bounded(self) -> None:
         assert self.account.backlog.weight <= 40
-        assert len(self.account.epochs) <= 4
+        assert len(self.account.incarnations) <= 4
 
 
 TestTrainings = Trainings.TestCase
 TestTrainings.settings = hypothesis.settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
-def test_a_fresh_training_counts_from_zero_in_the_first_epoch() -> None:
-    """Step 1 needs no new epoch, and none begins with a reading of a state that has not stepped."""
+def test_a_fresh_training_counts_from_zero_in_the_first_incarnation() -> None:
+    """Step 1 needs no new incarnation, and none begins with a reading of a state that has not stepped."""
     training, book = Training(), account()
     book.take(observed(training))
     book.take(observed(training.step()))
-    assert [epoch.id for epoch in book.epochs] == ["epoch-0"]
+    assert [incarnation.id for incarnation in book.incarnations] == ["incarnation-0"]
     assert book.current.at_start == ZERO
     assert counts(as_wire(book.current.totals)) == {"applied": 1}
 
 
 def test_a_resumed_training_counts_from_where_it_was_resumed() -> None:
-    """The first reading less its own step is where the second epoch begins; the hello's stays at zero."""
+    """The first reading less its own step is where the second incarnation begins; the hello's stays at zero."""
     training = Training()
     for _ in range(7):
         training.step()
     training.step("skipped_not_finite", {"head": 3})
     book = account()
     book.take(observed(training))
-    hello, resumed = book.epochs
+    hello, resumed = book.incarnations
     assert hello.share == ZERO
     assert counts(as_wire(resumed.at_start)) == {"applied": 7}
     assert counts(as_wire(resumed.share)) == {"skipped_not_finite": 1, "not_finite_steps": 1, "parameter head": 1}
@@ -153,7 +155,7 @@ def test_a_restored_state_that_is_observed_before_the_loop_is_no_step() -> None:
     assert counts(as_wire(book.current.share)) == {"applied": 1}
 
 
-def test_counters_that_fell_begin_an_epoch_although_steps_rose() -> None:
+def test_counters_that_fell_begin_an_incarnation_although_steps_rose() -> None:
     """A state of another branch of the training, further on and with fewer bad steps, is no continuation."""
     bad, good = Training(), Training()
     bad.step("skipped_not_finite", {"head": 1})
@@ -162,7 +164,7 @@ def test_counters_that_fell_begin_an_epoch_although_steps_rose() -> None:
     book = account()
     book.take(observed(bad))
     book.take(observed(good))
-    assert len(book.epochs) == 2
+    assert len(book.incarnations) == 2
     assert total(book) == {"skipped_not_finite": 1, "not_finite_steps": 1, "parameter head": 1, "applied": 1}
 
 
@@ -175,18 +177,18 @@ def test_readings_that_were_lost_are_counted_once_and_only_where_steps_are_missi
     assert (book.current.dropped_steps, book.current.dropped_bad_steps) == (2, 1)
 
 
-def test_parameters_that_get_other_names_begin_an_epoch() -> None:
-    """Counts by path are compared within an epoch, so a path must mean the same throughout."""
+def test_parameters_that_get_other_names_begin_an_incarnation() -> None:
+    """Counts by path are compared within an incarnation, so a path must mean the same throughout."""
     training, book = Training(), account()
     book.take(observed(training.step("skipped_not_finite", {"head": 1}), layout=None))
     book.take(observed(training.step()))
-    assert len(book.epochs) == 2
+    assert len(book.incarnations) == 2
     assert counts(as_wire(book.current.share)) == {"applied": 1}
 
 
 TOTALS = st.builds(
     Totals,
-    verdicts=st.fixed_dictionaries({verdict: st.integers(0, 9) for verdict in VERDICTS}),
+    outcomes=st.fixed_dictionaries({outcome: st.integers(0, 9) for outcome in OUTCOMES}),
     not_finite_steps=st.integers(0, 9),
     parameters=st.dictionaries(st.sampled_from(PARAMETERS), st.integers(1, 9)),
 )
@@ -214,7 +216,7 @@ RECORDS = st.builds(
     step=st.integers(1, 99),
     time=st.just(0.0),
     interpolated=st.just(False),
-    verdict=st.sampled_from(VERDICTS),
+    outcome=st.sampled_from(OUTCOMES),
     finite=st.booleans(),
     norm=st.just(1.0),
     mini_step=st.none(),

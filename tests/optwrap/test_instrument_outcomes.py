@@ -240,9 +240,9 @@ def test_what_is_read_off_the_states_is_what_happened(lib: Lib, nesting: str, st
         np.testing.assert_allclose(gauges.pop("gradient_norm"), np.float32(expected.norm), rtol=1e-5)
         limits = [gauges.pop("gradient_norm_limit", None), expected.gauges.pop("gradient_norm_limit", None)]
         assert limits[0] == limits[1]
-        assert (got.step, got.verdict, got.finite) == (number, expected.verdict, expected.finite)
+        assert (got.step, got.outcome, got.finite) == (number, expected.outcome, expected.finite)
         assert got.offenders == expected.offenders
-        assert got.totals.verdicts == expected.verdicts
+        assert got.totals.outcomes == expected.outcomes
         assert got.totals.not_finite_steps == expected.not_finite_steps
         assert got.totals.parameters == expected.parameters
         assert gauges == expected.gauges
