@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.metrics.table import BY_NAME, METRICS, OUTCOMES, PROCESS, REASONS, document
+from optwrap_exporter.metrics.table import BY_NAME, METRICS, REPORT_OUTCOMES, PROCESS, REASONS, document
 from optwrap_exporter.wire.requests import HEALTHS
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_the_notes_name_every_value_of_a_label() -> None:
     for name, values in {
         "optwrap_skipped_steps_total": REASONS,
         "optwrap_process_health": HEALTHS,
-        "optwrap_exporter_reports_total": OUTCOMES,
+        "optwrap_exporter_reports_total": REPORT_OUTCOMES,
     }.items():
         for value in values:
             assert f"`{value}`" in BY_NAME[name].note, (name, value)

@@ -17,7 +17,7 @@ from optwrap_exporter.http import server
 from optwrap_exporter.http.routes import reports
 from optwrap_exporter.http.routes.reports import LARGEST_BODY
 from optwrap_exporter.ingest import Busy
-from optwrap_exporter.metrics.table import OUTCOMES
+from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address
 from optwrap_exporter.store.store import StoreFull
 from optwrap_exporter.wire.requests import Acknowledgement, StepsAnswer
@@ -36,7 +36,7 @@ def outcomes(site: Served, since: Mapping[str, int] = MappingProxyType({})) -> d
         for sample in family.samples
         if sample.name == "optwrap_exporter_reports_total"
     }
-    assert set(counted) == set(OUTCOMES)
+    assert set(counted) == set(REPORT_OUTCOMES)
     counted = {outcome: count - since.get(outcome, 0) for outcome, count in counted.items()}
     return {outcome: count for outcome, count in counted.items() if count}
 
