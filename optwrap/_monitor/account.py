@@ -32,7 +32,7 @@ def less_own_step(reading: Reading) -> Totals:
         return totals
     outcomes = dict(totals.outcomes)
     outcomes[reading.outcome] = max(0, outcomes[reading.outcome] - 1)
-    parameters = {path: steps - (path in reading.offenders) for path, steps in totals.parameters.items()}
+    parameters = {path: steps - (path in reading.nonfinite_parameters) for path, steps in totals.parameters.items()}
     return Totals(
         outcomes=outcomes,
         not_finite_steps=max(0, totals.not_finite_steps - (not reading.finite)),
@@ -155,7 +155,7 @@ class Account:
 
     Args:
       new_id: makes the id of an incarnation.
-      most_rows: bound of what waits: step records and offenders together.
+      most_rows: bound of what waits: step records and nonfinite_parameters together.
       most_incarnations: bound of incarnations kept; beyond it one that the exporter cannot know of is added to the one before it,
         so that totals stay exact.
     """
@@ -258,7 +258,7 @@ class Account:
             finite=reading.finite,
             norm=reading.norm,
             mini_step=None if mini_step is None else int(mini_step),
-            offenders=reading.offenders,
+            nonfinite_parameters=reading.nonfinite_parameters,
             brought=observed.brought,
         )
         standing = (record.bad, record.outcome == "accepted_not_finite")

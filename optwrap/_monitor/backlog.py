@@ -26,7 +26,7 @@ class Record:
     finite: bool
     norm: float
     mini_step: int | None
-    offenders: Mapping[str, int]
+    nonfinite_parameters: Mapping[str, int]
     brought: Brought | None = None
     """Which replicas' own gradients were not finite; None where none were, or it was not asked."""
 
@@ -38,7 +38,7 @@ class Record:
     @property
     def weight(self) -> int:
         """Its share of memory and of a report, in table rows."""
-        return 1 + len(self.offenders) + (self.brought is not None)
+        return 1 + len(self.nonfinite_parameters) + (self.brought is not None)
 
 
 class Entry(NamedTuple, Generic[Owner]):

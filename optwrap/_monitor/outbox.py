@@ -278,7 +278,7 @@ class Outbox:
             "offenders": [
                 {"step": record.step, "parameter": parameter, "not_finite": values}
                 for record in records
-                for parameter, values in _named(record.offenders, operator.add).items()
+                for parameter, values in _named(record.nonfinite_parameters, operator.add).items()
             ],
             "dropped": {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps},
         }

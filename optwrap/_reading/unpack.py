@@ -95,7 +95,7 @@ class Reading:
     """The step's own outcome; None before the first step."""
     finite: bool
     norm: float
-    offenders: Mapping[str, int]
+    nonfinite_parameters: Mapping[str, int]
     """Values that were not finite in this step, by parameter, in the tree's order."""
     gauges: Mapping[str, float | int]
     """INT_GAUGES that are there, not_finite_streak, not_finite_streak_peak, gradient_norm, gradient_norm_limit."""
@@ -233,7 +233,7 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
         outcome=None if outcome < 0 else OUTCOMES[outcome],
         finite=bool(scalars["finite"]),
         norm=norm,
-        offenders=named(values_not_finite),
+        nonfinite_parameters=named(values_not_finite),
         gauges=gauges,
         replica=None if replica is None else int(replica),
         replicas_not_finite=None if replicas_not_finite is None else int(replicas_not_finite),

@@ -39,7 +39,7 @@ class Training:
         self.not_finite_steps = 0
         self.streak = 0
         self.outcome: str | None = None
-        self.offenders: Mapping[str, int] = {}
+        self.nonfinite_parameters: Mapping[str, int] = {}
         self.mini_step = mini_step
         self._distinct = distinct
         self._ran = [0]
@@ -51,12 +51,12 @@ class Training:
     def step(self, outcome: str = "applied", offenders: Mapping[str, int] | None = None) -> "Training":
         """One call of `update`."""
         self._ran[0] += 1
-        self.outcome, self.offenders = outcome, dict(offenders or {})
+        self.outcome, self.nonfinite_parameters = outcome, dict(offenders or {})
         self.outcomes[outcome] += 1
-        for path in self.offenders:
+        for path in self.nonfinite_parameters:
             self.parameters[path] += 1
-        self.not_finite_steps += bool(self.offenders)
-        self.streak = self.streak + 1 if self.offenders else 0
+        self.not_finite_steps += bool(self.nonfinite_parameters)
+        self.streak = self.streak + 1 if self.nonfinite_parameters else 0
         return self
 
     def saved(self) -> "Training":
@@ -67,7 +67,7 @@ class Training:
 
     @property
     def norm(self) -> float:
-        return float("nan") if self.offenders and not self._distinct else 1 + self._ran[0] / 1024
+        return float("nan") if self.nonfinite_parameters and not self._distinct else 1 + self._ran[0] / 1024
 
     def counters(self) -> Counters:
         """The counters as arrays of numpy."""
@@ -80,9 +80,9 @@ class Training:
             parameters=np.array(list(self.parameters.values()), np.int32),
             window_not_finite=np.zeros([0], np.bool_),
             outcome=np.int32(-1 if self.outcome is None else OUTCOMES.index(self.outcome)),
-            finite=np.bool_(not self.offenders),
+            finite=np.bool_(not self.nonfinite_parameters),
             gradient_norm=np.float32(self.norm),
-            not_finite_values=np.array([self.offenders.get(p, 0) for p in self.layout.parameters], np.int32),
+            not_finite_values=np.array([self.nonfinite_parameters.get(p, 0) for p in self.layout.parameters], np.int32),
             gauges=np.array([*gauges, ABSENT, ABSENT], np.int32),
             gradient_norm_limit=np.float32(np.nan),
             fingerprint=np.uint32(self.layout.fingerprint),

@@ -331,7 +331,7 @@ def test_frozen_parameters_whose_gradients_are_none_keep_their_place() -> None:
     grads = {"a": jnp.ones(2), "frozen": None, "z": jnp.array([1.0, np.nan])}
     _, state = jax.jit(tx.update)(grads, tx.init(params), params)
     assert monitor.layouts == [Layout(("a", "frozen", "z"))] * 2
-    assert read(state, monitor.layouts[0]).offenders == {"z": 1}
+    assert read(state, monitor.layouts[0]).nonfinite_parameters == {"z": 1}
     with pytest.raises(ValueError, match=r"updates must have the 3 leaves .* got 2 leaves"):
         tx.update(grads, tx.init(params))  # without params nobody can tell which are missing
 

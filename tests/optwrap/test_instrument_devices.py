@@ -45,11 +45,11 @@ def on_one_device() -> list[Any]:
 def same(words: Any, expected: Any) -> None:
     """Equal in all but the last bits of the norm, whose sum runs in another order."""
     got = unpack(np.asarray(words), LAYOUT)
-    assert (got.totals, got.outcome, got.finite, got.offenders) == (
+    assert (got.totals, got.outcome, got.finite, got.nonfinite_parameters) == (
         expected.totals,
         expected.outcome,
         expected.finite,
-        expected.offenders,
+        expected.nonfinite_parameters,
     )
     np.testing.assert_allclose(got.norm, expected.norm, rtol=1e-6)
     assert {**got.gauges, "gradient_norm": 0} == {**expected.gauges, "gradient_norm": 0}
@@ -99,7 +99,7 @@ def test_inside_shard_map_sharded_gradients_are_counted_as_a_whole_and_replicate
     for value, outcome in ((1.0, "applied"), (np.nan, "accepted_not_finite"), (1e30, "applied")):
         state, words = step(gradients(value), state)
         got = unpack(np.asarray(words), LAYOUT)
-        assert (got.outcome, got.offenders) == (outcome, {} if outcome == "applied" else {"a": 1})
+        assert (got.outcome, got.nonfinite_parameters) == (outcome, {} if outcome == "applied" else {"a": 1})
         if outcome == "applied":
             np.testing.assert_allclose(got.norm, NORM if value == 1.0 else 1e30, rtol=1e-6)
 
@@ -178,5 +178,9 @@ def test_where_types_say_nothing_the_axis_is_named(how: str) -> None:
         expected_state = whole_step(whole, expected_state)
         assert (np.asarray(words) == np.asarray(words)[0]).all()
         got, expected = (unpack(np.asarray(each), layout) for each in (words[0], reading(expected_state)))
-        assert (got.totals, got.outcome, got.offenders) == (expected.totals, expected.outcome, expected.offenders)
+        assert (got.totals, got.outcome, got.nonfinite_parameters) == (
+            expected.totals,
+            expected.outcome,
+            expected.nonfinite_parameters,
+        )
         np.testing.assert_allclose(got.norm, expected.norm, rtol=1e-6)

@@ -241,7 +241,7 @@ def test_what_is_read_off_the_states_is_what_happened(lib: Lib, nesting: str, st
         limits = [gauges.pop("gradient_norm_limit", None), expected.gauges.pop("gradient_norm_limit", None)]
         assert limits[0] == limits[1]
         assert (got.step, got.outcome, got.finite) == (number, expected.outcome, expected.finite)
-        assert got.offenders == expected.offenders
+        assert got.nonfinite_parameters == expected.nonfinite_parameters
         assert got.totals.outcomes == expected.outcomes
         assert got.totals.not_finite_steps == expected.not_finite_steps
         assert got.totals.parameters == expected.parameters

@@ -516,7 +516,7 @@ def test_an_hour_without_an_exporter_is_bounded_and_loses_no_total() -> None:
             bads,
             {PARAMETERS[0]: bads, "head": bads} if bads else {},
         )
-        reading = Reading(totals, one.outcome, one.finite, one.norm, one.offenders, one.gauges)
+        reading = Reading(totals, one.outcome, one.finite, one.norm, one.nonfinite_parameters, one.gauges)
         account.take(Observed(reading, b"%d" % n, n / 100, training.layout))
         if n % 10_000 == 0:
             assert account.backlog.weight <= 65_536

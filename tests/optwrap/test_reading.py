@@ -59,7 +59,10 @@ def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> No
     assert got.totals.not_finite_steps == counted.not_finite_steps
     assert got.outcome == (OUTCOMES[counted.outcome] if counted.outcome >= 0 else None)
     assert (got.finite, got.norm) == (counted.finite, counted.gradient_norm)
-    for values, told in ((counted.parameters, got.totals.parameters), (counted.not_finite_values, got.offenders)):
+    for values, told in (
+        (counted.parameters, got.totals.parameters),
+        (counted.not_finite_values, got.nonfinite_parameters),
+    ):
         assert told == {name: n for name, n in zip(layout.parameters, values.tolist(), strict=True) if n}
     integers = zip((*INT_GAUGES, *OF_REPLICAS), counted.gauges.tolist(), strict=True)
     expected = {name: n for name, n in integers if n != ABSENT}
@@ -106,7 +109,7 @@ def test_a_reading_of_another_instrumentation_is_refused() -> None:
 
 def test_before_the_first_step_there_is_no_outcome() -> None:
     got = unpack(np.asarray(reading(instrument(optax.sgd(1.0)).init({"a": 1.0}))))
-    assert (got.outcome, got.step, got.finite, got.offenders) == (None, 0, True, {})
+    assert (got.outcome, got.step, got.finite, got.nonfinite_parameters) == (None, 0, True, {})
 
 
 def two(*names: str | None) -> Any:

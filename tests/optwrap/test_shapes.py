@@ -76,7 +76,7 @@ def test_windows_and_guards_do_what_numpy_says_for_every_dtype(name: str, x64: b
             updates, state = step(bad, state)
             assert not np.any(np.asarray(updates, np.complex64))
             said = unpack(np.asarray(optwrap.reading(state)))
-            assert (said.outcome, dict(said.offenders)) == ("skipped_not_finite", {"leaf_0": 2})
+            assert (said.outcome, dict(said.nonfinite_parameters)) == ("skipped_not_finite", {"leaf_0": 2})
             assert int(state.inner_state.skip_state["num_not_finite"]) == 2
         updates, state = step(second, state)
         said = unpack(np.asarray(optwrap.reading(state)))
