@@ -44,12 +44,12 @@ class Training:
             job.step("accumulated" if mini else "applied", height * self.rng.lognormvariate(0, 0.25))
         self.reporter.send()
 
-    def bad(self, verdict: str = "skipped_not_finite", **offenders: int) -> None:
+    def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
         """One step whose gradients are not finite."""
         self.clock.advance(STEP_SECONDS)
         job = self.reporter.job
         job.gauges["guard_not_finite_count"] = min(5, job.gauges["guard_not_finite_count"] + 1)
-        job.step(verdict, "NaN", replica=None, **offenders)
+        job.step(outcome, "NaN", replica=None, **offenders)
         self.reporter.send()
 
     def large(self) -> None:

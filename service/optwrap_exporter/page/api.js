@@ -1,6 +1,6 @@
-/** The exporter's HTTP interface, as this page uses it. */
+/** Calls the exporter's HTTP API. */
 
-/** How long an answer may take before the exporter counts as gone (ms). */
+/** A request without an answer fails after this time (ms). */
 const TIMEOUT = 8_000;
 
 export class HttpError extends Error {
@@ -10,7 +10,7 @@ export class HttpError extends Error {
   }
 }
 
-/** Addresses of the JSON behind the panels. */
+/** Paths of the API. */
 export const paths = {
   runs: () => "/v1/runs?limit=500",
   run: (run) => `/v1/runs/${encodeURIComponent(run)}`,
@@ -25,10 +25,10 @@ function queryString(query) {
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
-/** How far the exporter's clock is ahead of this machine's, in seconds, as its answers' Date told. */
+/** How far the exporter's clock is ahead of the browser's (s), from the Date header of its answers. */
 let clockAhead = 0;
 
-/** Seconds since 1970 by the exporter's clock: ages are differences of its own times. */
+/** Seconds since 1970 by the exporter's clock. All times on the page come from that clock, so ages must use it, too. */
 export function exporterNow() {
   return Date.now() / 1000 + clockAhead;
 }
@@ -36,11 +36,16 @@ export function exporterNow() {
 function compareClocks(response) {
   const date = Date.parse(response.headers.get("date") ?? "");
   const ahead = (date - Date.now()) / 1000;
-  // Date has whole seconds and travelled: a small difference is no difference.
+  // Date has whole seconds, and the answer took time to arrive: small differences mean nothing.
   clockAhead = Math.abs(ahead) > 3 ? ahead : 0;
 }
 
-/** The JSON at `path`; HttpError where the status is no success, the network's own error where nothing answers. */
+/**
+ * Gets the JSON at `path`. Throws HttpError if the status is not a success, and the browser's own error if nothing answers.
+ *
+ * @param {string} path
+ * @returns {Promise<any>}
+ */
 export async function getJson(path) {
   const response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
   compareClocks(response);
@@ -49,8 +54,10 @@ export async function getJson(path) {
 }
 
 /**
- * Listens to what is committed for `run`. The browser reconnects by itself, with Last-Event-ID; where it gives up (an
- * answer that is no stream) the stream is opened anew, with growing pauses. Returns how to close it.
+ * Opens the stream of committed reports of `run`. The browser reconnects by itself, with Last-Event-ID. If the browser
+ * gives up (the answer was not a stream), the stream is opened again after a pause that grows.
+ *
+ * @param {string} run
  */
 export function openStream(run, { onOpen, onLost, onMessage }) {
   let source;

@@ -1,10 +1,13 @@
-/** Building and changing elements. Text goes in as text: nothing here, or on this page, parses markup. */
+/** Builds and changes elements. Text is always set as text: this page never parses markup. */
 
 import { SHAPES } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element; `properties` are attributes, except `text` and `on` ({event: listener}); null and false are left out. */
+/**
+ * Creates an element. `properties` are its attributes, except `text` and `on` ({event: listener}). Attributes and children
+ * that are null are left out.
+ */
 export function el(tag, properties = {}, ...children) {
   const { text, on = {}, ...attributes } = properties;
   const node = document.createElement(tag);
@@ -15,17 +18,18 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
-/** Touches the document only where something changes. */
+/** Sets the text of a node, if it changes. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Sets an attribute, if it changes; null, undefined and false remove it. */
 export function setAttribute(node, name, value) {
   if (value === null || value === undefined || value === false) node.removeAttribute(name);
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value === true ? "" : value);
 }
 
-/** One of SHAPES as a small picture in the colour of its class; words beside it say what it means. */
+/** Draws one of SHAPES in the colour of its class. Screen readers skip it, so put text beside it. */
 export function shape(name, className = "") {
   const { d, stroke } = SHAPES[name];
   const svg = document.createElementNS(SVG, "svg");
@@ -38,7 +42,7 @@ export function shape(name, className = "") {
   return svg;
 }
 
-/** Changes a picture made by `shape` into another, only if it is another. */
+/** Replaces the shape in `holder`, if it changes. */
 export function replaceShape(holder, name, className = "") {
   const key = `${name} ${className}`;
   if (holder.dataset.shape === key) return;
@@ -47,8 +51,14 @@ export function replaceShape(holder, name, className = "") {
 }
 
 /**
- * Makes the children of `parent` those of `items`, keeping the elements of those that stay: what is focused, selected or
- * hovered stays so.
+ * Makes the children of `parent` match `items`. Elements of items that stay are kept, with their focus, selection and hover.
+ *
+ * @template Item
+ * @param {Element} parent
+ * @param {Item[]} items
+ * @param {(item: Item) => unknown} keyOf
+ * @param {(item: Item) => Element} create
+ * @param {(node: Element, item: Item) => void} [update]
  */
 export function keyed(parent, items, keyOf, create, update) {
   const held = (parent.keyed ??= new Map());
@@ -72,15 +82,15 @@ export function keyed(parent, items, keyOf, create, update) {
   }
 }
 
-/** A link to the data behind something as JSON; its address is yet to be set. */
+/** A link to the JSON behind something; the caller sets its href. */
 export function jsonLink(what) {
-  return el("a", { class: "json", text: "JSON", title: `The data behind ${what} as JSON` });
+  return el("a", { class: "json", text: "JSON", title: `The data of ${what} as JSON` });
 }
 
-/** A panel's head: its title, what stands beside it, and the JSON behind it. */
-export function panelHead(id, title, what) {
+/** The head of a panel: its title, a place for controls, and a link to its JSON. `tooltip` explains the title. */
+export function panelHead(id, title, tooltip) {
   const link = jsonLink(`“${title}”`);
   const aside = el("span", { class: "aside" });
-  const head = el("div", { class: "panel-head" }, el("h2", { id, text: title, title: what }), aside, link);
+  const head = el("div", { class: "panel-head" }, el("h2", { id, text: title, title: tooltip }), aside, link);
   return { head, aside, link };
 }

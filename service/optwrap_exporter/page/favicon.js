@@ -1,9 +1,9 @@
-/** The tab's title and icon: the worst run's health, readable when the page itself is out of sight. */
+/** Shows the worst run's health in the tab's title and icon, for a tab in the background. */
 
 import { healthCounts } from "./model.js";
 import { health, SHAPES } from "./words.js";
 
-// Icons stand on the browser's own colours, light or dark: mid tones that show on both.
+// Medium tones: they are visible on light and dark browser themes.
 const COLOURS = { critical: "#d92d3a", warning: "#d98200", idle: "#7a8699", good: "#1e9e6a" };
 const SIGNS = { critical: "✖", warning: "▲", idle: "○", good: "✓" };
 

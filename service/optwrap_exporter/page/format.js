@@ -1,9 +1,14 @@
-/** Numbers, times and names as people read them. Pure functions, no DOM. */
+/** Formats numbers, times and names for people. Pure functions, no DOM. */
 
 const grouped = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
-/** A number of the wire: numbers stay, "NaN", "Infinity" and "-Infinity" become what they say, the rest is null. */
+/**
+ * A number from the API: "NaN", "Infinity" and "-Infinity" become numbers; anything else that is not a number becomes null.
+ *
+ * @param {unknown} value
+ * @returns {number | null}
+ */
 export function wireNumber(value) {
   if (typeof value === "number") return value;
   if (value === "NaN") return NaN;
@@ -12,18 +17,18 @@ export function wireNumber(value) {
   return null;
 }
 
-/** 12345 -> "12,345"; anything that is no number -> "–". */
+/** 12345 -> "12,345"; "–" for anything that is not a finite number. */
 export function integer(value) {
   return Number.isFinite(value) ? grouped.format(value) : "–";
 }
 
-/** 12345678 -> "12.3M": where the exact figure stands in the tooltip. */
+/** 12345678 -> "12.3M", for a figure whose exact value is in a tooltip. */
 export function compact(value) {
   if (!Number.isFinite(value)) return "–";
   return Math.abs(value) < 1e7 ? grouped.format(value) : short.format(value);
 }
 
-/** Three significant digits, without an exponent between 0.001 and a million: 0.812, 12.3, 4,120, 3.1e-7. */
+/** Three significant digits, with an exponent below 0.001 and from a million on: 0.812, 12.3, 4,120, 3.1e-7. */
 export function norm(value) {
   if (value === null || value === undefined) return "–";
   if (!Number.isFinite(value)) return String(value).replace("Infinity", "∞");
@@ -34,7 +39,7 @@ export function norm(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-/** Part of a whole in per cent: "0 %", "< 0.1 %", "1.4 %", "12 %". */
+/** A share in per cent: "0 %", "< 0.1 %", "1.4 %", "12 %". */
 export function percent(part, whole) {
   if (!whole || !part) return "0 %";
   const share = (100 * part) / whole;
@@ -42,7 +47,7 @@ export function percent(part, whole) {
   return `${share < 10 ? share.toFixed(1) : Math.round(share)} %`;
 }
 
-/** Seconds -> "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h". */
+/** Seconds as "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h". */
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   const s = Math.max(0, Math.floor(seconds));
@@ -53,7 +58,12 @@ export function duration(seconds) {
   return pair(Math.floor(s / 86400), "d", Math.floor((s % 86400) / 3600), "h");
 }
 
-/** Seconds since 1970, or an ISO time, as seconds since 1970; null where there is none. */
+/**
+ * A time as seconds since 1970, from that or from ISO 8601 text; null for anything else.
+ *
+ * @param {unknown} time
+ * @returns {number | null}
+ */
 export function seconds(time) {
   if (typeof time === "number") return time;
   if (typeof time !== "string") return null;
@@ -61,7 +71,7 @@ export function seconds(time) {
   return Number.isNaN(parsed) ? null : parsed / 1000;
 }
 
-/** "14:03:22" today, "Nov 22, 14:03:22" on another day, in the reader's own time zone. */
+/** "14:03:22" today, "Nov 22, 14:03:22" on another day, in the browser's time zone. */
 export function clock(time, now = Date.now() / 1000) {
   if (time === null || time === undefined) return "–";
   const date = new Date(time * 1000);
@@ -71,8 +81,8 @@ export function clock(time, now = Date.now() / 1000) {
 }
 
 /**
- * Times along an axis, `increment` seconds apart: each as exact as that asks for, and a second line with the day where one
- * begins.
+ * Labels for the ticks of a time axis, `increment` seconds apart. The first label of each day has a second line with the
+ * date.
  */
 export function dayAndTime(times, increment) {
   let before = null;
@@ -88,7 +98,7 @@ export function dayAndTime(times, increment) {
   });
 }
 
-/** The whole of a time, for tooltips. */
+/** The date and time in UTC, for tooltips. */
 export function dateTime(time) {
   return time === null || time === undefined ? "" : new Date(time * 1000).toISOString().replace("T", " ").replace("Z", " UTC");
 }
@@ -98,16 +108,21 @@ export function plural(count, one, many = `${one}s`) {
   return `${integer(count)} ${count === 1 ? one : many}`;
 }
 
-// Control characters, zero-width ones and those that turn the direction of text around: a name must not be able to hide
-// or to reorder what stands beside it.
+// Control characters, zero-width characters and those that change the direction of text. A name must not be able to hide
+// or reorder the text beside it.
 const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 
-/** A name that came over the wire, with what cannot be seen written out: "a\u202eb". */
+/** A name from the API with its invisible characters written out: "a\u202eb". */
 export function visible(text) {
   return String(text).replace(INVISIBLE, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
-/** Parameters that went bad together, [{parameter, not_finite}]: the first ones by name, and how many more; null for none. */
+/**
+ * Names the first parameters of a list, and says how many more there are; null for an empty list.
+ *
+ * @param {{parameter: string, not_finite: number}[]} parameters with their numbers of non-finite values
+ * @param {number} count how many parameters there are in all
+ */
 export function parametersInWords(parameters, count = parameters.length) {
   if (!parameters.length) return null;
   const named = parameters.slice(0, 2).map(({ parameter, not_finite: values }) => `${visible(parameter)} (${plural(values, "value")})`);

@@ -1,13 +1,14 @@
-/** Puts the page together: one state, changed by messages, painted at most once a frame. */
+/** Assembles the page: one state, which actions change, and panels, which show it at most once per animation frame. */
 
 import { exporterNow } from "./api.js";
 import { updateTab } from "./favicon.js";
 import { initialState, reduce, shownRecords, stepsAround, viewOf, visibleRange } from "./model.js";
 import { createSession } from "./session.js";
 import { format, ofRun, parse } from "./url.js";
-import { loadChartLibrary } from "./chart.js";
+import { loadChartLibrary } from "./chart/chart.js";
 import { createEmpty, createMissing } from "./panels/empty.js";
 import { createEvents } from "./panels/events.js";
+import { createHealth } from "./panels/health.js";
 import { createNormPanel } from "./panels/norm.js";
 import { createNotices } from "./panels/notices.js";
 import { createParameters } from "./panels/parameters.js";
@@ -16,13 +17,12 @@ import { createProcesses } from "./panels/processes.js";
 import { createRuns } from "./panels/runs.js";
 import { createTiles } from "./panels/tiles.js";
 import { createTop } from "./panels/top.js";
-import { createVerdict } from "./panels/verdict.js";
 
 const byId = (id) => document.getElementById(id);
 const uPlot = await loadChartLibrary();
 
-/** Records on either side of a step that is gone to, at most. */
-const BESIDE = 100;
+/** How many records the chart shows on either side of a selected step, at most. */
+const NEIGHBOURS = 100;
 
 let state = initialState(parse(location.search));
 let painting = false;
@@ -30,11 +30,11 @@ let painting = false;
 function dispatch(action) {
   const next = reduce(state, action);
   if (next === state) return;
-  const selectionCame = next.selected !== state.selected;
+  const selectionChanged = next.selected !== state.selected;
   state = next;
-  // A hidden page is not painted, but its tab is looked at.
+  // The tab's title and icon are visible even when the page is hidden and not painted.
   updateTab(state);
-  if (selectionCame || action.type === "view" || action.type === "axis") history.replaceState(null, "", format(state));
+  if (selectionChanged || action.type === "view" || action.type === "axis") history.replaceState(null, "", format(state));
   schedule();
 }
 
@@ -61,47 +61,49 @@ function view(change) {
 }
 
 /**
- * A part of the axis that was zoomed into, or gone to: the view stands still there, with all the steps the exporter has of
- * it. `pointed`: the step that is pointed at, and when it was lived.
+ * Shows a range of the axis, with all steps that the exporter has for it. The view then no longer follows the run.
+ *
+ * @param {[number, number]} range
+ * @param {{step?: number, at?: number}} selection the step to select, and when it was taken
  */
-function lookAt(range, pointed = {}) {
+function showRange(range, selection = {}) {
   const byTime = state.view.axis === "time";
   const [from, to] = byTime ? range : [Math.max(1, Math.floor(range[0])), Math.ceil(range[1])];
-  view({ step: null, at: null, ...pointed, range: [from, Math.max(to, from + (byTime ? 0.001 : 1))] });
-  askFor(state.view.range);
+  view({ step: null, at: null, ...selection, range: [from, Math.max(to, from + (byTime ? 0.001 : 1))] });
+  loadRange(state.view.range);
 }
 
-function askFor(range) {
-  const asked = range && stepsAround(state, range);
-  if (asked) session.range(...asked);
+function loadRange(range) {
+  const steps = range && stepsAround(state, range);
+  if (steps) session.range(...steps);
 }
 
-/** Along another axis, with all the steps that the exporter has for it of what is in view. */
-function turn(axis) {
+/** Shows the same steps along another axis. */
+function changeAxis(axis) {
   dispatch({ type: "axis", axis });
-  askFor(visibleRange(state));
+  loadRange(visibleRange(state));
 }
 
-/** The chart at a step that was named elsewhere on the page. */
-async function jump(step) {
+/** Shows a step in the chart. */
+async function showStep(step) {
   byId("norm").scrollIntoView({ block: "nearest", behavior: "auto" });
   const [min, max] = visibleRange(state) ?? [step, step];
   if (state.view.axis === "step") {
-    const half = Math.min(BESIDE, Math.max(20, (max - min) / 2));
-    return lookAt([step - half, step + half], { step });
+    const half = Math.min(NEIGHBOURS, Math.max(20, (max - min) / 2));
+    return showRange([step - half, step + half], { step });
   }
-  // When it was lived is known from its record only.
-  await session.range(Math.max(0, step - BESIDE), step + BESIDE);
+  // Its time is in its record, which may not be loaded yet.
+  await session.range(Math.max(0, step - NEIGHBOURS), step + NEIGHBOURS);
   const records = shownRecords(state);
   const i = records.indexOf(step);
   if (state.view.axis !== "time" || !Number.isInteger(i)) return view({ step, at: null });
   const { time: at } = records.at(i);
-  const from = records.time[Math.max(0, i - BESIDE)];
-  const to = records.time[Math.min(records.length - 1, i + BESIDE)];
-  lookAt([Math.max(from, at - (max - min)), Math.min(to, at + (max - min))], { step, at });
+  const from = records.time[Math.max(0, i - NEIGHBOURS)];
+  const to = records.time[Math.min(records.length - 1, i + NEIGHBOURS)];
+  showRange([Math.max(from, at - (max - min)), Math.min(to, at + (max - min))], { step, at });
 }
 
-/** The steps of one process from now on; of the one that speaks for the run where it is null. */
+/** Shows the steps of one process from now on; null for the process that represents the run. */
 function showProcess(process) {
   dispatch({ type: "process", process });
   history.pushState(null, "", format(state));
@@ -114,28 +116,28 @@ window.addEventListener("popstate", () => {
   const run = wanted.run ?? state.runs?.[0]?.run ?? null;
   dispatch({ type: "select", run });
   dispatch({ type: "view", view: viewOf(wanted) });
-  const other = wanted.process !== state.wantedProcess;
+  const otherProcess = wanted.process !== state.wantedProcess;
   dispatch({ type: "process", process: wanted.process });
   session.selected();
-  if (other) session.reload();
+  if (otherProcess) session.reload();
 });
 
 const panels = [
-  createTop({ fleet: byId("fleet"), connection: byId("connection"), lost: byId("lost") }),
+  createTop({ counts: byId("counts"), connection: byId("connection"), lost: byId("lost") }),
   createRuns(byId("runs"), byId("shell"), { onSelect: select }),
   createEmpty(byId("empty")),
   createMissing(byId("missing")),
   createNotices(byId("notices")),
-  createVerdict(byId("verdict"), byId("announcer"), { onJump: jump }),
+  createHealth(byId("health"), byId("announcer"), { onStep: showStep }),
   createTiles(byId("tiles")),
   createNormPanel(byId("norm"), uPlot, {
     onView: view,
-    onRange: lookAt,
-    onAxis: turn,
+    onRange: showRange,
+    onAxis: changeAxis,
   }),
   createPod(byId("pod"), { onProcess: showProcess }),
-  createParameters(byId("parameters"), { onJump: jump }),
-  createEvents(byId("events"), { onJump: jump, onOlder: session.older }),
+  createParameters(byId("parameters"), { onStep: showStep }),
+  createEvents(byId("events"), { onStep: showStep, onOlder: session.older }),
   createProcesses(byId("processes")),
 ];
 
@@ -147,7 +149,7 @@ function paint() {
   for (const update of panels) update(shown);
 }
 
-// Ages tick although nothing arrives.
+// Ages grow even when nothing arrives.
 setInterval(schedule, 1_000);
 session.start();
 schedule();

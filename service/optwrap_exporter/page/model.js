@@ -1,48 +1,48 @@
 /**
- * The page's state and how each message changes it. Pure but for `steps` and `times`, the same records along either axis,
- * whose columns grow in place (see steps.js): no DOM, no clock, no network.
+ * The page's state, and how each action changes it. No DOM, no clock, no network. The functions are pure, except that the
+ * columns of `steps` and `times` grow in place (see steps.js). Both have the same records, each along one axis.
  */
 
 import { seconds } from "./format.js";
 import { AXES, Steps, STEPS_HELD } from "./steps.js";
 import { compareHealth } from "./words.js";
 
-/** Events held and steps whose offending parameters are remembered, at most. */
+/** Maximum numbers of events, and of steps whose non-finite parameters are kept. */
 export const EVENTS_HELD = 20_000;
 export const OFFENDERS_HELD = 2_000;
 
-/** Parameters that the stream's messages bring at most, the worst; a whole answer has all. */
+/** A message of the stream has at most this many parameters, the worst. GET /v1/runs/{run} has all. */
 export const PARAMETERS_STREAMED = 1_000;
 
-/** How many of the latest steps the chart follows, unless the URL says otherwise. */
+/** How many of the newest steps the chart follows by default. */
 export const DEFAULT_WINDOW = 2_000;
 
 export function initialState(wanted = {}) {
   return {
-    /** phase: connecting, live or lost; since: when it became so. */
+    /** `phase` is connecting, live or lost; `since` is when it began. */
     connection: { phase: "connecting", since: null },
-    /** Rows of /v1/runs; null before the first answer. */
+    /** The rows of GET /v1/runs; null before the first answer. */
     runs: null,
     selected: wanted.run ?? null,
-    /** Whether the exporter said that it does not know the selected run. */
+    /** Whether the exporter does not know the selected run. */
     missing: false,
     view: viewOf(wanted),
-    /** What the address asked for in vain, in words. */
+    /** Messages about wrong values in the page's address. */
     notices: wanted.wrong ?? [],
     ...ofNoRun(wanted.process ?? null),
   };
 }
 
 /**
- * What is looked at: `axis` is step or time; `window` how many of the latest steps are followed; `range` the part of the
- * axis, in its own unit, at which the view stands still, or null; `step` the one that is pointed at, or null, and `at` when
- * it was lived, or null for the last time.
+ * What the chart shows. `axis` is step or time. `window` is how many of the newest steps it follows. `range` is a fixed part
+ * of the axis, in its unit, or null to follow. `step` is the selected step, or null. `at` is when that step was taken, or null
+ * for the last time.
  */
 export function viewOf({ axis = "step", window = DEFAULT_WINDOW, range = null, step = null, at = null }) {
   return { axis, window, range, step, at };
 }
 
-/** The records along the axis that is looked at. */
+/** The records along the axis that the chart shows. */
 export function shownRecords(state) {
   return state.view.axis === "time" ? state.times : state.steps;
 }
@@ -50,15 +50,16 @@ export function shownRecords(state) {
 const noRecords = () => ({ steps: new Steps(), times: new Steps(STEPS_HELD, AXES.time) });
 
 /**
- * `process`: whose steps are held; `wantedProcess`: the one that was asked for, null where the run's speaker will do;
- * `olderEvents`: the cursor of those before the oldest held, null where there are none.
+ * The part of the state that belongs to one run, empty. `process` is the process whose steps are shown. `wantedProcess` is the
+ * one the user chose, or null for the process that represents the run. `olderEvents` is the cursor of the events before the
+ * oldest one held, or null if there are none.
  */
 function ofNoRun(process = null) {
   const held = { ...noRecords(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [] };
   return { detail: null, process, wantedProcess: process, ...held };
 }
 
-/** The state after `action`; the same object where nothing changed. */
+/** The state after `action`; the same object if nothing changed. */
 export function reduce(state, action) {
   switch (action.type) {
     case "connection":
@@ -83,8 +84,8 @@ export function reduce(state, action) {
     case "process":
       return { ...state, wantedProcess: action.process, notices: [] };
     case "no such process": {
-      const said = `Process ${state.wantedProcess} has not reported in this run: the steps are those of the process that speaks for it.`;
-      return { ...state, wantedProcess: null, notices: [...state.notices, said] };
+      const notice = `Process ${state.wantedProcess} has not reported in this run. The chart shows the steps of another process.`;
+      return { ...state, wantedProcess: null, notices: [...state.notices, notice] };
     }
     case "loaded":
       return action.run.run === state.selected ? loaded(state, action) : state;
@@ -110,7 +111,7 @@ export function reduce(state, action) {
   }
 }
 
-/** A whole answer replaces what was held: the exporter knows better what was committed while nobody listened. */
+/** A full answer replaces everything: reports may have been committed while the page was not connected. */
 function loaded(state, { run, steps, events }) {
   const held = noRecords();
   addSteps(held, steps.columns);
@@ -130,7 +131,7 @@ function loaded(state, { run, steps, events }) {
   );
 }
 
-/** A stream's message about the run leaves out what is as it was: all but the worst parameters, processes without news. */
+/** A message of the stream has only the worst parameters, and only the processes that changed. */
 function streamed(state, data) {
   const parameters = mergeParameters(state.parameters, data.parameters);
   const processes = mergeProcesses(state.detail?.processes ?? [], data.processes);
@@ -147,13 +148,13 @@ function withDetail(state, detail) {
   return { ...state, detail, runs };
 }
 
-/** Rows by process, each as it was told last. */
+/** The newest row of each process, sorted by process. */
 export function mergeProcesses(held, fresh) {
   const rows = new Map([...held, ...fresh].map((row) => [row.process, row]));
   return [...rows.values()].sort((a, b) => a.process - b.process);
 }
 
-/** A stream's message has only the worst: those it leaves out are less bad, and stay as they were. */
+/** Parameters that a message of the stream leaves out stay unchanged. */
 export function mergeParameters(held, worst) {
   if (worst.length < PARAMETERS_STREAMED) return worst;
   const fresh = new Set(worst.map(({ parameter }) => parameter));
@@ -166,12 +167,12 @@ function rowOf(row, detail) {
 }
 
 function reported(state, data) {
-  // In data-parallel training every process reports the same steps: one process's are shown. What several tell alike
-  // the exporter sends as the event of the first.
+  // In data-parallel training every process reports the same steps, so the page shows those of one process. The exporter
+  // sends an event that several processes report once only.
   const next = { ...state, process: state.process ?? data.process };
   if (data.events.length) {
     next.events = mergeEvents(state.events, data.events);
-    // What fell off the end is not asked for again in pieces.
+    // The list is full: older events cannot be added any more.
     if (next.events.length === EVENTS_HELD) next.olderEvents = null;
   }
   if (next.process !== data.process) return next;
@@ -180,7 +181,7 @@ function reported(state, data) {
   return next;
 }
 
-/** The parameters that an event names, as the wire's offenders. */
+/** The parameters that an event names, in the form of a report's offenders. */
 function offendersOf({ step, detail }) {
   return step === null ? [] : (detail.parameters ?? []).map((offender) => ({ step, ...offender }));
 }
@@ -189,7 +190,7 @@ function withOffenders(held, incoming) {
   const next = new Map(held);
   const fresh = new Map();
   for (const { step, ...offender } of incoming) {
-    // Several events of one step may name the same: its skip, and the streak that it began.
+    // Several events of one step may name the same parameter: its skip, and the streak that it started.
     if (!fresh.has(step)) fresh.set(step, new Map());
     fresh.get(step).set(offender.parameter, offender);
   }
@@ -201,11 +202,11 @@ function withOffenders(held, incoming) {
   return next;
 }
 
-/** Newest first, each id once, bounded. */
+/** Merges events: newest first, each id once, at most EVENTS_HELD. */
 export function mergeEvents(held, incoming) {
   const fresh = [...incoming].sort((a, b) => b.id - a.id);
   if (!fresh.length) return held;
-  // What nearly always happens: all of them are newer, or older.
+  // The usual case: all incoming events are newer, or all are older.
   if (!held.length || fresh.at(-1).id > held[0].id) return [...fresh, ...held].slice(0, EVENTS_HELD);
   if (held.at(-1).id > fresh[0].id) return [...held, ...fresh].slice(0, EVENTS_HELD);
   const byId = new Map(held.map((event) => [event.id, event]));
@@ -217,29 +218,29 @@ function byHealthThenName(a, b) {
   return compareHealth(a.health, b.health) || a.run.localeCompare(b.run);
 }
 
-/** How many runs there are of each health, worst first: [["skipping", 1], ["ok", 2]]. */
+/** The number of runs of each health, worst first: [["skipping", 1], ["ok", 2]]. */
 export function healthCounts(runs) {
   const counts = new Map();
   for (const { health } of runs ?? []) counts.set(health, (counts.get(health) ?? 0) + 1);
   return [...counts].sort(([a], [b]) => compareHealth(a, b));
 }
 
-/** The newest report of the selected run, in seconds since 1970; null before the first. */
+/** When the newest report of the selected run came, in seconds since 1970; null before the first. */
 export function lastReport(state) {
   return seconds(state.detail?.last_report);
 }
 
 /**
- * The event with which the present trouble began, if that is a streak of gradients that are not finite: it names the
- * parameters that were the first of it. Null where there is none, or it is no longer held.
+ * The event that started the current streak of non-finite gradients; it names the first non-finite parameters. Null if there
+ * is no streak, or if the event is no longer held.
  */
-export function beginning(state) {
+export function streakStart(state) {
   const { health, gauges } = state.detail;
   if (health !== "gave_up" && !(gauges?.not_finite_streak > 0)) return null;
   return state.events.find(({ kind }) => kind === "streak_started") ?? null;
 }
 
-/** The part of the axis that is looked at: the zoomed range, or that of the last `window` steps; null while there is none. */
+/** The range that the chart shows: the fixed range, or that of the last `window` steps; null if there are no steps. */
 export function visibleRange(state) {
   const { axis, window, range } = state.view;
   if (range) return range;
@@ -251,8 +252,8 @@ export function visibleRange(state) {
 }
 
 /**
- * First and last step of the records in a part of the axis that is looked at, and of those beside it, which the line goes
- * on to: what to ask the exporter for, to see all of that part. Null where no record is held.
+ * The first and last step to request from the exporter, to see all of a range of the shown axis. On the time axis they include
+ * the records next to the range, as the line goes on to them. Null if no record is held.
  */
 export function stepsAround(state, [min, max]) {
   if (state.view.axis === "step") return [Math.max(0, Math.floor(min)), Math.ceil(max)];
@@ -260,7 +261,7 @@ export function stepsAround(state, [min, max]) {
   return extent(state.times.step.slice(Math.max(0, first - 1), end + 1));
 }
 
-/** What to ask the exporter for to get the steps that are in view, and no others: {since, until}, as far as there are bounds. */
+/** The query parameters, {since, until}, that request exactly the steps in view. A bound that does not exist is left out. */
 export function stepsInView(state) {
   const range = visibleRange(state);
   const follows = state.view.range === null;
@@ -271,16 +272,16 @@ export function stepsInView(state) {
   return bounds(...(extent(state.times.step.slice(first, end)) ?? []));
 }
 
-/** The view that shows along another axis what is in view now. */
+/** The view that shows the same steps along another axis. */
 function alongAxis(state, axis) {
   const { view } = state;
-  const turned = { ...view, axis, range: null };
+  const changed = { ...view, axis, range: null };
   if (view.range) {
     const [first, end] = shownRecords(state).within(...view.range);
-    turned.range = extent((axis === "time" ? state.steps.time : state.times.step).slice(first, end));
-    if (turned.range && turned.range[0] === turned.range[1]) turned.range[1] += 1;
+    changed.range = extent((axis === "time" ? state.steps.time : state.times.step).slice(first, end));
+    if (changed.range && changed.range[0] === changed.range[1]) changed.range[1] += 1;
   }
-  return turned;
+  return changed;
 }
 
 function extent(values) {

@@ -1,46 +1,54 @@
-/** Keeps the state in step with the exporter: the list of runs by asking, the selected run by its stream. */
+/** Keeps the state up to date: polls the list of runs, and listens to the stream of the selected run. */
 
 import { getJson, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
 import { PARAMETERS_STREAMED, stepsAround, visibleRange } from "./model.js";
 
-/** How often the list of runs is asked for (ms); it is also how an exporter that is back is found. */
-const POLL = 3_000;
-/** A hidden page gives its stream back after this long (ms): browsers allow six connections to one origin. */
-const HIDDEN = 60_000;
-/** A stream this far (s) behind what the list says is taken for dead; a process this far behind its run may be, too. */
-const BEHIND = 10;
-/** Least time (s) between two questions that a stream's messages give rise to. */
-const ASK_AGAIN = 5;
+/** Interval between polls of the list of runs (ms). A poll also notices that the exporter is back. */
+const POLL_INTERVAL = 3_000;
+/** A hidden page closes its stream after this time (ms), because browsers allow only six connections to one origin. */
+const CLOSE_HIDDEN_AFTER = 60_000;
+/**
+ * If the stream is this far behind the list of runs (s), the stream is dead. If the shown process is this far behind its run,
+ * the exporter may have chosen another one to represent the run.
+ */
+const MAX_LAG = 10;
+/** Minimum time between two requests of the same kind that messages of the stream cause (s). */
+const REQUEST_INTERVAL = 5;
 
-/** Whether the exporter said that there is no such run or process, or that nothing can be called so. */
-const unknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
+/** Whether the exporter answered that the run or process does not exist, or that its name is invalid. */
+const isUnknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
+
+const noRequests = () => ({ representative: 0, parameters: 0, bad: null, timer: null });
 
 export function createSession({ getState, dispatch, now }) {
   let stream = null;
-  let streamed = null;
-  /** Reports that come while a whole answer is under way; null otherwise. */
-  let waiting = null;
+  let streamedRun = null;
+  /** Messages that came while a full answer is being loaded; null if none is being loaded. */
+  let queued = null;
   let pollTimer;
   let hiddenTimer;
-  /** When (s) it was last asked who speaks for the run, and for all its parameters; how many bad steps it had then. */
-  let asked = { speaker: 0, whole: 0, bad: null, later: null };
+  /**
+   * Times (s) of the last requests for the representative process and for all parameters, the number of non-finite steps at
+   * the latter, and the timer of a request that waits.
+   */
+  let lastRequests = noRequests();
 
   const connection = (phase) => dispatch({ type: "connection", phase, at: now() });
 
   function follow(run) {
-    if (run === streamed) return;
+    if (run === streamedRun) return;
     stream?.close();
     stream = null;
-    streamed = run;
-    clearTimeout(asked.later);
-    asked = { speaker: 0, whole: 0, bad: null, later: null };
+    streamedRun = run;
+    clearTimeout(lastRequests.timer);
+    lastRequests = noRequests();
     if (run === null) return;
     stream = openStream(run, {
       onOpen: () => load(run),
       onLost: () => connection("lost"),
       onMessage: (message) => {
-        if (waiting) return waiting.push(message);
+        if (queued) return queued.push(message);
         dispatch(message);
         if (message.type === "run") complete(run, message.data);
       },
@@ -49,7 +57,7 @@ export function createSession({ getState, dispatch, now }) {
 
   async function load(run) {
     const mine = [];
-    waiting = mine;
+    queued = mine;
     try {
       const { wantedProcess: process } = getState();
       const [detail, steps, events] = await Promise.all([
@@ -57,62 +65,62 @@ export function createSession({ getState, dispatch, now }) {
         getJson(paths.steps(run, { process })),
         getJson(paths.events(run)),
       ]);
-      if (waiting !== mine || run !== getState().selected) return;
+      if (queued !== mine || run !== getState().selected) return;
       dispatch({ type: "loaded", run: detail, steps, events });
-      Object.assign(asked, { whole: now(), bad: detail.totals.not_finite_steps });
-      // A long run comes thinned out: what is looked at comes whole, too.
+      Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
+      // The steps of a long run come thinned, so those in view are loaded once more, in full.
       const visible = visibleRange(getState());
-      const lookedAt = steps.sampled && visible && stepsAround(getState(), visible);
-      if (lookedAt) await range(...lookedAt);
-      if (waiting !== mine || run !== getState().selected) return;
+      const inView = steps.sampled && visible && stepsAround(getState(), visible);
+      if (inView) await range(...inView);
+      if (queued !== mine || run !== getState().selected) return;
       connection("live");
     } catch (error) {
-      if (waiting !== mine || run !== getState().selected) return;
-      if (!unknown(error)) restart();
+      if (queued !== mine || run !== getState().selected) return;
+      if (!isUnknown(error)) restart();
       else if (getState().wantedProcess !== null) {
         dispatch({ type: "no such process" });
         await load(run);
       } else dispatch({ type: "missing", run });
     } finally {
-      if (waiting === mine) {
-        waiting = null;
+      if (queued === mine) {
+        queued = null;
         for (const message of mine) dispatch(message);
       }
     }
   }
 
-  /** Asks for what a message about the run leaves out: all its parameters, and who speaks for it now. */
+  /** Loads what a message of the stream leaves out: all parameters, and which process represents the run now. */
   async function complete(run, detail) {
     const { process, wantedProcess, steps } = getState();
     const bad = detail.totals.not_finite_steps;
     try {
-      const early = asked.whole + ASK_AGAIN - now();
-      const lacking = detail.parameters.length >= PARAMETERS_STREAMED && bad !== asked.bad;
-      if (lacking && early > 0) {
-        // No other message may come: it is asked once the time is up.
-        clearTimeout(asked.later);
-        asked.later = setTimeout(() => complete(run, detail), 1_000 * early + 100);
-      } else if (lacking) {
-        Object.assign(asked, { whole: now(), bad });
+      const wait = lastRequests.parameters + REQUEST_INTERVAL - now();
+      const incomplete = detail.parameters.length >= PARAMETERS_STREAMED && bad !== lastRequests.bad;
+      if (incomplete && wait > 0) {
+        // Request later, with a timer: there may be no other message.
+        clearTimeout(lastRequests.timer);
+        lastRequests.timer = setTimeout(() => complete(run, detail), 1_000 * wait + 100);
+      } else if (incomplete) {
+        Object.assign(lastRequests, { parameters: now(), bad });
         dispatch({ type: "parameters", run, parameters: (await getJson(paths.run(run))).parameters });
       }
-      const speaker = getState().detail?.processes.find((row) => row.process === process);
-      const silent = speaker && seconds(detail.last_report) - seconds(speaker.last_report) > BEHIND;
-      if (wantedProcess === null && silent && now() > asked.speaker + ASK_AGAIN) {
-        asked.speaker = now();
+      const representative = getState().detail?.processes.find((row) => row.process === process);
+      const silent = representative && seconds(detail.last_report) - seconds(representative.last_report) > MAX_LAG;
+      if (wantedProcess === null && silent && now() > lastRequests.representative + REQUEST_INTERVAL) {
+        lastRequests.representative = now();
         const answer = await getJson(paths.steps(run, { since: steps.last ?? 0, points: 2 }));
         if (answer.process !== process && run === getState().selected) await load(run);
       }
     } catch {
-      // It is asked again with a later message; a lost connection is said elsewhere.
+      // A later message causes another request. A lost connection is shown elsewhere.
     }
   }
 
-  /** Lets go of the stream; the next answer to a poll opens it again. */
+  /** Closes the stream; the next successful poll opens it again. */
   function restart() {
     stream?.close();
     stream = null;
-    streamed = null;
+    streamedRun = null;
     connection("lost");
   }
 
@@ -124,26 +132,26 @@ export function createSession({ getState, dispatch, now }) {
       const { selected, detail, connection: link } = getState();
       const row = items.find(({ run }) => run === selected);
       if (selected === null || (!row && !detail)) connection("live");
-      if (row && detail && link.phase === "live" && seconds(row.last_report) - seconds(detail.last_report) > BEHIND) restart();
-      if (document.hidden && streamed === null) connection("live");
-      else follow(row ? selected : await knows(selected));
+      if (row && detail && link.phase === "live" && seconds(row.last_report) - seconds(detail.last_report) > MAX_LAG) restart();
+      if (document.hidden && streamedRun === null) connection("live");
+      else follow(row ? selected : await ifKnown(selected));
     } catch {
-      // The stream may look open for long after the exporter is gone; this question had no answer.
+      // The poll had no answer. The stream may look open for a long time after the exporter is gone.
       connection("lost");
       if (stream?.isOpen()) restart();
     }
     clearTimeout(pollTimer);
-    pollTimer = setTimeout(poll, POLL);
+    pollTimer = setTimeout(poll, POLL_INTERVAL);
   }
 
-  /** `run` if the exporter knows it although its list, which has pages, does not show it; else null. */
-  async function knows(run) {
+  /** Returns `run` if the exporter knows it, else null. The list of runs has pages, so it may not show the run. */
+  async function ifKnown(run) {
     if (run === null) return null;
     try {
       await getJson(paths.run(run));
       return run;
     } catch (error) {
-      if (!unknown(error)) throw error;
+      if (!isUnknown(error)) throw error;
       dispatch({ type: "missing", run });
       return null;
     }
@@ -152,26 +160,26 @@ export function createSession({ getState, dispatch, now }) {
   document.addEventListener("visibilitychange", () => {
     clearTimeout(hiddenTimer);
     if (document.hidden) {
-      hiddenTimer = setTimeout(() => follow(null), HIDDEN);
+      hiddenTimer = setTimeout(() => follow(null), CLOSE_HIDDEN_AFTER);
     } else {
       poll();
     }
   });
 
-  /** The steps of a range, as dense as the exporter gives them: for a look into what was thinned. */
+  /** Loads the steps of a range, as many as the exporter returns. */
   async function range(since, until) {
     const { selected: run, process, view } = getState();
-    // Along time they are thinned out by time, or the slow ones among many fast ones would not be seen.
+    // On the time axis the exporter thins by time, so that slow steps among many fast ones stay visible.
     const axis = view.axis === "time" ? "time" : null;
     try {
       const { columns } = await getJson(paths.steps(run, { since, until, process, axis }));
       dispatch({ type: "steps", run, columns });
     } catch {
-      // What is held already stays in view; a lost connection is said elsewhere.
+      // The loaded steps stay in view. A lost connection is shown elsewhere.
     }
   }
 
-  /** The events before the oldest that is held. */
+  /** Loads the events before the oldest one held. */
   async function older() {
     const { selected: run, olderEvents: cursor } = getState();
     if (cursor === null) return;
@@ -179,16 +187,16 @@ export function createSession({ getState, dispatch, now }) {
       const { items, cursor: next } = await getJson(paths.events(run, { limit: 1000, cursor }));
       dispatch({ type: "older events", run, items, cursor: next });
     } catch {
-      // The button is still there; a lost connection is said elsewhere.
+      // The button stays, for another try. A lost connection is shown elsewhere.
     }
   }
 
   return {
     start: poll,
     older,
-    /** The selected run's data anew. */
+    /** Loads the selected run again. */
     reload: () => load(getState().selected),
-    /** After the selection changed: its stream and its data, at once. */
+    /** Opens the stream of the selected run, after the selection changed. */
     selected: () => {
       const { selected } = getState();
       follow(selected);

@@ -1,18 +1,23 @@
 /**
- * The step records the page holds, as columns along an axis, sorted and bounded. No DOM.
+ * Holds step records as columns, sorted along an axis and bounded in number. No DOM.
  *
- * Along the axis of steps there is one record for each step; along that of time there is each step that was lived, so one
- * that was lived again after a rollback is there twice. Columns are plain arrays that the chart draws from directly;
- * `version` changes whenever they do.
+ * Along the step axis there is one record for each step number. Along the time axis there is one record each time a step
+ * was taken: a step that was repeated after a rollback is there twice. The chart draws directly from the columns, which are
+ * plain arrays; `version` changes whenever they do.
  */
 
 import { wireNumber } from "./format.js";
 import { isBad, kindOf } from "./words.js";
 
-/** Records held at most. Ordinary ones are thinned first, oldest first; bad ones go last. */
+/** Maximum number of records. Good records are thinned first, from the oldest on; bad ones are dropped last. */
 export const STEPS_HELD = 20_000;
 
-/** Index of the first element of sorted `values` that is not below `value`. */
+/**
+ * Index of the first element of sorted `values` that is at least `value`.
+ *
+ * @param {number[]} values
+ * @param {number} value
+ */
 export function lowerBound(values, value) {
   let low = 0;
   let high = values.length;
@@ -24,13 +29,13 @@ export function lowerBound(values, value) {
   return low;
 }
 
-/** The two axes: `x` names the column that is drawn along, `compare` says which records are one and the same. */
+/** The two axes. `x` is the column of positions; records that compare as 0 are the same record. */
 export const AXES = {
   step: { x: "step", compare: (a, b) => a.step - b.step },
   time: { x: "time", compare: (a, b) => a.time - b.time || a.step - b.step },
 };
 
-/** The wire's columns as records sorted along an axis; of what is one and the same there, what was lived last. */
+/** Turns the API's columns into records sorted along an axis. Of records that are the same, the latest is kept. */
 export function recordsOf(columns, { compare } = AXES.step) {
   const records = columns.step.map((step, i) => {
     const value = wireNumber(columns.norm[i]);
@@ -59,14 +64,14 @@ export class Steps {
     this.step = [];
     this.time = [];
     this.kind = [];
-    /** The gradients' norm where it is finite, else null. */
+    /** The gradient norm; null if it is non-finite. */
     this.norm = [];
-    /** The norm as it was reported: may be NaN or Infinity. */
+    /** The gradient norm as reported; may be NaN or Infinity. */
     this.raw = [];
     this.mini = [];
-    /** Where in the columns the bad records are, sorted. */
+    /** Indices of the bad records, sorted. */
     this.bad = [];
-    /** The step lived last; less than the largest after a rollback. */
+    /** The step taken last. After a rollback it is less than the largest step. */
     this.latest = undefined;
     this.latestTime = -Infinity;
   }
@@ -75,7 +80,7 @@ export class Steps {
     return this.step.length;
   }
 
-  /** The column along the axis. */
+  /** The column of positions on the axis. */
   get x() {
     return this[this.axis.x];
   }
@@ -96,7 +101,10 @@ export class Steps {
     return { step: this.step[i], time: this.time[i], kind: this.kind[i], norm: this.norm[i], raw: this.raw[i], mini: this.mini[i] };
   }
 
-  /** Takes in columns of the wire, in any order; what is held already gives way to what was lived later. Returns how many came. */
+  /**
+   * Adds columns from the API, in any order. A later record replaces an earlier one that is the same. Returns how many
+   * records came.
+   */
   add(columns) {
     const { compare } = this.axis;
     const incoming = recordsOf(columns, this.axis);
@@ -109,7 +117,7 @@ export class Steps {
     return incoming.length;
   }
 
-  /** Index of the record nearest to a place on the axis; -1 while there is none. */
+  /** Index of the record nearest to a position on the axis; -1 if there are no records. */
   nearest(x) {
     const i = lowerBound(this.x, x);
     if (i === 0) return this.length ? 0 : -1;
@@ -118,8 +126,8 @@ export class Steps {
   }
 
   /**
-   * Index of the record of `step`: of the one lived at `time` if that is given, else of the one lived last. Where it is not
-   * held, half an index: between those beside it.
+   * Index of the record of `step`: the one taken at `time`, if given, else the one taken last. If there is no such record,
+   * the result is between the indices of its neighbours (for example 2.5).
    */
   indexOf(step, time = null) {
     if (!this.byTime) {
@@ -135,18 +143,18 @@ export class Steps {
     return this.time[i] === time ? i : i - 0.5;
   }
 
-  /** Index of the bad record before (-1) or after (+1) an index, which may be half one; undefined where there is none. */
+  /** Index of the bad record before (-1) or after (+1) an index as `indexOf` returns it; undefined if there is none. */
   badBeside(index, direction) {
     return direction < 0 ? this.bad[lowerBound(this.bad, index) - 1] : this.bad[lowerBound(this.bad, Math.floor(index) + 1)];
   }
 
-  /** Indices of the bad records between two places on the axis, sorted. */
+  /** Indices of the bad records between two positions on the axis, sorted. */
   badWithin(min, max) {
     const [first, last] = this.within(min, max);
     return this.bad.slice(lowerBound(this.bad, first), lowerBound(this.bad, last));
   }
 
-  /** Index of the first record between two places on the axis, and of the first after them. */
+  /** Index of the first record between two positions on the axis, and of the first record after them. */
   within(min, max) {
     const first = lowerBound(this.x, min);
     let last = lowerBound(this.x, max);
@@ -154,19 +162,19 @@ export class Steps {
     return [first, last];
   }
 
-  /** Index of the record with which the last `count` steps that were lived begin. */
+  /** Index of the first record of the last `count` steps taken. */
   back(count) {
     let i = this.length - 1;
-    for (let lived = 1; i > 0 && lived < count; i -= 1) lived += Math.max(1, this.step[i] - this.step[i - 1]);
+    for (let taken = 1; i > 0 && taken < count; i -= 1) taken += Math.max(1, this.step[i] - this.step[i - 1]);
     return Math.max(0, i);
   }
 
-  /** Steps per second over the last records; null while that cannot be said. */
+  /** Steps per second over the last records; null if they span less than half a second. */
   rate(over = 200) {
     const end = this.length - 1;
     const start = Math.max(0, end - over);
-    const took = this.time[end] - this.time[start];
-    return took > 0.5 ? (this.step[end] - this.step[start]) / took : null;
+    const elapsed = this.time[end] - this.time[start];
+    return elapsed > 0.5 ? (this.step[end] - this.step[start]) / elapsed : null;
   }
 
   #records() {
@@ -193,7 +201,7 @@ export class Steps {
   }
 }
 
-/** Two sorted lists as one; of what is one and the same, what was lived later. */
+/** Merges two sorted lists. Of records that are the same, the later is kept. */
 function merge(held, incoming, compare) {
   const merged = [];
   let i = 0;
@@ -206,7 +214,10 @@ function merge(held, incoming, compare) {
   return merged;
 }
 
-/** At most three quarters of `held`: the ordinary records of the older half are thinned, again and again; then the oldest go. */
+/**
+ * Reduces the records to at most three quarters of `held`. The good records of the older half are thinned repeatedly; if that
+ * is not enough, the oldest records are dropped.
+ */
 function thin(records, held, compare) {
   const target = Math.floor(held * 0.75);
   let kept = records;
@@ -219,7 +230,7 @@ function thin(records, held, compare) {
   return kept.slice(-target);
 }
 
-/** Of each four ordinary records the two with the smallest and the largest norm: what is drawn keeps its outline. */
+/** Keeps two of each four good records: those with the smallest and the largest norm, so that the line keeps its outline. */
 function halve(records, compare) {
   const kept = [];
   let group = [];

@@ -1,112 +1,143 @@
-/** The vocabulary of the page: each health and each outcome with its words, its colour's name and its shape. */
+/** The vocabulary of the page: the words, colours and shapes of every health and every outcome. */
 
-import { integer, plural, visible } from "./format.js";
+import { duration, integer, plural, seconds, visible } from "./format.js";
 
-/** Tiers, worst first. A tier gives colour and shape; the words are the health's own. */
+/** Health tiers, worst first. A tier has a colour and a shape. */
 export const TIERS = ["critical", "warning", "idle", "good"];
 
-const guardLimit = (run) => run.gauges?.guard_not_finite_limit;
-
-/** Every health the exporter knows, worst first within its tier: `word` for lists, `says` for the outcome. */
+/**
+ * Every health that the exporter reports, worst first within its tier.
+ *
+ * `word` is its name on the page. `sentence` explains it, given a run or a process as the API returns it. `past` marks a
+ * health that is one event in the past ("Failed 8 min ago"); the others last ("Skipping for 8 min").
+ */
 export const HEALTH = {
-  conflict: { tier: "critical", word: "Conflict", says: () => "Two live attempts report under this one name." },
+  conflict: { tier: "critical", word: "Conflict", sentence: () => "Two live attempts report under this run name." },
   gave_up: {
     tier: "critical",
     word: "Guard gave up",
-    says: (run) =>
-      `Values that are not finite reached the optimizer: ${plural(run.totals?.accepted_not_finite ?? 0, "step")} in all.`,
+    past: true,
+    sentence: (run) => `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.`,
   },
-  failed: { tier: "critical", word: "Failed", says: () => "The training loop ended with an exception." },
-  stale: { tier: "critical", word: "No reports", says: () => "The process has stopped reporting: killed, hung hard, or cut off." },
-  stalled: { tier: "critical", word: "Stalled", says: () => "Reports arrive, but no step has been taken for long." },
+  failed: { tier: "critical", word: "Failed", past: true, sentence: () => "The training loop ended with an exception." },
+  stale: {
+    tier: "critical",
+    word: "No report",
+    sentence: () => "The process stopped reporting. It was killed, it hangs, or it cannot reach the exporter.",
+  },
+  stalled: { tier: "critical", word: "Stalled", sentence: () => "The process reports, but it takes no steps." },
   starved: {
     tier: "critical",
     word: "Starved",
-    says: () => "Steps arrive, but none of them becomes a gradient step: the parameters do not move.",
+    sentence: () => "No step becomes a gradient step, so the parameters do not change.",
   },
   skipping: {
     tier: "warning",
     word: "Skipping",
-    says: (run) => {
+    sentence: (run) => {
       const streak = run.gauges?.not_finite_streak ?? 0;
-      const limit = guardLimit(run);
-      const now = streak > 0 ? `${plural(streak, "gradient")} in a row not finite.` : "Gradients were not finite.";
+      const limit = run.gauges?.guard_not_finite_limit;
+      const now = streak > 0 ? `The gradients of the last ${plural(streak, "step")} were non-finite.` : "The last gradients were non-finite.";
       return limit === undefined ? now : `${now} The guard's limit is ${integer(limit)} in a row.`;
     },
   },
-  degraded: { tier: "warning", word: "Process missing", says: () => "Some process of this run does not report." },
-  starting: { tier: "idle", word: "Starting", says: () => "Connected; no step taken yet. Compiling takes its time." },
-  finished: { tier: "idle", word: "Finished", says: (run) => `The run closed in order after ${plural(run.totals?.steps ?? 0, "step")}.` },
-  ok: { tier: "good", word: "Healthy", says: () => "Steps arrive, and the gradients are finite." },
+  degraded: { tier: "warning", word: "Process missing", sentence: () => "At least one process of this run does not report." },
+  starting: { tier: "idle", word: "Starting", sentence: () => "The process reports, but it has not taken a step yet. It may be compiling." },
+  finished: { tier: "idle", word: "Finished", past: true, sentence: (run) => `Training ended normally after ${plural(run.totals?.steps ?? 0, "step")}.` },
+  ok: { tier: "good", word: "Healthy", sentence: () => "Steps arrive, and their gradients are finite." },
 };
 
 const ORDER = Object.keys(HEALTH);
 
-/** The entry of a health; one that this page does not know is a warning under its own name. */
+/**
+ * The entry of a health. An unknown health is a warning under its own name.
+ *
+ * @param {string} name
+ */
 export function health(name) {
-  return HEALTH[name] ?? { tier: "warning", word: String(name), says: () => "" };
+  return HEALTH[name] ?? { tier: "warning", word: String(name), sentence: () => "" };
 }
 
-/** Sorts healths worst first. */
+/** Compares two healths for sorting, worst first. */
 export function compareHealth(a, b) {
   const byTier = TIERS.indexOf(health(a).tier) - TIERS.indexOf(health(b).tier);
   return byTier || ORDER.indexOf(a) - ORDER.indexOf(b);
 }
 
 /**
- * What can become of a step. `bad` ones are marked on the chart's axis; their order is how bad they are, worst first,
- * which decides what is seen where several steps share a pixel.
+ * When the health of a run or a process began, in seconds since 1970.
+ *
+ * The exporter's `since` of a stale process is when it became stale; the silence began with its last report.
  */
-export const KINDS = {
-  accepted_not_finite: { bad: true, word: "accepted, not finite", shape: "bang", what: "the optimizer consumed values that are not finite" },
-  skipped_not_finite: { bad: true, word: "skipped, not finite", shape: "cross", what: "gradients not finite: the step was skipped" },
-  accumulated_not_finite: {
-    bad: true,
-    word: "accumulated, not finite",
-    shape: "ring",
-    what: "gradients not finite were taken into the accumulation window",
-  },
-  skipped_other: { bad: true, word: "skipped, other", shape: "diamond", what: "skipped by the optimizer's own skip function" },
-  skipped_large: { bad: true, word: "skipped, large", shape: "triangle", what: "gradient norm at or above its limit: the step was skipped" },
-  applied: { bad: false, word: "gradient step", shape: "bar", what: "the optimizer moved the parameters" },
-  accumulated: { bad: false, word: "accumulated", shape: "low", what: "added to the accumulation window" },
-};
-
-const BADNESS = Object.keys(KINDS);
-
-/** How bad a kind is, 0 the worst; one that this page does not know is taken for the worst. */
-export function badness(kind) {
-  return Math.max(0, BADNESS.indexOf(kind));
+export function healthBegan({ health: name, since, last_report: last }) {
+  return name === "stale" ? Math.min(seconds(since), seconds(last)) : seconds(since);
 }
 
-/** Whether steps of this kind are marked; a kind that this page does not know is shown rather than hidden. */
+/** "for 8 min" or, of a health that is one event in the past, "8 min ago". */
+export function healthAge(row, now) {
+  const age = duration(now - healthBegan(row));
+  return health(row.health).past ? `${age} ago` : `for ${age}`;
+}
+
+/** "Healthy for 8 min", "Failed 8 min ago". */
+export function healthInWords(row, now) {
+  return `${health(row.health).word} ${healthAge(row, now)}`;
+}
+
+/**
+ * The kinds of steps on the chart, worst first. Where several steps share a pixel, the worst one is visible. A step is `bad`
+ * if it was skipped or its gradients were non-finite; the chart marks bad steps on its axis.
+ */
+export const KINDS = {
+  accepted_not_finite: { bad: true, word: "applied although non-finite", shape: "bang", what: "The optimizer applied non-finite values" },
+  skipped_not_finite: { bad: true, word: "skipped, non-finite", shape: "cross", what: "Skipped because the gradients were non-finite" },
+  accumulated_not_finite: {
+    bad: true,
+    word: "accumulated although non-finite",
+    shape: "ring",
+    what: "Non-finite gradients were added to the accumulation window",
+  },
+  skipped_other: { bad: true, word: "skipped, other reason", shape: "diamond", what: "Skipped by the training's own skip function" },
+  skipped_large: { bad: true, word: "skipped, large norm", shape: "triangle", what: "Skipped because the gradient norm reached its limit" },
+  applied: { bad: false, word: "gradient step", shape: "bar", what: "The optimizer changed the parameters" },
+  accumulated: { bad: false, word: "accumulated", shape: "low", what: "The gradients were added to the accumulation window" },
+};
+
+const SEVERITIES = Object.keys(KINDS);
+
+/** The rank of a kind, 0 the worst. An unknown kind ranks as the worst. */
+export function severity(kind) {
+  return Math.max(0, SEVERITIES.indexOf(kind));
+}
+
+/** Whether the chart marks steps of this kind. An unknown kind is marked. */
 export function isBad(kind) {
   return KINDS[kind]?.bad ?? true;
 }
 
-/** The kind of a step record: its outcome, except that an accumulated gradient may itself be not finite. */
+/** The kind of a step: its outcome, and for an accumulated or applied step also whether its gradients were finite. */
 export function kindOf(outcome, finite) {
   if (finite) return outcome;
   return outcome === "accumulated" ? "accumulated_not_finite" : outcome === "applied" ? "accepted_not_finite" : outcome;
 }
 
-/** The replica whose own gradients were the first not finite, as an event's detail has it; null where none is named. */
+/** The first replica with non-finite gradients of its own, from an event's detail; null if the event names none. */
 export function fromReplica({ replica }) {
   if (!replica) return null;
   const process = replica.process === undefined ? null : `process ${integer(replica.process)}`;
   const where = [process, replica.device ? visible(replica.device) : null].filter(Boolean).join(", ");
-  const count = replica.of ? `${integer(replica.count)} of ${integer(replica.of)}` : `${integer(replica.count)} in all`;
-  return `first from replica ${integer(replica.replica)}${where ? `: ${where}` : ""}; ${count}`;
+  const count = replica.of ? `${integer(replica.count)} of ${plural(replica.of, "replica")}` : plural(replica.count, "replica");
+  return `first from replica ${integer(replica.replica)}${where ? ` (${where})` : ""}, ${count} non-finite`;
 }
 
-/** Reasons of a skip, as the totals name them, and the kind each is drawn as. */
+/** The reasons of a skip: the key in the totals, the kind on the chart, and the words. */
 export const REASONS = [
-  { key: "not_finite", kind: "skipped_not_finite", word: "not finite", what: "NaN or Inf among the gradients" },
-  { key: "large", kind: "skipped_large", word: "large", what: "the gradients' norm reached its limit" },
-  { key: "other", kind: "skipped_other", word: "other", what: "skipped by a function of the training's own" },
+  { key: "not_finite", kind: "skipped_not_finite", word: "non-finite", what: "NaN or Inf in the gradients" },
+  { key: "large", kind: "skipped_large", word: "large norm", what: "The gradient norm reached its limit" },
+  { key: "other", kind: "skipped_other", word: "other reason", what: "Skipped by the training's own skip function" },
 ];
 
-/** Shapes in a box of 10 by 10: one path for the canvas and for SVG. */
+/** SVG paths in a box of 10 by 10, for the canvas and for SVG elements. */
 export const SHAPES = {
   cross: { d: "M1.6 1.6 L8.4 8.4 M8.4 1.6 L1.6 8.4", stroke: true },
   ring: { d: "M5 1.4 A3.6 3.6 0 1 1 4.99 1.4 Z", stroke: true },
@@ -117,7 +148,7 @@ export const SHAPES = {
   low: { d: "M3 5 H7 V9.5 H3 Z" },
   line: { d: "M0.5 7 L3.5 3 L6.5 6 L9.5 2.5", stroke: true },
   dash: { d: "M0 5 H4 M6 5 H10", stroke: true },
-  // the tiers
+  // Health tiers.
   critical: { d: "M3 0.2 H7 L9.8 3 V7 L7 9.8 H3 L0.2 7 V3 Z M4.3 2.2 V5.8 H5.7 V2.2 Z M4.3 6.7 V8.1 H5.7 V6.7 Z" },
   warning: { d: "M5 0.5 L9.8 9.3 H0.2 Z M4.4 3.6 V6.4 H5.6 V3.6 Z M4.4 7.1 V8.3 H5.6 V7.1 Z" },
   idle: { d: "M5 0.6 A4.4 4.4 0 1 1 4.99 0.6 Z M5 2.2 A2.8 2.8 0 1 0 5.01 2.2 Z" },

@@ -1,4 +1,4 @@
-"""Fixtures of the page's tests: a real Chromium, a real exporter, tabs that are watched, jobs that report."""
+"""Fixtures for the tests of the page: a real Chromium, a real exporter, and jobs that report."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ WATCH = """
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for a file of tests; each tab has a context of its own."""
+    """One Chromium per test file; each tab has its own context."""
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningExporter]:
-    """One exporter for the tests that look at their own run only."""
+    """One exporter per test file, for tests that look only at their own run."""
     running = RunningExporter(tmp_path_factory.mktemp("page") / "data")
     yield running
     running.stop()
@@ -42,7 +42,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningExporter
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
-    """Where the exporter is: the shared one, unless the test asks for `exporter`, one of its own."""
+    """The address of the exporter: the shared one, or the test's own if it uses the fixture `exporter`."""
     name = "exporter" if "exporter" in request.fixturenames else "shared"
     running: RunningExporter = request.getfixturevalue(name)
     return running.url
@@ -50,7 +50,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def open_desk(browser: Browser, url: str) -> Iterator[OpenDesk]:
-    """Opens tabs; after the test each must have asked nobody but the exporter, broken no policy and logged no error."""
+    """Opens tabs. After the test it checks that they made no request elsewhere, broke no policy and logged no error."""
     opened: list[tuple[BrowserContext, Desk]] = []
 
     def open_(viewport: dict[str, int] = DESK, scheme: str = "light") -> Desk:
@@ -60,23 +60,23 @@ def open_desk(browser: Browser, url: str) -> Iterator[OpenDesk]:
         page.add_init_script(WATCH)
         desk = Desk(page, url, [])
 
-        def asked(request: Request) -> None:
+        def on_request(request: Request) -> None:
             target = urlsplit(request.url)
             if target.scheme != "data" and f"{target.scheme}://{target.netloc}" != url:
                 desk.problems.append(f"another origin: {request.url}")
 
-        def logged(said: ConsoleMessage) -> None:
-            if said.type in {"error", "warning"}:
-                desk.problems.append(said.text)
+        def on_console(message: ConsoleMessage) -> None:
+            if message.type in {"error", "warning"}:
+                desk.problems.append(message.text)
 
-        def asks(dialog: Dialog) -> None:
+        def on_dialog(dialog: Dialog) -> None:
             desk.problems.append(f"dialog: {dialog.message}")
             dialog.dismiss()
 
-        page.on("request", asked)
+        page.on("request", on_request)
         page.on("pageerror", lambda error: desk.problems.append(f"exception: {error}"))
-        page.on("console", logged)
-        page.on("dialog", asks)
+        page.on("console", on_console)
+        page.on("dialog", on_dialog)
         opened.append((context, desk))
         return desk
 
@@ -89,11 +89,11 @@ def open_desk(browser: Browser, url: str) -> Iterator[OpenDesk]:
 
 @pytest.fixture
 def reporter(url: str, request: pytest.FixtureRequest) -> MakeReporter:
-    """Makes jobs; the run is called after the test unless it says otherwise."""
+    """Makes jobs. By default the run has the name of the test."""
     name = re.sub(r"\W+", "-", request.node.name)
 
     def make(run: str = name, **job: Any) -> Reporter:
-        # A minute between reports: none of these jobs goes stale while its test looks.
+        # With a minute between reports no job becomes stale during its test.
         made = Reporter(Job(**{"run": run, "clock": time.time, "interval": 60.0, **job}), url)
         made.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
         return made

@@ -1,7 +1,8 @@
-"""An operator's browser tab, and a training job that reports: what the page's tests are made of."""
+"""A browser tab on the page, and a training job that reports: the parts of the page's tests."""
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -19,15 +20,16 @@ BAD = ("skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_fin
 
 @dataclasses.dataclass
 class Desk:
-    """An operator's browser tab, and what went wrong in it."""
+    """A browser tab on the page, and the errors it logged."""
 
     page: Page
     url: str
     problems: list[str]
     expected: re.Pattern[str] | None = None
-    """What the console may say although it is an error."""
+    """Console errors that the test expects."""
 
     def open(self, run: str | None = None, **query: str) -> Page:
+        """Load the page, with the run and the other values in its address."""
         wanted = {"run": run, **query} if run else query
         self.page.goto(f"{self.url}/?{urlencode(wanted)}")
         return self.page
@@ -36,14 +38,22 @@ class Desk:
         return self.page.locator(f"#{name}")
 
     def health(self, name: str) -> None:
-        """Waits until the verdict is this health."""
-        expect(self.part("verdict")).to_have_attribute("data-health", name)
+        """Wait until the health panel shows this health."""
+        expect(self.part("health")).to_have_attribute("data-health", name)
 
     def chart(self) -> Locator:
         return self.page.locator(".chart")
 
+    def wait_until(self, script: str, holds: Callable[[Any], bool], argument: Any = None) -> Any:
+        """Evaluate the script until `holds` accepts its result, and return that; fails after 20 s."""
+        deadline = time.monotonic() + 20
+        while not holds(result := self.page.evaluate(script, argument)):
+            assert time.monotonic() < deadline, f"last result: {result}"
+            self.page.wait_for_timeout(50)
+        return result
+
     def zoom(self, since: float, until: float) -> None:
-        """Drag over the chart, from one share of its width to another."""
+        """Drag over the chart, from one fraction of its width to another."""
         box = self.page.locator(".u-over").bounding_box()
         assert box is not None
         self.page.mouse.move(box["x"] + since * box["width"], box["y"] + 50)
@@ -53,9 +63,9 @@ class Desk:
         self.page.mouse.up()
 
     def check(self) -> None:
-        """The policy refused nothing, and nothing failed that the test did not expect to."""
+        """The content security policy refused nothing, and there were no unexpected errors."""
         assert self.page.evaluate("window.refused") == []
-        unexpected = [said for said in self.problems if not (self.expected and self.expected.search(said))]
+        unexpected = [text for text in self.problems if not (self.expected and self.expected.search(text))]
         assert unexpected == []
 
 
@@ -75,7 +85,7 @@ class Reporter:
         assert answer.status_code == 200, answer.text
 
     def good(self, count: int = 1, norm: float = 0.8) -> None:
-        """Steps of an accumulation window of four, with finite gradients; then a report."""
+        """Take steps with finite gradients in accumulation windows of four, and send a report."""
         for _ in range(count):
             mini = (self.job.gauges.get("mini_step", 0) + 1) % 4
             self.job.gauges |= {"mini_step": mini, "guard_not_finite_count": 0}
@@ -83,12 +93,13 @@ class Reporter:
         self.send()
 
     def bad(self, *, replica: dict[str, Any] | None = None, **offenders: int) -> None:
-        """One step that the guard rejects; then a report."""
+        """Take one step that the guard rejects, and send a report."""
         self.job.gauges["guard_not_finite_count"] = self.job.gauges.get("guard_not_finite_count", 0) + 1
         self.job.step("skipped_not_finite", "NaN", replica=replica, **offenders)
         self.send()
 
     def large(self, norm: float = 90.0) -> None:
+        """Take one step whose norm is above the limit, and send a report."""
         self.job.step("skipped_large", norm)
         self.send()
 

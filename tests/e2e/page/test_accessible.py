@@ -1,4 +1,4 @@
-"""What axe-core finds wrong for people who use a keyboard, a screen reader or other colours: nothing may be left."""
+"""The page works with a keyboard, a screen reader and other colours: axe-core finds no violation."""
 
 import functools
 import hashlib
@@ -15,34 +15,36 @@ from tests.e2e.page.desk import DESK, PHONE, Desk, MakeReporter, OpenDesk
 
 pytestmark = pytest.mark.programs("chromium")
 
-# axe-core 4.12.1, as axe-playwright-python 0.1.8 brings it: what looks at the page is what was looked at.
+# axe-core 4.12.1, from axe-playwright-python 0.1.8.
 AXE_SHA256 = "84494fec757e4710dc751c8d7a636e457f4532f08f85c86dc9070133fbff53bc"
 
-# Every rule of WCAG 2.0 to 2.2, A and AA, and axe's own best practices.
+# All rules of WCAG 2.0 to 2.2, levels A and AA, and axe's own best practices.
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 @functools.cache
 def axe() -> str:
-    """The script, where it is the one that was pinned."""
+    """The source of axe-core; fails if it is not the pinned version."""
     script = AXE_FILE_PATH.read_bytes()
     received = hashlib.sha256(script).hexdigest()
-    assert received == AXE_SHA256, f"{AXE_FILE_PATH}: sha256 {received}: another axe-core: look at it, and pin it here"
+    assert received == AXE_SHA256, (
+        f"{AXE_FILE_PATH}: sha256 {received}: not the pinned axe-core; review it and pin its checksum here"
+    )
     return str(script, "utf-8")
 
 
-def found(page: Page) -> list[str]:
+def violations(page: Page) -> list[str]:
     """One line for each element that breaks a rule."""
-    # Through the debugger, which the page's policy does not bind.
+    # evaluate() uses the debugger, which the page's content security policy does not restrict.
     page.evaluate(axe() + "; undefined")
-    # What axe itself tries that the policy forbids is no fault of the page.
+    # axe itself tries things that the policy forbids; these refusals do not count.
     answer: dict[str, Any] = page.evaluate(
         "async (tags) => { const before = [...refused]; const found = await axe.run({ runOnly: tags }); "
         "await new Promise((done) => setTimeout(done)); refused = before; return found; }",
         RULES,
     )
     results = AxeResults(answer)
-    assert len(answer["passes"]) > 15, "axe looked at the page"
+    assert len(answer["passes"]) > 15, "axe did not check the page"
     return [
         f"{rule['id']}: {node['target']} {node['failureSummary']}"
         for rule in results.response["violations"]
@@ -51,7 +53,7 @@ def found(page: Page) -> list[str]:
 
 
 def streak(desk: Desk, reporter: MakeReporter) -> None:
-    """Every panel has something in it: a streak, offenders, events, two processes of four, a second run."""
+    """Every panel has content: a streak, non-finite parameters, events, two processes of four, a second run."""
     both = [reporter(process=process, process_count=4, incarnation=f"e{process}") for process in (0, 1)]
     reporter(f"{both[0].run}-other").good(5)
     for training in both:
@@ -89,33 +91,33 @@ def unknown(desk: Desk, reporter: MakeReporter) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize("state", [healthy, streak, gave_up, unknown])
-def test_axe_finds_nothing(
+def test_page_has_no_accessibility_violations(
     open_desk: OpenDesk,
     reporter: MakeReporter,
     scheme: str,
     viewport: dict[str, int],
     state: Callable[[Desk, MakeReporter], None],
 ) -> None:
-    """Each state of the page, on a desk and on a phone, in light and in dark."""
+    """In each state, on a desktop and a phone, in light and dark colours."""
     desk = open_desk(viewport, scheme)
     state(desk, reporter)
-    assert found(desk.page) == []
+    assert violations(desk.page) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_in_an_empty_or_a_disconnected_page(
+def test_empty_and_disconnected_page_have_no_accessibility_violations(
     open_desk: OpenDesk, reporter: MakeReporter, exporter: RunningExporter, scheme: str
 ) -> None:
-    """Before the first report, and after the exporter has gone with a streak on the page."""
+    """Before the first report, and after the exporter died during a streak."""
     desk = open_desk(scheme=scheme)
     desk.expected = re.compile("Failed to load resource")
     desk.open()
     expect(desk.part("empty")).to_be_visible()
-    assert found(desk.page) == []
+    assert violations(desk.page) == []
     streak(desk, reporter)
     exporter.kill9()
     expect(desk.part("lost")).to_be_visible()
-    assert found(desk.page) == []
+    assert violations(desk.page) == []
 
 
 FOCUSABLE = """() => [...document.querySelectorAll("a[href], button, input, [tabindex='0']")]
@@ -132,10 +134,8 @@ FOCUSED = """() => {
 }"""
 
 
-def test_everything_is_reached_by_the_tab_key_in_the_order_it_stands(
-    open_desk: OpenDesk, reporter: MakeReporter
-) -> None:
-    """Each link, button, field and panel that scrolls, once, in the document's order, in sight and with a ring."""
+def test_tab_key_reaches_every_control_in_document_order(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Each link, button, field and scrolling panel gets the focus once, is in view and has a focus ring."""
     desk = open_desk()
     streak(desk, reporter)
     page = desk.page

@@ -1,4 +1,4 @@
-"""The chart: every bad step marked, where it can be looked at, and what is held of a long run."""
+"""The chart: marks of bad steps, zoom, keyboard, and the records held of a long run."""
 
 import json
 import random
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.programs("chromium")
 
 
 def random_steps(training: Reporter, seed: int, count: int) -> dict[int, str]:
-    """Steps of every kind in random order, reported in pieces of random length; the bad ones by step."""
+    """Report steps of every outcome in random order and in pieces of random length; return the bad ones by step."""
     rng = random.Random(seed)
     truth: dict[int, str] = {}
     for step in range(1, count + 1):
@@ -32,8 +32,8 @@ def random_steps(training: Reporter, seed: int, count: int) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_bad_step_is_marked_and_no_other(open_desk: OpenDesk, reporter: MakeReporter, seed: int) -> None:
-    """The marks that were painted are the steps that were bad, whether they came by the stream or by a later load."""
+def test_chart_marks_exactly_the_bad_steps(open_desk: OpenDesk, reporter: MakeReporter, seed: int) -> None:
+    """The painted marks are the bad steps, whether they came by the stream or when the page was loaded."""
     desk, training = open_desk(), reporter()
     training.send("starting")
     page = desk.open(training.run, window="all")
@@ -68,8 +68,8 @@ MARKS_IN_PIXELS = """(colours) => {
 }"""
 
 
-def test_the_marks_are_on_the_canvas(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """Bad steps that stand apart are as many blots of their colour in the row of marks; the line has no gap."""
+def test_marks_are_painted_on_the_canvas(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """The row of marks has one spot of the right colour for each bad step."""
     desk, training = open_desk(), reporter()
     for step in range(1, 201):
         if step % 40 == 10:
@@ -84,8 +84,8 @@ def test_the_marks_are_on_the_canvas(open_desk: OpenDesk, reporter: MakeReporter
     assert page.evaluate(MARKS_IN_PIXELS, ["--kind-skipped-not-finite", "--kind-skipped-large"]) == [5, 5]
 
 
-def test_the_address_carries_the_view_and_the_keyboard_moves_it(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """A link opens on its run and range; arrow keys go from bad step to bad step, Escape follows the run again."""
+def test_address_holds_the_view_and_keys_move_it(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """A link opens its run and range. Arrow keys go from bad step to bad step. Escape follows the run again."""
     desk, training = open_desk(), reporter()
     reporter("another").good(5)
     training.good(20)
@@ -118,8 +118,8 @@ def test_the_address_carries_the_view_and_the_keyboard_moves_it(open_desk: OpenD
     expect(page.get_by_role("heading", name=training.run)).to_be_visible()
 
 
-def test_dragging_over_the_chart_zooms_and_stops_following(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """What was dragged over is what is shown, though new steps arrive; Follow goes back to the newest."""
+def test_dragging_zooms_and_stops_following(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """The chart shows the dragged range while new steps arrive; Follow returns to the newest steps."""
     desk, training = open_desk(), reporter()
     training.good(99)
     training.bad(w=1)
@@ -136,8 +136,8 @@ def test_dragging_over_the_chart_zooms_and_stops_following(open_desk: OpenDesk, 
     expect(desk.chart()).to_have_attribute("data-marked", "100 201")
 
 
-def test_without_the_chart_library_everything_else_works(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """An installation that lacks uPlot says so where the chart would be, and shows the rest."""
+def test_page_works_without_the_chart_library(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Without uPlot the page shows a message in place of the chart, and everything else."""
     desk, training = open_desk(), reporter()
     desk.expected = re.compile("status of 404")
     desk.page.route("**/page/vendor/*", not_found)
@@ -145,7 +145,7 @@ def test_without_the_chart_library_everything_else_works(open_desk: OpenDesk, re
     training.bad(w=2)
     page = desk.open(training.run)
     desk.health("skipping")
-    expect(desk.chart()).to_contain_text("No charts")
+    expect(desk.chart()).to_contain_text("There is no chart")
     expect(page.locator(".tile.streak .value")).to_have_text("1")
     page.get_by_role("button", name="◂ bad step").click()
     expect(page.locator(".readout")).to_contain_text("Step 6")
@@ -155,10 +155,10 @@ def not_found(route: Route) -> None:
     route.fulfill(status=404)
 
 
-def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> None:
-    """The records held are a function of the set of records that came; where they do not fit, good ones go first.
+def test_records_do_not_depend_on_the_order_of_arrival(open_desk: OpenDesk) -> None:
+    """Pieces in any order give the same records; if there are too many, good records are dropped first.
 
-    Along time what was lived twice is there twice.
+    On the time axis a repeated step is there twice.
     """
     page = open_desk().open()
     rng = random.Random(3)
@@ -204,10 +204,10 @@ def test_records_may_come_in_any_order_and_any_pieces(open_desk: OpenDesk) -> No
         record | {"time": record["time"] + 1000, "outcome": "applied", "finite": True} for record in records[200:250]
     ]
     for pieces in ([columns(records), columns(again)], [columns(again), columns(records)]):
-        lived_twice = held(pieces)
-        assert lived_twice[0] == steps
-        assert lived_twice[2][200:250] == ["applied"] * 50, (
-            "a rollback's later step counts, whichever report came first"
+        repeated = held(pieces)
+        assert repeated[0] == steps
+        assert repeated[2][200:250] == ["applied"] * 50, (
+            "the later record of a step counts, whichever report came first"
         )
         along_time = held(pieces, axis="time")
         assert along_time[0] == [*steps, *steps[200:250]]
@@ -244,11 +244,10 @@ WINDOW_HEIGHTS = """() => {
 }"""
 
 
-def test_the_window_fills_and_becomes_a_gradient_step(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """Mini-steps 1, 2 and 3 of 4 and the gradient step are a quarter, a half, three quarters, and all of the strip."""
+def test_window_strip_shows_how_full_the_window_is(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Mini-steps 1, 2 and 3 of 4 and the gradient step fill 1/4, 1/2, 3/4 and all of the strip's height."""
     desk, training = open_desk(), reporter()
     training.good(40)
     page = desk.open(training.run)
     expect(page.locator("#norm .readout")).to_contain_text("Last step 40")
-    page.wait_for_timeout(300)
-    assert [height for height in page.evaluate(WINDOW_HEIGHTS) if height] == [1, 2, 3, 4]
+    desk.wait_until(WINDOW_HEIGHTS, lambda heights: [height for height in heights if height] == [1, 2, 3, 4])

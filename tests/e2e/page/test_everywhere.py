@@ -1,4 +1,4 @@
-"""Names that mean harm, narrow screens, light and dark."""
+"""Hostile names, narrow screens, light and dark colours."""
 
 import re
 
@@ -20,8 +20,8 @@ HOSTILE = {
 }
 
 
-def test_hostile_names_are_shown_as_the_text_they_are(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """Markup in a parameter's path stays text, what would turn the text around is written out, no width bursts."""
+def test_hostile_names_are_shown_as_text(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Markup in a path stays text, direction marks are written out, and long paths do not widen the page."""
     for viewport in (DESK, PHONE):
         desk, training = open_desk(viewport), reporter(f"constructor-{viewport['width']}")
         training.good(3)
@@ -31,14 +31,14 @@ def test_hostile_names_are_shown_as_the_text_they_are(open_desk: OpenDesk, repor
         expect(rows).to_have_count(len(HOSTILE))
         shown = desk.part("parameters").locator("td bdi").all_text_contents()
         assert sorted(shown) == sorted(name.replace("\u202e", "\\u202e") for name in HOSTILE)
-        expect(desk.part("events").locator("li").filter(has_text="Skipped, not finite").first).to_be_visible()
+        expect(desk.part("events").locator("li").filter(has_text="Skipped, non-finite").first).to_be_visible()
         assert page.locator("main img, main script").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.usefixtures("exporter")
-def test_a_phone_shows_everything_without_scrolling_sideways(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """390 pixels are wide enough for the empty page, for one run, and for several."""
+def test_page_fits_a_phone(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """The empty page, one run and several runs fit into 390 pixels."""
     fits = "document.documentElement.scrollWidth <= innerWidth"
     desk, training = open_desk(PHONE), reporter()
     page = desk.open()
@@ -63,8 +63,8 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_in_dark(open_desk: OpenDesk, reporter: MakeReporter, scheme: str) -> None:
-    """Every colour of text has a contrast of 4.5 to 1 on what it stands on (WCAG AA); marks have 3 to 1."""
+def test_colours_have_enough_contrast(open_desk: OpenDesk, reporter: MakeReporter, scheme: str) -> None:
+    """Text has a contrast of at least 4.5:1 to its background, marks at least 3:1 (WCAG AA)."""
     desk, training = open_desk(scheme=scheme), reporter()
     training.good(90)
     training.bad(w=1)

@@ -1,4 +1,4 @@
-"""Where the page's links lead: the JSON behind each panel, and the run's dashboard in Grafana."""
+"""The page's links: the JSON behind each panel, and the run's Grafana dashboard."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "dashboards" / "o
 
 
 def seconds() -> Callable[[], float]:
-    """A clock that is a second later each time it is looked at."""
+    """A clock that advances by one second at each call."""
     ticks = itertools.count(START)
     return lambda: next(ticks)
 
@@ -45,7 +45,7 @@ def panels(open_desk: OpenDesk, reporter: MakeReporter) -> Desk:
 
 
 def behind(desk: Desk, panel: str) -> Any:
-    """What the JSON link of this part of the page answers."""
+    """The JSON that this panel links to."""
     link = desk.part(panel).locator("a.json")
     expect(link).to_be_visible()
     answer = httpx.get(f"{desk.url}{link.get_attribute('href')}", trust_env=False)
@@ -59,10 +59,10 @@ def cells(desk: Desk, panel: str) -> list[list[str]]:
     return [[text.strip() for text in row.locator("td").all_text_contents()] for row in rows]
 
 
-def test_the_verdict_and_the_tables_show_what_their_json_says(panels: Desk) -> None:
+def test_health_and_tables_equal_their_json(panels: Desk) -> None:
     """Health, parameters, processes and runs: the same rows in the same order, with the same figures."""
-    run = behind(panels, "verdict")
-    assert panels.part("verdict").get_attribute("data-health") == run["health"]
+    run = behind(panels, "health")
+    assert panels.part("health").get_attribute("data-health") == run["health"]
     assert panels.page.locator(".tile.steps .value").text_content() == str(run["totals"]["steps"])
 
     shown = [[name.removeprefix("first"), *figures] for name, *figures in cells(panels, "parameters")]
@@ -71,8 +71,10 @@ def test_the_verdict_and_the_tables_show_what_their_json_says(panels: Desk) -> N
 
     shown = [[number, host, steps, streak] for number, _, host, _, steps, streak, _ in cells(panels, "processes")]
     rows = behind(panels, "processes")["processes"]
-    told = [(row["process"], row["host"], row["totals"]["steps"], row["gauges"]["not_finite_streak"]) for row in rows]
-    assert shown == [[str(value) for value in row] for row in told]
+    expected = [
+        (row["process"], row["host"], row["totals"]["steps"], row["gauges"]["not_finite_streak"]) for row in rows
+    ]
+    assert shown == [[str(value) for value in row] for row in expected]
 
     at = {row["process"]: row["health"] for row in behind(panels, "pod")["processes"]}
     for cell in panels.part("pod").get_by_role("option").all():
@@ -85,13 +87,13 @@ def test_the_verdict_and_the_tables_show_what_their_json_says(panels: Desk) -> N
     assert len(runs) == len(listed)
     for row in runs:
         name = row.locator(".name").text_content() or ""
-        # The exporter's other runs belong to other tests, and age.
-        if name.startswith("test_the_verdict_and_the_tables"):
+        # The exporter also has runs of other tests, whose health may change.
+        if name.startswith("test_health_and_tables"):
             expect(row.locator(".word")).to_contain_text(words[listed[name]])
 
 
-def test_the_feed_shows_what_its_json_says(panels: Desk) -> None:
-    """Every event of the answer, in its order, with its step and its parameters."""
+def test_events_equal_their_json(panels: Desk) -> None:
+    """Every event of the answer is shown, in the same order, with its step and parameters."""
     items = behind(panels, "events")["items"]
     rows = panels.part("events").locator("li").all()
     assert [row.get_attribute("data-event") for row in rows] == [str(item["id"]) for item in items]
@@ -104,11 +106,11 @@ def test_the_feed_shows_what_its_json_says(panels: Desk) -> None:
 
 
 @pytest.mark.parametrize("axis", ["step", "time"])
-def test_the_crosshair_reads_from_chart_and_strips_what_the_json_says(panels: Desk, axis: str) -> None:
-    """One line through plot and strips; wherever the pointer is on it, what is said is the step's own record."""
+def test_crosshair_shows_the_record_of_its_step(panels: Desk, axis: str) -> None:
+    """The crosshair crosses plot and strips, and in each of them the text shows the step under the pointer."""
     page = panels.page
     page.get_by_role("button", name=f"by {axis}").click()
-    # A zoom on the last steps, by the address that a zoom writes.
+    # Zoom on the last steps, by the address.
     whole = behind(panels, "norm")["columns"]
     wanted = [whole[axis][20], whole[axis][-1]]
     panels.open(
@@ -128,8 +130,8 @@ def test_the_crosshair_reads_from_chart_and_strips_what_the_json_says(panels: De
         left = box["x"] + box["width"] * (x - low) / (high - low)
         page.mouse.move(left, box["y"] + strips[i % 3])
         readout = page.locator("#norm .readout")
-        said = norm if isinstance(norm, str) else f"{norm:g}"
-        expect(readout).to_contain_text(re.compile(rf"^Step {step} · .* norm {said} "))
+        shown = norm if isinstance(norm, str) else f"{norm:g}"
+        expect(readout).to_contain_text(re.compile(rf"^Step {step} · .* norm {shown} "))
         line = page.locator(".u-cursor-x").bounding_box()
         assert line is not None
         assert line["x"] == pytest.approx(left, abs=2)
@@ -139,10 +141,10 @@ def test_the_crosshair_reads_from_chart_and_strips_what_the_json_says(panels: De
     expect(page.locator("#norm .readout")).to_contain_text("Last step 33")
 
 
-def test_a_run_links_its_dashboard(
+def test_run_links_its_grafana_dashboard(
     start_exporter: Callable[..., RunningExporter], reporter: MakeReporter, open_desk: OpenDesk, url: str
 ) -> None:
-    """The address is that of the committed dashboard, with the variables that it has, for this run."""
+    """The link leads to the committed dashboard, and sets its variables to this run."""
     del url
     exporter = start_exporter("--grafana-url", 'http://grafana.example:3000/sub"><b>/')
     training = reporter()
@@ -150,7 +152,7 @@ def test_a_run_links_its_dashboard(
     training.good(5)
     desk = open_desk()
     page = Desk(desk.page, exporter.url, []).open(training.run)
-    desk.problems.clear()  # this exporter is not the one that the desk was made for
+    desk.problems.clear()  # this exporter is not the one of the fixture
     link = page.get_by_role("link", name="Grafana")
     expect(link).to_be_visible()
     assert page.locator("body > b").count() == 0

@@ -1,4 +1,4 @@
-"""The page follows: reports as they come, an exporter that goes and comes back, a run that begins."""
+"""The open page follows reports, a restart of the exporter, and a run that begins."""
 
 import re
 
@@ -10,17 +10,15 @@ from tests.e2e.page.desk import MakeReporter, OpenDesk
 
 pytestmark = pytest.mark.programs("chromium")
 
-# What the browser itself says while nothing listens on the exporter's port.
+# The browser logs these errors while the exporter is down.
 GONE = re.compile(
     r"Failed to load resource: net::ERR_(CONNECTION_REFUSED|INCOMPLETE_CHUNKED_ENCODING|CONNECTION_RESET)"
 )
 
 
 @pytest.mark.usefixtures("exporter")
-def test_an_open_page_follows_the_reports_without_being_loaded_again(
-    open_desk: OpenDesk, reporter: MakeReporter
-) -> None:
-    """From an exporter with nothing in it to a streak and its end: every panel says what the job's own counters say."""
+def test_open_page_follows_the_reports(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """From an empty exporter to a streak and its end, every panel shows the counters of the job."""
     desk, training = open_desk(), reporter("char-lm")
     page = desk.open()
     expect(page.get_by_role("heading", name="No run has reported yet")).to_be_visible()
@@ -51,9 +49,9 @@ def test_an_open_page_follows_the_reports_without_being_loaded_again(
     expect(page.locator("[data-reason=other] b")).to_have_text("0")
     expect(page.locator(".tile.norm-last .value")).to_have_text("NaN")
 
-    # Where to begin looking is said at the first glance, too: what went bad first in this streak.
-    blame = desk.part("verdict").locator(".blame")
-    expect(blame).to_have_text("First to go bad: decoder/layer_3/mlp/w (262,144 values), step 44")
+    # The health panel names the first non-finite parameter of this streak.
+    first_bad = desk.part("health").locator(".first-bad")
+    expect(first_bad).to_have_text("First non-finite: decoder/layer_3/mlp/w (262,144 values), at step 44")
     rows = desk.part("parameters").locator("tbody tr")
     expect(rows).to_have_count(2)
     worst = rows.first.locator("td")
@@ -61,27 +59,27 @@ def test_an_open_page_follows_the_reports_without_being_loaded_again(
     expect(rows.first.locator(".badge")).to_be_visible()
     expect(rows.nth(1).locator(".badge")).to_be_hidden()
     events = desk.part("events").locator("li")
-    expect(events.filter(has_text="Skipped, not finite")).to_have_count(2)
-    expect(events.filter(has_text="Skipped, large")).to_have_count(1)
+    expect(events.filter(has_text="Skipped, non-finite")).to_have_count(2)
+    expect(events.filter(has_text="Skipped, large norm")).to_have_count(1)
     expect(events.first).to_contain_text("step 45")
-    expect(events.filter(has_text="Streak began")).to_contain_text("step 44")
-    from_replica = "first from replica 5: process 1, gpu:5; 1 of 8"
-    expect(events.filter(has_text="Streak began")).to_contain_text(from_replica)
-    expect(events.filter(has_text="Skipped, not finite").filter(has_text=from_replica)).to_have_count(1)
+    expect(events.filter(has_text="Non-finite streak started")).to_contain_text("step 44")
+    from_replica = "first from replica 5 (process 1, gpu:5), 1 of 8 replicas non-finite"
+    expect(events.filter(has_text="Non-finite streak started")).to_contain_text(from_replica)
+    expect(events.filter(has_text="Skipped, non-finite").filter(has_text=from_replica)).to_have_count(1)
 
     training.good(3)
     desk.health("ok")
-    expect(blame).to_be_hidden()
+    expect(first_bad).to_be_hidden()
     expect(rows.first.locator(".badge")).to_be_visible()
     expect(streak.locator(".value")).to_have_text("0")
     expect(streak).to_contain_text("longest 2")
-    expect(desk.part("events").locator("li").first).to_contain_text("Streak ended")
+    expect(desk.part("events").locator("li").first).to_contain_text("Non-finite streak ended")
     expect(page.locator(".tile.steps .value")).to_have_text("48")
     expect(desk.part("processes").locator("tbody tr")).to_have_count(1)
     expect(desk.part("processes").locator("tbody tr")).to_contain_text("node-0")
-    # Another streak has a first of its own; once it is over the first of all is the first again.
+    # A new streak has its own first parameter. After it the first parameter of the whole run is marked again.
     training.bad(embed__table=3)
-    expect(blame).to_contain_text("embed/table (3 values), step 49")
+    expect(first_bad).to_contain_text("embed/table (3 values), at step 49")
     expect(rows.nth(1).locator(".badge")).to_be_visible()
     expect(rows.first.locator(".badge")).to_be_hidden()
     training.good(1)
@@ -91,10 +89,10 @@ def test_an_open_page_follows_the_reports_without_being_loaded_again(
     assert page.evaluate("window.loadedOnce") == "still the same page"
 
 
-def test_an_exporter_that_dies_is_seen_and_its_return_needs_no_reload(
+def test_page_shows_a_lost_connection_and_recovers(
     open_desk: OpenDesk, reporter: MakeReporter, exporter: RunningExporter
 ) -> None:
-    """While it is gone the page says so and that its figures are old; afterwards it shows everything, each once."""
+    """While the exporter is down the page says that its figures are old. Later it shows everything, each once."""
     desk, training = open_desk(), reporter()
     desk.expected = GONE
     training.good(10)
@@ -104,12 +102,12 @@ def test_an_exporter_that_dies_is_seen_and_its_return_needs_no_reload(
     page.evaluate("window.loadedOnce = 'still the same page'")
     exporter.kill9()
     expect(page.locator("#lost")).to_be_visible()
-    expect(page.locator("#lost")).to_contain_text("No live data from the exporter")
+    expect(page.locator("#lost")).to_contain_text("The exporter has not answered for")
     expect(page.locator("#connection")).to_contain_text("Disconnected")
-    expect(page.locator("#verdict-word")).to_have_text("Last known: Skipping")
-    # What was known last is not said in the colours of an alarm.
-    idle = page.evaluate("getComputedStyle(document.getElementById('verdict')).getPropertyValue('--idle-back')")
-    back = page.evaluate("getComputedStyle(document.getElementById('verdict')).backgroundColor")
+    expect(page.locator("#health-word")).to_have_text("Last known: Skipping")
+    # An outdated health is not shown in the colours of an alarm.
+    idle = page.evaluate("getComputedStyle(document.getElementById('health')).getPropertyValue('--idle-back')")
+    back = page.evaluate("getComputedStyle(document.getElementById('health')).backgroundColor")
     assert back == "rgb({}, {}, {})".format(*(int(idle.strip()[i : i + 2], 16) for i in (1, 3, 5)))
     expect(page).to_have_title("⚠ Disconnected · optwrap")
 
@@ -120,16 +118,14 @@ def test_an_exporter_that_dies_is_seen_and_its_return_needs_no_reload(
     desk.health("ok")
     expect(page.locator(".tile.steps .value")).to_have_text("17")
     expect(desk.chart()).to_have_attribute("data-marked", "11 12")
-    expect(desk.part("events").locator("li").filter(has_text="Skipped, not finite")).to_have_count(2)
+    expect(desk.part("events").locator("li").filter(has_text="Skipped, non-finite")).to_have_count(2)
     training.bad(w=5)
     expect(desk.chart()).to_have_attribute("data-marked", "11 12 18")
     assert page.evaluate("window.loadedOnce") == "still the same page"
 
 
-def test_an_unknown_run_is_said_in_words_and_appears_when_it_reports(
-    open_desk: OpenDesk, reporter: MakeReporter
-) -> None:
-    """A link to a run that nobody knows is no empty page."""
+def test_unknown_run_appears_when_it_reports(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """A link to an unknown run shows a message until the run reports."""
     desk, training = open_desk(), reporter("tomorrow")
     desk.expected = re.compile("status of 404")
     page = desk.open("tomorrow")
@@ -139,8 +135,8 @@ def test_an_unknown_run_is_said_in_words_and_appears_when_it_reports(
     expect(desk.part("missing")).to_be_hidden()
 
 
-def test_processes_that_report_the_same_steps_are_counted_once(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """Two processes of one data-parallel job: one step's record, one event of each skip, two rows of processes."""
+def test_steps_of_two_processes_are_counted_once(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Two processes of a data-parallel job give one step record, one event for each skip, and two rows of processes."""
     desk = open_desk()
     both = [reporter(process=process, process_count=2) for process in (0, 1)]
     for training in both:

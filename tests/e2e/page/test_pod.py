@@ -1,4 +1,4 @@
-"""The pod: every process a cell, and the run goes on being shown whichever process dies."""
+"""The pod panel: one cell per process. The page follows the run whichever process dies."""
 
 import re
 import time
@@ -13,8 +13,8 @@ from tests.e2e.page.desk import PHONE, MakeReporter, OpenDesk
 pytestmark = pytest.mark.programs("chromium")
 
 
-def test_each_process_is_a_cell_with_its_health_in_words(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """Five of a job's six report: each health has its own words and class, and the sixth is there as not heard of."""
+def test_each_process_has_a_cell_with_its_health(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Five of a job's six processes report. Each cell names its health; the sixth is shown as never reported."""
     desk = open_desk()
     pod = [reporter(process=process, process_count=6, incarnation=f"e{process}") for process in range(5)]
     for training in pod:
@@ -30,10 +30,10 @@ def test_each_process_is_a_cell_with_its_health_in_words(open_desk: OpenDesk, re
     assert shown == [row["health"] for row in rows] + ["missing"]
     assert shown[3:] == healths[3:]
     expect(cells.nth(3)).to_have_accessible_name("Process 3 on node-3: Skipping")
-    expect(cells.nth(5)).to_have_accessible_name("Process 5: Not heard of")
+    expect(cells.nth(5)).to_have_accessible_name("Process 5: Never reported")
     expect(desk.part("pod").locator(".legend")).to_contain_text("1skipping")
     readout = desk.part("pod").locator("output")
-    expect(readout).to_contain_text("Process 4 on node-4 · Failed")  # the worst, as long as nobody points at another
+    expect(readout).to_contain_text("Process 4 on node-4 · Failed")  # the worst process, unless another is selected
     cells.nth(3).hover()
     expect(readout).to_contain_text(
         re.compile(r"Process 3 on node-3 · Skipping for .* · last report .* ago · .*streak 1")
@@ -42,8 +42,8 @@ def test_each_process_is_a_cell_with_its_health_in_words(open_desk: OpenDesk, re
     expect(readout).to_contain_text("Process 4")
 
 
-def test_a_cell_opens_its_process_by_pointer_and_by_keyboard(open_desk: OpenDesk, reporter: MakeReporter) -> None:
-    """The chart shows the steps of the process that was chosen, the address says so, and back goes back."""
+def test_cell_opens_its_process_by_pointer_and_keyboard(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """The chart shows the steps of the chosen process, the address holds it, and Back returns to the previous one."""
     desk = open_desk()
     first, second = (reporter(process=process, process_count=2, incarnation=f"e{process}") for process in (0, 1))
     first.good(10)
@@ -68,7 +68,7 @@ def test_a_cell_opens_its_process_by_pointer_and_by_keyboard(open_desk: OpenDesk
     expect(desk.chart()).to_have_attribute("data-marked", "10")
 
 
-# A panel made by the page's own module, given a run of so many processes.
+# Creates a pod panel and gives it a run with `count` processes.
 LARGE = """async ([count, changed]) => {
     const { createPod } = await import("/page/panels/pod.js");
     const root = document.createElement("section");
@@ -87,32 +87,30 @@ LARGE = """async ([count, changed]) => {
     watch.observe(grid, { subtree: true, attributes: true, childList: true });
     update({ state: state("skipping"), now: 6 });
     await new Promise((done) => setTimeout(done));
-    const said = root.querySelector("output").textContent;
+    const text = root.querySelector("output").textContent;
     grid.focus();
     const fits = root.scrollWidth <= root.clientWidth;
-    return { before, touched: [...touched], said, fits, widths: document.documentElement.scrollWidth <= innerWidth };
+    return { before, touched: [...touched], text, fits, widths: document.documentElement.scrollWidth <= innerWidth };
 }"""
 
 
 @pytest.mark.parametrize("count", [2, 4096])
 @pytest.mark.parametrize("viewport", [None, PHONE])
-def test_a_pod_of_any_size_fits_and_only_what_changed_is_touched(
+def test_pod_of_any_size_fits_and_updates_only_changed_cells(
     open_desk: OpenDesk, viewport: dict[str, int] | None, count: int
 ) -> None:
-    """From 2 to 4,096 processes: a cell for each, none wider than the page; a change of one touches one cell."""
+    """With 2 and 4,096 processes the panel fits the page, and a change of one process updates one cell."""
     desk = open_desk(viewport) if viewport else open_desk()
     found = desk.open().evaluate(LARGE, [count, count - 1])
     assert found["before"] == count
     assert found["touched"] == [str(count - 1)]
-    assert found["said"].startswith(f"Process {count - 1} on node-{(count - 1) >> 3} · Skipping")
+    assert found["text"].startswith(f"Process {count - 1} on node-{(count - 1) >> 3} · Skipping")
     assert found["fits"]
     assert found["widths"]
 
 
-def test_when_the_process_that_speaks_dies_the_page_follows_the_next(
-    open_desk: OpenDesk, reporter: MakeReporter
-) -> None:
-    """The feed misses nothing meanwhile, and tells nothing twice; the chart goes on with the other's steps."""
+def test_page_follows_another_process_when_the_shown_one_dies(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """The list of events misses nothing and repeats nothing; the chart continues with the other process."""
     desk = open_desk()
     both = [reporter(process=process, process_count=2, incarnation=f"e{process}", interval=1.0) for process in (0, 1)]
     for training in both:
@@ -121,7 +119,7 @@ def test_when_the_process_that_speaks_dies_the_page_follows_the_next(
     page = desk.open(both[0].run)
     page.evaluate("window.loadedOnce = 'still the same page'")
     expect(desk.chart()).to_have_attribute("data-marked", "5")
-    skips = desk.part("events").locator("li").filter(has_text="Skipped, not finite")
+    skips = desk.part("events").locator("li").filter(has_text="Skipped, non-finite")
     expect(skips).to_have_count(1)
     both[1].bad(w=1)  # process 0 is dead
     expect(skips).to_have_count(2)
@@ -137,10 +135,10 @@ def test_when_the_process_that_speaks_dies_the_page_follows_the_next(
     assert page.evaluate("window.loadedOnce") == "still the same page"
 
 
-def test_cells_are_right_after_each_message_and_after_the_exporter_was_gone(
+def test_cells_follow_messages_and_a_restart_of_the_exporter(
     open_desk: OpenDesk, reporter: MakeReporter, exporter: RunningExporter
 ) -> None:
-    """The stream's messages bring the processes that changed; those that did not stay, and what was missed comes."""
+    """A message changes only its processes; after a reconnection the page shows what it missed."""
     desk = open_desk()
     desk.expected = re.compile("Failed to load resource")
     pod = [reporter(process=n, process_count=4, incarnation=f"e{n}") for n in range(4)]

@@ -1,4 +1,4 @@
-"""The chart along time: where each step is, what a pause looks like, and how the axis is kept."""
+"""The chart on the time axis: positions of steps, gaps, and the axis in the address."""
 
 import copy
 import itertools
@@ -17,7 +17,7 @@ PAUSE = 600.0
 
 
 def paused(training: Reporter) -> list[tuple[int, float]]:
-    """A hundred steps a second apart, ten minutes without one, fifty more; the bad ones, with their times."""
+    """Report 100 steps one second apart, a pause of ten minutes, and 50 more; return the bad steps with their times."""
     clock = training.job.clock
     assert isinstance(clock, TurnedClock)
     bad = []
@@ -34,17 +34,17 @@ def paused(training: Reporter) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def training(reporter: MakeReporter) -> Reporter:
-    """A job whose clock the test turns."""
+    """A job with a clock that the test sets."""
     return reporter(clock=TurnedClock())
 
 
 def follow(page: Page, chart: Locator, marked: str) -> None:
-    """Follow the run, and wait until the chart has been painted so."""
+    """Follow the run, and wait until the chart shows these marks."""
     page.get_by_label("Gradient norm over time").press("Escape")
     expect(chart).to_have_attribute("data-marked", marked)
 
 
-# Where across the plot a column has a pixel of each of these colours, in parts of its width.
+# The columns of the plot that have a pixel of each colour, as fractions of its width.
 COLOURED = """(colours) => {
     const over = document.querySelector(".chart .u-over").getBoundingClientRect();
     const canvas = document.querySelector(".chart canvas");
@@ -63,8 +63,8 @@ COLOURED = """(colours) => {
 }"""
 
 
-def test_a_pause_is_as_wide_as_it_was_long(open_desk: OpenDesk, training: Reporter) -> None:
-    """The line ends where the steps ended and goes on where they did; the ground between says so. Not so by step."""
+def test_pause_is_as_wide_as_it_was_long(open_desk: OpenDesk, training: Reporter) -> None:
+    """On the time axis the line has a shaded gap during the pause; on the step axis it has none."""
     desk = open_desk()
     paused(training)
     page = desk.open(training.run, window="all", axis="time")
@@ -86,10 +86,8 @@ def test_a_pause_is_as_wide_as_it_was_long(open_desk: OpenDesk, training: Report
     assert max(b - a for a, b in itertools.pairwise(lined)) < 0.02
 
 
-def test_the_axis_of_time_is_kept_in_the_address_with_all_that_is_shown(
-    open_desk: OpenDesk, training: Reporter
-) -> None:
-    """A zoom stands still while steps arrive, its address shows the same; Follow, keys and a jump work along time."""
+def test_address_holds_the_time_axis_and_its_range(open_desk: OpenDesk, training: Reporter) -> None:
+    """A zoom stays while steps arrive and after a reload. Follow, arrow keys and links to steps work, too."""
     desk = open_desk()
     bad = paused(training)
     page = desk.open(training.run, window="all")
@@ -123,24 +121,24 @@ def test_the_axis_of_time_is_kept_in_the_address_with_all_that_is_shown(
     expect(page.get_by_role("button", name="Follow")).to_be_visible()
 
 
-def test_a_step_that_was_lived_twice_is_seen_twice(open_desk: OpenDesk, training: Reporter) -> None:
-    """After a rollback the bad step of before is still where it was in time, and the keys go to either."""
+def test_repeated_step_is_shown_twice(open_desk: OpenDesk, training: Reporter) -> None:
+    """After a rollback the bad step before it stays at its time, and the arrow keys reach both."""
     desk = open_desk()
     job, clock = training.job, training.job.clock
     assert isinstance(clock, TurnedClock)
 
-    def live(count: int, *bad: int) -> None:
+    def take(count: int, *bad: int) -> None:
         for _ in range(count):
             clock.advance(1.0)
             offenders: dict[str, Any] = {"w": 1} if job.totals["steps"] + 1 in bad else {}
             job.step("skipped_not_finite" if offenders else "applied", "NaN" if offenders else 1.0, **offenders)
         training.send()
 
-    live(40, 25)
-    back = {**job.totals, "steps": 20, "verdicts": {**job.totals["verdicts"], "applied": 20, "skipped_not_finite": 0}}
+    take(40, 25)
+    back = {**job.totals, "steps": 20, "outcomes": {**job.totals["outcomes"], "applied": 20, "skipped_not_finite": 0}}
     back |= {"gradient_steps": 20, "not_finite_steps": 0, "parameters": {}}
     job.incarnation, job.seq, job.totals, job.at_start = "e2", 0, back, copy.deepcopy(back)
-    live(40, 50)
+    take(40, 50)
     page = desk.open(training.run, axis="time")
     expect(desk.chart()).to_have_attribute("data-marked", "25 50")
     page.get_by_label("Gradient norm over time").focus()
@@ -152,26 +150,26 @@ def test_a_step_that_was_lived_twice_is_seen_twice(open_desk: OpenDesk, training
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
-        ({"axis": "norm"}, "axis=norm is neither"),
+        ({"axis": "norm"}, "axis=norm is not “step” or “time”"),
         ({"axis": "time", "from": "soon", "to": "5"}, "from=soon is not a time"),
-        ({"axis": "time", "from": "2026-01-02", "to": "2026-01-01"}, "There are no steps from 2026-01-02 00:00:00"),
+        ({"axis": "time", "from": "2026-01-02", "to": "2026-01-01"}, "The range from 2026-01-02 00:00:00"),
     ],
 )
-def test_what_an_address_says_wrongly_of_time_is_said_in_words(
-    open_desk: OpenDesk, training: Reporter, query: dict[str, str], said: str
+def test_wrong_times_in_the_address_are_reported(
+    open_desk: OpenDesk, training: Reporter, query: dict[str, str], message: str
 ) -> None:
-    """The page says what is wrong, and follows the run."""
+    """The page names the wrong value, and follows the run."""
     desk = open_desk()
     paused(training)
     desk.open(training.run, **query)
-    expect(desk.part("notices")).to_contain_text(said)
+    expect(desk.part("notices")).to_contain_text(message)
     expect(desk.chart()).to_have_attribute("data-marked", "30 100 120")
 
 
-def test_slow_steps_are_seen_among_many_fast_ones(open_desk: OpenDesk, training: Reporter) -> None:
-    """Twenty thousand steps in three minutes, then a hundred in as many minutes: the pointer finds each of these."""
+def test_slow_steps_are_visible_among_many_fast_ones(open_desk: OpenDesk, training: Reporter) -> None:
+    """After 20,000 steps in three minutes come 100 steps of a minute each; the pointer finds these."""
     clock = training.job.clock
     assert isinstance(clock, TurnedClock)
     fast, slow = 20_000, 100

@@ -1,4 +1,4 @@
-/** What stands where a run would be: how to send a first report, or that this run is not known. */
+/** Replaces the run when there is none: how to send a first report, or that the selected run is unknown. */
 
 import { visible } from "../format.js";
 import { el, setText } from "../dom.js";
@@ -8,16 +8,16 @@ export function createEmpty(root) {
     "import optwrap",
     "",
     `monitor = optwrap.Monitor(run="my-run", endpoint="${location.origin}")`,
-    "tx = optwrap.instrument(tx, monitor)           # tx: your optimizer, wrappers and all",
+    "tx = optwrap.instrument(tx, monitor)           # tx: your optimizer with its wrappers",
     "",
-    "# in the jitted step, return one thing more:   optwrap.reading(opt_state)",
-    "# in the loop, hand it over:                   monitor.observe(reading)",
+    "# in the jitted step, also return:   optwrap.reading(opt_state)",
+    "# in the loop, call:                 monitor.observe(reading)",
   ].join("\n");
   root.append(
     el("h1", { id: "empty-title", text: "No run has reported yet" }),
-    el("p", { text: "This exporter is up and waiting. A training process on this machine sends its first report with:" }),
+    el("p", { text: "This exporter is running and waits for a first report. Add this to a training process on this machine:" }),
     el("pre", { tabindex: 0, "aria-label": "Example" }, el("code", { text: code })),
-    el("p", { text: "The run appears here by itself, within seconds of the first report." }),
+    el("p", { text: "The run appears here within seconds of its first report." }),
   );
   return ({ state }) => {
     root.hidden = !(state.runs?.length === 0 && state.selected === null);
@@ -28,7 +28,7 @@ export function createMissing(root) {
   const name = el("bdi");
   root.append(
     el("h1", { id: "missing-title" }, "No run named ", name),
-    el("p", { text: "Nothing under this name has reported to this exporter, or it has been forgotten. If it reports, it appears here." }),
+    el("p", { text: "No run with this name has reported to this exporter, or the run was deleted. It appears here when it reports." }),
     el("p", {}, el("a", { href: "/", text: "All runs" })),
   );
   return ({ state }) => {

@@ -1,4 +1,4 @@
-/** The feed of what happened, newest first; a click shows the step in the chart. */
+/** The events panel: the events of the run, newest first. A click on a step shows it in the chart. */
 
 import { clock, dateTime, integer, norm, parametersInWords, plural, seconds, visible, wireNumber } from "../format.js";
 import { fromReplica, KINDS, REASONS } from "../words.js";
@@ -10,12 +10,12 @@ const ROWS = 200;
 const MORE = 1_000;
 
 const EVENTS = {
-  accepted_not_finite: { word: "Accepted, not finite", shape: "bang", class: "kind-accepted_not_finite" },
-  streak_started: { word: "Streak began", shape: "warning", class: "warning" },
-  streak_ended: { word: "Streak ended", shape: "good", class: "good" },
+  accepted_not_finite: { word: "Applied although non-finite", shape: "bang", class: "kind-accepted_not_finite" },
+  streak_started: { word: "Non-finite streak started", shape: "warning", class: "warning" },
+  streak_ended: { word: "Non-finite streak ended", shape: "good", class: "good" },
   starved: { word: "Starved", shape: "critical", class: "critical" },
   stalled: { word: "Stalled", shape: "critical", class: "critical" },
-  stale: { word: "No more reports", shape: "critical", class: "critical" },
+  stale: { word: "Reports stopped", shape: "critical", class: "critical" },
   started: { word: "Started", shape: "good", class: "idle" },
   resumed: { word: "Resumed", shape: "good", class: "idle" },
   finished: { word: "Finished", shape: "idle", class: "idle" },
@@ -24,7 +24,7 @@ const EVENTS = {
   diverged: { word: "Processes disagree", shape: "critical", class: "critical" },
 };
 
-/** How an event is shown: a skip as its reason is drawn, the others by their kind. */
+/** The words, shape and colour of an event: those of the reason for a skip, else those of the event's kind. */
 function appearance({ kind, detail }) {
   if (kind === "skipped") {
     const reason = REASONS.find(({ key }) => key === detail?.reason) ?? REASONS[2];
@@ -33,45 +33,45 @@ function appearance({ kind, detail }) {
   return EVENTS[kind] ?? { word: visible(kind.replaceAll("_", " ")), shape: "idle", class: "idle" };
 }
 
-/** What an event's detail says, by kind; null where this page has no words for it. */
-const SENTENCES = {
-  skipped: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail), fromReplica(detail)],
-  accepted_not_finite: (detail) => [`norm ${inWords(detail.norm)}`, guilty(detail), fromReplica(detail)],
-  streak_started: (detail) => [guilty(detail), fromReplica(detail)],
+/** Turns the detail of an event into phrases, by kind. Phrases that are null are left out. */
+const PHRASES = {
+  skipped: (detail) => [`norm ${valueInWords(detail.norm)}`, parameterNames(detail), fromReplica(detail)],
+  accepted_not_finite: (detail) => [`norm ${valueInWords(detail.norm)}`, parameterNames(detail), fromReplica(detail)],
+  streak_started: (detail) => [parameterNames(detail), fromReplica(detail)],
   streak_ended: ({ length, first_step: first, last_step: last }) => [
     `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,
   ],
   started: ({ host, process_count: count }) => [`on ${visible(host)}`, count > 1 ? `${integer(count)} processes` : null],
-  resumed: ({ from, to }) => [from === null ? `from step ${integer(to)}` : `from step ${integer(to)}, after ${integer(from)}`],
+  resumed: ({ from, to }) => [from === null ? `from step ${integer(to)}` : `from step ${integer(to)}, after step ${integer(from)}`],
   finished: ({ steps }) => [`after ${plural(steps, "step")}`],
   failed: ({ steps }) => [`after ${plural(steps, "step")}`],
 };
 
-const guilty = ({ parameters = [], parameter_count: count }) => parametersInWords(parameters, count);
+const parameterNames = ({ parameters = [], parameter_count: count }) => parametersInWords(parameters, count);
 
 function details({ kind, detail }) {
-  const words = SENTENCES[kind]?.(detail) ?? Object.entries(detail).map(([key, value]) => `${visible(key.replaceAll("_", " "))} ${inWords(value)}`);
+  const words = PHRASES[kind]?.(detail) ?? Object.entries(detail).map(([key, value]) => `${visible(key.replaceAll("_", " "))} ${valueInWords(value)}`);
   return words.filter((part) => part !== null).join(" · ");
 }
 
-function inWords(value) {
+function valueInWords(value) {
   if (value === null || value === undefined) return "–";
   if (Array.isArray(value)) {
     const rest = value.length > 3 ? ` and ${value.length - 3} more` : "";
-    return value.slice(0, 3).map(inWords).join(", ") + rest;
+    return value.slice(0, 3).map(valueInWords).join(", ") + rest;
   }
   if (typeof value === "object") {
-    return Object.entries(value).map(([key, inner]) => `${visible(key)} ${inWords(inner)}`).join(", ");
+    return Object.entries(value).map(([key, inner]) => `${visible(key)} ${valueInWords(inner)}`).join(", ");
   }
   const number = wireNumber(value);
   if (number === null) return visible(value);
   return Number.isInteger(number) ? integer(number) : norm(number);
 }
 
-export function createEvents(root, { onJump, onOlder }) {
-  const { head, link } = panelHead("events-title", "Events", "What happened in this run, newest first");
+export function createEvents(root, { onStep, onOlder }) {
+  const { head, link } = panelHead("events-title", "Events", "The events of this run, newest first");
   const list = el("ol", { class: "feed" });
-  const none = el("p", { class: "notice", text: "Nothing yet." });
+  const none = el("p", { class: "notice", text: "No events yet." });
   const count = el("span");
   const older = el("button", { type: "button", text: "Show older" });
   const more = el("p", { class: "more" }, count, older);
@@ -95,16 +95,16 @@ export function createEvents(root, { onJump, onOlder }) {
           class: "jump",
           text: `step ${integer(step)}`,
           title: `Show step ${integer(step)} in the chart`,
-          on: { click: () => onJump(step) },
+          on: { click: () => onStep(step) },
         }),
       );
     }
-    const said = details(event);
+    const text = details(event);
     return el(
       "li",
       { "data-kind": event.kind, "data-event": event.id },
       shape(name, className),
-      el("div", {}, title, said ? el("p", { class: "detail", title: said }, el("bdi", { text: said })) : null),
+      el("div", {}, title, text ? el("p", { class: "detail", title: text }, el("bdi", { text })) : null),
       el("time", { datetime: time === null ? null : new Date(time * 1000).toISOString(), title: dateTime(time), text: clock(time) }),
     );
   }
@@ -118,7 +118,7 @@ export function createEvents(root, { onJump, onOlder }) {
     setAttribute(link, "href", paths.events(detail.run));
     none.hidden = events.length > 0;
     more.hidden = events.length <= limit && olderEvents === null;
-    setText(count, `The last ${integer(Math.min(limit, events.length))}.`);
+    setText(count, `Showing the last ${plural(Math.min(limit, events.length), "event")}.`);
     keyed(list, events.slice(0, limit), ({ run, id }) => `${run} ${id}`, create);
   }
 

@@ -1,4 +1,4 @@
-/** The chart's panel: what is in view, what the crosshair is on, the way from one bad step to the next. */
+/** The gradient norm panel: the chart, the controls of its view, and a line of text about one step. */
 
 import { clock, integer, norm, parametersInWords, plural } from "../format.js";
 import { shownRecords, stepsInView, visibleRange } from "../model.js";
@@ -6,11 +6,11 @@ import { STEPS_HELD } from "../steps.js";
 import { isBad, KINDS } from "../words.js";
 import { paths } from "../api.js";
 import { el, panelHead, setAttribute, setText, shape } from "../dom.js";
-import { createChart } from "../chart.js";
+import { createChart } from "../chart/chart.js";
 
 const AXES = [
-  ["step", "by step", "Along the numbers of the steps"],
-  ["time", "by time", "Along the time at which each step was taken, by the training process's clock"],
+  ["step", "by step", "The x axis is the step number"],
+  ["time", "by time", "The x axis is the time of each step, by the clock of the training process"],
 ];
 const WINDOWS = [
   [200, "last 200"],
@@ -23,31 +23,31 @@ const LEGEND = [
   ...["skipped_not_finite", "skipped_large", "skipped_other", "accumulated_not_finite", "accepted_not_finite", "accumulated", "applied"].map(
     (kind) => [KINDS[kind].shape, kind, KINDS[kind].word, `kind-${kind}`],
   ),
-  ["low", "thinned", "good steps, thinned out: zoom in", "thinned"],
+  ["low", "thinned", "not all good steps shown, zoom in", "thinned"],
 ];
 
-const KEYS = "Left and right: the bad step before and after. Escape: follow the run.";
+const KEYS = "Left and right arrow keys: previous and next bad step. Escape: follow the newest steps.";
 
-/** Follows the run again. */
+/** The part of a view that makes it follow the newest steps. */
 const FOLLOW = { range: null, step: null, at: null };
 
 export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
-  const { head, aside, link } = panelHead("norm-title", "Gradient norm", "Global L2 norm of the incoming gradients, logarithmic");
+  const { head, aside, link } = panelHead("norm-title", "Gradient norm", "Global L2 norm of the gradients of each step, on a logarithmic axis");
   const button = (text, title, onClick) => el("button", { type: "button", text, title, on: { click: onClick } });
   let hovered = null;
   let current = null;
-  let pointed = null;
+  let shownSelection = null;
   const windows = WINDOWS.map(([value, text]) => {
-    const node = button(text, `Follow the run: ${text} steps`, () => onView({ window: value, ...FOLLOW }));
+    const node = button(text, `Follow the newest steps: show ${text}`, () => onView({ window: value, ...FOLLOW }));
     return { value, node };
   });
-  const axes = AXES.map(([value, text, what]) => ({ value, node: button(text, what, () => onAxis(value)) }));
-  const previous = button("◂ bad step", "Go to the bad step before", () => walk(-1));
-  const next = button("bad step ▸", "Go to the bad step after", () => walk(1));
-  const resume = button("Follow", "The view stands still: follow the run again", () => onView(FOLLOW));
-  resume.className = "resume";
+  const axes = AXES.map(([value, text, tooltip]) => ({ value, node: button(text, tooltip, () => onAxis(value)) }));
+  const previous = button("◂ bad step", "Go to the previous bad step", () => walk(-1));
+  const next = button("bad step ▸", "Go to the next bad step", () => walk(1));
+  const follow = button("Follow", "Follow the newest steps again", () => onView(FOLLOW));
+  follow.className = "follow";
   aside.append(
-    resume,
+    follow,
     el("span", { class: "group", role: "group", "aria-label": "Bad steps" }, previous, next),
     el("span", { class: "group", role: "group", "aria-label": "Axis" }, ...axes.map(({ node }) => node)),
     el("span", { class: "group", role: "group", "aria-label": "Steps in view" }, ...windows.map(({ node }) => node)),
@@ -73,8 +73,8 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
   if (!uPlot) {
     host.classList.add("notice");
     host.textContent =
-      "No charts: the chart library was not packed into this installation (in a checkout, “make setup” fetches it). " +
-      "Everything else on this page works; the bad steps are among the events below.";
+      "There is no chart: this installation lacks the chart library. In a checkout, “make setup” fetches it. " +
+      "The rest of the page works. The bad steps are in the list of events below.";
   }
   const chart = uPlot
     ? createChart(uPlot, host, {
@@ -82,14 +82,14 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
         onFollow: () => onView(FOLLOW),
         onHover: (index) => {
           hovered = index;
-          say();
+          describe();
         },
       })
     : null;
 
   function walk(direction) {
     const records = shownRecords(current);
-    const i = records.badBeside(from(records, direction), direction);
+    const i = records.badBeside(searchFrom(records, direction), direction);
     if (i === undefined) return;
     const { step, time: at } = records.at(i);
     const x = records.x[i];
@@ -98,8 +98,8 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     else onRange([x - (max - min) / 2, x + (max - min) / 2], { step, at });
   }
 
-  /** Where in the records the way to the next bad step begins. */
-  function from(records, direction) {
+  /** The index from which to search for the next bad step. */
+  function searchFrom(records, direction) {
     const { step, at } = current.view;
     return step === null ? (direction < 0 ? Infinity : -Infinity) : records.indexOf(step, at);
   }
@@ -112,26 +112,26 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     event.preventDefault();
   });
 
-  /** What the crosshair is on, else the step that was gone to, else the last one. */
-  function say() {
+  /** Describes the step under the crosshair, else the selected step, else the last one. */
+  function describe() {
     if (!current) return;
     const { offenders, view } = current;
     const records = shownRecords(current);
-    if (records.length === 0) return setText(readout, "No step yet.");
-    const pointedAt = view.step === null ? records.indexOf(records.latest, records.latestTime) : records.indexOf(view.step, view.at);
-    const index = hovered ?? Math.min(records.length - 1, Math.max(0, Math.round(pointedAt)));
+    if (records.length === 0) return setText(readout, "No steps yet.");
+    const selected = view.step === null ? records.indexOf(records.latest, records.latestTime) : records.indexOf(view.step, view.at);
+    const index = hovered ?? Math.min(records.length - 1, Math.max(0, Math.round(selected)));
     if (index >= records.length) return;
     if (hovered === null && view.range && (view.range[0] > records.last || view.range[1] < records.first)) {
       const [from, to, first, last] = [...view.range, records.first, records.last].map(records.byTime ? (time) => clock(time) : integer);
-      return setText(readout, `No step from ${from} to ${to}: there are those from ${first} to ${last}.`);
+      return setText(readout, `No steps from ${from} to ${to}. The recorded steps go from ${first} to ${last}.`);
     }
     const { step, time, kind, raw, mini } = records.at(index);
     const window = mini === null || !current.detail?.gauges?.every_k ? "" : ` · window ${mini} of ${current.detail.gauges.every_k}`;
-    const guilty = parametersInWords(offenders.get(step) ?? []);
-    const where = guilty === null ? "" : ` · ${guilty}`;
+    const names = parametersInWords(offenders.get(step) ?? []);
+    const parameters = names === null ? "" : ` · ${names}`;
     const label = hovered === null && view.step === null ? "Last step" : "Step";
-    setText(readout, `${label} ${integer(step)} · ${clock(time)} · norm ${norm(raw)} · ${KINDS[kind]?.word ?? kind}${window}${where}`);
-    // Read out where somebody went, not the step that came last.
+    setText(readout, `${label} ${integer(step)} · ${clock(time)} · norm ${norm(raw)} · ${KINDS[kind]?.word ?? kind}${window}${parameters}`);
+    // Screen readers read a step that the user selected, but not each new step.
     setAttribute(readout, "aria-live", view.step !== null && hovered === null ? "polite" : "off");
     setAttribute(readout, "class", isBad(kind) ? "readout bad" : "readout");
   }
@@ -147,31 +147,31 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     setAttribute(link, "href", paths.steps(run.run, { process: state.process, ...stepsInView(state), points: STEPS_HELD }));
     setAttribute(figure, "aria-label", `Gradient norm over ${view.axis === "time" ? "time" : "steps"}. ${KEYS}`);
     chart?.update({ key: [run.run, state.version], records, visible: range, limit, everyK });
-    const pointing = view.step === null ? null : `${view.axis} ${view.step} ${view.at}`;
-    if (pointed !== pointing && pointing !== null && records.length) {
+    const selection = view.step === null ? null : `${view.axis} ${view.step} ${view.at}`;
+    if (selection !== shownSelection && selection !== null && records.length) {
       const x = records.byTime ? records.time[Math.round(records.indexOf(view.step, view.at))] : view.step;
-      // The chart takes its new range at the end of this turn; the crosshair goes where the step then is.
+      // The chart applies its new range after this function returns, so the crosshair moves later.
       setTimeout(() => chart?.point(x));
     }
-    pointed = pointing;
+    shownSelection = selection;
 
-    const paused = view.range !== null;
-    resume.hidden = !paused;
+    const fixed = view.range !== null;
+    follow.hidden = !fixed;
     for (const { value, node } of axes) setAttribute(node, "aria-pressed", view.axis === value ? "true" : "false");
-    for (const { value, node } of windows) setAttribute(node, "aria-pressed", !paused && view.window === value ? "true" : "false");
+    for (const { value, node } of windows) setAttribute(node, "aria-pressed", !fixed && view.window === value ? "true" : "false");
     const bad = range ? records.badWithin(...range) : [];
-    previous.disabled = records.badBeside(from(records, -1), -1) === undefined;
-    next.disabled = records.badBeside(from(records, 1), 1) === undefined;
+    previous.disabled = records.badBeside(searchFrom(records, -1), -1) === undefined;
+    next.disabled = records.badBeside(searchFrom(records, 1), 1) === undefined;
 
-    const seen = new Set(bad.map((i) => records.kind[i]));
-    const usual = new Set(["norm", "applied", "skipped_not_finite", "skipped_large"]);
-    if (limit !== null) usual.add("limit");
-    if (everyK !== null) usual.add("accumulated");
-    if (host.dataset.thinned === "true") usual.add("thinned");
-    for (const item of legend.children) item.hidden = !usual.has(item.dataset.key) && !seen.has(item.dataset.key);
+    const present = new Set(bad.map((i) => records.kind[i]));
+    const always = new Set(["norm", "applied", "skipped_not_finite", "skipped_large"]);
+    if (limit !== null) always.add("limit");
+    if (everyK !== null) always.add("accumulated");
+    if (host.dataset.thinned === "true") always.add("thinned");
+    for (const item of legend.children) item.hidden = !always.has(item.dataset.key) && !present.has(item.dataset.key);
 
-    setText(summary, range && records.length ? summarize(records, range, bad) : "No step yet.");
-    say();
+    setText(summary, range && records.length ? summarize(records, range, bad) : "No steps yet.");
+    describe();
   };
 }
 

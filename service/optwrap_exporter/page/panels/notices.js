@@ -1,4 +1,4 @@
-/** What the address asked for in vain, in words. */
+/** Messages about wrong values in the page's address. */
 
 import { el, keyed } from "../dom.js";
 

@@ -1,34 +1,35 @@
-/** The parameters that went bad: which, when first, when last, how often, how many values. */
+/** The parameters whose gradients were non-finite: the first and last step, how many steps, and how many values. */
 
 import { compact, integer, plural, visible } from "../format.js";
-import { beginning } from "../model.js";
+import { streakStart } from "../model.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
 
-/** Rows in the document at first, and how many more come with each click; the filter reaches all. */
+/** Number of rows at first, and how many a click on "Show more" adds. The filter searches all rows. */
 const ROWS = 100;
 const MORE = 1_000;
+/** The filter is shown from this number of parameters on. */
 const FILTER_FROM = 8;
-/** Where more than so many went bad in the same first step, none of them is told to be the first. */
-const FIRST = 3;
+/** If more parameters than this were non-finite in the first step, none of them is marked "first". */
+const MAX_FIRST = 3;
 
 const COLUMNS = [
   { key: "parameter", label: "Parameter", what: "Path of the parameter in the model's tree" },
-  { key: "first_step", label: "First", what: "First step in which its gradient was not finite" },
-  { key: "last_step", label: "Last", what: "Last step in which its gradient was not finite" },
-  { key: "steps", label: "Steps", what: "In how many steps its gradient was not finite" },
-  { key: "values", label: "Values", what: "How many of its gradient's values were not finite, over those steps" },
+  { key: "first_step", label: "First", what: "First step in which its gradient was non-finite" },
+  { key: "last_step", label: "Last", what: "Last step in which its gradient was non-finite" },
+  { key: "steps", label: "Steps", what: "Number of steps in which its gradient was non-finite" },
+  { key: "values", label: "Values", what: "Number of non-finite values in its gradients, over these steps" },
 ];
 
-export function createParameters(root, { onJump }) {
+export function createParameters(root, { onStep }) {
   const { head, aside, link } = panelHead(
     "parameters-title",
-    "Parameters that went bad",
-    "Parameters whose gradient had values that were not finite",
+    "Non-finite parameters",
+    "Parameters whose gradients had NaN or Inf values",
   );
   const filter = el("input", { type: "search", placeholder: "Filter", "aria-label": "Filter parameters by path" });
   const count = el("span", { class: "count" });
-  const copy = el("button", { type: "button", text: "Copy", title: "Copy the rows that the filter finds, as a table of tab-separated values" });
+  const copy = el("button", { type: "button", text: "Copy", title: "Copy the filtered rows as tab-separated values" });
   aside.append(count, filter, copy);
   const headers = COLUMNS.map(({ key, label, what }) => {
     const button = el("button", { type: "button", text: label, title: what });
@@ -40,16 +41,16 @@ export function createParameters(root, { onJump }) {
   });
   const body = el("tbody");
   const table = el("table", { "aria-labelledby": "parameters-title" }, el("thead", {}, el("tr", {}, ...headers.map(({ cell }) => cell))), body);
-  const none = el("p", { class: "notice", text: "None: every gradient so far was finite." });
+  const none = el("p", { class: "notice", text: "None. All gradients so far were finite." });
   const rest = el("span");
   const grow = el("button", { type: "button", text: "Show more" });
   const more = el("p", { class: "more" }, rest, grow);
   root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of parameters" }, table), more);
 
-  /** null: as the exporter orders them, worst first. */
+  /** The column to sort by; null for the exporter's order, worst first. */
   let order = null;
   let parameters = [];
-  /** The paths of those that went bad first, where that tells a few parameters from the others. */
+  /** The parameters that are marked "first". */
   let firsts = new Set();
   let shown = null;
   let shownStreak;
@@ -61,14 +62,14 @@ export function createParameters(root, { onJump }) {
     draw();
   });
   copy.addEventListener("click", async () => {
-    const table = [COLUMNS.map(({ key }) => key), ...found().map((row) => COLUMNS.map(({ key }) => cellText(row[key])))];
+    const table = [COLUMNS.map(({ key }) => key), ...filteredRows().map((row) => COLUMNS.map(({ key }) => cellText(row[key])))];
     const done = await copyText(table.map((row) => row.join("\t")).join("\n"));
     setText(copy, done ? "Copied" : "Not copied");
     setTimeout(() => setText(copy, "Copy"), 2_000);
   });
 
-  /** The rows that the filter finds, in the table's order. */
-  function found() {
+  /** The filtered rows, in the order of the table. */
+  function filteredRows() {
     const wanted = filter.value.trim().toLowerCase();
     const rows = wanted ? parameters.filter(({ parameter }) => parameter.toLowerCase().includes(wanted)) : [...parameters];
     return order ? rows.sort((a, b) => (order.down ? -1 : 1) * compare(a[order.key], b[order.key])) : rows;
@@ -77,8 +78,8 @@ export function createParameters(root, { onJump }) {
   function create({ parameter }) {
     const first = el("button", { type: "button", class: "jump" });
     const last = el("button", { type: "button", class: "jump" });
-    for (const button of [first, last]) button.addEventListener("click", () => onJump(Number(button.value)));
-    const badge = el("span", { class: "badge", text: "first", title: "The first to go bad, of the present streak while there is one: the place to begin looking" });
+    for (const button of [first, last]) button.addEventListener("click", () => onStep(Number(button.value)));
+    const badge = el("span", { class: "badge", text: "first", title: "Non-finite before all others, in the current streak or, without one, in the whole run. Begin your search here" });
     return el(
       "tr",
       { "data-parameter": parameter },
@@ -105,7 +106,7 @@ export function createParameters(root, { onJump }) {
 
   function draw() {
     const filtered = filter.value.trim() !== "";
-    const all = found();
+    const all = filteredRows();
     const rows = all.slice(0, limit);
     for (const { key, cell } of headers) setAttribute(cell, "aria-sort", order?.key === key ? (order.down ? "descending" : "ascending") : null);
     keyed(body, rows, ({ parameter }) => parameter, create, update);
@@ -116,12 +117,12 @@ export function createParameters(root, { onJump }) {
     setText(count, parameters.length ? plural(parameters.length, "parameter") : "");
     grow.hidden = all.length <= limit;
     more.hidden = grow.hidden && !(filtered && all.length === 0);
-    setText(rest, grow.hidden ? "No path contains that." : `${integer(all.length - limit)} more.`);
+    setText(rest, grow.hidden ? "No parameter matches the filter." : `${integer(all.length - limit)} more.`);
   }
 
   return ({ state }) => {
     if (!state.detail) return;
-    const streak = beginning(state);
+    const streak = streakStart(state);
     if (state.parameters === shown && streak?.id === shownStreak) return;
     shown = parameters = state.parameters;
     shownStreak = streak?.id;
@@ -133,25 +134,26 @@ export function createParameters(root, { onJump }) {
   };
 }
 
-/** The paths of those to begin with: of the present streak, or, where there is none, of all that went bad ever. */
+/** The paths to mark "first": of the current streak or, without one, of the whole run. Empty if too many share the first step. */
 function firstOf(parameters, streak) {
   const least = parameters.reduce((step, item) => Math.min(step, item.first_step ?? Infinity), Infinity);
-  const found = streak ? (streak.detail.parameters ?? []) : parameters.filter((item) => item.first_step === least);
-  const count = streak?.detail.parameter_count ?? found.length;
-  return count < parameters.length && count <= FIRST ? found.map(({ parameter }) => parameter) : [];
+  const candidates = streak ? (streak.detail.parameters ?? []) : parameters.filter((item) => item.first_step === least);
+  const count = streak?.detail.parameter_count ?? candidates.length;
+  return count < parameters.length && count <= MAX_FIRST ? candidates.map(({ parameter }) => parameter) : [];
 }
 
-/** A value as a cell of tab-separated text: a path may hold anything. */
+/** A value as a cell of tab-separated text. A path may contain any character, so tabs and newlines are written out. */
 function cellText(value) {
   return visible(value ?? "");
 }
 
-/** Puts text where a paste takes it from; whether that worked. Browsers give the clipboard to secure origins only. */
+/** Copies text to the clipboard, and returns whether it worked. */
 async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
+    // Browsers offer navigator.clipboard on secure origins only.
     const area = el("textarea", { readonly: true, class: "visually-hidden", "aria-hidden": "true" });
     area.value = text;
     document.body.append(area);

@@ -1,16 +1,16 @@
-/** The pod at a glance: one cell for each process, by number; its colour and its shape are its health. */
+/** The pod panel: one cell for each process, by number. Its colour and shape show its health. */
 
 import { duration, integer, norm, plural, seconds, visible, wireNumber } from "../format.js";
-import { compareHealth, health } from "../words.js";
+import { compareHealth, health, healthInWords } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
 
-/** Cells at most; beyond it the table of processes has the worst. */
+/** Maximum number of cells. */
 export const CELLS = 4_096;
-/** What stands for a process of the job that has not reported. */
+/** The pseudo-health of a process that the job has, but that never reported. */
 const MISSING = "missing";
 
-/** The cells of a run: its processes by number, and those that the job says it has and nobody heard of. */
+/** The cells of a run, by number: the processes that reported, and those of the job's `processCount` that did not. */
 export function cellsOf(run, processCount) {
   const held = new Map(run.processes.map((row) => [row.process, row]));
   const cells = run.processes.map((row) => row);
@@ -20,7 +20,7 @@ export function cellsOf(run, processCount) {
   return cells.sort((a, b) => a.process - b.process).slice(0, CELLS);
 }
 
-/** How many cells there are of each health, worst first: those that nobody heard of stand beside "degraded". */
+/** The number of cells of each health, worst first. MISSING ranks like "degraded". */
 export function cellCounts(cells) {
   const counts = new Map();
   for (const { health: name } of cells) counts.set(name, (counts.get(name) ?? 0) + 1);
@@ -29,7 +29,7 @@ export function cellCounts(cells) {
 }
 
 const tierOf = (name) => (name === MISSING ? "none" : health(name).tier);
-const wordOf = (name) => (name === MISSING ? "Not heard of" : health(name).word);
+const wordOf = (name) => (name === MISSING ? "Never reported" : health(name).word);
 
 export function createPod(root, { onProcess }) {
   const { head, aside, link } = panelHead("pod-title", "Pod", "One cell for each training process, by its number");
@@ -38,34 +38,34 @@ export function createPod(root, { onProcess }) {
     class: "cells",
     role: "listbox",
     tabindex: 0,
-    "aria-label": "Processes. Arrow keys: from one to the next. Enter: show its steps in the chart.",
+    "aria-label": "Processes. Arrow keys select a process. Enter shows its steps in the chart.",
   });
-  const said = el("output", { class: "pointed" });
-  const show = el("button", { type: "button", text: "Show its steps", on: { click: () => shownOf(active) } });
+  const sentence = el("output", { class: "sentence" });
+  const show = el("button", { type: "button", text: "Show its steps", on: { click: () => showSteps(active) } });
   aside.append(counts);
-  root.append(head, el("div", { class: "scroll" }, grid), el("div", { class: "said" }, said, show));
+  root.append(head, el("div", { class: "scroll" }, grid), el("div", { class: "selection" }, sentence, show));
 
-  /** Cells by number, as they are drawn, in that order; `active` is the number of the one that is pointed at. */
+  /** The cells and their elements, in the same order. `active` and `hovered` are numbers of processes. */
   let cells = [];
   let nodes = [];
   let active = null;
   let hovered = null;
   let now = 0;
 
-  const placeOf = (process) => cells.findIndex((cell) => cell.process === process);
+  const indexOf = (process) => cells.findIndex((cell) => cell.process === process);
 
   function activate(process) {
-    nodes[placeOf(active)]?.setAttribute("aria-selected", "false");
+    nodes[indexOf(active)]?.setAttribute("aria-selected", "false");
     active = process;
-    const node = nodes[placeOf(process)];
+    const node = nodes[indexOf(process)];
     setAttribute(grid, "aria-activedescendant", node?.id);
     node?.setAttribute("aria-selected", "true");
     node?.scrollIntoView({ block: "nearest" });
-    say();
+    describe();
   }
 
-  function shownOf(process) {
-    if (cells[placeOf(process)]?.health !== MISSING) onProcess(process);
+  function showSteps(process) {
+    if (cells[indexOf(process)]?.health !== MISSING) onProcess(process);
   }
 
   const processAt = (event) => {
@@ -74,18 +74,18 @@ export function createPod(root, { onProcess }) {
   };
   grid.addEventListener("pointerover", (event) => {
     hovered = processAt(event);
-    say();
+    describe();
   });
   grid.addEventListener("pointerleave", () => {
     hovered = null;
-    say();
+    describe();
   });
   grid.addEventListener("click", (event) => {
     const process = processAt(event);
     if (process !== null) activate(process);
   });
 
-  /** Cells in one row, as they are laid out now. */
+  /** How many cells a row has in the current layout. */
   function columns() {
     const top = nodes[0].offsetTop;
     const next = nodes.findIndex((node) => node.offsetTop > top);
@@ -94,10 +94,10 @@ export function createPod(root, { onProcess }) {
 
   grid.addEventListener("keydown", (event) => {
     if (cells.length === 0) return;
-    const at = Math.max(0, placeOf(active));
+    const at = Math.max(0, indexOf(active));
     const last = cells.length - 1;
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: last }[event.key];
-    if (event.key === "Enter") shownOf(active);
+    if (event.key === "Enter") showSteps(active);
     else if (to !== undefined) activate(cells[Math.min(last, Math.max(0, to))].process);
     else if (event.key === "ArrowUp" && at >= columns()) activate(cells[at - columns()].process);
     else if (event.key === "ArrowDown" && at + columns() <= last) activate(cells[at + columns()].process);
@@ -105,12 +105,12 @@ export function createPod(root, { onProcess }) {
     event.preventDefault();
   });
 
-  /** What the pointed-at process is; where none is, the worst. */
-  function say() {
+  /** Describes the hovered process, else the selected one, else the worst. */
+  function describe() {
     const process = hovered ?? active;
-    const cell = cells[placeOf(process)] ?? worst(cells);
+    const cell = cells[indexOf(process)] ?? worst(cells);
     show.hidden = active === null || cell?.process !== active || cell.health === MISSING;
-    setText(said, cell ? sentence(cell, now) : "");
+    setText(sentence, cell ? describeCell(cell, now) : "");
   }
 
   return ({ state, now: current }) => {
@@ -127,10 +127,10 @@ export function createPod(root, { onProcess }) {
       setText(item.children[1], integer(count)),
     );
     draw();
-    say();
+    describe();
   };
 
-  /** Processes seldom come or go: cells are made anew only then; else those whose health changed are touched. */
+  /** Creates the cells only if processes came or went. Otherwise it updates the cells that changed. */
   function draw() {
     const same = nodes.length === cells.length && cells.every(({ process }, i) => nodes[i].process === process);
     if (!same) {
@@ -153,7 +153,7 @@ export function createPod(root, { onProcess }) {
   }
 }
 
-/** The legend's entry of a health: the same shape as its cells have. */
+/** The entry of a health in the legend, with the shape of its cells. */
 function legend({ name }) {
   const sign = name === MISSING ? el("span", { class: "cell none", "aria-hidden": "true" }) : shape(tierOf(name), tierOf(name));
   return el("li", {}, sign, el("b"), el("span", { text: wordOf(name).toLowerCase() }));
@@ -164,12 +164,13 @@ function worst(cells) {
   return cells.find((cell) => cell.health === name);
 }
 
-function sentence({ process, host, health: name, since, last_report: last, gauges, totals }, now) {
-  if (name === MISSING) return `Process ${process} · the job says it has it, but it has not reported`;
+function describeCell(cell, now) {
+  const { process, host, health: name, last_report: last, gauges, totals } = cell;
+  if (name === MISSING) return `Process ${process} · never reported, but the job has it`;
   const streak = gauges?.not_finite_streak;
   return [
     `Process ${process} on ${visible(host ?? "–")}`,
-    `${wordOf(name)} for ${duration(now - seconds(since))}`,
+    healthInWords(cell, now),
     last === null ? "no report yet" : `last report ${duration(now - seconds(last))} ago`,
     plural(totals?.steps ?? 0, "step"),
     streak > 0 ? `streak ${integer(streak)}` : null,

@@ -1,20 +1,20 @@
-/** The processes of a run, worst first. */
+/** The processes panel: a table of the run's processes, worst first. */
 
 import { compact, duration, integer, norm, seconds, visible, wireNumber } from "../format.js";
 import { compareHealth, health } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, replaceShape, setAttribute, setText } from "../dom.js";
 
-/** Rows in the document at once. */
+/** Maximum number of rows. */
 const ROWS = 100;
 const COLUMNS = [
   ["Process", "jax.process_index() of the training process", "number"],
-  ["Health", "The worst process decides the run's health", null],
-  ["Host", "Where the process runs", null],
+  ["Health", "The run has the health of its worst process", null],
+  ["Host", "The host of the process", null],
   ["Last report", "How long ago the exporter last stored one of its reports", "number"],
-  ["Steps", "Calls of update it has counted; in data-parallel training every process counts the same ones", "number"],
-  ["Streak", "Its gradients in a row that were not finite", "number"],
-  ["Norm", "The last gradient norm it reported", "number"],
+  ["Steps", "Calls of the optimizer's update. In data-parallel training every process counts the same steps", "number"],
+  ["Streak", "Consecutive steps with non-finite gradients, up to the last step", "number"],
+  ["Norm", "Gradient norm of the last reported step", "number"],
 ];
 
 export function createProcesses(root) {
@@ -40,9 +40,9 @@ export function createProcesses(root) {
     setText(aside, all.length > ROWS ? `worst ${ROWS} of ${integer(all.length)}` : "");
     keyed(body, rows, ({ process }) => process, create, (row, item) => {
       const [, status, host, last, steps, streak, lastNorm] = row.children;
-      const { tier, word, says } = health(item.health);
+      const { tier, word, sentence } = health(item.health);
       setAttribute(status.firstChild, "class", `status ${tier}`);
-      setAttribute(status, "title", says(item));
+      setAttribute(status, "title", sentence(item));
       replaceShape(status.firstChild.firstChild, tier);
       setText(status.firstChild.lastChild, word);
       setText(host.firstChild, visible(item.host ?? "–"));

@@ -1,7 +1,7 @@
-/** The list of runs, worst first; shown where there are several. */
+/** The list of runs, worst first. It is hidden if there is only one run. */
 
-import { compact, duration, seconds, visible } from "../format.js";
-import { health } from "../words.js";
+import { compact, visible } from "../format.js";
+import { health, healthInWords } from "../words.js";
 import { ofRun } from "../url.js";
 import { paths } from "../api.js";
 import { el, jsonLink, keyed, replaceShape, setAttribute, setText } from "../dom.js";
@@ -34,11 +34,11 @@ export function createRuns(root, shell, { onSelect }) {
     keyed(list, state.runs, ({ run }) => run, create, (item, row) => {
       const link = item.firstChild;
       const [icon, lines] = link.children;
-      const { tier, word } = health(row.health);
+      const { tier } = health(row.health);
       setAttribute(link, "class", tier);
       setAttribute(link, "aria-current", row.run === state.selected ? "page" : null);
       replaceShape(icon, tier);
-      setText(lines.lastChild, `${word} for ${duration(now - seconds(row.since))}`);
+      setText(lines.lastChild, healthInWords(row, now));
       setAttribute(link, "title", `${visible(row.run)}: ${compact(row.totals.steps)} steps`);
     });
   };

@@ -1,4 +1,4 @@
-/** Two small pictures for the tiles: the last norms, and what became of the steps. What they show is also said in words. */
+/** Two small pictures for the tiles: the last norms, and the outcomes of the steps. The tiles have the same data as text. */
 
 import { integer, percent } from "../format.js";
 import { isBad, KINDS } from "../words.js";
@@ -15,7 +15,7 @@ function path(className) {
   return node;
 }
 
-/** The norms of the last steps as a line, logarithmic, and a tick at the foot for each bad one. */
+/** Draws the norms of the last steps as a logarithmic line, with a tick below each bad step. */
 export function createSpark(body) {
   const svg = document.createElementNS(SVG, "svg");
   for (const [name, value] of [["class", "spark"], ["viewBox", `0 0 ${WIDTH} ${HEIGHT}`], ["preserveAspectRatio", "none"], ["aria-hidden", "true"]]) {
@@ -43,7 +43,7 @@ export function createSpark(body) {
 
 const SHARES = ["applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"];
 
-/** The steps by outcome as parts of one bar. */
+/** Draws the steps by outcome as parts of one bar. */
 export function createShares(body) {
   const bar = el("div", { class: "shares", role: "img" });
   body.append(bar);

@@ -1,21 +1,21 @@
-/** The key figures: streak, skipped by reason, accumulation, gradient norm, steps. */
+/** The tiles with the key figures: streak, skipped steps, accumulation, gradient norm, steps. */
 
 import { compact, integer, norm, percent, plural, wireNumber } from "../format.js";
 import { REASONS, KINDS } from "../words.js";
 import { el, keyed, setAttribute, setText, shape } from "../dom.js";
 import { createShares, createSpark } from "./spark.js";
 
-/** Up to this many cells a meter shows each one. */
+/** A meter with more parts than this is drawn as one bar. */
 const CELLS = 24;
 
-function tile(root, name, label, what) {
+function tile(root, name, label, tooltip) {
   const value = el("span", { class: "value" });
   const unit = el("span", { class: "unit" });
   const body = el("div", { class: "body" });
   const foot = el("p", { class: "foot" });
   const box = el(
     "div",
-    { class: `tile ${name}`, title: what },
+    { class: `tile ${name}`, title: tooltip },
     el("h2", { text: label }),
     el("p", { class: "figure" }, value, unit),
     body,
@@ -25,7 +25,7 @@ function tile(root, name, label, what) {
   return { box, value, unit, body, foot };
 }
 
-/** A bar of `of` cells of which `filled` are full; without cells where there are too many to see. */
+/** Returns a function (filled, of) that draws a meter of `of` parts, `filled` of them full. It is hidden if `of` is 0. */
 function meter(body, label) {
   const bar = el("div", { class: "meter", role: "meter", "aria-label": label, "aria-valuemin": 0 });
   body.append(bar);
@@ -44,18 +44,20 @@ function meter(body, label) {
   };
 }
 
+const STREAK = "Consecutive steps with non-finite gradients, up to the last step";
+
 function createStreak(root) {
   const { box, value, unit, body, foot } = tile(
-    root, "streak", "Not-finite streak", "Calls in a row, up to now, whose incoming gradients were not finite",
+    root, "streak", "Non-finite streak", STREAK,
   );
-  const guard = meter(body, "Errors in a row of the guard, of those it rejects");
+  const guard = meter(body, "Non-finite calls in a row that the guard counted, of the number that it rejects");
   return (run) => {
     const { not_finite_streak: streak, not_finite_streak_peak: peak, guard_not_finite_count: count, guard_not_finite_limit: limit } =
       run.gauges ?? {};
     setText(value, integer(streak));
     setText(unit, limit === undefined ? "in a row" : `of ${integer(limit)}`);
     guard(count ?? streak ?? 0, limit ?? 0);
-    const guarded = count === undefined || streak === undefined || count === streak ? "" : ` · guard at ${integer(count)}`;
+    const guarded = count === undefined || streak === undefined || count === streak ? "" : ` · guard counts ${integer(count)}`;
     setText(foot, `longest ${integer(peak)}${guarded}`);
     const used = count ?? streak ?? 0;
     setAttribute(box, "data-tone", used > 0 && limit !== undefined && used >= limit ? "critical" : streak > 0 ? "warning" : null);
@@ -63,15 +65,15 @@ function createStreak(root) {
       box,
       "title",
       limit === undefined
-        ? "Calls in a row, up to now, whose incoming gradients were not finite. No guard's limit is known."
-        : `Calls in a row, up to now, whose incoming gradients were not finite. apply_if_finite rejects ${integer(limit)} in a row; the next is let through, unless it was made to reject on.`,
+        ? `${STREAK}. No guard reports a limit`
+        : `${STREAK}. apply_if_finite rejects ${integer(limit)} in a row and applies the next, unless on_limit="reject" is set`,
     );
   };
 }
 
 function createSkipped(root) {
   const { box, value, unit, body } = tile(
-    root, "skipped", "Skipped steps", "Steps that changed neither parameters nor the optimizer's state, by reason",
+    root, "skipped", "Skipped steps", "Steps whose gradients were discarded, by reason",
   );
   const list = el("ul", { class: "reasons" });
   body.append(list);
@@ -81,7 +83,7 @@ function createSkipped(root) {
     setText(value, compact(total));
     setText(unit, `${percent(total, steps)} of steps`);
     const rows = REASONS.map((reason) => ({ ...reason, count: skipped[reason.key] ?? 0 }));
-    if (accepted > 0) rows.push({ key: "accepted", kind: "accepted_not_finite", word: "accepted", what: KINDS.accepted_not_finite.what, count: accepted });
+    if (accepted > 0) rows.push({ key: "accepted", kind: "accepted_not_finite", word: "applied", what: KINDS.accepted_not_finite.what, count: accepted });
     keyed(
       list,
       rows,
@@ -99,21 +101,21 @@ function createSkipped(root) {
 
 function createAccumulation(root) {
   const { value, unit, body, foot } = tile(
-    root, "accumulation", "Accumulation", "Gradients in the open accumulation window, of those that make one gradient step",
+    root, "accumulation", "Accumulation", "Mini-steps in the current accumulation window, of those that make one gradient step",
   );
-  const window = meter(body, "Mini-steps in the open accumulation window");
+  const window = meter(body, "Mini-steps in the current accumulation window");
   return (run) => {
     const { mini_step: mini, every_k: k } = run.gauges ?? {};
-    const there = k !== undefined;
-    setText(value, there ? integer(mini) : "none");
-    setText(unit, there ? `of ${integer(k)}` : "");
+    const accumulates = k !== undefined;
+    setText(value, accumulates ? integer(mini) : "none");
+    setText(unit, accumulates ? `of ${integer(k)}` : "");
     window(mini ?? 0, k ?? 0);
     setText(foot, plural(run.totals?.gradient_steps ?? 0, "gradient step"));
   };
 }
 
 function createNorm(root) {
-  const { box, value, unit, body, foot } = tile(root, "norm-last", "Gradient norm", "Global L2 norm of the last step's incoming gradients");
+  const { box, value, unit, body, foot } = tile(root, "norm-last", "Gradient norm", "Global L2 norm of the gradients of the last step");
   const spark = createSpark(body);
   return (run, state) => {
     spark(state.steps);
@@ -128,7 +130,7 @@ function createNorm(root) {
 }
 
 function createSteps(root) {
-  const { box, value, unit, body, foot } = tile(root, "steps", "Steps", "Calls of the optimizer's update counted for this run, over all its attempts");
+  const { box, value, unit, body, foot } = tile(root, "steps", "Steps", "Calls of the optimizer's update in this run, over all attempts");
   const shares = createShares(body);
   return (run, state) => {
     const rate = state.steps.rate();
@@ -137,13 +139,13 @@ function createSteps(root) {
     setText(value, compact(steps));
     setText(unit, rate === null || run.health === "finished" ? "" : `${rate >= 10 ? compact(Math.round(rate)) : rate.toPrecision(2)} per s`);
     const unseen = run.unseen ? ` · ${compact(run.unseen)} unseen` : "";
-    setText(foot, `${compact(bad ?? 0)} not finite${unseen}`);
+    setText(foot, `${compact(bad ?? 0)} non-finite${unseen}`);
     const droppedSteps = (run.dropped?.steps ?? 0) + (run.dropped?.bad_steps ?? 0);
     setAttribute(
       box,
       "title",
-      `${integer(steps)} calls of the optimizer's update, over all attempts. Unseen: steps the optimizer's state has lived that nobody reported. ` +
-        `Step records the client had to drop: ${integer(droppedSteps)}; the totals stay exact.`,
+      `${integer(steps)} calls of the optimizer's update, over all attempts. Unseen steps were taken before reporting began, or were never reported. ` +
+        `The training processes dropped ${plural(droppedSteps, "step record")}; the totals are exact all the same`,
     );
   };
 }

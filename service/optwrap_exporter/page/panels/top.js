@@ -1,11 +1,11 @@
-/** The bar above everything: the fleet in words, the connection, and what a lost one means for the figures below. */
+/** The top bar: the number of runs by health, the connection, and a warning while it is lost. */
 
 import { clock, dateTime, duration, integer } from "../format.js";
 import { healthCounts, lastReport } from "../model.js";
 import { health } from "../words.js";
 import { el, keyed, setAttribute, setText, shape } from "../dom.js";
 
-export function createTop({ fleet, connection, lost }) {
+export function createTop({ counts, connection, lost }) {
   const word = el("strong");
   const age = el("span");
   connection.append(el("span", { class: "dot", "aria-hidden": "true" }), word, age);
@@ -14,7 +14,7 @@ export function createTop({ fleet, connection, lost }) {
 
   return ({ state, now }) => {
     keyed(
-      fleet,
+      counts,
       healthCounts(state.runs).map(([name, count]) => ({ name, count })),
       ({ name }) => name,
       ({ name }) => el("span", { class: `chip ${health(name).tier}` }, shape(health(name).tier), el("span")),
@@ -30,8 +30,8 @@ export function createTop({ fleet, connection, lost }) {
 
     lost.hidden = phase !== "lost";
     if (phase === "lost") {
-      const as = last === null ? "" : ` The figures below are as of ${clock(last, now)}.`;
-      setText(lostText, `No live data from the exporter for ${duration(now - since)}.${as} Training is not affected. Trying again…`);
+      const figures = last === null ? "" : ` The figures below are from ${clock(last, now)}.`;
+      setText(lostText, `The exporter has not answered for ${duration(now - since)}.${figures} Training is not affected. Reconnecting…`);
     }
   };
 }

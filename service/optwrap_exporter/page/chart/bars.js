@@ -1,24 +1,30 @@
 /**
- * The bars of the strips under the plot. Each step is one, with the share of its accumulation window that is full, and
- * whether the optimizer moved. Where there is no room for that, a bar stands for a whole window at least: full while each
- * window ends in a gradient step. Of steps that share a bar the worst is seen. Where good steps are missing, because there
- * were too many to send or to hold, nothing is said of them: such a bar is "thinned". No DOM.
+ * Computes the bars of the strips under the plot. Each step is one bar. It has the filled share of the accumulation window,
+ * and whether the optimizer changed the parameters. If there is no room for one bar per step, a bar covers at least one
+ * window, and the worst of its steps is shown. A bar is `thinned` if some of its good steps are missing, because there were
+ * too many to send or to hold. No DOM.
  */
 
 import { isGap } from "./gaps.js";
-import { lowerBound } from "./steps.js";
-import { badness } from "./words.js";
+import { lowerBound } from "../steps.js";
+import { severity } from "../words.js";
 
 /**
- * Args: `plot` is uPlot's, in whose canvas pixels bars are; `records` those along its axis; `ratio` canvas pixels to one of
- * CSS. Returns bars from left to right: {x, width, at (where its worst step is), kind, share, moved, thinned}.
+ * The bars in view, from left to right, in canvas pixels.
+ *
+ * @param {any} plot uPlot's plot
+ * @param {import("../steps.js").Steps} records along the plot's axis
+ * @param {number | null} everyK mini-steps of an accumulation window, or null without accumulation
+ * @param {number} ratio canvas pixels per CSS pixel
+ * @returns {{x: number, width: number, at: number, kind: string, share: number, moved: boolean, thinned: boolean}[]}
+ *   `at` is the position of the bar's worst step, `share` the filled part of the window, 0 to 1
  */
 export function barsOf(plot, records, everyK, ratio) {
-  return records.byTime ? alongTime(plot, records, everyK, ratio) : alongSteps(plot, records, everyK, ratio);
+  return records.byTime ? barsByTime(plot, records, everyK, ratio) : barsByStep(plot, records, everyK, ratio);
 }
 
-/** What one record is as a bar. */
-function one(records, i, everyK) {
+/** The bar of one record. */
+function barOf(records, i, everyK) {
   const kind = records.kind[i];
   const mini = records.mini[i];
   const moved = kind === "applied" || kind === "accepted_not_finite";
@@ -26,17 +32,18 @@ function one(records, i, everyK) {
   return { kind, share, moved, worst: i, count: 1 };
 }
 
+/** Adds the steps of one bar to another. */
 function join(bar, { kind, share, moved, worst, count }) {
   bar.count += count;
   bar.share = Math.max(bar.share, share);
   bar.moved ||= moved;
-  if (badness(kind) < badness(bar.kind)) Object.assign(bar, { kind, worst });
+  if (severity(kind) < severity(bar.kind)) Object.assign(bar, { kind, worst });
 }
 
-/** Steps count from 1, and with them the first window begins. */
+/** The number of the group of `together` steps that a step belongs to. Step 1 begins the first group, as it begins a window. */
 const groupOf = (step, together) => Math.floor((step - 1) / together);
 
-function alongSteps(plot, records, everyK, ratio) {
+function barsByStep(plot, records, everyK, ratio) {
   const { min, max } = plot.scales.x;
   const at = (step) => Math.round(plot.valToPos(step - 0.5, "x", true));
   const perStep = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
@@ -46,25 +53,25 @@ function alongSteps(plot, records, everyK, ratio) {
   const end = lowerBound(records.step, max + together);
   for (let i = lowerBound(records.step, min - together); i < end; i += 1) {
     const first = groupOf(records.step[i], together) * together + 1;
-    const bar = one(records, i, everyK);
+    const bar = barOf(records, i, everyK);
     const before = bars.at(-1);
     if (before?.first === first) {
       join(before, bar);
       continue;
     }
     const x = at(first);
-    // One with steps missing goes on to the next.
+    // A bar with missing steps extends to the next bar.
     if (before && first > before.first + together) before.width = Math.max(before.width, x - before.x);
     if (before) before.thinned = before.count < together || first > before.first + together;
     bars.push({ ...bar, first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)) });
   }
-  // The first bar may be cut by the edge of the plot.
+  // The edge of the plot may cut the first bar.
   if (bars.length && bars[0].count < together) bars[0].thinned = bars[1]?.thinned;
-  return placed(plot, records, bars);
+  return withPositions(plot, records, bars);
 }
 
-/** Along time a step's place goes half way to its neighbours; where a gap is, only as far as on its other side. */
-function alongTime(plot, records, everyK, ratio) {
+/** On the time axis a step extends half way to each neighbour. At a gap it extends as far as on its other side. */
+function barsByTime(plot, records, everyK, ratio) {
   const { time, step } = records;
   const { min, max } = plot.scales.x;
   const [from, to] = records.within(min, max);
@@ -74,17 +81,17 @@ function alongTime(plot, records, everyK, ratio) {
   const left = (i) => pixel(time[i] - (half(i - 1) ?? half(i) ?? 0));
   const right = (i) => pixel(time[i] + (half(i) ?? half(i - 1) ?? 0));
 
-  let taken = 0;
-  let lived = 0;
+  let elapsed = 0;
+  let steps = 0;
   for (let i = begin; i + 1 < end; i += 1) {
     if (isGap(records, i)) continue;
-    taken += time[i + 1] - time[i];
-    lived += Math.max(1, step[i + 1] - step[i]);
+    elapsed += time[i + 1] - time[i];
+    steps += Math.max(1, step[i + 1] - step[i]);
   }
   const perSecond = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
-  const roomy = lived === 0 || (taken / lived) * perSecond >= 3 * ratio;
+  const roomy = steps === 0 || (elapsed / steps) * perSecond >= 3 * ratio;
   const together = roomy ? 1 : (everyK ?? 1);
-  // Of one length, and at the same times however the plot moves on: else what follows the run would flicker.
+  // Slots have a fixed length and fixed times, so that the bars do not flicker while the plot follows the run.
   const slot = roomy ? 0 : 2 ** Math.ceil(Math.log2((2 * ratio) / perSecond));
 
   const bars = [];
@@ -108,19 +115,19 @@ function alongTime(plot, records, everyK, ratio) {
     const number = groupOf(step[i], together);
     const afterGap = i > 0 && isGap(records, i - 1);
     if (group !== null && group.number === number && !afterGap && step[i] > step[group.last]) {
-      join(group, one(records, i, everyK));
+      join(group, barOf(records, i, everyK));
       group.last = i;
     } else {
       finish();
-      group = { ...one(records, i, everyK), first: i, last: i, number, afterGap };
+      group = { ...barOf(records, i, everyK), first: i, last: i, number, afterGap };
     }
   }
   finish();
   for (const bar of bars) bar.width = Math.max(ratio, bar.right - bar.x - (roomy && !bar.thinned ? ratio : 0));
-  return placed(plot, records, bars);
+  return withPositions(plot, records, bars);
 }
 
-function placed(plot, records, bars) {
+function withPositions(plot, records, bars) {
   for (const bar of bars) bar.at = plot.valToPos(records.x[bar.worst], "x", true);
   return bars;
 }

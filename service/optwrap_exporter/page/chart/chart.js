@@ -1,20 +1,22 @@
-/** Gradient norm over steps or time, with uPlot: a logarithmic line, the limit, bad steps on the axis, the strips below. */
+/** Draws the gradient norm over steps or time with uPlot, with the limit, the bad steps and the strips below the plot. */
 
-import { dayAndTime, integer, norm as formatNorm } from "./format.js";
+import { dayAndTime, integer, norm as formatNorm } from "../format.js";
+import { logNorm, logSplits, STEP_INCREMENTS } from "./axes.js";
 import { gapsWithin } from "./gaps.js";
 import { drawGaps, drawGuides, drawLimit, drawMarks, drawStrips, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
-import { KINDS } from "./words.js";
+import { KINDS } from "../words.js";
 
+/** A chart narrower than this is drawn smaller (CSS pixels). */
 const NARROW = 560;
-/** A gap in time narrower than this (CSS pixels) is not drawn: the line goes on over it. */
-const GAP = 8;
-/** Two strips, so that the axis stands still when a window becomes known. */
-const UNDER = 2 * (STRIP_GAP + STRIP_HEIGHT);
+/** The line crosses gaps in time that are narrower than this (CSS pixels). */
+const MIN_GAP_WIDTH = 8;
+/** Height of both strips (CSS pixels). It is always reserved, so that the axis does not move when accumulation begins. */
+const STRIPS_HEIGHT = 2 * (STRIP_GAP + STRIP_HEIGHT);
 
-/** uPlot, or null where it was not packed into this installation: the page then does without charts, and says so. */
+/** Loads uPlot; null if it is missing in this installation. */
 export async function loadChartLibrary() {
   try {
-    const { default: uPlot } = await import("./vendor/uPlot.esm.js");
+    const { default: uPlot } = await import("../vendor/uPlot.esm.js");
     const sheet = document.createElement("link");
     sheet.rel = "stylesheet";
     sheet.href = "/page/vendor/uPlot.min.css";
@@ -40,32 +42,15 @@ function readColours() {
   };
 }
 
-/** Between the numbers on the axis of steps, whole ones; of time uPlot knows the minutes, hours and days. */
-const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7, 1e8];
-
 /**
- * The norm's axis is linear in the norm's logarithm: uPlot's own logarithmic scale ends where numbers need more than 17
- * digits, and a float32 norm goes on to 3e38. A norm of zero has no place on it.
- */
-const log = (value) => (value > 0 ? Math.log10(value) : null);
-
-/** Logarithms of powers of ten, a few of many in view, and of 2 and 5 times them where fewer than three are. */
-function logSplits(min, max) {
-  const few = max - min < 3;
-  const stride = Math.max(1, Math.ceil((max - min) / 10));
-  const splits = [];
-  for (let power = Math.floor(min / stride) * stride; power <= max; power += stride) {
-    for (const step of few ? [1, 2, 5] : [1]) {
-      const value = power + Math.log10(step);
-      if (value >= min && value <= max) splits.push(value);
-    }
-  }
-  return splits;
-}
-
-/**
- * Args: `host` is the element to draw in; `onRange([min, max])` follows a zoom by the pointer, `onFollow()` a double click,
- * `onHover(index)` the crosshair, with null when it leaves.
+ * Creates the chart in the element `host`.
+ *
+ * @param {any} uPlot
+ * @param {HTMLElement} host
+ * @param {object} callbacks
+ * @param {(range: [number, number]) => void} callbacks.onRange called when the pointer selects a range
+ * @param {() => void} callbacks.onFollow called at a double click
+ * @param {(index: number | null) => void} callbacks.onHover called with the record under the crosshair, or null
  */
 export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   let colours = readColours();
@@ -75,17 +60,17 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   let limit = null;
   let everyK = null;
   let narrow = host.clientWidth < NARROW;
-  let drawn = "";
-  /** While a button is down the plot stands still, or a zoom would select what has moved on. */
-  let held = false;
+  let drawnKey = "";
+  /** While the pointer is down the plot does not move, so that a zoom selects what is visible. */
+  let pointerDown = false;
 
   const size = () => ({ width: Math.max(240, host.clientWidth), height: narrow ? 260 : 320 });
 
-  /** Room for the limit if it is not decades away, and for the marks under the line; a decade at least. */
+  /** The range of the y axis: at least a decade, with room for the marks, and for the limit if it is within three decades. */
   function rangeY(_, low, high) {
     const min = low ?? -1;
     let max = high ?? 0;
-    if (limit > 0 && log(limit) < max + 3) max = Math.max(max, log(limit));
+    if (limit > 0 && logNorm(limit) < max + 3) max = Math.max(max, logNorm(limit));
     const missing = Math.max(0, 1 - (max - min)) / 2;
     const span = Math.max(1, max - min);
     return [min - missing - span * ((2 * MARK) / (size().height - 90)), max + missing + span * 0.08];
@@ -102,12 +87,12 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
         axes: [
           {
             ...axis,
-            gap: UNDER + 4,
-            size: UNDER + (byTime ? 38 : 24),
+            gap: STRIPS_HEIGHT + 4,
+            size: STRIPS_HEIGHT + (byTime ? 38 : 24),
             space: byTime ? 80 : 70,
             grid: { show: false },
             ticks: { show: false, size: 0 },
-            ...(byTime ? {} : { incrs: WHOLE }),
+            ...(byTime ? {} : { incrs: STEP_INCREMENTS }),
             values: (_, splits, __, ___, increment) => (records?.length ? (byTime ? dayAndTime(splits, increment) : splits.map(integer)) : []),
           },
           {
@@ -125,11 +110,11 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
           {
             stroke: () => colours.line,
             width: 1.5,
-            // A bad step is a mark on the axis, not a gap: one good step between two bad ones stays in sight. Where no step
-            // was taken for long there is one.
+            // The line has gaps only where no step was taken for a long time. It crosses bad steps, so that a good step
+            // between two bad ones stays visible.
             gaps: (plot) => gaps().map((i) => [records.x[i], records.x[i + 1]].map((x) => plot.valToPos(x, "x", true))),
-            // Where the points are too dense to be drawn, a step between two gaps is one all the same.
-            points: { size: 4, fill: () => colours.line, filter: (_, __, all) => (all ? null : alone()) },
+            // A step between two gaps is always a point, as no line leads to it.
+            points: { size: 4, fill: () => colours.line, filter: (_, __, all) => (all ? null : isolated()) },
           },
         ],
         cursor: {
@@ -150,10 +135,10 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             (plot) => {
               if (!records) return;
               const bad = inView();
-              drawLimit(plot, log(limit), colours);
+              drawLimit(plot, logNorm(limit), colours);
               drawMarks(plot, bad, records, colours);
               const thinned = drawStrips(plot, records, everyK, colours, !narrow);
-              // What was painted, for those who cannot see a canvas: assistive programs and tests.
+              // Tests cannot see a canvas: they read here what was drawn.
               host.dataset.thinned = thinned;
               host.dataset.marks = bad.length;
               host.dataset.marked = bad.slice(-500).map((i) => records.step[i]).join(" ");
@@ -178,30 +163,31 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
 
   const inView = () => records.badWithin(...range);
 
-  /** Gaps that are wide enough to be seen. */
+  /** The gaps in view that are wide enough to be drawn, each as the index of the record before it. */
   function gaps() {
-    const wide = ((range[1] - range[0]) * GAP) / Math.max(1, host.clientWidth);
-    return gapsWithin(records, ...range).filter((i) => records.x[i + 1] - records.x[i] > wide);
+    const width = ((range[1] - range[0]) * MIN_GAP_WIDTH) / Math.max(1, host.clientWidth);
+    return gapsWithin(records, ...range).filter((i) => records.x[i + 1] - records.x[i] > width);
   }
 
-  function alone() {
-    const before = new Set(gaps());
-    return [...before].filter((i) => before.has(i - 1));
+  /** Indices of the records that have a gap on both sides. */
+  function isolated() {
+    const beforeGap = new Set(gaps());
+    return [...beforeGap].filter((i) => beforeGap.has(i - 1));
   }
 
   function rebuild() {
     plot.destroy();
     plot = build();
-    drawn = "";
+    drawnKey = "";
   }
 
   let plot = build();
   host.addEventListener("pointerdown", () => {
-    held = true;
+    pointerDown = true;
   });
   for (const event of ["pointerup", "pointercancel"]) {
     window.addEventListener(event, () => {
-      held = false;
+      pointerDown = false;
     });
   }
   new ResizeObserver(() => {
@@ -220,32 +206,32 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   function draw() {
     if (!records) return;
     plot.batch(() => {
-      plot.setData([records.x, records.norm.map(log)], false);
+      plot.setData([records.x, records.norm.map(logNorm)], false);
       plot.setScale("x", { min: range[0], max: range[1] });
     });
   }
 
   return {
-    /** Draws what changed: `visible` is the part of the records' axis to show, `key` says whether anything did. */
+    /** Draws the chart, if anything changed. `visible` is the range to show; `key` changes whenever the records do. */
     update(next) {
       const key = JSON.stringify([next.key, next.visible, next.limit, next.everyK]);
-      if (key === drawn || held) return;
+      if (key === drawnKey || pointerDown) return;
       ({ records, limit, everyK } = next);
       if (records.byTime !== byTime) {
         byTime = records.byTime;
         rebuild();
       }
-      drawn = key;
+      drawnKey = key;
       range = padded(...(next.visible ?? [0, 1]));
       draw();
     },
-    /** Puts the crosshair on a place of the axis. */
+    /** Moves the crosshair to a position on the axis. */
     point(x) {
       plot.setCursor({ left: plot.valToPos(x, "x"), top: 10 });
     },
   };
 
-  /** Half a step on either side, so that the first and the last bar are whole; never no width at all. */
+  /** Adds half a step on either side, so that the first and last bars are whole. The width is never zero. */
   function padded(min, max) {
     if (max <= min) return [min - 1, max + 1];
     const space = (max - min) * 0.01;

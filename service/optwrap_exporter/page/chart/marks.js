@@ -1,15 +1,15 @@
-/** What the chart draws beside the line: bad steps on the axis, gaps in time, the limit, the strips under it. Canvas only. */
+/** Draws everything on the chart but the line: bad steps, gaps in time, the limit, and the strips under the plot. */
 
 import { barsOf } from "./bars.js";
-import { duration } from "./format.js";
-import { badness, isBad, KINDS, SHAPES } from "./words.js";
+import { duration } from "../format.js";
+import { isBad, KINDS, severity, SHAPES } from "../words.js";
 
-/** CSS pixels. */
+// Sizes in CSS pixels.
 export const STRIP_GAP = 6;
 export const STRIP_HEIGHT = 16;
 export const MARK = 10;
-/** More marks in view than this get no line of their own up through the plot. */
-const GUIDES = 120;
+/** Bad steps have vertical guide lines, unless there are more of them in view than this. */
+const MAX_GUIDES = 120;
 
 const paths = new Map(Object.entries(SHAPES).map(([name, { d }]) => [name, new Path2D(d)]));
 
@@ -30,9 +30,9 @@ function draw(context, name, x, y, size, colour) {
 
 const shapeOf = (kind) => KINDS[kind]?.shape ?? "diamond";
 
-/** Faint lines up from the bad steps, given by their indices, under the data. */
+/** Draws faint vertical lines at the bad steps, under the data. `bad` are indices of records. */
 export function drawGuides(plot, bad, records, colours) {
-  if (bad.length > GUIDES) return;
+  if (bad.length > MAX_GUIDES) return;
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
   ctx.save();
@@ -49,17 +49,17 @@ export function drawGuides(plot, bad, records, colours) {
   ctx.restore();
 }
 
-/** One mark on the axis for each bad step; where they share a pixel the worst is on top. */
+/** Draws a mark on the axis for each bad step. Where marks overlap, the worst is on top. */
 export function drawMarks(plot, bad, records, colours) {
   const { ctx, bbox } = plot;
   const size = MARK * devicePixelRatio;
   const y = bbox.top + bbox.height - size * 0.75;
   const marks = bad.map((i) => ({ x: records.x[i], kind: records.kind[i] }));
-  marks.sort((a, b) => badness(b.kind) - badness(a.kind));
+  marks.sort((a, b) => severity(b.kind) - severity(a.kind));
   for (const { x, kind } of marks) draw(ctx, shapeOf(kind), plot.valToPos(x, "x", true), y, size, colours.kind(kind));
 }
 
-/** A line across the plot at the norm from which steps are skipped, given where it is on the plot's y axis. */
+/** Draws a line at the norm from which on steps are skipped. `limit` is a position on the y axis, or null. */
 export function drawLimit(plot, limit, colours) {
   if (limit === null) return;
   const { ctx, bbox } = plot;
@@ -74,7 +74,7 @@ export function drawLimit(plot, limit, colours) {
   ctx.moveTo(bbox.left, y);
   ctx.lineTo(bbox.left + bbox.width, y);
   ctx.stroke();
-  const text = "skipped from here up";
+  const text = "limit: steps above it are skipped";
   ctx.font = `${11 * ratio}px system-ui, sans-serif`;
   ctx.textAlign = "left";
   ctx.textBaseline = "middle";
@@ -88,7 +88,7 @@ export function drawLimit(plot, limit, colours) {
   ctx.restore();
 }
 
-/** Where no step was taken for long the ground is another, and says for how long where there is room. */
+/** Shades the gaps in time, and writes their duration where there is room. */
 export function drawGaps(plot, gaps, records, colours) {
   const { ctx, bbox } = plot;
   const ratio = devicePixelRatio;
@@ -103,18 +103,18 @@ export function drawGaps(plot, gaps, records, colours) {
     const [from, to] = [records.time[i], records.time[i + 1]].map((time) => plot.valToPos(time, "x", true));
     ctx.fillStyle = colours.strip;
     ctx.fillRect(from, bbox.top, to - from, bbox.height);
-    const seen = [Math.max(from, bbox.left), Math.min(to, bbox.left + bbox.width)];
+    const visible = [Math.max(from, bbox.left), Math.min(to, bbox.left + bbox.width)];
     const text = `no step for ${duration(records.time[i + 1] - records.time[i])}`;
-    if (seen[1] - seen[0] < ctx.measureText(text).width + 12 * ratio) continue;
+    if (visible[1] - visible[0] < ctx.measureText(text).width + 12 * ratio) continue;
     ctx.fillStyle = colours.muted;
-    ctx.fillText(text, (seen[0] + seen[1]) / 2, bbox.top + bbox.height / 2);
+    ctx.fillText(text, (visible[0] + visible[1]) / 2, bbox.top + bbox.height / 2);
   }
   ctx.restore();
 }
 
 /**
- * The strips under the plot: what became of each step, a bad one with its shape cut in where there is room; and, where
- * gradients are accumulated, how full the window was and where it became a gradient step. Says whether any bar is thinned.
+ * Draws the strips under the plot: the outcome of each step and, with gradient accumulation, how full the window was.
+ * Returns whether any bar is thinned.
  */
 export function drawStrips(plot, records, everyK, colours, labelled) {
   const bars = barsOf(plot, records, everyK, devicePixelRatio);
@@ -126,7 +126,7 @@ export function drawStrips(plot, records, everyK, colours, labelled) {
   return bars.some((bar) => bar.thinned);
 }
 
-/** The ground of the strip that is number `i` from the top, its name beside it, and what `fill` puts into it. */
+/** Draws strip number `i` from the top: its background, its name if it has one, and what `fill` draws into it. */
 function drawStrip({ ctx, bbox }, i, name, colours, fill) {
   const ratio = devicePixelRatio;
   const height = STRIP_HEIGHT * ratio;
@@ -150,17 +150,17 @@ function drawStrip({ ctx, bbox }, i, name, colours, fill) {
 
 function drawOutcomes(ctx, bars, top, height, colours) {
   const ratio = devicePixelRatio;
-  // Ordinary bars first: a bad one may be wider than its place, and nothing may cover it.
+  // Good bars first: a bad bar may be wider than its steps, and nothing may cover it.
   for (const { x, width, kind, moved, thinned } of bars) {
-    // Lower where nothing moved, so that it is not told by colour alone.
+    // Half as high where the parameters did not change, so that colour is not the only difference.
     const part = isBad(kind) && !thinned ? 0 : moved && !thinned ? 1 : 0.5;
     ctx.fillStyle = thinned ? colours.thinned : colours.kind(moved ? "applied" : kind);
     ctx.fillRect(x, top + (1 - part) * height, width, part * height);
   }
-  for (const { x, width: whole, at, kind, thinned } of bars.filter((bar) => isBad(bar.kind))) {
-    const width = thinned ? 2 * ratio : Math.max(whole, 2 * ratio);
+  for (const { x, width: full, at, kind, thinned } of bars.filter((bar) => isBad(bar.kind))) {
+    const width = thinned ? 2 * ratio : Math.max(full, 2 * ratio);
     ctx.fillStyle = colours.kind(kind);
-    // Of a bar that stands for steps which are missing, only where the bad one was.
+    // In a thinned bar only the position of the bad step is marked.
     ctx.fillRect(thinned ? at - ratio : x, top, width, height);
     if (width >= 7 * ratio) draw(ctx, shapeOf(kind), x + width / 2, top + height / 2, Math.min(width, MARK * ratio) * 0.8, colours.strip);
   }
