@@ -1,7 +1,7 @@
-"""Write what is generated under deploy/: `python -m deploy.build`; with `--check`, only say whether it is fresh.
+"""Write the generated files under deploy/: `python -m deploy.build`; with `--check`, only compare them.
 
-Grafana's dashboards come from `deploy.grafana`, Prometheus' runbook page from runbooks.md. The results are committed,
-so that nobody needs Python to deploy them.
+The Grafana dashboards come from `deploy.grafana`, the runbook page of Prometheus from runbooks.md. The results are
+committed, so that deploying them does not need Python.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from deploy.grafana.board import Addresses
 
 HERE: Final = Path(__file__).parent
 PAGE_URL: Final = "http://localhost:10425"
-"""Where compose.yaml publishes the exporter's page."""
+"""URL of the exporter's page with compose.yaml."""
 RUNBOOKS_URL: Final = "http://localhost:9090/consoles/runbooks.html"
-"""Where compose.yaml's Prometheus serves the runbooks."""
+"""URL of the runbooks with compose.yaml."""
 
 
 def generate(page_url: str = PAGE_URL, runbooks_url: str = RUNBOOKS_URL) -> Mapping[Path, str]:
-    """Every generated file's path and text."""
+    """The path and text of every generated file."""
     addresses = Addresses(page_url.rstrip("/"), runbooks_url)
     dashboards = [made.build(addresses).build() for made in (runs, run, exporters)]
     files = {
@@ -40,16 +40,16 @@ def generate(page_url: str = PAGE_URL, runbooks_url: str = RUNBOOKS_URL) -> Mapp
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.build", description="Write what is generated under deploy/."
+        prog="python -m deploy.build", description="Write the generated files under deploy/."
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 where a file is not up to date"
+        "--check", action="store_true", help="write nothing; exit with status 1 if a file is not up to date"
     )
     parser.add_argument(
-        "--page-url", default=PAGE_URL, help="the exporter's page, for Grafana's links (default: %(default)s)"
+        "--page-url", default=PAGE_URL, help="URL of the exporter's page in Grafana's links (default: %(default)s)"
     )
     parser.add_argument(
-        "--runbooks-url", default=RUNBOOKS_URL, help="the runbooks, for Grafana's links (default: %(default)s)"
+        "--runbooks-url", default=RUNBOOKS_URL, help="URL of the runbooks in Grafana's links (default: %(default)s)"
     )
     arguments = parser.parse_args()
     stale = 0

@@ -1,4 +1,4 @@
-"""The runbooks as a page: Prometheus serves it as a console, so an alert's `runbook_url` needs no further server."""
+"""Renders runbooks.md as an HTML page, which Prometheus serves as a console."""
 
 import itertools
 import re
@@ -30,22 +30,22 @@ code {{ font-family: ui-monospace, monospace; font-size: .9em; }}
 
 
 def slug(heading: str) -> str:
-    """The anchor that code hosting sites, too, give a heading: lower case, spaces to hyphens, no punctuation."""
+    """The anchor of a heading: lower case, hyphens for spaces, no punctuation. Code hosting sites use the same."""
     return re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-")
 
 
 def page(markdown: str) -> str:
-    """The runbooks as one HTML page with an anchor for every heading.
+    """Render the runbooks as one HTML page with an anchor for every heading.
 
     Args:
       markdown: the text of runbooks.md.
 
     Raises:
-      ValueError: it has no heading, or contains two braces in a row, which Prometheus takes for a template's.
+      ValueError: the text has no heading, or contains "{{", which begins a template in Prometheus.
     """
-    # Prometheus expands a console as a Go template, and a Go template has no way to quote a whole page.
+    # Prometheus expands a console as a Go template, and a whole page cannot be quoted in one.
     if "{{" in markdown:
-        raise ValueError("runbooks.md contains '{{': Prometheus would take it for a template; write it another way")
+        raise ValueError("runbooks.md contains '{{', which begins a template in Prometheus; remove it")
     renderer = MarkdownIt("commonmark").enable("table")
     tokens = renderer.parse(markdown)
     title = None
@@ -54,5 +54,5 @@ def page(markdown: str) -> str:
             opening.attrSet("id", slug(text.content))
             title = title or text.content
     if title is None:
-        raise ValueError("runbooks.md has no heading: an alert's link needs one to lead to")
+        raise ValueError("runbooks.md has no heading; alerts link to headings, so add one for each alert")
     return _PAGE.format(title=title, body=renderer.renderer.render(tokens, renderer.options, {}))

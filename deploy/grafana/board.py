@@ -1,4 +1,4 @@
-"""What all the dashboards have in common: variables, links to each other, annotations, and where the panels lie."""
+"""What all dashboards share: variables, links, annotations, and the layout of panels in rows."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from grafana_foundation_sdk.models import dashboard as models
 from deploy.grafana.panels import DATASOURCE
 
 TAG: Final = "optwrap"
-"""By it the dashboards find each other."""
+"""Dashboards link to all others with this tag."""
 
 
 class Row(NamedTuple):
@@ -29,17 +29,17 @@ def row(title: str, *panels: Builder[models.Panel]) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class Addresses:
-    """Where the links lead; other addresses by the generator's options, or by `var-page=` in a dashboard's address."""
+    """The targets of links. The generator has options for them; `var-page=` in a dashboard's address overrides one."""
 
     page: str
-    """The exporter's page, as a browser reaches it."""
+    """URL of the exporter's page, for a browser."""
     runbooks: str
-    """The runbooks, likewise."""
+    """URL of the runbooks, for a browser."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotation(Builder[models.AnnotationQuery]):
-    """When something went on, over all the panels: as long as `expr` gives anything."""
+    """A mark in all panels, for as long as `expr` has a result."""
 
     name: str
     expr: str
@@ -54,7 +54,7 @@ class Annotation(Builder[models.AnnotationQuery]):
 
 
 class _Titled(models.AnnotationQuery):
-    """The SDK's model knows nothing of the fields that only Prometheus' annotations have."""
+    """The SDK's model, with the fields that only annotations from Prometheus have."""
 
     def __init__(
         self, *, name: str, datasource: models.DataSourceRef, enable: bool, icon_color: str, expr: str, text: str
@@ -67,14 +67,14 @@ class _Titled(models.AnnotationQuery):
 
 
 def choice(name: str, label: str, description: str, values: str, *, several: bool) -> builders.QueryVariable:
-    """A variable whose values Prometheus lists.
+    """A variable whose values come from Prometheus.
 
     Args:
-      name: as queries call it.
-      label: what stands above its menu.
-      description: what it is.
-      values: the query.
-      several: whether more than one, or all, may be chosen; queries match it with `=~` then.
+      name: the name in queries.
+      label: the label of its menu.
+      description: the tooltip of its menu.
+      values: the query for its values.
+      several: whether several values, or all, can be chosen; queries then need `=~`.
     """
     variable = (
         builders.QueryVariable(name)
@@ -106,14 +106,14 @@ def board(
     """A dashboard.
 
     Args:
-      uid: by which links and alerts find it.
+      uid: its identifier in links and alerts.
       title: its name.
-      description: what it is for.
+      description: its purpose.
       rows: its panels.
-      variables: beside the data source, and the addresses that links lead to.
-      page: what follows the page's address in the link to it.
-      addresses: of the page and the runbooks.
-      annotations: what is marked in all panels.
+      variables: its variables, without the data source and the addresses of links.
+      page: the query string of the link to the exporter's page.
+      addresses: the targets of links.
+      annotations: marks in all panels.
     """
     others = (
         builders.DashboardLink("Dashboards")
@@ -144,9 +144,9 @@ def board(
         .annotations(list(annotations))
         .links([others, _link("Exporter's page", "${page}/" + page, "bolt"), _link("Runbooks", "${runbooks}", "doc")])
     )
-    number = itertools.count(1)  # Panels keep their ids, so that a link to one goes on working.
+    number = itertools.count(1)  # Panels keep their ids, so that links to them stay valid.
     for each in rows:
-        # An open row has its panels after it, not in it.
+        # The panels of an open row follow it in the list; they are not inside it.
         dashboard = dashboard.with_row(builders.Row(each.title).id(next(number)))
         for panel in each.panels:
             built = panel.build()

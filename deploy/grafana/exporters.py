@@ -1,4 +1,4 @@
-"""The dashboard *Exporters*: their own health."""
+"""The dashboard *Exporters*: the state of the exporters themselves."""
 
 from typing import Final
 
@@ -19,13 +19,14 @@ def build(addresses: Addresses) -> builders.Dashboard:
     return board(
         UID,
         "optwrap / Exporters",
-        "The exporters themselves: whether they are there, what they take and refuse, and how full their stores are.",
+        "The exporters themselves: whether they run, which reports they accept and refuse, and how full their stores "
+        "are.",
         (_now(), _reports(), _store()),
         variables=[
             choice(
                 "instance",
                 "Exporter",
-                "Address at which Prometheus scrapes it",
+                "Address at which Prometheus scrapes the exporter",
                 f"label_values(up{{{_JOB}}}, instance)",
                 several=True,
             )
@@ -40,25 +41,26 @@ def _rate(metric: str, matchers: str = _OF) -> str:
 
 
 def _filled() -> str:
-    """How full the stores that have a limit are."""
+    """The filled share of each store that has a limit."""
     limit = f"(optwrap_exporter_store_limit_bytes{{{_OF}}} > 0)"
     return f"max by (instance) (optwrap_exporter_store_bytes{{{_OF}}} / {limit})"
 
 
 def _now() -> Row:
-    """Which exporters there are."""
+    """The state of the exporters now."""
     return row(
         "Now",
         number(
-            "Exporters that answer",
-            "Those that Prometheus can scrape now.",
+            "Exporters up",
+            "Exporters that Prometheus can scrape now.",
             "none",
             Query(f"sum(up{{{_JOB}, {_OF}}})"),
             span=4,
         ),
         number(
-            "Exporters that do not",
-            "Training goes on without them, unwatched: see the runbook of OptwrapExporterDown.",
+            "Exporters down",
+            "Exporters that Prometheus cannot scrape. Training continues, but nobody watches it: see the runbook of "
+            "OptwrapExporterDown.",
             "none",
             Query(f"count(up{{{_JOB}, {_OF}}} == 0) or vector(0)"),
             span=4,
@@ -66,7 +68,8 @@ def _now() -> Row:
         ),
         number(
             "Fullest store",
-            "Of its limit. From nine tenths on the oldest step records make room; above 95 % for long is an alert.",
+            "Share of its limit. From 90 % on the exporter drops the oldest step records. Above 95 % for 15 minutes "
+            "there is an alert.",
             "percentunit",
             Query(f"max({_filled()})"),
             span=4,
@@ -75,16 +78,16 @@ def _now() -> Row:
         ),
         number(
             "Reports so far",
-            "What has come in since each exporter's last start, by what became of it. Only accepted and duplicate "
-            "were taken.",
+            "Reports since each exporter's last start, by outcome. All outcomes but accepted and duplicate were "
+            "refused.",
             "locale",
             Query(f"sum by (outcome) (optwrap_exporter_reports_total{{{_OF}}}) > 0", "{{outcome}}"),
             span=12,
         ),
         rows_by(
             "instance",
-            "Every exporter",
-            "Whether it answers, what it is, and what it holds.",
+            "All exporters",
+            "Whether each exporter is up, its version, and the size of its store.",
             Query(f"max by (instance) (up{{{_JOB}, {_OF}}})"),
             Query(f"max by (instance, version, python) (optwrap_exporter_build_info{{{_OF}}})"),
             Query(f"max by (instance) (optwrap_exporter_runs{{{_OF}}})"),
@@ -93,15 +96,15 @@ def _now() -> Row:
             Query(_filled()),
             columns=[
                 ("instance", "Exporter", ""),
-                ("Value #A", "Answers", "bool_yes_no"),
+                ("Value #A", "Up", "bool_yes_no"),
                 ("version", "Version", ""),
                 ("python", "Python", ""),
                 ("Value #C", "Runs", "locale"),
-                ("Value #D", "Processes that report", "locale"),
+                ("Value #D", "Processes", "locale"),
                 ("Value #E", "Store", "bytes"),
-                ("Value #F", "Of its limit", "percentunit"),
+                ("Value #F", "Store filled", "percentunit"),
             ],
-            sort="Of its limit",
+            sort="Store filled",
             span=WIDTH,
             empty="No exporter",
             complete=False,
@@ -110,19 +113,19 @@ def _now() -> Row:
 
 
 def _reports() -> Row:
-    """What comes in and goes out."""
+    """Reports that come in, and scrapes that go out."""
     return row(
         "Reports and scrapes",
         lines(
-            "Exporters up",
-            "1 while Prometheus can scrape an exporter.",
+            "Up",
+            "1 while Prometheus can scrape the exporter, else 0.",
             "none",
             Query(f"up{{{_JOB}, {_OF}}}", "{{instance}}"),
             steps=True,
         ),
         lines(
-            "Reports taken",
-            "Reports a second that each exporter took: one for each process and second, as the trainers are set up.",
+            "Reports accepted",
+            "Reports per second that each exporter accepted. By default each process sends one report per second.",
             "suffix: reports/s",
             Query(
                 f"sum by (instance) ({_rate('optwrap_exporter_reports_total', f'{_OF}, {_TAKEN}')})",
@@ -131,8 +134,8 @@ def _reports() -> Row:
         ),
         lines(
             "Reports refused",
-            "Reports a second that were refused, and why. busy and unavailable: the exporter cannot keep up or cannot "
-            "write; the others: what a client sent was wrong, its log says what.",
+            "Reports per second that each exporter refused, by reason. busy: it cannot keep up. unavailable: it cannot "
+            "write. For other reasons the report was wrong: see the log of the training process.",
             "suffix: reports/s",
             Query(
                 f"sum by (instance, outcome) ({_rate('optwrap_exporter_reports_total', f'{_OF}, {_REFUSED}')})",
@@ -142,7 +145,7 @@ def _reports() -> Row:
         ),
         lines(
             "Time to answer a scrape by exporter",
-            "Nine of ten scrapes were answered within this time. It grows with the number of processes and parameters.",
+            "Nine of ten scrapes took at most this time. It grows with the number of processes and parameters.",
             "s",
             Query(
                 "histogram_quantile(0.9, sum by (instance, le) "
@@ -152,8 +155,8 @@ def _reports() -> Row:
         ),
         lines(
             "Age of the oldest report",
-            "How long ago the quietest process that has not ended last reported, at each exporter. "
-            "Processes report every second.",
+            "Time since the last report of the process that has been silent the longest, without processes that have "
+            "ended. By default each process sends one report per second.",
             "s",
             Query(
                 f"time() - min by (instance) (optwrap_last_report_timestamp_seconds{{{_OF}}} "
@@ -162,8 +165,8 @@ def _reports() -> Row:
             ),
         ),
         lines(
-            "Records dropped on the way",
-            "Step records a second that training processes had to drop before they reached the exporter: the worst "
+            "Records dropped by processes",
+            "Step records per second that training processes dropped before they reached the exporter. Shows the worst "
             "process.",
             "suffix: records/s",
             Query(
@@ -175,12 +178,13 @@ def _reports() -> Row:
 
 
 def _store() -> Row:
-    """What they keep."""
+    """The stores of the exporters."""
     return row(
         "Store",
         lines(
             "Size of the store",
-            "Bytes that each exporter keeps, and its limit. From nine tenths of that on the oldest step records go.",
+            "Size of each exporter's store, and its limit. From 90 % of the limit on the exporter drops the oldest "
+            "step records.",
             "bytes",
             Query(f"max by (instance) (optwrap_exporter_store_bytes{{{_OF}}})", "{{instance}}"),
             Query(
@@ -192,7 +196,7 @@ def _store() -> Row:
         ),
         lines(
             "Runs and processes",
-            "Runs that each exporter knows, and processes of which it shows something.",
+            "Runs that each exporter knows, and processes that it has series of.",
             "short",
             Query(f"max by (instance) (optwrap_exporter_runs{{{_OF}}})", "{{instance}}: runs"),
             Query(

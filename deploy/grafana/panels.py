@@ -1,4 +1,4 @@
-"""How a panel looks: one function for each kind, so that no unit, legend or description is ever forgotten."""
+"""Builders of panels, one function for each kind. They require a title, a description and a unit."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ DATASOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasourc
 WIDTH: Final = 24
 """Columns of Grafana's grid."""
 COLORED: Final = models.DynamicConfigValue("custom.cellOptions", {"type": "color-text"})
-"""A table's cell in the colour of its mapping."""
+"""Shows a table's cell in the colour of its value mapping."""
 STEPS_PER_SECOND: Final = "suffix: steps/s"
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One PromQL expression and how its series are called."""
+    """One PromQL expression and the legend of its series."""
 
     expr: str
     legend: str = ""
     color: str | None = None
-    """Fixed colour of its series; Grafana's palette otherwise."""
+    """Fixed colour of its series; None for Grafana's palette."""
     dashed: bool = False
-    """Drawn as a limit: dashed, not filled."""
+    """Whether it is drawn as a limit: dashed and not filled."""
 
 
 def _targets(queries: Sequence[Query], *, instant: bool, as_table: bool = False) -> list[prometheus.Dataquery]:
@@ -52,7 +52,7 @@ def _properties(query: Query) -> list[models.DynamicConfigValue]:
 
 
 def thresholds(*steps: tuple[float | None, str]) -> dashboard_builders.ThresholdsConfig:
-    """Colours from values on; the first step's value is None, for everything below the second."""
+    """Colours by value: each applies from its value on. The first value is None, for all values below the second."""
     return (
         dashboard_builders.ThresholdsConfig()
         .mode(models.ThresholdsMode.ABSOLUTE)
@@ -70,17 +70,17 @@ def lines(
     stacked: bool = False,
     steps: bool = False,
 ) -> timeseries.Panel:
-    """Values over time.
+    """A time series panel.
 
     Args:
       title: what is shown.
       description: what it means, and what to look for.
       unit: Grafana's name of the unit.
       *queries: at most eight.
-      span: width, of 24 columns.
-      log: logarithmic axis.
-      stacked: bars on top of one another, for parts of a whole.
-      steps: held from sample to sample, for what counts up and jumps back.
+      span: width in columns, of 24.
+      log: whether the axis is logarithmic.
+      stacked: whether to draw stacked bars, for parts of a whole.
+      steps: whether a value is held until the next sample, for counts that jump.
     """
     panel = (
         timeseries.Panel()
@@ -130,7 +130,7 @@ def number(
     mappings: Sequence[models.ValueMap] = (),
     decimals: int | None = None,
 ) -> stat.Panel:
-    """The newest value, large. With neither `limits` nor `mappings` it has no colour of its own."""
+    """A panel with the newest value as a large number. It has a colour only with `limits` or `mappings`."""
     panel = (
         stat.Panel()
         .title(title)
@@ -152,7 +152,7 @@ def number(
 
 
 def timeline(title: str, description: str, mapping: models.ValueMap, *queries: Query) -> statetimeline.Panel:
-    """Which state when: a band for each series, over the whole width."""
+    """A panel of states over time: one band for each series."""
     return (
         statetimeline.Panel()
         .title(title)
@@ -186,19 +186,19 @@ def rows_by(
     overrides: Sequence[tuple[str, models.DynamicConfigValue]] = (),
     complete: bool = True,
 ) -> table.Panel:
-    """A table with one row for each value of `label` that the queries' newest results have.
+    """A table of the newest results, with one row for each value of `label`.
 
     Args:
       label: the label by which the results are joined.
       title: what is shown.
       description: what it means, and what to look for.
       *queries: each adds its labels, and a column `Value #A`, `Value #B`, ...
-      columns: (what Grafana calls it, heading, unit) of those to show, in this order.
+      columns: the columns to show, in order, as (Grafana's name, heading, unit).
       sort: heading to sort by, largest first.
-      span: width, of 24 columns.
-      empty: what stands where there is nothing.
-      overrides: (heading, further configuration of that column).
-      complete: whether only what all the queries have is a row; otherwise what a query has not is left empty.
+      span: width in columns, of 24.
+      empty: the text of an empty table.
+      overrides: further configuration of columns, as (heading, value).
+      complete: whether a row needs a result of every query; if not, missing values are left empty.
     """
     shown = {name: place for place, (name, _, _) in enumerate(columns)}
     panel = (
@@ -245,11 +245,11 @@ def rows_by(
 
 
 def as_override(mapping: models.ValueMap) -> models.DynamicConfigValue:
-    """A value mapping as the configuration of one column, its text in the mapping's colour."""
+    """A value mapping as the configuration of one column."""
     value: list[Any] = [mapping]
     return models.DynamicConfigValue("mappings", value)
 
 
 def as_link(title: str, url: str) -> models.DynamicConfigValue:
-    """A link from every cell of a column; `${__value.text}` in it is the cell's text."""
+    """A link from every cell of a column; `${__value.text}` in the URL is the cell's text."""
     return models.DynamicConfigValue("links", [{"title": title, "url": url}])

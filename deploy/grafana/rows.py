@@ -30,12 +30,12 @@ RED: Final = "red"
 
 
 def now() -> Row:
-    """The figures that answer whether all is well."""
+    """The key figures."""
     return row(
         "Now",
         number(
             "Health now",
-            "The worst of the run's processes, as the exporter judges them; degraded where one of the job's processes "
+            "Health of the run's worst process, as the exporter reports it, or degraded if one of the job's processes "
             "never reported.",
             "none",
             Query(run_health()),
@@ -43,35 +43,35 @@ def now() -> Row:
         ),
         number(
             "Steps",
-            "Calls of the optimizer's update that the exporter has counted for the run, over all its restarts.",
+            "Calls of the optimizer's update in this run, over all attempts.",
             "locale",
             Query(largest("optwrap_steps_total")),
         ),
         number(
             "Gradient steps",
-            "Of those, the ones that reached the inner optimizer: with accumulation one in every k at most.",
+            "Steps that reached the inner optimizer. With accumulation this is at most one step in every k.",
             "locale",
             Query(largest("optwrap_gradient_steps_total")),
         ),
         number(
             "Skipped steps",
-            "Calls whose gradients were thrown away, by reason, since the run began.",
+            "Steps whose gradients were discarded, by reason, since the run began.",
             "locale",
             Query('max by (reason) (optwrap_skipped_steps_total{run="$run"})', "{{reason}}"),
             span=6,
         ),
         number(
-            "Let through not finite",
-            "Calls in which the inner optimizer consumed a NaN or Inf. Above zero the parameters are suspect: see the "
-            "runbook of OptwrapGaveUp.",
+            "Applied although non-finite",
+            "Steps in which the inner optimizer applied a NaN or Inf. If there are any, the parameters may be "
+            "damaged: see the runbook of OptwrapGaveUp.",
             "locale",
             Query(largest("optwrap_accepted_not_finite_steps_total")),
             limits=thresholds((None, "green"), (1, RED)),
         ),
         number(
             "Since last report",
-            "How long ago the process heard of last reported. A report comes every second, steps or none; after three "
-            "missing ones, ten seconds at least, a process is stale.",
+            "Time since the last report of any process. By default a process reports every second, even without steps. "
+            "It is stale after three missing reports, but not before 10 s.",
             "s",
             Query(since("optwrap_last_report_timestamp_seconds")),
             limits=thresholds((None, "green"), (10, "orange"), (60, RED)),
@@ -79,7 +79,7 @@ def now() -> Row:
         ),
         number(
             "Since last gradient step",
-            "How long ago a report last brought a gradient step. It grows while the optimizer starves or a step hangs.",
+            "Time since a report last had a new gradient step. It grows while the run is starved or stalled.",
             "s",
             Query(since("optwrap_last_gradient_step_timestamp_seconds")),
             decimals=0,
@@ -88,22 +88,22 @@ def now() -> Row:
 
 
 def health() -> Row:
-    """What went wrong, how often, and how near the limit."""
+    """Problems, their frequency, and the limits."""
     return row(
-        "What goes wrong",
+        "Problems",
         timeline(
             "Health",
-            "The run's band shows the worst of its processes. Below it, whichever processes are neither ok nor "
-            "finished, twenty at most.",
+            "The first band is the health of the run's worst process. Below it are the processes that are not ok or "
+            "finished, at most 20.",
             MAPPING,
             Query(run_health(), "run"),
             Query(f"topk(20, {process_health()} > {CODE['ok']})", "process {{process}}"),
         ),
         lines(
-            "Not-finite streak and limit",
-            "Calls in a row whose gradients had a NaN or Inf. The guard counts in its own calls (inside MultiSteps "
-            "one in every k); at its limit the next bad one goes into the parameters, unless it was made to reject on. "
-            "The peak shows streaks that came and went between two scrapes.",
+            "Non-finite streak and limit",
+            "Steps in a row whose gradients had a NaN or Inf. The guard counts its own calls; inside MultiSteps that "
+            "is one in every k steps. After the limit the guard applies the next non-finite gradients, unless it has "
+            'on_limit="reject". The peak also shows streaks between two scrapes.',
             "short",
             Query(largest("optwrap_not_finite_streak"), "streak", "yellow"),
             Query(largest("optwrap_not_finite_streak_peak"), "peak, last 5 min", "super-light-yellow"),
@@ -113,24 +113,24 @@ def health() -> Row:
         ),
         lines(
             "Skipped steps by reason",
-            "Steps a second whose gradients were thrown away. not_finite: NaN or Inf in them; large: norm at the "
-            "limit; other: a skip function of your own.",
+            "Steps per second whose gradients were discarded. not_finite: NaN or Inf in the gradients. large: the norm "
+            "reached its limit. other: your own skip function.",
             STEPS_PER_SECOND,
             Query(rate("optwrap_skipped_steps_total", "reason"), "{{reason}}"),
             stacked=True,
         ),
         lines(
-            "Steps that were not finite",
-            "Steps a second whose incoming gradients had a NaN or Inf, whatever became of them, and those that the "
-            "inner optimizer consumed.",
+            "Non-finite steps",
+            "Steps per second whose incoming gradients had a NaN or Inf, with any outcome, and those that the inner "
+            "optimizer applied.",
             STEPS_PER_SECOND,
-            Query(rate("optwrap_not_finite_steps_total"), "not finite", "yellow"),
-            Query(rate("optwrap_accepted_not_finite_steps_total"), "let through", RED),
+            Query(rate("optwrap_not_finite_steps_total"), "non-finite", "yellow"),
+            Query(rate("optwrap_accepted_not_finite_steps_total"), "applied", RED),
         ),
         lines(
             "Gradient norm and limit",
-            "Global L2 norm of the incoming gradients, the last finite one at each scrape; the exporter's page has "
-            "every step. From the limit on a step is skipped as large.",
+            "Global L2 norm of the incoming gradients: the last finite norm at each scrape. The exporter's page shows "
+            "every step. Steps whose norm reaches the limit are skipped.",
             "short",
             Query(largest("optwrap_gradient_norm"), "norm", "blue"),
             Query(largest("optwrap_gradient_norm_limit"), "limit", RED, dashed=True),
@@ -140,20 +140,20 @@ def health() -> Row:
 
 
 def progress() -> Row:
-    """Whether the training moves."""
+    """The progress of training."""
     return row(
         "Progress",
         lines(
             "Steps and gradient steps",
-            "Steps a second, and those that reached the inner optimizer. Steps without gradient steps are starvation; "
-            "neither is a stall.",
+            "Steps per second, and those that reached the inner optimizer. A run with steps but without gradient "
+            "steps is starved; a run without steps is stalled.",
             STEPS_PER_SECOND,
             Query(rate("optwrap_steps_total"), "steps", "blue"),
             Query(rate("optwrap_gradient_steps_total"), "gradient steps", "green"),
         ),
         lines(
             "Accumulation window",
-            "Mini-steps taken into the open window, at each scrape, and how many make a gradient step.",
+            "Mini-steps in the current window at each scrape, and the number that makes a gradient step.",
             "short",
             Query(largest("optwrap_accumulation_mini_step"), "mini-step", "blue"),
             Query(largest("optwrap_accumulation_every_k"), "k", "text", dashed=True),
@@ -161,15 +161,16 @@ def progress() -> Row:
         ),
         lines(
             "Lookahead",
-            "Fast steps since the last synchronisation, and how many lie between two.",
+            "Fast steps since the last synchronisation, and the number between two synchronisations.",
             "short",
             Query(largest("optwrap_lookahead_steps_since_sync"), "since synchronisation", "blue"),
             Query(largest("optwrap_lookahead_sync_period"), "period", "text", dashed=True),
             steps=True,
         ),
         lines(
-            "Steps the optimizer's state has lived",
-            "It falls when the run resumes from an older checkpoint or rolls back; the counters above do not.",
+            "Steps in the optimizer's state",
+            "The step count in the optimizer's state. It falls when the run resumes from an older checkpoint or "
+            "rolls back; the counters above do not.",
             "locale",
             Query(largest("optwrap_state_steps"), "state"),
             steps=True,
@@ -178,16 +179,16 @@ def progress() -> Row:
 
 
 def where() -> Row:
-    """Which parameter, which replica, and which process."""
+    """The parameters, replicas and processes with problems."""
     return row(
-        "Where",
+        "Sources",
         rows_by(
             "parameter",
-            "Parameters that went bad",
-            "Steps in which a parameter's gradient had a NaN or Inf. The first ten of a run to go bad keep their "
-            "name, the rest count as other. Which went bad first is on the exporter's page.",
+            "Non-finite parameters",
+            "Steps in which a parameter's gradient had a NaN or Inf. The first ten of a run have their own name, the "
+            "rest are counted as other. The exporter's page shows which was the first.",
             Query(gained("optwrap_parameter_not_finite_steps_total", "parameter")),
-            # "other" is there from the start, at zero; the join leaves out what is not here.
+            # The series "other" always exists. This query drops it while it is zero, and so does the join.
             Query('max by (parameter) (optwrap_parameter_not_finite_steps_total{run="$run"}) > 0'),
             columns=[
                 ("parameter", "Parameter", ""),
@@ -195,15 +196,14 @@ def where() -> Row:
                 ("Value #B", "Steps since the run began", "locale"),
             ],
             sort="Steps since the run began",
-            empty="No parameter went bad",
+            empty="All gradients were finite",
         ),
         rows_by(
             "replica",
-            "Replicas that went bad",
+            "Non-finite replicas",
             "Steps in which a replica of data-parallel training was the first whose own gradients, before the mean, "
-            "had a NaN or Inf, and where it is. One alone, again and again, is a failing device or a bad part of the "
-            "data. The first ten of a run keep their name, the rest count as other. Empty where the training does not "
-            "ask.",
+            "had a NaN or Inf. A replica that repeats alone has a failing device or bad data. The first ten of a run "
+            "have their own name, the rest are counted as other. Empty if the training does not use replica_flags.",
             Query('max by (replica, replica_process, device) (optwrap_replica_not_finite_steps_total{run="$run"}) > 0'),
             columns=[
                 ("replica", "Replica", ""),
@@ -212,12 +212,12 @@ def where() -> Row:
                 ("Value", "Steps since the run began", "locale"),  # the only query's value has no letter
             ],
             sort="Steps since the run began",
-            empty="No replica went bad, or the training does not ask",
+            empty="No replica was non-finite, or the training does not use replica_flags",
         ),
         rows_by(
             "process",
             "Processes",
-            "Who reports, from where, and how it is.",
+            "Processes that report, with their hosts and their health.",
             Query(process_health()),
             Query(
                 "max by (process, host, platform, device_kind, jax_version, optwrap_version) "
@@ -241,21 +241,20 @@ def where() -> Row:
 
 
 def exporter() -> Row:
-    """Whether what the other panels show is all there was."""
+    """The reports on their way to the exporter, and the exporter itself."""
     return row(
-        "The way here",
+        "Reports and exporter",
         lines(
-            "Client drops",
-            "Step records a second that a training process had to drop because they were not taken in time. Counters "
-            "do not suffer, the history does.",
+            "Dropped step records",
+            "Step records per second that a training process dropped, because no exporter took them in time. Totals "
+            "stay exact, but the history has gaps.",
             "suffix: records/s",
             Query(rate("optwrap_client_dropped_total", "kind"), "{{kind}}"),
             span=8,
         ),
         lines(
             "Reports by outcome",
-            "Reports a second that came in at the exporters of this run. Anything but accepted and duplicate was "
-            "refused.",
+            "Reports per second at the exporters of this run. All outcomes but accepted and duplicate were refused.",
             "suffix: reports/s",
             Query(
                 f"sum by (outcome) ({of_this_run('rate(optwrap_exporter_reports_total[$__rate_interval])')})",
@@ -266,7 +265,7 @@ def exporter() -> Row:
         ),
         lines(
             "Exporters up",
-            "1 while Prometheus can scrape an exporter. While it is 0 training goes on, unwatched.",
+            "1 while Prometheus can scrape the exporter, else 0. Training continues either way.",
             "none",
             Query('up{job="optwrap"}', "{{instance}}"),
             span=8,
@@ -274,7 +273,8 @@ def exporter() -> Row:
         ),
         lines(
             "Store",
-            "Size of the exporters' stores, and its limit. From nine tenths of that on the oldest step records go.",
+            "Size of the exporters' stores, and its limit. From 90 % of the limit on the exporter drops the oldest "
+            "step records.",
             "bytes",
             Query(of_this_run("optwrap_exporter_store_bytes"), "{{instance}}"),
             Query(of_this_run("optwrap_exporter_store_limit_bytes"), "{{instance}} limit", RED, dashed=True),
@@ -282,7 +282,7 @@ def exporter() -> Row:
         ),
         lines(
             "Time to answer a scrape",
-            "Of the exporters that serve this run.",
+            "Time to answer a scrape, of the exporters that have this run.",
             "s",
             Query(
                 "histogram_quantile(0.9, sum by (le) "

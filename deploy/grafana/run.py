@@ -16,9 +16,9 @@ def build(addresses: Addresses) -> builders.Dashboard:
     return board(
         UID,
         "optwrap / Run",
-        "One training run: its health, what its optimizer skipped and why, and where that came from.",
+        "One training run: its health, the steps that its optimizer skipped, and the reasons.",
         (rows.now(), rows.health(), rows.progress(), rows.where(), rows.exporter()),
-        variables=[choice("run", "Run", "Name of the run, as the training job gave it", RUNS, several=False)],
+        variables=[choice("run", "Run", "Name of the run", RUNS, several=False)],
         page="?run=${run}",
         addresses=addresses,
         annotations=[streaks(ONE), restarts(ONE)],

@@ -1,4 +1,4 @@
-"""The dashboard *Runs*: the fleet at a glance."""
+"""The dashboard *Runs*: an overview of all runs."""
 
 from typing import Final
 
@@ -34,7 +34,7 @@ from deploy.grafana.queries import (
 
 UID: Final = "optwrap-runs"
 _WELL: Final = ("finished", "ok", "starting")
-"""Healths that nobody needs to look after."""
+"""Healths that need no attention."""
 _RUN: Final = f"/d/{run.UID}?var-run=${{__value.text}}&${{datasource:queryparam}}&${{__url_time_range}}"
 _PROCESSES: Final = f"count by (run, process) (optwrap_last_report_timestamp_seconds{{{ANY}}})"
 
@@ -44,9 +44,9 @@ def build(addresses: Addresses) -> builders.Dashboard:
     return board(
         UID,
         "optwrap / Runs",
-        "All training runs: which of them need somebody, and how each one moves.",
+        "All training runs: which of them need attention, and how they progress.",
         (_now(), _over_time()),
-        variables=[choice("run", "Run", "Names of the runs, as the training jobs gave them", RUNS, several=True)],
+        variables=[choice("run", "Run", "Names of the runs", RUNS, several=True)],
         page="",
         addresses=addresses,
         annotations=[streaks(ANY), restarts(ANY)],
@@ -54,35 +54,35 @@ def build(addresses: Addresses) -> builders.Dashboard:
 
 
 def _now() -> Row:
-    """Which runs there are, and how they are."""
-    ill = run_health(ANY) + "".join(f" != {CODE[name]}" for name in _WELL)
+    """The state of the runs now."""
+    unhealthy = run_health(ANY) + "".join(f" != {CODE[name]}" for name in _WELL)
     return row(
         "Now",
         number(
             "Runs",
-            "Runs that report, or did so in the last quarter of an hour.",
+            "Runs that reported within the last 15 minutes.",
             "none",
             Query(f"count(count by (run) ({_PROCESSES}))"),
             span=4,
         ),
         number(
-            "Runs that are not well",
-            "Those whose health is neither ok, nor starting, nor finished: see below which, and since when.",
+            "Runs with problems",
+            "Runs whose health is not ok, starting or finished. The table below shows which they are.",
             "none",
-            Query(f"count({ill}) or vector(0)"),
+            Query(f"count({unhealthy}) or vector(0)"),
             span=4,
             limits=thresholds((None, "green"), (1, "red")),
         ),
         number(
             "Processes",
-            "Training processes of all these runs.",
+            "Training processes of these runs.",
             "none",
             Query(f"count({_PROCESSES})"),
             span=4,
         ),
         number(
             "Processes by health",
-            "How many processes are in each state of health.",
+            "Number of processes in each health.",
             "none",
             Query(
                 f"count by (health) (max by (run, process, health) (optwrap_process_health{{{ANY}}}) == 1)",
@@ -92,8 +92,9 @@ def _now() -> Row:
         ),
         rows_by(
             "run",
-            "Every run",
-            "A run's name leads to its dashboard. Health is that of its worst process, degraded where one is missing.",
+            "All runs",
+            "The name of a run links its dashboard. Health is that of its worst process, or degraded if one is "
+            "missing.",
             Query(run_health(ANY)),
             Query(largest("optwrap_steps_total", ANY)),
             Query(largest("optwrap_gradient_steps_total", ANY)),
@@ -107,9 +108,9 @@ def _now() -> Row:
                 ("Value #A", "Health", ""),
                 ("Value #B", "Steps", "locale"),
                 ("Value #C", "Gradient steps", "locale"),
-                ("Value #D", "Steps now", STEPS_PER_SECOND),
-                ("Value #E", "Skipped now", "percentunit"),
-                ("Value #F", "Let through not finite", "locale"),
+                ("Value #D", "Steps/s", STEPS_PER_SECOND),
+                ("Value #E", "Skipped", "percentunit"),
+                ("Value #F", "Applied non-finite", "locale"),
                 ("Value #G", "Since last report", "s"),
                 ("Value #H", "Processes", "none"),
             ],
@@ -126,50 +127,50 @@ def _now() -> Row:
         ),
         rows_by(
             "alertname",
-            "Alerts that fire",
-            "Of these runs. The link at the top leads to the runbook of each. Needs the rules in this Prometheus.",
+            "Firing alerts",
+            "Alerts of these runs. The link at the top leads to the runbooks. Prometheus needs the rules for this.",
             Query(f'ALERTS{{{ANY}, alertstate="firing"}}'),
             columns=[("alertname", "Alert", ""), ("run", "Run", ""), ("severity", "Severity", "")],
             sort="Alert",
             span=8,
-            empty="None fires",
+            empty="No alert fires",
             overrides=[("Run", as_link("Dashboard of the run", _RUN))],
         ),
     )
 
 
 def _over_time() -> Row:
-    """How they came there."""
+    """The state of the runs over time."""
     return row(
         "Over time",
         timeline(
             "Health of each run",
-            "The worst of each run's processes, as the exporter judges them.",
+            "Health of each run's worst process, as the exporter reports it.",
             MAPPING,
             Query(run_health(ANY), "{{run}}"),
         ),
         lines(
             "Steps by run",
-            "Steps a second of each run; the largest of its processes.",
+            "Steps per second of each run. Shows the largest rate of its processes.",
             STEPS_PER_SECOND,
             Query(rate("optwrap_steps_total", of=ANY), "{{run}}"),
         ),
         lines(
             "Share of steps skipped",
-            "Of each run's steps, those whose gradients were thrown away, whatever the reason.",
+            "Share of each run's steps whose gradients were discarded, for all reasons.",
             "percentunit",
             Query(skipped_share(ANY), "{{run}}"),
         ),
         lines(
-            "Longest streak",
-            "Calls in a row with gradients that were not finite: the longest of the last 5 minutes.",
+            "Longest non-finite streak",
+            "Longest streak of steps with non-finite gradients in the last 5 minutes.",
             "short",
             Query(largest("optwrap_not_finite_streak_peak", ANY), "{{run}}"),
             steps=True,
         ),
         lines(
             "Gradient norm by run",
-            "Global L2 norm of the incoming gradients, the last finite one at each scrape.",
+            "Global L2 norm of the incoming gradients: the last finite norm at each scrape.",
             "short",
             Query(largest("optwrap_gradient_norm", ANY), "{{run}}"),
             log=True,

@@ -1,4 +1,4 @@
-"""A real Alertmanager for tests: the repository's own configuration, in a hurry, whose receivers are this process."""
+"""A real Alertmanager for tests, with the repository's configuration. It notifies this process, without delays."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ from tests.deploy.places import DEPLOY, load
 from tests.deploy.programs import free_address, serving
 
 
-class Told(NamedTuple):
+class Notified(NamedTuple):
     """One alert of one notification."""
 
     receiver: str
@@ -24,37 +24,37 @@ class Told(NamedTuple):
 
 
 class Alertmanager:
-    """A running one at `address` (host and port), and what it has told."""
+    """A running Alertmanager at `address` (host and port), and the alerts it has notified."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.told: list[Told] = []
-        self._waiting: list[Told] = []
+        self.notified: list[Notified] = []
+        self._waiting: list[Notified] = []
         self._changed = threading.Condition()
 
     def arrive(self, notification: dict[str, Any]) -> None:
-        """Takes what a webhook was sent."""
+        """Record the alerts of a webhook's notification."""
         alerts = [
-            Told(notification["receiver"], alert["status"], alert["labels"], dict(alert["annotations"]))
+            Notified(notification["receiver"], alert["status"], alert["labels"], dict(alert["annotations"]))
             for alert in notification["alerts"]
         ]
         with self._changed:
-            self.told += alerts
+            self.notified += alerts
             self._waiting += alerts
             self._changed.notify_all()
 
-    def wait_for(self, what: str, wanted: Callable[[Told], bool], limit: float = 60) -> Told:
-        """The first alert told that is wanted and has not been waited for before."""
+    def wait_for(self, what: str, wanted: Callable[[Notified], bool], limit: float = 60) -> Notified:
+        """Wait for an alert that is wanted, and return it. Each alert is returned once."""
         with self._changed:
-            there = self._changed.wait_for(lambda: any(map(wanted, self._waiting)), limit)
-            assert there, f"not told within {limit} s: {what}; told: {self.told}"
-            found = next(filter(wanted, self._waiting))
-            self._waiting.remove(found)
-            return found
+            found = self._changed.wait_for(lambda: any(map(wanted, self._waiting)), limit)
+            assert found, f"not notified within {limit} s: {what}; notified: {self.notified}"
+            alert = next(filter(wanted, self._waiting))
+            self._waiting.remove(alert)
+            return alert
 
 
 def configuration(webhook: str) -> dict[str, Any]:
-    """The repository's alertmanager.yml with no patience, and a webhook for each of its receivers."""
+    """The repository's alertmanager.yml with short delays, and a webhook for each receiver."""
     config: dict[str, Any] = load(DEPLOY / "alertmanager" / "alertmanager.yml")
     config["route"] |= {"group_wait": "100ms", "group_interval": "500ms"}
     for receiver in config["receivers"]:
@@ -64,10 +64,10 @@ def configuration(webhook: str) -> dict[str, Any]:
 
 @contextmanager
 def running(directory: Path) -> Iterator[Alertmanager]:
-    """An Alertmanager on a free port for the block's time.
+    """Run an Alertmanager on a free port.
 
     Args:
-      directory: an empty one, for its configuration, data and log.
+      directory: an empty directory for its configuration, data and log.
     """
     alertmanager = Alertmanager(free_address())
 
@@ -78,7 +78,7 @@ def running(directory: Path) -> Iterator[Alertmanager]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            del format, args  # standard error is for what is wrong
+            del format, args  # no access log on standard error
 
     server = HTTPServer(("127.0.0.1", 0), Webhook)
     thread = threading.Thread(target=server.serve_forever)

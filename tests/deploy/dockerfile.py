@@ -1,4 +1,4 @@
-"""Reads the instructions of a Dockerfile: enough for ours, and no more."""
+"""A parser for the repository's Dockerfiles. It supports only what they use."""
 
 import json
 import re
@@ -15,7 +15,7 @@ class Instruction(NamedTuple):
 
 
 def stages(path: Path) -> list[list[Instruction]]:
-    """The instructions of each stage, FROM first; what stands before the first FROM is left out."""
+    """The instructions of each stage, from its FROM on. Instructions before the first FROM are left out."""
     text = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.lstrip().startswith("#"))
     found: list[list[Instruction]] = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
@@ -28,13 +28,13 @@ def stages(path: Path) -> list[list[Instruction]]:
 
 
 def environment(stage: list[Instruction]) -> dict[str, str]:
-    """What the stage's ENV instructions set."""
+    """The variables that the stage's ENV instructions set."""
     words = [word for instruction in stage if instruction.name == "ENV" for word in shlex.split(instruction.text)]
     return dict(word.split("=", 1) for word in words)
 
 
 def sources(stages_: list[list[Instruction]]) -> list[str]:
-    """What is copied from the build context."""
+    """The paths that are copied from the build context."""
     copies = [
         i.text.split() for stage in stages_ for i in stage if i.name == "COPY" and not i.text.startswith("--from=")
     ]

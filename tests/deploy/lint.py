@@ -1,6 +1,6 @@
-"""The rules of Grafana's dashboard-linter, by its names; `.lint` beside the dashboards says where we differ, and why.
+"""The rules of Grafana's dashboard-linter, with its names. `.lint` beside the dashboards has the exclusions.
 
-The linter is a Go program without a package for Python or Debian: these are its rules as its documentation states them.
+The linter is a Go program without a package for Python or Debian, so its documented rules are implemented here.
 """
 
 import json
@@ -21,23 +21,23 @@ LINT_FILE: Final = DEPLOY / "grafana" / "dashboards" / ".lint"
 LOADED: Final[dict[str, Dashboard]] = {path.stem: json.loads(path.read_text("utf-8")) for path in DASHBOARDS}
 
 _UNITS: Final = {"none", "short", "locale", "s", "bytes", "percentunit"}
-"""Those of Grafana's units that are used here; its list has no free suffix."""
+"""The units of Grafana that the dashboards use, without custom suffixes."""
 _RATES: Final = {"rate", "irate", "increase"}
 _WITH_UNITS: Final = {"stat", "singlestat", "graph", "table", "timeseries", "gauge"}
 
 
 def panels(dashboard: Dashboard) -> list[Panel]:
-    """Its panels, without the headings of rows."""
+    """The dashboard's panels, without the headings of rows."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def variables(dashboard: Dashboard, kind: str) -> list[dict[str, Any]]:
-    """Its variables of one type."""
+    """The dashboard's variables of one type."""
     return [variable for variable in dashboard["templating"]["list"] if variable["type"] == kind]
 
 
 def label_values(query: str) -> tuple[str, str]:
-    """The selector and label of which a variable lists the values."""
+    """The selector and the label in the query of a variable."""
     asked = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
     assert asked is not None, query
     return asked[1], asked[2]
@@ -126,7 +126,7 @@ RULES: Final = sorted({*OF_A_DASHBOARD, *OF_A_PANEL, *OF_A_TARGET})
 
 
 def broken(rule: str) -> Iterator[tuple[str, str]]:
-    """Where a rule is not kept: the dashboard's title, and the panel's or nothing."""
+    """Where a rule is broken: the titles of the dashboard and the panel (or "")."""
     for dashboard in LOADED.values():
         title = dashboard["title"]
         if rule in OF_A_DASHBOARD:
@@ -143,6 +143,6 @@ def broken(rule: str) -> Iterator[tuple[str, str]]:
 
 
 def exclusions() -> dict[str, dict[str, Any]]:
-    """What `.lint` leaves out: for each rule the reason, and the entries where it is not the whole rule."""
+    """The exclusions in `.lint`: for each rule the reason, and the entries unless the whole rule is excluded."""
     found: dict[str, dict[str, Any]] = yaml.safe_load(LINT_FILE.read_text("utf-8"))["exclusions"]
     return found

@@ -1,4 +1,4 @@
-"""Where the deployment's files are, and what the tests read out of them."""
+"""The paths of the deployment's files, and their contents for tests."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ DASHBOARDS: Final = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
 
 def load(path: Path) -> Any:
-    """A YAML file's one document."""
+    """The single document of a YAML file."""
     return yaml.safe_load(path.read_text("utf-8"))
 
 

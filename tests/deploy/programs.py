@@ -1,4 +1,4 @@
-"""A program that serves HTTP, started for a test on a free port, and ended with it."""
+"""Starts and stops a program that serves HTTP, for a test."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import httpx
 
 
 def free_address() -> str:
-    """A host and port on loopback where nobody listens."""
+    """A host and port on loopback that are free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
@@ -20,12 +20,12 @@ def free_address() -> str:
 
 @contextmanager
 def serving(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
-    """The program for the block's time, ready.
+    """Run the program, and wait until it is ready.
 
     Args:
-      command: how to start it.
-      url: where it serves; `/-/ready` answers 200 as soon as it does.
-      log: what it writes goes here.
+      command: its command line.
+      url: its address; `/-/ready` there answers 200 when it is ready.
+      log: the file for its output.
     """
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     with log.open("wb") as output:

@@ -1,4 +1,4 @@
-"""A real Prometheus for tests: the repository's own configuration, with this machine's ports and short intervals."""
+"""A real Prometheus for tests, with the repository's configuration, free ports and short intervals."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.deploy.programs import free_address, serving
 
 SCRAPE_INTERVAL: Final = 0.5
 RATE_INTERVAL: Final = "4s"
-"""In the place of $__rate_interval; longer than the four scrapes that Grafana takes at least, for a busy machine."""
+"""Replaces $__rate_interval. It is longer than Grafana's minimum of four scrapes, for a busy machine."""
 
 
 class Prometheus:
@@ -26,7 +26,7 @@ class Prometheus:
         self.client = httpx.Client(base_url=url, trust_env=False, timeout=30)
 
     def get(self, path: str, **query: Any) -> Any:
-        """What the API answers under `data`."""
+        """The `data` of an answer of the API."""
         answer = self.client.get(f"/api/v1/{path}", params=query)
         assert answer.status_code == 200, f"{query}: {answer.text}"
         return answer.json()["data"]
@@ -41,7 +41,7 @@ class Prometheus:
         return [(row["metric"], [float(value) for _, value in row["values"]]) for row in data["result"]]
 
     def wait_until(self, expr: str, limit: float = 60) -> list[tuple[dict[str, str], float]]:
-        """What the expression gives as soon as it gives anything."""
+        """Wait until the expression has a result, and return it."""
         deadline = time.monotonic() + limit
         while not (found := self.instant(expr)):
             assert time.monotonic() < deadline, f"nothing within {limit} s: {expr}"
@@ -53,9 +53,9 @@ def configuration(exporters: list[str], url: str, alertmanager: str | None = Non
     """The repository's prometheus.yml for exporters at these addresses, scraped twice a second.
 
     Args:
-      exporters: their URLs.
-      url: of the Prometheus itself.
-      alertmanager: host and port of the Alertmanager, where there is one.
+      exporters: URLs of the exporters.
+      url: URL of the Prometheus itself.
+      alertmanager: host and port of the Alertmanager, or None.
     """
     config: dict[str, Any] = load(PROMETHEUS / "prometheus.yml")
     interval = f"{int(SCRAPE_INTERVAL * 1000)}ms"
@@ -73,11 +73,11 @@ def configuration(exporters: list[str], url: str, alertmanager: str | None = Non
     return config
 
 
-def hurried_rules(directory: Path) -> str:
-    """The repository's rules with all waiting cut to a second, and the pattern that finds them.
+def rules_without_delays(directory: Path) -> str:
+    """Write the repository's rules with all delays cut to a second, and return a pattern that matches the files.
 
     Args:
-      directory: where they are written to.
+      directory: the directory for the files.
     """
     for file in sorted((PROMETHEUS / "rules").glob("*.yml")):
         rules = load(file)
@@ -90,18 +90,18 @@ def hurried_rules(directory: Path) -> str:
 
 @contextmanager
 def running(directory: Path, exporters: list[str], alertmanager: str | None = None) -> Iterator[Prometheus]:
-    """A Prometheus on a free port that scrapes these exporters, for the block's time.
+    """Run a Prometheus on a free port that scrapes these exporters.
 
     Args:
-      directory: an empty one, for its configuration, data and log.
-      exporters: their URLs.
-      alertmanager: host and port of the one to tell; then its rules wait for nothing longer than a second.
+      directory: an empty directory for its configuration, data and log.
+      exporters: URLs of the exporters.
+      alertmanager: host and port of an Alertmanager; with it, rules have no delay longer than a second.
     """
     address = free_address()
     config = configuration(exporters, f"http://{address}", alertmanager)
     if alertmanager is not None:
         (directory / "rules").mkdir()
-        config["rule_files"] = [hurried_rules(directory / "rules")]
+        config["rule_files"] = [rules_without_delays(directory / "rules")]
     file = directory / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
     command = [

@@ -1,4 +1,4 @@
-"""What the tests ask of a PromQL expression: which names it has, and how it aggregates over processes."""
+"""Analysis of PromQL expressions: the names they use, and how they aggregate over processes."""
 
 import re
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ import promql_parser
 from optwrap_exporter.metrics.table import METRICS, PROCESS, Metric
 
 GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm", "$instance": "node-0:10425"}
-"""Values for what Grafana puts in before it sends a query."""
+"""Values of the variables that Grafana substitutes in a query."""
 
 OF_SCRAPING: Final = {"job", "instance"}
 OF_PROMETHEUS: Final = {"up": OF_SCRAPING, "ALERTS": {*OF_SCRAPING, "alertname", "alertstate", "severity", "run"}}
-"""What Prometheus makes itself, and its labels."""
+"""Series that Prometheus creates itself, and their labels."""
 
 SERIES: Final[dict[str, Metric]] = {
     name: metric
@@ -23,14 +23,14 @@ SERIES: Final[dict[str, Metric]] = {
         else [metric.name]
     )
 }
-"""The metric by the name that its series have."""
+"""The metric of each series name."""
 
 
 def substituted(expr: str) -> str:
     """`expr` as Grafana would send it."""
     for name, value in GRAFANA.items():
         expr = expr.replace(name, value)
-    assert "$" not in expr, f"a variable that these tests do not know: {expr}"
+    assert "$" not in expr, f"a variable that is not in GRAFANA: {expr}"
     return expr
 
 
@@ -39,9 +39,9 @@ class Node(NamedTuple):
 
     expr: Any
     above: tuple[Any, ...]
-    """Those above it, the outermost first."""
+    """Its ancestors, the outermost first."""
     chooses: bool
-    """Whether it is right of an `and` or `unless`: it chooses among series, its own values are not seen."""
+    """Whether it is on the right of `and` or `unless`. It then selects series, and its values are not in the result."""
 
 
 def nodes(expr: str) -> Iterator[Node]:
@@ -77,7 +77,7 @@ def grouping(expr: str) -> set[str]:
 
 
 def unknown(expr: str, recorded: set[str]) -> list[str]:
-    """What the expression names that neither the metric table nor the recording rules have."""
+    """The names in the expression that are in neither the metric table nor the recording rules."""
     wrong = []
     known_labels = set(OF_SCRAPING)
     for selector in selectors(expr):
@@ -104,7 +104,7 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
 
 
 def _unknown_values(metric: Metric | None, matcher: Any) -> Iterator[str]:
-    """A label whose values the table lists has no others; what a job may choose freely is not listed."""
+    """The values that the metric table does not list for this label. Labels with free values have no list."""
     listed = re.findall(r"`(\w+)`", metric.note) if metric is not None else []
     if not listed or matcher.name in {*PROCESS, *OF_SCRAPING, "parameter"}:
         return
@@ -114,11 +114,11 @@ def _unknown_values(metric: Metric | None, matcher: Any) -> Iterator[str]:
 
 
 def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
-    """Where the expression aggregates over processes in a way that tells something untrue.
+    """Wrong aggregations over processes in the expression.
 
     Args:
       expr: the expression.
-      shown: whether its result is only shown, never recorded: then the largest of the raw counters may be asked for.
+      shown: whether its result is only displayed. It may then be the largest raw counter.
     """
     wrong = []
     for node, above, chooses in nodes(expr):
@@ -154,5 +154,5 @@ def _keeps_processes(aggregation: Any) -> bool:
 
 
 def words(text: str) -> set[str]:
-    """Everything in a text that looks like the name of one of our metrics."""
+    """All words in a text that look like the name of a metric of ours."""
     return set(re.findall(r"\boptwrap_[a-z_]+", text)) - {"optwrap_exporter"}

@@ -1,4 +1,4 @@
-"""From a NaN in a jitted step to somebody's pocket: job, exporter, Prometheus and Alertmanager, all of them real."""
+"""From a NaN in a jitted step to a notification, with a real job, exporter, Prometheus and Alertmanager."""
 
 import time
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ import optwrap
 from tests.conftest import RunningExporter
 from tests.deploy import alertmanager as alertmanagers
 from tests.deploy import prometheus as prometheuses
-from tests.deploy.alertmanager import Alertmanager, Told
+from tests.deploy.alertmanager import Alertmanager, Notified
 from tests.deploy.places import ALERTS
 from tests.deploy.prometheus import Prometheus
 from tests.exporter.running import Job
 
-# One group, or each worker of a parallel run would start all of it.
+# One group, because each worker of a parallel run would start all programs.
 pytestmark = [pytest.mark.programs("prometheus", "prometheus-alertmanager"), pytest.mark.xdist_group("alerting")]
 
 LIMIT = 6
@@ -42,7 +42,7 @@ class Training:
         self._step = step
 
     def step(self, times: int, value: float) -> None:
-        """So many steps whose gradients for decoder/w are this value."""
+        """Take steps whose gradients of decoder/w have this value."""
         for _ in range(times):
             gradients = {"decoder": {"w": jnp.full(3, value)}, "embed": jnp.ones(2)}
             self.params, self.state, reading = self._step(self.params, self.state, gradients)
@@ -51,22 +51,22 @@ class Training:
 
 
 class Site(NamedTuple):
-    """What runs, for all the tests of this file; each has runs of its own."""
+    """The running programs, shared by the tests of this file. Each test has its own runs."""
 
     exporter: RunningExporter
     prometheus: Prometheus
     alertmanager: Alertmanager
 
-    def wait_for(self, alert: str, run: str, status: str, **labels: str) -> Told:
+    def wait_for(self, alert: str, run: str, status: str, **labels: str) -> Notified:
         """The notification of this alert for this run."""
         wanted = {"alertname": alert, "run": run, **labels}
         return self.alertmanager.wait_for(
-            f"{alert} {status}", lambda told: told.status == status and wanted.items() <= told.labels.items()
+            f"{alert} {status}", lambda alert: alert.status == status and wanted.items() <= alert.labels.items()
         )
 
-    def told_of(self, run: str) -> set[str]:
-        """The alerts of a run so far."""
-        return {told.labels["alertname"] for told in self.alertmanager.told if told.labels.get("run") == run}
+    def notified_of(self, run: str) -> set[str]:
+        """The alerts of a run that were notified so far."""
+        return {alert.labels["alertname"] for alert in self.alertmanager.notified if alert.labels.get("run") == run}
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         exporter.stop()
 
 
-def test_a_streak_reaches_who_reads_then_who_is_woken_and_is_over_when_it_is(site: Site) -> None:
-    """Half the limit warns, the limit wakes, each with the run and the number; what ends is told as well.
+def test_streak_warns_then_becomes_critical_then_resolves(site: Site) -> None:
+    """Half the limit warns and the limit is critical, each with the run and the count; the end is notified, too.
 
-    One NaN alone tells nobody, and no other alert comes up: the guard never gives up here.
+    A single NaN raises no alert, and no other alert fires, as the guard never gives up here.
     """
     run = "lm-7b:alerting.test_1"
     with optwrap.Monitor(run=run, endpoint=site.exporter.url, interval=0.2) as monitor:
@@ -96,7 +96,7 @@ def test_a_streak_reaches_who_reads_then_who_is_woken_and_is_over_when_it_is(sit
         def counted(count: int) -> None:
             site.prometheus.wait_until(f'optwrap_guard_not_finite_count{{run="{run}"}} == {count}')
 
-        # Enough steps, seen from zero on, that those skipped below are no large share.
+        # Many steps, counted from zero, so that the skipped steps below are a small share.
         site.prometheus.wait_until(f'optwrap_steps_total{{run="{run}"}} == 0')
         training.step(400, 1.0)
         site.prometheus.wait_until(f'optwrap_steps_total{{run="{run}"}} == 400')
@@ -111,28 +111,28 @@ def test_a_streak_reaches_who_reads_then_who_is_woken_and_is_over_when_it_is(sit
         assert warned.receiver == "read"
         assert warned.labels == {"alertname": "OptwrapNotFiniteStreak", "run": run, "severity": "warning"}
         assert warned.annotations["summary"] == (
-            f"{run}: {LIMIT // 2} calls in a row with gradients that are not finite, "
-            f"of the {LIMIT} that apply_if_finite rejects"
+            f"{run}: {LIMIT // 2} calls in a row had non-finite gradients; "
+            f"apply_if_finite rejects at most {LIMIT} in a row"
         )
         assert warned.annotations["dashboard_url"] == f"http://localhost:3000/d/optwrap-run?var-run={run}"
         url, _, anchor = warned.annotations["runbook_url"].partition("#")
         assert f'<h2 id="{anchor}">OptwrapNotFiniteStreak</h2>' in httpx.get(url, trust_env=False).text
 
         training.step(LIMIT - LIMIT // 2, jnp.inf)
-        woken = site.wait_for("OptwrapNotFiniteStreak", run, "firing", severity="critical")
-        assert woken.receiver == "wake"
-        assert woken.labels == {"alertname": "OptwrapNotFiniteStreak", "run": run, "severity": "critical"}
-        assert woken.annotations["summary"].startswith(f"{run}: {LIMIT} calls in a row ")
+        critical = site.wait_for("OptwrapNotFiniteStreak", run, "firing", severity="critical")
+        assert critical.receiver == "wake"
+        assert critical.labels == {"alertname": "OptwrapNotFiniteStreak", "run": run, "severity": "critical"}
+        assert critical.annotations["summary"].startswith(f"{run}: {LIMIT} calls in a row ")
 
         training.step(5, 1.0)
         over = site.wait_for("OptwrapNotFiniteStreak", run, "resolved", severity="critical")
-        assert (over.receiver, over.labels) == ("wake", woken.labels)
-        assert site.told_of(run) == {"OptwrapNotFiniteStreak"}
+        assert (over.receiver, over.labels) == ("wake", critical.labels)
+        assert site.notified_of(run) == {"OptwrapNotFiniteStreak"}
         assert jnp.isfinite(training.params["decoder"]["w"]).all()
 
 
-def test_a_process_that_never_came_is_missed_until_it_comes_and_both_are_lost_when_they_fall_silent(site: Site) -> None:
-    """And nobody is told anything any more of a run that comes back to say that it has finished."""
+def test_missing_process_and_stale_processes_raise_and_resolve_alerts(site: Site) -> None:
+    """A process is missing until it reports. Both become stale when they stop, until they report that they finished."""
     run = "pod"
     first, second = (Job(run, process, f"e{process}", clock=time.time, process_count=2) for process in range(2))
     with httpx.Client(base_url=site.exporter.url, trust_env=False, timeout=30) as client:
@@ -142,25 +142,25 @@ def test_a_process_that_never_came_is_missed_until_it_comes_and_both_are_lost_wh
             assert client.post("/v1/reports", json=job.report(state)).status_code == 200
 
         send(first)
-        missed = site.wait_for("OptwrapProcessMissing", run, "firing")
-        assert missed.receiver == "wake"
-        assert missed.annotations["summary"] == f"{run}: 1 of its processes are nowhere to be seen"
+        missing = site.wait_for("OptwrapProcessMissing", run, "firing")
+        assert missing.receiver == "wake"
+        assert missing.annotations["summary"] == f"{run}: 1 of its processes are missing"
         for job in (first, second):
             send(job)
         site.wait_for("OptwrapProcessMissing", run, "resolved")
-        # From here on neither reports: ten seconds make a process stale.
-        lost = site.wait_for("OptwrapProcessStale", run, "firing")
-        assert lost.receiver == "wake"
-        assert lost.annotations["summary"].startswith(f"{run}: ")
+        # Neither reports from here on, so both are stale after ten seconds.
+        stale = site.wait_for("OptwrapProcessStale", run, "firing")
+        assert stale.receiver == "wake"
+        assert stale.annotations["summary"].startswith(f"{run}: ")
         for job in (first, second):
             send(job, "finished")
         site.wait_for("OptwrapProcessStale", run, "resolved")
-        assert site.told_of(run) == {"OptwrapProcessMissing", "OptwrapProcessStale"}
+        assert site.notified_of(run) == {"OptwrapProcessMissing", "OptwrapProcessStale"}
         assert site.prometheus.instant(f'ALERTS{{run="{run}"}}') == []
 
 
-def test_what_follows_from_something_worse_is_muted_for_that_run_and_for_no_other(site: Site) -> None:
-    """Every alert of a run at once; and of another run those that would be muted, without their reasons."""
+def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
+    """One run has all alerts at once. Another has only those that would be muted, and they are not muted."""
     everything = {
         (alert["alert"], alert["labels"]["severity"])
         for alert in ALERTS
@@ -188,7 +188,7 @@ def test_what_follows_from_something_worse_is_muted_for_that_run_and_for_no_othe
                 if alert["status"]["state"] == state
             }
 
-        # An alert has a state as soon as it has been through its group once.
+        # Alertmanager sets the state of an alert when it first processes the alert's group.
         deadline = time.monotonic() + 30
         while in_state("everything", "unprocessed") or in_state("alone", "unprocessed"):
             assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The committed dashboards are what the code makes, and keep the rules that a good dashboard keeps."""
+"""The committed dashboards equal the generated ones, and follow the rules for dashboards."""
 
 import re
 import subprocess
@@ -33,14 +33,14 @@ def targets(panel: dict[str, Any]) -> list[str]:
     return [target["expr"] for target in panel["targets"]]
 
 
-def test_what_is_committed_is_what_the_code_makes() -> None:
+def test_committed_files_are_up_to_date() -> None:
     made = generate()
     assert {path: path.read_text("utf-8") for path in made} == dict(made)
     assert {path for path in made if path.suffix == ".json"} == set(DASHBOARDS)
 
 
-def test_the_generator_says_what_is_not_up_to_date_and_writes_nothing_when_asked_to_check() -> None:
-    """With another address for the page, the committed dashboard is not what would be made."""
+def test_check_names_outdated_files_and_writes_nothing() -> None:
+    """With another address of the page, the committed dashboards are outdated."""
     before = {path: path.read_bytes() for path in generate()}
     checked = subprocess.run(
         [sys.executable, "-m", "deploy.build", "--check", "--page-url", "http://other:1"],
@@ -58,8 +58,8 @@ def test_the_generator_says_what_is_not_up_to_date_and_writes_nothing_when_asked
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_a_dashboard_can_be_provisioned_anywhere(path: Path) -> None:
-    """Classic JSON, found by its uid, with no installation's data source in it, and a crosshair over all panels."""
+def test_dashboard_can_be_provisioned_anywhere(path: Path) -> None:
+    """It is classic JSON with a uid, a variable data source, and a shared crosshair."""
     dashboard = LOADED[path.stem]
     assert dashboard["schemaVersion"] == 41
     assert dashboard["uid"] == path.stem
@@ -75,12 +75,12 @@ def test_a_dashboard_can_be_provisioned_anywhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_panels_have_ids_of_their_own_and_lie_side_by_side(path: Path) -> None:
+def test_panels_have_unique_ids_and_do_not_overlap(path: Path) -> None:
     panels = LOADED[path.stem]["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
     for panel in panels:
-        assert "panels" not in panel or panel["panels"] == [], "an open row has its panels after it"
+        assert "panels" not in panel or panel["panels"] == [], "the panels of an open row must follow it"
         at = panel["gridPos"]
         cells = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
         assert not cells & taken, f"{panel['title']} lies on another panel"
@@ -89,13 +89,13 @@ def test_panels_have_ids_of_their_own_and_lie_side_by_side(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_titles_are_told_apart(path: Path) -> None:
+def test_titles_are_unique(path: Path) -> None:
     titles = [panel["title"] for panel in LOADED[path.stem]["panels"]]
     assert len(set(titles)) == len(titles)
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> None:
+def test_panel_has_a_description_and_a_unit(panel: dict[str, Any]) -> None:
     assert panel["title"]
     assert len(panel["description"]) > 20
     assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
@@ -116,37 +116,37 @@ def test_a_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_panel_asks_only_for_what_the_metric_table_has(panel: dict[str, Any]) -> None:
+def test_panel_uses_only_known_metrics(panel: dict[str, Any]) -> None:
     assert [wrong for expr in targets(panel) for wrong in unknown(expr, set(RECORDED))] == []
     assert words(panel["description"]) - set(SERIES) == set()
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_panel_needs_no_recording_rule(panel: dict[str, Any]) -> None:
-    """Beside an existing Prometheus the dashboard works before anybody loads the rules."""
+def test_panel_needs_no_recording_rule(panel: dict[str, Any]) -> None:
+    """The dashboards also work in a Prometheus without the rules."""
     assert not [name for name in RECORDED for expr in targets(panel) if name in expr]
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_panel_aggregates_over_processes_rightly(panel: dict[str, Any]) -> None:
+def test_panel_aggregates_over_processes_correctly(panel: dict[str, Any]) -> None:
     assert [wrong for expr in targets(panel) for wrong in wrong_over_processes(expr, shown=True)] == []
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_rate_is_taken_over_grafanas_own_interval(panel: dict[str, Any]) -> None:
-    """A fixed range shows nothing where the scrape interval is longer, and misses changes where the step is."""
+def test_rates_use_grafanas_rate_interval(panel: dict[str, Any]) -> None:
+    """A fixed range fails with a long scrape interval, and misses changes with a long query step."""
     for expr in targets(panel):
         assert re.findall(r"\[([^\]]*)\]", expr) == ["$__rate_interval"] * expr.count("[")
 
 
-def test_health_has_the_exporters_words_and_its_order() -> None:
-    """Worst last; "finished" counts for a run only where nothing else is left, so it comes first."""
+def test_healths_have_the_exporters_names_and_order() -> None:
+    """Worst last. "finished" comes first, because a run is finished only if all its processes are."""
     worst_last = [health for health in reversed(HEALTHS) if health != "finished"]
     assert [name for name, _ in HEALTH] == ["finished", *worst_last]
 
 
 @pytest.mark.parametrize("annotation", ANNOTATIONS)
-def test_an_annotation_asks_as_a_panel_does(annotation: dict[str, Any]) -> None:
+def test_annotation_follows_the_rules_of_panels(annotation: dict[str, Any]) -> None:
     expr = annotation["expr"]
     assert unknown(expr, set()) == []
     assert wrong_over_processes(expr, shown=True) == []
@@ -155,14 +155,14 @@ def test_an_annotation_asks_as_a_panel_does(annotation: dict[str, Any]) -> None:
     assert annotation["textFormat"]
 
 
-def test_streaks_and_restarts_are_marked_where_runs_are_shown() -> None:
+def test_dashboards_of_runs_mark_streaks_and_restarts() -> None:
     for uid in ("optwrap-runs", "optwrap-run"):
         assert [annotation["name"] for annotation in LOADED[uid]["annotations"]["list"]] == ["Streaks", "Restarts"]
 
 
 @pytest.mark.parametrize("rule", lint.RULES)
-def test_a_rule_of_dashboard_linter_is_kept_or_left_out_for_a_reason(rule: str) -> None:
-    """What `.lint` leaves out is what is broken, no more and no less."""
+def test_linter_rule_is_followed_or_excluded_with_a_reason(rule: str) -> None:
+    """The exclusions in `.lint` are exactly the broken rules."""
     left_out = lint.exclusions().get(rule)
     broken = list(lint.broken(rule))
     if left_out is None:
@@ -175,12 +175,12 @@ def test_a_rule_of_dashboard_linter_is_kept_or_left_out_for_a_reason(rule: str) 
         assert broken
 
 
-def test_only_rules_that_there_are_are_left_out() -> None:
+def test_excluded_rules_exist() -> None:
     assert set(lint.exclusions()) <= set(lint.RULES)
 
 
 @pytest.mark.parametrize("uid", LOADED)
-def test_the_links_lead_to_the_other_dashboards_the_page_and_the_runbooks_that_prometheus_serves(uid: str) -> None:
+def test_dashboard_links_the_others_the_page_and_the_runbooks(uid: str) -> None:
     dashboard = LOADED[uid]
     others, page, runbooks = dashboard["links"]
     assert (others["type"], others["tags"], others["keepTime"]) == ("dashboards", dashboard["tags"], True)
@@ -198,8 +198,8 @@ def test_the_links_lead_to_the_other_dashboards_the_page_and_the_runbooks_that_p
     assert values["runbooks"] == served
 
 
-def test_a_runs_name_leads_to_its_dashboard_and_its_page() -> None:
-    (table,) = [panel for panel in lint.panels(LOADED["optwrap-runs"]) if panel["title"] == "Every run"]
+def test_name_of_a_run_links_its_dashboard_and_its_page() -> None:
+    (table,) = [panel for panel in lint.panels(LOADED["optwrap-runs"]) if panel["title"] == "All runs"]
     (column,) = [each for each in table["fieldConfig"]["overrides"] if each["matcher"]["options"] == "Run"]
     urls = [link["url"] for found in column["properties"] if found["id"] == "links" for link in found["value"]]
     dashboard, page = urls
@@ -207,8 +207,8 @@ def test_a_runs_name_leads_to_its_dashboard_and_its_page() -> None:
     assert page == "${page}/?run=${__value.text}"
 
 
-def test_every_panel_with_a_counter_of_bad_steps_is_there() -> None:
-    """What an operator must be able to see is on the dashboard, whatever panels it is shown in."""
+def test_dashboards_show_every_metric() -> None:
+    """Each metric is in some panel, except these three."""
     asked = {
         name for panel in PANELS for expr in targets(panel.values[0]) for name in SERIES if name in substituted(expr)
     }

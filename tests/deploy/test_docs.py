@@ -1,4 +1,4 @@
-"""What docs/operating.md and deploy/README.md tell an operator to write, to run and to look at is right."""
+"""The commands, files and links in docs/operating.md, deploy/README.md and the runbooks are valid."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ from typing import Final
 import click
 import pytest
 import yaml
-from optwrap_exporter.cli import main
+from optwrap_exporter.cli.main import main
 
 from tests.deploy.places import ALERTS, DEPLOY, ROOT, load
 
@@ -29,11 +29,11 @@ COMMANDS: Final = [
 ]
 
 
-def test_there_is_a_snippet_for_each_file_that_an_operator_writes() -> None:
+def test_operating_guide_has_these_snippets() -> None:
     assert set(YAML) == {"services", "receivers", "scrape_configs"}
 
 
-def test_the_alerts_are_listed_with_their_severities_and_how_long_they_wait() -> None:
+def test_operating_guide_lists_all_alerts() -> None:
     listed = re.findall(r"^\| (Optwrap\w+) \| (\w+) \| ([\w ]+) \|", OPERATING.read_text("utf-8"), re.MULTILINE)
     assert listed == [
         (alert["alert"], alert["labels"]["severity"], alert["for"].replace("0s", "at once")) for alert in ALERTS
@@ -41,7 +41,7 @@ def test_the_alerts_are_listed_with_their_severities_and_how_long_they_wait() ->
 
 
 @pytest.mark.programs("promtool")
-def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
+def test_prometheus_accepts_the_scrape_configuration(tmp_path: Path) -> None:
     file = tmp_path / "prometheus.yml"
     file.write_text(YAML["scrape_configs"])
     checked = subprocess.run(["promtool", "check", "config", file], capture_output=True, text=True, check=False)
@@ -50,7 +50,7 @@ def test_prometheus_takes_the_scrape_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.programs("amtool")
-def test_alertmanager_takes_the_receivers_in_place_of_its_own(tmp_path: Path) -> None:
+def test_alertmanager_accepts_the_receivers(tmp_path: Path) -> None:
     configuration = load(DEPLOY / "alertmanager" / "alertmanager.yml")
     receivers = yaml.safe_load(YAML["receivers"])
     assert [r["name"] for r in configuration["receivers"]] == [r["name"] for r in receivers["receivers"]]
@@ -60,7 +60,7 @@ def test_alertmanager_takes_the_receivers_in_place_of_its_own(tmp_path: Path) ->
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_ones_own_trainer_is_set_up_as_the_demos_is() -> None:
+def test_own_trainer_is_configured_like_the_demo() -> None:
     (trainer,) = yaml.safe_load(YAML["services"])["services"].values()
     demo = load(DEPLOY / "compose.yaml")["services"]["trainer"]
     assert trainer["volumes"] == demo["volumes"]
@@ -69,13 +69,13 @@ def test_ones_own_trainer_is_set_up_as_the_demos_is() -> None:
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("optwrap-exporter")])
-def test_the_exporter_has_the_options_that_are_given(command: str) -> None:
+def test_exporter_accepts_the_options(command: str) -> None:
     context = main.make_context("optwrap-exporter", shlex.split(command)[1:], resilient_parsing=False)
     assert isinstance(context, click.Context)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("docker compose")])
-def test_compose_is_asked_for_services_that_there_are(command: str) -> None:
+def test_compose_commands_name_existing_services(command: str) -> None:
     words = shlex.split(command)
     assert (ROOT / words[words.index("--file") + 1]).exists()
     services = set(load(DEPLOY / "compose.yaml")["services"])
@@ -83,28 +83,28 @@ def test_compose_is_asked_for_services_that_there_are(command: str) -> None:
     assert not rest or rest[0] in services
 
 
-def test_the_links_of_alerts_can_be_changed_as_told() -> None:
-    """The sed command leaves no link of the old form behind."""
+def test_sed_command_changes_all_links_of_alerts() -> None:
+    """No link has its old address after the command."""
     (command,) = [shlex.split(text) for text in blocks(OPERATING, "console") if text.startswith("sed ")]
     rules = (DEPLOY / "prometheus" / "rules" / "alerts.yml").read_text("utf-8")
     changed = subprocess.run(["sed", command[2]], input=rules, capture_output=True, text=True, check=True).stdout
     annotations = [rule["annotations"] for group in yaml.safe_load(changed)["groups"] for rule in group["rules"]]
     assert annotations
-    assert all(told["runbook_url"].startswith("https://wiki.example.com/optwrap#") for told in annotations)
-    assert all(told["dashboard_url"].startswith("https://grafana.example.com/d/") for told in annotations)
+    assert all(each["runbook_url"].startswith("https://wiki.example.com/optwrap#") for each in annotations)
+    assert all(each["dashboard_url"].startswith("https://grafana.example.com/d/") for each in annotations)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_what_is_linked_or_named_is_there(path: Path) -> None:
+def test_links_and_named_files_exist(path: Path) -> None:
     text = path.read_text("utf-8")
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
     assert [link for link in links if link and not (path.parent / link).exists()] == []
     assert [name for name in re.findall(r"`(deploy/[\w./-]+)`", text) if not (ROOT / name).exists()] == []
 
 
-def test_the_overview_names_every_file_of_the_folder() -> None:
+def test_readme_names_every_file_of_the_folder() -> None:
     rows = re.findall(r"^\| `([^`]+)` \|", (DEPLOY / "README.md").read_text("utf-8"), re.MULTILINE)
     assert [row for row in rows if not (list(DEPLOY.glob(row)) if "*" in row else (DEPLOY / row).exists())] == []
-    told = {row.split("/")[0] for row in rows}
+    named = {row.split("/")[0] for row in rows}
     hidden = {"__init__.py", "__pycache__", "README.md", "runbooks.py"}
-    assert {entry.name for entry in DEPLOY.iterdir()} - hidden <= told
+    assert {entry.name for entry in DEPLOY.iterdir()} - hidden <= named

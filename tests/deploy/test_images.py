@@ -1,4 +1,4 @@
-"""Images, compose file and Kubernetes manifests: all that can be known of them without a container engine."""
+"""Images, compose file and Kubernetes manifests, checked without a container engine."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import httpx
 import kubernetes_validate
 import pytest
 import yaml
-from optwrap_exporter.cli import main
+from optwrap_exporter.cli.main import main
 
 from examples.demo.options import parse
 from tests.conftest import RunningExporter
@@ -40,7 +40,7 @@ def of(name: str, instruction: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_hadolint_has_nothing_to_say_and_nothing_is_ignored(name: str) -> None:
+def test_hadolint_finds_nothing(name: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     linted = subprocess.run([hadolint, IMAGES[name]], capture_output=True, text=True, check=False)
     assert (linted.returncode, linted.stdout) == (0, "")
@@ -48,7 +48,7 @@ def test_hadolint_has_nothing_to_say_and_nothing_is_ignored(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_runs_as_a_user_without_rights_on_a_base_of_one_version(name: str) -> None:
+def test_image_runs_as_an_unprivileged_user_on_a_pinned_base(name: str) -> None:
     assert of(name, "USER") == [f"{USER}:{USER}"]
     assert f"--uid {USER}" in " ".join(of(name, "RUN"))
     argument = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", IMAGES[name].read_text("utf-8"), re.MULTILINE)
@@ -57,8 +57,8 @@ def test_an_image_runs_as_a_user_without_rights_on_a_base_of_one_version(name: s
     assert {stage[0].text.split()[0] for stage in stages(IMAGES[name])} == {"${PYTHON_IMAGE}"}
 
 
-def test_the_exporters_image_installs_the_exporter_and_nothing_else() -> None:
-    """Its last stage runs no installer, and the environment it takes over had only ./service installed into it."""
+def test_exporter_image_has_only_the_exporter() -> None:
+    """The last stage runs no installer. It copies an environment into which only ./service was installed."""
     assert all("pip" not in run and "npm" not in run for run in of("exporter", "RUN"))
     assert of("exporter", "COPY") == ["--from=build /opt/optwrap /opt/optwrap"]
     build = [stage for stage in stages(IMAGES["exporter"]) if stage[0].text.endswith(" AS build")]
@@ -71,14 +71,14 @@ def test_the_exporters_image_installs_the_exporter_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_the_build_context_has_what_is_copied(name: str) -> None:
+def test_build_context_has_the_copied_files(name: str) -> None:
     admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
     assert set(sources(stages(IMAGES[name]))) <= admitted
     assert all((ROOT / source).exists() for source in admitted)
 
 
-def test_the_options_that_the_image_sets_are_the_exporters() -> None:
-    """The exporter takes no notice of a variable that it does not know: a wrong name would go unseen."""
+def test_image_and_compose_set_known_options() -> None:
+    """The exporter ignores unknown environment variables, so a wrong name would have no effect."""
     known = {
         (name if isinstance(name, str) else name[0])
         for option in main.params
@@ -91,24 +91,24 @@ def test_the_options_that_the_image_sets_are_the_exporters() -> None:
     assert image | compose <= known
 
 
-def test_the_health_check_tells_an_exporter_that_is_ready_from_one_that_is_not(exporter: RunningExporter) -> None:
+def test_health_check_fails_when_the_exporter_is_down(exporter: RunningExporter) -> None:
     python, *arguments = health_check(last("exporter"))
     assert python == "python"
     checked = [argument.replace("http://127.0.0.1:10425", exporter.url) for argument in arguments]
     assert checked != arguments
 
-    def ask() -> int:
+    def check() -> int:
         return subprocess.run([sys.executable, *checked], capture_output=True, check=False).returncode
 
-    assert ask() == 0
+    assert check() == 0
     exporter.stop()
-    assert ask() == 1
+    assert check() == 1
 
 
-def test_the_exporter_answers_prometheus_and_takes_reports_over_the_socket_as_compose_sets_it_up(
+def test_exporter_works_with_the_options_of_compose(
     start_exporter: Callable[..., RunningExporter], tmp_path: Path
 ) -> None:
-    """By the service's name, which compose allows, and by no other; the report comes over the shared socket."""
+    """It accepts a report over the socket, and a scrape with the service's name as host, but with no other name."""
     (name,) = load(PROMETHEUS / "prometheus.yml")["scrape_configs"][0]["static_configs"][0]["targets"]
     socket = tmp_path / "ingest.sock"
     allowed = SERVICES["exporter"]["environment"]["OPTWRAP_EXPORTER_ALLOWED_HOST"]
@@ -121,7 +121,7 @@ def test_the_exporter_answers_prometheus_and_takes_reports_over_the_socket_as_co
     assert httpx.get(f"{running.url}/metrics", headers={"Host": "other:10425"}, trust_env=False).status_code == 421
 
 
-def test_the_compose_file_follows_the_compose_specification() -> None:
+def test_compose_file_follows_the_specification() -> None:
     program = Path(sys.executable).with_name("check-jsonschema")
     checked = subprocess.run(
         [program, "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"],
@@ -133,19 +133,19 @@ def test_the_compose_file_follows_the_compose_specification() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_has_a_pinned_image_and_ports_for_this_machine_only(name: str) -> None:
+def test_service_has_a_pinned_image_and_loopback_ports(name: str) -> None:
     service = SERVICES[name]
     assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"])
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - {"trainer"}))
-def test_a_service_that_others_wait_for_says_when_it_is_ready(name: str) -> None:
-    """The exporter's check comes with its image."""
+def test_service_has_a_health_check(name: str) -> None:
+    """The exporter's check is in its image."""
     assert "healthcheck" in SERVICES[name] or (name == "exporter" and health_check(last(name)))
 
 
-def test_services_wait_until_the_others_are_ready_and_volumes_are_declared() -> None:
+def test_services_wait_for_each_other_and_volumes_are_declared() -> None:
     waits = {
         (name, other): wait["condition"]
         for name, service in SERVICES.items()
@@ -162,7 +162,7 @@ def test_services_wait_until_the_others_are_ready_and_volumes_are_declared() -> 
 
 
 def test_trainer_and_exporter_share_the_socket_and_the_user() -> None:
-    """In compose and in the pod: both mount the directory in which the exporter of the image makes the socket."""
+    """In compose and in the pod, both mount the directory of the exporter's socket."""
     path = Path(environment(last("exporter"))["OPTWRAP_EXPORTER_INGEST_SOCKET"])
     for name in ("exporter", "trainer"):
         assert f"ingest:{path.parent}" in SERVICES[name]["volumes"]
@@ -178,7 +178,7 @@ def test_trainer_and_exporter_share_the_socket_and_the_user() -> None:
 
 
 @pytest.mark.parametrize("name", ["exporter", "trainer"])
-def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
+def test_container_has_minimal_privileges(name: str) -> None:
     assert SERVICES[name]["read_only"] is True
     assert SERVICES[name]["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in SERVICES[name]["security_opt"]
@@ -188,7 +188,7 @@ def test_a_container_can_do_no_more_than_it_needs(name: str) -> None:
     assert security["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_grafana_finds_prometheus_and_the_dashboards_where_compose_puts_them() -> None:
+def test_grafana_finds_prometheus_and_the_dashboards_in_compose() -> None:
     provisioning = DEPLOY / "grafana" / "provisioning"
     (source,) = load(provisioning / "datasources" / "prometheus.yml")["datasources"]
     assert source["url"] == "http://prometheus:9090"
@@ -201,7 +201,7 @@ def test_grafana_finds_prometheus_and_the_dashboards_where_compose_puts_them() -
     assert home.name in {path.name for path in DASHBOARDS}
 
 
-def test_prometheus_finds_its_files_where_compose_puts_them() -> None:
+def test_prometheus_finds_its_files_in_compose() -> None:
     mounts = dict(volume.split(":")[:2] for volume in SERVICES["prometheus"]["volumes"])
     command = dict(option.split("=", 1) for option in SERVICES["prometheus"]["command"])
     assert mounts["./prometheus/prometheus.yml"] == command["--config.file"]
@@ -211,8 +211,8 @@ def test_prometheus_finds_its_files_where_compose_puts_them() -> None:
     assert alertmanager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
 
 
-def test_the_pod_is_what_kubernetes_takes() -> None:
-    """Strictly: a field that the API does not know is an error, not passed over."""
+def test_job_is_a_valid_kubernetes_manifest() -> None:
+    """The validation is strict: an unknown field is an error."""
     manifest = load(DEPLOY / "kubernetes" / "job.yaml")
     kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
     manifest["spec"]["template"]["spec"]["restartPolice"] = "Never"
@@ -220,7 +220,7 @@ def test_the_pod_is_what_kubernetes_takes() -> None:
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_the_pods_exporter_is_a_sidecar_that_is_ready_first_and_scraped_last() -> None:
+def test_exporter_of_the_pod_is_a_sidecar() -> None:
     exporter = CONTAINERS["exporter"]
     assert exporter in POD["initContainers"]
     assert exporter["restartPolicy"] == "Always"
@@ -230,7 +230,7 @@ def test_the_pods_exporter_is_a_sidecar_that_is_ready_first_and_scraped_last() -
     assert int(scrape["scrape_interval"].removesuffix("s")) < seconds < POD["terminationGracePeriodSeconds"]
 
 
-def test_the_kustomization_names_the_images_of_the_pod() -> None:
+def test_kustomization_names_the_images_of_the_pod() -> None:
     kustomization = load(DEPLOY / "kubernetes" / "kustomization.yaml")
     assert [(DEPLOY / "kubernetes" / name).exists() for name in kustomization["resources"]] == [True]
     assert {image["name"] for image in kustomization["images"]} == {c["image"] for c in CONTAINERS.values()}
@@ -239,8 +239,8 @@ def test_the_kustomization_names_the_images_of_the_pod() -> None:
     }
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here; nothing of it reaches a cluster")
-def test_kustomize_renders_a_pod_that_kubernetes_takes() -> None:
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl (no cluster)")
+def test_kustomize_renders_a_valid_manifest() -> None:
     rendered = subprocess.run(
         ["kubectl", "kustomize", DEPLOY / "kubernetes"],
         capture_output=True,
@@ -253,8 +253,8 @@ def test_kustomize_renders_a_pod_that_kubernetes_takes() -> None:
 
 
 @pytest.mark.programs("promtool")
-def test_prometheus_takes_the_scrape_of_the_pods(tmp_path: Path) -> None:
-    """Debian's Prometheus is built without Kubernetes: the discovery is left out, its relabelling is checked."""
+def test_prometheus_accepts_the_scrape_configuration_of_kubernetes(tmp_path: Path) -> None:
+    """Debian's Prometheus has no Kubernetes discovery, so only the rest of the configuration is checked."""
     config = load(DEPLOY / "kubernetes" / "prometheus-scrape.yaml")
     (scrape,) = config["scrape_configs"]
     assert scrape["job_name"] == "optwrap"

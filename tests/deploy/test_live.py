@@ -1,4 +1,4 @@
-"""Dashboards, rules and runbooks against a real Prometheus that scrapes a real exporter fed by a live job."""
+"""Dashboards, rules and runbooks with a real Prometheus that scrapes a real exporter."""
 
 import dataclasses
 import statistics
@@ -25,7 +25,7 @@ from tests.deploy.prometheus import RATE_INTERVAL, Prometheus
 from tests.deploy.promql import SERIES
 from tests.exporter.running import Job
 
-# One group: every worker of a parallel run would start a Prometheus of its own otherwise.
+# One group, because each worker of a parallel run would start its own Prometheus.
 pytestmark = [pytest.mark.programs("prometheus", "promtool"), pytest.mark.xdist_group("live")]
 
 RUN = "lm-7b:live.test_1"
@@ -51,14 +51,14 @@ VARIABLES = [
 REPLICA = {"replica": 5, "process": 1, "device": "gpu:5", "count": 1, "of": 8}
 EVERY_K = 4
 SKIPPED = 6
-"""Of the fifteen steps of a beat."""
-BEATS = 12
+"""Skipped steps of the fifteen in each round."""
+ROUNDS = 12
 """Reports of each process while it trains."""
 
 
 @dataclasses.dataclass
 class Live:
-    """Everything that runs, and what was reported."""
+    """The running programs, and the jobs that reported."""
 
     exporter: RunningExporter
     prometheus: Prometheus
@@ -67,24 +67,24 @@ class Live:
     ended: float
 
     def substituted(self, expr: str) -> str:
-        """A dashboard's expression as Grafana sends it, for an hour."""
+        """A dashboard's expression as Grafana sends it, for a time range of an hour."""
         expr = expr.replace("$__rate_interval", RATE_INTERVAL).replace("$__range", "3600s").replace("$run", RUN)
         expr = expr.replace("$instance", urlsplit(self.exporter.url).netloc)
         assert "$" not in expr
         return expr
 
-    def asked(self, title: str, place: int = 0, of: str = "run") -> list[tuple[dict[str, str], float]]:
-        """What a panel's query gives now; `of`: the dashboard's uid after "optwrap-"."""
+    def result(self, title: str, place: int = 0, of: str = "run") -> list[tuple[dict[str, str], float]]:
+        """The present result of a panel's query; `of` is the dashboard's uid after "optwrap-"."""
         return self.prometheus.instant(self.substituted(PANELS[f"optwrap-{of}"][title]["targets"][place]["expr"]))
 
     def number(self, title: str, place: int = 0, of: str = "run") -> float:
-        """The same where it is one number."""
-        ((_, value),) = self.asked(title, place, of)
+        """The same, if the result is one number."""
+        ((_, value),) = self.result(title, place, of)
         return value
 
 
 def train(job: Job) -> None:
-    """A dozen steps: three windows of four, in which every outcome comes up and two parameters go bad."""
+    """Take fifteen steps with every outcome; two parameters have non-finite gradients."""
     for place, outcome in enumerate(
         ["accumulated", "accumulated", "skipped_large", "accumulated", "applied", "skipped_other"] * 2
     ):
@@ -100,7 +100,7 @@ def train(job: Job) -> None:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Two processes of a run that report the same global counts, and are scraped while they do."""
+    """Two processes of a run that report the same global counts, scraped by Prometheus."""
     exporter = RunningExporter(tmp_path_factory.mktemp("exporter") / "data")
     try:
         with (
@@ -116,9 +116,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             started = time.time()
             for job in jobs:
                 send(job, "starting")
-            # increase() knows nothing of what came before the first scrape: the hello's zeros have to be seen.
+            # increase() needs a first scrape while all counters are zero.
             prometheus.wait_until(f'count(optwrap_steps_total{{run="{RUN}"}}) == 2')
-            for _ in range(BEATS):
+            for _ in range(ROUNDS):
                 for job in jobs:
                     train(job)
                     send(job)
@@ -132,28 +132,28 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_query_of_every_panel_gives_data(live: Live, target: dict[str, Any]) -> None:
+def test_panel_query_returns_data(live: Live, target: dict[str, Any]) -> None:
     expr = live.substituted(target["expr"])
     if target["instant"]:
         assert live.prometheus.instant(expr)
     else:
         series = live.prometheus.range(expr, live.started, live.ended)
         assert series
-        # Rates that are all zero would be as good as none: nothing was counted.
+        # A rate must not be zero all the time.
         if "rate(" in target["expr"]:
             assert any(value > 0 for _, values in series for value in values)
 
 
 @pytest.mark.parametrize("annotation", ANNOTATIONS)
-def test_streaks_and_restarts_are_marked(live: Live, annotation: dict[str, Any]) -> None:
-    """The job said that it starts, and had a streak in every beat."""
+def test_annotations_mark_streaks_and_restarts(live: Live, annotation: dict[str, Any]) -> None:
+    """The job started, and had a streak in every round."""
     series = live.prometheus.range(live.substituted(annotation["expr"]), live.started, live.ended)
     assert [labels for labels, _ in series] == [{"run": RUN}]
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_a_variable_lists_what_there_is(live: Live, variable: dict[str, Any]) -> None:
-    """Runs as the exporter lists them; exporters as they are scraped."""
+def test_variable_lists_runs_and_exporters(live: Live, variable: dict[str, Any]) -> None:
+    """Runs as the exporter lists them, and exporters as Prometheus scrapes them."""
     selector, label = label_values(variable["query"])
     if label == "run":
         listed = [run["run"] for run in httpx.get(f"{live.exporter.url}/v1/runs", trust_env=False).json()["items"]]
@@ -162,38 +162,38 @@ def test_a_variable_lists_what_there_is(live: Live, variable: dict[str, Any]) ->
     assert live.prometheus.get(f"label/{label}/values", **{"match[]": selector}) == sorted(listed)
 
 
-def test_the_numbers_are_those_that_the_job_reported(live: Live) -> None:
-    """Two processes reported the same steps: they count once."""
+def test_numbers_equal_the_reported_totals(live: Live) -> None:
+    """Steps that two processes report count once."""
     totals = live.jobs[0].totals
     outcomes = totals["outcomes"]
-    assert live.number("Steps") == totals["steps"] == BEATS * 15
-    assert live.number("Gradient steps") == totals["gradient_steps"] == BEATS * 3
-    assert live.number("Let through not finite") == outcomes["accepted_not_finite"] == BEATS
-    assert {labels["reason"]: value for labels, value in live.asked("Skipped steps")} == {
+    assert live.number("Steps") == totals["steps"] == ROUNDS * 15
+    assert live.number("Gradient steps") == totals["gradient_steps"] == ROUNDS * 3
+    assert live.number("Applied although non-finite") == outcomes["accepted_not_finite"] == ROUNDS
+    assert {labels["reason"]: value for labels, value in live.result("Skipped steps")} == {
         reason: outcomes[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")
     }
-    assert live.number("Steps the optimizer's state has lived") == totals["steps"]
+    assert live.number("Steps in the optimizer's state") == totals["steps"]
 
 
-def test_the_parameters_are_those_that_went_bad(live: Live) -> None:
-    """Also in the time range: a parameter's series begins above zero, which increase() would not count."""
+def test_table_lists_the_non_finite_parameters(live: Live) -> None:
+    """The increase in the time range includes the first value of a series, which increase() would not count."""
     in_range, since_the_start = (
-        {labels["parameter"]: value for labels, value in live.asked("Parameters that went bad", place)}
+        {labels["parameter"]: value for labels, value in live.result("Non-finite parameters", place)}
         for place in (0, 1)
     )
-    assert since_the_start == live.jobs[0].totals["parameters"] == {"decoder/w": 3 * BEATS, "embed/table": BEATS}
-    assert PANELS["optwrap-run"]["Parameters that went bad"]["transformations"][0]["options"]["mode"] == "inner"
+    assert since_the_start == live.jobs[0].totals["parameters"] == {"decoder/w": 3 * ROUNDS, "embed/table": ROUNDS}
+    assert PANELS["optwrap-run"]["Non-finite parameters"]["transformations"][0]["options"]["mode"] == "inner"
     assert {name: in_range[name] for name in since_the_start} == since_the_start
 
 
-def test_the_replica_that_went_bad_is_named(live: Live) -> None:
+def test_table_lists_the_non_finite_replica(live: Live) -> None:
     named = {"replica": "5", "replica_process": "1", "device": "gpu:5"}
-    assert live.asked("Replicas that went bad") == [(named, BEATS)]
+    assert live.result("Non-finite replicas") == [(named, ROUNDS)]
 
 
-def test_the_gauges_are_those_of_the_last_report(live: Live) -> None:
+def test_gauges_equal_the_last_report(live: Live) -> None:
     gauges = live.jobs[0].gauges
-    assert [live.number("Not-finite streak and limit", place) for place in range(4)] == [
+    assert [live.number("Non-finite streak and limit", place) for place in range(4)] == [
         gauges["not_finite_streak"],
         gauges["not_finite_streak_peak"],
         gauges["guard_not_finite_count"],
@@ -201,72 +201,72 @@ def test_the_gauges_are_those_of_the_last_report(live: Live) -> None:
     ]
     assert [live.number("Accumulation window", place) for place in range(2)] == [gauges["mini_step"], EVERY_K]
     assert [live.number("Lookahead", place) for place in range(2)] == [1, 6]
-    # The last step's norm is NaN; the last finite one is that of the twelfth.
+    # The last step's norm is NaN; the last finite norm is that of the twelfth step.
     assert [live.number("Gradient norm and limit", place) for place in range(2)] == [0.5 + 11 / 8, 8.0]
 
 
-def test_health_is_the_exporters_own(live: Live) -> None:
-    """What the run let through keeps it at gave_up for five minutes."""
+def test_health_equals_that_of_the_exporter(live: Live) -> None:
+    """A run that applied non-finite values has the health gave_up for five minutes."""
     mapping = PANELS["optwrap-run"]["Health now"]["fieldConfig"]["defaults"]["mappings"][0]["options"]
-    said = httpx.get(f"{live.exporter.url}/v1/runs/{RUN}", trust_env=False).json()["health"]
-    assert said == "gave_up"
-    assert mapping[str(int(live.number("Health now")))]["text"].replace(" ", "_") == said
-    processes = {labels["process"]: mapping[str(int(value))]["text"] for labels, value in live.asked("Processes")}
+    health = httpx.get(f"{live.exporter.url}/v1/runs/{RUN}", trust_env=False).json()["health"]
+    assert health == "gave_up"
+    assert mapping[str(int(live.number("Health now")))]["text"].replace(" ", "_") == health
+    processes = {labels["process"]: mapping[str(int(value))]["text"] for labels, value in live.result("Processes")}
     assert processes == {"0": "gave up", "1": "gave up"}
 
 
-def test_the_fleets_table_has_what_the_job_reported(live: Live) -> None:
-    """One row for the run, whose two processes count once."""
+def test_table_of_runs_equals_the_reported_totals(live: Live) -> None:
+    """The run has one row, and its two processes count once."""
     totals = live.jobs[0].totals
-    columns = PANELS["optwrap-runs"]["Every run"]["transformations"][-1]["options"]["renameByName"]
+    columns = PANELS["optwrap-runs"]["All runs"]["transformations"][-1]["options"]["renameByName"]
     row = {
-        columns[f"Value #{target['refId']}"]: live.number("Every run", place, of="runs")
-        for place, target in enumerate(PANELS["optwrap-runs"]["Every run"]["targets"])
-        # What is now depends on when one asks.
-        if not columns[f"Value #{target['refId']}"].endswith((" now", "Since last report"))
+        columns[f"Value #{target['refId']}"]: live.number("All runs", place, of="runs")
+        for place, target in enumerate(PANELS["optwrap-runs"]["All runs"]["targets"])
+        # These depend on the time of the query.
+        if columns[f"Value #{target['refId']}"] not in {"Steps/s", "Skipped", "Since last report"}
     }
     assert row == {
         "Health": CODE["gave_up"],
         "Steps": totals["steps"],
         "Gradient steps": totals["gradient_steps"],
-        "Let through not finite": totals["outcomes"]["accepted_not_finite"],
+        "Applied non-finite": totals["outcomes"]["accepted_not_finite"],
         "Processes": len(live.jobs),
     }
     assert live.number("Runs", of="runs") == 1
-    assert live.number("Runs that are not well", of="runs") == 1
+    assert live.number("Runs with problems", of="runs") == 1
     assert live.number("Processes", of="runs") == len(live.jobs)
-    assert live.asked("Processes by health", of="runs") == [({"health": "gave_up"}, len(live.jobs))]
-    assert live.number("Longest streak", of="runs") == live.jobs[0].gauges["not_finite_streak_peak"]
+    assert live.result("Processes by health", of="runs") == [({"health": "gave_up"}, len(live.jobs))]
+    assert live.number("Longest non-finite streak", of="runs") == live.jobs[0].gauges["not_finite_streak_peak"]
     assert live.number("Gradient norm by run", of="runs") == 0.5 + 11 / 8
 
 
-def test_the_fleets_shares_and_alerts_are_those_of_the_job(live: Live) -> None:
-    """Six of fifteen steps are skipped in each beat: two as large, two otherwise, two that are not finite."""
+def test_skipped_share_and_alerts_are_those_of_the_job(live: Live) -> None:
+    """Six of fifteen steps are skipped in each round: two large, two for other reasons, two non-finite."""
     panel = PANELS["optwrap-runs"]["Share of steps skipped"]
     ((_, shares),) = live.prometheus.range(live.substituted(panel["targets"][0]["expr"]), live.started, live.ended)
     assert statistics.median(shares) == pytest.approx(SKIPPED / 15)
-    firing = {labels["alertname"]: labels["severity"] for labels, _ in live.asked("Alerts that fire", of="runs")}
+    firing = {labels["alertname"]: labels["severity"] for labels, _ in live.result("Firing alerts", of="runs")}
     assert firing["OptwrapGaveUp"] == "critical"
     assert firing["OptwrapClientDrops"] == "warning"
 
 
-def test_the_exporters_figures_are_those_that_it_serves(live: Live) -> None:
-    """As scraped by us: reports by outcome, the store, runs and processes."""
+def test_dashboard_of_exporters_equals_their_metrics(live: Live) -> None:
+    """Reports by outcome, the store, runs and processes, compared with a scrape by the test."""
     scraped = {
         (sample.name, sample.labels.get("outcome", "")): sample.value
         for family in text_string_to_metric_families(httpx.get(f"{live.exporter.url}/metrics", trust_env=False).text)
         for sample in family.samples
     }
-    reports = {labels["outcome"]: value for labels, value in live.asked("Reports so far", of="exporters")}
+    reports = {labels["outcome"]: value for labels, value in live.result("Reports so far", of="exporters")}
     assert reports == {
         outcome: value
         for (name, outcome), value in scraped.items()
         if name == "optwrap_exporter_reports_total" and value
     }
-    assert reports["invalid"] == BEATS
-    assert reports["accepted"] >= 2 * (BEATS + 1)
-    assert live.number("Exporters that answer", of="exporters") == 1
-    assert live.number("Exporters that do not", of="exporters") == 0
+    assert reports["invalid"] == ROUNDS
+    assert reports["accepted"] >= 2 * (ROUNDS + 1)
+    assert live.number("Exporters up", of="exporters") == 1
+    assert live.number("Exporters down", of="exporters") == 0
     size, limit = scraped["optwrap_exporter_store_bytes", ""], scraped["optwrap_exporter_store_limit_bytes", ""]
     assert live.number("Size of the store", of="exporters") == size
     assert live.number("Fullest store", of="exporters") == size / limit
@@ -274,15 +274,15 @@ def test_the_exporters_figures_are_those_that_it_serves(live: Live) -> None:
     assert live.number("Runs and processes", 1, of="exporters") == len(live.jobs)
 
 
-def test_a_dashboard_knows_the_processes_hosts(live: Live) -> None:
-    assert {(labels["process"], labels["host"]) for labels, _ in live.asked("Processes", 1)} == {
+def test_table_of_processes_has_their_hosts(live: Live) -> None:
+    assert {(labels["process"], labels["host"]) for labels, _ in live.result("Processes", 1)} == {
         ("0", "node-0"),
         ("1", "node-1"),
     }
 
 
 @pytest.mark.parametrize("job", [0, 1], ids=["process 0", "process 1"])
-def test_each_processs_counters_in_prometheus_are_what_it_reported(live: Live, job: int) -> None:
+def test_counters_equal_the_reported_totals(live: Live, job: int) -> None:
     totals, dropped = live.jobs[job].totals, live.jobs[job].dropped
     expected: dict[tuple[str, str], float] = {
         ("optwrap_steps_total", ""): totals["steps"],
@@ -295,7 +295,7 @@ def test_each_processs_counters_in_prometheus_are_what_it_reported(live: Live, j
         },
         **{("optwrap_parameter_not_finite_steps_total", p): n for p, n in totals["parameters"].items()},
         ("optwrap_parameter_not_finite_steps_total", "other"): 0,
-        ("optwrap_replica_not_finite_steps_total", "5/1/gpu:5"): BEATS,
+        ("optwrap_replica_not_finite_steps_total", "5/1/gpu:5"): ROUNDS,
         ("optwrap_replica_not_finite_steps_total", "other/other/other"): 0,
         **{("optwrap_client_dropped_total", kind): n for kind, n in dropped.items()},
     }
@@ -333,7 +333,7 @@ def test_a_run_that_gave_up_pages_with_its_name_and_number_and_the_link_leads_to
     assert alert["state"] == "firing"
     assert alert["labels"] == {"alertname": "OptwrapGaveUp", "run": RUN, "severity": "critical"}
     assert alert["annotations"]["summary"].startswith(f"{RUN}: ")
-    assert alert["annotations"]["summary"].endswith(f"in {BEATS} steps so far")
+    assert alert["annotations"]["summary"].endswith(f"in {ROUNDS} steps so far")
     url, _, anchor = alert["annotations"]["runbook_url"].partition("#")
     served = httpx.get(url, trust_env=False)
     assert served.status_code == 200
@@ -346,8 +346,8 @@ def test_promtool_has_no_complaint_about_the_metrics(live: Live) -> None:
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-def test_prometheus_counts_what_a_real_job_went_through(live: Live) -> None:
-    """Sixty steps of a jitted optimizer, three with a NaN in one parameter: as it was put in, so it is counted."""
+def test_prometheus_counts_a_real_job(live: Live) -> None:
+    """Sixty steps of a jitted optimizer, three of them with a NaN in one parameter, give these counts."""
     run, steps, bad = "real", 60, {10, 30, 31}
     with optwrap.Monitor(run=run, endpoint=live.exporter.url, interval=0.2) as monitor:
         inner = optwrap.MultiSteps(optax.sgd(1e-3), EVERY_K, should_skip_update_fn=optwrap.skip_not_finite)
