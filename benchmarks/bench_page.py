@@ -1,10 +1,10 @@
-"""How long a browser takes to show a run of a million steps.
+"""Measure how long a browser takes to show a run of a million steps.
 
     python benchmarks/bench_page.py [--steps N] [--bad N] [--rounds N]
 
-A real exporter is filled with that many steps, bad ones among them, and opened in a real Chromium, each time in a new
-profile with nothing cached. Counted is from the start of the navigation until the chart has been painted with a mark
-for every bad step in view, by the browser's own clock, beside the same of a run of a thousand steps.
+A real exporter stores a run with that many steps, some of them bad, and a real Chromium opens its page, each time in a new
+profile without a cache. The time is from the start of the navigation until the chart shows a mark for every bad step in
+view, by the browser's clock. A run of a thousand steps is the baseline.
 """
 
 import argparse
@@ -33,7 +33,7 @@ WATCH = """(wanted) => {
 
 
 def fill(url: str, run: str, steps: int, bad: int) -> list[int]:
-    """A run of that many steps, four to a window, a tenth of a second each; the steps that were bad."""
+    """Report a run of steps of 0.1 s in accumulation windows of four; return its bad steps."""
     clock = TurnedClock()
     training = Reporter(Job(run=run, clock=clock, interval=3600.0), url)
     training.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
@@ -58,7 +58,7 @@ def fill(url: str, run: str, steps: int, bad: int) -> list[int]:
 
 
 def opened(browser: Browser, address: str, marks: list[int]) -> float:
-    """Seconds until that page showed all these bad steps."""
+    """Seconds until the page shows all these bad steps."""
     context = browser.new_context(viewport=DESK)  # type: ignore[arg-type]  # playwright's TypedDict
     page = context.new_page()
     page.add_init_script(f"({WATCH})({len(marks)})")
@@ -66,7 +66,7 @@ def opened(browser: Browser, address: str, marks: list[int]) -> float:
     page.wait_for_function("() => window.shownAt", timeout=60_000)
     seconds = page.evaluate("window.shownAt") / 1000
     marked = page.locator(".chart").get_attribute("data-marked")
-    assert marked == " ".join(map(str, marks[-500:])), "every bad step in view is marked"
+    assert marked == " ".join(map(str, marks[-500:])), "a bad step in view has no mark"
     context.close()
     return float(seconds)
 

@@ -1,22 +1,22 @@
-# The demo's training job as an image for deploy/compose.yaml, built from the repository's root:
-# `docker build --file deploy/trainer.Dockerfile --tag optwrap-demo-trainer .`. A trainer of your own needs no image of
-# ours: `pip install optwrap`, the volume with the socket, and the environment variables that compose.yaml sets.
+# The image of the demo trainer for deploy/compose.yaml. Build it in the repository's root:
+# `docker build --file deploy/trainer.Dockerfile --tag optwrap-demo-trainer .`. Your own trainer needs only
+# `pip install optwrap`, the volume with the socket, and the variables OPTWRAP_ENDPOINT and OPTWRAP_RUN.
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# The environment variable, unlike the option, also pins what builds the wheel.
+# Unlike the option --constraint, this variable also pins the build requirements of the wheel.
 ENV PIP_CONSTRAINT=/src/constraints.txt
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md ./
 COPY optwrap optwrap
-# rich and httpx are the demo's own: its progress bar, and its last question to the exporter.
+# The demo itself needs rich for its progress bar and httpx for a last request to the exporter.
 RUN python -m venv --without-pip /opt/optwrap \
     && pip --python /opt/optwrap/bin/python install --no-cache-dir --disable-pip-version-check . rich httpx
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="optwrap-demo-trainer" \
-      org.opencontainers.image.description="A small transformer, trained on data with faults put in"
-# The exporter's user: whoever first mounts the volume with the ingest socket, its directory belongs to both.
+      org.opencontainers.image.description="A small transformer, trained on data with faults"
+# The same user as the exporter's, so that both own the directory of the socket, whichever mounts the volume first.
 RUN groupadd --gid 10425 optwrap \
     && useradd --uid 10425 --gid optwrap --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin optwrap \
     && install --directory --owner=optwrap --group=optwrap --mode=0700 /run/optwrap

@@ -1,7 +1,7 @@
-"""Pictures of the live page's states for docs/page.md: `python -m tools.picture_page` writes docs/images/.
+"""Take the pictures of the page for docs/page.md: `python -m tools.picture_page` writes docs/images/.
 
-A real exporter, jobs that report to it as training processes do, and a real Chromium. A picture is stale as soon as the
-page looks otherwise: make them anew with it, and look at every one.
+It uses a real exporter, jobs that report like training processes, and a real Chromium. Run it after each visible change of
+the page, and look at every picture.
 """
 
 import itertools
@@ -24,17 +24,17 @@ LAYERS = tuple(f"decoder/layer_{layer}/{part}/w" for layer in range(6) for part 
 
 
 class Training:
-    """A job whose norms look like those of a training that goes well, until it is told otherwise."""
+    """A job with realistic gradient norms, which can also take bad steps."""
 
     def __init__(self, url: str, run: str, steps: int, **job: object) -> None:
         self.rng = random.Random(run)
-        # What is made up of it ends now.
+        # The steps are in the past; the last one is taken about now.
         self.clock = TurnedClock(time.time() - steps * STEP_SECONDS)
         self.reporter = Reporter(Job(**{"run": run, "clock": self.clock, "interval": 30.0, **job}), url)  # type: ignore[arg-type]  # a test's own words
         self.reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
 
-    def live(self, count: int, seconds: float = STEP_SECONDS) -> None:
-        """Good steps, four to a window."""
+    def good(self, count: int, seconds: float = STEP_SECONDS) -> None:
+        """Take good steps in accumulation windows of four."""
         job = self.reporter.job
         for _ in range(count):
             self.clock.advance(seconds * self.rng.uniform(0.9, 1.1))
@@ -45,7 +45,7 @@ class Training:
         self.reporter.send()
 
     def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
-        """One step whose gradients are not finite."""
+        """Take one step with non-finite gradients."""
         self.clock.advance(STEP_SECONDS)
         job = self.reporter.job
         job.gauges["guard_not_finite_count"] = min(5, job.gauges["guard_not_finite_count"] + 1)
@@ -53,62 +53,62 @@ class Training:
         self.reporter.send()
 
     def large(self) -> None:
-        """One step whose norm is above the limit."""
+        """Take one step whose norm is above the limit."""
         self.clock.advance(STEP_SECONDS)
         self.reporter.job.step("skipped_large", 71.0)
         self.reporter.send()
 
 
 def skipping(url: str) -> None:
-    """A spike, one bad step, and a streak that goes on."""
+    """A run with one bad step, a spike, and a streak that continues."""
     training = Training(url, "lm-7b", 610)
-    training.live(180)
+    training.good(180)
     training.bad(decoder__layer_2__mlp__w=384)
-    training.live(230)
+    training.good(230)
     training.large()
-    training.live(190)
+    training.good(190)
     for values in (3, 60, 262_144):
         more = {"decoder__layer_5__mlp__w": 27} if values > 3 else {}
         training.bad("skipped_not_finite", decoder__layer_4__attention__w=values, **more)
 
 
 def healthy(url: str) -> None:
-    """A run that has been through two streaks."""
+    """A healthy run with two streaks in its past."""
     training = Training(url, "vit-large", 420)
-    training.live(150)
+    training.good(150)
     training.bad(decoder__layer_2__mlp__w=384)
-    training.live(230)
+    training.good(230)
     for _ in range(3):
         training.bad(decoder__layer_1__attention__w=128)
-    training.live(40)
+    training.good(40)
 
 
 def gave_up(url: str) -> None:
-    """A streak longer than the guard's limit."""
+    """A run with a streak longer than the guard's limit."""
     training = Training(url, "diffusion", 310)
-    training.live(300)
+    training.good(300)
     for values in (1, 12, 12, 40, 44):
         training.bad(encoder__block_1__conv=values)
     training.bad("accepted_not_finite", encoder__block_1__conv=44)
 
 
 def paused(url: str) -> None:
-    """An hour and a half with two pauses, and steps that took longer for a while."""
+    """A run of an hour and a half with two pauses, and slow steps between them."""
     training = Training(url, "nightly", 13_500)
     for steps, seconds, pause in ((600, 1.0, 1800.0), (900, 0.5, 400.0), (300, 5.0, 120.0), (100, 1.0, 0.0)):
         for _ in range(steps // 50):
-            training.live(50, seconds)
+            training.good(50, seconds)
             if training.rng.random() < 0.4:
                 training.bad(embed__table=2)
         training.clock.advance(pause)
 
 
 def pod(url: str) -> None:
-    """256 processes: one has failed, three skip, two were not heard of."""
+    """A run of 256 processes: one failed, three skip, two never reported."""
     for process in range(254):
         training = Training(url, "llama-pod", 60, process=process, process_count=256, incarnation=f"e{process}")
         training.rng = random.Random(1)
-        training.live(60)
+        training.good(60)
         if process in {17, 130, 131}:
             training.bad(decoder__layer_4__mlp__w=1)
         if process == 77:
@@ -116,7 +116,7 @@ def pod(url: str) -> None:
 
 
 def main() -> None:
-    """Make all of them."""
+    """Take all pictures."""
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
@@ -160,7 +160,7 @@ def picture(
     part: str | None = None,
     before: Callable[[], None] | None = None,
 ) -> None:
-    """Open the page of a run, let `before` happen, and write what is seen to docs/images/`name`.png."""
+    """Open the page of a run, call `before`, and write a screenshot to docs/images/`name`.png."""
     context = chromium.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]  # playwright's TypedDict and Literal
     page = context.new_page()
     page.goto(f"{url}/?run={run}{query}")
