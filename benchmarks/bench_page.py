@@ -2,7 +2,7 @@
 
     python benchmarks/bench_page.py [--steps N] [--bad N] [--rounds N]
 
-A real exporter stores a run with that many steps, some of them bad, and a real Chromium opens its page, each time in a new
+A real exporter stores a run with that many steps, some of them bad. A real Chromium opens its page, each time in a new
 profile without a cache. The time is from the start of the navigation until the chart shows a mark for every bad step in
 view, by the browser's clock. A run of a thousand steps is the baseline.
 """

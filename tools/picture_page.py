@@ -1,7 +1,7 @@
 """Take the pictures of the page for docs/page.md: `python -m tools.picture_page` writes docs/images/.
 
-It uses a real exporter, jobs that report like training processes, and a real Chromium. Run it after each visible change of
-the page, and look at every picture.
+It uses a real exporter, jobs that report like training processes, and a real Chromium. Run it after each visible change
+of the page, and look at every picture.
 """
 
 import itertools

@@ -35,9 +35,8 @@ export const HEALTH = {
     tier: "warning",
     word: "Skipping",
     sentence: (run) => {
-      const streak = run.gauges?.not_finite_streak ?? 0;
-      const limit = run.gauges?.guard_not_finite_limit;
-      const now = streak > 0 ? `The gradients of the last ${plural(streak, "step")} were non-finite.` : "The last gradients were non-finite.";
+      const { not_finite_streak: streak = 0, guard_not_finite_limit: limit } = run.gauges ?? {};
+      const now = `The gradients of the last ${streak > 1 ? plural(streak, "step") : "step"} were non-finite.`;
       return limit === undefined ? now : `${now} The guard's limit is ${integer(limit)} in a row.`;
     },
   },

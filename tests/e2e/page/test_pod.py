@@ -33,7 +33,9 @@ def test_each_process_has_a_cell_with_its_health(open_desk: OpenDesk, reporter: 
     expect(cells.nth(5)).to_have_accessible_name("Process 5: Never reported")
     expect(desk.part("pod").locator(".legend")).to_contain_text("1skipping")
     readout = desk.part("pod").locator("output")
-    expect(readout).to_contain_text("Process 4 on node-4 · Failed")  # the worst process, unless another is selected
+    expect(readout).to_contain_text(
+        re.compile(r"Process 4 on node-4 · Failed .* ago · ")
+    )  # the worst process, unless another is selected
     cells.nth(3).hover()
     expect(readout).to_contain_text(
         re.compile(r"Process 3 on node-3 · Skipping for .* · last report .* ago · .*streak 1")
@@ -129,6 +131,10 @@ def test_page_follows_another_process_when_the_shown_one_dies(open_desk: OpenDes
         both[1].good(1)
         page.wait_for_timeout(500)
     expect(desk.chart()).to_have_attribute("data-marked", "5 6")
+    # The silence of process 0 counts from its last report.
+    desk.part("pod").get_by_role("option").first.hover()
+    sentence = desk.part("pod").locator("output")
+    expect(sentence).to_contain_text(re.compile(r"No report for (.+) · last report \1 ago"))
     both[1].bad(w=1)
     expect(desk.chart()).to_have_attribute("data-marked", re.compile(r"^5 6 \d+$"))
     expect(skips).to_have_count(3)
