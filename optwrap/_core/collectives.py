@@ -62,8 +62,8 @@ class Together(NamedTuple):
         alike: dict[tuple[str, ...], list[jax.Array]] = {}
         for value in values:
             alike.setdefault(self.axes(value), []).append(value.astype(widest))
-        sums = [_psum(jnp.sum(jnp.stack(group)), axes) for axes, group in alike.items()]
-        return sums[0] if len(sums) == 1 else jnp.sum(jnp.stack(sums))
+        sums = [_psum(_sum_once(group), axes) for axes, group in alike.items()]
+        return sums[0] if len(sums) == 1 else _sum_once(sums)
 
     def total_count(self, count: jax.Array, most: int) -> jax.Array:
         """The sum over devices of a count, saturated at its dtype's largest value.
@@ -85,6 +85,17 @@ class Together(NamedTuple):
 
 ALONE: Final = Together(frozenset(), frozenset())
 """Each device for itself."""
+
+
+def _sum_once(values: Sequence[jax.Array]) -> jax.Array:
+    """The sum of scalars, such that XLA computes it once.
+
+    Without the barriers XLA makes a chain of additions of it, and repeats the chain in every fusion that uses the sum:
+    with hundreds of parameters that is most of the time it takes to compile.
+    """
+    once = lax.optimization_barrier  # JAX leaves it untyped
+    total: jax.Array = once(jnp.sum(once(jnp.stack(values))))  # type: ignore[no-untyped-call]
+    return total
 
 
 def _psum(value: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -14,7 +14,7 @@ from optwrap._core.apply_gradients import Fused, add, apply_gradients
 from optwrap._core.checks import INT32_MAX, shown, transformation
 from optwrap._core.checks import gradients as check_gradients
 from optwrap._core.collectives import Axes, AxisName
-from optwrap._core.trees import gradient_tree, is_placeholder, sharing_norms
+from optwrap._core.trees import gradient_tree, is_placeholder
 from optwrap._reading.counters import (
     ABSENT,
     INT_GAUGES,
@@ -176,7 +176,7 @@ def instrument(
             after = after._replace(waiting=report(after, before.waiting, callback_every, monitor))
         return InstrumentState(inner_state, {key: after})
 
-    return Fused(init, speaking_for(axes, sharing_norms(update)), speaking_for(axes, sharing_norms(apply)))
+    return Fused(init, speaking_for(axes, update), speaking_for(axes, apply))
 
 
 class _Places(NamedTuple):
