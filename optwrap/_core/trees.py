@@ -105,36 +105,52 @@ def nonfinite_counts(leaves: Sequence[Any], suspects: Sequence[jax.Array], toget
       One count for each leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated
       at its largest value.
     """
-    chunks, counts = _chunks(leaves), []
-    for chunk, suspect in zip(chunks, suspects, strict=True):
-        values = [jnp.asarray(leaves[i]) for i in chunk]
-        count = lax.cond(suspect, _count_each, _count_none, values)
-        counts.append(together.total_count(count, values[0].size))
-    places = np.concatenate(chunks)
-    return jnp.concatenate(counts)[np.argsort(places)]
+    counts, _ = _examined(leaves, suspects, jnp.ones([], jnp.float32), together)
+    return counts
 
 
-def norm_of_overflowing(leaves: Sequence[Any], total: jax.Array, together: Together = ALONE) -> jax.Array:
-    """The L2 norm of finite leaves whose sum of squares overflows.
+def counts_and_norm(
+    leaves: Sequence[Any], norms: Sequence[jax.Array], total: jax.Array, together: Together = ALONE
+) -> tuple[jax.Array, jax.Array]:
+    """`nonfinite_counts`, and the L2 norm of the leaves, of leaves whose sum of squares is not finite.
 
     Args:
       leaves: floating or complex leaves, one at least.
-      total: their sum of squares, which is infinite.
+      norms: what `squared_norms` returns for them.
+      total: the sum of the norms over the devices: NaN or infinite.
       together: the devices that have parts of the leaves.
 
     Returns:
-      A scalar of the dtype of `total`.
+      The counts; and the norm, a scalar of the dtype of `total`. If all values are finite and only their squares
+      overflow, it is the norm all the same; otherwise NaN or infinite.
     """
-    # As a constant, XLA would square the scale, to 0, where a leaf is a scalar.
+    # Were the scale a constant, XLA would square it, to 0, where a leaf is a scalar.
     scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
+    suspected = suspects(leaves, norms)
+    counts, scaled = _examined(leaves, suspected, scale, together)
 
-    def scaled(leaf: jax.Array) -> jax.Array:
-        leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else leaf.astype(scale.dtype)
-        product: jax.Array = leaf * scale.astype(leaf.dtype)
-        return product
+    def of_norms(chunk: list[int]) -> jax.Array:
+        return jnp.sum(jnp.square(jnp.sqrt(jnp.stack([norms[i].astype(scale.dtype) for i in chunk])) * scale))
 
-    stacks = [_stacked([jnp.asarray(leaves[i]) for i in chunk]) for chunk in _chunks(leaves)]
-    return jnp.sqrt(together.total([_squared_norm(scaled(stack)) for stack in stacks])) / scale
+    squares = [
+        lax.select(suspect, square, vary(of_norms(chunk), varying(jax.typeof(square))))
+        for chunk, suspect, square in zip(_chunks(leaves), suspected, scaled, strict=True)
+    ]
+    norm = jnp.sqrt(together.total(squares)) / scale
+    return counts, jnp.where(jnp.all(counts == 0), norm, jnp.sqrt(total))
+
+
+def _examined(
+    leaves: Sequence[Any], suspects: Sequence[jax.Array], scale: jax.Array, together: Together
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Counts by leaf; and by chunk the sum of squares of the values times `scale`, 0 for those that are no suspects."""
+    chunks, counts, squares = _chunks(leaves), [], []
+    for chunk, suspect in zip(chunks, suspects, strict=True):
+        values = [jnp.asarray(leaves[i]) for i in chunk]
+        count, square = lax.cond(suspect, _examine, _skip, values, scale)
+        counts.append(together.total_count(count, values[0].size))
+        squares.append(square)
+    return jnp.concatenate(counts)[np.argsort(np.concatenate(chunks))], squares
 
 
 def count_dtype() -> np.dtype[Any]:
@@ -157,7 +173,15 @@ def select(condition: jax.Array, chosen: Tree, otherwise: Tree) -> Tree:
 
     Unlike multiplication by a flag it keeps what is not finite on the side not taken out of the result.
     """
-    return jax.tree.map(lambda a, b: jnp.where(condition, cast(a, jnp.result_type(b)), b), chosen, otherwise)
+    return jax.tree.map(
+        lambda a, b: select_leaf(condition, cast(a, jnp.result_type(b)), jnp.asarray(b)), chosen, otherwise
+    )
+
+
+def select_leaf(condition: jax.Array, chosen: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """One leaf of `select`; both have one type. jnp.where is a jitted function, which takes longer to trace."""
+    leaf: jax.Array = lax.select(condition, chosen, otherwise)
+    return leaf
 
 
 def cast(leaf: Any, dtype: Any) -> jax.Array:
@@ -274,20 +298,23 @@ def _chunks(leaves: Sequence[Any]) -> list[list[int]]:
 # its branches are other functions than before.
 
 
-def _count_none(leaves: list[jax.Array]) -> jax.Array:
-    return vary(jnp.zeros([len(leaves)], count_dtype()), varying(jax.typeof(leaves[0])))
+def _skip(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    axes = varying(jax.typeof(leaves[0])) | varying(jax.typeof(scale))
+    return vary(jnp.zeros([len(leaves)], count_dtype()), axes), vary(jnp.zeros_like(scale), axes)
 
 
-def _count_each(leaves: list[jax.Array]) -> jax.Array:
+def _examine(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The stack is a copy of at most `_CHUNK` values. XLA compiles two reductions of it instead of two for each leaf.
+    values = leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
     if len(leaves) == 1:
-        return _nonfinite_count(leaves[0])[None]
-    nonfinite = ~jnp.isfinite(_stacked(leaves))
-    return jnp.sum(nonfinite, axis=tuple(range(1, nonfinite.ndim)), dtype=count_dtype())
-
-
-def _stacked(leaves: list[jax.Array]) -> jax.Array:
-    """The leaves of a chunk as one array: a copy of at most `_CHUNK` values, and one reduction to compile, not one each."""
-    return leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
+        counts = _nonfinite_count(values)[None]
+    else:
+        counts = jnp.sum(~jnp.isfinite(values), axis=tuple(range(1, values.ndim)), dtype=count_dtype())
+    if not jnp.issubdtype(values.dtype, jnp.complexfloating):
+        values = values.astype(scale.dtype)
+    square = _squared_norm(values * scale.astype(values.dtype)).astype(scale.dtype)
+    axes = varying(jax.typeof(values)) | varying(jax.typeof(scale))
+    return vary(counts, axes), vary(square, axes)
 
 
 def _nonfinite_count(leaf: jax.Array) -> jax.Array:

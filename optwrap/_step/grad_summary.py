@@ -19,15 +19,7 @@ from jax import lax
 from optwrap._core.checks import INT32_MAX
 from optwrap._core.collectives import Axes, Together
 from optwrap._core.norm_cache import Answer, caching_answer, caching_norms
-from optwrap._core.trees import (
-    count_dtype,
-    inexact_leaves,
-    is_inexact,
-    nonfinite_counts,
-    norm_of_overflowing,
-    squared_norms,
-    suspects,
-)
+from optwrap._core.trees import count_dtype, counts_and_norm, inexact_leaves, is_inexact, squared_norms
 
 Update = TypeVar("Update", bound=Callable[..., Any])
 
@@ -77,17 +69,13 @@ def summarized(tree: Any) -> Iterator[Summary]:
     together = _together.get()
     norms = squared_norms(leaves)
     total = together.total(norms)
-    suspected = suspects(leaves, norms)
 
     def usual() -> tuple[jax.Array, jax.Array, jax.Array]:
         return jnp.array(True), jnp.sqrt(total), jnp.zeros([len(leaves)], count_dtype())
 
     def count() -> tuple[jax.Array, jax.Array, jax.Array]:
-        counts = nonfinite_counts(leaves, suspected, together)
-        finite = jnp.all(counts == 0)
-        # Where a value is not finite the norm is NaN or infinite. Where all are, their squares have overflowed.
-        norm = lax.cond(finite, lambda: norm_of_overflowing(leaves, total, together), lambda: jnp.sqrt(total))
-        return finite, norm, counts
+        counts, norm = counts_and_norm(leaves, norms, total, together)
+        return jnp.all(counts == 0), norm, counts
 
     finite, norm, counts = lax.cond(jnp.isfinite(total), usual, count)
     nonfinite = jnp.minimum(counts, INT32_MAX).astype(jnp.int32)
