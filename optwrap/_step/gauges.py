@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optwrap._reading.counters import ABSENT, INT_GAUGES
+from optwrap._reading.counters import ABSENT, INTEGER_GAUGES
 from optwrap._step.grad_summary import on_any_device
 from optwrap._step.wrappers import Wrapper, depth_first
 from optwrap._wrappers.skip_if import SkipIfState
@@ -17,7 +17,7 @@ class Gauges(NamedTuple):
     """What is shown of the wrappers."""
 
     integers: jax.Array
-    """int32[7], in the order of INT_GAUGES."""
+    """int32[7], in the order of INTEGER_GAUGES."""
     gradient_norm_limit: jax.Array
     """float32[]: the norm from which a step is skipped as large; ABSENT where there is no such limit."""
 
@@ -55,7 +55,7 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
         return jnp.array(ABSENT, jnp.int32) if value is None else on_any_device(jnp.asarray(value).astype(jnp.int32))
 
     return Gauges(
-        integers=jnp.stack([word(values.get(name)) for name in INT_GAUGES]),
+        integers=jnp.stack([word(values.get(name)) for name in INTEGER_GAUGES]),
         gradient_norm_limit=jnp.array(ABSENT, jnp.float32) if norm_limit is None else on_any_device(norm_limit),
     )
 

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import optwrap
-from optwrap._reading.unpack import reading, unpack
+from optwrap._reading.state import reading
+from optwrap._reading.unpack import unpack
 from optwrap._step.instrument import instrument
 from tests.optwrap.transformations import FLOAT32
 
