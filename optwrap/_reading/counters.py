@@ -7,6 +7,7 @@ The words, in this order: the layout version, the number of accumulation windows
 are declared. Signed integers and floats keep their bits; a bool is 0 or 1.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -118,8 +119,8 @@ def pack(counters: Counters) -> jax.Array:
       counters: arrays of the dtypes that `Counters` says, with the same leading axes.
     """
     lead = jnp.shape(counters.outcomes)[:-1]
-    head = [VERSION, counters.window_not_finite.shape[-1]]
-    parts = [jnp.broadcast_to(jnp.array(head, jnp.uint32), (*lead, 2))]
+    head = jnp.array([VERSION, counters.window_not_finite.shape[-1]], jnp.uint32)
+    parts = [jnp.broadcast_to(head, (*lead, 2))]
     for name, value in counters._asdict().items():
         words = _to_words(jnp.asarray(value))
         parts.append(words if name in _VECTORS or name in _OF_A_PROGRAM else words[..., None])
@@ -133,15 +134,47 @@ def split(words: Any, windows: int) -> Counters:
       words: uint32[..., HEAD + W + 2 P], of JAX or numpy.
       windows: W.
     """
-    parameters = parameter_count(words.shape[-1], windows)
-    sizes = {**_VECTORS, "window_not_finite": windows, "parameters": parameters, "not_finite_values": parameters}
-    fields, start = {}, 2
-    for name in Counters._fields:
-        size = sizes.get(name)
-        part = words[..., start] if size is None else words[..., start : start + size]
-        fields[name] = _from_words(name, part)
-        start += 1 if size is None else size
+    fields = {}
+    for name, (start, size) in _positions(words.shape[-1], windows).items():
+        is_vector = name in _VECTORS or name in _OF_A_PROGRAM
+        fields[name] = _from_words(name, words[..., start : start + size] if is_vector else words[..., start])
     return Counters(**fields)
+
+
+def advance(words: jax.Array, windows: int, events: Mapping[str, Any], values: Mapping[str, Any]) -> jax.Array:
+    """The packed array after a step.
+
+    All of it is one elementwise computation over the vector, so that XLA makes one kernel of it. A concatenation of the
+    fields would be a kernel for each.
+
+    Args:
+      words: uint32[HEAD + W + 2 P], the packed array before the step.
+      windows: W.
+      events: by the name of a field of counts, bool: which of them to increase by one. They saturate at `MAX_COUNT`.
+      values: by the name of a field, its new value.
+
+      For a field that is a scalar, both are scalars; for another one, a list of scalars, or an array of one axis.
+    """
+    index = lax.iota(jnp.int32, words.shape[-1])
+    positions = _positions(words.shape[-1], windows)
+
+    def spread(name: str, field: Any, onto: jax.Array) -> jax.Array:
+        """`onto`, with the field's words in their places."""
+        start, size = positions[name]
+        if isinstance(field, jax.Array) and field.ndim:
+            padded = lax.pad(field, jnp.zeros([], field.dtype), [(start, len(onto) - start - size, 0)])
+            return jnp.where((index >= start) & (index < start + size), padded, onto)
+        for i, scalar in enumerate(field if isinstance(field, list) else [field]):
+            onto = jnp.where(index == start + i, scalar, onto)
+        return onto
+
+    increased = jnp.zeros(words.shape, jnp.bool_)
+    for name, event in events.items():
+        increased = spread(name, event, increased)
+    words = count_if(words, increased)
+    for name, value in values.items():
+        words = spread(name, jax.tree.map(_to_words, value), words)
+    return words
 
 
 def parameter_count(length: int, windows: int) -> int:
@@ -167,6 +200,17 @@ def window_count(words: Words) -> int:
 def count_if(count: jax.Array, event: jax.Array) -> jax.Array:
     """`count` (uint32), plus one where there was an event (bool); saturates at MAX_COUNT."""
     return count + (event & (count != MAX_COUNT)).astype(jnp.uint32)
+
+
+def _positions(length: int, windows: int) -> dict[str, tuple[int, int]]:
+    """Start and size of each field in a packed array of `length` words."""
+    parameters = parameter_count(length, windows)
+    sizes = {**_VECTORS, "window_not_finite": windows, "parameters": parameters, "not_finite_values": parameters}
+    positions, start = {}, 2
+    for name in Counters._fields:
+        positions[name] = start, sizes.get(name, 1)
+        start += sizes.get(name, 1)
+    return positions
 
 
 def _to_words(value: jax.Array) -> jax.Array:

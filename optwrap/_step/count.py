@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optwrap._reading.counters import ABSENT, INTEGER_GAUGES, OUTCOMES, Counters, count_if, pack, split
+from optwrap._reading.counters import ABSENT, INTEGER_GAUGES, OUTCOMES, Counters, advance, count_if, pack, split
 from optwrap._reading.unpack import Layout
 from optwrap._step.gauges import gauges
 from optwrap._step.outcomes import Call, count_windows, judge
@@ -68,31 +68,36 @@ def counted(
       leaves: which parameters the gradients are of.
       flags: bool[R], the replicas whose own gradients were non-finite; None where the step was given no flags.
     """
-    before, summary = split(words, count_windows(call.before)), call.summary
+    windows = count_windows(call.before)
+    before, summary = split(words, windows), call.summary
     outcome, window_not_finite = judge(wrappers, call, before.window_not_finite)
-    levels = gauges(wrappers)
     not_finite = summary.not_finite
     if leaves.indices is not None:
         every = jnp.zeros(before.parameters.shape, not_finite.dtype)
         not_finite = every.at[jnp.array(leaves.indices, jnp.int32)].set(not_finite)
     streak = jnp.where(summary.finite, jnp.uint32(0), count_if(before.not_finite_streak, jnp.array(True)))
+    levels = gauges(wrappers)
     replica, replicas_not_finite = first_and_count(flags)
-    return pack(
-        Counters(
-            fingerprint=jnp.array(leaves.layout.fingerprint, jnp.uint32),
-            outcomes=count_if(before.outcomes, jnp.arange(len(OUTCOMES), dtype=jnp.int32) == outcome),
-            not_finite_steps=count_if(before.not_finite_steps, ~summary.finite),
-            not_finite_streak=streak,
-            not_finite_streak_peak=jnp.maximum(before.not_finite_streak_peak, streak),
-            outcome=outcome,
-            finite=summary.finite,
-            gradient_norm=summary.norm,
-            gradient_norm_limit=levels.gradient_norm_limit,
-            gauges=levels.integers,
-            replica=replica,
-            replicas_not_finite=replicas_not_finite,
-            window_not_finite=window_not_finite,
-            parameters=count_if(before.parameters, not_finite > 0),
-            not_finite_values=not_finite.astype(jnp.uint32),
-        )
+    return advance(
+        words,
+        windows,
+        events={
+            "outcomes": [outcome == i for i in range(len(OUTCOMES))],
+            "not_finite_steps": ~summary.finite,
+            "parameters": not_finite > 0,
+        },
+        values={
+            "fingerprint": jnp.array(leaves.layout.fingerprint, jnp.uint32),
+            "not_finite_streak": streak,
+            "not_finite_streak_peak": jnp.maximum(before.not_finite_streak_peak, streak),
+            "outcome": outcome,
+            "finite": summary.finite,
+            "gradient_norm": summary.norm,
+            "gradient_norm_limit": levels.gradient_norm_limit,
+            "gauges": levels.integers,
+            "replica": replica,
+            "replicas_not_finite": replicas_not_finite,
+            "window_not_finite": window_not_finite,
+            "not_finite_values": not_finite,
+        },
     )

@@ -16,8 +16,8 @@ from optwrap._wrappers.skip_if import SkipIfState
 class Gauges(NamedTuple):
     """What is shown of the wrappers."""
 
-    integers: jax.Array
-    """int32[7], in the order of INTEGER_GAUGES."""
+    integers: list[jax.Array]
+    """7 of int32[], in the order of INTEGER_GAUGES; ABSENT where no wrapper has that gauge."""
     gradient_norm_limit: jax.Array
     """float32[]: the norm from which a step is skipped as large; ABSENT where there is no such limit."""
 
@@ -55,7 +55,7 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
         return jnp.array(ABSENT, jnp.int32) if value is None else on_any_device(jnp.asarray(value).astype(jnp.int32))
 
     return Gauges(
-        integers=jnp.stack([word(values.get(name)) for name in INTEGER_GAUGES]),
+        integers=[word(values.get(name)) for name in INTEGER_GAUGES],
         gradient_norm_limit=jnp.array(ABSENT, jnp.float32) if norm_limit is None else on_any_device(norm_limit),
     )
 

@@ -59,7 +59,7 @@ class Call(NamedTuple):
     count as its doing, where nothing but what came out tells."""
 
 
-def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
     """The outcome of one call.
 
     Args:
@@ -74,7 +74,7 @@ def judge(found: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax
     given = _Given(call.summary.finite, call.summary.not_finite == 0, alone=not call.applied)
     gravity = on_any_device(_judge(found, call.before, given, hearing))
     by_gravity = jnp.array([OUTCOMES.index(outcome) for outcome in _BY_GRAVITY], jnp.int32)
-    return by_gravity[gravity], on_any_device(jnp.stack(hearing.after)) if hearing.after else windows
+    return by_gravity[gravity], [on_any_device(window) for window in hearing.after]
 
 
 def count_windows(state: Any) -> int:

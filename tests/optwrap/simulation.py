@@ -270,7 +270,7 @@ def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
                 outcome=outcome,
                 finite=finite,
                 norm=norm,
-                nonfinite_parameters=offenders,
+                offenders=offenders,
                 outcomes=dict(outcomes),
                 not_finite_steps=not_finite_steps,
                 parameters={name: times for name, times in parameters.items() if times},
