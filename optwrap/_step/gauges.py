@@ -61,11 +61,11 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
 
 
 def _limit(wrapper: Wrapper) -> jax.Array | None:
-    return None if wrapper.known is None else wrapper.known.limit
+    return None if wrapper.limits is None else wrapper.limits.limit
 
 
 def _norm_limit(wrapper: Wrapper) -> jax.Array | None:
-    squared = None if wrapper.known is None else wrapper.known.squared_norm
+    squared = None if wrapper.limits is None else wrapper.limits.squared_norm
     return None if squared is None else jnp.sqrt(squared)
 
 

@@ -164,10 +164,10 @@ def _judge_guard(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> jax.Arra
     bad = ~new.last_finite.astype(jnp.bool_) & called
     leaves = None if given.leaves is None else given.leaves | ~bad
     inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=~bad, leaves=leaves), hearing)
-    if wrapper.known is not None and not wrapper.known.gives_up:
+    if wrapper.limits is not None and not wrapper.limits.gives_up:
         accepted = jnp.array(False)
-    elif wrapper.known is not None and wrapper.known.limit is not None:
-        accepted = new.notfinite_count > wrapper.known.limit
+    elif wrapper.limits is not None and wrapper.limits.limit is not None:
+        accepted = new.notfinite_count > wrapper.limits.limit
     else:
         accepted = _left_a_trace(old.inner_state, new.inner_state, bad, given.alone, hearing.returned)
     return jnp.where(bad & ~accepted, _NOT_FINITE, inside)
@@ -198,18 +198,18 @@ def _judge_window(wrapper: Wrapper, given: _Given, hearing: _Hearing) -> jax.Arr
     skipped = ~emitted & (new.mini_step == old.mini_step)
 
     before = next(hearing.before)
-    if wrapper.known is not None:
+    if wrapper.limits is not None:
         before = before & (old.mini_step != 0)  # the window may have been flushed since
     spoilt = ~finite
-    if wrapper.known is not None and wrapper.known.weighted:
+    if wrapper.limits is not None and wrapper.limits.weighted:
         spoilt = spoilt & (new.skip_state["weight"] > 0)  # what weighs nothing is not taken in
     after = jnp.where(skipped, before, before | spoilt)
     # An empty window holds nothing. But optax empties it as 0 * x: what was not finite never leaves it again.
-    hearing.after.append(after if wrapper.known is None else after & (new.mini_step != 0))
+    hearing.after.append(after if wrapper.limits is None else after & (new.mini_step != 0))
 
     inside = _judge(wrapper.inside, old.inner_opt_state, given._replace(finite=~after, leaves=None), hearing)
     waiting = jnp.array(_ACCUMULATED)
-    if wrapper.known is None:
+    if wrapper.limits is None:
         # optax calls the inner in every mini-step, and multiplies what it returns by 0: NaN goes through.
         leaked = _looked_at(after & ~skipped & ~emitted, _not_finite, hearing.returned)
         waiting = jnp.where(leaked, _ACCEPTED, _ACCUMULATED)
