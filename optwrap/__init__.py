@@ -5,6 +5,7 @@ from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNod
 from optwrap._core.apply_gradients import apply_gradients, settle
 from optwrap._monitor.monitor import Monitor
 from optwrap._reading.observer import Observer
+from optwrap._reading.replicas import Replica
 from optwrap._reading.state import InstrumentState, reading
 from optwrap._reading.unpack import Layout, Reading, Totals, unpack
 from optwrap._step.adopt import adopt
@@ -31,6 +32,7 @@ __all__ = [
     "MultiStepsState",
     "Observer",
     "Reading",
+    "Replica",
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from optwrap._reading.unpack import Reading, Words
+from optwrap._reading.counters import Words
+from optwrap._reading.unpack import Reading
 
 
 class Row(NamedTuple):

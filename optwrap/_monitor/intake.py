@@ -8,8 +8,9 @@ from optwrap._monitor import arrays
 from optwrap._monitor.account import Account, Observed
 from optwrap._monitor.log import Once, place_of
 from optwrap._monitor.queue import Inbox, Item
+from optwrap._reading.counters import Words
 from optwrap._reading.replicas import Brought, brought
-from optwrap._reading.unpack import Layout, Reading, Words, unpack
+from optwrap._reading.unpack import Layout, Reading, unpack
 
 _BREATH: Final = 4
 """Readings after which another thread is let in. Giving up the interpreter for no time at all would not do: who waits

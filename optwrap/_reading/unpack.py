@@ -5,6 +5,7 @@ import functools
 import weakref
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
         )
     paths = tuple(f"leaf_{i}" for i in range(size)) if layout is None else layout.parameters
 
-    def by_path(values: Words) -> dict[str, int]:
+    def by_path(values: Any) -> dict[str, int]:
         return {paths[i]: int(values[i]) for i in np.flatnonzero(values)}
 
     gauges: dict[str, float | int] = {
@@ -145,7 +146,7 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
     )
 
 
-def _or_none(value: object) -> int | None:
+def _or_none(value: Any) -> int | None:
     number = int(value)
     return None if number == ABSENT else number
 

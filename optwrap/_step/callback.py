@@ -33,7 +33,7 @@ def report(words: jax.Array, observer: Observer) -> jax.Array:
     Returns:
       The same words. They depend on the callback, so it runs before whoever needs them.
     """
-    zero = jax.pure_callback(
+    zero: jax.Array = jax.pure_callback(
         _calling(observer), np.zeros([], np.uint32), lax.stop_gradient(words), vmap_method="expand_dims"
     )
     return words ^ zero

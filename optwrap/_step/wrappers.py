@@ -159,7 +159,7 @@ def _live_schedule(
     captured = [live(value) for value in traced.consts]
     if any(value is None for value in captured):
         return lambda _: None
-    every_k = jaxpr_as_fun(traced.replace(consts=captured))
+    every_k = jaxpr_as_fun(traced.replace(consts=captured))  # type: ignore[no-untyped-call]  # JAX leaves it untyped
     return lambda gradient_step: every_k(gradient_step)[0]
 
 
