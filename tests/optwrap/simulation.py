@@ -258,7 +258,9 @@ def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
         finite = is_finite(given)
         told = optimizer.around(given, optimizer(given))
         outcome = told.fate or ("applied" if finite else "accepted_not_finite")
-        nonfinite_parameters = {name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})}
+        nonfinite_parameters = {
+            name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})
+        }
         outcomes[outcome] += 1
         not_finite_steps += not finite
         streak = 0 if finite else streak + 1

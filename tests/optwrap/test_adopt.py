@@ -51,6 +51,7 @@ def stepped(tx: Any) -> Callable[..., Any]:
     return step
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("through", [through_orbax, through_flax])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(

@@ -27,6 +27,8 @@ from tests.optwrap.transformations import (
     run,
 )
 
+pytestmark = pytest.mark.thin(5)
+
 Tree = Any
 Make = Callable[[Any], Any]
 """Makes a transformation from an optimizer."""

@@ -70,6 +70,7 @@ def instrumented(case: Case) -> tuple[Any, Any]:
     return jax.jit(tx.init), jax.jit(stepper(tx))
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("case", [*SINGLES[:6], *PAIRS[::8]], ids=lambda case: case.name)
 @settings(max_examples=8, deadline=None)
 @given(faults=st.lists(st.sampled_from([0.0, 1.0, 100.0, 1e30, np.nan, np.inf]), min_size=5, max_size=5))

@@ -46,7 +46,9 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, float]]] = {
         {"gradient_norm_limit": 4.0},
     ),
     "limit in an injected window": (
-        lambda: injected(lambda limit: optwrap.MultiSteps(optax.adam(0.1), 2, should_skip_update_fn=large(limit)), 16.0),
+        lambda: injected(
+            lambda limit: optwrap.MultiSteps(optax.adam(0.1), 2, should_skip_update_fn=large(limit)), 16.0
+        ),
         {"gradient_norm_limit": 4.0, "every_k": 2},
     ),
 }

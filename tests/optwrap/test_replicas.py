@@ -29,6 +29,8 @@ from optwrap._reading.replicas import OTHERS, Brought, Replica, Replicas, brough
 from optwrap._reading.unpack import unpack
 from tests.optwrap.monitoring import Books, StubExporter, Training
 
+pytestmark = pytest.mark.thin(3)
+
 N = 8
 SPOILT = np.array(
     [
