@@ -15,12 +15,14 @@ from optwrap._step.wrappers import Wrapper
 
 
 class Leaves(NamedTuple):
-    """Which parameters the gradients of a step are of."""
+    """The parameters that the gradients of a step belong to, and the replicas that they come from."""
 
     layout: Layout
     """All parameters' names."""
     indices: list[int] | None
-    """For each leaf of the gradients the index of its parameter; None where there is one for each, in order."""
+    """For each leaf of the gradients the index of its parameter; None if every parameter has one, in order."""
+    flags: jax.Array | None = None
+    """bool[R]: the replicas whose own gradients were non-finite; None if the step was given no flags."""
 
 
 def first_counters(layout: Layout, windows: int) -> jax.Array:
@@ -56,17 +58,14 @@ def first_counters(layout: Layout, windows: int) -> jax.Array:
     )
 
 
-def counted(
-    words: jax.Array, call: Call, wrappers: Sequence[Wrapper], leaves: Leaves, flags: jax.Array | None
-) -> jax.Array:
+def counted(words: jax.Array, call: Call, wrappers: Sequence[Wrapper], leaves: Leaves) -> jax.Array:
     """The packed counters after a step.
 
     Args:
       words: the packed counters before it.
       call: the step.
       wrappers: the outermost wrappers in the optimizer.
-      leaves: which parameters the gradients are of.
-      flags: bool[R], the replicas whose own gradients were non-finite; None where the step was given no flags.
+      leaves: the parameters that the gradients belong to.
     """
     windows = count_windows(call.before)
     before, summary = split(words, windows), call.summary
@@ -77,7 +76,7 @@ def counted(
         not_finite = every.at[jnp.array(leaves.indices, jnp.int32)].set(not_finite)
     streak = jnp.where(summary.finite, jnp.uint32(0), count_if(before.not_finite_streak, jnp.array(True)))
     levels = gauges(wrappers)
-    replica, replicas_not_finite = first_and_count(flags)
+    replica, replicas_not_finite = first_and_count(leaves.flags)
     return advance(
         words,
         windows,

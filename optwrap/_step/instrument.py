@@ -117,26 +117,26 @@ def instrument(
     def update(
         updates: Any, state: InstrumentState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, InstrumentState]:
-        leaves, flags, extra_args = described(updates, state, params, extra_args)
+        leaves, extra_args = described(updates, state, params, extra_args)
         with summarized(updates) as summary:
             new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         call = Call(state.inner_state, updates, new_updates, summary)
-        return new_updates, after(call, state, inner_state, params, leaves, flags)
+        return new_updates, after(call, state, inner_state, params, leaves)
 
     def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
         if not isinstance(inner, Fused) or inner.apply is None:  # then there are updates to judge by
             new_updates, state = update(grads, state, params, **extra_args)
             return add(params, new_updates), state
-        leaves, flags, extra_args = described(grads, state, params, extra_args)
+        leaves, extra_args = described(grads, state, params, extra_args)
         with summarized(grads) as summary:
             new_params, inner_state = apply_gradients(inner, grads, state.inner_state, params, **extra_args)
         call = Call(state.inner_state, grads, new_params, summary, applied=True)
-        return new_params, after(call, state, inner_state, params, leaves, flags)
+        return new_params, after(call, state, inner_state, params, leaves)
 
     def described(
         gradients: Any, state: InstrumentState, params: Any, extra_args: dict[str, Any]
-    ) -> tuple[Leaves, Any, dict[str, Any]]:
-        """Tell the monitor about the step; returns the leaves, the replicas' flags, and the extra arguments of `tx`."""
+    ) -> tuple[Leaves, dict[str, Any]]:
+        """Tell the monitor about the step; returns what the gradients belong to, and the extra arguments of `tx`."""
         check_gradients("instrument", gradients, gradient_tree(params))
         words = _counters_of(state, key)
         size = parameter_count(words.shape[-1], count_windows(state.inner_state))
@@ -145,14 +145,12 @@ def instrument(
         describe(dataclasses.replace(leaves.layout, replicas=replicas), stepping=True)
         if not has_instrumentation(state.inner_state):
             extra_args = {name: value for name, value in extra_args.items() if name != "replica_flags"}
-        return leaves, flags, extra_args
+        return leaves._replace(flags=flags), extra_args
 
-    def after(
-        call: Call, state: InstrumentState, inner_state: Any, params: Any, leaves: Leaves, flags: Any
-    ) -> InstrumentState:
+    def after(call: Call, state: InstrumentState, inner_state: Any, params: Any, leaves: Leaves) -> InstrumentState:
         """The state after the step."""
         outermost = wrappers(inner.init, call.gradients if params is None else params, state.inner_state, inner_state)
-        words = counted(state.counters[key], call, outermost, leaves, flags)
+        words = counted(state.counters[key], call, outermost, leaves)
         if emit == "callback" and monitor is not None:
             words = report(words, monitor)
         return InstrumentState(inner_state, {key: words})

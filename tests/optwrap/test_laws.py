@@ -62,6 +62,7 @@ def test_finite_gradients_give_what_optax_gives(case: Case, tree: str) -> None:
         assert_same(as_optax_has_it(mine), other)
 
 
+@pytest.mark.thin(3)
 @by_name([case for case in EVERY_PAIR if case.name not in OPTAX_RAISES])
 def test_finite_gradients_give_what_optax_gives_where_two_are_nested(case: Case) -> None:
     """The same for nestings of two."""

@@ -18,7 +18,7 @@ PARAMS = {"a": jnp.ones(3)}
 
 def injected(make: Callable[[Any], Any], value: Any) -> Any:
     """The transformation with one hyperparameter, as `inject_hyperparams` traces it."""
-    return optax.inject_hyperparams(lambda value: make(value))(value=value)
+    return optax.inject_hyperparams(lambda value: make(value))(value=value)  # noqa: PLW0108  # by this argument's name
 
 
 def large(limit: Any) -> Any:
