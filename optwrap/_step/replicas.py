@@ -107,7 +107,7 @@ def flags_and_replicas(given: Any) -> tuple[Any, Replicas | None]:
 
 
 def first_and_count(flags: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Index of the first flagged replica (int32[], ABSENT if none), and their number (int32[]); without flags ABSENT."""
+    """Index of the first flagged replica (ABSENT if none) and their number, each int32[]; ABSENT without flags."""
     if flags is None:
         return jnp.array(ABSENT, jnp.int32), jnp.array(ABSENT, jnp.int32)
     flags = Together(None, frozenset()).largest(jnp.asarray(flags))
