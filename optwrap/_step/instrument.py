@@ -98,7 +98,7 @@ def instrument(
     """
     inner = transformation("tx", tx)
     key = _checked_name(name)
-    axes = Axes("instrument: axis_name", axis_name, every_told=True)
+    axes = Axes("instrument: axis_name", axis_name, every_typed=True)
     _check_emission(monitor, emit)
 
     identity = _Identity()  # lives as long as the functions below

@@ -267,7 +267,7 @@ def _inner_has_stepped(old: Any, new: Any, bad: jax.Array, alone: bool, updates:
 
 
 def _any_if(condition: jax.Array, test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
-    """Whether `condition` and, for any value of `tree`, `test` hold: bool[]. `tree` is read only under the condition."""
+    """Whether `condition` holds, and `test` for any value of `tree`: bool[]. Otherwise `tree` is not read."""
     result: jax.Array = lax.cond(on_any_device(condition), lambda: anywhere(test, tree), lambda: jnp.array(False))
     return result
 

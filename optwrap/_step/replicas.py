@@ -67,14 +67,14 @@ def replica_flags(grads: Any, axis_name: AxisName, *, mesh: jax.sharding.Mesh | 
       ValueError: the function is not traced under such an axis, as under plain jit; or the gradients are already the
         same along it; or `mesh` has no such axes, or axes of other sizes.
     """
-    axes = Axes("replica_flags: axis_name", axis_name, every_told=True, called="replica_flags", remedy=_REMEDY)
+    axes = Axes("replica_flags: axis_name", axis_name, every_typed=True, called="replica_flags", remedy=_REMEDY)
     if not axes.names:
         raise ValueError(
             f"replica_flags: axis_name must be the axis along which the replicas lie, or a tuple of them, got "
             f"{shown(axis_name)}: {_REMEDY}"
         )
-    together = Together(None, axes.here().untold | _untyped_axes())
-    _check_differ(grads, axes.names, together.untold)
+    together = Together(None, axes.here().untyped | _untyped_axes())
+    _check_differ(grads, axes.names, together.untyped)
     index, count = lax.axis_index(axes.names), int(lax.axis_size(axes.names))
     _check_mesh(mesh, axes.names)
     # Each replica adds its own row to a sum. The type of a sum says that it is the same on each device; that of an
