@@ -76,27 +76,22 @@ def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict
         finite, num_not_finite = answer.finite, saturating_sum(answer.counts)
     else:
         probes = finite_probes(leaves)
-        # Counting costs more than deciding, and is needed only where there is something to count. The decision comes out
-        # of the condition, too: XLA would otherwise compute it from all probes anew in every fusion that selects by it.
-        finite, num_not_finite = jax.lax.cond(
-            jnp.isfinite(together.total(probes)), _no_count, _count(together), leaves, suspects(leaves, probes)
-        )
+        finite = jnp.isfinite(together.total(probes))
+        # Counting costs more than deciding, and is needed only where there is something to count.
+        num_not_finite = jax.lax.cond(finite, _no_count, _count(together), finite, leaves, suspects(leaves, probes))
     return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
 
 
 # Without jit, JAX compiles a condition anew whenever its branches are other functions than before.
 
 
-def _no_count(*_: Any) -> tuple[jax.Array, jax.Array]:
-    return jnp.array(True), jnp.zeros([], count_dtype())
+def _no_count(finite: jax.Array, *_: Any) -> jax.Array:
+    return jnp.zeros_like(finite, dtype=count_dtype())
 
 
 @functools.cache
-def _count(together: Together) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    def count(leaves: list[Any], suspects: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return jnp.array(False), saturating_sum(nonfinite_counts(leaves, suspects, together))
-
-    return count
+def _count(together: Together) -> Callable[..., jax.Array]:
+    return lambda _, leaves, suspects: saturating_sum(nonfinite_counts(leaves, suspects, together))
 
 
 def skip_large_updates(
