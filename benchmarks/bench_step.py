@@ -83,8 +83,6 @@ class Variant:
     """How a reading leaves the step: "reading", "callback", "debug.callback"; None: it does not."""
     instrumented: bool = True
     guarded: bool = True
-    every: int = 1
-    """Steps per callback, with emit="callback"."""
 
 
 class Trainer:
@@ -104,7 +102,7 @@ class Trainer:
         tx: Any = case.tx if variant.guarded else case.unguarded
         if variant.instrumented:
             emit = "callback" if variant.emit == "callback" else "reading"
-            tx = optwrap.instrument(tx, monitor, emit=emit, callback_every=variant.every)  # type: ignore[arg-type]
+            tx = optwrap.instrument(tx, monitor, emit=emit)  # type: ignore[arg-type]
         heard: collections.deque[Any] = collections.deque(maxlen=1000)
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -139,11 +137,6 @@ class Trainer:
     def state_leaves(self) -> int:
         """Leaves of the optimizer's state."""
         return len(jax.tree.leaves(self._state))
-
-    def finish(self) -> None:
-        """Hand over the steps that still wait on the device."""
-        if self._monitor is not None and self.variant.emit == "callback":
-            self._monitor.observe(optwrap.reading(self._state))
 
     def train(self, steps: int) -> None:
         """Take `steps` steps and note what one of them took."""
@@ -243,7 +236,6 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
             Variant("reading observed, exporter absent", absent, "reading"),
             Variant("reading observed, exporter hangs", hanging, "reading"),
             Variant('emit="callback"', endpoint, "callback"),
-            Variant('emit="callback", callback_every=8', endpoint, "callback", every=8),
             Variant("jax.debug.callback of the reading", None, "debug.callback"),
         ]
         trainers = [Trainer(case, variant, f"{run}-{i}", stack) for i, variant in enumerate(variants)]
@@ -252,8 +244,6 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
         while time.monotonic() < until or len(trainers[0].seconds) < MIN_ROUNDS:
             for trainer in order.sample(trainers, len(trainers)):
                 trainer.train(case.steps)
-        for trainer in trainers:
-            trainer.finish()
     show(case, trainers, console)
     for trainer in trainers:
         if trainer.variant.endpoint == endpoint:

@@ -4,11 +4,13 @@ from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNod
 
 from optwrap._core.apply_gradients import apply_gradients, settle
 from optwrap._monitor.monitor import Monitor
-from optwrap._reading.counters import InstrumentState
-from optwrap._reading.unpack import reading
+from optwrap._reading.observer import Observer
+from optwrap._reading.replicas import Replica
+from optwrap._reading.state import InstrumentState, reading
+from optwrap._reading.unpack import Layout, Reading, Totals, unpack
 from optwrap._step.adopt import adopt
 from optwrap._step.instrument import instrument
-from optwrap._step.replicas import replica_flags
+from optwrap._step.replicas import ReplicaFlags, replica_flags
 from optwrap._wrappers.apply_if_finite import apply_if_finite
 from optwrap._wrappers.flatten import flatten
 from optwrap._wrappers.lookahead import lookahead
@@ -20,6 +22,7 @@ from optwrap._wrappers.skip_if import SkipIfState, skip_if
 __all__ = [
     "ApplyIfFiniteState",
     "InstrumentState",
+    "Layout",
     "LookaheadParams",
     "LookaheadState",
     "MaskedNode",
@@ -27,8 +30,13 @@ __all__ = [
     "Monitor",
     "MultiSteps",
     "MultiStepsState",
+    "Observer",
+    "Reading",
+    "Replica",
+    "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "Totals",
     "adopt",
     "apply_gradients",
     "apply_if_finite",
@@ -42,4 +50,5 @@ __all__ = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "unpack",
 ]

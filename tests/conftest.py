@@ -20,6 +20,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="every case of the tests over large tables")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "thin(n): without --thorough, one in n of the test's cases runs")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out cases of long tables, unless they were asked for: by --thorough, or as the few of a selection."""
     if config.getoption("thorough") or config.getoption("keyword") or any("::" in arg for arg in config.args):

@@ -1,1 +1,4 @@
-"""What every part of the library stands on: trees, conditions, checks and collectives."""
+"""What all wrappers share: trees, conditions, argument checks, collectives.
+
+Modules, lowest first: checks collectives norm_cache trees cond declarations apply_gradients.
+"""

@@ -1,4 +1,4 @@
-"""Update and apply in one, so that a step which is not taken touches nothing."""
+"""`apply_gradients`: update and apply under one condition, so that a skipped step touches nothing."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,21 +13,21 @@ from optwrap._core.trees import Tree, gradient_tree
 Apply = Callable[..., tuple[Tree, Tree]]
 """`(gradients, state, params, **extra_args) -> (new parameters, new state)`."""
 
-_REMEDY: Final = "pass the gradients of these parameters, to a transformation that returns updates alike"
+_REMEDY: Final = "pass the gradients of these parameters, to a transformation that returns updates of their shapes"
 
 
 class Fused(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # optax ships no types
-    """A transformation that can also take a whole step: `apply` does what `update` and `optax.apply_updates` do.
+    """A transformation with a third function, `apply`, that does the work of `update` and `optax.apply_updates`.
 
-    To optax it is like any other. What wraps it and is not one itself (`optax.chain`) hides `apply`, and then the two
-    are called one after the other; and so they are of what `_replace` or `jax.tree.map` make of one, which know of two
-    functions only.
+    optax treats it like any other transformation. A transformation around it that has no `apply` itself, such as
+    `optax.chain`, hides it; then `update` and `optax.apply_updates` are called. The same holds for a copy made by
+    `_replace` or `jax.tree.map`, which know only two functions.
     """
 
     apply: Apply | None
 
     def __new__(cls, init: Any, update: Any, apply: Apply | None = None) -> "Fused":
-        """Make it of its three functions; without `apply` it is a transformation like any other."""
+        """Make it from its functions. Without `apply` it is an ordinary transformation."""
         self: Fused = super().__new__(cls, init, update)
         self.apply = apply
         return self
@@ -36,19 +36,18 @@ class Fused(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # opt
 def apply_gradients(
     tx: optax.GradientTransformation, grads: Tree, state: Tree, params: Tree, **extra_args: Any
 ) -> tuple[Tree, Tree]:
-    """One step of the optimizer: what `tx.update` and then `optax.apply_updates` do, in one, and faster.
+    """One step of the optimizer: `tx.update` and `optax.apply_updates` in one, and faster.
 
-    Where `tx` is a wrapper of optwrap (`instrument` included) its condition is put around both the update and its
-    application: a step that is skipped, or that only accumulates, touches neither the parameters nor the state inside
-    the wrapper. The same holds for wrappers of optwrap directly inside it. Through any other transformation
-    (`optax.chain`, `optax.inject_hyperparams`, optax's own wrappers) it is the two calls.
+    If `tx` is a wrapper of optwrap (`instrument` included), its condition encloses both the update and its application:
+    a step that is skipped, or that only accumulates, touches neither the parameters nor the state inside the wrapper.
+    The same holds for wrappers of optwrap directly inside it. For any other transformation (`optax.chain`,
+    `optax.inject_hyperparams`, optax's own wrappers) the two functions are called one after the other.
 
-    A step that is taken equals, bit for bit, what the inner optimizer's own jitted update and apply give. The two calls
-    around a wrapper may differ from that by the rounding of an update, since XLA compiles them differently; flags and
-    counters are the same exactly.
+    A step that is taken is bitwise equal to the inner optimizer's own jitted update and apply. The two calls around a
+    wrapper may differ from that by rounding, because XLA compiles them differently; flags and counters are equal.
 
-    Donate the state and the parameters, in the order in which your step returns them: JAX pairs what is donated with
-    what is returned by order, and XLA then works in place.
+    Donate the parameters and the state in the order in which your step returns them: JAX matches donated arguments and
+    results by order, and XLA then works in place.
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def train_step(params, opt_state, batch):
@@ -56,18 +55,18 @@ def apply_gradients(
             return optwrap.apply_gradients(tx, grads, opt_state, params)
 
     Args:
-      tx: the transformation; `MultiSteps` too.
-      grads: the gradients; of the fast parameters under `lookahead`.
-      state: what `tx.init`, or the step before, returned.
+      tx: the transformation, or a `MultiSteps`.
+      grads: the gradients; under `lookahead` those of the fast parameters.
+      state: the state that `tx.init`, or the step before, returned.
       params: the parameters.
-      **extra_args: handed to `tx`.
+      **extra_args: passed on to `tx`.
 
     Returns:
-      the new parameters, with the structure, shapes and dtypes of `params`, and the new state.
+      The new parameters, with the structure, shapes and dtypes of `params`, and the new state.
 
     Raises:
-      TypeError: `tx` is no transformation, or `params` is None; and what `tx.update` raises.
-      ValueError: when first traced: gradients or updates have other shapes than the parameters; nothing is broadcast.
+      TypeError: `tx` is no transformation, or `params` is None; or whatever `tx.update` raises.
+      ValueError: gradients or updates have other shapes than the parameters. Nothing is broadcast.
     """
     tx = _checks.transformation("apply_gradients: tx", tx)
     if params is None:
@@ -83,30 +82,30 @@ def apply_gradients(
 
 
 def add(params: Tree, updates: Tree) -> Tree:
-    """The parameters after updates of their own shapes: `optax.apply_updates`, which broadcasts any others.
+    """`optax.apply_updates`, but updates of other shapes raise; optax broadcasts them.
 
     Raises:
       ValueError: an update is missing, or has another shape than its parameter.
     """
-    # Further leaves are let pass, as optax does where there is an update of a parameter that is None.
+    # More leaves are allowed: optax ignores an update of a parameter that is None.
     _checks.alike("apply_gradients: updates", updates, params, "params", _REMEDY, more=True)
     return optax.apply_updates(params, updates)
 
 
 def settle(state: Tree) -> Tree:
-    """The state with every empty accumulation window holding zeros, as optax leaves it.
+    """The state with zeros in every empty accumulation window.
 
-    What an empty window (`mini_step` 0) holds has no meaning to optwrap, whose first mini-step overwrites it. optax
-    adds to it: whatever is left there, NaN for one, stays. optwrap's own steps, `update` and `apply_gradients` alike,
-    leave zeros; use this on a state that comes from elsewhere, such as one that optax itself has poisoned.
+    optax adds to what an empty window (`mini_step` 0) holds, so a NaN that is left there stays. optwrap's first
+    mini-step overwrites it, and its own steps leave zeros. Use this on a state that optax has left with NaN, before
+    optax goes on with it.
 
     Args:
-      state: any optimizer state, with `MultiStepsState` anywhere in it; under `jax.vmap`-ed training, stacked states
-        with leading axes. An abstract one too, of `jax.ShapeDtypeStruct`s, such as checkpoints are restored into.
+      state: any optimizer state, with `MultiStepsState` anywhere in it. Under a `jax.vmap`-ed training states may have
+        leading axes. The state may be abstract, of `jax.ShapeDtypeStruct`s.
 
     Returns:
-      the same state, and zeros in `acc_grads` where `mini_step` is 0. May be jitted, and the state donated. An abstract
-      state comes back as it is, with its shardings: it says of the one as much as of the other.
+      The same state, with zeros in `acc_grads` where `mini_step` is 0. It may be called under jit with the state
+      donated. An abstract state is returned unchanged.
     """
 
     def is_window(node: Any) -> bool:
@@ -120,8 +119,8 @@ def settle(state: Tree) -> Tree:
         empty = jnp.asarray(node.mini_step == 0)
 
         def emptied(leaf: jax.Array) -> jax.Array:
-            its = empty.reshape(empty.shape + (1,) * (jnp.ndim(leaf) - empty.ndim))
-            return jnp.where(its, jnp.zeros_like(leaf), leaf)
+            broadcast = empty.reshape(empty.shape + (1,) * (jnp.ndim(leaf) - empty.ndim))
+            return jnp.where(broadcast, jnp.zeros_like(leaf), leaf)
 
         return node._replace(
             acc_grads=jax.tree.map(emptied, node.acc_grads), inner_opt_state=settle(node.inner_opt_state)

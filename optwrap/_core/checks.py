@@ -1,4 +1,4 @@
-"""Arguments, checked when a wrapper is made or first traced: never later, never from inside XLA."""
+"""Checks of arguments, made when a wrapper is constructed or first traced."""
 
 import math
 import operator
@@ -13,19 +13,19 @@ from jax.typing import ArrayLike
 
 INT32_MAX: Final = 2**31 - 1
 
-_NAMED: Final = 6
-"""Paths that a message names at most."""
+_MAX_PATHS: Final = 6
+"""Paths in one error message."""
 
 
 def is_concrete(value: object) -> bool:
-    """Whether the value can be looked at now: it is no tracer, and no array that other processes hold a part of."""
+    """Whether the value can be read now: it is no tracer, and no array with parts on other processes."""
     if isinstance(value, jax.core.Tracer):
         return False
     return not isinstance(value, jax.Array) or value.is_fully_addressable
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: arrays by dtype and shape, anything else by its repr, cut short."""
+    """A value for an error message: an array by dtype and shape, anything else by its repr, at most 80 characters."""
     if isinstance(value, jax.core.Tracer | jax.Array | np.ndarray) and (np.ndim(value) or not is_concrete(value)):
         return f"an array {value.dtype}{list(np.shape(value))}"
     text = repr(value)
@@ -33,7 +33,7 @@ def shown(value: object) -> str:
 
 
 def integer_type(argument: str, value: Any, allowed: str, remedy: str) -> None:
-    """A scalar integer: Python's, numpy's or jax's, traced or not; no bool.
+    """Check for a scalar integer of Python, numpy or JAX, traced or not; a bool is none.
 
     Raises:
       TypeError: it is none.
@@ -47,10 +47,10 @@ def integer_type(argument: str, value: Any, allowed: str, remedy: str) -> None:
 
 
 def integer(argument: str, value: Any, least: int, remedy: str) -> ArrayLike:
-    """A scalar integer from `least` to 2**31 - 1; of a traced one only the type is checked.
+    """Check for a scalar integer from `least` to 2**31 - 1. Of a traced one only the type is checked.
 
     Returns:
-      the Python int where the value is known now, else the traced array.
+      The Python int if the value is known now, else the traced array.
 
     Raises:
       TypeError: not a scalar integer.
@@ -67,10 +67,10 @@ def integer(argument: str, value: Any, least: int, remedy: str) -> ArrayLike:
 
 
 def real(argument: str, value: Any, most: float, remedy: str) -> ArrayLike:
-    """A scalar real number from 0 to `most`, not NaN; a traced one is checked for its type only.
+    """Check for a scalar real number from 0 to `most`, not NaN. Of a traced one only the type is checked.
 
     Returns:
-      the value; a float in place of an integer that is known now, which would have to fit into JAX's own.
+      The value. An integer that is known now becomes a float: it may be too large for JAX's integers.
 
     Raises:
       TypeError: not a real number, or not a scalar.
@@ -89,7 +89,7 @@ def real(argument: str, value: Any, most: float, remedy: str) -> ArrayLike:
     try:
         number = float(value)
     except OverflowError as error:
-        raise ValueError(f"{argument} must be {allowed}, got an integer beyond all floats: {remedy}") from error
+        raise ValueError(f"{argument} must be {allowed}, got an integer too large for a float: {remedy}") from error
     if not 0 <= number <= most:
         raise ValueError(f"{argument} must be {allowed}, got {number}: {remedy}")
     whole = isinstance(value, int) or (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.integer))
@@ -97,7 +97,7 @@ def real(argument: str, value: Any, most: float, remedy: str) -> ArrayLike:
 
 
 def flag(argument: str, value: Any, remedy: str) -> bool:
-    """A bool known now: Python's or numpy's, or the integers 0 and 1.
+    """Check for a bool that is known now: of Python or numpy, or the integers 0 and 1.
 
     Raises:
       TypeError: it is none.
@@ -108,7 +108,7 @@ def flag(argument: str, value: Any, remedy: str) -> bool:
 
 
 def one_of(argument: str, value: Any, allowed: Sequence[str], remedy: str) -> None:
-    """One of a few strings.
+    """Check for one of a few strings.
 
     Raises:
       ValueError: it is none of them.
@@ -122,10 +122,10 @@ State = TypeVar("State")
 
 
 def state(wrapper: str, value: Any, expected: type[State]) -> State:
-    """The state of a wrapper: of the class that its `init` returns, with this class's fields.
+    """Check for the state of a wrapper: an instance of the class that its `init` returns.
 
     Raises:
-      TypeError: it is of another class: of another wrapper, or restored without telling the checkpoint what to restore.
+      TypeError: it is of another class: another wrapper's, or a checkpoint restored without a target.
     """
     if not isinstance(value, expected):
         raise TypeError(
@@ -137,18 +137,18 @@ def state(wrapper: str, value: Any, expected: type[State]) -> State:
 
 
 def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str, *, more: bool = False) -> None:
-    """A tree of arrays with the structure of `expected`, and its shapes: none of them is broadcast.
+    """Check for a tree with the structure and shapes of `expected`. Nothing is broadcast.
 
     Args:
-      argument: what the tree is called in the message.
-      tree: arrays, or what has their shape.
+      argument: the name of the tree in the message.
+      tree: arrays, or abstract arrays.
       expected: the same.
-      whose: what `expected` is called in the message.
+      whose: the name of `expected` in the message.
       remedy: what to do.
-      more: whether the tree may have further leaves, and other containers.
+      more: whether the tree may have more leaves, and other containers.
 
     Raises:
-      ValueError: it is none; the message names the paths.
+      ValueError: the two differ; the message names the paths.
     """
     if _all_fit(tree, expected, operator.eq):
         return
@@ -160,7 +160,7 @@ def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str, *, m
         if structures[0] != structures[1] and not differences:
             differences = [f"got the structure {structures[0]}, expected {structures[1]}"]
     if differences:
-        said = "; ".join(differences[:_NAMED]) + ("; ..." if len(differences) > _NAMED else "")
+        said = "; ".join(differences[:_MAX_PATHS]) + ("; ..." if len(differences) > _MAX_PATHS else "")
         raise ValueError(f"{argument} must have the leaves of {whose}: {said}: {remedy}")
     for path, shape in wanted.items():
         if got[path] != shape:
@@ -168,18 +168,18 @@ def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str, *, m
 
 
 def gradients(wrapper: str, grads: Any, params: Any) -> None:
-    """Gradients whose shapes are those of the parameters, where a tree of them has leaves under the same paths.
+    """Check that gradients have the shapes of the parameters with the same paths.
 
-    Gradients of each sample, which some optimizers take, have further axes in front. Leaves that the parameters have
-    not, and missing ones, are the optimizer's to judge: of frozen parameters there may be none.
+    Per-sample gradients, which some optimizers take, may have more axes in front. Leaves that only one of the two trees
+    has are left to the optimizer: frozen parameters may have no gradients.
 
     Args:
-      wrapper: who is given them, for the message.
-      grads: arrays, or what has their shape.
-      params: the same; None where they are not known.
+      wrapper: the name of the wrapper in the message.
+      grads: arrays, or abstract arrays.
+      params: the same; None if they are not known.
 
     Raises:
-      ValueError: one of them has another shape; the message names the path.
+      ValueError: a gradient has another shape; the message names its path.
     """
     if params is None or _all_fit(grads, params, _ends_with):
         return
@@ -200,7 +200,7 @@ def _ends_with(shape: Shape, end: Shape) -> bool:
 
 
 def _all_fit(tree: Any, expected: Any, fits: Callable[[Shape, Shape], bool]) -> bool:
-    """Whether both have one structure, and each leaf the shape it is to have: without paths, which cost time."""
+    """Whether the structures are equal and all shapes fit. Quick, because it computes no paths."""
     leaves, others = jax.tree.leaves(tree), jax.tree.leaves(expected)
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(expected)]
     return structures[0] == structures[1] and all(
@@ -209,22 +209,23 @@ def _all_fit(tree: Any, expected: Any, fits: Callable[[Shape, Shape], bool]) -> 
 
 
 def _shapes(tree: Any) -> dict[str, Shape]:
-    """The shape of every leaf by its path: an empty path where the tree is one array."""
+    """The shape of every leaf by its path, which is empty if the tree is a single array."""
     return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def transformation(argument: str, value: Any) -> Any:
     """The value as an `optax.GradientTransformationExtraArgs`.
 
-    Besides those, whatever has `init` and `update`, and `MultiSteps`, which offers itself as a transformation.
+    Accepts a transformation, any object with `init` and `update`, and any with a method `gradient_transformation`, such
+    as `MultiSteps`.
 
     Raises:
-      TypeError: it is none.
+      TypeError: it is none of these.
     """
     if callable(as_transformation := getattr(value, "gradient_transformation", None)):
         offered = as_transformation()
         if isinstance(value, optax.MultiSteps) and not isinstance(offered, optax.GradientTransformationExtraArgs):
-            # That of optax, which as a transformation takes no extra arguments; itself it does.
+            # optax's own MultiSteps takes extra arguments, but the transformation that it returns does not.
             offered = optax.GradientTransformationExtraArgs(value.init, value.update)
         value = offered
     if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):

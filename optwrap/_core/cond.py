@@ -162,8 +162,8 @@ def _flag(carry: tuple[jax.Array, Tree]) -> jax.Array:
 
 def _emptied(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
     flag, tree = carry
-    # Not constants: what comes out must vary over the same axes of a mesh as what goes in.
-    return flag & False, jax.tree.map(lambda leaf: jnp.where(flag, jnp.zeros_like(leaf), leaf), tree)
+    # Not constants: what comes out must vary over the same mesh axes as what goes in, and XLA would copy constants.
+    return flag & False, jax.tree.map(lambda leaf: lax.select(flag, jnp.zeros_like(leaf), leaf), tree)
 
 
 def _check_same_shape(name: str, what: str, old: Tree, new: Tree) -> None:

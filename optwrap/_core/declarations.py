@@ -1,8 +1,7 @@
-"""What a wrapper knows at construction and its state does not say: limits, schedules, periods.
+"""Declarations: the limits, schedules and periods that a wrapper has and its state does not hold.
 
-The states are optax's own classes, so they carry no limit. A wrapper therefore *declares* it while its `init` is
-traced, and whoever wants to know (`telemetry.instrument`) traces `init` again under `collecting()` and reads what was
-said. Outside a collection `declare` does nothing, so the wrappers know nothing of who listens.
+The states are optax's own classes, and have no field for a limit. So a wrapper *declares* its limit in `init`. To learn
+the limits, `instrument` traces `init` again under `collecting()`. Outside of that `declare` does nothing.
 """
 
 import contextlib
@@ -17,34 +16,34 @@ State = TypeVar("State")
 
 
 class Guard(NamedTuple):
-    """What apply_if_finite declares for its ApplyIfFiniteState."""
+    """Declared by apply_if_finite for its ApplyIfFiniteState."""
 
     max_consecutive_errors: ArrayLike
-    """Errors in a row it rejects before it gives up (int32)."""
+    """Errors in a row that it rejects before it gives up (int32)."""
     gives_up: bool = True
-    """Whether it does: else it rejects those after them, too."""
+    """Whether it gives up; if not, it rejects the errors after the limit too."""
 
 
 class Window(NamedTuple):
-    """What MultiSteps declares for its MultiStepsState."""
+    """Declared by MultiSteps for its MultiStepsState."""
 
     every_k: Callable[[jax.Array], ArrayLike]
-    """Mini-steps per gradient step, from the gradient step (int32 -> int32)."""
+    """Mini-steps per gradient step, as a function of the gradient step (int32 -> int32)."""
     max_squared_norm: ArrayLike | None = None
-    """skip_large_updates' limit, where that is the skip function."""
+    """The limit of skip_large_updates, if that is the skip function."""
     weighted: bool = False
-    """Whether mini-steps have weights, which its skip_state then holds."""
+    """Whether mini-steps have weights, in its skip_state."""
 
 
 class Limit(NamedTuple):
-    """What skip_if declares for its SkipIfState."""
+    """Declared by skip_if for its SkipIfState."""
 
     max_squared_norm: ArrayLike | None
-    """skip_large_updates' limit, where that is the skip function."""
+    """The limit of skip_large_updates, if that is the skip function."""
 
 
 class Sync(NamedTuple):
-    """What lookahead declares for its LookaheadState."""
+    """Declared by lookahead for its LookaheadState."""
 
     sync_period: ArrayLike
     """Fast steps per synchronisation (int32)."""
@@ -57,14 +56,14 @@ class Collected:
     """Declarations by the identity of the state object they were made for."""
 
     def __init__(self) -> None:
-        # The state itself is kept beside what was said of it: an id means something only while its object lives.
+        # The state is kept beside its declaration, because an id is unique only while its object lives.
         self._by_id: dict[int, tuple[object, Declaration]] = {}
 
     def add(self, state: object, declaration: Declaration) -> None:
         self._by_id[id(state)] = (state, declaration)
 
     def of(self, state: object) -> Declaration | None:
-        """What was declared for exactly this state object; None where nothing was (optax's own say nothing)."""
+        """The declaration for exactly this state object; None if there is none, as for optax's own wrappers."""
         entry = self._by_id.get(id(state))
         return entry[1] if entry is not None and entry[0] is state else None
 
@@ -73,7 +72,7 @@ _current: contextvars.ContextVar[Collected | None] = contextvars.ContextVar("opt
 
 
 def declare(state: State, declaration: Declaration) -> State:
-    """Say `declaration` of `state` to whoever collects; returns `state` itself, for `return declare(state, ...)`."""
+    """Record `declaration` for `state` if declarations are being collected. Returns `state` itself."""
     collected = _current.get()
     if collected is not None:
         collected.add(state, declaration)
@@ -82,7 +81,7 @@ def declare(state: State, declaration: Declaration) -> State:
 
 @contextlib.contextmanager
 def collecting() -> Iterator[Collected]:
-    """Collect what is declared inside the block, in this thread or task only."""
+    """Collect the declarations made inside the block, in this thread or task only."""
     collected = Collected()
     token = _current.set(collected)
     try:
@@ -94,13 +93,13 @@ def collecting() -> Iterator[Collected]:
 def walk(state: Any, node_types: tuple[type, ...]) -> Iterator[Any]:
     """Every node of one of `node_types` in `state`, depth first, outermost first, in the tree's own order.
 
-    Unlike `jax.tree.leaves(..., is_leaf=...)` it also looks inside the nodes it finds.
+    Unlike `jax.tree.leaves(..., is_leaf=...)` this also looks inside the nodes that it yields.
     """
 
-    def found(node: Any) -> bool:
+    def is_node(node: Any) -> bool:
         return isinstance(node, node_types)
 
-    for node in jax.tree.leaves(state, is_leaf=found):
-        if found(node):
+    for node in jax.tree.leaves(state, is_leaf=is_node):
+        if is_node(node):
             yield node
             yield from walk(tuple(node), node_types)

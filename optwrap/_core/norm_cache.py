@@ -1,8 +1,10 @@
-"""What is already known of the gradients where something is asked of them: whoever asks next is told the same.
+"""Trace-time cache of gradient norms and finiteness.
 
-On one device XLA merges equal questions, where both are asked by the same operations. On a mesh it does not: each would
-have all-reduces of its own. And of two who ask differently (are all finite? how many of each leaf are not?) it knows
-not that one's answer has the other's in it.
+Nested wrappers ask the same questions about the same gradients. XLA merges equal computations on one device, but not
+across the branches of a condition, and on a mesh each copy would have its own all-reduce. So the outer wrapper puts what
+it has computed into this cache while it traces the transformation inside it.
+
+An entry is found by the identity of its tracers. Arrays are never cached: they may outlive the trace.
 """
 
 import contextlib
@@ -17,70 +19,73 @@ from optwrap._core.collectives import Together
 
 
 class Answer(NamedTuple):
-    """What came of asking whether every value of some leaves is finite."""
+    """What is known about some leaves."""
 
     finite: jax.Array
-    """bool[]: it is."""
-    counts: jax.Array
-    """How many values are not, by leaf, in `count_dtype`; for more leaves than were asked about if these have none."""
+    """bool[]: whether every value is finite."""
+    counts: jax.Array | None = None
+    """How many values are not finite, by leaf, in `count_dtype`; it may be longer, with zeros for leaves of other dtypes.
+    None where they have not been counted."""
 
 
-class _Asked(NamedTuple):
+class _Entry(NamedTuple):
     leaves: tuple[Any, ...]
     axes: tuple[tuple[str, ...], ...]
-    """By leaf, those along which the devices answer together."""
+    """For each leaf, the mesh axes along which the devices decide together."""
     answer: Answer
 
 
-class _Known(NamedTuple):
+class _Cache(NamedTuple):
     norms: Mapping[int, tuple[Any, jax.Array]] = types.MappingProxyType({})
-    """By the identity of a leaf, the leaf and its squared norm. Without its object an id means nothing."""
-    asked: tuple[_Asked, ...] = ()
+    """From the `id` of a leaf to the leaf and its squared norm. The leaf is kept so that its `id` stays valid."""
+    entries: tuple[_Entry, ...] = ()
 
 
-# The default can be shared: it is of tuples and a proxy, in which nothing can be changed.
-_known: Final = contextvars.ContextVar("optwrap_known", default=_Known())  # noqa: B039
+# The default can be shared: nothing in it can be changed.
+_cache: Final = contextvars.ContextVar("optwrap_norm_cache", default=_Cache())  # noqa: B039
 
 
-def norm_of(leaf: Any) -> jax.Array | None:
-    """The leaf's squared norm, where it is known."""
-    found = _known.get().norms.get(id(leaf))
-    return None if found is None else found[1]
+def cached_norm(leaf: Any) -> jax.Array | None:
+    """The leaf's squared norm, or None if it is not cached."""
+    entry = _cache.get().norms.get(id(leaf))
+    return None if entry is None else entry[1]
 
 
 @contextlib.contextmanager
-def knowing_norms(leaves: Sequence[Any], norms: Sequence[jax.Array]) -> Iterator[None]:
-    """While it lasts, `norm_of` knows these."""
-    new = {id(leaf): (leaf, norm) for leaf, norm in zip(leaves, norms, strict=True)}
-    with _knowing(norms={**_known.get().norms, **new}):
+def caching_norms(leaves: Sequence[Any], norms: Sequence[jax.Array]) -> Iterator[None]:
+    """Cache the squared norms of these leaves inside the block."""
+    pairs = zip(leaves, norms, strict=True)
+    new = {id(leaf): (leaf, norm) for leaf, norm in pairs if isinstance(leaf, jax.core.Tracer)}
+    with _extended(norms={**_cache.get().norms, **new}):
         yield
 
 
-def answer_about(leaves: Sequence[Any], together: Together) -> Answer | None:
-    """What is known of these very leaves, for devices that decide along the same axes."""
-    for asked in _known.get().asked:
-        if _same(asked.leaves, leaves) and asked.axes == _axes(leaves, together):
-            return asked.answer
+def cached_answer(leaves: Sequence[Any], together: Together) -> Answer | None:
+    """The answer for exactly these leaves and for devices that decide along the same axes; None if it is not cached."""
+    for entry in _cache.get().entries:
+        if _same(entry.leaves, leaves) and entry.axes == _axes(leaves, together):
+            return entry.answer
     return None
 
 
 @contextlib.contextmanager
-def knowing_answer(leaves: Sequence[Any], together: Together, answer: Answer) -> Iterator[None]:
-    """While it lasts, `answer_about` knows this one; not of arrays, which may outlive the trace that it is of."""
+def caching_answer(leaves: Sequence[Any], together: Together, answer: Answer) -> Iterator[None]:
+    """Cache the answer for these leaves inside the block. An answer that is cached already stays."""
     if not all(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         yield
         return
-    with _knowing(asked=(*_known.get().asked, _Asked(tuple(leaves), _axes(leaves, together), answer))):
+    entry = _Entry(tuple(leaves), _axes(leaves, together), answer)
+    with _extended(entries=(*_cache.get().entries, entry)):
         yield
 
 
 @contextlib.contextmanager
-def _knowing(**new: Any) -> Iterator[None]:
-    token = _known.set(_known.get()._replace(**new))
+def _extended(**new: Any) -> Iterator[None]:
+    token = _cache.set(_cache.get()._replace(**new))
     try:
         yield
     finally:
-        _known.reset(token)
+        _cache.reset(token)
 
 
 def _same(leaves: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -5,9 +5,8 @@ a nest of wrappers pays for one pass over the gradients.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
-from typing import cast as typed
+from collections.abc import Sequence
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +17,18 @@ from jax.typing import ArrayLike
 
 from optwrap._core.checks import INT32_MAX
 from optwrap._core.collectives import ALONE, Together, vary, varying
-from optwrap._core.norm_cache import answer_about, knowing_norms, norm_of
+from optwrap._core.norm_cache import cached_answer, cached_norm
 
 Tree = Any
 """Any pytree of arrays."""
 
-Update = TypeVar("Update", bound=Callable[..., Any])
+_CHUNK: Final = 2**19
+"""Values that are counted under one condition. A larger chunk needs more temporary memory on a CPU (4 bytes a value); a
+smaller one means more conditions, each of which takes XLA as long to compile as ten reductions."""
 
-_LARGE: Final = 2**14
-"""Values from which on a leaf is worth a condition of its own before each is asked."""
+_SCALE: Final = 2.0**-96
+"""A power of two, so multiplying by it is exact. float32's largest values, 3.4e38, become 4.3e9, whose squares do not
+overflow; what underflows is too small to matter beside them."""
 
 _PLAIN: Final = (jnp.inexact, jnp.integer, jnp.bool_)
 
@@ -45,28 +47,14 @@ def squared_norms(tree: Tree) -> list[jax.Array]:
     """The sum of squared absolute values of each leaf, in the tree's order.
 
     Returns:
-      one scalar per numeric leaf, float64 for float64 and complex128 leaves, else float32. It is not finite where a
+      one scalar per numeric leaf: float64[] for float64 and complex128 leaves, else float32[]. It is not finite where a
       value of the leaf is not, or where the squares overflow. Leaves without numbers (PRNG keys, float0) are left out.
     """
     return [
-        _squared_norm(leaf) if (known := norm_of(leaf)) is None else known
+        _squared_norm(leaf) if (cached := cached_norm(leaf)) is None else cached
         for leaf in jax.tree.leaves(tree)
         if _is_numeric(leaf)
     ]
-
-
-def sharing_norms(update: Update) -> Update:
-    """An `update` such that all inside it who ask for the norms of its updates have the same ones."""
-
-    @functools.wraps(update)
-    def shared(updates: Tree, *args: Any, **kwargs: Any) -> Any:
-        # Of tracers only: the norm of an array that is known would be a tracer of this trace, and the array may be in
-        # another, which outlives this one.
-        leaves = [leaf for leaf in jax.tree.leaves(updates) if isinstance(leaf, jax.core.Tracer) and _is_numeric(leaf)]
-        with knowing_norms(leaves, squared_norms(leaves)):
-            return update(updates, *args, **kwargs)
-
-    return typed(Update, shared)
 
 
 def squared_norm(tree: Tree, together: Together = ALONE) -> jax.Array:
@@ -75,38 +63,94 @@ def squared_norm(tree: Tree, together: Together = ALONE) -> jax.Array:
     return together.total(norms) if norms else jnp.zeros([], jnp.float32)
 
 
-def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
-    """Whether every value of the tree is finite, however many there are: bool[].
+def finite_probes(leaves: Sequence[Any]) -> list[jax.Array]:
+    """A scalar for each floating or complex leaf: 0 where every value of it is finite, else NaN.
 
-    A sum of squares in float32 or wider is finite only if every value is, and costs less than asking each value. It
-    may also overflow on finite values; those are told apart, each value asked, where it is not finite.
+    The sum of `0 * value`: a finite value adds 0, NaN and Inf add NaN, and nothing overflows. XLA multiplies and adds in
+    one pass. A test such as `isfinite` is written to memory first on a CPU, and a count may overflow.
     """
+    return [_finite_probe(leaf) for leaf in leaves]
+
+
+def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
+    """Whether every value of the tree is finite, however many there are: bool[]."""
     leaves = inexact_leaves(tree)
     if not leaves:
         return jnp.array(True)
-    if (known := answer_about(leaves, together)) is not None:
-        return known.finite
-    norms = squared_norms(leaves)
-    finite = jnp.isfinite(together.total(norms))
-    decided: jax.Array = lax.cond(finite, _as_known, _asking_each(together), finite, leaves, norms)
-    return decided
+    if (cached := cached_answer(leaves, together)) is not None:
+        return cached.finite
+    return jnp.isfinite(together.total(finite_probes(leaves)))
 
 
-def not_finite_counts(tree: Tree, norms: Sequence[jax.Array], together: Together = ALONE) -> list[jax.Array]:
-    """How many values of each leaf are not finite, in the tree's order.
+def suspects(leaves: Sequence[Any], probes: Sequence[jax.Array]) -> list[jax.Array]:
+    """For each chunk of leaves, whether a value in it may be non-finite on this device: bool[].
 
     Args:
-      tree: the values.
-      norms: what `squared_norms` says of them, each device of its own.
+      leaves: floating or complex leaves, one at least.
+      probes: for each leaf a scalar that is not finite if a value of the leaf is not: what `finite_probes` or
+        `squared_norms` return.
+    """
+    return [jnp.any(~jnp.isfinite(jnp.stack([probes[i] for i in chunk]))) for chunk in _chunks(leaves)]
+
+
+def nonfinite_counts(leaves: Sequence[Any], suspects: Sequence[jax.Array], together: Together = ALONE) -> jax.Array:
+    """How many values of each floating or complex leaf are not finite.
+
+    Args:
+      leaves: the values, one leaf at least.
+      suspects: what `suspects` returns for them. Only those chunks are counted.
       together: the devices that count together.
 
     Returns:
-      one scalar per leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated at
-      its largest value; 0 for leaves that cannot hold NaN.
+      One count for each leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated
+      at its largest value.
     """
-    leaves, known = jax.tree.leaves(tree), iter(norms)
-    counts = [_not_finite_count(leaf, next(known) if _is_numeric(leaf) else None) for leaf in leaves]
-    return [together.total_count(count, jnp.size(leaf)) for count, leaf in zip(counts, leaves, strict=True)]
+    counts, _ = _examined(leaves, suspects, jnp.ones([], jnp.float32), together)
+    return counts
+
+
+def counts_and_norm(
+    leaves: Sequence[Any], norms: Sequence[jax.Array], total: jax.Array, together: Together = ALONE
+) -> tuple[jax.Array, jax.Array]:
+    """`nonfinite_counts`, and the L2 norm of the leaves, of leaves whose sum of squares is not finite.
+
+    Args:
+      leaves: floating or complex leaves, one at least.
+      norms: what `squared_norms` returns for them.
+      total: the sum of the norms over the devices: NaN or infinite.
+      together: the devices that have parts of the leaves.
+
+    Returns:
+      The counts; and the norm, a scalar of the dtype of `total`. If all values are finite and only their squares
+      overflow, it is the norm all the same; otherwise NaN or infinite.
+    """
+    # Were the scale a constant, XLA would square it, to 0, where a leaf is a scalar.
+    scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
+    suspected = suspects(leaves, norms)
+    counts, scaled = _examined(leaves, suspected, scale, together)
+
+    def of_norms(chunk: list[int]) -> jax.Array:
+        return jnp.sum(jnp.square(jnp.sqrt(jnp.stack([norms[i].astype(scale.dtype) for i in chunk])) * scale))
+
+    squares = [
+        lax.select(suspect, square, vary(of_norms(chunk), varying(jax.typeof(square))))
+        for chunk, suspect, square in zip(_chunks(leaves), suspected, scaled, strict=True)
+    ]
+    norm = jnp.sqrt(together.total(squares)) / scale
+    return counts, jnp.where(jnp.all(counts == 0), norm, jnp.sqrt(total))
+
+
+def _examined(
+    leaves: Sequence[Any], suspects: Sequence[jax.Array], scale: jax.Array, together: Together
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Counts by leaf; and by chunk the sum of squares of the values times `scale`, 0 for those that are no suspects."""
+    chunks, counts, squares = _chunks(leaves), [], []
+    for chunk, suspect in zip(chunks, suspects, strict=True):
+        values = [jnp.asarray(leaves[i]) for i in chunk]
+        count, square = lax.cond(suspect, _examine, _skip, values, scale)
+        counts.append(together.total_count(count, values[0].size))
+        squares.append(square)
+    return jnp.concatenate(counts)[np.argsort(np.concatenate(chunks))], squares
 
 
 def count_dtype() -> np.dtype[Any]:
@@ -114,13 +158,14 @@ def count_dtype() -> np.dtype[Any]:
     return jax.dtypes.canonicalize_dtype(np.int64)
 
 
-def saturating_sum(counts: list[jax.Array]) -> jax.Array:
-    """The sum of counts, in `count_dtype`, saturated at its largest value."""
-    total = jnp.zeros([], count_dtype())
-    largest = np.iinfo(total.dtype).max
-    for count in counts:
-        total = jnp.where(count > largest - total, largest, total + count)
-    return total
+def saturating_sum(counts: jax.Array) -> jax.Array:
+    """The sum of at most 2**15 counts, none of them negative, saturated at the largest value of their dtype."""
+    largest, half = np.iinfo(counts.dtype).max, np.iinfo(counts.dtype).bits // 2
+    # Summed as they are they could wrap. The sums of their upper and lower halves cannot.
+    low = jnp.sum((counts & (2**half - 1)).astype(f"uint{2 * half}"), dtype=f"uint{2 * half}")
+    high = jnp.sum((counts >> half).astype(low.dtype), dtype=low.dtype) + (low >> half)
+    total = (high << half) | (low & (2**half - 1))
+    return jnp.where(high >= 2 ** (half - 1), largest, total).astype(counts.dtype)
 
 
 def select(condition: jax.Array, chosen: Tree, otherwise: Tree) -> Tree:
@@ -128,7 +173,15 @@ def select(condition: jax.Array, chosen: Tree, otherwise: Tree) -> Tree:
 
     Unlike multiplication by a flag it keeps what is not finite on the side not taken out of the result.
     """
-    return jax.tree.map(lambda a, b: jnp.where(condition, cast(a, jnp.result_type(b)), b), chosen, otherwise)
+    return jax.tree.map(
+        lambda a, b: select_leaf(condition, cast(a, jnp.result_type(b)), jnp.asarray(b)), chosen, otherwise
+    )
+
+
+def select_leaf(condition: jax.Array, chosen: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """One leaf of `select`; both have one type. jnp.where is a jitted function, which takes longer to trace."""
+    leaf: jax.Array = lax.select(condition, chosen, otherwise)
+    return leaf
 
 
 def cast(leaf: Any, dtype: Any) -> jax.Array:
@@ -203,68 +256,72 @@ def _is_numeric(leaf: Any) -> bool:
 def _squared_norm(leaf: Any) -> jax.Array:
     leaf = jnp.asarray(leaf)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return jnp.sum(jnp.square(leaf.real) + jnp.square(leaf.imag))
+        return _sum(lax.square(lax.real(leaf))) + _sum(lax.square(lax.imag(leaf)))
     # Not narrower than float32: 90,000 ones already overflow a float16 sum. Not vdot: on a mesh it gathers the leaf.
-    return jnp.sum(jnp.square(leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)))
+    return _sum(lax.square(_widened(leaf)))
 
 
-# A leaf whose sum of squares is finite need not be asked again. Each large one has a condition of its own: where the
-# loss was NaN the first of them decides, and where one parameter went bad it alone is read a second time. (XLA:CPU also
-# writes out which values are finite before it sums them: under conditions, for one leaf after the other in the same
-# memory, else for all.) Small ones are asked together: a condition costs as much, and takes time to compile.
-#
-# Without jit a condition is compiled anew wherever its branches are other functions than before: they are defined once.
-
-
-def _as_known(finite: jax.Array, *_: Any) -> jax.Array:
-    # An operand, not a constant, so that both branches vary over the same axes of a mesh.
-    return finite
-
-
-@functools.cache
-def _asking_each(together: Together) -> Callable[..., jax.Array]:
-    def decide(_: jax.Array, leaves: Sequence[jax.Array], norms: Sequence[jax.Array]) -> jax.Array:
-        return ~together.largest(~_every_value_finite(leaves, norms))
-
-    return decide
-
-
-def _every_value_finite(leaves: Sequence[jax.Array], norms: Sequence[jax.Array]) -> jax.Array:
-    small = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves if jnp.size(leaf) < _LARGE]
-    finite = jnp.all(jnp.stack(small)) if small else jnp.array(True)
-    for leaf, norm in zip(leaves, norms, strict=True):
-        if jnp.size(leaf) >= _LARGE:
-            finite = lax.cond(finite & ~jnp.isfinite(norm), _and_these, _whatever_these, finite, leaf)
-    return finite
-
-
-def _and_these(finite: jax.Array, leaf: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(leaf)) & finite
-
-
-def _whatever_these(finite: jax.Array, leaf: jax.Array) -> jax.Array:
-    return vary(finite, varying(jax.typeof(leaf)))
-
-
-def _not_finite_count(leaf: Any, norm: jax.Array | None) -> jax.Array:
-    if norm is None or not is_inexact(leaf):
-        return jnp.zeros([], count_dtype())
+def _finite_probe(leaf: Any) -> jax.Array:
     leaf = jnp.asarray(leaf)
-    if leaf.size < _LARGE:
-        return _not_finite_values(leaf)
-    count: jax.Array = lax.cond(jnp.isfinite(norm), _no_values, _not_finite_values, leaf)
-    return count
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return _times_zero(lax.real(leaf)) + _times_zero(lax.imag(leaf))
+    return _times_zero(_widened(leaf))
 
 
-def _no_values(leaf: jax.Array) -> jax.Array:
-    return vary(jnp.zeros([], count_dtype()), varying(jax.typeof(leaf)))
+def _times_zero(leaf: jax.Array) -> jax.Array:
+    return _sum(leaf * np.zeros([], leaf.dtype))
 
 
-def _not_finite_values(leaf: jax.Array) -> jax.Array:
-    bad = ~jnp.isfinite(leaf)
+def _widened(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
+
+
+def _sum(leaf: jax.Array) -> jax.Array:
+    # jnp.sum is a jitted function of its own: tracing one for each of 600 leaves takes a second.
+    total: jax.Array = lax.reduce_sum(leaf, axes=tuple(range(leaf.ndim)))
+    return total
+
+
+def _chunks(leaves: Sequence[Any]) -> list[list[int]]:
+    """Indices of leaves that are counted together: leaves of one type, of `_CHUNK` values at most unless it is one."""
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault(jax.typeof(jnp.asarray(leaf)), []).append(i)
+    chunks = []
+    for places in alike.values():
+        length = max(1, _CHUNK // max(1, jnp.size(leaves[places[0]])))
+        chunks += [places[start : start + length] for start in range(0, len(places), length)]
+    return chunks
+
+
+# The branches of conditions. They are functions of the module, because outside jit JAX compiles a condition anew whenever
+# its branches are other functions than before.
+
+
+def _skip(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    axes = varying(jax.typeof(leaves[0])) | varying(jax.typeof(scale))
+    return vary(jnp.zeros([len(leaves)], count_dtype()), axes), vary(jnp.zeros_like(scale), axes)
+
+
+def _examine(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The stack is a copy of at most `_CHUNK` values. XLA compiles two reductions of it instead of two for each leaf.
+    values = leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
+    if len(leaves) == 1:
+        counts = _nonfinite_count(values)[None]
+    else:
+        counts = jnp.sum(~jnp.isfinite(values), axis=tuple(range(1, values.ndim)), dtype=count_dtype())
+    if not jnp.issubdtype(values.dtype, jnp.complexfloating):
+        values = values.astype(scale.dtype)
+    square = _squared_norm(values * scale.astype(values.dtype)).astype(scale.dtype)
+    axes = varying(jax.typeof(values)) | varying(jax.typeof(scale))
+    return vary(counts, axes), vary(square, axes)
+
+
+def _nonfinite_count(leaf: jax.Array) -> jax.Array:
+    nonfinite = ~jnp.isfinite(leaf)
     dtype = count_dtype()
-    if dtype == np.int64 or bad.size <= INT32_MAX:
-        return jnp.sum(bad, dtype=dtype)
+    if dtype == np.int64 or nonfinite.size <= INT32_MAX:
+        return _sum(nonfinite.astype(dtype))
     # More values than int32 can count. The wider type is for this one sum; what comes out is int32 again.
     with jax.enable_x64(True):
-        return jnp.minimum(jnp.sum(bad, dtype=np.int64), INT32_MAX).astype(dtype)
+        return jnp.minimum(jnp.sum(nonfinite, dtype=np.int64), INT32_MAX).astype(dtype)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from optwrap._reading.unpack import Reading, Words, by_step
+from optwrap._reading.counters import Words
+from optwrap._reading.unpack import Reading
 
 
 class Row(NamedTuple):
@@ -57,15 +58,17 @@ def on_host(observed: object) -> Words:
 
 
 def readings(words: Words) -> tuple[Words, bool]:
-    """What was observed, step by step: uint32[n, words]; and whether it is a single reading, of which the others wait.
+    """The readings in an observed array, uint32[n, words], and whether there is only one.
 
     Args:
-      words: one reading, with the steps that wait in it, or a leading axis of them: steps in a row, as lax.scan stacks
-        them, or replicas of one step, as pmap does.
+      words: one reading, or a leading axis of them: consecutive steps, as lax.scan stacks them, or equal rows, the
+        replicas of one step, as pmap returns them.
     """
-    if words.ndim == 1 or (words == words[0]).all():
-        return by_step(words if words.ndim == 1 else words[0]), True
-    return np.stack([by_step(row)[-1] for row in words]), False
+    if words.ndim == 1:
+        return words[None], True
+    if (words == words[0]).all():
+        return words[:1], True
+    return words, False
 
 
 def rows(words: Words, unpack: Callable[[Words], Reading], time: float, previous_time: float | None) -> list[Row]:

@@ -1,18 +1,16 @@
 """From the inbox to the account: in the reporting thread, without ever waiting for a device."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
-
-import numpy as np
 
 from optwrap._monitor import arrays
 from optwrap._monitor.account import Account, Observed
 from optwrap._monitor.log import Once, place_of
 from optwrap._monitor.queue import Inbox, Item
-from optwrap._reading.counters import MOST_WAITING
+from optwrap._reading.counters import Words
 from optwrap._reading.replicas import Brought, brought
-from optwrap._reading.unpack import Layout, Reading, Words, unpack
+from optwrap._reading.unpack import Layout, Reading, unpack
 
 _BREATH: Final = 4
 """Readings after which another thread is let in. Giving up the interpreter for no time at all would not do: who waits
@@ -127,7 +125,7 @@ class Intake:
                         interpolated=row.interpolated,
                         restored=restored,
                         brought=_brought(row.reading, layout, item.observed),
-                        lost=lost * _steps_in_one(item, rows) if i == 0 else 0,
+                        lost=lost * len(rows) if i == 0 else 0,
                     )
                 )
         except Exception as error:
@@ -146,11 +144,3 @@ def _brought(reading: Reading, layout: Layout | None, observed: object) -> Broug
     if reading.replica is None or not reading.replicas_not_finite:
         return None
     return brought(reading.replica, reading.replicas_not_finite, layout.replicas if layout else None, observed)
-
-
-def _steps_in_one(item: Item, rows: Sequence[arrays.Row]) -> int:
-    """How many steps there can have been in each item that was lost before this one.
-
-    A callback hands over arrays of the host, of one step or of many; they are the steps that are missing, all of them.
-    """
-    return max(MOST_WAITING, len(rows)) if isinstance(item.observed, np.ndarray) else len(rows)

@@ -21,7 +21,6 @@ from optwrap._monitor.source import JaxSource, Source
 from optwrap._monitor.thread import Clock, Reporter
 from optwrap._monitor.transport import HttpTransport, Transport
 from optwrap._reading.unpack import Layout
-from optwrap._step.interrupts import is_a_handlers
 
 _STATES: Final = ("finished", "failed")
 _PATIENCE: Final = 2.0
@@ -162,9 +161,7 @@ class Monitor:
         tell where its counters stand. Otherwise the first reading is taken for that of the first step, and all before
         it for what earlier attempts have done: observe a fresh state, too, where only every n-th step is observed.
 
-        With emit="callback" the step observes by itself. Steps that wait in a state (`callback_every`) come with
-        that state's reading, at the end and at a checkpoint: `jax.block_until_ready(opt_state)` first, so that those
-        before them have come. They are of the past where it is a restored state that is observed.
+        With emit="callback" the step observes by itself.
 
         Args:
           reading: what `optwrap.reading` returned, uint32[words], of the host or of any devices, computed or still
@@ -181,8 +178,6 @@ class Monitor:
             if put is not None:
                 put(reading, restored)
         except Exception as error:
-            if is_a_handlers(error):  # of a signal, that came just now: for the loop, and no failure of ours
-                raise
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
     def flush(self, timeout: float = 5.0) -> bool:

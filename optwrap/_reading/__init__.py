@@ -1,1 +1,4 @@
-"""The packed reading: the only thing that the device's half and the host's half share."""
+"""The packed reading: all that the jitted step and the host share.
+
+Modules, lowest first: counters replicas state unpack observer.
+"""

@@ -1,4 +1,4 @@
-"""The wrappers' own counters and limits, as one call of `update` left them."""
+"""The wrappers' own counters and limits after a call of `update`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,33 +7,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optwrap._reading.counters import ABSENT, INT_GAUGES
+from optwrap._reading.counters import ABSENT, INTEGER_GAUGES
 from optwrap._step.grad_summary import on_any_device
 from optwrap._step.wrappers import Wrapper, depth_first
 from optwrap._wrappers.skip_if import SkipIfState
 
 
 class Gauges(NamedTuple):
-    """What is shown of the wrappers."""
+    """The gauges that are read from the wrappers' states."""
 
-    integers: jax.Array
-    """int32[7], in the order of INT_GAUGES."""
+    integers: list[jax.Array]
+    """7 of int32[], in the order of INTEGER_GAUGES; ABSENT where no wrapper has that gauge."""
     gradient_norm_limit: jax.Array
-    """float32[]: the norm from which a step is skipped as large; ABSENT where there is no such limit."""
+    """float32[]: the norm from which a step is skipped as large; ABSENT if there is no such limit."""
 
 
-def gauges(found: Sequence[Wrapper]) -> Gauges:
+def gauges(wrappers: Sequence[Wrapper]) -> Gauges:
     """The gauges of an optimizer with these outermost wrappers.
 
-    Of several accumulation windows, or lookaheads, the outermost is shown; of several apply_if_finite the one nearest
-    its limit, called in this step or not, and of those that hide their limit the one with the largest count. Of several
-    limits to the norm it is that of the outermost window or skip_if; none inside of a window, where it is no longer the
-    incoming gradients that are measured.
+    If there are several wrappers of a kind, one is reported:
+
+    * MultiSteps and lookahead: the outermost.
+    * apply_if_finite: the one nearest its limit, whether or not it was called in this step; if no limit is known, the
+      one with the largest count.
+    * the norm limit: that of the outermost MultiSteps or skip_if. A limit inside a window is left out, because it does
+      not apply to the incoming gradients.
     """
-    every = tuple(depth_first(found))
+    every = tuple(depth_first(wrappers))
     values: dict[str, jax.Array | None] = {}
     norm_limit: jax.Array | None = None
-    for wrapper in reversed(every):  # so that the outermost has the last word
+    for wrapper in reversed(every):  # the outermost comes last and overwrites the others
         match wrapper.new:
             case optax.MultiStepsState() as window:
                 values |= {
@@ -51,32 +54,32 @@ def gauges(found: Sequence[Wrapper]) -> Gauges:
     if guards:
         values["guard_not_finite_count"], values["guard_not_finite_limit"] = _nearest(guards)
 
-    def word(value: jax.Array | None) -> jax.Array:
+    def integer(value: jax.Array | None) -> jax.Array:
         return jnp.array(ABSENT, jnp.int32) if value is None else on_any_device(jnp.asarray(value).astype(jnp.int32))
 
     return Gauges(
-        integers=jnp.stack([word(values.get(name)) for name in INT_GAUGES]),
+        integers=[integer(values.get(name)) for name in INTEGER_GAUGES],
         gradient_norm_limit=jnp.array(ABSENT, jnp.float32) if norm_limit is None else on_any_device(norm_limit),
     )
 
 
 def _limit(wrapper: Wrapper) -> jax.Array | None:
-    return None if wrapper.known is None else wrapper.known.limit
+    return None if wrapper.limits is None else wrapper.limits.limit
 
 
 def _norm_limit(wrapper: Wrapper) -> jax.Array | None:
-    squared = None if wrapper.known is None else wrapper.known.squared_norm
+    squared = None if wrapper.limits is None else wrapper.limits.squared_norm
     return None if squared is None else jnp.sqrt(squared)
 
 
 def _nearest(guards: Sequence[Wrapper]) -> tuple[jax.Array, jax.Array | None]:
-    """Count and limit of the guard that has the fewest errors left before it gives up; the outermost of equals."""
-    known = [(guard.new.notfinite_count, limit) for guard in guards if (limit := _limit(guard)) is not None]
-    if not known:
+    """Count and limit of the guard that has the fewest errors left before it gives up; the outermost if two have."""
+    limited = [(guard.new.notfinite_count, limit) for guard in guards if (limit := _limit(guard)) is not None]
+    if not limited:
         counts = [guard.new.notfinite_count for guard in guards]
         return jnp.max(jnp.stack(counts)), None
-    count, limit = known[0]
-    for other_count, other_limit in known[1:]:
+    count, limit = limited[0]
+    for other_count, other_limit in limited[1:]:
         nearer = other_limit - other_count < limit - count
         count, limit = jnp.where(nearer, other_count, count), jnp.where(nearer, other_limit, limit)
     return count, limit

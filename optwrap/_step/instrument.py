@@ -3,36 +3,27 @@
 import dataclasses
 import re
 import weakref
-from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optwrap._core.apply_gradients import Fused, add, apply_gradients
-from optwrap._core.checks import INT32_MAX, shown, transformation
 from optwrap._core.checks import gradients as check_gradients
+from optwrap._core.checks import shown, transformation
 from optwrap._core.collectives import Axes, AxisName
-from optwrap._core.trees import gradient_tree, is_placeholder, sharing_norms
-from optwrap._reading.counters import (
-    ABSENT,
-    INT_GAUGES,
-    MOST_WAITING,
-    OF_REPLICAS,
-    OUTCOMES,
-    Counters,
-    InstrumentState,
-)
-from optwrap._reading.unpack import Layout, has_instrumentation
-from optwrap._step.callback import DEFAULT_EVERY, Observer, none_waiting, report
-from optwrap._step.gauges import gauges
+from optwrap._core.trees import gradient_tree, is_placeholder
+from optwrap._reading.counters import parameter_count
+from optwrap._reading.observer import Observer
+from optwrap._reading.state import InstrumentState, has_instrumentation
+from optwrap._reading.unpack import Layout
+from optwrap._step.callback import report
+from optwrap._step.count import Leaves, counted, first_counters
 from optwrap._step.grad_summary import speaking_for, summarized
-from optwrap._step.outcomes import Call, count_windows, judge
+from optwrap._step.outcomes import Call, count_windows
 from optwrap._step.paths import parameter_paths
-from optwrap._step.replicas import described as replicas_of
-from optwrap._step.replicas import figures
-from optwrap._step.wrappers import Wrapper, wrappers
+from optwrap._step.replicas import flags_and_replicas
+from optwrap._step.wrappers import wrappers
 
 DEFAULT_NAME: Final = "instrument"
 """The name of an instrumentation that was given none."""
@@ -48,79 +39,67 @@ def instrument(
     emit: Literal["reading", "callback"] = "reading",
     name: str | None = None,
     axis_name: AxisName = None,
-    callback_every: int = DEFAULT_EVERY,
-    replica_axes: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Counts what becomes of every call of `tx.update`, and changes nothing in what `tx` does.
 
-    Every call gets one outcome, judged from the outermost wrapper inwards:
+    Every call has exactly one outcome. It is judged from the outermost wrapper inwards:
 
     * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` or `skip_if` rejected the gradients,
-      or `MultiSteps` left both its counters as they were. Not finite if what it was given was not; else large if the
-      skip function left a `norm_squared`, as `skip_large_updates` does; else other.
-    * `accumulated`: taken into a window of `MultiSteps`, finite or not; nothing came of it yet.
-    * `accepted_not_finite`: the inner optimizer consumed a value that is not finite, because the guard gave up, there
-      was none, or the window had taken it in. (optax's own `MultiSteps` calls the inner optimizer in the midst of a
-      window too, and lets through what it returns where that is not finite.)
+      or `MultiSteps` skipped the mini-step. Not finite if the wrapper was given a non-finite value; else large if its
+      skip function returns a `norm_squared`, as `skip_large_updates` does; else other.
+    * `accumulated`: a window of `MultiSteps` took the gradients in, finite or not, and is not complete.
+    * `accepted_not_finite`: the inner optimizer consumed a non-finite value: the guard gave up, there was none, or the
+      window had taken it in. (optax's own `MultiSteps` calls the inner optimizer in the middle of a window too, and
+      lets non-finite updates through.)
     * `applied`: otherwise.
 
-    Of several wrappers side by side (`optax.chain`, `optax.multi_transform`) the first of these that befell any one of
-    them is the call's, in the order accepted, skipped, applied, accumulated. Beside windows that only took something
-    in, parameters of no window that were moved make the call applied. A call with gradients that are not finite, or one
-    that a wrapper left out, is accepted all the same if any of the updates that come back is not finite: the value was
-    outside the mask of `masked`, or what is around the wrapper, as `optax.contrib.mechanize` is, let it through. A
-    window whose mean overflows although all it took in was finite is seen by a guard inside, and not without one.
+    If several wrappers stand side by side (`optax.chain`, `optax.multi_transform`), the call has the first outcome of
+    any of them in the order accepted, skipped, applied, accumulated. If all windows only accumulated, but parameters
+    outside the windows moved, it is applied. A call with non-finite gradients, or one that a wrapper skipped, is
+    accepted all the same if an update that comes back is not finite: the value was outside the mask of `masked`, or
+    something around the wrapper, such as `optax.contrib.mechanize`, let it through. If the mean of a window overflows
+    although all its gradients were finite, a guard inside the window notices; without one nothing does.
 
-    Where something stands around the wrappers, `apply_gradients` has no updates to look at, but the new parameters:
-    with parameters that were not finite before, such calls are all accepted ones there.
+    With `apply_gradients` there are no updates to look at where something stands around the wrappers, only the new
+    parameters. If the parameters were not finite before, such calls all count as accepted.
 
-    Beside the outcome there are the norm of the incoming gradients, the values that are not finite by parameter, and
-    the wrappers' own counters and limits. They are in the state, as arrays, and go with it into checkpoints; get them
-    out with `optwrap.reading`.
+    Also counted: the norm of the incoming gradients, the non-finite values by parameter, and the wrappers' own counters
+    and limits. All of it is one array in the state and goes into checkpoints with it; `optwrap.reading` returns it.
 
-    `update` takes `replica_flags`, too: what `optwrap.replica_flags` told of each replica's gradients before the mean.
-    They are handed on to `tx` only if there is another instrumentation in it.
+    `update` also takes `replica_flags`, the result of `optwrap.replica_flags` before the mean. It is passed on to `tx`
+    only if `tx` holds another instrumentation.
 
-    optax's own wrappers do not tell their limits: those gauges are absent then, and whether its `apply_if_finite` gave
-    up is seen from what it left behind: updates that are not zero, or a changed step counter in the inner state.
+    optax's own wrappers do not declare their limits, so those gauges are absent. Whether optax's `apply_if_finite` gave
+    up is seen from its effects: updates that are not zero, or a changed step counter in the inner state.
 
     Args:
-      tx: the transformation to watch: any `optax.GradientTransformation`, or an object with its `init` and `update`
-        such as `MultiSteps`; optwrap's or optax's, nested and chained.
-      monitor: who is told how the parameters are called, when `init` and `update` are traced: a `Monitor`.
-      emit: with "reading", you return `optwrap.reading(state)` from your jitted step and hand it to
-        `monitor.observe`. With "callback", the step itself calls `monitor.observe`, and your loop does not change: for
-        backends that have host callbacks (CPU, CUDA, ROCm, TPU), and not under `jax.export`. On several simulated CPU
-        devices wait for each step: XLA's threads may run out, and it ends a process whose devices wait for each other.
+      tx: the transformation to watch: any `optax.GradientTransformation`, or an object with `init` and `update` such
+        as `MultiSteps`; optwrap's or optax's, nested and chained.
+      monitor: the `Monitor`, or another `Observer`, that gets the readings. When `init` and `update` are traced it is
+        told the parameters' names.
+      emit: with "reading", your jitted step returns `optwrap.reading(state)` and your loop passes it to
+        `monitor.observe`. With "callback" the step calls `monitor.observe` through a host callback, and your loop does
+        not change. That needs a backend with host callbacks (CPU, CUDA, ROCm, TPU) and does not work under
+        `jax.export`. On several simulated CPU devices, wait for each step (`jax.block_until_ready`): otherwise XLA may
+        run out of threads and abort the process. If a signal handler raises while the main thread runs the callback
+        (Ctrl-C, for one), JAX raises a `jax.errors.JaxRuntimeError` from the step in place of that exception.
       name: tells several instrumentations in one optimizer apart: 1 to 64 of `[A-Za-z0-9._-]`, "instrument" if None.
-      axis_name: axes, a name or a tuple of names, of the `pmap`, or `shard_map` with check_vma=False, in which `update`
-        is called, along which the gradients differ. There no type says that they do, and without it the reading is one
-        device's view. Under `shard_map` with check_vma the types say so, and it is not needed.
-      callback_every: with emit="callback", how many steps are handed to the host at once, 1 to 32: what that costs is
-        nearly the same for one or many. They wait in the state meanwhile, and go with the first step in which something
-        is amiss: skipped, or not finite. Those that still wait at the end, or at a checkpoint,
-        `monitor.observe(optwrap.reading(jax.block_until_ready(state)))` hands over; none is told twice. A state that
-        is restored, or gone back to, has to be observed then, with `restored=True`: what waits in it would otherwise
-        be counted as new. Keep it below 10: the exporter calls a run stalled that is silent for ten of its steps (and
-        5 min at least).
-      replica_axes: the axes, a name or a tuple of names in the order that `replica_flags` was given, along which the
-        replicas lie. Only where the flags cannot say so themselves, because they are not handed on as they were
-        returned: out of the `shard_map` or `jit` they were computed in, or joined with others.
+      axis_name: axes of the `pmap`, or of the `shard_map` with check_vma=False, in which `update` is called, along
+        which the gradients differ: a name or a tuple of names. Without it the reading there is one device's view. Under
+        `shard_map` with check_vma it is not needed: types say what differs.
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
 
     Raises:
-      TypeError: an argument is of the wrong type; by `update`, `replica_flags` that are none.
-      ValueError: `emit`, `name` or `callback_every` is not one that is allowed, or emit="callback" lacks a monitor;
-        by `update`, when the gradients have other leaves than the parameters that `init` was given, or other shapes
-        than those given with them.
+      TypeError: an argument, or `replica_flags` in `update`, has the wrong type.
+      ValueError: `emit` or `name` is not allowed, or emit="callback" has no monitor; in `update`: the gradients have
+        other leaves than the parameters that `init` was given, or other shapes than those given with them.
     """
     inner = transformation("tx", tx)
     key = _checked_name(name)
-    axes = Axes("instrument: axis_name", axis_name, every_told=True)
-    along = Axes("instrument: replica_axes", replica_axes).names
-    _check_emission(monitor, emit, callback_every)
+    axes = Axes("instrument: axis_name", axis_name, every_typed=True)
+    _check_emission(monitor, emit)
 
     identity = _Identity()  # lives as long as the functions below
 
@@ -129,95 +108,58 @@ def instrument(
             monitor.describe(dataclasses.replace(layout, source=weakref.ref(identity)), stepping=stepping)
 
     def init(params: Any) -> InstrumentState:
-        tree = gradient_tree(params)
-        layout = Layout(parameter_paths(tree))
+        layout = Layout(parameter_paths(gradient_tree(params)))
         if not is_placeholder(params):
             describe(layout)
         inner_state = inner.init(params)
-        waiting = none_waiting(callback_every if emit == "callback" else 1)
-        return InstrumentState(inner_state, {key: _zero(layout, count_windows(inner_state), waiting)})
+        return InstrumentState(inner_state, {key: first_counters(layout, count_windows(inner_state))})
 
     def update(
         updates: Any, state: InstrumentState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, InstrumentState]:
-        places, extra_args = described(updates, state, params, extra_args)
+        leaves, extra_args = described(updates, state, params, extra_args)
         with summarized(updates) as summary:
             new_updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         call = Call(state.inner_state, updates, new_updates, summary)
-        return new_updates, counted(call, state, inner_state, params, places)
+        return new_updates, after(call, state, inner_state, params, leaves)
 
     def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
-        if not isinstance(inner, Fused) or inner.apply is None:  # then there are updates to be judged
+        if not isinstance(inner, Fused) or inner.apply is None:  # then there are updates to judge by
             new_updates, state = update(grads, state, params, **extra_args)
             return add(params, new_updates), state
-        places, extra_args = described(grads, state, params, extra_args)
+        leaves, extra_args = described(grads, state, params, extra_args)
         with summarized(grads) as summary:
             new_params, inner_state = apply_gradients(inner, grads, state.inner_state, params, **extra_args)
         call = Call(state.inner_state, grads, new_params, summary, applied=True)
-        return new_params, counted(call, state, inner_state, params, places)
+        return new_params, after(call, state, inner_state, params, leaves)
 
     def described(
         gradients: Any, state: InstrumentState, params: Any, extra_args: dict[str, Any]
-    ) -> tuple[_Places, dict[str, Any]]:
-        """What is known of the gradients; and the extra arguments of the wrapped transformation."""
+    ) -> tuple[Leaves, dict[str, Any]]:
+        """Tell the monitor about the step; returns what the gradients belong to, and the extra arguments of `tx`."""
         check_gradients("instrument", gradients, gradient_tree(params))
-        layout, indices = _layout(gradients, params, _own(state, key).parameters.shape[0])
-        flags = extra_args.get("replica_flags")
-        describe(dataclasses.replace(layout, replicas=replicas_of(flags, along)), stepping=True)
+        words = _counters_of(state, key)
+        size = parameter_count(words.shape[-1], count_windows(state.inner_state))
+        leaves = _leaves(gradients, params, size)
+        flags, replicas = flags_and_replicas(extra_args.get("replica_flags"))
+        describe(dataclasses.replace(leaves.layout, replicas=replicas), stepping=True)
         if not has_instrumentation(state.inner_state):
             extra_args = {name: value for name, value in extra_args.items() if name != "replica_flags"}
-        return _Places(layout, indices, flags), extra_args
+        return leaves._replace(flags=flags), extra_args
 
-    def counted(call: Call, state: InstrumentState, inner_state: Any, params: Any, places: _Places) -> InstrumentState:
-        before = state.counters[key]
-        found = wrappers(inner.init, call.gradients if params is None else params, state.inner_state, inner_state)
-        after = _counted(before, call, found, places)
+    def after(call: Call, state: InstrumentState, inner_state: Any, params: Any, leaves: Leaves) -> InstrumentState:
+        """The state after the step."""
+        outermost = wrappers(inner.init, call.gradients if params is None else params, state.inner_state, inner_state)
+        words = counted(state.counters[key], call, outermost, leaves)
         if emit == "callback" and monitor is not None:
-            after = after._replace(waiting=report(after, before.waiting, callback_every, monitor))
-        return InstrumentState(inner_state, {key: after})
+            words = report(words, monitor)
+        return InstrumentState(inner_state, {key: words})
 
-    return Fused(init, speaking_for(axes, sharing_norms(update)), speaking_for(axes, sharing_norms(apply)))
-
-
-class _Places(NamedTuple):
-    """Where the gradients' leaves are among the parameters, and on which replicas they were not finite."""
-
-    layout: Layout
-    indices: list[int] | None
-    """By leaf of the gradients; None where they are all, in order."""
-    replicas: jax.Array | None
-    """bool[R], what `replica_flags` returned; None where it was not asked."""
-
-
-def _counted(before: Counters, call: Call, found: Sequence[Wrapper], places: _Places) -> Counters:
-    """The counters after a call."""
-    summary = call.summary
-    outcome, windows = judge(found, call, before.window_not_finite)
-    levels = gauges(found)
-    not_finite = summary.not_finite
-    if places.indices is not None:
-        size = before.parameters.shape[0]
-        not_finite = jnp.zeros([size], jnp.int32).at[jnp.array(places.indices, jnp.int32)].set(not_finite)
-    streak = jnp.where(summary.finite, 0, _plus(before.not_finite_streak, True))
-    return before._replace(
-        outcomes=_plus(before.outcomes, jnp.arange(len(OUTCOMES), dtype=jnp.int32) == outcome),
-        not_finite_steps=_plus(before.not_finite_steps, ~summary.finite),
-        not_finite_streak=streak,
-        not_finite_streak_peak=jnp.maximum(before.not_finite_streak_peak, streak),
-        parameters=_plus(before.parameters, not_finite > 0),
-        window_not_finite=windows,
-        outcome=outcome,
-        finite=summary.finite,
-        gradient_norm=summary.norm,
-        not_finite_values=not_finite,
-        gauges=jnp.concatenate([levels.integers, figures(places.replicas)]),
-        gradient_norm_limit=levels.gradient_norm_limit,
-        fingerprint=jnp.array(places.layout.fingerprint, jnp.uint32),
-    )
+    return Fused(init, speaking_for(axes, update), speaking_for(axes, apply))
 
 
 class _Identity:
-    """What a Monitor knows an instrumentation by."""
+    """An object of its own for each instrumentation, so that a monitor can tell two apart."""
 
 
 def _checked_name(name: str | None) -> str:
@@ -231,7 +173,7 @@ def _checked_name(name: str | None) -> str:
     return name
 
 
-def _check_emission(monitor: Any, emit: Any, callback_every: Any) -> None:
+def _check_emission(monitor: Any, emit: Any) -> None:
     if monitor is not None and (isinstance(monitor, type) or not isinstance(monitor, Observer)):
         raise TypeError(
             f"monitor must be an optwrap.Monitor, or an object with its methods describe and observe, or None, got "
@@ -243,23 +185,12 @@ def _check_emission(monitor: Any, emit: Any, callback_every: Any) -> None:
         )
     if emit == "callback" and monitor is None:
         raise ValueError(
-            'monitor must be given with emit="callback", got None: the step has nobody to report to; pass '
+            'monitor must be given with emit="callback", got None: the step needs an observer to call; pass '
             'optwrap.Monitor(run=...), or use emit="reading"'
         )
-    allowed = f"a Python integer from 1 to {MOST_WAITING}"
-    if not isinstance(callback_every, int) or isinstance(callback_every, bool):
-        raise TypeError(
-            f"callback_every must be {allowed}, got {shown(callback_every)} ({type(callback_every).__name__}): say how "
-            "many steps are handed to the host at once"
-        )
-    if not 1 <= callback_every <= MOST_WAITING:
-        raise ValueError(
-            f"callback_every must be {allowed}, got {callback_every}: 1 hands over each step by itself, and more than "
-            f"{MOST_WAITING} cannot wait in the state"
-        )
 
 
-def _own(state: Any, key: str) -> Counters:
+def _counters_of(state: Any, key: str) -> jax.Array:
     if not isinstance(state, InstrumentState):
         raise TypeError(
             f"state must be the InstrumentState that this transformation's init returned, got {type(state).__name__}: "
@@ -274,42 +205,15 @@ def _own(state: Any, key: str) -> Counters:
     return state.counters[key]
 
 
-def _zero(layout: Layout, windows: int, waiting: jax.Array) -> Counters:
-    def zeros(*shape: int) -> jax.Array:
-        return jnp.zeros(shape, jnp.int32)
-
-    return Counters(
-        outcomes=zeros(len(OUTCOMES)),
-        not_finite_steps=zeros(),
-        not_finite_streak=zeros(),
-        not_finite_streak_peak=zeros(),
-        parameters=zeros(len(layout.parameters)),
-        window_not_finite=jnp.zeros([max(windows, 1)], jnp.bool_),  # orbax saves no array without values
-        outcome=jnp.array(-1, jnp.int32),
-        finite=jnp.array(True),
-        gradient_norm=jnp.zeros([], jnp.float32),
-        not_finite_values=zeros(len(layout.parameters)),
-        gauges=jnp.full([len(INT_GAUGES) + len(OF_REPLICAS)], ABSENT, jnp.int32),
-        gradient_norm_limit=jnp.array(ABSENT, jnp.float32),
-        fingerprint=jnp.array(layout.fingerprint, jnp.uint32),
-        waiting=waiting,
-    )
-
-
-def _layout(updates: Any, params: Any, size: int) -> tuple[Layout, list[int] | None]:
-    """How the P = `size` parameters are called, and which of them the gradients are of; None where of all, in order."""
+def _leaves(updates: Any, params: Any, size: int) -> Leaves:
+    """The names of the `size` parameters, and which of them the gradients are of."""
     paths = parameter_paths(updates)
     if len(paths) == size:
-        return Layout(paths), None
+        return Leaves(Layout(paths), None)
     every = parameter_paths(gradient_tree(params))
     if len(every) == size and set(paths) <= set(every):  # frozen parameters, whose gradients are None
-        return Layout(every), [every.index(path) for path in paths]
+        return Leaves(Layout(every), [every.index(path) for path in paths])
     raise ValueError(
         f"updates must have the {size} leaves of the parameters that init was given, or, where update is given params, "
         f"some of them, got {len(paths)} leaves, {shown(paths)}: call init with the parameters that are trained"
     )
-
-
-def _plus(count: jax.Array, event: jax.Array | bool) -> jax.Array:
-    """`count`, int32, and one more where there was an event; saturating."""
-    return count + (jnp.asarray(event) & (count < INT32_MAX)).astype(jnp.int32)

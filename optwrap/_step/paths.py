@@ -1,4 +1,4 @@
-"""How the parameters are called."""
+"""The parameters' names."""
 
 import collections
 from typing import Any
@@ -10,15 +10,15 @@ from jax.tree_util import GetAttrKey, keystr
 def parameter_paths(tree: Any) -> tuple[str, ...]:
     """The path of each leaf, in the tree's order, all different: `decoder/layer_3/mlp/w`.
 
-    Paths that would be the same (`{"a/b": x, "a": {"b": y}}`) are written in full: `['a/b']`, `['a']['b']`. The `value`
-    inside a box, as flax has them, goes unsaid: at times the same parameter comes with its box and at times without. A
-    tree that is a single leaf calls it `params`.
+    Paths that would be the same (`{"a/b": x, "a": {"b": y}}`) are written with brackets: `['a/b']`, `['a']['b']`. flax
+    puts parameters into boxes, whose `value` is left out of the path: the same parameter may come with and without its
+    box. A tree that is a single leaf has the path `params`.
     """
     keys = [_unboxed(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     paths = [keystr(path, simple=True, separator="/") or "params" for path in keys]
     repeated = _repeated(paths)
     paths = [keystr(keys[i]) if i in repeated else path for i, path in enumerate(paths)]
-    # Keys of somebody's own kind may print alike even so.
+    # Keys of a custom pytree node may print alike even in brackets.
     repeated = _repeated(paths)
     return tuple(f"{path}#{i}" if i in repeated else path for i, path in enumerate(paths))
 

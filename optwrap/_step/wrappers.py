@@ -1,4 +1,4 @@
-"""What is known of the wrappers in a state: limits, schedules and periods that the state itself does not hold.
+"""The wrappers in an optimizer's state, with the limits, schedules and periods that the state itself does not hold.
 
 optwrap's own wrappers declare them when their `init` is traced (`optwrap._core.declarations`); optax's do not.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from optwrap._core.declarations import Declaration, Guard, Limit, Sync, Window, collecting, walk
@@ -19,23 +19,24 @@ from optwrap._core.trees import as_int32
 from optwrap._wrappers.skip_if import SkipIfState
 
 WRAPPERS: Final = (optax.ApplyIfFiniteState, optax.MultiStepsState, optax.LookaheadState, SkipIfState)
-"""The states of the wrappers that have something to say."""
+"""The states of the wrappers that the outcome and the gauges are read from."""
 
 _INJECTED: Final = (optax.schedules.InjectHyperparamsState, optax.schedules.InjectStatefulHyperparamsState)
 
 
-class Known(NamedTuple):
-    """What a wrapper of optwrap said of itself."""
+class Limits(NamedTuple):
+    """What a wrapper of optwrap declared, as values of the step under way."""
 
     limit: jax.Array | None
-    """int32[]: errors in a row it rejects, mini-steps of the window now open, or fast steps per synchronisation; None
-    where it comes from a computation that cannot be followed."""
+    """int32[]: for apply_if_finite the errors in a row that it rejects, for MultiSteps the mini-steps of the current
+    window, for lookahead the fast steps per synchronisation; None if it depends on something that the state does not
+    hold."""
     squared_norm: jax.Array | None
-    """float32[]: the squared norm from which it skips as large; None where it does not."""
+    """float32[]: the squared norm from which a step is skipped as large; None if there is no such limit."""
     gives_up: bool = True
-    """Of apply_if_finite: whether it accepts what comes after the limit."""
+    """For apply_if_finite: whether it accepts the errors after the limit."""
     weighted: bool = False
-    """Of MultiSteps: whether its skip_state holds the weight of the last mini-step."""
+    """For MultiSteps: whether its skip_state holds the weight of the last mini-step."""
 
 
 class Wrapper(NamedTuple):
@@ -45,8 +46,8 @@ class Wrapper(NamedTuple):
     """Its state before: one of WRAPPERS."""
     new: Any
     """Its state after."""
-    known: Known | None
-    """None for optax's own, which say nothing."""
+    limits: Limits | None
+    """None for optax's own wrappers, which declare nothing."""
     inside: "tuple[Wrapper, ...]"
     """The outermost of the wrappers inside it."""
 
@@ -55,7 +56,7 @@ def wrappers(init: Callable[[Any], Any], params: Any, old: Any, new: Any) -> tup
     """The outermost wrappers of an optimizer, with what they declare.
 
     Args:
-      init: the optimizer's. It is traced for what it declares; nothing of it is computed in the step.
+      init: the optimizer's `init`. It is traced for what it declares; the step computes nothing of it.
       params: what `init` takes.
       old: the optimizer's state before the call under way.
       new: its state after.
@@ -64,97 +65,102 @@ def wrappers(init: Callable[[Any], Any], params: Any, old: Any, new: Any) -> tup
 
     def pair(old: Any, new: Any) -> Iterator[Wrapper]:
         for before, after in zip(outermost(old, WRAPPERS), outermost(new, WRAPPERS), strict=True):
-            said = next(declared, None)
-            yield Wrapper(before, after, said and said(after), tuple(pair(tuple(before), tuple(after))))
+            limits_of = next(declared, None)
+            limits = None if limits_of is None else limits_of(after)
+            yield Wrapper(before, after, limits, tuple(pair(tuple(before), tuple(after))))
 
     return tuple(pair(old, new))
 
 
 def outermost(state: Any, node_types: tuple[type, ...]) -> list[Any]:
-    """The nodes of one of `node_types` in `state` that are in no other such node, in the tree's order."""
+    """The nodes of one of `node_types` in `state` that are not inside another such node, in the tree's order."""
 
-    def found(node: Any) -> bool:
+    def is_node(node: Any) -> bool:
         return isinstance(node, node_types)
 
-    return [node for node in jax.tree.leaves(state, is_leaf=found) if found(node)]
+    return [node for node in jax.tree.leaves(state, is_leaf=is_node) if is_node(node)]
 
 
-def depth_first(found: Iterable[Wrapper]) -> Iterator[Wrapper]:
-    """`found` and all inside them, each before what is inside it: the order of `optwrap._core.declarations.walk`."""
-    for wrapper in found:
+def depth_first(outer: Iterable[Wrapper]) -> Iterator[Wrapper]:
+    """All wrappers, each before those inside it: the order of `optwrap._core.declarations.walk`."""
+    for wrapper in outer:
         yield wrapper
         yield from depth_first(wrapper.inside)
 
 
-# From a wrapper's state after the call to what is known of the wrapper.
-_Said = Callable[[Any], Known]
+# From a wrapper's state after the call to its limits.
+_LimitsOf = Callable[[Any], Limits]
 
 
-def _declared(init: Callable[[Any], Any], params: Any, new: Any) -> list[_Said | None]:
-    """What each wrapper in `new` declares, depth first; None for those that declare nothing."""
-    said: list[_Said | None] = []
+def _declared(init: Callable[[Any], Any], params: Any, new: Any) -> list[_LimitsOf | None]:
+    """What each wrapper in `new` declares, depth first; None for a wrapper that declares nothing."""
+    declared: list[_LimitsOf | None] = []
 
     def trace(params: Any) -> None:
         with collecting() as collected:
             state = init(params)
         injected = [
             (traced, live.hyperparams[key])
-            for found, live in zip(walk(state, _INJECTED), walk(new, _INJECTED), strict=True)
-            for key, traced in found.hyperparams.items()
+            for node, live in zip(walk(state, _INJECTED), walk(new, _INJECTED), strict=True)
+            for key, traced in node.hyperparams.items()
         ]
         for node in walk(state, WRAPPERS):
             declaration = collected.of(node)
-            said.append(None if declaration is None else _followed(declaration, injected))
+            declared.append(None if declaration is None else _limits_of(declaration, injected))
 
     try:
         jax.eval_shape(trace, params)
     except Exception as error:
-        # Whatever it is, the training itself has got on without tracing `init` here, and so will it go on.
-        said_why = str(error).partition("\n")[0]
+        # The training has got this far without tracing `init` in update, so it can go on without.
+        first_line = str(error).partition("\n")[0]
         warnings.warn(
             "instrument: the init of the optimizer cannot be traced in update, so limits and schedules are not "
-            f"known ({type(error).__name__}: {said_why}): make init depend on the parameters' shapes and dtypes only",
+            f"known ({type(error).__name__}: {first_line}): make init depend on the parameters' shapes and dtypes only",
             RuntimeWarning,
             stacklevel=2,
         )
         return []
-    return said
+    return declared
 
 
-def _followed(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _Said:
-    """What `declaration`, made in the trace of `init`, is of a live state.
+def _limits_of(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _LimitsOf:
+    """The limits that `declaration`, made while `init` was traced, means for a live state.
 
-    Under `optax.inject_hyperparams` a limit is a tracer of that trace, dead outside; `injected` pairs those with the
-    hyperparameters of the live state.
+    Under `optax.inject_hyperparams` a declared value is a tracer of that trace, and `injected` pairs those tracers with
+    the hyperparameters of the live state. Nothing that is returned may refer to such a tracer: the trace is over then,
+    and `jax.checking_leaks` would call it a leak.
     """
 
-    def follow(value: ArrayLike | None) -> ArrayLike | None:
+    def live(value: ArrayLike | None) -> ArrayLike | None:
         if isinstance(value, jax.core.Tracer):
             return next((live for traced, live in injected if traced is value), None)
         return value
 
     match declaration:
         case Guard(max_consecutive_errors=limit, gives_up=gives_up):
-            errors = follow(limit)
-            return lambda _: Known(_int32(errors), None, gives_up)
+            errors = live(limit)
+            return lambda _: Limits(_int32(errors), None, gives_up)
         case Sync(sync_period=limit):
-            steps = follow(limit)
-            return lambda _: Known(_int32(steps), None)
+            steps = live(limit)
+            return lambda _: Limits(_int32(steps), None)
         case Limit(max_squared_norm=limit):
-            squared = follow(limit)
-            return lambda _: Known(None, _float32(squared))
-        case Window():
-            schedule = jax.make_jaxpr(declaration.every_k)(np.zeros([], np.int32))
-            jaxpr, captured = schedule.jaxpr, [follow(value) for value in schedule.consts]
-            squared_norm, weighted = follow(declaration.max_squared_norm), declaration.weighted
+            squared = live(limit)
+            return lambda _: Limits(None, _float32(squared))
+        case Window(every_k=schedule, max_squared_norm=limit, weighted=weighted):
+            squared, every_k = live(limit), _live_schedule(schedule, live)
+            return lambda state: Limits(_int32(every_k(state.gradient_step)), _float32(squared), weighted=weighted)
 
-            def of_window(state: optax.MultiStepsState) -> Known:
-                k = None
-                if all(value is not None for value in captured):
-                    (k,) = jaxpr_as_fun(ClosedJaxpr(jaxpr, captured))(state.gradient_step)
-                return Known(_int32(k), _float32(squared_norm), weighted=weighted)
 
-            return of_window
+def _live_schedule(
+    schedule: Callable[[jax.Array], ArrayLike], live: Callable[[ArrayLike | None], ArrayLike | None]
+) -> Callable[[jax.Array], ArrayLike | None]:
+    """The schedule, with every value that it captures replaced by the live one; returns None if one has none."""
+    traced = jax.make_jaxpr(schedule)(np.zeros([], np.int32))
+    captured = [live(value) for value in traced.consts]
+    if any(value is None for value in captured):
+        return lambda _: None
+    every_k = jaxpr_as_fun(traced.replace(consts=captured))  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+    return lambda gradient_step: every_k(gradient_step)[0]
 
 
 def _int32(value: ArrayLike | None) -> jax.Array | None:

@@ -1,1 +1,4 @@
-"""optax's optimizer wrappers and skip functions, one module each."""
+"""optax's optimizer wrappers and skip functions, one module each.
+
+Modules, lowest first: skip_functions weights window apply_if_finite flatten lookahead masked multi_steps skip_if.
+"""

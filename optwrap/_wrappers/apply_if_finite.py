@@ -12,7 +12,8 @@ from optwrap._core.apply_gradients import Fused, apply_gradients
 from optwrap._core.collectives import ALONE, Axes, AxisName, Together
 from optwrap._core.cond import apply_if, step_if
 from optwrap._core.declarations import Guard, declare
-from optwrap._core.trees import Tree, all_finite, as_int32, gradient_tree, sharing_norms
+from optwrap._core.norm_cache import Answer, caching_answer
+from optwrap._core.trees import Tree, all_finite, as_int32, gradient_tree, inexact_leaves
 
 
 class Decision(NamedTuple):
@@ -127,27 +128,31 @@ def apply_if_finite(
         updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.ApplyIfFiniteState]:
         _checks.gradients("apply_if_finite", updates, gradient_tree(params))
-        decision = decide(updates, state, limit, axes.here(), gives_up=on_limit == "accept")
-        step = step_if(
-            decision.accept,
-            lambda: inner.update(updates, state.inner_state, params, **extra_args),
-            state.inner_state,
-            name="apply_if_finite",
-        )
+        together = axes.here()
+        decision = decide(updates, state, limit, together, gives_up=on_limit == "accept")
+        with caching_answer(inexact_leaves(updates), together, Answer(decision.finite)):
+            step = step_if(
+                decision.accept,
+                lambda: inner.update(updates, state.inner_state, params, **extra_args),
+                state.inner_state,
+                name="apply_if_finite",
+            )
         return step.updates, decision.state(step.state)
 
     def apply(
         grads: Tree, state: optax.ApplyIfFiniteState, params: Tree, **extra_args: Any
     ) -> tuple[Tree, optax.ApplyIfFiniteState]:
         _checks.gradients("apply_if_finite", grads, gradient_tree(params))
-        decision = decide(grads, state, limit, axes.here(), gives_up=on_limit == "accept")
-        applied = apply_if(
-            decision.accept,
-            lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
-            params,
-            state.inner_state,
-            name="apply_if_finite",
-        )
+        together = axes.here()
+        decision = decide(grads, state, limit, together, gives_up=on_limit == "accept")
+        with caching_answer(inexact_leaves(grads), together, Answer(decision.finite)):
+            applied = apply_if(
+                decision.accept,
+                lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
+                params,
+                state.inner_state,
+                name="apply_if_finite",
+            )
         return applied.params, decision.state(applied.state)
 
-    return Fused(init, sharing_norms(update), sharing_norms(apply))
+    return Fused(init, update, apply)

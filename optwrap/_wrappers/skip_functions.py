@@ -12,18 +12,17 @@ from jax.typing import ArrayLike
 
 from optwrap._core import checks as _checks
 from optwrap._core.collectives import ALONE, Together
-from optwrap._core.norm_cache import answer_about
+from optwrap._core.norm_cache import cached_answer
 from optwrap._core.trees import (
     Tree,
-    all_finite,
     count_dtype,
+    finite_probes,
     gradient_tree,
     inexact_leaves,
-    not_finite_counts,
+    nonfinite_counts,
     saturating_sum,
-    sharing_norms,
     squared_norm,
-    squared_norms,
+    suspects,
 )
 
 
@@ -68,34 +67,31 @@ def skip_not_finite(
     return _skip_not_finite(updates, ALONE)
 
 
-# The branches are the same functions in every call: for new ones, however alike, JAX compiles anew where nothing is
-# jitted.
+def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict[str, jax.Array]]:
+    leaves = inexact_leaves(updates)
+    answer = cached_answer(leaves, together)
+    if not leaves:
+        finite, num_not_finite = jnp.array(True), jnp.zeros([], count_dtype())
+    elif answer is not None and answer.counts is not None:
+        finite, num_not_finite = answer.finite, saturating_sum(answer.counts)
+    else:
+        probes = finite_probes(leaves)
+        finite = jnp.isfinite(together.total(probes))
+        # Counting costs more than deciding, and is needed only where there is something to count.
+        num_not_finite = jax.lax.cond(finite, _no_count, _count(together), finite, leaves, suspects(leaves, probes))
+    return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
 
 
-def _none(finite: jax.Array, *_: Any) -> jax.Array:
+# Without jit, JAX compiles a condition anew whenever its branches are other functions than before.
+
+
+def _no_count(finite: jax.Array, *_: Any) -> jax.Array:
     return jnp.zeros_like(finite, dtype=count_dtype())
 
 
 @functools.cache
-def _counting(together: Together) -> Callable[..., jax.Array]:
-    return lambda _, leaves, norms: saturating_sum(not_finite_counts(leaves, norms, together))
-
-
-@sharing_norms
-def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict[str, jax.Array]]:
-    finite = all_finite(updates, together)
-    leaves = inexact_leaves(updates)
-    known = answer_about(leaves, together)
-    # Counting costs more than deciding, and is needed only where there is something to count.
-    num_not_finite = jax.lax.cond(
-        finite,
-        _none,
-        _counting(together) if known is None else lambda *_: saturating_sum(list(known.counts)),
-        finite,
-        leaves,
-        squared_norms(leaves),
-    )
-    return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
+def _count(together: Together) -> Callable[..., jax.Array]:
+    return lambda _, leaves, suspects: saturating_sum(nonfinite_counts(leaves, suspects, together))
 
 
 def skip_large_updates(

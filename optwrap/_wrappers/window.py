@@ -10,7 +10,7 @@ import optax
 
 from optwrap._core import checks as _checks
 from optwrap._core.cond import empty_if
-from optwrap._core.trees import Tree, as_int32, cast, common_dtype, computable
+from optwrap._core.trees import Tree, as_int32, cast, common_dtype, computable, select_leaf
 from optwrap._wrappers.weights import Weights
 
 
@@ -74,21 +74,22 @@ def accumulated(
       weights: those of the window, this mini-step taken in; None where all count the same.
       mean: whether it is their mean, not their sum.
     """
+    first, taken = state.mini_step == 0, state.mini_step + 1
 
     def share(update: Any, before: jax.Array) -> jax.Array:
         """What the mini-step adds to those before it."""
         if weights is None:
-            return (update - before) / (state.mini_step + 1) if mean else jnp.asarray(update)
+            return (update - before) / taken if mean else jnp.asarray(update)
         part = (update - before) * weights.share if mean else update * weights.own
         return jnp.where(weights.own > 0, part, jnp.zeros_like(part))  # not multiplied by 0: that keeps NaN
 
     def taken_in(update: Any, held: jax.Array) -> jax.Array:
         update, held = computable(update), computable(held)
         # The first mini-step overwrites: what is left in the accumulator, NaN for one, is of no window.
-        before = jnp.where(state.mini_step == 0, jnp.zeros_like(held), held)
+        before = select_leaf(first, jnp.zeros_like(held), held)
         with jax.numpy_dtype_promotion("standard"):
             after = jnp.add(before, share(update, before))
-        return after if skip is None else jnp.where(skip, cast(held, after.dtype), after)
+        return after if skip is None else select_leaf(skip, cast(held, after.dtype), after)
 
     return jax.tree.map(taken_in, updates, state.acc_grads)
 

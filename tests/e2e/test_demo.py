@@ -268,6 +268,7 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
     assert (kinds["started"], kinds["finished"], kinds["resumed"]) == (1, 1, 0)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("there", ["absent", "hanging"])
 def test_a_job_without_an_exporter_trains_on_and_says_so_once(there: str) -> None:
     """Then the demo has no answer to show, and its exit code says so."""

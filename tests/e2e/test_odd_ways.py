@@ -24,6 +24,8 @@ from optwrap._monitor.monitor import Parts
 from optwrap._monitor.thread import Clock
 from tests.conftest import RunningExporter
 
+pytestmark = pytest.mark.thin(3)
+
 PARAMS = {"w": np.ones(3, np.float32)}
 
 

@@ -21,9 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def few_values_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trees of these tests have leaves of both kinds: asked under a condition of their own, and asked together."""
-    monkeypatch.setattr("optwrap._core.trees._LARGE", 5)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trees of these tests have leaves that are counted alone and leaves that are counted together."""
+    monkeypatch.setattr("optwrap._core.trees._CHUNK", 12)
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from optwrap._reading.counters import ABSENT, INT_GAUGES, OUTCOMES, Counters
-from optwrap._reading.unpack import Layout, Reading, pack, unpack
+from optwrap._reading.counters import ABSENT, INTEGER_GAUGES, OUTCOMES, Counters, pack
+from optwrap._reading.unpack import Layout, Reading, unpack
 
 PARAMETERS = ("decoder/layer_0/w", "decoder/layer_1/w", "head")
 
@@ -71,22 +71,27 @@ class Training:
 
     def counters(self) -> Counters:
         """The counters as arrays of numpy."""
-        gauges = [ABSENT if name != "mini_step" or self.mini_step is None else self.mini_step for name in INT_GAUGES]
+        gauges = [
+            ABSENT if name != "mini_step" or self.mini_step is None else self.mini_step for name in INTEGER_GAUGES
+        ]
         return Counters(
-            outcomes=np.array(list(self.outcomes.values()), np.int32),
-            not_finite_steps=np.int32(self.not_finite_steps),
-            not_finite_streak=np.int32(self.streak),
-            not_finite_streak_peak=np.int32(self.streak),
-            parameters=np.array(list(self.parameters.values()), np.int32),
+            outcomes=np.array(list(self.outcomes.values()), np.uint32),
+            not_finite_steps=np.uint32(self.not_finite_steps),
+            not_finite_streak=np.uint32(self.streak),
+            not_finite_streak_peak=np.uint32(self.streak),
+            parameters=np.array(list(self.parameters.values()), np.uint32),
             window_not_finite=np.zeros([0], np.bool_),
             outcome=np.int32(-1 if self.outcome is None else OUTCOMES.index(self.outcome)),
             finite=np.bool_(not self.nonfinite_parameters),
             gradient_norm=np.float32(self.norm),
-            not_finite_values=np.array([self.nonfinite_parameters.get(p, 0) for p in self.layout.parameters], np.int32),
-            gauges=np.array([*gauges, ABSENT, ABSENT], np.int32),
+            not_finite_values=np.array(
+                [self.nonfinite_parameters.get(p, 0) for p in self.layout.parameters], np.uint32
+            ),
+            gauges=np.array(gauges, np.int32),
             gradient_norm_limit=np.float32(np.nan),
             fingerprint=np.uint32(self.layout.fingerprint),
-            waiting=np.zeros([1], np.uint32),
+            replica=np.int32(ABSENT),
+            replicas_not_finite=np.int32(ABSENT),
         )
 
     def words(self) -> jax.Array:

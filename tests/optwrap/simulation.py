@@ -241,7 +241,7 @@ class Step:
     outcome: str
     finite: bool
     norm: float
-    offenders: dict[str, int]
+    nonfinite_parameters: dict[str, int]
     outcomes: dict[str, int]
     not_finite_steps: int
     parameters: dict[str, int]
@@ -258,19 +258,21 @@ def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
         finite = is_finite(given)
         told = optimizer.around(given, optimizer(given))
         outcome = told.fate or ("applied" if finite else "accepted_not_finite")
-        offenders = {name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})}
+        nonfinite_parameters = {
+            name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})
+        }
         outcomes[outcome] += 1
         not_finite_steps += not finite
         streak = 0 if finite else streak + 1
         peak = max(peak, streak)
-        parameters = {name: parameters.get(name, 0) + (name in offenders) for name in given}
+        parameters = {name: parameters.get(name, 0) + (name in nonfinite_parameters) for name in given}
         norm = float(np.sqrt(sum(np.sum(np.square(leaf.astype(np.float64))) for leaf in given.values())))
         steps.append(
             Step(
                 outcome=outcome,
                 finite=finite,
                 norm=norm,
-                nonfinite_parameters=offenders,
+                nonfinite_parameters=nonfinite_parameters,
                 outcomes=dict(outcomes),
                 not_finite_steps=not_finite_steps,
                 parameters={name: times for name, times in parameters.items() if times},

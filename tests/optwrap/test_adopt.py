@@ -14,7 +14,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwrap
-from optwrap._reading.counters import MOST_WAITING, Counters
 from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.checkpoints import through_flax, through_orbax
 from tests.optwrap.monitoring import StubExporter
@@ -52,6 +51,7 @@ def stepped(tx: Any) -> Callable[..., Any]:
     return step
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("through", [through_orbax, through_flax])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
@@ -151,35 +151,6 @@ def test_a_state_that_is_stacked_for_pmap_is_adopted_row_by_row() -> None:
     assert jax.tree.structure(adopted) == jax.tree.structure(alike)
     for ours, one_by_one in zip(jax.tree.leaves(adopted), jax.tree.leaves(alike), strict=True):
         np.testing.assert_array_equal(ours, one_by_one)
-
-
-def of_an_older_optwrap(state: Any) -> Any:
-    """The state with two gauges fewer; and with less room where steps wait, since each holds its gauges."""
-
-    def older(counters: Counters) -> Counters:
-        waiting = counters.waiting if counters.waiting.shape == (1,) else counters.waiting[: -2 * MOST_WAITING]
-        return counters._replace(gauges=counters.gauges[:-2], waiting=waiting)
-
-    return state._replace(counters={name: older(counters) for name, counters in state.counters.items()})
-
-
-@pytest.mark.parametrize("every", [None, 8])
-def test_a_state_of_an_older_optwrap_keeps_its_counts(every: int | None) -> None:
-    """It had fewer gauges; adopted, it has the shapes that a loop's carry or a restored checkpoint needs."""
-    inner = optwrap.apply_if_finite(optax.sgd(0.5), 2)
-    with optwrap.Monitor("older", "http://127.0.0.1:9", 0) as monitor:
-        how = {} if every is None else {"emit": "callback", "callback_every": every}
-        tx = optwrap.instrument(inner, monitor, **how)  # type: ignore[arg-type]
-        state = tx.init(PARAMS)
-        for value in (1.0, np.nan, 2.0):
-            _, state = stepped(tx)(PARAMS, state, gradients(value))
-        adopted = optwrap.adopt(tx, of_an_older_optwrap(state), PARAMS)
-        assert jax.tree.map(jnp.shape, adopted) == jax.tree.map(jnp.shape, tx.init(PARAMS))
-        told = unpack(np.asarray(optwrap.reading(adopted)))
-        assert told.totals == unpack(np.asarray(optwrap.reading(state))).totals
-        _, adopted = stepped(tx)(PARAMS, adopted, gradients(np.nan))
-        told = unpack(np.asarray(optwrap.reading(adopted)))
-        assert (told.step, told.totals.not_finite_steps, told.gauges["guard_not_finite_count"]) == (4, 2, 1)
 
 
 GUARDED = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2))

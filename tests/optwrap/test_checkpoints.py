@@ -28,6 +28,8 @@ from tests.optwrap.transformations import (
     stepper,
 )
 
+pytestmark = pytest.mark.thin(5)
+
 Tree = Any
 Through = Callable[[Tree, Tree, pathlib.Path], Tree]
 

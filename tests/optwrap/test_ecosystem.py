@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -25,6 +26,8 @@ from tests.optwrap.transformations import (
     momentum,
     run,
 )
+
+pytestmark = pytest.mark.thin(5)
 
 Tree = Any
 Make = Callable[[Any], Any]
@@ -130,7 +133,7 @@ def test_models_of_other_libraries_train_as_with_optax(case: Case, train: Train)
     assert_same(train(case, case.build(optwrap)), expected)
     params, state = train(case, optwrap.instrument(case.build(optwrap)))
     assert_same((params, state.inner_state), expected)
-    assert int(state.counters["instrument"].outcomes.sum()) == STEPS
+    assert optwrap.unpack(np.asarray(optwrap.reading(state))).step == STEPS
     assert optwrap.reading(state).dtype == jnp.uint32
 
 
@@ -217,4 +220,4 @@ def test_compositions_train_as_with_optax(composition: str, case: Case) -> None:
 
     params, state = trained(optwrap)
     assert_same((params, state.inner_state), trained(optax))
-    assert int(state.counters["instrument"].outcomes.sum()) == STEPS
+    assert optwrap.unpack(np.asarray(optwrap.reading(state))).step == STEPS

@@ -18,6 +18,8 @@ import optwrap
 from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.transformations import FLOAT32, assert_close, assert_same, assert_same_types, gradients, momentum
 
+pytestmark = pytest.mark.thin(3)
+
 FULL = jnp.int32(2**31 - 1)
 SKIP: dict[str | None, Any] = {
     None: None,

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap._reading.unpack import Layout, Reading, reading, unpack
+from optwrap._reading.state import reading
+from optwrap._reading.unpack import Layout, Reading, unpack
 from optwrap._step.instrument import instrument
+
+pytestmark = pytest.mark.thin(3)
 
 PARAMS = {"a": np.full((4, 3), 0.5, np.float32), "b": np.ones((3,), np.float32)}
 LAYOUT = Layout(("a", "b"))

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optwrap
-from optwrap._reading.unpack import Layout, reading, unpack
+from optwrap._reading.state import reading
+from optwrap._reading.unpack import Layout, unpack
 from optwrap._step.instrument import instrument
 
 PARAMS = {"a": np.ones((8, 4), np.float32), "b": np.full((4,), 2.0, np.float32), "c": np.ones((3,), np.float32)}

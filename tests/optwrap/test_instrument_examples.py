@@ -37,6 +37,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("example", EXPECTED)
 def test_an_example_trains_where_no_exporter_is(example: str, tmp_path: Path) -> None:
     assert EXPECTED[example][1] in run(example, f"unix://{tmp_path}/nobody")

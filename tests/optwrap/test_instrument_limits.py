@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import optwrap
-from optwrap._reading.unpack import reading, unpack
+from optwrap._reading.state import reading
+from optwrap._reading.unpack import unpack
 from optwrap._step.instrument import instrument
 from tests.optwrap.transformations import FLOAT32
 
@@ -81,6 +82,7 @@ def test_a_schedule_is_read_for_the_window_now_open() -> None:
     assert unpack(np.asarray(reading(state))).gauges["gradient_step"] == 1
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("k", [3, lambda step: jnp.where(step < 1, 3, 5)], ids=["fixed", "scheduled"])
 def test_injected_hyperparameters_are_followed_as_they_are_now(k: Any) -> None:
     """Under inject_hyperparams a limit is part of the state, and may be changed between steps."""

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap._reading.unpack import Layout, reading, unpack
+from optwrap._reading.state import reading
+from optwrap._reading.unpack import Layout, unpack
 from optwrap._step.instrument import instrument
 from tests.optwrap import simulation as sim
 
@@ -220,6 +221,7 @@ OPTAX = [
 ]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("lib", "nesting"),
     [*((Lib(optwrap), nesting) for nesting in NESTINGS), *((Lib(optax), nesting) for nesting in OPTAX)],

@@ -47,6 +47,7 @@ def by_name(cases: list[Case]) -> Any:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("case", "tree"),
     [(case, tree) for case in ONE_EACH for tree in TREES if (case.name, tree) not in OPTAX_DIFFERS]
@@ -61,6 +62,7 @@ def test_finite_gradients_give_what_optax_gives(case: Case, tree: str) -> None:
         assert_same(as_optax_has_it(mine), other)
 
 
+@pytest.mark.thin(3)
 @by_name([case for case in EVERY_PAIR if case.name not in OPTAX_RAISES])
 def test_finite_gradients_give_what_optax_gives_where_two_are_nested(case: Case) -> None:
     """The same for nestings of two."""
@@ -103,6 +105,7 @@ def test_init_takes_shapes_for_parameters(case: Case) -> None:
     assert_same_types(transformation.init(shapes), transformation.init(params))
 
 
+@pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_jit_equals_eager(case: Case) -> None:
     """The same values without jit."""
@@ -144,6 +147,7 @@ def test_the_inner_transformation_is_traced_once(case: Case) -> None:
     assert traces == 1
 
 
+@pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_works_as_the_carry_of_a_scan(case: Case) -> None:
     """Steps in a `lax.scan` are the steps one after the other."""
@@ -161,6 +165,7 @@ def test_works_as_the_carry_of_a_scan(case: Case) -> None:
     assert_close((params, state), (expected.params, expected.state))
 
 
+@pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_works_under_vmap(case: Case) -> None:
     """Two trainings in one vmap, one of them with NaN, are the two trainings."""

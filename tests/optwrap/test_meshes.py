@@ -87,6 +87,7 @@ def built(case: Case, instrumented: bool, applied: bool = False) -> tuple[Any, A
     return transformation, step
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("case", "form"), PROGRAMS, ids=[f"{case.name}-{form.replace(', ', '-')}" for case, form in PROGRAMS]
 )

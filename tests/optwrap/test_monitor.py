@@ -23,7 +23,8 @@ from optwrap_exporter.wire import requests as wire
 import optwrap
 from optwrap._monitor.monitor import Monitor, Parts
 from optwrap._monitor.transport import HttpTransport
-from optwrap._reading.unpack import Layout, reading
+from optwrap._reading.state import reading
+from optwrap._reading.unpack import Layout
 from optwrap._step.instrument import instrument
 from tests.optwrap.monitoring import StubExporter, Training, counts, refusal, waiting
 

@@ -27,6 +27,8 @@ from tests.optwrap.transformations import (
     run,
 )
 
+pytestmark = pytest.mark.thin(3)
+
 CASES = [case for case in SINGLES if case.name in WRAPPERS] + PAIRS + OURS_SINGLES[:1] + OURS_PAIRS
 
 faults = faults_of(VALUES_NOT_FINITE)

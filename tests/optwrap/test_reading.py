@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optwrap._reading.counters import ABSENT, INT_GAUGES, OF_REPLICAS, OUTCOMES, Counters
-from optwrap._reading.unpack import MAGIC, Layout, pack, reading, unpack
+from optwrap._reading.counters import ABSENT, HEAD, INTEGER_GAUGES, OUTCOMES, VERSION, Counters, pack
+from optwrap._reading.state import reading
+from optwrap._reading.unpack import Layout, unpack
 from optwrap._step.instrument import instrument
 
-COUNT = st.integers(0, 2**31 - 1)
+COUNT = st.integers(0, 2**32 - 1)
+GAUGE = st.one_of(st.just(ABSENT), st.integers(0, 2**31 - 1))
 NAMES = st.lists(st.text(min_size=1, max_size=5), max_size=4, unique=True)
 
 
@@ -24,24 +26,25 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
     layout = Layout(tuple(draw(NAMES)))
     size = len(layout.parameters)
 
-    def vector(length: int, values: st.SearchStrategy[int] = COUNT) -> np.ndarray[Any, Any]:
-        return np.array(draw(st.lists(values, min_size=length, max_size=length)), np.int32)
+    def vector(length: int, values: st.SearchStrategy[int] = COUNT, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
+        return np.array(draw(st.lists(values, min_size=length, max_size=length)), dtype)
 
     return Counters(
         outcomes=vector(len(OUTCOMES), st.integers(0, 2**28)),
-        not_finite_steps=np.int32(draw(COUNT)),
-        not_finite_streak=np.int32(draw(COUNT)),
-        not_finite_streak_peak=np.int32(draw(COUNT)),
+        not_finite_steps=np.uint32(draw(COUNT)),
+        not_finite_streak=np.uint32(draw(COUNT)),
+        not_finite_streak_peak=np.uint32(draw(COUNT)),
         parameters=vector(size),
-        window_not_finite=np.zeros(2, np.bool_),
+        window_not_finite=vector(draw(st.integers(0, 3)), st.integers(0, 1), np.bool_),
         outcome=np.int32(draw(st.integers(-1, len(OUTCOMES) - 1))),
         finite=np.bool_(draw(st.booleans())),
         gradient_norm=np.float32(draw(st.floats(width=32, allow_nan=False))),
         not_finite_values=vector(size),
-        gauges=vector(len(INT_GAUGES) + len(OF_REPLICAS), st.one_of(st.just(ABSENT), COUNT)),
+        gauges=vector(len(INTEGER_GAUGES), GAUGE, np.int32),
+        replica=np.int32(draw(GAUGE)),
+        replicas_not_finite=np.int32(draw(GAUGE)),
         gradient_norm_limit=np.float32(draw(st.floats(width=32, min_value=0))),
         fingerprint=np.uint32(layout.fingerprint),
-        waiting=np.zeros([1], np.uint32),
     ), layout
 
 
@@ -51,11 +54,11 @@ def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> No
     counted, layout = drawn
     words = np.asarray(pack(counted))
     assert words.dtype == np.uint32
-    assert words.shape == (24 + 2 * len(layout.parameters),)
+    assert words.shape == (HEAD + len(counted.window_not_finite) + 2 * len(layout.parameters),)
     got = unpack(words, layout)
     assert got.totals.outcomes == dict(zip(OUTCOMES, counted.outcomes.tolist(), strict=True))
-    assert got.totals.steps == got.step == counted.outcomes.sum(dtype=np.int64)
-    assert got.totals.gradient_steps == counted.outcomes[0] + counted.outcomes[5]
+    assert got.totals.steps == got.step == counted.outcomes.sum(dtype=np.uint64)
+    assert got.totals.gradient_steps == int(counted.outcomes[0]) + int(counted.outcomes[5])
     assert got.totals.not_finite_steps == counted.not_finite_steps
     assert got.outcome == (OUTCOMES[counted.outcome] if counted.outcome >= 0 else None)
     assert (got.finite, got.norm) == (counted.finite, counted.gradient_norm)
@@ -64,9 +67,10 @@ def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> No
         (counted.not_finite_values, got.nonfinite_parameters),
     ):
         assert told == {name: n for name, n in zip(layout.parameters, values.tolist(), strict=True) if n}
-    integers = zip((*INT_GAUGES, *OF_REPLICAS), counted.gauges.tolist(), strict=True)
+    integers = zip(INTEGER_GAUGES, counted.gauges.tolist(), strict=True)
     expected = {name: n for name, n in integers if n != ABSENT}
-    assert (got.replica, got.replicas_not_finite) == tuple(expected.pop(name, None) for name in OF_REPLICAS)
+    replicas = (int(counted.replica), int(counted.replicas_not_finite))
+    assert (got.replica, got.replicas_not_finite) == tuple(None if n == ABSENT else n for n in replicas)
     expected |= {
         "not_finite_streak": int(counted.not_finite_streak),
         "not_finite_streak_peak": int(counted.not_finite_streak_peak),
@@ -86,11 +90,13 @@ def test_a_layout_is_told_by_its_names_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (np.zeros(30, np.float32), r"a reading is a uint32 vector of 24 \+ 2 P words .* got float32\[30\]"),
+        (np.zeros(30, np.float32), r"expected a uint32 vector of at least 25 words .* got float32\[30\]"),
         (np.zeros((2, 30), np.uint32), r"got uint32\[2, 30\]"),
-        (np.zeros(23, np.uint32), r"got uint32\[23\]"),
-        (np.zeros(25, np.uint32), r"got uint32\[25\]"),
-        (np.zeros(26, np.uint32), rf"first word is 0x0, expected {MAGIC:#x}"),
+        ([VERSION] * 30, r"got list"),
+        (np.zeros(24, np.uint32), r"got uint32\[24\]"),
+        (np.zeros(27, np.uint32), rf"the first word is 0x0, expected {VERSION:#x}"),
+        (np.array([VERSION, 0, *[0] * 24], np.uint32), r"expected 25 words, 0 of accumulation windows .* got 26 words"),
+        (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 25 words, 9 of accumulation windows .* got 27 words"),
     ],
 )
 def test_what_is_no_reading_is_refused(words: Any, says: str) -> None:
@@ -133,9 +139,9 @@ def test_the_instrumentation_is_found_wherever_it_sits() -> None:
 
 def test_of_several_the_name_decides() -> None:
     state = two("actor", "critic")
-    np.testing.assert_array_equal(reading(state, name="critic"), pack(state["opt"][1].counters["critic"]))
+    np.testing.assert_array_equal(reading(state, name="critic"), state["opt"][1].counters["critic"])
     for words in (reading(state, name="actor"), jax.jit(lambda tree: reading(tree, name="actor"))(state)):
-        np.testing.assert_array_equal(words, pack(state["opt"][0].counters["actor"]))
+        np.testing.assert_array_equal(words, state["opt"][0].counters["actor"])
 
 
 @pytest.mark.parametrize(
@@ -185,5 +191,5 @@ def test_of_a_stacked_state_the_readings_are_stacked() -> None:
     tx = instrument(optax.sgd(1.0))
     states = jax.vmap(lambda w: tx.init({"w": w}))(jnp.ones((3, 2)))
     rows = np.asarray(reading(states))
-    assert rows.shape == (3, 26)
+    assert rows.shape == (3, 27)
     assert [unpack(row).step for row in rows] == [0, 0, 0]

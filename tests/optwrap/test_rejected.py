@@ -31,6 +31,8 @@ from tests.optwrap.transformations import (
     tree_of,
 )
 
+pytestmark = pytest.mark.thin(3)
+
 Tree = Any
 
 WRAPS: dict[str, Wrap] = {

@@ -29,6 +29,8 @@ from optwrap._reading.replicas import OTHERS, Brought, Replica, Replicas, brough
 from optwrap._reading.unpack import unpack
 from tests.optwrap.monitoring import Books, StubExporter, Training
 
+pytestmark = pytest.mark.thin(3)
+
 N = 8
 SPOILT = np.array(
     [
@@ -131,12 +133,12 @@ def stepped(
     return step
 
 
-def mapped(way: Way, step: Callable[..., Any], *, told: bool = True) -> Callable[..., Any]:
+def mapped(way: Way, step: Callable[..., Any]) -> Callable[..., Any]:
     """The step on every device of the mesh, each with its row of the batch."""
     every = tuple(way.shape)
     return jax.shard_map(
         lambda params, state, rows: step(params, state, rows[0]),
-        mesh=way.mesh if told else None,
+        mesh=way.mesh,
         in_specs=(P(), P(), P(every)),
         out_specs=(P(), P(), P()),
         check_vma=way.check_vma,
@@ -210,13 +212,13 @@ def test_under_pmap_too(order: Any, out_axes: int | None, monitor: Monitor, stub
     assert told(stub.books) == truth(way)
 
 
-@pytest.mark.parametrize("axes", ["data", None])
-def test_of_flags_that_have_left_their_shard_map_the_axes_are_told(
-    axes: str | None, monitor: Monitor, stub: StubExporter
+@pytest.mark.parametrize("bare", [False, True])
+def test_flags_that_have_left_their_shard_map_still_name_the_device(
+    bare: bool, monitor: Monitor, stub: StubExporter
 ) -> None:
-    """Gradients within, the optimizer outside of it; else the number is all that is told."""
+    """The optimizer runs outside of the shard_map. Of a bare array of bools only the index is known."""
     way = WAYS["second of two"]
-    tx, params, state = start(monitor, replica_axes=axes)
+    tx, params, state = start(monitor)
 
     def of_one(params: Any, rows: Any) -> Any:
         grads = jax.grad(loss)(jax.lax.pcast(params, tuple(way.shape), to="varying"), rows[0])
@@ -227,7 +229,8 @@ def test_of_flags_that_have_left_their_shard_map_the_axes_are_told(
     @jax.jit
     def step(params: Any, state: Any, batch: Any) -> Any:
         grads, flags = gradients(params, batch)
-        params, state = optwrap.apply_gradients(tx, grads, state, params, replica_flags=flags)
+        given = flags.flags if bare else jax.tree.map(jnp.logical_or, flags, flags)
+        params, state = optwrap.apply_gradients(tx, grads, state, params, replica_flags=given)
         return params, state, optwrap.reading(state)
 
     for batch in batches():
@@ -235,7 +238,7 @@ def test_of_flags_that_have_left_their_shard_map_the_axes_are_told(
         monitor.observe(words)
     assert monitor.flush(20)
     expected = truth(way)
-    if axes is None:
+    if bare:
         expected = [row and (row[0], None, None, *row[3:]) for row in expected]  # type: ignore[misc]
     assert told(stub.books) == expected
 
@@ -282,30 +285,20 @@ def test_of_a_scan_over_steps_each_is_named(monitor: Monitor, stub: StubExporter
     assert told(stub.books) == truth(way)
 
 
-@pytest.mark.parametrize(("by", "every"), [("set_mesh", 8), ("mesh", 1), (None, 8)])
-def test_by_callback_the_mesh_has_to_be_told(by: str | None, every: int, monitor: Monitor, stub: StubExporter) -> None:
-    """By jax.set_mesh or by `mesh`; else the index is all that is told."""
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_callback_names_the_device_if_it_is_given_the_mesh(
+    passed: bool, monitor: Monitor, stub: StubExporter
+) -> None:
+    """Without the argument `mesh` only the replica's index is known."""
     way = WAYS["reversed"]
-    tx, params, state = start(monitor, emit="callback", callback_every=every)
-    one = stepped(tx, "data", "data", pcast=True, mesh=way.mesh if by == "mesh" else None)
-    step = jax.jit(mapped(way, one, told=by != "set_mesh"))
-
-    def train() -> None:
-        nonlocal params, state
-        for batch in batches():
-            params, state, _ = jax.block_until_ready(step(params, state, batch))
-
-    if by == "set_mesh":
-        with jax.set_mesh(way.mesh):
-            train()
-    else:
-        train()
+    tx, params, state = start(monitor, emit="callback")
+    one = stepped(tx, "data", "data", pcast=True, mesh=way.mesh if passed else None)
+    step = jax.jit(mapped(way, one))
+    for batch in batches():
+        params, state, _ = jax.block_until_ready(step(params, state, batch))
     assert monitor.flush(20)
-    if every > 1:  # the last steps were fine, and wait
-        monitor.observe(optwrap.reading(state))
-        assert monitor.flush(20)
     expected = truth(way)
-    if by is None:
+    if not passed:
         expected = [row and (row[0], None, None, *row[3:]) for row in expected]  # type: ignore[misc]
     assert told(stub.books) == expected
 
@@ -327,7 +320,7 @@ def test_the_flags_are_one_for_each_replica_and_the_same_on_every_device(way: Wa
         grid = np.moveaxis(
             spoilt.reshape(list(way.shape.values())), [list(way.shape).index(axis) for axis in axes], range(len(axes))
         )
-        got = flags(batch)
+        got = flags(batch).flags
         expected = grid.reshape(int(np.prod([way.shape[axis] for axis in axes])), -1).any(1)
         assert got.dtype == np.bool_
         for shard in got.addressable_shards:
@@ -336,7 +329,8 @@ def test_the_flags_are_one_for_each_replica_and_the_same_on_every_device(way: Wa
 
 def test_finite_gradients_whose_squares_overflow_bring_nothing() -> None:
     flags = jax.vmap(lambda row: optwrap.replica_flags([row], "data"), axis_name="data", out_axes=None)
-    np.testing.assert_array_equal(flags(jnp.array([[3e38, 3e38], [1, jnp.nan]], jnp.float32)), [False, True])
+    got = flags(jnp.array([[3e38, 3e38], [1, jnp.nan]], jnp.float32))
+    np.testing.assert_array_equal(got.flags, [False, True])
 
 
 def test_whatever_the_leaves_are_and_wherever_they_are_the_same() -> None:
@@ -355,8 +349,8 @@ def test_whatever_the_leaves_are_and_wherever_they_are_the_same() -> None:
             given = [np.ones([4, 6], np.float32), np.ones(3, np.float32), np.ones(4, np.float32)]
             given[2 * spoilt][(place, 5)[: 2 - spoilt]] = np.nan
             got, none = mapped(*given)
-            np.testing.assert_array_equal(got, np.arange(4) == place)
-            assert not none.any()
+            np.testing.assert_array_equal(got.flags, np.arange(4) == place)
+            assert not none.flags.any()
 
 
 def test_along_an_axis_that_the_compiler_shards_nothing_is_gathered() -> None:
@@ -374,7 +368,7 @@ def test_along_an_axis_that_the_compiler_shards_nothing_is_gathered() -> None:
     rows = np.ones([4, 6], np.float32)
     rows[2, 5] = np.nan
     placed = jax.device_put(rows, NamedSharding(mesh, P("data", "model")))
-    np.testing.assert_array_equal(flags(placed), np.arange(4) == 2)
+    np.testing.assert_array_equal(flags(placed).flags, np.arange(4) == 2)
     text = flags.lower(placed).compile().as_text()
     assert not [kind for kind in COLLECTIVES if f" {kind}(" in text and not kind.startswith("all-reduce")]
 
@@ -392,7 +386,7 @@ def test_under_a_vmap_within_the_replicas_lie_along_both() -> None:
 
     mapped = jax.jit(jax.shard_map(flags, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False))
     for batch, spoilt in zip(batches(), SPOILT, strict=True):
-        np.testing.assert_array_equal(mapped(batch.reshape(4, 2, 3)), spoilt)
+        np.testing.assert_array_equal(mapped(batch.reshape(4, 2, 3)).flags, spoilt)
 
 
 def around(kind: str) -> Any:
@@ -485,7 +479,7 @@ MESH = WAYS["one axis"]
         ("batch", P("data"), None, ValueError, r"got 'batch', axes of shard_map there: 'data': compute the gradients"),
         (None, P("data"), None, ValueError, r"axis_name must be the axis along which the replicas lie.*got None"),
         (3, P("data"), None, TypeError, r"axis_name must be the name of a mesh axis, a tuple of names"),
-        ("data", P(), None, ValueError, r"same along 'data': ask before their mean.*jax.lax.pcast"),
+        ("data", P(), None, ValueError, r"same along 'data': call it before their mean.*jax.lax.pcast"),
         ("data", P("data"), "mesh", TypeError, r"mesh must be the jax.sharding.Mesh of the step, or None, got 'mesh'"),
         ("data", P("data"), {"x": 8}, ValueError, r"mesh must have the axes \{'data': 8\}, got one with \{'x': 8\}"),
         ("data", P("data"), {"data": 4, "x": 2}, ValueError, r"got one with \{'data': 4, 'x': 2\}: pass the mesh that"),

@@ -37,6 +37,8 @@ from tests.optwrap.transformations import (
     tree_of,
 )
 
+pytestmark = pytest.mark.thin(5)
+
 Tree = Any
 
 DTYPES = {

@@ -22,6 +22,8 @@ import optwrap
 from optwrap._core.collectives import Together
 from tests.optwrap.transformations import assert_same, momentum, stepper
 
+pytestmark = pytest.mark.thin(3)
+
 STEPS = 6
 SPECS = {"both": P("x", "y"), "columns": P(None, "y"), "everywhere": P()}
 SHAPES = {"both": (8, 4), "columns": (3, 4), "everywhere": (5,)}

@@ -16,6 +16,8 @@ import optwrap
 from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.transformations import FLOAT32, assert_close, assert_same, gradients, momentum, tree_of
 
+pytestmark = pytest.mark.thin(3)
+
 K = 3
 LARGEST = 1e30
 

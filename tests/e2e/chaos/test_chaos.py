@@ -23,6 +23,7 @@ def of(seed: int, directory: Path, schedule: Schedule | None = None) -> None:
         raise
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("seed", [18, 19])
 def test_whatever_happens_every_number_ends_at_the_truth(seed: int, tmp_path: Path) -> None:
     """Two seeds that share all interruptions between them: one by reading with orbax, one by callback without."""

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from tests.conftest import RunningExporter
 from tests.e2e.page.desk import DESK, PHONE, Desk, MakeReporter, OpenDesk
 
-pytestmark = pytest.mark.programs("chromium")
+pytestmark = [pytest.mark.programs("chromium"), pytest.mark.thin(3)]
 
 # axe-core 4.12.1, from axe-playwright-python 0.1.8.
 AXE_SHA256 = "84494fec757e4710dc751c8d7a636e457f4532f08f85c86dc9070133fbff53bc"

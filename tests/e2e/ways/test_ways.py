@@ -22,7 +22,7 @@ from tests.e2e.ways.launches import free_address, run_to_the_end
 from tests.optwrap.monitoring import Books, StubExporter
 from tests.optwrap.simulation import Step
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.thin(5)]
 
 Reported = dict[tuple[str, int], Books]
 """By run and process."""

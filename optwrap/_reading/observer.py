@@ -1,0 +1,34 @@
+"""`Observer`: what `instrument` asks of a monitor."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from optwrap._reading.unpack import Layout
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Receives the readings of an instrumented optimizer: a `Monitor`, or any object with these two methods.
+
+    class Printer:
+        def describe(self, layout, *, stepping=False):
+            self.layout = layout
+
+        def observe(self, reading):
+            for words in np.atleast_2d(np.asarray(reading)):
+                print(optwrap.unpack(words, self.layout).outcome)
+    """
+
+    def describe(self, layout: Layout, *, stepping: bool = False) -> None:
+        """Note the parameters' names. `instrument` calls this when it traces, possibly often.
+
+        Args:
+          layout: what is static about the readings that follow.
+          stepping: whether `update` is being traced, not `init`.
+        """
+
+    def observe(self, reading: Any) -> None:
+        """Take one reading, uint32[words], or several, uint32[n, words]. Must not block, and must not raise.
+
+        With emit="callback" the readings are numpy arrays, and JAX may deliver one twice. A leading axis there is that
+        of a `vmap`: optimizers of their own, not consecutive steps.
+        """
