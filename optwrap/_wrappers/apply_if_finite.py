@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite are not taken."""
+"""`apply_if_finite`: skips steps whose gradients are not finite."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -17,19 +17,19 @@ from optwrap._core.trees import Tree, all_finite, as_int32, gradient_tree, inexa
 
 
 class Decision(NamedTuple):
-    """What becomes of one call, known before the wrapped transformation is."""
+    """The decision about one call, made before the wrapped transformation runs."""
 
     accept: jax.Array
     """bool[]: the step is taken."""
     finite: jax.Array
     """bool[]: every incoming value is finite."""
     notfinite_count: jax.Array
-    """int32[]: calls in a row, this one included, with values that are not finite."""
+    """int32[]: calls in a row with a non-finite value, this one included."""
     total_notfinite: jax.Array
-    """int32[]: such calls so far."""
+    """int32[]: all such calls so far."""
 
     def state(self, inner_state: Tree) -> optax.ApplyIfFiniteState:
-        """The wrapper's state after the call, with the inner state that came of it."""
+        """The wrapper's state after the call, with this inner state."""
         return optax.ApplyIfFiniteState(
             notfinite_count=self.notfinite_count,
             last_finite=self.finite,
@@ -46,7 +46,7 @@ def decide(
     *,
     gives_up: bool = True,
 ) -> Decision:
-    """Whether `apply_if_finite` takes the step: it looks at the incoming updates only."""
+    """Whether `apply_if_finite` takes the step. Only the incoming updates matter."""
     state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
     finite = all_finite(updates, together)
     notfinite_count = jnp.where(finite, 0, optax.safe_increment(state.notfinite_count))
@@ -65,12 +65,11 @@ def apply_if_finite(
     on_limit: Literal["accept", "reject"] = "accept",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leave out the steps whose incoming updates are not all finite, up to a number in a row.
+    """Skip the steps whose incoming updates are not all finite, up to a number in a row.
 
-    A step left out returns zero updates and leaves the inner state as it was. Of a streak of such steps the first
-    `max_consecutive_errors` are left out; then the wrapper gives up, and takes every step until a finite one ends the
-    streak. With `on_limit="reject"` it never gives up: the limit then is a mark that whoever watches is shown, and that
-    you may look at to end the run. Counts saturate at 2**31 - 1.
+    A skipped step returns zero updates and leaves the inner state unchanged. Of a streak of such steps the first
+    `max_consecutive_errors` are skipped; then the wrapper gives up and takes every step until a finite one ends the
+    streak. With `on_limit="reject"` it never gives up, and the limit is only reported. Counts saturate at 2**31 - 1.
 
         >>> tx = apply_if_finite(optax.sgd(1.0), max_consecutive_errors=2)
         >>> state = tx.init(jnp.zeros(2))
@@ -78,40 +77,40 @@ def apply_if_finite(
         >>> print(updates, state.notfinite_count)
         [0. 0.] 1
 
-    Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. It also works where the inner transformation
+    Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. It also works if the inner transformation
     returns updates or a state of other dtypes than it is given, or updates of another structure.
 
     Args:
       inner: the transformation to guard.
-      max_consecutive_errors: steps in a row that may be left out; an integer from 0 (every step is taken, and counted)
+      max_consecutive_errors: steps in a row that may be skipped; an integer from 0 (every step is taken, and counted)
         to 2**31 - 1 (the wrapper never gives up). May be traced.
-      on_limit: what becomes of the steps after these: "accept", as with optax, or "reject", for ever.
-      axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ: the
-        devices along them decide together. If the gradients of one are not finite, all leave out the step.
+      on_limit: what happens to the non-finite steps after those: "accept", as in optax, or "reject".
+      axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ. The
+        devices along them decide together: if the gradients of one are not finite, all skip the step.
 
     Returns:
       A transformation with state `ApplyIfFiniteState(notfinite_count: int32[], last_finite: bool[],
       total_notfinite: int32[], inner_state)`. `last_finite` is true if the last incoming updates were finite. Extra
-      args reach the inner transformation.
+      args are passed on to the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer, `axis_name` no name; when first
-        traced: `state` is no `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
-      ValueError: `max_consecutive_errors` is negative or above 2**31 - 1; `on_limit` is neither of the two; when first
-        traced: `axis_name` is no axis there, or the updates have other shapes than the parameters given with them.
+      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer, or `axis_name` no name; in `update`:
+        `state` is no `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
+      ValueError: `max_consecutive_errors` is out of range, or `on_limit` not allowed; in `update`: there is no axis
+        `axis_name`, or the updates have other shapes than the parameters given with them.
     """
     inner = _checks.transformation("apply_if_finite: inner", inner)
     limit = _checks.integer(
         "apply_if_finite: max_consecutive_errors",
         max_consecutive_errors,
         0,
-        "say how many steps in a row may be left out; 2**31 - 1 never gives up",
+        "pass the number of steps in a row that may be skipped; 2**31 - 1 never gives up",
     )
     _checks.one_of(
         "apply_if_finite: on_limit",
         on_limit,
         ("accept", "reject"),
-        "say what becomes of steps after max_consecutive_errors in a row",
+        "pass 'accept' or 'reject' for the steps after max_consecutive_errors in a row",
     )
     axes = Axes("apply_if_finite: axis_name", axis_name)
 

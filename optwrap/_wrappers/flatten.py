@@ -1,4 +1,4 @@
-"""Many small arrays as few long ones."""
+"""`flatten`: gives the inner transformation few long vectors in place of many small arrays."""
 
 import math
 from collections.abc import Callable
@@ -17,25 +17,25 @@ _WHOLE: Final = P()  # type: ignore[no-untyped-call]  # JAX leaves it untyped
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Hand the inner transformation one vector instead of a tree of arrays, where all have one dtype.
+    """Give the inner transformation one vector in place of a tree of arrays.
 
-    Saves time where there are many small arrays. Arrays of several dtypes become a dict of one vector per dtype, keyed
-    by its name, so that each keeps its dtype; a tree without arrays becomes an empty dict. What the inner
-    transformation does to each value by itself is the same as without; what it does to each array, such as a norm per
-    layer, is not. On a mesh it gathers sharded arrays.
+    This saves time if there are many small arrays. Arrays of several dtypes become a dict with one vector per dtype,
+    keyed by the dtype's name; a tree without arrays becomes an empty dict. A transformation that treats each value by
+    itself gives the same result as without `flatten`; one that treats each array, such as a norm per layer, does not.
+    On a mesh sharded arrays are gathered.
 
-    Drop-in for `optax.flatten` (optax 0.2.8), with the same state where all arrays have one dtype.
+    Drop-in for `optax.flatten` (optax 0.2.8), with the same state if all arrays have one dtype.
 
     Args:
-      inner: the transformation to hand vectors to.
+      inner: the transformation that gets the vectors.
 
     Returns:
-      A transformation with the state of `inner`. Parameters of several dtypes must be given to `update`, too, if the
-      updates do not have the same dtypes. Extra args reach the inner transformation as they are.
+      A transformation with the state of `inner`. If the parameters have several dtypes and the updates have others,
+      `update` must be given the parameters. Extra args are passed on unchanged.
 
     Raises:
       TypeError: `inner` is no transformation.
-      ValueError: when first traced: updates and parameters have different structures or shapes.
+      ValueError: in `update`: updates and parameters have different structures or shapes.
     """
     inner = _checks.transformation("flatten: inner", inner)
 
@@ -60,8 +60,8 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
 
 def _groups(updates: Tree, params: Tree | None) -> list[str]:
-    """Per array of the updates, the vector it goes to."""
-    # By the parameters' dtypes where they are known: the state was made from those.
+    """For each array of the updates, the name of the vector that it goes into."""
+    # By the parameters' dtypes if they are known, because the state was made from those.
     groups = _dtypes(updates if params is None else gradient_tree(params))
     if len(groups) != len(jax.tree.leaves(updates)):
         raise ValueError(
@@ -74,7 +74,7 @@ def _groups(updates: Tree, params: Tree | None) -> list[str]:
 
 
 def _check_shapes(updates: Tree, params: Tree) -> None:
-    # Leaf by leaf: the two may be trees of different containers, of which the vectors know nothing.
+    # Leaf by leaf, because the two may be trees of different containers.
     for (path, update), param in zip(
         jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(params), strict=True
     ):
@@ -86,19 +86,19 @@ def _check_shapes(updates: Tree, params: Tree) -> None:
 
 
 def _each(function: Callable[[Tree], Tree], tree: Tree) -> Tree:
-    """The function of the tree; of both trees, where `lookahead` has a pair."""
+    """`function(tree)`; for the pair of `lookahead`, of both its trees."""
     if isinstance(tree, optax.LookaheadParams):
         return optax.LookaheadParams(fast=function(tree.fast), slow=function(tree.slow))
     return function(tree)
 
 
 def _dtypes(tree: Tree) -> list[str]:
-    """Per leaf, the name of its dtype: of the vector it goes to."""
+    """For each leaf the name of its dtype, which names the vector that it goes into."""
     return [str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def _vectors(tree: Tree, groups: list[str]) -> Tree:
-    """The leaves of each group as one vector; the vector itself where there is one group."""
+    """A dict with the leaves of each group as one vector; if there is one group, its vector alone."""
     leaves = jax.tree.leaves(tree)
     vectors = {
         group: _concatenated([leaf for leaf, its in zip(leaves, groups, strict=True) if its == group])
@@ -113,19 +113,19 @@ def _concatenated(leaves: list[Any]) -> Any:
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         size = sum(math.prod(leaf.shape) for leaf in leaves)
         return jax.ShapeDtypeStruct((size,), dtype)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
-    return jnp.concatenate([jnp.ravel(cast(_laid(leaf, _WHOLE), dtype)) for leaf in leaves])
+    return jnp.concatenate([jnp.ravel(cast(_resharded(leaf, _WHOLE), dtype)) for leaf in leaves])
 
 
-def _laid(array: Any, spec: P) -> Any:
-    """The array, lying on an explicit mesh as `spec` says; elsewhere types say nothing, and the compiler sees to it."""
-    lies = jax.typeof(array).sharding.spec
-    if not any(lies) and not any(spec):
+def _resharded(array: Any, spec: P) -> Any:
+    """The array, resharded to `spec` if its type has an explicit sharding. Otherwise the compiler decides."""
+    current = jax.typeof(array).sharding.spec
+    if not any(current) and not any(spec):
         return array
     return jax.sharding.reshard(array, spec)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
 
 
 def _unflattened(flat: Tree, like: Tree, groups: list[str]) -> Tree:
-    """What `_vectors` did, undone: arrays with the structure and shapes of `like`."""
+    """The inverse of `_vectors`: arrays with the structure and shapes of `like`."""
     leaves, structure = jax.tree.flatten(like)
     vectors: dict[str, Any] = flat if isinstance(flat, dict) else dict.fromkeys(groups, flat)
     mixed = {
@@ -139,7 +139,7 @@ def _unflattened(flat: Tree, like: Tree, groups: list[str]) -> Tree:
         start, size = offsets[group], math.prod(jnp.shape(leaf))
         offsets[group] = start + size
         array = vectors[group][start : start + size].reshape(jnp.shape(leaf))
-        # Arrays that shared a vector of a wider dtype than their own get their own back.
+        # An array that was widened to share a vector gets its own dtype back.
         array = cast(array, jnp.result_type(leaf)) if group in mixed else array
-        arrays.append(_laid(array, jax.typeof(leaf).sharding.spec))
+        arrays.append(_resharded(array, jax.typeof(leaf).sharding.spec))
     return jax.tree.unflatten(structure, arrays)

@@ -1,4 +1,4 @@
-"""Slow weights that follow fast ones."""
+"""`lookahead`: slow weights that follow fast ones."""
 
 from typing import Any, Final
 
@@ -22,43 +22,46 @@ def lookahead(
     slow_step_size: ArrayLike,
     reset_state: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let a fast optimizer run ahead, and every `sync_period` steps move slow weights towards it and start from there.
+    """Let a fast optimizer run ahead. Every `sync_period` steps, slow weights move towards it, and it starts from them.
 
-    Parameters and updates are pairs, `LookaheadParams(fast, slow)`; gradients are those of the fast parameters, and
-    have their tree. The updates must reach `optax.apply_updates` as they are, or the two no longer meet.
+    Parameters and updates are pairs, `LookaheadParams(fast, slow)`. Gradients have the tree of the fast parameters. The
+    updates must reach `optax.apply_updates` unchanged, or fast and slow weights are not equal after a synchronisation.
 
-    Drop-in for `optax.lookahead` (optax 0.2.8), with the same state; it also takes extra args, and steps without a
-    synchronisation leave the slow parameters alone whatever the gradients are.
+    Drop-in for `optax.lookahead` (optax 0.2.8), with the same state. It also takes extra args, and a step without a
+    synchronisation leaves the slow parameters unchanged whatever the gradients are.
 
     Args:
       fast_optimizer: the optimizer of the fast parameters.
-      sync_period: fast steps per synchronisation; an integer from 1. May be traced; below 1 then counts as 1.
-      slow_step_size: how far the slow parameters go towards the fast ones, 0 (not at all) to 1 (all the way). May be
+      sync_period: fast steps per synchronisation; an integer from 1. May be traced; a traced value below 1 counts as 1.
+      slow_step_size: how far the slow parameters move towards the fast ones, 0 (not at all) to 1 (all the way). May be
         traced.
-      reset_state: whether a synchronisation starts the fast optimizer's state anew.
+      reset_state: whether a synchronisation also resets the fast optimizer's state to that of `init`.
 
     Returns:
       A transformation with state `LookaheadState(fast_state, steps_since_sync: int32[])`. Its `init` also takes the
       fast parameters alone; its `update` needs the pair.
 
     Raises:
-      TypeError: `fast_optimizer` is no transformation; an argument is no number, or no bool; in `update`: `params` is
-        no pair, `state` no `LookaheadState`.
-      ValueError: `sync_period` is below 1, `slow_step_size` outside 0 to 1; in `update`: the gradients, or the two of
-        the pair, have other leaves or shapes than the fast parameters.
+      TypeError: an argument has the wrong type; in `update`: `params` is no pair, or `state` no `LookaheadState`.
+      ValueError: `sync_period` is below 1, or `slow_step_size` outside 0 to 1; in `update`: the gradients, or the slow
+        parameters, have other leaves or shapes than the fast parameters.
 
     References:
       Zhang et al., Lookahead Optimizer: k steps forward, 1 step back, 2019, https://arxiv.org/abs/1907.08610
     """
     fast_optimizer = _checks.transformation("lookahead: fast_optimizer", fast_optimizer)
-    period = _checks.integer("lookahead: sync_period", sync_period, 1, "give the fast steps per synchronisation")
-    _checks.real("lookahead: slow_step_size", slow_step_size, 1.0, "give the part of the way that slow weights go")
+    period = _checks.integer(
+        "lookahead: sync_period", sync_period, 1, "pass the number of fast steps per synchronisation"
+    )
+    _checks.real(
+        "lookahead: slow_step_size", slow_step_size, 1.0, "pass the part of the way that slow weights move, 0 to 1"
+    )
     reset_state = _checks.flag(
-        "lookahead: reset_state", reset_state, "say whether a synchronisation starts the fast optimizer's state anew"
+        "lookahead: reset_state", reset_state, "pass whether a synchronisation resets the fast optimizer's state"
     )
 
     def init(params: Tree) -> optax.LookaheadState:
-        # The fast parameters alone will do, so that a wrapper around this one can be given what gradients look like.
+        # The fast parameters alone are allowed, so that a wrapper around this one can pass a tree like the gradients.
         fast = params if is_placeholder(params) else getattr(params, "fast", params)
         state = optax.LookaheadState(
             fast_state=fast_optimizer.init(fast),
@@ -91,7 +94,7 @@ def lookahead(
     ) -> tuple[optax.LookaheadParams, optax.LookaheadState]:
         pair = checked(state, params)
         updates, fast_state = fast_optimizer.update(updates, state.fast_state, pair.fast, **extra_args)
-        # Not what comes in: an optimizer may be given the gradients of each sample, and return those of the batch.
+        # Checked here, not on input: an optimizer may take per-sample gradients and return updates of the batch.
         _checks.alike("lookahead: updates", updates, pair.fast, "params.fast", _REMEDY)
         sync = synchronises(state)
         if reset_state:
@@ -106,9 +109,9 @@ def lookahead(
         sync = synchronises(state)
 
         def alike(either: optax.LookaheadParams) -> optax.LookaheadParams:
-            # One type, whichever branch it comes from: of devices, and not weak.
+            # Both branches must have the same type: the same varying axes, and not weak.
             def typed(leaf: jax.Array, fast: jax.Array, slow: jax.Array) -> jax.Array:
-                axes = frozenset().union(*(varying(jax.typeof(jnp.asarray(of))) for of in (fast, slow, sync)))
+                axes = frozenset().union(*(varying(jax.typeof(jnp.asarray(x))) for x in (fast, slow, sync)))
                 return vary(cast(leaf, jnp.result_type(leaf)), axes)
 
             return optax.LookaheadParams(*(jax.tree.map(typed, tree, fast, pair.slow) for tree in either))
@@ -128,16 +131,16 @@ def lookahead(
 
 
 def _towards(fast: jax.Array, slow: jax.Array, slow_step_size: ArrayLike) -> jax.Array:
-    """The slow parameters after they have followed the fast ones."""
+    """The slow parameters after a move towards the fast ones."""
     with jax.numpy_dtype_promotion("standard"):
-        there = slow + slow_step_size * (fast - slow)
-    return cast(there, jnp.result_type(slow))
+        moved = slow + slow_step_size * (fast - slow)
+    return cast(moved, jnp.result_type(slow))
 
 
 def _pair(updates: Tree, params: Any, sync: jax.Array, slow_step_size: ArrayLike) -> optax.LookaheadParams:
     """The updates of both parameters.
 
-    Where fast and slow meet, both go to slow + slow_step_size * ahead, with ahead = fast + updates - slow: how far the
+    At a synchronisation both become slow + slow_step_size * ahead, where ahead = fast + updates - slow is how far the
     fast parameters are ahead after their own step.
     """
     with jax.numpy_dtype_promotion("standard"):

@@ -1,4 +1,4 @@
-"""A transformation for a part of the parameters."""
+"""`masked`: a transformation for a part of the parameters."""
 
 import operator
 from collections.abc import Callable
@@ -22,32 +22,32 @@ def masked(
 ) -> optax.GradientTransformationExtraArgs:
     """Transform the updates where the mask is true, and pass the others through unchanged.
 
-    The inner transformation sees `MaskedNode()`, a node without leaves, in place of what is masked out, and so keeps no
+    In place of what is masked out the inner transformation gets `MaskedNode()`, a node without leaves, and so keeps no
     state for it.
 
     Drop-in for `optax.masked` (optax 0.2.8), with the same state.
 
     Args:
       inner: the transformation for the parameters where the mask is true.
-      mask: a tree of bools with the structure of the parameters, or a prefix of it, where one bool stands for a whole
-        subtree; or a function that returns one, called with the parameters in `init` and with the updates in `update`.
-        A tree is such a function only if all its leaves are callable. The bools must be known when tracing.
-      mask_compatible_extra_args: whether extra args that have the tree structure of the updates are masked, too.
+      mask: a tree of bools with the structure of the parameters, or a prefix of it in which one bool stands for a whole
+        subtree; or a function that returns such a tree, called with the parameters in `init` and with the updates in
+        `update`. A tree counts as a function only if all its leaves are callable. The bools must be known when tracing.
+      mask_compatible_extra_args: whether extra args with the tree structure of the updates are masked too.
 
     Returns:
-      A transformation with state `MaskedState(inner_state)`. Extra args reach the inner transformation.
+      A transformation with state `MaskedState(inner_state)`. Extra args are passed on to the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation; a leaf of the mask, or an argument, is no bool; in `update`: `state` is
-        no `MaskedState`.
-      ValueError: when first traced: the mask does not fit the parameters or the updates, or these have other shapes
-        than the parameters given with them.
+      TypeError: `inner` is no transformation; a leaf of the mask, or `mask_compatible_extra_args`, is no bool; in
+        `update`: `state` is no `MaskedState`.
+      ValueError: the mask does not fit the parameters or the updates, or the updates have other shapes than the
+        parameters given with them.
     """
     inner = _checks.transformation("masked: inner", inner)
     mask_compatible_extra_args = _checks.flag(
         "masked: mask_compatible_extra_args",
         mask_compatible_extra_args,
-        "say whether extra args with the updates' structure are masked",
+        "pass whether extra args with the updates' structure are masked",
     )
     leaves = jax.tree.leaves(mask)
     called = bool(leaves) and all(callable(leaf) for leaf in leaves)
@@ -99,7 +99,7 @@ def masked(
 
 def _merged(mask: Tree, chosen: Tree, others: Tree) -> Tree:
     """`chosen` where the mask is true, else `others`."""
-    return jax.tree.map(lambda keep, its, other: its if keep else other, mask, chosen, others)
+    return jax.tree.map(lambda keep, leaf, other: leaf if keep else other, mask, chosen, others)
 
 
 def _checked_mask(mask: Tree) -> Tree:
@@ -132,11 +132,11 @@ def _take(mask: Tree, tree: Tree, argument: str) -> Tree:
 
 
 def _misfit(mask: Tree, tree: Tree) -> str:
-    """The first leaf that the mask says nothing of, and the first path in the mask that leads nowhere."""
+    """The first leaf without a bool in the mask, and the first path that only the mask has, for an error message."""
     covering = [path for path, _ in jax.tree_util.tree_leaves_with_path(mask)]
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)]
     uncovered = [path for path in paths if not any(path[: len(prefix)] == prefix for prefix in covering)]
-    nowhere = [prefix for prefix in covering if not any(path[: len(prefix)] == prefix for path in paths)]
-    said = [f"it has no bool for {jax.tree_util.keystr(path)}" for path in uncovered[:1]]
-    said += [f"{jax.tree_util.keystr(path)} is in the mask only" for path in nowhere[:1]]
-    return "".join(f"{each}; " for each in said)
+    extra = [prefix for prefix in covering if not any(path[: len(prefix)] == prefix for path in paths)]
+    messages = [f"it has no bool for {jax.tree_util.keystr(path)}" for path in uncovered[:1]]
+    messages += [f"{jax.tree_util.keystr(path)} is in the mask only" for path in extra[:1]]
+    return "".join(f"{message}; " for message in messages)

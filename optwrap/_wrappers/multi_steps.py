@@ -1,4 +1,4 @@
-"""One step of the optimizer from several mini-batches."""
+"""`MultiSteps`: one step of the optimizer from the gradients of several mini-steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,23 +20,23 @@ from optwrap._wrappers.window import accumulated, carried, checked_dtype, every_
 
 
 class Decision(NamedTuple):
-    """What becomes of one mini-step, known before anything is accumulated."""
+    """The decision about one mini-step, made before anything is accumulated."""
 
     skip: jax.Array | None
-    """bool[]: it is left out; None where no skip function was given."""
+    """bool[]: the mini-step is skipped; None if there is no skip function."""
     emit: jax.Array
-    """bool[]: it completes the window, and the optimizer takes a step."""
+    """bool[]: the mini-step completes the window, and the optimizer takes a step."""
     mini_step: jax.Array
     """int32[]: mini-steps in the window after this one."""
     gradient_step: jax.Array
     """int32[]: optimizer steps after this one."""
     skip_state: Any
-    """What the skip function said; with the weights, where there are any."""
+    """The skip function's state, together with the weights if there are any."""
     weights: Weights | None
-    """Those of the window, this mini-step taken in; None where all count the same."""
+    """The window's weights, this mini-step included; None if mini-steps have no weights."""
 
     def state(self, inner_opt_state: Tree, acc_grads: Tree) -> optax.MultiStepsState:
-        """The wrapper's state after the mini-step, with the inner state and the accumulator that came of it."""
+        """The wrapper's state after the mini-step, with this inner state and accumulator."""
         return optax.MultiStepsState(
             mini_step=self.mini_step,
             gradient_step=self.gradient_step,
@@ -49,8 +49,8 @@ class Decision(NamedTuple):
 class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no types
     """Accumulate the gradients of `k` mini-steps, and let the optimizer take one step with their mean or sum.
 
-    Mini-steps before the k-th return zero updates; the optimizer itself runs on the k-th only. It has `init` and
-    `update` like a transformation; `gradient_transformation()` is one, for `optax.chain`.
+    Mini-steps before the k-th return zero updates; the optimizer runs on the k-th only. The class has `init` and
+    `update` like a transformation; `gradient_transformation()` returns a real one, for `optax.chain`.
 
         >>> steps = MultiSteps(optax.sgd(1.0), every_k_schedule=2)
         >>> state = steps.init(jnp.zeros(2))
@@ -61,16 +61,15 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         >>> print(updates, steps.has_updated(state))
         [-2. -3.] True
 
-    Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state; it is one to `isinstance`, and takes nothing else
-    from it. A mini-step that is not finite, and that no skip function leaves out, makes the mean of its own window not
-    finite, and of no other. See `docs/differences-from-optax.md` for the rest.
+    Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state. It is a subclass so that `isinstance` holds, and
+    inherits nothing else. A non-finite mini-step that is not skipped spoils the mean of its own window, and of no
+    other. `docs/differences-from-optax.md` has the other differences.
 
-    With `weighted=True` mini-steps count for as much as the `weight=` that `update` is given says, such as their number
-    of tokens: the optimizer gets `sum(weight * gradient) / sum(weight)`, or with `use_grad_mean=False` the numerator. A
-    mini-step of weight 0 contributes nothing, whatever its gradients are, and counts as a mini-step; so does one whose
-    weight is negative or not finite, where only the device knows. A window that weighs nothing ends without a step of
-    the optimizer: `gradient_step` stays. The weights are kept in `skip_state`, so a state of this mode is none that
-    optax, or a `MultiSteps` without it, can go on with.
+    With `weighted=True`, `update` takes a `weight=`, such as the number of tokens of the mini-step. The optimizer gets
+    `sum(weight * gradient) / sum(weight)`, or with `use_grad_mean=False` the numerator. A mini-step of weight 0 adds
+    nothing, whatever its gradients are, but counts as a mini-step; so does one with a traced weight that is negative or
+    not finite. A window whose weights sum to 0 ends without a step of the optimizer: `gradient_step` stays. The weights
+    are kept in `skip_state`, so neither optax nor a `MultiSteps` without weights can continue from such a state.
     """
 
     def __init__(
@@ -88,26 +87,25 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
         Args:
           opt: the optimizer that takes a step every k mini-steps.
-          every_k_schedule: k, an integer from 1, of Python, numpy or jax, which may be traced; or a function of the
-            gradient step, int32[], that returns k. A jax array below 1 counts as 1.
-          use_grad_mean: whether the optimizer gets the mean of the window's gradients (else their sum).
-          should_skip_update_fn: which mini-steps to leave out. One that is left out changes `skip_state` only.
-          accumulator_dtype: floating dtype of the accumulator, or None for that of the parameters. float64 parameters
-            have a float64 accumulator where this says float32, and complex ones always have a complex one.
+          every_k_schedule: k, an integer from 1 of Python, numpy or JAX, which may be traced; or a function from the
+            gradient step, int32[], to k. A JAX array below 1 counts as 1.
+          use_grad_mean: whether the optimizer gets the mean of the window's gradients, or their sum.
+          should_skip_update_fn: chooses the mini-steps to skip. A skipped mini-step changes only `skip_state`.
+          accumulator_dtype: floating dtype of the accumulator, or None for that of the parameters. With float32,
+            float64 parameters have a float64 accumulator; complex parameters always have a complex one.
           weighted: whether mini-steps have weights: then every `update` must be given one, `weight=`.
-          axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ:
-            the devices along them decide together. A mini-step that one of them leaves out is left out by all, and
-            `skip_state` is what `skip_not_finite` or `skip_large_updates` say of the gradients of all. A skip function
-            of your own is asked on each device; its `skip_state` stays each one's, but for the key `should_skip`.
+          axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ.
+            The devices along them decide together: a mini-step that one of them skips is skipped by all, and the
+            `skip_state` of `skip_not_finite` and `skip_large_updates` is about the gradients of all. Another skip
+            function runs on each device by itself, and its `skip_state` is each device's own, except `should_skip`.
 
         Raises:
-          TypeError: `opt` is no transformation; k is no integer; `use_grad_mean` or `weighted` is no bool;
-            `should_skip_update_fn` is not callable; `accumulator_dtype` is not floating; `axis_name` is no name; when
-            first traced: what the schedule or the skip function returns has the wrong type.
-          ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced:
-            the schedule returns a Python or numpy integer below 1, or `axis_name` is no axis there.
+          TypeError: an argument has the wrong type; in `update`: the schedule or the skip function returns the wrong
+            type.
+          ValueError: k is below 1; `max_squared_norm` of `skip_large_updates` is negative or NaN; in `update`: the
+            schedule returns a Python or numpy integer below 1, or there is no axis `axis_name`.
         """
-        # Not super().__init__: nothing of optax's own is used, every method of its is replaced.
+        # super().__init__ is not called, because every method of optax's class is replaced.
         self._opt = _checks.transformation("MultiSteps: opt", opt)
         self._every_k_schedule = every_k(every_k_schedule)
         self._use_grad_mean = _checks.flag(
@@ -120,7 +118,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
                 "MultiSteps: should_skip_update_fn", should_skip_update_fn, together=axis_name is not None
             )
         )
-        self._weighted = _checks.flag("MultiSteps: weighted", weighted, "say whether update is given a weight")
+        self._weighted = _checks.flag("MultiSteps: weighted", weighted, "pass whether update is given a weight")
         self._axes = Axes("MultiSteps: axis_name", axis_name)
         self._accumulator_dtype = checked_dtype(accumulator_dtype)
 
@@ -133,8 +131,8 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         """The state before the first mini-step.
 
         Args:
-          params: the parameters, arrays or `jax.ShapeDtypeStruct`s; or `LookaheadParams`, whose fast tree the gradients
-            have.
+          params: the parameters, arrays or `jax.ShapeDtypeStruct`s; or `LookaheadParams`, where gradients have the tree
+            of `fast`.
 
         Returns:
           `MultiStepsState(mini_step: int32[], gradient_step: int32[], inner_opt_state, acc_grads, skip_state)`;
@@ -159,19 +157,19 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         Args:
           updates: the gradients of this mini-step.
           state: the state before it.
-          params: the parameters, where the optimizer needs them.
-          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window. With
-            `weighted=True` they have a `weight`, a real scalar from 0, traced or not, that is not handed on.
+          params: the parameters, if the optimizer needs them.
+          **extra_args: passed on to the optimizer, which gets those of the mini-step that completes the window. With
+            `weighted=True` there must be a `weight`, a real scalar from 0, traced or not, which is not passed on.
 
         Returns:
-          the optimizer's updates where this mini-step completes the window, else zeros alike; and the new state.
-          A window that has more mini-steps than k, because k is smaller now or the state is from a checkpoint made with
-          a larger one, is completed by the next mini-step.
+          The optimizer's updates if this mini-step completes the window, else zeros of their shapes; and the new state.
+          If the window already has k mini-steps or more, because k has become smaller or the state is from a checkpoint
+          with a larger k, the next mini-step completes it.
 
         Raises:
           TypeError: `state` is no `MultiStepsState`; `weight` is missing, or no real scalar.
           ValueError: `updates` have other leaves or shapes than the parameters that `init` was given; `weight` is known
-            now, and no number from 0 to 1e30; `state` holds no weights.
+            now, and not from 0 to 1e30; `state` holds no weights although `weighted=True`.
         """
         weight, extra_args = self._weight(extra_args)
         decision = self._decide(updates, state, params, weight)
@@ -188,17 +186,16 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
     def apply(
         self, grads: Tree, state: optax.MultiStepsState, params: Tree, **extra_args: Any
     ) -> tuple[Tree, optax.MultiStepsState]:
-        """One mini-step, applied: what `optwrap.apply_gradients` calls.
+        """One mini-step, with its updates applied; `optwrap.apply_gradients` calls this.
 
         Args:
           grads: the gradients of this mini-step.
           state: the state before it.
           params: the parameters before it.
-          **extra_args: handed to the optimizer. It sees those of the mini-step that completes the window. With
-            `weighted=True` they have a `weight`, a real scalar from 0, traced or not, that is not handed on.
+          **extra_args: as for `update`.
 
         Returns:
-          the parameters, changed where this mini-step completes the window; and the new state.
+          The parameters, changed if this mini-step completes the window; and the new state.
         """
         weight, extra_args = self._weight(extra_args)
         decision = self._decide(grads, state, params, weight)
@@ -216,25 +213,27 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
     def flush(
         self, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.MultiStepsState]:
-        """Let the optimizer take its step with the mini-steps there are, as at the end of an epoch.
+        """Let the optimizer take its step with the mini-steps in the window, as at the end of an epoch.
 
-        It gets their mean (or sum), in the dtypes of the parameters. Where the window is empty, or weighs nothing, the
-        optimizer takes no step. Whether it is, is decided on the device: call this under `jit` like `update`, as
-        often as you like.
+        The optimizer gets their mean (or sum) in the dtypes of the parameters. If the window is empty, or its weights
+        sum to 0, it takes no step. The device decides this, so `flush` can be called under `jit`, at any time.
 
-        It is a method of the wrapper, for the wrapper's own state. Inside other transformations take that state out of
-        theirs and put it back: under `optwrap.instrument`, for one, `updates, inner = steps.flush(state.inner_state,
-        params)` and `state = state._replace(inner_state=inner)`. The updates are then those of this wrapper: what the
-        others would make of them is not done. It is no call of `update`, so an instrumentation counts no step for it. A
-        `MultiSteps` inside takes what comes as one mini-step of its own window: flush that one after.
+        `flush` takes the wrapper's own state. If the wrapper is inside other transformations, take its state out of
+        theirs and put it back. Under `optwrap.instrument`:
+
+            updates, inner = steps.flush(state.inner_state, params)
+            state = state._replace(inner_state=inner)
+
+        The transformations around it do not see these updates, and an instrumentation counts no step. A `MultiSteps`
+        inside this one takes the mean as one mini-step of its own window: flush it afterwards.
 
         Args:
           state: the state after the last mini-step.
           params: the parameters; without them the optimizer gets the dtypes of the accumulator.
-          **extra_args: handed to the optimizer.
+          **extra_args: passed on to the optimizer.
 
         Returns:
-          the optimizer's updates, or zeros where the window is empty; and the state with an empty window.
+          The optimizer's updates, or zeros if it takes no step; and the state with an empty window.
 
         Raises:
           TypeError: `state` is no `MultiStepsState`.
@@ -262,11 +261,10 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
     def has_updated(self, state: optax.MultiStepsState, previous: optax.MultiStepsState | None = None) -> jax.Array:
         """Whether the optimizer took a step in the mini-step (or flush) that led to this state.
 
-        A mini-step left out right after one that completed a window is told apart by `skip_state`, where that is a
-        mapping with `should_skip`, as those of `skip_not_finite` and `skip_large_updates` are. With the state before it
-        the answer is right for every skip function, up to 2**31 - 1 optimizer steps. There the counter stands still,
-        and the answer is that without the state before. A flush of an empty window leaves the state, and so the answer,
-        as it was.
+        With `previous` the answer is right for every skip function, up to 2**31 - 1 optimizer steps, where the counter
+        saturates. Without it, a skip right after a completed window is recognised only if `skip_state` is a mapping
+        with `should_skip`, as it is for `skip_not_finite` and `skip_large_updates`. A flush of an empty window does not
+        change the state, so the answer stays the same.
 
         Args:
           state: the state after the mini-step.
@@ -292,21 +290,21 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         )
 
     def gradient_transformation(self) -> Fused:
-        """The same as a transformation that takes extra args, for `optax.chain` and others."""
+        """This wrapper as a transformation that takes extra args, for `optax.chain` and others."""
         cls = type(self)
-        # An `update` of a subclass is the step, too, unless it has an `apply` beside it: this one would pass it by.
-        both = cls.update is MultiSteps.update or cls.apply is not MultiSteps.apply
-        return Fused(self.init, self.update, self.apply if both else None)
+        # If a subclass overrides `update` alone, this `apply` would bypass it.
+        can_apply = cls.update is MultiSteps.update or cls.apply is not MultiSteps.apply
+        return Fused(self.init, self.update, self.apply if can_apply else None)
 
     def _weight(self, extra_args: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The weight of this mini-step, None where there are none; and the extra args of the optimizer."""
+        """The weight of this mini-step, None without weights; and the extra args for the optimizer."""
         if not self._weighted:
             return None, extra_args
         if extra_args.get("weight") is None:
             raise TypeError(
-                "MultiSteps: weight must be given to update, since weighted=True, got none: pass weight=, what this "
-                "mini-step counts for, or leave out weighted; a MultiSteps around this one that is weighted itself "
-                "takes the weight, and hands none on: let one of the two be"
+                "MultiSteps: weight must be given to update, since weighted=True, got none: pass weight=, the weight "
+                "of this mini-step, or leave out weighted; a weighted MultiSteps around this one takes the weight and "
+                "passes none on: make only one of the two weighted"
             )
         return extra_args["weight"], {name: value for name, value in extra_args.items() if name != "weight"}
 
@@ -321,7 +319,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         skip, skip_state = (
             (None, ()) if self._skip is None else self._skip(updates, state.gradient_step, params, together)
         )
-        # From k on, not at k: a traced k may have come down in the middle of a window.
+        # >=, not ==: k may have become smaller in the middle of a window.
         complete = state.mini_step >= self._every_k_schedule(state.gradient_step) - 1
         complete = complete if skip is None else complete & ~skip
         emit, weights = complete, None

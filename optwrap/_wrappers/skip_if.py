@@ -1,4 +1,4 @@
-"""Steps that a function of the gradients says to leave out are not taken."""
+"""`skip_if`: skips the steps that a function of the gradients chooses."""
 
 from typing import Any, NamedTuple
 
@@ -21,11 +21,11 @@ class SkipIfState(NamedTuple):
     gradient_step: jax.Array
     """int32[]: steps taken so far."""
     last_skipped: jax.Array
-    """bool[]: whether the last step was left out."""
+    """bool[]: whether the last step was skipped."""
     total_skipped: jax.Array
-    """int32[]: steps left out so far."""
+    """int32[]: steps skipped so far."""
     skip_state: Any
-    """What the skip function said of the last step."""
+    """The state that the skip function returned for the last step."""
     inner_state: Any
     """The state of the wrapped transformation."""
 
@@ -36,10 +36,10 @@ def skip_if(
     *,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leave out the steps that a skip function says to leave out.
+    """Skip the steps that a skip function chooses.
 
-    A step left out returns zero updates and leaves the inner state as it was, however many there are in a row. The skip
-    functions are those of `MultiSteps`, for training that does not accumulate. optax has no counterpart.
+    A skipped step returns zero updates and leaves the inner state unchanged, however many there are in a row. It takes
+    the skip functions of `MultiSteps`, for training that does not accumulate. optax has no counterpart.
 
         >>> spikes = functools.partial(optwrap.skip_large_updates, max_squared_norm=100.0)
         >>> tx = skip_if(optax.sgd(1.0), spikes)
@@ -49,24 +49,24 @@ def skip_if(
         [0. 0.] 1 100.0
 
     Args:
-      inner: the transformation whose steps may be left out.
+      inner: the transformation whose steps may be skipped.
       should_skip_fn: `skip_not_finite`, `functools.partial(skip_large_updates, max_squared_norm=...)` or your own: a
         `ShouldSkipUpdateFunction`. It is called once in `init`, with zeros, and once in every `update`, with the
         incoming updates, the steps taken so far and the parameters.
-      axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ: the
-        devices along them decide together. A step that one of them leaves out is left out by all.
+      axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ. The
+        devices along them decide together: a step that one of them skips is skipped by all.
 
     Returns:
       A transformation with state `SkipIfState(gradient_step: int32[], last_skipped: bool[], total_skipped: int32[],
-      skip_state, inner_state)`. Extra args reach the inner transformation.
+      skip_state, inner_state)`. Extra args are passed on to the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation, `should_skip_fn` not callable, `axis_name` no name; when first traced:
-        `state` is no `SkipIfState`, the inner state changes its structure or shapes, or the skip function returns no
-        pair whose first is an array.
-      ValueError: `max_squared_norm` of `skip_large_updates` is negative or NaN; when first traced: the skip function
-        returns another array than bool[], `axis_name` is no axis there, or the updates have other shapes than the
-        parameters given with them.
+      TypeError: `inner` is no transformation, `should_skip_fn` not callable, or `axis_name` no name; the skip function
+        returns no pair, or a pair whose first is no array; in `update`: `state` is no `SkipIfState`, or the inner state
+        changes its structure or shapes.
+      ValueError: `max_squared_norm` of `skip_large_updates` is negative or NaN; the skip function returns an array that
+        is not bool[]; in `update`: there is no axis `axis_name`, or the updates have other shapes than the parameters
+        given with them.
     """
     inner = _checks.transformation("skip_if: inner", inner)
     should_skip = SkipFunction("skip_if: should_skip_fn", should_skip_fn, together=axis_name is not None)
@@ -83,7 +83,7 @@ def skip_if(
         return declare(state, Limit(should_skip.max_squared_norm))
 
     def decide(updates: Tree, state: SkipIfState, params: Tree | None) -> tuple[jax.Array, SkipIfState]:
-        """Whether to take the step (bool[]); and the state after it, with the inner state as it was."""
+        """Whether to take the step (bool[]), and the state after it with the inner state unchanged."""
         state = _checks.state("skip_if", state, SkipIfState)
         _checks.gradients("skip_if", updates, gradient_tree(params))
         skip, skip_state = should_skip(updates, state.gradient_step, params, axes.here())

@@ -1,7 +1,7 @@
-"""Mini-steps that count for more or less than others, for `MultiSteps(..., weighted=True)`.
+"""The weights of mini-steps, for `MultiSteps(..., weighted=True)`.
 
-The state of `MultiSteps` is optax's own and has no field for weights: they live in its `skip_state`, beside what a skip
-function left there.
+The state of `MultiSteps` is optax's own and has no field for weights. They are in its `skip_state`, beside the state of
+the skip function.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from optwrap._core import checks as _checks
 
 LARGEST: Final = 1e30
-"""The largest weight: hundreds of millions of such a weight have a sum in float32, of which each is a share."""
+"""The largest weight. The sum of hundreds of millions of such weights still fits float32."""
 _KEYS: Final = ("weight", "weight_sum")
 
 
@@ -23,24 +23,24 @@ class Weights(NamedTuple):
     """The weights of a window. Scalars of the default floating dtype: float32, or float64 where 64 bits are enabled."""
 
     own: jax.Array
-    """That of the last mini-step, 0 if it is to count for nothing."""
+    """The weight of the last mini-step, 0 if it does not count."""
     total: jax.Array
-    """Of all mini-steps of the window, this one included; saturated at the dtype's largest value."""
+    """The sum over the window, this mini-step included; saturated at the dtype's largest value."""
 
     def plus(self, weight: ArrayLike, empty: jax.Array) -> "Weights":
-        """After one more mini-step.
+        """The weights after one more mini-step.
 
         Args:
-          weight: what it counts for: a real scalar from 0 to LARGEST. On the device nothing can raise: there what is no
-            finite number from 0 counts as 0, and so does one below the dtype's smallest normal number (1.2e-38 in
-            float32); what is above LARGEST counts as that.
-          empty: bool[], whether the window held nothing before.
+          weight: the weight of this mini-step, a real scalar from 0 to LARGEST. A traced value cannot raise: one that
+            is negative, not finite or below the dtype's smallest normal number (1.2e-38 in float32) counts as 0, and
+            one above LARGEST as LARGEST.
+          empty: bool[], whether the window was empty before.
 
         Raises:
-          TypeError: it is no real scalar.
-          ValueError: it is known now, and no number from 0 to LARGEST.
+          TypeError: `weight` is no real scalar.
+          ValueError: `weight` is known now, and not from 0 to LARGEST.
         """
-        remedy = "give what this mini-step counts for, such as its number of tokens"
+        remedy = "pass the weight of this mini-step, such as its number of tokens"
         weight = _checks.real("MultiSteps: weight", weight, LARGEST, remedy)
         value = jnp.asarray(weight).astype(self.total.dtype)
         own = jnp.where((value > 0) & (value < jnp.inf), jnp.minimum(value, LARGEST), jnp.zeros_like(value))
@@ -49,22 +49,22 @@ class Weights(NamedTuple):
 
     @property
     def share(self) -> jax.Array:
-        """The part of the window's weight that the last mini-step has, 0 to 1; 0 where nothing has any."""
+        """The last mini-step's part of the window's weight, 0 to 1; 0 if the window weighs nothing."""
         return self.own / jnp.where(self.total > 0, self.total, jnp.ones_like(self.total))
 
     def beside(self, skip_state: Any) -> dict[str, Any]:
-        """These in one dict with a skip function's state: with its entries where that is a mapping.
+        """A dict with these weights and a skip function's state.
 
-        Another structure stands under `skip_state`; nothing does where there is no skip function.
+        If the state is a mapping its entries are copied; any other state is under `skip_state`, and none is left out.
 
         Raises:
-          ValueError: the mapping has entries of these names itself.
+          ValueError: the mapping has entries named weight or weight_sum itself.
         """
         if isinstance(skip_state, Mapping):
             if any(key in skip_state for key in _KEYS):
                 raise ValueError(
                     f"MultiSteps: should_skip_update_fn: its skip_state must not have the keys weight and weight_sum, "
-                    f"got {sorted(skip_state)}: call it something else, since weighted=True keeps its own there"
+                    f"got {sorted(skip_state)}: rename them, because weighted=True keeps its own weights there"
                 )
             entries = dict(skip_state)
         else:
@@ -73,13 +73,13 @@ class Weights(NamedTuple):
 
 
 def no_weights() -> Weights:
-    """Those of a window that has not begun."""
+    """The weights of an empty window."""
     zero = jnp.zeros([], jax.dtypes.canonicalize_dtype(np.float64))
     return Weights(zero, zero)
 
 
 def weights_in(skip_state: Any) -> Weights:
-    """The weights that `Weights.beside` put into a skip state.
+    """The weights in a skip state made by `Weights.beside`.
 
     Raises:
       ValueError: there are none.
@@ -88,6 +88,6 @@ def weights_in(skip_state: Any) -> Weights:
         got = sorted(skip_state) if isinstance(skip_state, Mapping) else _checks.shown(skip_state)
         raise ValueError(
             f"MultiSteps: state.skip_state must hold weight and weight_sum, got {got}: pass a state made with weighted="
-            "True; one that has accumulated without weights can be flushed, and begun anew"
+            "True; flush a state that has accumulated without weights, and make a new one"
         )
     return Weights(skip_state["weight"], skip_state["weight_sum"])

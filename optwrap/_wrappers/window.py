@@ -1,4 +1,4 @@
-"""The window of `MultiSteps`: how long it is, what it holds, and what the optimizer is given of it."""
+"""The accumulation window of `MultiSteps`: its length, its content, and what the optimizer gets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ from optwrap._wrappers.weights import Weights
 
 
 def every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:
-    """The function of the gradient step that returns k: int32[], at least 1.
+    """The schedule as a function from the gradient step to k: int32[], at least 1.
 
     Raises:
-      TypeError: it is neither a function nor an integer; when called: it returns no integer.
-      ValueError: it is below 1; when called: it returns an integer of Python or numpy below 1.
+      TypeError: the schedule is neither a function nor an integer; when called: it returns no integer.
+      ValueError: it is an integer below 1; when called: it returns a Python or numpy integer below 1.
     """
-    remedy = "give the number of mini-steps per optimizer step"
+    remedy = "pass the number of mini-steps per optimizer step"
     if not callable(every_k_schedule):
         k = _checks.integer("MultiSteps: every_k_schedule", every_k_schedule, 1, remedy + ", or a function that does")
         return lambda _: as_int32(k, 1)
@@ -29,7 +29,7 @@ def every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:
     def schedule(gradient_step: jax.Array) -> jax.Array:
         k = every_k_schedule(gradient_step)
         returned = "MultiSteps: what every_k_schedule returns"
-        # What is computed on the device cannot raise there: the type is checked, and the value brought into range.
+        # The device cannot raise: of a traced k the type is checked, and the value is clipped.
         if isinstance(k, jax.Array):
             _checks.integer_type(returned, k, "an integer scalar", remedy)
         else:
@@ -40,14 +40,14 @@ def every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def checked_dtype(dtype: Any) -> np.dtype[Any] | None:
-    """The `accumulator_dtype`: floating or complex, or None.
+    """Check the `accumulator_dtype`: floating or complex, or None.
 
     Raises:
-      TypeError: it is none.
+      TypeError: it is none of these.
     """
     if dtype is None:
         return None
-    remedy = "pass jnp.float32, another floating dtype, or None for that of the parameters"
+    remedy = "pass jnp.float32, another floating dtype, or None for the parameters' own"
     try:
         canonical = jax.dtypes.canonicalize_dtype(dtype)
     except TypeError as error:
@@ -58,7 +58,7 @@ def checked_dtype(dtype: Any) -> np.dtype[Any] | None:
 
 
 def zeros(grads: Tree, dtype: np.dtype[Any] | None) -> Tree:
-    """An empty accumulator for gradients like these, of the dtype asked for (None: theirs)."""
+    """An empty accumulator for gradients like these, of this dtype; for None of their own."""
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=_widened(dtype, jnp.result_type(leaf))), grads)
 
 
@@ -70,22 +70,22 @@ def accumulated(
     Args:
       updates: the gradients of the mini-step.
       state: the state before it.
-      skip: bool[], whether it is left out; None where none ever is.
-      weights: those of the window, this mini-step taken in; None where all count the same.
-      mean: whether it is their mean, not their sum.
+      skip: bool[], whether it is skipped; None if there is no skip function.
+      weights: the window's weights, this mini-step included; None if mini-steps have no weights.
+      mean: whether to return the mean, not the sum.
     """
     first, taken = state.mini_step == 0, state.mini_step + 1
 
     def share(update: Any, before: jax.Array) -> jax.Array:
-        """What the mini-step adds to those before it."""
+        """What this mini-step adds."""
         if weights is None:
             return (update - before) / taken if mean else jnp.asarray(update)
         part = (update - before) * weights.share if mean else update * weights.own
-        return jnp.where(weights.own > 0, part, jnp.zeros_like(part))  # not multiplied by 0: that keeps NaN
+        return jnp.where(weights.own > 0, part, jnp.zeros_like(part))  # a product with 0 would keep NaN
 
     def taken_in(update: Any, held: jax.Array) -> jax.Array:
         update, held = computable(update), computable(held)
-        # The first mini-step overwrites: what is left in the accumulator, NaN for one, is of no window.
+        # The first mini-step overwrites: what an empty accumulator holds, NaN for one, belongs to no window.
         before = select_leaf(first, jnp.zeros_like(held), held)
         with jax.numpy_dtype_promotion("standard"):
             after = jnp.add(before, share(update, before))
@@ -95,20 +95,21 @@ def accumulated(
 
 
 def handed_on(window: Tree, updates: Tree) -> Tree:
-    """What the optimizer is given of a window: in the dtypes of the updates."""
+    """The window's content for the optimizer, in the dtypes of the updates."""
     return jax.tree.map(lambda leaf, update: cast(leaf, jnp.result_type(update)), window, updates)
 
 
 def carried(window: Tree, emitted: jax.Array, state: optax.MultiStepsState) -> Tree:
-    """The accumulator after the mini-step, in the dtypes it had: zero after the last of a window.
+    """The accumulator after the mini-step, in the dtypes that it had; zeros if the mini-step completed the window.
 
-    `emitted` comes out of the optimizer's step, which reads the window: so it is emptied after that, and in place.
+    `emitted` is a result of the optimizer's step, which reads the window. So XLA empties the window after that step, in
+    place.
     """
     return empty_if(emitted, jax.tree.map(lambda leaf, before: cast(leaf, before.dtype), window, state.acc_grads))
 
 
 def _widened(accumulator: np.dtype[Any] | None, leaf: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a leaf's accumulator: the one asked for, wide enough for the default not to lose anything."""
+    """The dtype of a leaf's accumulator: the requested one, or a wider one if float32 would lose precision."""
     if accumulator is None:
         return leaf
     if jnp.issubdtype(leaf, jnp.complexfloating) or (accumulator == jnp.float32 and leaf == jnp.float64):

@@ -50,7 +50,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "negative limit": (
         lambda: optwrap.apply_if_finite(SGD, -1),
         ValueError,
-        r"apply_if_finite: max_consecutive_errors must be an integer from 0 to 2147483647, got -1: say how many",
+        r"apply_if_finite: max_consecutive_errors must be an integer from 0 to 2147483647, got -1: pass the number",
     ),
     "limit beyond int32": (
         lambda: optwrap.apply_if_finite(SGD, 2**31),
@@ -76,13 +76,13 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "on_limit another word": (
         lambda: optwrap.apply_if_finite(SGD, 3, on_limit="skip"),
         ValueError,
-        r"apply_if_finite: on_limit must be 'accept' or 'reject', got 'skip' \(str\): say what becomes of steps after",
+        r"apply_if_finite: on_limit must be 'accept' or 'reject', got 'skip' \(str\): pass 'accept' or 'reject' for the steps after",
     ),
     "on_limit a bool": (lambda: optwrap.apply_if_finite(SGD, 3, on_limit=True), ValueError, r"on_limit .* got True"),
     "k zero": (
         lambda: optwrap.MultiSteps(SGD, 0),
         ValueError,
-        r"MultiSteps: every_k_schedule must be an integer from 1 to 2147483647, got 0: give the number of mini-steps",
+        r"MultiSteps: every_k_schedule must be an integer from 1 to 2147483647, got 0: pass the number of mini-steps",
     ),
     "k negative, numpy": (lambda: optwrap.MultiSteps(SGD, np.int64(-4)), ValueError, r"every_k_schedule .* got -4"),
     "k a float": (lambda: optwrap.MultiSteps(SGD, 4.0), TypeError, r"every_k_schedule .* got 4.0 \(float\)"),
@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a schedule of zeros": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: 0)),
         ValueError,
-        r"what every_k_schedule returns must be an integer from 1 to 2147483647, got 0: give the number of mini-steps",
+        r"what every_k_schedule returns must be an integer from 1 to 2147483647, got 0: pass the number of mini-steps",
     ),
     "a schedule of negative numpy integers": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: np.int64(-1))),
@@ -147,7 +147,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "reset_state a string": (
         lambda: optwrap.lookahead(SGD, 2, 0.5, reset_state="x"),
         TypeError,
-        r"lookahead: reset_state must be True or False, got 'x' \(str\): say whether",
+        r"lookahead: reset_state must be True or False, got 'x' \(str\): pass whether",
     ),
     "mask_compatible_extra_args nothing": (
         lambda: optwrap.masked(SGD, True, mask_compatible_extra_args=None),
@@ -194,7 +194,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "norm beyond floats": (
         lambda: optwrap.skip_large_updates(PARAMS, 0, None, 10**400),
         ValueError,
-        r"max_squared_norm must be a number from 0, got an integer beyond all floats: give",
+        r"max_squared_norm must be a number from 0, got an integer too large for a float: give",
     ),
     "norm a bool": (lambda: optwrap.skip_large_updates(PARAMS, 0, None, True), TypeError, r"max_squared_norm .* True"),
     "skip returns a Python bool": (

@@ -1,5 +1,6 @@
 """The public names as a drop-in: optax's parameters, transformations that take extra args, whole docstrings."""
 
+import dataclasses
 import doctest
 import functools
 import inspect
@@ -122,10 +123,13 @@ def test_examples_in_docstrings_show_what_comes_out(name: str) -> None:
 
 
 def documented(found: Any) -> list[Any]:
-    """The function itself; of a class its constructor and public methods; nothing of a state, a tuple of fields."""
+    """The function itself, or a class's constructor and public methods.
+
+    A tuple of fields and a dataclass have a docstring at each field instead.
+    """
     if inspect.isfunction(found):
         return [found]
-    if issubclass(found, tuple):
+    if issubclass(found, tuple) or dataclasses.is_dataclass(found):
         return []
     methods = [value for value in vars(found).values() if inspect.isfunction(value)]
     return [method for method in methods if not method.__name__.startswith("_") or method.__name__ == "__init__"]
