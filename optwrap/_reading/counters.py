@@ -14,6 +14,9 @@ OUTCOMES: Final = (
 )
 """What can become of a call of `update`, in the order of `Counters.outcomes`."""
 
+GOOD_OUTCOMES: Final = frozenset({"applied", "accumulated"})
+"""The outcomes of a step in which nothing went wrong."""
+
 INT_GAUGES: Final = (
     "guard_not_finite_count",
     "guard_not_finite_limit",

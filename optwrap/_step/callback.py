@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optwrap._monitor.backlog import GOOD_OUTCOMES
-from optwrap._reading.counters import MOST_WAITING, OUTCOMES, Counters
+from optwrap._reading.counters import GOOD_OUTCOMES, MOST_WAITING, OUTCOMES, Counters
 from optwrap._reading.unpack import HEAD, Layout, Words, by_step, pack, pack_head
 from optwrap._step.interrupts import is_a_handlers, raise_later
 
