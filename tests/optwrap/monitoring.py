@@ -129,8 +129,6 @@ class Books:
     """
 
     def __init__(self) -> None:
-        self.starts: dict[str, dict[str, int]] = {}
-        """Counts from which each incarnation is counted, less its at_start."""
         self.reports: dict[tuple[str, int], bytes] = {}
         self.order: list[dict[str, Any]] = []
         self._read: dict[tuple[str, int], dict[str, Any]] = {}
@@ -142,9 +140,6 @@ class Books:
         assert self.reports.setdefault(key, body) == body, f"report {key} was changed after it was sent"
         self._read[key] = report
         self.order.append(report)
-        # An exporter that hears oldest_held > 1 first has lost the reports before, and cannot count them.
-        heard_from = report["totals" if report["oldest_held"] > 1 else "at_start"]
-        self.starts.setdefault(report["incarnation"], counts(heard_from))
         n = report["oldest_held"] - 1
         while (report["incarnation"], n + 1) in self.reports:
             n += 1
@@ -158,16 +153,21 @@ class Books:
         return found
 
     def totals(self) -> dict[str, int]:
-        """The sum over incarnations of the largest totals less the totals at the start."""
+        """The sum over incarnations of the largest totals less the totals at the start.
+
+        If all its reports say oldest_held > 1, earlier ones are lost, and the smallest totals received are the start.
+        """
         total: dict[str, int] = {}
-        for incarnation, reports in self.incarnations().items():
+        for reports in self.incarnations().values():
             starts = {json.dumps(report["at_start"], sort_keys=True) for report in reports}
             assert len(starts) == 1, "at_start changed within an incarnation"
             largest: dict[str, int] = {}
             for report in reports:
                 now = counts(report["totals"])
                 largest = {key: max(largest.get(key, 0), now.get(key, 0)) for key in {*largest, *now}}
-            total = plus(total, less(largest, self.starts[incarnation]))
+            lost = all(report["oldest_held"] > 1 for report in reports)
+            smallest = min((report["totals"] for report in reports), key=lambda totals: totals["steps"])
+            total = plus(total, less(largest, counts(smallest if lost else reports[0]["at_start"])))
         return total
 
     def steps(self) -> list[tuple[str, int]]:

@@ -241,7 +241,7 @@ class Step:
     outcome: str
     finite: bool
     norm: float
-    offenders: dict[str, int]
+    nonfinite_parameters: dict[str, int]
     outcomes: dict[str, int]
     not_finite_steps: int
     parameters: dict[str, int]
