@@ -63,12 +63,14 @@ class Life:
 
 
 class InPod(JaxSource):
-    """Reports a process_count of several; to JAX each process is alone here."""
+    """Reports the life's process_count, although to JAX each process is alone here; and its name as the host."""
 
-    processes = 1
+    def __init__(self, settings: Settings, life: Life) -> None:
+        super().__init__(settings.process, settings.attempt)
+        self._life = life
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"process_count": self.processes}
+        return super().describe() | {"host": self._life.name, "process_count": self._life.processes}
 
 
 def optimizer(recipe: Recipe) -> Any:
@@ -170,17 +172,12 @@ def monitor_of(life: Life, clock: Callable[[], float]) -> optwrap.Monitor:
     """A Monitor with a clock that can be set back, known ids of incarnations and short timeouts."""
     incarnations = itertools.count()
 
-    def source(settings: Settings) -> InPod:
-        found = InPod(settings.process, settings.attempt)
-        found.processes = life.processes
-        return found
-
     parts = Parts(
         environ={},
         # A short backoff, to save time.
         clock=Clock(time=clock, jitter=lambda: 0.02),
         transport=lambda settings: HttpTransport(settings.endpoint, answer_timeout=PATIENCE),
-        source=source,
+        source=lambda settings: InPod(settings, life),
         new_id=lambda: f"{life.name}.{os.getpid()}.{next(incarnations)}",
     )
     return optwrap.Monitor(

@@ -228,10 +228,10 @@ class Storm:
         One whose clock is behind is shown only after some reports.
         """
         deadline = time.monotonic() + _PATIENCE
-        names = {trained.job.life.process: f"{trained.job.life.name}." for trained in self._trained}
+        names = {trained.job.life.process: trained.job.life.name for trained in self._trained}
         while True:
             rows = self.exporter.get(f"/v1/runs/{self.run_name}")["processes"]
-            if all(row["incarnation"].startswith(names[row["process"]]) for row in rows):
+            if {row["process"]: row["host"] for row in rows} == names:
                 return
             assert time.monotonic() < deadline, f"not current: {names}, {rows}"
             time.sleep(INTERVAL)
