@@ -14,8 +14,7 @@ import pytest
 
 import optwrap
 from optwrap._monitor.monitor import Monitor
-from optwrap._reading.unpack import Layout, reading
-from optwrap._step.instrument import instrument
+from optwrap._reading.unpack import Layout
 from tests.optwrap.monitoring import StubExporter, Training, log_lines
 
 
@@ -26,7 +25,7 @@ def test_a_real_step_is_reported(stub: StubExporter, make: Callable[..., Monitor
     The loop observes what the step returned, or the step reports by itself, or a scan of steps is observed at once.
     """
     monitor = make()
-    tx = instrument(
+    tx = optwrap.instrument(
         optwrap.apply_if_finite(optax.sgd(0.1), 3), monitor, emit="callback" if way == "callback" else "reading"
     )
 
@@ -34,7 +33,7 @@ def test_a_real_step_is_reported(stub: StubExporter, make: Callable[..., Monitor
         params, state = carry
         gradients = {"layer": {"w": jnp.full([3], value), "b": jnp.zeros([])}}
         updates, state = tx.update(gradients, state, params)
-        return (optax.apply_updates(params, updates), state), reading(state)
+        return (optax.apply_updates(params, updates), state), optwrap.reading(state)
 
     params = {"layer": {"w": jnp.ones([3]), "b": jnp.zeros([])}}
     carry, values = (params, tx.init(params)), jnp.array([1.0, jnp.inf, 2.0])
@@ -48,7 +47,7 @@ def test_a_real_step_is_reported(stub: StubExporter, make: Callable[..., Monitor
             if way == "reading":
                 monitor.observe(words)
     jax.block_until_ready(carry)
-    monitor.observe(reading(carry[1]))  # the last step again, as programs do after their loop
+    monitor.observe(optwrap.reading(carry[1]))  # the last step again, as programs do after their loop
     assert monitor.flush()
     assert stub.books.totals() == {
         "applied": 2,
@@ -155,7 +154,7 @@ def test_two_instrumentations_with_equal_parameters_are_told_apart(
     params = {"w": jnp.ones(3)}
 
     def built() -> Any:
-        tx = instrument(optax.sgd(0.1), monitor)
+        tx = optwrap.instrument(optax.sgd(0.1), monitor)
         for _ in range(2):
             jax.eval_shape(tx.update, params, tx.init(params))
         return tx
