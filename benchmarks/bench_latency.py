@@ -1,11 +1,11 @@
-"""From the end of a bad step on the device to its event in the exporter's answer: how long an operator is blind.
+"""The time from the end of a bad step on the device to its event in the exporter's answer.
 
     python benchmarks/bench_latency.py [--steps N]
 
-A training in this process, a step every --pace milliseconds, observed by a real Monitor; a real exporter
-process with its store on disk; and an observer that asks `GET /v1/runs/{run}/events` over and over, as fast as it is
-answered. At random moments a step has a NaN gradient, and the time runs from when that step's reading is ready on the
-device until an answer has its event. Prints the median, the ninetieth of a hundred, and the worst.
+A real Monitor observes a training with a step every --pace milliseconds, and reports to an exporter process with its
+store on disk. A client polls `GET /v1/runs/{run}/events` as fast as it is answered. At random moments a step has a NaN
+gradient; the time is measured from when that step's reading is ready on the device until an answer has its event.
+Prints the median, the 90th percentile and the maximum.
 """
 
 import argparse
@@ -40,16 +40,16 @@ def main() -> None:
         optwrap.Monitor(run="latency", endpoint=exporter.endpoint) as monitor,
         httpx.Client(base_url=exporter.endpoint) as client,
     ):
-        seconds = sorted(blind(monitor, client, options.steps, options.pace / 1e3))
+        seconds = sorted(delays(monitor, client, options.steps, options.pace / 1e3))
     print(
         f"from a bad step's end to its event, {options.steps} times: median {statistics.median(seconds):.3f} s, "
-        f"ninetieth of a hundred {seconds[int(0.9 * len(seconds))]:.3f} s, worst {seconds[-1]:.3f} s\n"
+        f"90th percentile {seconds[int(0.9 * len(seconds))]:.3f} s, maximum {seconds[-1]:.3f} s\n"
         f"jax {version('jax')}, {jax.devices()[0].platform}, a step every {options.pace:g} ms, reports every second"
     )
 
 
-def blind(monitor: Any, client: httpx.Client, times: int, pace: float) -> list[float]:
-    """Seconds from each bad step's end to its event."""
+def delays(monitor: Any, client: httpx.Client, times: int, pace: float) -> list[float]:
+    """Seconds from the end of each bad step to its event."""
     tx = optwrap.instrument(optwrap.apply_if_finite(optax.adamw(1e-3), 5), monitor)
     params = {"w": jnp.ones((64, 64))}
     state = tx.init(params)
@@ -77,7 +77,7 @@ def blind(monitor: Any, client: httpx.Client, times: int, pace: float) -> list[f
             if answer.status_code == 200 and any(item["step"] == number for item in answer.json()["items"]):
                 break
             if time.perf_counter() - ended > 60:
-                sys.exit(f"step {number} is no event after a minute: {answer.text}")
+                sys.exit(f"step {number} has no event after a minute: {answer.text}")
         seconds.append(time.perf_counter() - ended)
         print(f"\r{event + 1} of {times}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

@@ -10,10 +10,10 @@ from examples.demo.options import parse
 def main() -> int:
     """Run the demo as the command line says; returns the exit code."""
     options = parse()
-    # Ended politely by another process: leave through the same doors as at Ctrl-C.
+    # On SIGTERM, clean up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        # Only here: what is missing is to be said in one line.
+        # Imported here, so that a missing package is one line and no traceback.
         from examples.demo.run import run  # noqa: PLC0415
     except ImportError as error:
         print(f"demo: {error}; `make setup` installs what the demo needs", file=sys.stderr)

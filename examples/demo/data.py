@@ -1,7 +1,7 @@
 """The training data: CPython's own documentation, cut into records, and batches of them.
 
 A record is what a preprocessing job would have stored: `context + 1` characters, and beside them, for each layer of the
-model, float32 targets that the layer's probe is to tell. A target is the share of each class of characters (letters,
+model, float32 targets that the layer's probe predicts. A target is the share of each class of characters (letters,
 white space, digits, all else) among the next 4, 8, 16, ... characters: the deeper the layer, the further it looks.
 """
 

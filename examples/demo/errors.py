@@ -1,4 +1,4 @@
-"""What the demo says when it cannot go on."""
+"""The error that ends the demo."""
 
 
 class DemoError(Exception):

@@ -1,4 +1,4 @@
-"""The exporter beside the training: a process of its own, started, asked and stopped."""
+"""Runs an exporter in a process of its own beside the training, and queries it."""
 
 import os
 import re
@@ -17,34 +17,34 @@ import httpx
 from examples.demo.errors import DemoError
 
 _START_LIMIT: Final = 30.0
-"""Seconds it may take until it says that it is ready."""
+"""Seconds that it may take to start."""
 _STOP_LIMIT: Final = 10.0
-"""Seconds it may take to stop before it is killed."""
+"""Seconds that it may take to stop before it is killed."""
 
 
 class Exporter:
-    """An exporter with an embedded store; it lives as long as the `with` block.
+    """An exporter that runs during the `with` block.
 
     Args:
       listen: `host:port` on loopback; port 0 takes a free one.
-      data_dir: where it keeps its store.
+      data_dir: its data directory.
 
     Raises:
-      DemoError: on entering, where it cannot run; says why in one line.
+      DemoError: on entering, if it cannot run; the message is one line.
     """
 
     endpoint: str
-    """Where it answers: `http://host:port`; known once entered."""
+    """Its address, `http://host:port`; set on entering."""
 
     def __init__(self, listen: str, data_dir: Path) -> None:
         self._listen = listen
         self._data_dir = data_dir
 
     def __enter__(self) -> Self:
-        # What the environment may tell the machine's real exporter is not meant for this one.
+        # These variables are meant for a permanent exporter of this machine, not for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTWRAP_EXPORTER_")}
         self._log = tempfile.TemporaryFile()  # closed in __exit__
-        # A session of its own: Ctrl-C reaches the training, which stops the exporter when its last report is through.
+        # In a session of its own it does not get Ctrl-C: the training stops it after its last report.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "optwrap_exporter", "--listen", self._listen, "--data-dir", str(self._data_dir)],
             stdin=subprocess.DEVNULL,
@@ -68,7 +68,7 @@ class Exporter:
             self._process.wait(_STOP_LIMIT)
         except subprocess.TimeoutExpired:
             pass
-        finally:  # also at a second Ctrl-C
+        finally:  # also after a second Ctrl-C
             self._process.kill()
             self._process.wait()
             self._log.close()
@@ -77,23 +77,23 @@ class Exporter:
         deadline = time.monotonic() + _START_LIMIT
         while time.monotonic() < deadline:
             ended = self._process.poll() is not None
-            said = self._said()
-            if found := re.search(r"listening on (http://[^\s,]+)", said):
+            output = self._output()
+            if found := re.search(r"listening on (http://[^\s,]+)", output):
                 return found[1]
             if ended:
-                # Its last line is written for whoever gave --listen and --data-dir, and those are our options, too.
-                lines = [line.strip() for line in said.splitlines() if line.strip()]
-                raise DemoError(f"the exporter did not start: {lines[-1] if lines else 'it said nothing'}")
+                # Its last line names --listen and --data-dir, which are the demo's options, too.
+                lines = [line.strip() for line in output.splitlines() if line.strip()]
+                raise DemoError(f"the exporter did not start: {lines[-1] if lines else 'it wrote nothing'}")
             time.sleep(0.05)
         raise DemoError(f"the exporter was not ready within {_START_LIMIT:.0f} s")
 
-    def _said(self) -> str:
-        # Not by seeking: the offset is the exporter's, too, which writes at it.
+    def _output(self) -> str:
+        # Without seeking: the exporter writes at the same file offset.
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
 
 
 def client(endpoint: str) -> httpx.Client:
-    """A client for the exporter at `endpoint`, `http://host:port` or `unix:///path`; proxies are not for it."""
+    """A client for the exporter at `endpoint`, `http://host:port` or `unix:///path`; proxies are ignored."""
     parts = urlsplit(endpoint)
     if parts.scheme == "unix":
         return httpx.Client(base_url="http://localhost", transport=httpx.HTTPTransport(uds=parts.path), timeout=5)

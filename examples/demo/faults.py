@@ -1,7 +1,7 @@
-"""What goes wrong with the stored data, when, and what must come of it.
+"""The faults: which stored data is damaged, how, and in which steps.
 
-Nothing here knows of gradients. A fault damages the bytes of one stored block: the targets of one layer's probe in one
-batch. What that does to the loss and to the optimizer is for the training to find out.
+A fault damages the bytes of one stored block: the targets of one layer's probe in one batch. It does not touch
+gradients; the training turns the damaged targets into bad ones.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from examples.demo.data import Array, StoredBatch
 
 
 class Outcome(enum.StrEnum):
-    """What the gradients of a damaged batch come to."""
+    """What the gradients of a damaged batch are."""
 
     NOT_FINITE = "overflows"
     """A value overflows on the way to the gradient."""
     LARGE = "finite, far too large"
-    """Every value is finite, and the norm is far beyond any that the training has."""
+    """Every value is finite, and the norm is far larger than any of an undamaged batch."""
 
 
 def _stuck_bit(block: Array) -> Array:
     """Bit 30 of every word reads as 1: a line of the bus is stuck.
 
-    It is the top bit of a float32's exponent: a share of 0.5 becomes 1.7e38. That is finite, so a check on the host
-    lets it through; divided by its standard deviation on the device it is not.
+    It is the top bit of a float32's exponent: a share of 0.5 becomes 1.7e38. That is finite, so it passes a check on
+    the host. On the device it is divided by a standard deviation and overflows.
     """
     damaged = block.copy()
     damaged[3::4] |= 0x40
@@ -51,7 +51,7 @@ def _stray_write(block: Array) -> Array:
 
 
 class Damage(enum.Enum):
-    """The ways in which a block is damaged: what it is called, what it does, what comes of it."""
+    """The kinds of damage to a block: title, function, and what the gradients become."""
 
     STUCK_BIT = ("stuck bit", _stuck_bit, Outcome.NOT_FINITE)
     WRONG_TYPE = ("floats decoded as integers", _wrong_type, Outcome.LARGE)
@@ -65,12 +65,12 @@ class Damage(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One damage, to one layer's targets, in one batch or several in a row."""
+    """Damage to one layer's targets, in one or several consecutive batches."""
 
     first: int
     """The first micro-step with it; the training's first step is 1."""
     count: int
-    """Micro-steps in a row."""
+    """Number of consecutive micro-steps."""
     layer: int
     """The layer whose targets are damaged."""
     damage: Damage
@@ -81,7 +81,7 @@ class Fault:
 
 
 def damaged(stored: StoredBatch, step: int, faults: Iterable[Fault]) -> StoredBatch:
-    """The batch of micro-step `step` as it comes from storage: with the faults that cover this step."""
+    """The stored batch of micro-step `step`, with the faults of that step."""
     for fault in faults:
         if fault.covers(step):
             blocks = list(stored.ahead)

@@ -1,9 +1,9 @@
 """A character-level transformer in plain JAX: parameters in float32, activations in bfloat16.
 
-Each layer has a linear probe (Alain & Bengio 2016, arXiv:1610.01644) that tells what kind of characters come next. The
-probe learns from targets of its own, through a stop_gradient, so a bad target spoils the gradient of that layer's probe
-and of nothing else. What the probe sees is fed on to the next layer, as in self-conditioned CTC (Nozaki & Komatsu 2021,
-arXiv:2104.02724), so a spoilt probe spoils the whole model.
+Each layer has a linear probe (Alain & Bengio 2016, arXiv:1610.01644) that predicts the kind of the next characters. The
+probe learns from targets of its own, behind a stop_gradient, so a bad target makes only the gradient of that layer's
+probe bad. The probe's prediction is fed to the next layer, as in self-conditioned CTC (Nozaki & Komatsu 2021,
+arXiv:2104.02724), so a NaN in a probe's parameters makes the whole model NaN.
 """
 
 import dataclasses

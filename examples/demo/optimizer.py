@@ -9,7 +9,7 @@ from examples.demo.settings import EVERY_K, MAX_CONSECUTIVE_ERRORS, MAX_NORM, Se
 
 
 def guarded(settings: Settings) -> optax.GradientTransformation:
-    """Adam with weight decay, four mini-steps to a window; one that is not finite, or huge, stays out of it."""
+    """AdamW on windows of four mini-steps; a mini-step with non-finite or huge gradients is left out."""
     window = optwrap.MultiSteps(
         _adamw(settings),
         every_k_schedule=EVERY_K,
@@ -19,7 +19,7 @@ def guarded(settings: Settings) -> optax.GradientTransformation:
 
 
 def bare(settings: Settings) -> optax.GradientTransformation:
-    """The same adamw on the same windows, optax's own, and nothing that skips."""
+    """The same AdamW with optax's own windows; nothing is skipped."""
     return optax.MultiSteps(_adamw(settings), EVERY_K).gradient_transformation()
 
 

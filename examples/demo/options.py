@@ -12,7 +12,7 @@ from examples.demo.settings import FULL, QUICK, Settings
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """The command line's options."""
 
     settings: Settings
     seed: int
@@ -22,13 +22,13 @@ class Options:
     listen: str
     """`host:port` on loopback for the exporter to start."""
     data_dir: Path | None
-    """Where that exporter keeps its store; None for a directory that goes with the demo."""
+    """Data directory of that exporter; None for one that is deleted with the demo."""
     endpoint: str | None
-    """An exporter that runs already, instead."""
+    """Address of a running exporter to use instead."""
     baseline: bool
-    """Whether to train without optwrap, too."""
+    """Whether to train without optwrap as well."""
     hold: bool
-    """Whether the exporter stays up at the end."""
+    """Whether the exporter keeps running at the end."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     """Read `arguments`, or the process's own.
 
     Raises:
-      SystemExit: with 2 after one line on stderr where they are wrong, with 0 after --help.
+      SystemExit: status 2 after one line on stderr if they are wrong, status 0 after --help.
     """
     parser = _Parser(
         prog="python -m examples.demo",
@@ -64,8 +64,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     where.add_argument(
         "--listen", type=_loopback, help="HOST:PORT to start it on (127.0.0.1:10425); port 0: a free one"
     )
-    where.add_argument("--data-dir", type=Path, help="keep its store here (else in a directory that goes at the end)")
-    where.add_argument("--endpoint", help="start none, report to this one: http://HOST:PORT or unix:///PATH")
+    where.add_argument("--data-dir", type=Path, help="its data directory (default: one that is deleted at the end)")
+    where.add_argument("--endpoint", help="report to this exporter and start none: http://HOST:PORT or unix:///PATH")
     found = parser.parse_args(arguments)
     if found.endpoint is not None:
         for name in ("listen", "data_dir", "hold"):

@@ -1,4 +1,4 @@
-"""The progress bar: step, loss, streak, skips, without making the training wait for them."""
+"""The progress bar: step, loss, streak and skipped steps. The training does not wait for it."""
 
 import math
 import time
@@ -15,16 +15,15 @@ from rich.progress import Progress as Bar
 from optwrap._reading.unpack import unpack
 
 _LAG = 0.1
-"""Seconds after which what a step returned is taken to be there."""
+"""Seconds after which the device is assumed to have finished a step."""
 _BETWEEN_LINES = 5.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines if there is no terminal."""
 
 
 class Progress:
-    """Shows one training on `console`: a bar on a terminal, a line now and then elsewhere.
+    """Shows one training on `console`: a bar on a terminal, otherwise a line now and then.
 
-    What is shown is a tenth of a second old: asked for then, and there by now, so the host does not wait for the step
-    that it has just dispatched.
+    The values are a tenth of a second old, so that the host does not wait for the step that it has just dispatched.
     """
 
     def __init__(self, console: Console, title: str, steps: int) -> None:
@@ -46,7 +45,7 @@ class Progress:
         self._asked_at = -math.inf
 
     def advance(self, step: int, loss: jax.Array, reading: Callable[[], jax.Array] | None = None) -> None:
-        """Micro-step `step` has been dispatched.
+        """Note that micro-step `step` has been dispatched.
 
         Args:
           step: its number, from 1.
@@ -65,7 +64,7 @@ class Progress:
         shown = f"loss {float(loss):.3f}"
         if reading is not None:
             seen = unpack(np.asarray(reading))
-            skipped = sum(steps for verdict, steps in seen.totals.outcomes.items() if verdict.startswith("skipped"))
+            skipped = sum(steps for outcome, steps in seen.totals.outcomes.items() if outcome.startswith("skipped"))
             streak, longest = seen.gauges["not_finite_streak"], seen.gauges["not_finite_streak_peak"]
             shown += f"  streak {streak}, longest {longest}  skipped {skipped}"
         if self._terminal:

@@ -1,4 +1,4 @@
-"""The demo from start to end: exporter, training with optwrap, training without, what came of it."""
+"""The demo from start to end: exporter, training with optwrap, training without, summary."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ from examples.demo.options import Options
 from examples.demo.progress import Progress
 
 _FLUSH_LIMIT = 5.0
-"""Seconds that the last reports may take."""
+"""Seconds that the last report may take."""
 
 
 def run(options: Options) -> None:
     """Run the demo; the last line on stdout is the exporter's answer about the run.
 
     Raises:
-      DemoError: something is missing; after the training, where that was possible without.
+      DemoError: something is missing; raised after the training if that can run without it.
     """
     settings = options.settings
     console = Console(stderr=True)
@@ -59,12 +59,12 @@ def run(options: Options) -> None:
             with Progress(console, "without", settings.steps) as progress:
                 baseline = train.without_optwrap(settings, seed=options.seed, progress=progress)
 
-        print(summary.told(settings, found, losses, baseline))
+        print(summary.summarize(settings, found, losses, baseline))
         if found is None:
             assert problem is not None
             raise problem
         if options.endpoint is None and not options.hold:
-            print("The page goes with the demo; --hold (make demo HOLD=1) leaves it up.\n")
+            print("The page ends with the demo; --hold (make demo HOLD=1) keeps it up.\n")
         print(json.dumps(found), flush=True)
         if options.hold:
             console.print(f"The page stays at {endpoint}/ until Ctrl-C.", highlight=False, soft_wrap=True)
@@ -73,7 +73,7 @@ def run(options: Options) -> None:
 
 
 def _log_to(console: Console) -> None:
-    """Put log lines above the progress bar."""
+    """Print log lines above the progress bar."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

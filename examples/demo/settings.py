@@ -8,9 +8,9 @@ from examples.demo.faults import Damage, Fault
 EVERY_K: Final = 4
 """Mini-steps per gradient step."""
 MAX_NORM: Final = 100.0
-"""Gradients with a norm from here on are skipped; sound ones stay below 10."""
+"""Steps whose gradient norm is at least this are skipped; undamaged batches stay below 10."""
 MAX_CONSECUTIVE_ERRORS: Final = 8
-"""Steps in a row that are not finite before the guard gives up; more than the longest streak below."""
+"""Consecutive non-finite steps after which the guard gives up; more than the longest streak below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Settings:
     batch: int
     """Records per micro-step."""
     context: int
-    """Characters the model sees."""
+    """Length of the input in characters."""
     layers: int
     heads: int
     width: int
     learning_rate: float
     """The schedule's peak."""
     faults: tuple[Fault, ...]
-    """In the order of their steps; those beyond `steps` do not happen."""
+    """In the order of their steps; those after `steps` have no effect."""
 
 
 FULL: Final = Settings(
@@ -68,4 +68,4 @@ QUICK: Final = Settings(
         Fault(first=1500, count=1, layer=1, damage=Damage.STUCK_BIT),
     ),
 )
-"""The same kinds of fault within 80 steps of a smaller model; more of them for whoever asks for more steps."""
+"""The same kinds of fault within 80 steps of a smaller model; further ones are for runs with more steps."""

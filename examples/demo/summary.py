@@ -1,4 +1,4 @@
-"""The demo's last words: what was put in, what was seen, what became of the loss."""
+"""The summary at the end of the demo: the faults, what the exporter counted, and the loss."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,18 +13,18 @@ LAST = 20
 """Micro-steps over which the final loss is averaged."""
 
 
-def told(settings: Settings, answer: dict[str, Any] | None, losses: Losses, baseline: Losses | None) -> str:
+def summarize(settings: Settings, answer: dict[str, Any] | None, losses: Losses, baseline: Losses | None) -> str:
     """The summary, as lines.
 
     Args:
-      settings: what was trained, with the faults put in.
-      answer: of GET /v1/runs/{run}; None where there is none.
-      losses: with optwrap.
-      baseline: without; None where that training was left out.
+      settings: what was trained, with its faults.
+      answer: of GET /v1/runs/{run}; None if there is none.
+      losses: of the training with optwrap.
+      baseline: of the training without; None if there was none.
     """
-    lines = ["", "Put in:", *_put_in(settings)]
+    lines = ["", "Faults in the data:", *_faults(settings)]
     if answer is not None:
-        lines += ["Seen by the exporter:", *_seen(answer)]
+        lines += ["Counted by the exporter:", *_counted(answer)]
     lines += ["Loss in nats per character, first and last:", f"  with optwrap     {_course(losses)}"]
     if baseline is not None:
         lines.append(f"  without optwrap  {_course(baseline)}  (optax.MultiSteps around the same adamw, same data)")
@@ -36,7 +36,7 @@ def final(losses: Losses) -> float:
     return float(np.mean(losses[-LAST:]))
 
 
-def _put_in(settings: Settings) -> Iterator[str]:
+def _faults(settings: Settings) -> Iterator[str]:
     for fault in settings.faults:
         if fault.first <= settings.steps:
             last = min(fault.first + fault.count - 1, settings.steps)
@@ -44,7 +44,7 @@ def _put_in(settings: Settings) -> Iterator[str]:
             yield f"  {steps:<15}{fault.damage.title}, {probe_path(fault.layer)}: {fault.damage.outcome}"
 
 
-def _seen(answer: dict[str, Any]) -> Iterator[str]:
+def _counted(answer: dict[str, Any]) -> Iterator[str]:
     totals, gauges = answer["totals"], answer["gauges"]
     skipped = totals["skipped"]
     yield f"  {totals['steps']} steps, of which {totals['gradient_steps']} moved the parameters"

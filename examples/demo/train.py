@@ -22,9 +22,9 @@ Losses = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emit: Emit, progress: Progress) -> Losses:
-    """Train with optwrap: a bad batch is skipped, and `monitor` is told.
+    """Train with optwrap: a bad batch is skipped, and `monitor` reports it.
 
-    The lines marked `#1` and `#2` are all that a training script adds: #1 in both ways of use, #2 with emit="reading".
+    A training script adds only the lines marked `# 1`, and with emit="reading" those marked `# 2`.
     """
     job = _Job(settings, seed)
     tx = optimizer.guarded(settings)
@@ -52,7 +52,7 @@ def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emi
 
 
 def without_optwrap(settings: Settings, *, seed: int, progress: Progress) -> Losses:
-    """The same training with optax alone: every batch is believed."""
+    """The same training with optax alone, which skips nothing."""
     job = _Job(settings, seed)
     tx = optimizer.bare(settings)
 
@@ -72,7 +72,7 @@ def without_optwrap(settings: Settings, *, seed: int, progress: Progress) -> Los
 
 
 class _Job:
-    """What both trainings share: the parameters at the start, the gradients, the batches with their faults."""
+    """What both trainings share: the initial parameters, the gradients, and the batches with their faults."""
 
     def __init__(self, settings: Settings, seed: int) -> None:
         self._settings = settings

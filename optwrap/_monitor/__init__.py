@@ -1,4 +1,7 @@
-"""What runs on the host: the Monitor, its thread, its queue and its reports.
+"""What runs on the host: `Monitor`, its reporting thread, and the way of a reading to the exporter.
 
-Modules, lowest first: log settings source transport bases backlog account arrays queue intake outbox thread monitor.
+observe -> queue (Inbox) -> intake -> account (totals by incarnation, records in the backlog) -> outbox (reports, by
+encode) -> transport -> exporter. The reporter drives all of it; the thread starts and ends the reporter.
+
+Modules, lowest first: log settings source transport backlog account encode queue intake outbox reporter thread monitor.
 """

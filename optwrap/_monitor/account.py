@@ -1,43 +1,49 @@
-"""What readings add up to, incarnation by incarnation. Pure: no clock, no I/O, no thread.
+"""Adds up what readings count, incarnation by incarnation. Pure: no clock, no I/O, no thread.
 
-An *incarnation* is a stretch of training in which the optimizer's counters only rise: it begins with the process, with a
-state restored from a checkpoint, and with every rollback. Its share of the run is its largest totals less those it
-began with, and the run's is the sum of the shares: whatever is lost, repeated or late between here and the exporter,
-that sum is right once the last report of each incarnation arrived. So nothing here ever drops totals, only step records.
+An *incarnation* is a stretch of training in which the optimizer's counters only rise. A new one begins when the process
+starts, and whenever the counters fall because an older state was restored. It adds to the run its last totals less its
+totals at the start, and the run is the sum over incarnations. That sum is right once the last report of each
+incarnation has arrived, whatever else was lost, repeated or late. So totals are never dropped here, only step records.
 """
 
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from optwrap._monitor.backlog import GOOD_OUTCOMES, Backlog, Entry, Record
-from optwrap._reading.counters import OUTCOMES
+from optwrap._monitor.backlog import Backlog, Entry, Record
+from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
 from optwrap._reading.replicas import OTHERS, Brought, Replica
 from optwrap._reading.unpack import Layout, Reading, Totals
 
-MOST_REPLICAS: Final = 64
-"""Replicas that an incarnation tells apart in its totals. Where more have been the first it is none of them in particular."""
+MAX_REPLICAS: Final = 64
+"""Replicas that the totals of one incarnation list; steps of any further replica are counted under OTHERS."""
 
 ZERO: Final = Totals(outcomes=dict.fromkeys(OUTCOMES, 0), not_finite_steps=0, parameters={})
-
 
 _Key = TypeVar("_Key")
 
 
-def less_own_step(reading: Reading) -> Totals:
-    """Where the counters stood before the step that `reading` shows."""
-    totals = reading.totals
+def add(a: Totals, b: Totals) -> Totals:
+    """`a + b`, count by count."""
+    return _combine(a, b, 1)
+
+
+def subtract(a: Totals, b: Totals) -> Totals:
+    """`a - b`, count by count, and at least 0."""
+    return _combine(a, b, -1)
+
+
+def before_step(reading: Reading) -> Totals:
+    """The totals just before the step that `reading` shows."""
     if reading.outcome is None:
-        return totals
-    outcomes = dict(totals.outcomes)
-    outcomes[reading.outcome] = max(0, outcomes[reading.outcome] - 1)
-    parameters = {path: steps - (path in reading.nonfinite_parameters) for path, steps in totals.parameters.items()}
-    return Totals(
-        outcomes=outcomes,
-        not_finite_steps=max(0, totals.not_finite_steps - (not reading.finite)),
-        parameters={path: steps for path, steps in parameters.items() if steps > 0},
+        return reading.totals
+    own = Totals(
+        outcomes={reading.outcome: 1},
+        not_finite_steps=int(not reading.finite),
+        parameters=dict.fromkeys(reading.nonfinite_parameters, 1),
     )
+    return subtract(reading.totals, own)
 
 
 def _combine(a: Totals, b: Totals, sign: int) -> Totals:
@@ -52,27 +58,8 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
     )
 
 
-def plus(a: Totals, b: Totals) -> Totals:
-    """`a + b`, count by count."""
-    return _combine(a, b, 1)
-
-
-def minus(a: Totals, b: Totals) -> Totals:
-    """`a - b`, count by count, and not below zero."""
-    return _combine(a, b, -1)
-
-
-def _with_step(replicas: Mapping[Replica, int], brought: Brought | None) -> Mapping[Replica, int]:
-    """Steps by the first replica that was not finite, with one step more."""
-    if brought is None:
-        return replicas
-    named = brought.first in replicas or len(replicas) < MOST_REPLICAS
-    first = brought.first if named else OTHERS
-    return {**replicas, first: replicas.get(first, 0) + 1}
-
-
-def _went_on(last: Reading, reading: Reading) -> bool:
-    """Whether the optimizer that was at `last` can have come to `reading` by stepping: no count fell, steps rose."""
+def _continues(last: Reading, reading: Reading) -> bool:
+    """Whether steps alone can lead from `last` to `reading`: there are more steps, and no count fell."""
     before, now = last.totals, reading.totals
     return (
         now.steps > before.steps
@@ -83,47 +70,44 @@ def _went_on(last: Reading, reading: Reading) -> bool:
 
 
 def _bad_steps(totals: Totals) -> int:
-    """How many steps were bad, at least: steps accumulated although not finite show in the second figure only."""
+    """A lower bound of the number of bad steps. Non-finite steps that were accumulated have a good outcome."""
     by_outcome = sum(count for outcome, count in totals.outcomes.items() if outcome not in GOOD_OUTCOMES)
     return max(by_outcome, totals.not_finite_steps)
 
 
 @dataclasses.dataclass(eq=False)
 class Incarnation:
-    """One incarnation, as far as it got. Its identity is the object's: two incarnations are never equal."""
+    """The counts of one incarnation, and what became of its reports. Compared by identity."""
 
     id: str
     at_start: Totals
-    """Where the counters stood when it began; never changes."""
+    """The totals when it began; never changes."""
     totals: Totals
+    """The latest totals."""
     state: str = "starting"
     gauges: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
-    base: Mapping[str, Any] | None = None
-    """What was counted before this incarnation as far as the exporter has said so, in the wire's form."""
-    added: Totals = ZERO
-    """What this process has counted before it that is not in `base`."""
     seq: int = 0
-    """The last report's number; 0 while there is none."""
+    """Number of the latest report; 0 if there is none."""
     dropped_steps: int = 0
-    """Ordinary step records that had to go."""
+    """Records of good steps that were dropped."""
     dropped_bad_steps: int = 0
-    """Bad ones; a record is counted here or there."""
+    """Records of bad steps that were dropped."""
     unreported: bool = False
-    """Whether it holds anything, records aside, that no report has carried, or none that was not refused."""
+    """Whether anything beside step records has changed since the last report."""
     held: int = 0
-    """How many reports of it are built and not acknowledged."""
-    known: bool = False
-    """Whether the exporter may have stored a report of it."""
+    """Number of its reports that are built and not acknowledged."""
+    maybe_stored: bool = False
+    """Whether the exporter has, or may have, a report of it."""
     refusals: int = 0
-    """How many reports in a row the exporter refused."""
+    """Number of reports refused in a row."""
 
     @property
-    def share(self) -> Totals:
+    def counted(self) -> Totals:
         """What this incarnation adds to the run."""
-        return minus(self.totals, self.at_start)
+        return subtract(self.totals, self.at_start)
 
-    def drop(self, steps: int, bad_steps: int) -> None:
-        """Count records that had to go."""
+    def count_dropped(self, steps: int, bad_steps: int) -> None:
+        """Add to the counts of dropped records."""
         if steps or bad_steps:
             self.dropped_steps += steps
             self.dropped_bad_steps += bad_steps
@@ -131,137 +115,132 @@ class Incarnation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Observed:
-    """A reading, and the circumstances."""
+class Observation:
+    """A reading, and what is known about how it was observed."""
 
     reading: Reading
     identity: bytes
-    """The reading's words: the same step seen again has the same."""
+    """The reading's words: equal for the same step observed twice."""
     time: float
     """Seconds since 1970."""
     layout: Layout | None = None
-    """What its parameters were named by."""
+    """The layout by which its parameters were named."""
     interpolated: bool = False
-    restored: bool = False
-    """Whether it shows where the counters stand, and no step that has just run."""
+    """Whether `time` is an estimate."""
     brought: Brought | None = None
-    """Which replicas' gradients were not finite; None where none were, or nobody says."""
+    """The replicas whose own gradients were non-finite; None if there were none, or if that is unknown."""
     lost: int = 0
-    """Readings before it that were never looked at."""
+    """Steps before it whose readings were lost in this process."""
 
 
 class Account:
-    """The incarnations of one process and the step records that wait, within bounds.
+    """The incarnations of one process, and the step records that are in no report yet.
 
     Args:
       new_id: makes the id of an incarnation.
-      most_rows: bound of what waits: step records and nonfinite_parameters together.
-      most_incarnations: bound of incarnations kept; beyond it one that the exporter cannot know of is added to the one before it,
-        so that totals stay exact.
+      max_rows: limit of the waiting records, in table rows.
+      max_incarnations: limit of the incarnations kept. Beyond it, one that the exporter cannot have heard of is merged
+        into the one before it, so that the sum over incarnations stays right.
     """
 
-    def __init__(self, new_id: Callable[[], str], *, most_rows: int = 65_536, most_incarnations: int = 32) -> None:
+    def __init__(self, new_id: Callable[[], str], *, max_rows: int = 65_536, max_incarnations: int = 32) -> None:
         self._new_id = new_id
-        self._most_incarnations = most_incarnations
-        self._last: Observed | None = None
-        self._standing = (False, False)
-        self.news = False
-        """Whether a step was the first to go wrong, to be right again, or to be accepted although not finite, since
-        whoever reports set this to false."""
-        self.backlog: Backlog[Incarnation] = Backlog(most_rows)
+        self._max_incarnations = max_incarnations
+        self._last: Observation | None = None
+        self._last_condition = (False, False)
+        self.urgent = False
+        """Whether a step went wrong after a good one, or right after a bad one. The reporter resets it."""
+        self.backlog: Backlog[Incarnation] = Backlog(max_rows)
         self.incarnations = [Incarnation(new_id(), ZERO, ZERO, unreported=True)]
-        """Oldest first, the current one last; whoever reports takes out the others when all of them is reported."""
+        """In the order in which they began. The outbox removes those that are reported completely."""
 
     @property
     def current(self) -> Incarnation:
-        """The incarnation that goes on."""
+        """The incarnation that counts now."""
         return self.incarnations[-1]
 
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing was observed yet."""
-        return self._last is None
-
     def repeats(self, identity: bytes) -> bool:
-        """Whether that reading is the last one observed, once more."""
+        """Whether these are the words of the last reading."""
         return self._last is not None and self._last.identity == identity
 
-    def take(self, observed: Observed) -> None:
-        """Count one reading. The last one once more changes nothing."""
-        if self.repeats(observed.identity):
+    def add(self, observation: Observation) -> None:
+        """Count one reading. The same reading again changes nothing."""
+        if self.repeats(observation.identity):
             return
-        reading, last = observed.reading, self._last
-        ran = reading.outcome is not None and not observed.restored
-        renamed = last is not None and observed.layout != last.layout
-        if last is not None and _went_on(last.reading, reading) and not renamed and not observed.restored:
-            if observed.lost:
-                # A step record can have been lost only where a step number is missing.
-                lost = min(observed.lost, reading.step - last.reading.step - 1)
-                bad = min(lost, max(0, _bad_steps(less_own_step(reading)) - _bad_steps(last.reading.totals)))
-                self.current.drop(lost - bad, bad)
+        reading, last = observation.reading, self._last
+        if last is not None and observation.layout == last.layout and _continues(last.reading, reading):
+            if observation.lost:
+                # A record can be lost only where a step number is missing.
+                lost = min(observation.lost, reading.step - last.reading.step - 1)
+                bad = min(lost, max(0, _bad_steps(before_step(reading)) - _bad_steps(last.reading.totals)))
+                self.current.count_dropped(lost - bad, bad)
         else:
-            at_start = less_own_step(reading) if ran else reading.totals
+            at_start = before_step(reading)
             if last is not None or at_start != ZERO:
                 self._begin(at_start)
-            self.current.drop(observed.lost, 0)
-        self._last = observed
-        replicas = _with_step(self.current.totals.replicas, observed.brought if ran else None)
+            self.current.count_dropped(observation.lost, 0)
+        self._last = observation
+        replicas = _count_replica(self.current.totals.replicas, observation.brought)
         self.current.totals = dataclasses.replace(reading.totals, replicas=replicas)
         self.current.gauges = reading.gauges
         self.current.unreported = True
-        if ran:
+        if reading.outcome is not None:
             self.current.state = "running"
-            self._add(observed)
+            self._add_record(observation, reading.outcome)
 
     def finish(self, state: str) -> None:
-        """Give the current incarnation its last state, which one more report will carry."""
+        """Set the final state of the current incarnation, to be reported once more."""
         self.current.state = state
         self.current.unreported = True
 
-    def discard(self, entries: Iterable[Entry[Incarnation]]) -> None:
+    def count_dropped(self, entries: Iterable[Entry[Incarnation]]) -> None:
         """Count records that no report will carry."""
         for entry in entries:
-            entry.owner.drop(not entry.record.bad, entry.record.bad)
+            entry.owner.count_dropped(not entry.record.bad, entry.record.bad)
 
     def _begin(self, at_start: Totals) -> None:
-        last = self.current
-        self.incarnations.append(
-            Incarnation(self._new_id(), at_start, at_start, base=last.base, added=plus(last.added, last.share))
-        )
-        if len(self.incarnations) <= self._most_incarnations:
+        self.incarnations.append(Incarnation(self._new_id(), at_start, at_start))
+        if len(self.incarnations) <= self._max_incarnations:
             return
-        over = [(i, incarnation) for i, incarnation in enumerate(self.incarnations[:-1]) if not incarnation.held]
-        unknown = [i for i, incarnation in over if i and not incarnation.known]
+        idle = [(i, incarnation) for i, incarnation in enumerate(self.incarnations[:-1]) if not incarnation.held]
+        unknown = [i for i, incarnation in idle if i and not incarnation.maybe_stored]
         if unknown:
-            into, gone = self.incarnations[unknown[0] - 1], self.incarnations.pop(unknown[0])
-            into.totals = plus(into.totals, gone.share)
-            into.state = "running" if "running" in (into.state, gone.state) else into.state
-        elif over:
-            # It takes an exporter that stores, refuses and loses by turns, and a rollback each time, to get here.
-            into, gone = self.current, self.incarnations.pop(over[0][0])
+            into, removed = self.incarnations[unknown[0] - 1], self.incarnations.pop(unknown[0])
+            into.totals = add(into.totals, removed.counted)
+            into.state = "running" if "running" in (into.state, removed.state) else into.state
+        elif idle:
+            # This takes an exporter that alternately stores, refuses and loses reports, and a rollback each time.
+            into, removed = self.current, self.incarnations.pop(idle[0][0])
         else:
             return
-        for entry in self.backlog.take(gone, sys.maxsize):
-            gone.drop(not entry.record.bad, entry.record.bad)
-        into.drop(gone.dropped_steps, gone.dropped_bad_steps)
+        self.count_dropped(self.backlog.take(removed, sys.maxsize))
+        into.count_dropped(removed.dropped_steps, removed.dropped_bad_steps)
         into.unreported = True
 
-    def _add(self, observed: Observed) -> None:
-        reading = observed.reading
-        assert reading.outcome is not None
+    def _add_record(self, observation: Observation, outcome: str) -> None:
+        reading = observation.reading
         mini_step = reading.gauges.get("mini_step")
         record = Record(
             step=reading.step,
-            time=observed.time,
-            interpolated=observed.interpolated,
-            outcome=reading.outcome,
+            time=observation.time,
+            interpolated=observation.interpolated,
+            outcome=outcome,
             finite=reading.finite,
             norm=reading.norm,
             mini_step=None if mini_step is None else int(mini_step),
             nonfinite_parameters=reading.nonfinite_parameters,
-            brought=observed.brought,
+            brought=observation.brought,
         )
-        standing = (record.bad, record.outcome == "accepted_not_finite")
-        if standing != self._standing:
-            self._standing, self.news = standing, True
-        self.discard(self.backlog.add(self.current, record))
+        condition = (record.bad, outcome == "accepted_not_finite")
+        if condition != self._last_condition:
+            self._last_condition, self.urgent = condition, True
+        self.count_dropped(self.backlog.add(self.current, record))
+
+
+def _count_replica(replicas: Mapping[Replica, int], brought: Brought | None) -> Mapping[Replica, int]:
+    """`replicas` with one step more for the first replica that was non-finite."""
+    if brought is None:
+        return replicas
+    listed = brought.first in replicas or len(replicas) < MAX_REPLICAS
+    first = brought.first if listed else OTHERS
+    return {**replicas, first: replicas.get(first, 0) + 1}

@@ -1,14 +1,12 @@
-"""Step records, and the bounded place where they wait for a report. Pure: no clock, no I/O."""
+"""Step records, and the bounded queue in which they wait for a report. Pure: no clock, no I/O."""
 
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from optwrap._reading.counters import GOOD_OUTCOMES
 from optwrap._reading.replicas import Brought
-
-GOOD_OUTCOMES: Final = frozenset({"applied", "accumulated"})
-"""Outcomes of a step that did what it was meant to do."""
 
 Owner = TypeVar("Owner")
 
@@ -21,28 +19,31 @@ class Record:
     time: float
     """Seconds since 1970, when the step was observed."""
     interpolated: bool
-    """Whether that time is an estimate: the step is one of several that were observed together."""
+    """Whether `time` is an estimate, because several steps were observed at once."""
     outcome: str
     finite: bool
+    """Whether all incoming gradients were finite."""
     norm: float
+    """Global L2 norm of the incoming gradients."""
     mini_step: int | None
     nonfinite_parameters: Mapping[str, int]
+    """Number of non-finite values in the gradient, by parameter."""
     brought: Brought | None = None
-    """Which replicas' own gradients were not finite; None where none were, or it was not asked."""
+    """The replicas whose own gradients were non-finite; None if there were none, or if that is unknown."""
 
     @property
     def bad(self) -> bool:
-        """Whether it is a step that somebody will want to know of: skipped, accepted not finite, or not finite."""
+        """Whether the step was skipped, was accepted with non-finite values, or had non-finite gradients."""
         return self.outcome not in GOOD_OUTCOMES or not self.finite
 
     @property
     def weight(self) -> int:
-        """Its share of memory and of a report, in table rows."""
+        """Its size in table rows; limits of memory and of reports are in this unit."""
         return 1 + len(self.nonfinite_parameters) + (self.brought is not None)
 
 
 class Entry(NamedTuple, Generic[Owner]):
-    """A record that waits, and whose it is."""
+    """A waiting record and its owner."""
 
     order: int
     """Position among all records ever added."""
@@ -51,15 +52,18 @@ class Entry(NamedTuple, Generic[Owner]):
 
 
 class Backlog(Generic[Owner]):
-    """Records that no report has carried yet, bounded by weight; ordinary records give way to bad ones.
+    """Records that are in no report yet. Bounded: the oldest good record is dropped first, then the oldest bad one.
 
-    An owner's records leave in the order in which they came. A record that has to go is the oldest ordinary one, or
-    where there is none the oldest bad one; `add` and `put_back` return what went, for their caller to count.
+    `take` returns an owner's records in the order in which they were added. `add` and `put_back` return the records
+    that were dropped, so that the caller can count them.
+
+    Args:
+      max_weight: limit of the sum of all records' weights.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_weight: int) -> None:
         self.weight = 0
-        self._most = most
+        self._max_weight = max_weight
         self._added = 0
         self._queues: dict[Owner, _Queues[Owner]] = {}
 
@@ -67,18 +71,18 @@ class Backlog(Generic[Owner]):
         return sum(len(queue) for queues in self._queues.values() for queue in queues)
 
     def add(self, owner: Owner, record: Record) -> list[Entry[Owner]]:
-        """Let `record` wait; returns the records that had to go for it, itself among them perhaps."""
+        """Append a record; returns the records dropped to make room, possibly this one."""
         self._added += 1
         self._queue(owner, record).append(Entry(self._added, owner, record))
         self.weight += record.weight
-        return self._shed()
+        return self._drop_excess()
 
-    def take(self, owner: Owner, most: int) -> list[Entry[Owner]]:
-        """The oldest records of `owner`; at least one if there is any, and at most `most` rows of several."""
+    def take(self, owner: Owner, max_weight: int) -> list[Entry[Owner]]:
+        """Remove and return the oldest records of `owner`, up to `max_weight`; at least one if there is any."""
         taken: list[Entry[Owner]] = []
-        room = most
+        room = max_weight
         while queues := [queue for queue in self._queues.get(owner, ()) if queue]:
-            queue = min(queues, key=_age)
+            queue = min(queues, key=_oldest)
             weight = queue[0].record.weight
             if taken and weight > room:
                 return taken
@@ -87,19 +91,19 @@ class Backlog(Generic[Owner]):
         return taken
 
     def put_back(self, entries: Iterable[Entry[Owner]]) -> list[Entry[Owner]]:
-        """Undo a `take` of this owner's latest; returns the records that had to go."""
+        """Undo the latest `take`; returns the records dropped because new ones came meanwhile."""
         for entry in reversed(list(entries)):
             self._queue(entry.owner, entry.record).appendleft(entry)
             self.weight += entry.record.weight
-        return self._shed()
+        return self._drop_excess()
 
     def has(self, owner: Owner) -> bool:
-        """Whether records of `owner` wait."""
+        """Whether records of `owner` are waiting."""
         return owner in self._queues
 
     def _queue(self, owner: Owner, record: Record) -> deque[Entry[Owner]]:
         queues = self._queues.setdefault(owner, _Queues(deque(), deque()))
-        return queues.bad if record.bad else queues.ordinary
+        return queues.bad if record.bad else queues.good
 
     def _pop(self, queue: deque[Entry[Owner]]) -> Entry[Owner]:
         entry = queue.popleft()
@@ -108,20 +112,20 @@ class Backlog(Generic[Owner]):
             del self._queues[entry.owner]
         return entry
 
-    def _shed(self) -> list[Entry[Owner]]:
-        gone: list[Entry[Owner]] = []
-        while self.weight > self._most:
-            ordinary = [queues.ordinary for queues in self._queues.values() if queues.ordinary]
-            gone.append(self._pop(min(ordinary or [queues.bad for queues in self._queues.values()], key=_age)))
-        return gone
+    def _drop_excess(self) -> list[Entry[Owner]]:
+        dropped: list[Entry[Owner]] = []
+        while self.weight > self._max_weight:
+            good = [queues.good for queues in self._queues.values() if queues.good]
+            dropped.append(self._pop(min(good or [queues.bad for queues in self._queues.values()], key=_oldest)))
+        return dropped
 
 
 class _Queues(NamedTuple, Generic[Owner]):
-    """Where one owner's records wait; not both are empty."""
+    """The waiting records of one owner; at least one of the queues is not empty."""
 
-    ordinary: deque[Entry[Owner]]
+    good: deque[Entry[Owner]]
     bad: deque[Entry[Owner]]
 
 
-def _age(queue: deque[Entry[Any]]) -> int:
+def _oldest(queue: deque[Entry[Any]]) -> int:
     return queue[0].order

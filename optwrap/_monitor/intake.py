@@ -1,146 +1,209 @@
-"""From the inbox to the account: in the reporting thread, without ever waiting for a device."""
+"""Takes readings from the inbox to the account, in the reporting thread and without waiting for a device."""
 
+import contextlib
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from optwrap._monitor import arrays
-from optwrap._monitor.account import Account, Observed
-from optwrap._monitor.log import Once, place_of
+import jax
+import numpy as np
+
+from optwrap._monitor.account import Account, Observation
+from optwrap._monitor.log import LogOnce, origin
 from optwrap._monitor.queue import Inbox, Item
 from optwrap._reading.counters import Words
 from optwrap._reading.replicas import Brought, brought
 from optwrap._reading.unpack import Layout, Reading, unpack
 
-_BREATH: Final = 4
-"""Readings after which another thread is let in. Giving up the interpreter for no time at all would not do: who waits
-for it is not awake yet when it is taken again, and otherwise gets it only after 5 ms."""
+_YIELD_EVERY: Final = 4
+"""Readings after which this thread sleeps for an instant, so that the training loop gets the interpreter lock.
+
+`time.sleep(0)` is not enough: this thread has the lock again before the waiting one wakes up, and then keeps it for
+Python's switch interval of 5 ms."""
 
 
 class Intake:
-    """Takes readings out of the inbox in their order, as the device finishes them.
+    """Reads the observed arrays in order, as soon as the device has computed them, and adds them to the account.
 
-    A step that hangs on the device keeps the readings behind it waiting, not this thread: reports go on, and say that
-    no step was taken.
+    A step that hangs on the device holds back the readings behind it, not this thread: reports go on, and show that no
+    step was taken.
 
     Args:
       inbox: where readings come from.
       account: where they are counted.
-      once: says what could not be counted.
-      breathe: called after every few readings: waits for an instant, so that who wants the interpreter gets it.
+      once: logs what could not be read.
+      yield_: lets other threads run; called after every few readings.
     """
 
     def __init__(
-        self, inbox: Inbox, account: Account, once: Once, *, breathe: Callable[[], None] = lambda: time.sleep(1e-5)
+        self, inbox: Inbox, account: Account, once: LogOnce, *, yield_: Callable[[], None] = lambda: time.sleep(1e-5)
     ) -> None:
         self._inbox = inbox
         self._account = account
         self._once = once
-        self._breathe = breathe
+        self._yield = yield_
         self._head: Item | None = None
-        """The oldest reading: out of the inbox, where it could be overwritten, and not ready yet."""
-        self._unnamed: tuple[Item, int] | None = None
-        """A first reading that came before anybody said what its parameters are called, and how many were lost."""
+        """The oldest reading, out of the inbox and not computed yet."""
         self._last_number = 0
         self._last_time: float | None = None
 
-    def drain(self, *, last: bool = False) -> bool:
-        """Count what the device has finished; returns whether that is everything.
-
-        Args:
-          last: whoever asks does not want to wait for what the parameters are called.
-        """
+    def drain(self) -> bool:
+        """Count every reading that the device has computed; returns whether none is left."""
         while True:
             if self._head is None:
                 self._head = self._next()
             if self._head is None:
-                if self._inbox.layout is not None or last:
-                    self._count_unnamed()
                 return True
-            if not arrays.is_ready(self._head.observed):
+            if not is_ready(self._head.observed):
                 return False
             item, self._head = self._head, None
-            lost = item.number - self._last_number - 1
+            evicted = item.number - self._last_number - 1
             self._last_number = item.number
-            self._count_unnamed()
-            if self._account.untouched and self._inbox.layout is None:
-                # The step was not traced yet: the parameters' names come with its first trace, before its first result.
-                self._unnamed = item, lost
-            else:
-                self._count(item, lost)
-            if item.number % _BREATH == 0:
-                self._breathe()
+            self._count(item, evicted)
+            if item.number % _YIELD_EVERY == 0:
+                self._yield()
 
     def abandon(self) -> None:
-        """Count as dropped what is still waiting."""
+        """Count all waiting readings as dropped."""
         waiting = len(self._inbox.items) + (self._head is not None)
-        self._account.current.drop(waiting, 0)
+        self._account.current.count_dropped(waiting, 0)
 
     def _next(self) -> Item | None:
-        """The oldest reading there is that was not taken yet."""
         first = self._inbox.first
         if first is not None and not self._last_number:
-            # Held there no longer than here; what stays says that there was a first.
+            # Release the array; the item itself stays, as the sign that a reading was observed.
             self._inbox.first = first._replace(observed=None)
             return first
         item = self._inbox.take()
         return self._inbox.take() if item is not None and item.number == 1 else item
 
-    def _count_unnamed(self) -> None:
-        if self._unnamed is not None:
-            (item, lost), self._unnamed = self._unnamed, None
-            self._count(item, lost)
-
-    def _is_restored(self, item: Item, newest: Words, layout: Layout | None) -> bool:
-        """Whether the item says where a restored state stands, and is no step."""
-        if item.restored is not None:
-            return item.restored
-        return self._account.untouched and not item.stepping and unpack(newest, layout).step > 1
-
-    def _unseen(self, words: Words) -> Words:
-        """Those after the last reading that was counted, where that is one of them; else all."""
+    def _new_rows(self, words: Words) -> Words:
+        """The rows after the last reading counted, if it is one of them; otherwise all rows."""
         for i in range(len(words), 0, -1):
             if self._account.repeats(words[i - 1].tobytes()):
                 return words[i:]
         return words
 
-    def _count(self, item: Item, lost: int) -> None:
+    def _count(self, item: Item, evicted: int) -> None:
         layout = self._inbox.layout
         try:
-            words, single = arrays.readings(arrays.on_host(item.observed))
-            restored = single and self._is_restored(item, words[-1], layout)
-            # What waited when that state was saved was of an earlier life; what was seen already is not told twice.
-            words = words[-1:] if restored else self._unseen(words)
+            words = self._new_rows(as_rows(on_host(item.observed)))
             if not len(words):
                 return
-            rows = arrays.rows(words, lambda row: unpack(row, layout), item.time, self._last_time)
+            steps = read_steps(words, lambda row: unpack(row, layout), item.time, self._last_time)
             self._last_time = item.time
-            for i, row in enumerate(rows):
-                self._account.take(
-                    Observed(
-                        reading=row.reading,
-                        identity=row.words.tobytes(),
-                        time=row.time,
+            for i, step in enumerate(steps):
+                self._account.add(
+                    Observation(
+                        reading=step.reading,
+                        identity=step.words.tobytes(),
+                        time=step.time,
                         layout=layout,
-                        interpolated=row.interpolated,
-                        restored=restored,
-                        brought=_brought(row.reading, layout, item.observed),
-                        lost=lost * len(rows) if i == 0 else 0,
+                        interpolated=step.interpolated,
+                        brought=_brought(step.reading, layout, item.observed),
+                        # Evicted readings are taken to have been of as many steps as this one.
+                        lost=evicted * len(steps) if i == 0 else 0,
                     )
                 )
         except Exception as error:
-            # Ours are ValueErrors and JAX's RuntimeErrors; of any other kind it matters where it came from.
-            unknown = None if isinstance(error, ValueError | RuntimeError) else error
+            # Our own errors are ValueErrors, JAX's are RuntimeErrors; any other needs its traceback.
+            unexpected = None if isinstance(error, ValueError | RuntimeError) else error
             self._once.warn(
-                place_of(error),
-                "optwrap: a reading was passed over, as will be others like it: %s",
+                origin(error),
+                "optwrap: a reading was ignored; further readings with this problem are ignored silently: %s",
                 error,
-                error=unknown,
+                error=unexpected,
             )
 
 
+class Step(NamedTuple):
+    """One step of those observed at once."""
+
+    reading: Reading
+    words: Words
+    time: float
+    """Seconds since 1970."""
+    interpolated: bool
+    """Whether `time` is an estimate."""
+
+
+def is_ready(observed: object) -> bool:
+    """Whether `on_host` can read `observed` without waiting for a device."""
+    if isinstance(observed, jax.Array) and not isinstance(observed, jax.core.Tracer):
+        # `is_ready` is not in jax.Array's interface, but all of JAX's arrays have it. On a deleted array it crashes
+        # (jaxlib 0.10.2: a null pointer). Where the computation failed it may raise; `on_host` then raises, too.
+        ready = getattr(observed, "is_ready", None)
+        with contextlib.suppress(Exception):
+            return ready is None or observed.is_deleted() or bool(ready())
+    return True
+
+
+def on_host(observed: object) -> Words:
+    """A copy of `observed` in host memory, uint32[words] or uint32[n, words].
+
+    Raises:
+      ValueError: it is not a uint32 array of one or two axes.
+      Exception: what JAX raises if the step that made the array failed, or if its buffer was donated.
+    """
+    if isinstance(observed, jax.core.Tracer):
+        raise ValueError("observe: got a traced value; return the reading from the jitted step and observe the result")
+    if not isinstance(observed, jax.Array | np.ndarray):
+        raise ValueError(f"observe: got a {type(observed).__name__}; allowed: what optwrap.reading() returns")
+    if observed.dtype != np.uint32 or observed.ndim not in (1, 2) or not observed.size:
+        raise ValueError(
+            f"observe: got {observed.dtype}{list(observed.shape)}; allowed: uint32[words], as optwrap.reading() "
+            "returns it, or uint32[n, words]: n consecutive steps, or n replicas of one step"
+        )
+    if isinstance(observed, jax.Array):
+        # device_get is an explicit transfer, which jax.transfer_guard("disallow") permits.
+        if observed.is_fully_addressable or observed.is_fully_replicated:
+            return np.array(jax.device_get(observed))
+        # Each process holds some of the rows. Any of them will do: they are replicas, or an error.
+        parts = {str(shard.index): shard.data for shard in observed.addressable_shards}
+        return np.concatenate([jax.device_get(part) for part in parts.values()])
+    return observed
+
+
+def as_rows(words: Words) -> Words:
+    """One row for each step, uint32[n, words]: equal rows are replicas of one step (from pmap) and become one row."""
+    if words.ndim == 1:
+        return words[None]
+    return words[:1] if (words == words[0]).all() else words
+
+
+def read_steps(
+    words: Words, unpack: Callable[[Words], Reading], time: float, previous_time: float | None
+) -> list[Step]:
+    """Unpack consecutive steps, and spread their times evenly since the previous reading.
+
+    Args:
+      words: uint32[n, words], one row for each step.
+      unpack: reads one row.
+      time: when the last of them was observed, in seconds since 1970.
+      previous_time: when the reading before them was observed, in seconds since 1970.
+
+    Raises:
+      ValueError: the rows are not consecutive steps, or `unpack` raises.
+    """
+    if len(words) == 1:
+        return [Step(unpack(words[0]), words[0], time, False)]
+    found = [unpack(row) for row in words]
+    steps = [reading.step for reading in found]
+    if steps != list(range(steps[0], steps[0] + len(steps))):
+        shown = ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
+        raise ValueError(
+            f"observe: got {len(steps)} rows, of the steps {shown}; allowed with a leading axis: consecutive steps "
+            "(from lax.scan), or equal rows (from pmap)"
+        )
+    n = len(steps)
+    since = time if previous_time is None else min(previous_time, time)
+    return [
+        Step(reading, row, since + (time - since) * (i + 1) / n, True)
+        for i, (reading, row) in enumerate(zip(found, words, strict=True))
+    ]
+
+
 def _brought(reading: Reading, layout: Layout | None, observed: object) -> Brought | None:
-    """Which replicas' gradients were not finite in that step; None where none were, or nobody says."""
     if reading.replica is None or not reading.replicas_not_finite:
         return None
     return brought(reading.replica, reading.replicas_not_finite, layout.replicas if layout else None, observed)

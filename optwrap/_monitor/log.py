@@ -1,4 +1,4 @@
-"""What the library says in the log."""
+"""The logger of the library, and how it avoids logging the same thing again and again."""
 
 import logging
 import traceback
@@ -6,13 +6,12 @@ from typing import Final
 
 log: Final = logging.getLogger("optwrap")
 
+_MAX_KEYS: Final = 64
+"""Different warnings that one LogOnce logs; a limit is needed because keys can come from an exporter's answers."""
 
-_MOST: Final = 64
-"""Kinds of things: more than there are, unless what tells them apart comes from outside."""
 
-
-def place_of(error: BaseException) -> object:
-    """Where an exception was raised: of two errors raised in one place the second is no news, whatever it is about."""
+def origin(error: BaseException) -> object:
+    """The type of an exception and the line that raised it: a key for `LogOnce` that ignores the message."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
         return type(error)
@@ -20,14 +19,21 @@ def place_of(error: BaseException) -> object:
     return type(error), frame.f_code.co_filename, line
 
 
-class Once:
-    """A log that says each kind of thing once."""
+class LogOnce:
+    """Logs each kind of warning once."""
 
     def __init__(self) -> None:
-        self._said: set[object] = set()
+        self._logged: set[object] = set()
 
-    def warn(self, kind: object, message: str, *args: object, error: BaseException | None = None) -> None:
-        """Log `message`, with the traceback of `error`, unless something of this kind was said already."""
-        if kind not in self._said and len(self._said) < _MOST:
-            self._said.add(kind)
+    def warn(self, key: object, message: str, *args: object, error: BaseException | None = None) -> None:
+        """Log a warning, unless one with the same key was logged before.
+
+        Args:
+          key: identifies the kind of warning.
+          message: a format string, as in `logging`.
+          *args: its arguments.
+          error: an exception whose traceback is logged, too.
+        """
+        if key not in self._logged and len(self._logged) < _MAX_KEYS:
+            self._logged.add(key)
             log.warning(message, *args, exc_info=error)

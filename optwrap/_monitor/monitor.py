@@ -1,81 +1,59 @@
-"""The host's half: from a training loop to the exporter, without the loop ever waiting or failing for it."""
+"""`Monitor`: from a training loop to the exporter. The loop never waits for it and never fails because of it."""
 
-import atexit
 import contextlib
 import dataclasses
 import functools
 import os
-import secrets
-import sys
-import threading
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, Literal, Self
 
-from optwrap._monitor.account import Account
-from optwrap._monitor.log import Once, log
-from optwrap._monitor.queue import Closing, Flush, Inbox
-from optwrap._monitor.settings import Settings, resolve
-from optwrap._monitor.source import JaxSource, Source
-from optwrap._monitor.thread import Clock, Reporter
-from optwrap._monitor.transport import HttpTransport, Transport
+from optwrap._monitor.log import LogOnce
+from optwrap._monitor.queue import Flush
+from optwrap._monitor.settings import Settings, read_token, resolve
+from optwrap._monitor.thread import Parts, Worker
 from optwrap._reading.unpack import Layout
 
-_STATES: Final = ("finished", "failed")
-_PATIENCE: Final = 2.0
-"""Seconds for which the end of a run, or of the process, waits for the last report."""
-_MARGIN: Final = 0.2
-"""Of these, what the reporting thread gets less, so that it is over when the waiting is."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a Monitor is made of, for tests to put in something else."""
-
-    environ: Mapping[str, str] = dataclasses.field(default_factory=lambda: os.environ)
-    clock: Clock = dataclasses.field(default_factory=Clock)
-    transport: Callable[[Settings], Transport] = lambda settings: HttpTransport(settings.endpoint, settings.token_file)
-    source: Callable[[Settings], Source] = lambda settings: JaxSource(settings.process, settings.attempt)
-    new_id: Callable[[], str] = lambda: secrets.token_hex(8)
-    """Makes the id of an incarnation."""
-    queue_size: int = 2048
-    """Readings that wait for the reporting thread, at most."""
+_FINAL_STATES: Final = ("finished", "failed")
 
 
 class Monitor:
-    """Reports what an instrumented optimizer counts to an exporter, from a thread of its own.
+    """Reports the counters of an instrumented optimizer to an exporter, from a thread of its own.
 
-    A hello goes out as soon as it is known who reports, and from then on a report every `interval`, steps or none. What
-    happens to reports is no concern of the training: the exporter may be absent, hang, restart or refuse; memory is
-    bounded (step records go, ordinary ones before bad ones, and are counted as dropped; totals never do); one line of
-    the logger "optwrap" says when the exporter is lost, and one when it is back.
+    The Monitor says hello as soon as it knows which process it is in, and then reports every `interval` seconds, with
+    or without new steps. A first bad step is reported at once. Training never depends on it: the exporter may be
+    absent, hang, restart or refuse reports. Memory is bounded: step records can be dropped, those of good steps first,
+    and every drop is counted; totals are never dropped. The logger "optwrap" gets one line when the exporter is lost,
+    and one when it is back.
 
-    A Monitor never initialises JAX's devices, so it may be made before `jax.distributed.initialize`. Unless it is told
-    `process` (and, for processes other than 0, `attempt`) its hello waits until the program has initialised them.
+    A Monitor never initialises JAX's devices, so it may be made before `jax.distributed.initialize`. Unless `process`
+    is given (and `attempt`, for processes other than 0), the hello waits until the program has initialised them.
 
-    One instrument, one Monitor, one run: a program with two optimizers has two of each. A process that forks goes on
-    reporting; its child reports nothing unless it observes, and then as a start of its own.
+    Each instrumented optimizer needs a Monitor and a run of its own. After a fork the parent goes on reporting; the
+    child reports only if it observes, and then like a newly started process.
 
-    As a context manager it closes itself: as "failed" if an exception leaves the block, else as "finished". A Monitor
-    that was never closed closes itself when the interpreter exits, as "failed" if that is because of an exception that
-    nobody caught, and waits 2 s at most for its last report. `sys.exit` with a status is no such exception, and leaves
-    nothing behind that an exit handler could see: where it matters, use the block, or close with "failed".
+    As a context manager a Monitor closes as "failed" if an exception leaves the block, otherwise as "finished". A
+    Monitor that is never closed closes when the interpreter exits, as "failed" after an uncaught exception, and waits
+    at most 2 s for its last report. `sys.exit(status)` outside a block is not seen as a failure, because Python's exit
+    handlers do not get the status: use the block, or call `close("failed")`.
 
     Args:
       run: the run's name, the same after a resume: 1 to 128 of `A-Z a-z 0-9 . _ : -`, beginning with a letter or digit.
         Default: the variable OPTWRAP_RUN.
-      endpoint: the exporter: `http://HOST:PORT`, `unix:///PATH`, or "off": then nothing is reported, no thread started
-        and no name needed. Default: OPTWRAP_ENDPOINT, else http://127.0.0.1:10425.
-      process: this process's index in the job, from 0. Default: `jax.process_index()`.
-      attempt: what all processes of this launch call it: 1 to 128 of `A-Z a-z 0-9 . _ : -`. Default: OPTWRAP_ATTEMPT,
-        else Slurm's job, restart and step ids, else what process 0 tells the others through the service of
+      endpoint: the exporter: `http://HOST:PORT`, `unix:///PATH`, or "off". With "off" nothing is reported, no thread is
+        started and no name is needed. Default: OPTWRAP_ENDPOINT, else http://127.0.0.1:10425.
+      process: index of this process in the job, from 0. Default: `jax.process_index()`.
+      attempt: name of this launch, the same in all its processes: 1 to 128 of `A-Z a-z 0-9 . _ : -`. Default:
+        OPTWRAP_ATTEMPT, else Slurm's job, restart and step ids, else what process 0 publishes through the service of
         `jax.distributed`, else an id of this process's own.
-      token_file: path of a file that holds the exporter's token. Default: OPTWRAP_TOKEN_FILE, else none.
+      token_file: path of a file that holds the exporter's token, read for every report. If it is missing or unreadable,
+        that is logged once, and reports go without a token until it can be read. Default: OPTWRAP_TOKEN_FILE, else no
+        token.
       interval: seconds between reports, above 0 and at most 3600.
 
     Raises:
-      ValueError: an argument or variable is wrong; the message says which, the value and what is allowed.
+      ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.
     """
 
     def __init__(
@@ -90,12 +68,13 @@ class Monitor:
         _parts: Parts | None = None,
     ) -> None:
         self._parts = parts = _parts or Parts()
-        self._once = Once()
-        self._put: Callable[[object, bool | None], None] | None = None
-        """Where `observe` leaves a reading; None while it is off, closed, or without a thread after a fork."""
+        self._once = LogOnce()
+        self._put: Callable[[object], None] | None = None
+        """Where `observe` puts a reading; None if the Monitor is off, closed, or has no thread yet after a fork."""
         self._closed = False
-        self._source: weakref.ref[object] | None = None
+        self._instrumentation: weakref.ref[object] | None = None
         """The instrumentation whose step was traced last."""
+        self._worker: Worker | None = None
         self._settings = resolve(
             parts.environ,
             run=run,
@@ -105,9 +84,9 @@ class Monitor:
             token_file=token_file,
             interval=interval,
         )
-        self._work: _Work | None = None
         if self._settings is not None:
-            self._work = _Work(self._settings, parts)
+            self._check_token(self._settings)
+            self._worker = Worker(self._settings, parts)
             self._start()
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=functools.partial(_after_fork, weakref.ref(self)))
@@ -118,109 +97,101 @@ class Monitor:
         return f"Monitor(run={self._settings.run!r}, endpoint={self._settings.endpoint.text!r})"
 
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:
-        """Say what an instrumentation's parameters are called. `instrument` does, whenever it is traced.
+        """Take the parameters' names. `instrument` calls this whenever it is traced.
 
         Args:
-          layout: their paths.
-          stepping: whether it is a step that is traced, and not the optimizer's `init`.
+          layout: the parameters' paths.
+          stepping: whether `update` is traced, and not `init`.
         """
-        if self._work is None:
+        if self._worker is None:
             return
-        before = self._work.inbox.layout
+        inbox = self._worker.inbox
+        before = inbox.layout
         if before is not None and before == layout and layout.replicas is None:
-            # `init` is traced again whenever an instrumentation around this one is, and knows of no replicas.
+            # `init` is traced again whenever an outer instrumentation is, and does not know the replicas.
             layout = dataclasses.replace(layout, replicas=before.replicas)
-        self._work.inbox.layout = layout
-        self._work.inbox.stepping |= stepping
+        inbox.layout = layout
         another = stepping and self._is_another(layout)
         if before is not None and before != layout:
             self._once.warn(
                 "layout",
-                "optwrap: a second instrumentation reports to the Monitor of run %s, which from now on takes none but "
-                "its readings; give each instrument its own Monitor",
+                "optwrap: a second instrumentation reports to the Monitor of run %s, which from now on ignores "
+                "readings of the first; give each instrument its own Monitor",
                 self._run,
             )
         elif another:
             self._once.warn(
                 "another",
-                "optwrap: two instrumentations with the same parameters report to the Monitor of run %s; where both "
-                "train, what is counted is wrong; give each instrument its own Monitor",
+                "optwrap: two instrumentations with the same parameters report to the Monitor of run %s; if both "
+                "train, its counts are wrong; give each instrument its own Monitor",
                 self._run,
             )
 
-    def observe(self, reading: object, *, restored: bool | None = None) -> None:
-        """Report one step, or several. Never waits, not even for the device, and never raises.
+    def observe(self, reading: object) -> None:
+        """Report one step, or several. Never blocks, not even for the device, and never raises.
 
-        (What a signal's handler raises in the main thread meanwhile does come out, as it would anywhere.)
-
-        The counters are cumulative: a step that is not observed is missing from the step records and from nothing else.
-        Counters that went back (the training was rolled back to an earlier state) begin a new incarnation by themselves; the
-        last reading once more is passed over.
-
-        Observe a restored state once before the loop, `monitor.observe(optwrap.reading(opt_state), restored=True)`, to
-        tell where its counters stand. Otherwise the first reading is taken for that of the first step, and all before
-        it for what earlier attempts have done: observe a fresh state, too, where only every n-th step is observed.
+        Observe what each step returns, and nothing else: not a restored state by hand, whose last step would be counted
+        again. Counters are cumulative: if a step is not observed, only its step record is missing. Counting starts just
+        before the first reading, so steps before it are not counted; to observe only every n-th step, observe the
+        reading of the fresh state first. Counters that fall, because an older state was restored, start a new
+        incarnation. The same reading twice is counted once.
 
         With emit="callback" the step observes by itself.
 
         Args:
-          reading: what `optwrap.reading` returned, uint32[words], of the host or of any devices, computed or still
-            being computed; do not donate it. With a leading axis, uint32[n, words]: n steps in a row (from lax.scan;
-            their times are spread evenly since the last reading, and marked as interpolated), or n equal rows,
-            replicas of one step (from pmap). Whatever else it is, is passed over with one line in the log.
-          restored: whether this is a state that was restored and has not stepped since: it says where the counters
-            stand and is no step. By default that is assumed of a first reading that is observed before the step was
-            traced, which the `instrument` that was given this Monitor tells it; say it where the step was compiled
-            ahead of time.
+          reading: what `optwrap.reading` returned, uint32[words], on the host or on any devices, possibly still being
+            computed; do not donate it. Or uint32[n, words]: n consecutive steps (from lax.scan; their times are spread
+            evenly since the last reading and marked as interpolated), or n equal rows, replicas of one step (from
+            pmap). Anything else is ignored, with one line in the log.
         """
         try:
-            put = self._put or self._admit()
+            put = self._put or self._reopen()
             if put is not None:
-                put(reading, restored)
+                put(reading)
         except Exception as error:
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until the exporter has everything observed so far.
+        """Wait until the exporter has stored everything observed so far.
 
         Args:
-          timeout: seconds, at most.
+          timeout: limit in seconds.
 
         Returns:
-          Whether it has, durably; True where nothing is reported at all.
+          Whether it has; True if nothing is reported at all.
         """
-        work = self._work
-        if work is None or work.thread is None:
+        worker = self._worker
+        if worker is None or worker.thread is None:
             return True
-        if work.inbox.closing is not None:
-            return work.inbox.over.wait(timeout) and work.reporter.delivered
+        if worker.inbox.closing is not None:
+            return worker.inbox.done.wait(timeout) and worker.reporter.delivered
         flush = Flush()
-        work.inbox.flushes.append(flush)
-        work.inbox.bell.ring()
+        worker.inbox.flushes.append(flush)
+        worker.inbox.wakeup.set()
         try:
-            flush.over.wait(timeout)
+            flush.done.wait(timeout)
         finally:
-            # At its end the thread takes them all out itself.
+            # The reporting thread removes the flushes itself when it ends.
             with contextlib.suppress(ValueError):
-                work.inbox.flushes.remove(flush)
-        return flush.reached
+                worker.inbox.flushes.remove(flush)
+        return flush.succeeded
 
     def close(self, state: Literal["finished", "failed"] = "finished") -> None:
-        """Report the end of the run, and stop. Waits 2 s at most. Closing again does nothing.
+        """Report the end of the run, and stop. Waits at most 2 s. Closing again does nothing.
 
         Args:
           state: how the run ended.
 
         Raises:
-          ValueError: it is no such state.
+          ValueError: `state` is neither of these.
         """
-        if state not in _STATES:
-            raise ValueError(f"close: state is {state!r}; allowed: {' or '.join(map(repr, _STATES))}")
+        if state not in _FINAL_STATES:
+            raise ValueError(f"close: state is {state!r}; allowed: {' or '.join(map(repr, _FINAL_STATES))}")
         self._put = None
         if not self._closed:
             self._closed = True
-            if self._work is not None:
-                self._work.close(state)
+            if self._worker is not None:
+                self._worker.close(state)
 
     def __enter__(self) -> Self:
         return self
@@ -228,130 +199,69 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
-        # sys.exit() and sys.exit(0) are how a program says that all is well.
-        well = error is None or (isinstance(error, SystemExit) and not error.code)
-        self.close("finished" if well else "failed")
-
-    def _is_another(self, layout: Layout) -> bool:
-        """Whether it is of another instrumentation than the last whose step was traced, and that one still lives."""
-        last, self._source = self._source and self._source(), layout.source
-        return last is not None and layout.source is not None and last is not layout.source()
+        # sys.exit() and sys.exit(0) end a program that succeeded.
+        succeeded = error is None or (isinstance(error, SystemExit) and not error.code)
+        self.close("finished" if succeeded else "failed")
 
     @property
     def _run(self) -> str:
         return "" if self._settings is None else self._settings.run
 
-    def _admit(self) -> Callable[[object, bool | None], None] | None:
-        """Where a reading may be left although the Monitor is not simply open."""
-        if self._work is not None:
+    def _is_another(self, layout: Layout) -> bool:
+        """Whether another instrumentation than this layout's traced its step last, and still exists."""
+        last, self._instrumentation = self._instrumentation and self._instrumentation(), layout.source
+        return last is not None and layout.source is not None and last is not layout.source()
+
+    def _check_token(self, settings: Settings) -> None:
+        if settings.token_file is not None:
+            try:
+                read_token(settings.token_file)
+            except (OSError, ValueError) as error:
+                self._once.warn(
+                    "token",
+                    "optwrap: cannot read the token file %s (%s); run %s is reported without a token until it can be "
+                    "read",
+                    settings.token_file,
+                    error,
+                    settings.run,
+                )
+
+    def _reopen(self) -> Callable[[object], None] | None:
+        """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
+        if self._worker is not None:
             if self._closed:
                 self._once.warn(
-                    "closed", "optwrap: the Monitor of run %s is closed; what it observes is lost", self._run
+                    "closed",
+                    "optwrap: the Monitor of run %s is closed; readings observed from now on are ignored",
+                    self._run,
                 )
             else:
                 self._start()
         return self._put
 
     def _start(self) -> None:
-        assert self._work is not None
+        assert self._worker is not None
         try:
-            self._work.start()
+            self._worker.start()
         except RuntimeError as error:
-            # The process has as many threads as it may, or is about to exit.
+            # The process has reached its limit of threads, or is about to exit.
             self._once.warn("thread", "optwrap: run %s is not reported: %s", self._run, error)
-            self._work = None
+            self._worker = None
             return
-        # A Monitor that is dropped stops its thread, which knows nothing of it.
-        weakref.finalize(self, self._work.let_go).atexit = False
-        self._put = self._work.inbox.put
+        # The worker does not know the Monitor: when the Monitor is collected, its thread has to be ended.
+        weakref.finalize(self, self._worker.close_soon).atexit = False
+        self._put = self._worker.inbox.put
 
-    def _restart(self) -> None:
-        """Begin anew in a forked child: without the parent's thread, locks, readings and connection."""
+    def _reset_after_fork(self) -> None:
+        """In a forked child: replace the parent's thread, locks, readings and connection by new ones."""
         self._put = None
-        if self._work is not None and not self._closed and self._settings is not None:
-            parent, self._work = self._work, _Work(self._settings, self._parts)
-            self._work.inbox.layout, self._work.inbox.stepping = parent.inbox.layout, parent.inbox.stepping
+        if self._worker is not None and not self._closed and self._settings is not None:
+            parent, self._worker = self._worker, Worker(self._settings, self._parts)
+            self._worker.inbox.layout = parent.inbox.layout
             parent.transport.abandon()
 
 
-class _Reporting(threading.Thread):
-    """The reporting thread, which can be told from others among all threads of the process."""
-
-    def __init__(self, run: Callable[[], None], who: Settings, inbox: Inbox) -> None:
-        super().__init__(target=run, name="optwrap-monitor", daemon=True)
-        self._who = who
-        self._inbox = inbox
-
-    def rivals(self, other: threading.Thread) -> bool:
-        """Whether another thread reports the same, and is not about to end."""
-        if not isinstance(other, _Reporting) or other._inbox.closing is not None:
-            return False
-        mine, others = self._who, other._who
-        return (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
-
-
-class _Work:
-    """What goes on behind a Monitor; it does not know the Monitor, so that one can be dropped while this goes on."""
-
-    def __init__(self, settings: Settings, parts: Parts) -> None:
-        self.clock = parts.clock
-        self._who = settings
-        self.inbox = Inbox(parts.queue_size, parts.clock.time)
-        self.transport = parts.transport(settings)
-        self.reporter = Reporter(
-            settings,
-            self.inbox,
-            Account(parts.new_id),
-            transport=self.transport,
-            source=parts.source(settings),
-            clock=self.clock,
-        )
-        self.thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._process = os.getpid()
-
-    def start(self) -> None:
-        with self._starting:
-            if self.thread is None:
-                thread = _Reporting(self._run, self._who, self.inbox)
-                if any(thread.rivals(other) for other in threading.enumerate()):
-                    log.warning(
-                        "optwrap: a second Monitor of this process reports run %s to %s, which will be shown as a "
-                        "conflict; close the first one, or give each a run of its own",
-                        self._who.run,
-                        self._who.endpoint.text,
-                    )
-                thread.start()
-                self.thread = thread
-                atexit.register(self._at_exit)
-
-    def close(self, state: str) -> None:
-        if self.thread is not None:
-            if self.inbox.closing is None:
-                self.inbox.closing = Closing(state, self.clock.monotonic() + _PATIENCE - _MARGIN)
-            self.inbox.bell.ring()
-            self.inbox.over.wait(_PATIENCE)
-
-    def let_go(self) -> None:
-        # This may run wherever the garbage collector does, the reporting thread included: nothing here waits.
-        if self.inbox.closing is None:
-            self.inbox.closing = Closing("finished", self.clock.monotonic() + _PATIENCE)
-            self.inbox.bell.ring()
-
-    def _run(self) -> None:
-        try:
-            self.reporter.run()
-        finally:
-            atexit.unregister(self._at_exit)
-
-    def _at_exit(self) -> None:
-        # A forked child inherits the parent's exit handlers, but not its thread.
-        if os.getpid() == self._process and not self.inbox.over.is_set():
-            uncaught = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-            self.close("finished" if uncaught is None else "failed")
-
-
-def _after_fork(monitor: weakref.ref[Monitor]) -> None:
-    alive = monitor()
-    if alive is not None:
-        alive._restart()
+def _after_fork(reference: weakref.ref[Monitor]) -> None:
+    monitor = reference()
+    if monitor is not None:
+        monitor._reset_after_fork()

@@ -1,4 +1,4 @@
-"""What the training loop's threads and the reporting thread share, and nothing else."""
+"""What the training loop's threads and the reporting thread share: a bounded queue of readings, and some signals."""
 
 import contextlib
 import itertools
@@ -14,111 +14,100 @@ from optwrap._reading.unpack import Layout
 
 
 class Item(NamedTuple):
-    """What was observed, as it was."""
+    """One call of `observe`."""
 
     number: int
-    """1, 2, ... by the order of observing."""
+    """1, 2, ... in the order of the calls."""
     observed: object
+    """What was passed to `observe`."""
     time: float
     """Seconds since 1970."""
-    stepping: bool
-    """Whether a step had been traced by then: before that no step can have run."""
-    restored: bool | None
 
 
 class Closing(NamedTuple):
-    """How the run ended, and until when that may be reported."""
+    """How the run ended, and until when the last report may be sent."""
 
     state: str
+    """"finished" or "failed"."""
     deadline: float
     """Monotonic seconds."""
 
 
 class Flush:
-    """Somebody waits until everything observed so far is acknowledged."""
+    """A call of `Monitor.flush` that waits for the reporting thread."""
 
     def __init__(self) -> None:
-        self.begun = False
-        self.over = threading.Event()
-        self.reached = False
+        self.started = False
+        """Whether the reporting thread has seen it."""
+        self.done = threading.Event()
+        self.succeeded = False
+        """Whether everything observed so far is acknowledged; valid once `done` is set."""
 
 
-class Bell:
-    """Wakes the reporting thread. Unlike an Event it may be rung wherever Python may call anything.
+class Wakeup:
+    """Wakes the reporting thread; `set` is safe in signal handlers and finalizers.
 
-    A signal handler or a finalizer can run in the midst of an Event's own `set`, in the same thread, and would wait
-    there for a lock that this thread holds. A SimpleQueue is made for that.
+    A threading.Event is not: a handler that interrupts `Event.set` and calls it again in the same thread waits for a
+    lock that the thread itself holds. SimpleQueue.put is reentrant.
     """
 
     def __init__(self) -> None:
-        self._rung: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def ring(self) -> None:
-        """Wake whoever waits, or whoever waits next."""
-        if self._rung.empty():
-            self._rung.put(None)
+    def set(self) -> None:
+        """Wake the thread that waits, or the next one that does."""
+        if self._queue.empty():
+            self._queue.put(None)
 
     def wait(self, timeout: float) -> None:
-        """Wait until the bell is rung, or was since the last time; or `timeout` seconds."""
+        """Wait at most `timeout` seconds for `set`; return at once if it was called since the last `wait`."""
         with contextlib.suppress(queue.Empty):
-            self._rung.get(timeout=timeout)
+            self._queue.get(timeout=timeout)
 
 
 class Inbox:
-    """Where readings wait for the reporting thread, and how it is woken; every operation is atomic by itself.
+    """The queue of observed readings, and the requests to flush and to close. No method needs a lock.
 
     Args:
-      size: how many observed readings wait at most; beyond it the oldest goes. What is counted is cumulative, so the
-        newest is the one to keep.
-      time: seconds since 1970.
+      size: readings that the queue holds; a further one evicts the oldest. Counters are cumulative, so the newest
+        reading is the one to keep.
+      time: returns seconds since 1970.
     """
 
-    # Between two steps the processor has forgotten all of this; what `put` touches is what it costs.
-    __slots__ = (
-        "_every",
-        "_numbers",
-        "_time",
-        "bell",
-        "closing",
-        "first",
-        "flushes",
-        "items",
-        "layout",
-        "over",
-        "stepping",
-    )
+    # `put` runs in the training loop between two steps, with cold caches: few attributes, no dictionary.
+    __slots__ = ("_numbers", "_time", "_wake_every", "closing", "done", "first", "flushes", "items", "layout", "wakeup")
 
     def __init__(self, size: int, time: Callable[[], float]) -> None:
-        self.items: deque[tuple[int, object, float, bool, bool | None]] = deque(maxlen=size)
-        """The fields of an Item each."""
+        self.items: deque[tuple[int, object, float]] = deque(maxlen=size)
+        """Each the fields of an Item."""
         self.first: Item | None = None
-        """The first of all, which tells where the counters stood; here those that follow cannot overwrite it."""
+        """The first item ever put. Counting starts from it, so it is kept where later items cannot evict it."""
         self.layout: Layout | None = None
-        self.stepping = False
+        """The parameters' names; None until an instrumentation describes them."""
         self.closing: Closing | None = None
         self.flushes: deque[Flush] = deque()
-        self.bell = Bell()
-        self.over = threading.Event()
+        self.wakeup = Wakeup()
+        self.done = threading.Event()
         """Set when the reporting thread has ended."""
         self._time = time
         self._numbers = itertools.count(1)
-        self._every = max(1, size // 2)
+        self._wake_every = max(1, size // 2)
 
-    def put(self, observed: object, restored: bool | None) -> None:
-        """Leave a reading for the reporting thread, which need not hurry unless many wait."""
+    def put(self, observed: object) -> None:
+        """Append a reading. Wakes the reporting thread only if many are waiting."""
         if isinstance(observed, np.ndarray):
-            # An array of the host's may be changed by its owner, or be a view of what a callback was lent.
+            # The caller may reuse its array, and the array of a host callback is valid only during the call.
             observed = observed.copy()
         number = next(self._numbers)
-        item = (number, observed, self._time(), self.stepping, restored)
+        item = (number, observed, self._time())
         if number == 1:
             self.first = Item._make(item)
         self.items.append(item)
-        if not number % self._every:
-            self.bell.ring()
+        if not number % self._wake_every:
+            self.wakeup.set()
 
     def take(self) -> Item | None:
-        """The oldest reading that waits."""
+        """Remove and return the oldest item; None if the queue is empty."""
         try:
             return Item._make(self.items.popleft())
         except IndexError:

@@ -1,4 +1,4 @@
-"""What this process is and runs on, asked from JAX without ever waking it up."""
+"""What this process is and what it runs on, asked from JAX without ever initialising its devices."""
 
 import contextlib
 import importlib.metadata
@@ -7,65 +7,71 @@ from typing import Any, Final, Protocol
 
 import jax
 
-_PATIENCE: Final = 10.0
-"""Seconds for which a process waits for process 0 to say what this launch is called."""
+_ATTEMPT_TIMEOUT: Final = 10.0
+"""Seconds for which a process waits for process 0 to publish the attempt."""
 
 
 class Source(Protocol):
-    """Who reports, as far as it is known yet."""
+    """Says who reports, as soon as it is known."""
 
     def process(self) -> int | None:
-        """The process's index; None while it is not known."""
+        """The process's index; None while it is unknown."""
         ...
 
     def attempt(self, run: str, incarnation: str, now: float) -> str | None:
-        """What all processes of this launch call it; None while that is not known. `now` is in monotonic seconds."""
+        """The name of this launch, the same in all its processes; None while it is unknown.
+
+        Args:
+          run: the run's name.
+          incarnation: id of this process's first incarnation.
+          now: monotonic seconds.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
         """The wire's `source`, as far as it is known."""
         ...
 
-    def stepped(self) -> None:
-        """Take note that a reading was observed."""
+    def note_step(self) -> None:
+        """Note that a reading was observed, so JAX's devices are initialised."""
         ...
 
 
-def backend_is_up(stepped: bool) -> bool:
-    """Whether JAX has its devices already.
+def backend_is_initialized(stepped: bool) -> bool:
+    """Whether JAX has initialised its devices.
 
-    Asking it for its process index or its devices would initialise them, after which neither
-    `jax.distributed.initialize` nor a change of platform works. JAX has no public way to ask whether it has; without
-    this private one the answer is no until a reading was observed, which no process without devices can have.
+    Asking JAX for its process index or its devices would initialise them; after that neither
+    `jax.distributed.initialize` nor a change of platform works. JAX has no public function for this question. If the
+    private one is missing, the answer is no until a reading has been observed.
     """
     try:
-        from jax._src.xla_bridge import backends_are_initialized  # noqa: PLC0415  # private: may be gone one day
+        from jax._src.xla_bridge import backends_are_initialized  # noqa: PLC0415  # private: may disappear
     except ImportError:
         return stepped
     return bool(backends_are_initialized())
 
 
 def _coordination_client() -> Any:
-    """The client of the service that `jax.distributed.initialize` connects all processes to; None without it."""
+    """The client of the key-value service that `jax.distributed.initialize` starts; None without it."""
     try:
-        from jax._src.distributed import global_state  # noqa: PLC0415  # private: may be gone one day
+        from jax._src.distributed import global_state  # noqa: PLC0415  # private: may disappear
     except ImportError:
         return None
     return global_state.client
 
 
 class JaxSource:
-    """`Source` by JAX's own word.
+    """A `Source` that asks JAX.
 
     Args:
-      process: the process's index, where it is given.
-      attempt: what this launch is called, where it is given or the scheduler knows.
+      process: the process's index; None to ask JAX.
+      attempt: the name of this launch; None to agree on one with the other processes.
     """
 
     def __init__(self, process: int | None, attempt: str | None) -> None:
         self._process = process
         self._attempt = attempt
-        self._up = False
+        self._initialized = False
         self._stepped = False
         self._waiting_since: float | None = None
         self._described: dict[str, Any] = {
@@ -79,31 +85,32 @@ class JaxSource:
         }
 
     def process(self) -> int | None:
-        """The given index, or JAX's once its devices are up."""
-        self._look()
+        """The given index, or JAX's once its devices are initialised."""
+        self._ask_jax()
         return self._process
 
     def attempt(self, run: str, incarnation: str, now: float) -> str | None:
-        """The given name; else of several processes what process 0 calls it, by way of JAX's coordination service.
+        """The given name, or the one that process 0 publishes in JAX's coordination service.
 
-        No collective: nothing runs on a device, and nobody waits but the reporting thread of the others, for at most
-        10 s; without an answer, or without such a service, the launch is named by this process's first incarnation.
+        This is no collective: nothing runs on a device, and only the reporting threads wait, at most 10 s. Without an
+        answer, or without that service, the launch is named after this process's first incarnation.
         """
-        if self._attempt is None and (self._look() or self._process == 0):
+        if self._attempt is None and (self._ask_jax() or self._process == 0):
             self._attempt = self._agree(run, incarnation, now)
         return self._attempt
 
     def describe(self) -> dict[str, Any]:
-        """The wire's `source`; until JAX has its devices, without what they are."""
-        self._look()
+        """The wire's `source`; without the devices until JAX has initialised them."""
+        self._ask_jax()
         return self._described
 
-    def stepped(self) -> None:
-        """Take note that a reading was observed."""
+    def note_step(self) -> None:
+        """Note that a reading was observed, so JAX's devices are initialised."""
         self._stepped = True
 
-    def _look(self) -> bool:
-        if not self._up and backend_is_up(self._stepped):
+    def _ask_jax(self) -> bool:
+        """Learn what JAX knows, if its devices are initialised; returns whether they are."""
+        if not self._initialized and backend_is_initialized(self._stepped):
             device = jax.local_devices()[0]
             self._described |= {
                 "platform": _text(device.platform),
@@ -113,8 +120,8 @@ class JaxSource:
             }
             if self._process is None:
                 self._process = jax.process_index()
-            self._up = True
-        return self._up
+            self._initialized = True
+        return self._initialized
 
     def _agree(self, run: str, incarnation: str, now: float) -> str | None:
         client = _coordination_client() if self._described["process_count"] > 1 else None
@@ -126,8 +133,8 @@ class JaxSource:
         try:
             return str(client.key_value_try_get(key))
         except jax.errors.JaxRuntimeError:
-            # Nobody has said it yet. Process 0 does.
-            if now - self._waiting_since > _PATIENCE:
+            # Process 0 has not published it yet.
+            if now - self._waiting_since > _ATTEMPT_TIMEOUT:
                 return incarnation
         if self._process == 0:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -144,5 +151,5 @@ def _version() -> str:
 
 
 def _text(text: str) -> str:
-    """What the wire takes for a text: printable, at most 256 characters."""
+    """The text as the wire permits it: printable, at most 256 characters."""
     return "".join(c if c.isprintable() else "?" for c in text)[:256]

@@ -1,7 +1,6 @@
-"""HTTP from a training process to its exporter: loopback TCP or a Unix socket, the standard library alone.
+"""HTTP from a training process to its exporter, over TCP or a Unix socket, with the standard library only.
 
-One connection, kept open between reports. No proxy from the environment, no redirect followed: a report goes where it
-was told to go or nowhere.
+One connection, kept open between reports. Proxies in the environment are ignored, and redirects are not followed.
 """
 
 import contextlib
@@ -14,26 +13,27 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from optwrap._core.errors import OptwrapError
 from optwrap._monitor.settings import Endpoint, read_token
 
-_LARGEST_ANSWER: Final = 8 * 1024 * 1024
-"""An answer holds one count per parameter at most; more than this is not the exporter's."""
-_PORTION: Final = 0.05
-"""Seconds of waiting after which something else gets its turn."""
+_MAX_ANSWER_BYTES: Final = 1024 * 1024
+"""The exporter's answers are smaller."""
+_WAIT_SLICE: Final = 0.05
+"""Seconds between two calls of `meanwhile` while a request waits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the exporter said."""
+    """An HTTP response."""
 
     status: int
     body: bytes
     retry_after: float | None = None
-    """Seconds it asks to be left alone for."""
+    """The Retry-After header, in seconds."""
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What it says is wrong, without the values."""
+        """The fields that an error names."""
         try:
             return tuple(str(one["field"]) for one in json.loads(self.body)["detail"])
         except (ValueError, TypeError, KeyError):
@@ -41,7 +41,7 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """Its own words about what is wrong, in one line."""
+        """The status and the error text, in one line of at most 500 characters."""
         try:
             parts = [
                 f"{one['field']}: got {one['value']}, allowed: {one['allowed']}"
@@ -52,57 +52,58 @@ class Answer:
         return " ".join(f"{self.status} {'; '.join(parts)}".split())[:500]
 
 
-class TransportError(Exception):
-    """No answer, or none that HTTP knows; the message says why."""
+class TransportError(OptwrapError):
+    """A report got no answer, or none that an exporter gives; the message says why."""
 
 
 class Transport(Protocol):
-    """Takes a report to the exporter and brings its answer."""
+    """Sends reports to an exporter."""
 
     def post(self, body: bytes, *, within: float | None = None, meanwhile: Callable[[], None] | None = None) -> Answer:
         """Send one report.
 
         Args:
           body: the report, as JSON.
-          within: seconds this may take, where that is less than the transport's own limits.
-          meanwhile: called again and again while the exporter lets us wait; must not raise.
+          within: limit in seconds, if that is less than the transport's own timeouts.
+          meanwhile: called repeatedly while the request waits; must not raise.
 
         Raises:
-          TransportError: there was no answer.
+          TransportError: there is no answer.
         """
         ...
 
     def close(self) -> None:
-        """Close what is open. The next `post` opens it again."""
+        """Close the connection. The next `post` opens a new one."""
         ...
 
     def abandon(self) -> None:
-        """Let go of what a forked process inherited, touching nothing that a thread of its parent may have locked."""
+        """Drop the connection that a forked process inherited, without taking any lock."""
         ...
 
 
 class _DeadlineSocket(socket.socket):
-    """A socket that is done at a point in time, however the other side portions out its bytes, or takes ours."""
+    """A socket with one deadline for the whole exchange, not a timeout for each read and write."""
 
     deadline: float = 0.0
+    """Monotonic seconds."""
     meanwhile: Callable[[], None] | None = None
-    """What else there is to do while it waits."""
+    """Called repeatedly while the socket waits."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         receive = super().recv_into
-        return self._patiently(lambda: receive(*args, **kwargs))
+        return self._until_deadline(lambda: receive(*args, **kwargs))
 
     def sendall(self, data: Any, *flags: Any) -> None:
         send, rest = super().send, memoryview(data).cast("B")
         while rest:
-            rest = rest[self._patiently(lambda rest=rest: send(rest, *flags)) :]  # type: ignore[misc]
+            rest = rest[self._until_deadline(lambda rest=rest: send(rest, *flags)) :]  # type: ignore[misc]
 
-    def _patiently(self, work: Callable[[], int]) -> int:
+    def _until_deadline(self, work: Callable[[], int]) -> int:
         while True:
             remaining = self.deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError("timed out")
-            self.settimeout(remaining if self.meanwhile is None else min(remaining, _PORTION))
+            self.settimeout(remaining if self.meanwhile is None else min(remaining, _WAIT_SLICE))
             try:
                 return work()
             except TimeoutError:
@@ -111,21 +112,22 @@ class _DeadlineSocket(socket.socket):
 
 
 class _Connection(http.client.HTTPConnection):
-    """An HTTP connection over a socket that is open already."""
+    """An HTTP connection over an open socket."""
 
     def __init__(self, opened: _DeadlineSocket, endpoint: Endpoint) -> None:
         super().__init__(endpoint.host, endpoint.port or None)
         self.opened = self.sock = opened
-        # It is not for http.client to open another one: that would know neither our deadline nor Unix sockets.
+        # http.client must not reconnect by itself: its socket would have no deadline and could not be a Unix socket.
         self.auto_open = 0
 
 
 class HttpTransport:
-    """POST /v1/reports at an endpoint.
+    """Sends reports with POST /v1/reports.
 
     Args:
-      endpoint: where.
-      token_file: path of a file with the bearer token, read again for every report so that it can be replaced.
+      endpoint: the exporter.
+      token_file: path of a file with the bearer token. It is read for every report, so it can be replaced, or appear
+        later; while it cannot be read, the last token is sent, if there was one.
       connect_timeout: seconds.
       answer_timeout: seconds from the first byte sent to the last byte received.
     """
@@ -155,8 +157,7 @@ class HttpTransport:
             except (ConnectionError, http.client.BadStatusLine, http.client.NotConnected):
                 if not kept_open:
                     raise
-                # The exporter may close an idle connection at any time, or be a new one after a restart. Sending the
-                # same report twice does no harm.
+                # The exporter has closed the idle connection, or has restarted. Sending a report twice is harmless.
                 self.close()
                 return self._exchange(body, deadline, meanwhile)
         except (OSError, http.client.HTTPException) as error:
@@ -183,7 +184,7 @@ class HttpTransport:
         connection = self._connection
         if connection is None:
             connection = self._connection = _Connection(
-                self._dial(_within(self._connect_timeout, deadline)), self._endpoint
+                self._open_socket(_within(self._connect_timeout, deadline)), self._endpoint
             )
         limit = _within(self._answer_timeout, deadline)
         connection.opened.deadline = time.monotonic() + limit
@@ -194,41 +195,41 @@ class HttpTransport:
             headers["Authorization"] = f"Bearer {token}"
         connection.request("POST", f"{self._endpoint.prefix}/v1/reports", body, headers)
         with connection.getresponse() as response:
-            content = response.read(_LARGEST_ANSWER + 1)
-            if len(content) > _LARGEST_ANSWER:
-                raise http.client.HTTPException(f"an answer of more than {_LARGEST_ANSWER} bytes")
+            content = response.read(_MAX_ANSWER_BYTES + 1)
+            if len(content) > _MAX_ANSWER_BYTES:
+                raise http.client.HTTPException(f"the answer has more than {_MAX_ANSWER_BYTES} bytes")
             if response.length:
-                # A read of so many bytes at most is content with fewer.
+                # read(n) returns fewer bytes without an error if the connection breaks.
                 raise http.client.IncompleteRead(content, response.length)
             if response.will_close:
                 self.close()
             return Answer(response.status, content, _seconds(response.headers.get("Retry-After")))
 
-    def _dial(self, timeout: float) -> _DeadlineSocket:
+    def _open_socket(self, timeout: float) -> _DeadlineSocket:
         endpoint = self._endpoint
         if endpoint.socket_path is not None:
-            dialled = _DeadlineSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+            opened = _DeadlineSocket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                dialled.settimeout(timeout)
-                dialled.connect(endpoint.socket_path)
+                opened.settimeout(timeout)
+                opened.connect(endpoint.socket_path)
             except BaseException:
-                dialled.close()
+                opened.close()
                 raise
-            return dialled
+            return opened
         plain = socket.create_connection((endpoint.host, endpoint.port), timeout)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _DeadlineSocket(fileno=plain.detach())
 
     def _read_token(self) -> str | None:
         if self._token_file is not None:
-            # While it is being replaced the last one may do, and the exporter says so if it does not.
+            # The file may be missing for a moment while it is replaced. A wrong token is answered with 401.
             with contextlib.suppress(OSError, ValueError):
                 self._token = read_token(self._token_file)
         return self._token
 
 
 def _within(limit: float, deadline: float | None) -> float:
-    """`limit` seconds, or what is left until `deadline`; raises TimeoutError where that is nothing."""
+    """`limit` seconds, or the time left until `deadline` if that is less; raises TimeoutError if none is left."""
     left = limit if deadline is None else min(limit, deadline - time.monotonic())
     if left <= 0:
         raise TimeoutError("timed out")
@@ -236,7 +237,7 @@ def _within(limit: float, deadline: float | None) -> float:
 
 
 def _seconds(header: str | None) -> float | None:
-    """A Retry-After in seconds; one that is a date is left alone, as no exporter of ours sends it."""
+    """A Retry-After header in seconds; None for a date, which the exporter never sends."""
     try:
         seconds = float(int(header or ""))
     except ValueError:

@@ -130,13 +130,18 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command(*arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A shell starts background jobs with SIGINT ignored, and children inherit that; a handler they do not inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command(*arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
-        # Where a test failed midway: politely, so that it takes its exporter with it.
+        # If the test has failed: SIGTERM, so that the demo stops its exporter.
         for number in (signal.SIGCONT, signal.SIGTERM):
             process.send_signal(number)
         try:

@@ -1,4 +1,4 @@
-"""Each half runs where the other's world is not installed; and each wheel carries what it needs."""
+"""Library and exporter run without each other's dependencies, and each wheel contains what it needs."""
 
 import json
 import socket
@@ -66,7 +66,7 @@ def test_exporter_runs_and_serves_page_and_charts_without_jax(exporter_only: Env
     finally:
         process.terminate()
         process.communicate(timeout=20)
-    assert process.returncode == 0, "SIGTERM ends it in good order"
+    assert process.returncode == 0, "SIGTERM ends it cleanly"
 
 
 def test_library_environment_really_lacks_the_exporter_and_any_web_framework(library_only: Environment) -> None:

@@ -20,8 +20,8 @@ import optax
 import pytest
 
 import optwrap
-from optwrap._monitor.monitor import Parts
-from optwrap._monitor.thread import Clock
+from optwrap._monitor.reporter import Clock
+from optwrap._monitor.thread import Parts
 from tests.conftest import RunningExporter
 
 pytestmark = pytest.mark.thin(3)
@@ -49,7 +49,7 @@ def recorded(exporter: RunningExporter, run: str) -> list[int]:
 
 
 class Trained:
-    """An optimizer that lets one NaN through in every seven steps, and its state."""
+    """An instrumented optimizer and its state; every seventh gradient has NaNs."""
 
     def __init__(self, monitor: optwrap.Monitor, **how: Any) -> None:
         self.monitor = monitor
@@ -63,7 +63,7 @@ class Trained:
         return state, optwrap.reading(state)
 
     def train(self, steps: int, *, every: int = 1) -> None:
-        """Steps, of which those are observed whose number `every` divides."""
+        """Take steps, and observe every n-th."""
         for _ in range(steps):
             self.steps += 1
             self.state, words = self._step(self.state, np.float32(np.nan if self.steps % 7 == 0 else 1))
@@ -71,34 +71,32 @@ class Trained:
                 self.monitor.observe(words)
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("fresh_state", [True, False])
 @pytest.mark.parametrize("every", [2, 5])
-def test_a_training_observed_now_and_then_is_counted_whole_and_says_what_nobody_saw(
-    shared: RunningExporter, every: int, told: bool
+def test_a_training_observed_now_and_then_is_counted_from_the_first_reading(
+    shared: RunningExporter, every: int, fresh_state: bool
 ) -> None:
-    """Through a resume. Told of its state before the loop no step is unseen; else those before the first look are."""
-    run = f"every-{every}-{told}"
-    unseen = 0 if told else every - 1
+    """Steps before it are unseen: after a resume always, at the start unless the fresh state was observed."""
+    run = f"every-{every}-{fresh_state}"
+    unseen = 0 if fresh_state else every - 1
     with optwrap.Monitor(run, shared.url, 0, attempt="1", interval=0.05) as monitor:
         trained = Trained(monitor)
-        if told:
+        if fresh_state:
             monitor.observe(optwrap.reading(trained.state))
         trained.train(30, every=every)
         assert monitor.flush(30)
     answer = ask(shared, run)
     assert (answer["totals"]["steps"], answer["state_totals"]["steps"], answer["unseen"]) == (30 - unseen, 30, unseen)
-    assert answer["totals"]["not_finite_steps"] == 4, "the first look is before the first of them"
+    assert answer["totals"]["not_finite_steps"] == 4, "the first reading is before the first of them"
 
     with optwrap.Monitor(run, shared.url, 0, attempt="2", interval=0.05) as monitor:
         resumed = Trained(monitor)
         resumed.state, resumed.steps = trained.state, trained.steps
-        if told:
-            monitor.observe(optwrap.reading(resumed.state), restored=True)
         resumed.train(30, every=every)
         assert monitor.flush(30)
     answer = ask(shared, run)
-    missing = 2 * unseen
-    assert (answer["totals"]["steps"], answer["state_totals"]["steps"], answer["unseen"]) == (60 - missing, 60, missing)
+    unseen += every - 1
+    assert (answer["totals"]["steps"], answer["state_totals"]["steps"], answer["unseen"]) == (60 - unseen, 60, unseen)
     assert recorded(shared, run) == list(range(every, 61, every))
     assert not any(answer["dropped"].values())
 
@@ -118,7 +116,7 @@ def test_ten_thousand_steps_of_one_scan_are_each_recorded(shared: RunningExporte
 
 
 def test_two_monitors_of_one_run_and_process_are_a_conflict_and_both_are_counted(shared: RunningExporter) -> None:
-    """As long as both live."""
+    """The conflict ends when they do."""
     with contextlib.ExitStack() as stack:
         both = [Trained(stack.enter_context(optwrap.Monitor("two", shared.url, 0, interval=0.1))) for _ in range(2)]
         deadline = time.monotonic() + 60
@@ -135,14 +133,14 @@ def test_two_monitors_of_one_run_and_process_are_a_conflict_and_both_are_counted
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.parametrize("emit", ["reading", "callback"])
-def test_a_thread_that_forks_in_the_midst_of_steps_hurts_neither_side(shared: RunningExporter, emit: Any) -> None:
-    """Whatever locks are held at that moment: each child ends by itself, and of the parent's steps none is lost."""
+def test_a_thread_that_forks_during_steps_hurts_neither_side(shared: RunningExporter, emit: Any) -> None:
+    """Whatever locks are held at that moment: each child ends by itself, and no step of the parent is lost."""
     children: list[int] = []
     over = threading.Event()
 
     def fork() -> None:
         while not over.wait(0.01):
-            with warnings.catch_warnings(action="ignore"):  # of JAX, which the children do not use
+            with warnings.catch_warnings(action="ignore"):  # JAX warns about forks; the children do not use it
                 pid = os.fork()
             if pid == 0:
                 os._exit(0 if monitor.flush(0) else 1)
@@ -173,10 +171,10 @@ def test_a_thread_that_forks_in_the_midst_of_steps_hurts_neither_side(shared: Ru
     assert [row["process"] for row in answer["processes"]] == [0]
 
 
-def test_totals_outlive_every_loss_of_the_directory_and_forgetting(
+def test_after_a_loss_of_data_counting_goes_on_and_the_lost_steps_are_unseen(
     start_exporter: Callable[..., RunningExporter], tmp_path: Path
 ) -> None:
-    """Lost, lost again and once more before a report came, forgotten while its trainer lives; then the name anew."""
+    """The data directory is lost, lost twice in a row, or the run is forgotten. Nothing is counted twice."""
     exporter = start_exporter(data_dir=tmp_path / "data")
 
     def lose() -> None:
@@ -184,27 +182,37 @@ def test_totals_outlive_every_loss_of_the_directory_and_forgetting(
         shutil.rmtree(exporter.data_dir)
         exporter.start()
 
+    def lose_twice() -> None:
+        lose()
+        lose()
+
     def forget() -> None:
         exporter.stop()
         command = [sys.executable, "-m", "optwrap_exporter", "forget", "lost", "--data-dir", str(exporter.data_dir)]
         subprocess.run(command, check=True, capture_output=True)
         exporter.start()
 
-    def lose_at_once() -> None:
-        lose()
-        lose()
+    def wait_until_known() -> None:
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{exporter.url}/v1/runs/lost", trust_env=False).status_code != 200:
+            assert time.monotonic() < deadline, "no report arrives"
+            time.sleep(0.02)
 
-    # Backoff is as it is, in small: what is waited for here is not time.
+    # A short backoff, to save time.
     parts = Parts(environ={}, clock=Clock(jitter=lambda: 0.02))
     with optwrap.Monitor("lost", exporter.url, 0, attempt="1", interval=0.1, _parts=parts) as monitor:
         trained = Trained(monitor)
-        for happens in (lose, lose_at_once, forget, lambda: None):
+        for loss in (lambda: None, lose, lose_twice, forget):
+            loss()
+            wait_until_known()
+            before = trained.steps
             trained.train(10)
             assert monitor.flush(60)
             answer = ask(exporter, "lost")
-            assert (answer["totals"]["steps"], answer["unseen"]) == (trained.steps, 0)
-            assert answer["totals"]["not_finite_steps"] == trained.steps // 7
-            happens()
+            totals = answer["totals"]
+            assert (totals["steps"], answer["state_totals"]["steps"]) == (10, trained.steps)
+            assert totals["not_finite_steps"] == trained.steps // 7 - before // 7
+            assert answer["unseen"] == before
     forget()
     with optwrap.Monitor("lost", exporter.url, 0, attempt="2", interval=0.1) as monitor:
         anew = Trained(monitor)

@@ -1,4 +1,4 @@
-"""A pod of four processes of which one hangs: everybody can see which, and since when, while the run goes on."""
+"""A pod of four processes of which one hangs: the exporter shows which one, and since when, while the run goes on."""
 
 import contextlib
 import os
@@ -22,11 +22,11 @@ SILENT = 2
 INTERVALS = {"pod-1": 1.0, "pod-4": 4.0}
 """Seconds between reports, by run."""
 STALE_AFTER = {"pod-1": 10.0, "pod-4": 12.0}
-"""Three intervals, and 10 s at least: a pause of a second or two in a process that reports every second is no loss."""
+"""Three intervals, and at least 10 s: a process that reports every second may pause for a second or two."""
 
 
 def train(connection: Connection, endpoint: str, process: int) -> None:
-    """One process of both pods, until it is told to end."""
+    """Run one process of both pods, until a message ends it."""
     training = Training()
     with contextlib.ExitStack() as stack:
         monitors = [
@@ -43,7 +43,7 @@ def train(connection: Connection, endpoint: str, process: int) -> None:
 
 @pytest.fixture
 def pod(exporter: RunningExporter) -> Iterator[list[Any]]:
-    """Its processes."""
+    """The processes of the pod."""
     started = []
     for process in range(4):
         ours, theirs = CONTEXT.Pipe()
@@ -88,11 +88,11 @@ def test_a_process_that_hangs_is_stale_in_time_and_the_others_are_not(
         for run in INTERVALS:
             now = of(run)
             assert [row["health"] for row in now["processes"]] == ["ok", "ok", "stale", "ok"]
-            assert now["health"] == "stale", "as bad as its worst process"
+            assert now["health"] == "stale", "the health of its worst process"
             row = now["processes"][SILENT]
             assert row["since"] - row["last_report"] == pytest.approx(STALE_AFTER[run])
         until(lambda run: of(run)["totals"]["steps"] > before[run])
-        # Time alone brings the event, which is looked at once a second.
+        # The event comes with time alone; the exporter checks once a second.
         until(lambda run: told(run) == [SILENT])
         scraped = client.get("/metrics").text
         for run in INTERVALS:

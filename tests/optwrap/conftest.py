@@ -1,11 +1,15 @@
 """What holds for every test of the library: strict shapes, no warnings, several devices."""
 
 import pathlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import pytest
 
+from optwrap._monitor.monitor import Monitor
+from optwrap._monitor.thread import Parts
 from tests.optwrap.monitoring import StubExporter
 
 # Before anything asks for a device: tests on a mesh need some.
@@ -42,7 +46,25 @@ def strict_dtypes() -> Iterator[None]:
 
 @pytest.fixture
 def stub() -> Iterator[StubExporter]:
-    """An exporter that keeps what it is sent."""
+    """An exporter that keeps and adds up what it is sent."""
     server = StubExporter()
     yield server
     server.close()
+
+
+@pytest.fixture
+def make(stub: StubExporter) -> Iterator[Callable[..., Monitor]]:
+    """Makes Monitors that report to `stub`, and closes them after the test."""
+    jax.devices()  # a Monitor reports once JAX has its devices
+    made: list[weakref.ref[Monitor]] = []
+
+    def monitor(**arguments: Any) -> Monitor:
+        parts = Parts(environ={}, **arguments.pop("parts", {}))
+        new = Monitor(**{"run": "r", "endpoint": stub.endpoint, "interval": 0.02, "_parts": parts, **arguments})
+        made.append(weakref.ref(new))
+        return new
+
+    yield monitor
+    for reference in made:
+        if (alive := reference()) is not None:
+            alive.close()

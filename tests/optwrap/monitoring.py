@@ -1,4 +1,4 @@
-"""What the Monitor's tests share: a training simulated in plain Python, and exporters that keep books or misbehave."""
+"""What the Monitor's tests share: a training simulated in plain Python, and a stub exporter that adds up reports."""
 
 import contextlib
 import copy
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from optwrap._reading.counters import ABSENT, INTEGER_GAUGES, OUTCOMES, Counters, pack
 from optwrap._reading.unpack import Layout, Reading, unpack
@@ -24,10 +25,12 @@ _pack = jax.jit(pack)
 
 
 class Training:
-    """An instrumented optimizer's counters, counted here; the words come from the library's own `pack`.
+    """The counters of an instrumented optimizer, counted in Python and packed by the library's own `pack`.
 
-    With `distinct` a step that is not finite has a norm of its own as all others have, so that none can be taken for
-    the repetition of another one.
+    Args:
+      parameters: their paths.
+      mini_step: the gauge of that name; None for none.
+      distinct: whether non-finite steps have a norm of their own, too, so that no two readings are equal.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Training:
         return sum(self.outcomes.values())
 
     def step(self, outcome: str = "applied", offenders: Mapping[str, int] | None = None) -> "Training":
-        """One call of `update`."""
+        """One step."""
         self._ran[0] += 1
         self.outcome, self.nonfinite_parameters = outcome, dict(offenders or {})
         self.outcomes[outcome] += 1
@@ -104,7 +107,7 @@ class Training:
 
 
 def counts(totals: Any) -> dict[str, int]:
-    """Totals, of the wire or of a Training, as one flat dictionary without zeros."""
+    """The totals of a report or of a Training, as one flat dictionary without zeros."""
     if isinstance(totals, Training):
         flat = {**totals.outcomes, "not_finite_steps": totals.not_finite_steps}
         flat |= {f"parameter {path}": n for path, n in totals.parameters.items()}
@@ -125,9 +128,9 @@ def plus(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
 
 
 class Books:
-    """An exporter's bookkeeping, reduced to the law it must obey: totals are a sum over incarnations.
+    """What an exporter adds up, reduced to the law: totals are a sum over incarnations.
 
-    Every report is kept by incarnation and number; a number that comes again with other bytes is an AssertionError.
+    Reports are kept by incarnation and seq. The same seq with other bytes raises AssertionError.
     """
 
     def __init__(self) -> None:
@@ -145,17 +148,20 @@ class Books:
         n = report["oldest_held"] - 1
         while (report["incarnation"], n + 1) in self.reports:
             n += 1
-        return {"acknowledged": n, "base": None}
+        return {"acknowledged": n}
 
     def incarnations(self) -> dict[str, list[dict[str, Any]]]:
-        """Every report by incarnation, in the order of their numbers."""
+        """All reports by incarnation, by rising seq."""
         found: dict[str, list[dict[str, Any]]] = {}
         for (incarnation, _), report in sorted(self._read.items(), key=lambda item: item[0]):
             found.setdefault(incarnation, []).append(report)
         return found
 
     def totals(self) -> dict[str, int]:
-        """The sum over incarnations of the largest totals less where the incarnation began."""
+        """The sum over incarnations of the largest totals less the totals at the start.
+
+        If all its reports say oldest_held > 1, earlier ones are lost, and the smallest totals received are the start.
+        """
         total: dict[str, int] = {}
         for reports in self.incarnations().values():
             starts = {json.dumps(report["at_start"], sort_keys=True) for report in reports}
@@ -164,15 +170,17 @@ class Books:
             for report in reports:
                 now = counts(report["totals"])
                 largest = {key: max(largest.get(key, 0), now.get(key, 0)) for key in {*largest, *now}}
-            total = plus(total, less(largest, counts(reports[0]["at_start"])))
+            lost = all(report["oldest_held"] > 1 for report in reports)
+            smallest = min((report["totals"] for report in reports), key=lambda totals: totals["steps"])
+            total = plus(total, less(largest, counts(smallest if lost else reports[0]["at_start"])))
         return total
 
     def steps(self) -> list[tuple[str, int]]:
-        """Incarnation and number of every step record."""
+        """Incarnation and step number of every record."""
         return [(e, step) for e, reports in self.incarnations().items() for r in reports for step in r["steps"]["step"]]
 
     def dropped(self) -> dict[str, int]:
-        """What the client says it dropped, over all incarnations."""
+        """The records that the client reports as dropped, over all incarnations."""
         last = [reports[-1]["dropped"] for reports in self.incarnations().values()]
         return {kind: sum(dropped[kind] for dropped in last) for kind in ("steps", "bad_steps")}
 
@@ -183,14 +191,18 @@ Reply = tuple[int, Mapping[str, str], bytes]
 class StubExporter:
     """A real HTTP server on a free port of 127.0.0.1 or on a Unix socket.
 
-    What it answers is `answer`, its books' answer unless a test says otherwise; `connections` counts how often it was
-    dialled.
+    Tests replace `answer` to make it misbehave.
+
+    Args:
+      path: of the Unix socket; None for TCP.
+      port: of TCP; 0 for a free one.
     """
 
     def __init__(self, path: Path | None = None, port: int = 0) -> None:
         self.books = Books()
         self.requests: list[tuple[str, Mapping[str, str], bytes]] = []
         self.connections = 0
+        """How many were opened."""
         self.answer: Callable[[bytes, socket.socket], Reply | None] = self.ok
         self._open: set[socket.socket] = set()
         self._condition = threading.Condition()
@@ -209,17 +221,17 @@ class StubExporter:
         return int(self.server.server_address[1])
 
     def ok(self, body: bytes, _: socket.socket) -> Reply:
-        """What an exporter answers that is well."""
+        """The answer of a healthy exporter."""
         with self._condition:
             return 200, {}, json.dumps(self.books.take(body)).encode()
 
     def wait(self, condition: Callable[["StubExporter"], object], timeout: float = 20.0) -> None:
-        """Wait until `condition` holds; it is asked after every request."""
+        """Wait until `condition` holds; it is checked after every request."""
         with self._condition:
-            assert self._condition.wait_for(lambda: condition(self), timeout), f"not so after {timeout} s"
+            assert self._condition.wait_for(lambda: condition(self), timeout), f"still false after {timeout} s"
 
     def break_connections(self) -> None:
-        """Close what is open, as a server does that ends."""
+        """Close all connections, as a server does that ends."""
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -293,9 +305,14 @@ class _Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 def refusal(status: int, headers: Mapping[str, str] | None = None) -> Callable[[bytes, socket.socket], Reply]:
-    """An answer that is `status`, in the exporter's form."""
+    """An answer that refuses the report with this status."""
     body = json.dumps({"detail": [{"field": "run", "value": "x y", "allowed": "a name"}]}).encode()
     return lambda *_: (status, headers or {}, body)
+
+
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the library has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == "optwrap"]
 
 
 @contextlib.contextmanager
@@ -304,5 +321,5 @@ def waiting(until: Callable[[], bool], timeout: float = 20.0) -> Iterator[None]:
     yield
     deadline = time.monotonic() + timeout
     while not until():
-        assert time.monotonic() < deadline, f"not so after {timeout} s"
+        assert time.monotonic() < deadline, f"still false after {timeout} s"
         time.sleep(0.005)

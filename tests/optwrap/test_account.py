@@ -1,7 +1,8 @@
-"""The account of incarnations: readings add up to what has run, whatever was rolled back, repeated or not observed."""
+"""The account: incarnations add up to the steps that ran, whatever was rolled back, repeated or not observed."""
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,14 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from optwrap_exporter.wire import requests as wire
 
-from optwrap._monitor.account import ZERO, Account, Observed, less_own_step, minus, plus
-from optwrap._monitor.backlog import Backlog, Record
-from optwrap._monitor.outbox import totals as as_wire
+from optwrap._monitor.account import MAX_REPLICAS, ZERO, Account, Observation, add, before_step, subtract
+from optwrap._monitor.encode import Identity
+from optwrap._monitor.encode import totals as as_json
+from optwrap._monitor.outbox import Outbox
 from optwrap._reading.counters import OUTCOMES
+from optwrap._reading.replicas import OTHERS, Brought, Replica
 from optwrap._reading.unpack import Totals, unpack
 from tests.optwrap import monitoring
 from tests.optwrap.monitoring import PARAMETERS, Training, counts
@@ -22,31 +26,31 @@ OFFENDERS = st.dictionaries(st.sampled_from(PARAMETERS), st.integers(1, 2**20), 
 ORDINARY = st.sampled_from(["applied", "accumulated", "skipped_large"])
 
 
-def observed(training: Training, **circumstances: object) -> Observed:
+def observed(training: Training, **fields: object) -> Observation:
     words = np.array(training.words())
-    given: dict[str, Any] = {"time": 0.0, "layout": training.layout, **circumstances}
-    return Observed(unpack(words, given["layout"]), words.tobytes(), **given)
+    given: dict[str, Any] = {"time": 0.0, "layout": training.layout, **fields}
+    return Observation(unpack(words, given["layout"]), words.tobytes(), **given)
 
 
-def account(**bounds: int) -> Account:
+def account(**limits: int) -> Account:
     ids = itertools.count()
-    return Account(lambda: f"incarnation-{next(ids)}", **bounds)
+    return Account(lambda: f"incarnation-{next(ids)}", **limits)
 
 
 def total(of: Account) -> dict[str, int]:
-    """The sum over the incarnations of what each adds."""
+    """The sum over incarnations."""
     found: dict[str, int] = {}
     for incarnation in of.incarnations:
-        found = monitoring.plus(found, counts(as_wire(incarnation.share)))
+        found = monitoring.plus(found, counts(as_json(incarnation.counted)))
     return found
 
 
 class Trainings(RuleBasedStateMachine):
-    """A training that steps, skips observing, is rolled back and resumed, beside what has verifiably run."""
+    """A training that steps, is observed now and then and is rolled back, next to the steps that ran."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.account = account(most_rows=40, most_incarnations=4)
+        self.account = account(max_rows=40, max_incarnations=4)
         self.training = Training(mini_step=1, distinct=True)
         self.saved: list[Training] = []
         self.truth: dict[str, int] = {}
@@ -58,7 +62,7 @@ class Trainings(RuleBasedStateMachine):
         now = counts(self.training)
         if now != self.observed_at:
             self.steps_observed += 1
-        self.account.take(observed(self.training))
+        self.account.add(observed(self.training))
         self.truth = monitoring.plus(self.truth, monitoring.less(now, self.observed_at))
         self.observed_at = now
         self.must_observe = False
@@ -67,8 +71,8 @@ class Trainings(RuleBasedStateMachine):
     def step(self, offenders: Mapping[str, int], ordinary: str, look: bool) -> None:
         outcome = "accepted_not_finite" if len(offenders) > 1 else "skipped_not_finite" if offenders else ordinary
         self.training.step(outcome, offenders)
-        # The first step and the one after a rollback are observed: a step that nobody saw before the counters went
-        # back left no trace.
+        # The first step and the one after a rollback are observed: an unobserved step that is rolled back leaves no
+        # trace.
         if look or self.must_observe or self.steps_observed == 0:
             self.observe()
 
@@ -90,19 +94,12 @@ class Trainings(RuleBasedStateMachine):
         self.observed_at = counts(self.training)
         self.must_observe = True
 
-    @precondition(lambda self: self.saved and self.steps_observed)
-    @rule(which=st.integers(0, 10))
-    def roll_back_and_say_so(self, which: int) -> None:
-        self.roll_back(which)
-        self.account.take(observed(self.training, restored=True))
-        self.must_observe = False
-
     @invariant()
-    def the_shares_add_up_to_what_has_run(self) -> None:
+    def incarnations_add_up_to_the_steps_that_ran(self) -> None:
         assert total(self.account) == self.truth
 
     @invariant()
-    def every_record_waits_or_is_counted_as_dropped(self) -> None:
+    def every_record_is_waiting_or_counted_as_dropped(self) -> None:
         dropped = sum(
             incarnation.dropped_steps + incarnation.dropped_bad_steps for incarnation in self.account.incarnations
         )
@@ -119,71 +116,58 @@ TestTrainings.settings = hypothesis.settings(max_examples=50, stateful_step_coun
 
 
 def test_a_fresh_training_counts_from_zero_in_the_first_incarnation() -> None:
-    """Step 1 needs no new incarnation, and none begins with a reading of a state that has not stepped."""
+    """Neither the reading of a fresh state nor step 1 starts a new incarnation."""
     training, book = Training(), account()
-    book.take(observed(training))
-    book.take(observed(training.step()))
+    book.add(observed(training))
+    book.add(observed(training.step()))
     assert [incarnation.id for incarnation in book.incarnations] == ["incarnation-0"]
     assert book.current.at_start == ZERO
-    assert counts(as_wire(book.current.totals)) == {"applied": 1}
+    assert counts(as_json(book.current.totals)) == {"applied": 1}
 
 
 def test_a_resumed_training_counts_from_where_it_was_resumed() -> None:
-    """The first reading less its own step is where the second incarnation begins; the hello's stays at zero."""
+    """A second incarnation starts at the first reading less its own step; that of the hello stays at zero."""
     training = Training()
     for _ in range(7):
         training.step()
     training.step("skipped_not_finite", {"head": 3})
     book = account()
-    book.take(observed(training))
+    book.add(observed(training))
     hello, resumed = book.incarnations
-    assert hello.share == ZERO
-    assert counts(as_wire(resumed.at_start)) == {"applied": 7}
-    assert counts(as_wire(resumed.share)) == {"skipped_not_finite": 1, "not_finite_steps": 1, "parameter head": 1}
+    assert hello.counted == ZERO
+    assert counts(as_json(resumed.at_start)) == {"applied": 7}
+    assert counts(as_json(resumed.counted)) == {"skipped_not_finite": 1, "not_finite_steps": 1, "parameter head": 1}
 
 
-def test_a_restored_state_that_is_observed_before_the_loop_is_no_step() -> None:
-    """It tells where the counters stand: no record, no share, and a state that is still starting."""
-    training = Training()
-    for _ in range(7):
-        training.step()
-    book = account()
-    book.take(observed(training, restored=True))
-    assert (book.current.state, len(book.backlog), book.current.share) == ("starting", 0, ZERO)
-    book.take(observed(training.step()))
-    assert (book.current.state, len(book.backlog)) == ("running", 1)
-    assert counts(as_wire(book.current.share)) == {"applied": 1}
-
-
-def test_counters_that_fell_begin_an_incarnation_although_steps_rose() -> None:
-    """A state of another branch of the training, further on and with fewer bad steps, is no continuation."""
+def test_a_count_that_falls_starts_an_incarnation_even_if_steps_rose() -> None:
+    """A state from another branch of the training can have more steps and fewer bad ones."""
     bad, good = Training(), Training()
     bad.step("skipped_not_finite", {"head": 1})
     good.step()
     good.step()
     book = account()
-    book.take(observed(bad))
-    book.take(observed(good))
+    book.add(observed(bad))
+    book.add(observed(good))
     assert len(book.incarnations) == 2
     assert total(book) == {"skipped_not_finite": 1, "not_finite_steps": 1, "parameter head": 1, "applied": 1}
 
 
-def test_readings_that_were_lost_are_counted_once_and_only_where_steps_are_missing() -> None:
-    """Of five lost readings in a gap of three steps, one bad, three steps are dropped, one of them bad."""
+def test_lost_readings_are_counted_only_where_steps_are_missing() -> None:
+    """Five readings lost in a gap of three steps, one of them bad, are three dropped records, one of them bad."""
     training, book = Training(), account()
-    book.take(observed(training.step()))
+    book.add(observed(training.step()))
     training.step().step("skipped_not_finite", {"head": 1}).step()
-    book.take(observed(training.step(), lost=5))
+    book.add(observed(training.step(), lost=5))
     assert (book.current.dropped_steps, book.current.dropped_bad_steps) == (2, 1)
 
 
-def test_parameters_that_get_other_names_begin_an_incarnation() -> None:
-    """Counts by path are compared within an incarnation, so a path must mean the same throughout."""
+def test_renamed_parameters_start_an_incarnation() -> None:
+    """Counts by path are compared within an incarnation, so a path must mean the same parameter throughout."""
     training, book = Training(), account()
-    book.take(observed(training.step("skipped_not_finite", {"head": 1}), layout=None))
-    book.take(observed(training.step()))
+    book.add(observed(training.step("skipped_not_finite", {"head": 1}), layout=None))
+    book.add(observed(training.step()))
     assert len(book.incarnations) == 2
-    assert counts(as_wire(book.current.share)) == {"applied": 1}
+    assert counts(as_json(book.current.counted)) == {"applied": 1}
 
 
 TOTALS = st.builds(
@@ -195,69 +179,71 @@ TOTALS = st.builds(
 
 
 @hypothesis.given(TOTALS, TOTALS)
-def test_minus_undoes_plus(a: Totals, b: Totals) -> None:
+def test_subtract_undoes_add(a: Totals, b: Totals) -> None:
     """(a + b) - b = a, and a - (a + b) = 0."""
-    assert counts(as_wire(minus(plus(a, b), b))) == counts(as_wire(a))
-    assert minus(a, plus(a, b)) == ZERO
+    assert counts(as_json(subtract(add(a, b), b))) == counts(as_json(a))
+    assert subtract(a, add(a, b)) == ZERO
 
 
 @hypothesis.given(offenders=OFFENDERS, before=st.integers(0, 3))
-def test_a_step_less_itself_is_what_was_before(offenders: Mapping[str, int], before: int) -> None:
-    """`less_own_step` of the reading after a step is the totals of the reading before it."""
+def test_before_step_gives_the_totals_of_the_reading_before(offenders: Mapping[str, int], before: int) -> None:
+    """`before_step` undoes the reading's own step."""
     training = Training()
     for _ in range(before):
         training.step("skipped_not_finite", {"head": 1})
     then = training.reading().totals
-    assert less_own_step(training.step("accumulated", offenders).reading()) == then
+    assert before_step(training.step("accumulated", offenders).reading()) == then
 
 
-RECORDS = st.builds(
-    Record,
-    step=st.integers(1, 99),
-    time=st.just(0.0),
-    interpolated=st.just(False),
-    outcome=st.sampled_from(OUTCOMES),
-    finite=st.booleans(),
-    norm=st.just(1.0),
-    mini_step=st.none(),
-    offenders=st.dictionaries(st.sampled_from(PARAMETERS), st.integers(1, 9)),
+def test_totals_are_json() -> None:
+    """Plain numbers, with steps and gradient steps computed."""
+    wire = as_json(Training().step().step("accumulated").reading().totals)
+    assert json.loads(json.dumps(wire)) == wire
+    assert (wire["steps"], wire["gradient_steps"], wire["parameters"]) == (2, 1, {})
+
+
+REPLICAS = st.builds(Replica, st.integers(0, 200), st.integers(0, 9) | st.none(), st.just("tpu:5") | st.none())
+BROUGHT = st.none() | REPLICAS.flatmap(
+    lambda first: st.integers(1, 50).flatmap(
+        lambda n: st.builds(Brought, st.just(first), st.just(n), st.none() | st.integers((first.number or 0) + n, 400))
+    )
 )
 
 
-@hypothesis.given(st.lists(RECORDS, max_size=60), st.integers(1, 30))
-def test_a_backlog_keeps_its_bound_and_gives_up_good_records_first(records: list[Record], most: int) -> None:
-    """Nothing bad goes while something ordinary is there; what stays keeps its order; nothing vanishes."""
-    backlog: Backlog[str] = Backlog(most)
-    gone: list[Record] = []
-    for record in records:
-        dropped = backlog.add("owner", record)
-        gone += [entry.record for entry in dropped]
-        assert backlog.weight <= most
-        if any(entry.record.bad for entry in dropped):
-            kept = backlog.take("owner", 10**9)
-            assert all(entry.record.bad for entry in kept)
-            assert not backlog.put_back(kept)
-    kept = backlog.take("owner", 10**9)
-    assert [entry.order for entry in kept] == sorted(entry.order for entry in kept)
-    assert sorted(map(id, gone + [entry.record for entry in kept])) == sorted(map(id, records))
-    assert backlog.weight == len(backlog) == 0
-
-
-@hypothesis.given(st.lists(RECORDS, min_size=1, max_size=30), st.integers(1, 10))
-def test_records_leave_in_order_in_parts_of_a_size(records: list[Record], most: int) -> None:
-    """Each `take` is within its bound, or one record that is larger; together they are all records, in order."""
-    backlog: Backlog[str] = Backlog(10**9)
-    for record in records:
-        backlog.add("owner", record)
-    taken = []
-    while part := backlog.take("owner", most):
-        assert len(part) == 1 or sum(entry.record.weight for entry in part) <= most
-        taken += [entry.record for entry in part]
-    assert [id(record) for record in taken] == [id(record) for record in records]
-
-
-def test_what_travels_is_json() -> None:
-    """Totals are plain numbers, with steps and gradient steps worked out."""
-    wire = as_wire(Training().step().step("accumulated").reading().totals)
-    assert json.loads(json.dumps(wire)) == wire
-    assert (wire["steps"], wire["gradient_steps"], wire["parameters"]) == (2, 1, {})
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(st.lists(st.tuples(BROUGHT, st.booleans()), max_size=90))
+def test_incarnations_add_up_to_the_replicas_observed_and_their_reports_are_valid(
+    steps: list[tuple[Brought | None, bool]],
+) -> None:
+    """Whatever is rolled back; beyond the first few of an incarnation, replicas are counted together."""
+    book = account()
+    outbox = Outbox(book, Identity("r", 0, "a", 1.0))
+    training, saved = Training(distinct=True), Training(distinct=True)
+    expected: list[Brought] = []
+    for which, (found, back) in enumerate(steps):
+        if back:
+            training = saved.saved()
+        training.step("skipped_not_finite", {"head": 1})
+        words = np.array(training.words())
+        book.add(Observation(unpack(words, training.layout), b"%d" % which, 1.0, training.layout, brought=found))
+        expected += [found] if found else []
+        if which % 7 == 0:
+            saved = training.saved()
+    counted: Counter[Replica] = Counter()
+    for incarnation in book.incarnations:
+        assert len(incarnation.counted.replicas) <= MAX_REPLICAS + 1
+        assert not incarnation.at_start.replicas
+        counted.update(incarnation.counted.replicas)
+    assert counted.total() == len(expected)
+    for replica, n in counted.items():
+        assert replica == OTHERS or n <= [one.first for one in expected].count(replica)
+    if len({one.first for one in expected}) <= MAX_REPLICAS:
+        assert counted == Counter(one.first for one in expected)
+    source = {"host": "h", "platform": "cpu", "device_kind": "cpu", "device_count": 1, "process_count": 1}
+    source |= {"jax_version": "1", "optwrap_version": "1"}
+    reported: list[tuple[Any, ...]] = []
+    while (report := outbox.build(source, 1.0, heartbeat=False)) is not None:
+        valid = wire.Report.model_validate_json(report.body)
+        reported += [(one.replica, one.process, one.device, one.count, one.of) for one in valid.replicas]
+        outbox.acknowledge(report.incarnation, report.seq)
+    assert Counter(reported) == Counter((*one.first, one.replicas, one.of) for one in expected)

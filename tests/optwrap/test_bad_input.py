@@ -311,17 +311,31 @@ def test_wrong_arguments_are_named_with_their_value_and_a_remedy(
 
 def test_the_ends_of_every_range_are_allowed() -> None:
     """0 and 2**31 - 1 errors, k and period 1, slow steps 0 and 1, an infinite norm limit and one of 0."""
-    for limit in (0, 2**31 - 1, np.int64(7), jnp.int32(7)):
-        updated(optwrap.apply_if_finite(SGD, limit))
     pair = optax.LookaheadParams.init_synced(PARAMS)
-    for period, size in ((1, 0), (2**31 - 1, 1), (np.int32(3), np.float64(0.5)), (jnp.int32(3), jnp.float32(1))):
-        updated(optwrap.lookahead(SGD, period, size), pair)
-    for norm in (0, np.inf, jnp.float32(2), np.float64(2)):
-        updated(optwrap.MultiSteps(SGD, 2**31 - 1, should_skip_update_fn=large(norm)))
-    for mean in (True, np.False_, 0, 1):
-        updated(optwrap.MultiSteps(SGD, 2, use_grad_mean=mean))
-    for mask in (True, np.False_, {"w": 1, "b": np.True_}, {"w": jnp.array(True), "b": 0}):
-        updated(optwrap.masked(SGD, mask))
+    allowed = [
+        *((optwrap.apply_if_finite(SGD, limit), PARAMS) for limit in (0, 2**31 - 1, np.int64(7), jnp.int32(7))),
+        *(
+            (optwrap.lookahead(SGD, period, size), pair)
+            for period, size in (
+                (1, 0),
+                (2**31 - 1, 1),
+                (np.int32(3), np.float64(0.5)),
+                (jnp.int32(3), jnp.float32(1)),
+            )
+        ),
+        *(
+            (optwrap.MultiSteps(SGD, 2**31 - 1, should_skip_update_fn=large(norm)), PARAMS)
+            for norm in (0, np.inf, jnp.float32(2), np.float64(2))
+        ),
+        *((optwrap.MultiSteps(SGD, 2, use_grad_mean=mean), PARAMS) for mean in (True, np.False_, 0, 1)),
+        *(
+            (optwrap.masked(SGD, mask), PARAMS)
+            for mask in (True, np.False_, {"w": 1, "b": np.True_}, {"w": jnp.array(True), "b": 0})
+        ),
+    ]
+    for transformation, params in allowed:
+        updates, _ = updated(transformation, params)
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
 
 
 def test_traced_values_are_brought_into_range() -> None:

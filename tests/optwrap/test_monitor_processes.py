@@ -1,15 +1,16 @@
-"""A Monitor in processes of their own: how they end, what forking does, which devices and processes there are."""
+"""Monitors in processes of their own: how they end, what a fork does, which devices and processes there are."""
 
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 
 from tests.optwrap.monitoring import StubExporter, counts
 
 HEAD = """
-import atexit, os, sys, threading, time
+import os, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np
 from optwrap._monitor.monitor import Monitor
 from tests.optwrap.monitoring import Training
@@ -28,10 +29,12 @@ def threads():
 
 
 def begin(stub: StubExporter, script: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a program that consists of HEAD and `script`."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPTWRAP_", "SLURM_"))}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", HEAD + textwrap.dedent(script), *arguments],
         env={**environ, "OPTWRAP_ENDPOINT": stub.endpoint, "JAX_PLATFORMS": "cpu"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -39,7 +42,7 @@ def begin(stub: StubExporter, script: str, *arguments: str) -> "subprocess.Popen
 
 
 def run(stub: StubExporter, script: str) -> str:
-    """What a program prints that ends well; its HEAD is above."""
+    """What a program prints; it has to succeed."""
     process = begin(stub, script)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
@@ -47,7 +50,7 @@ def run(stub: StubExporter, script: str) -> str:
 
 
 def test_a_program_that_just_ends_has_reported_everything(stub: StubExporter) -> None:
-    """Nobody closed the Monitor: the interpreter's exit does, before JAX is gone."""
+    """The interpreter's exit closes the Monitor, before JAX is gone."""
     run(
         stub,
         """
@@ -61,8 +64,8 @@ def test_a_program_that_just_ends_has_reported_everything(stub: StubExporter) ->
     assert stub.books.order[-1]["state"] == "finished"
 
 
-def test_a_program_that_fails_has_failed(stub: StubExporter) -> None:
-    """An exception that nobody caught is seen at exit."""
+def test_an_uncaught_exception_is_reported_as_failed(stub: StubExporter) -> None:
+    """The Monitor sees it at exit."""
     process = begin(
         stub,
         """
@@ -78,24 +81,33 @@ def test_a_program_that_fails_has_failed(stub: StubExporter) -> None:
 
 
 def test_a_hanging_exporter_keeps_no_program_from_ending(stub: StubExporter) -> None:
-    """Its exit waits 2 s for the last report, and then it is over, whatever the thread is waiting for."""
-    stub.answer = lambda _, connection: (connection.recv(1), None)[1]
-    out = run(
+    """The exit does not wait for an answer, however long the reporting thread would."""
+    reached, release = threading.Event(), threading.Event()
+    stub.answer = lambda *_: (reached.set(), release.wait(300), None)[2]
+    process = begin(
         stub,
         """
-        atexit.register(lambda: print(time.monotonic() - end))  # the last to run
-        monitor = start(process=0)
+        from optwrap._monitor.thread import Parts
+        from optwrap._monitor.transport import HttpTransport
+
+        def patient(settings):
+            return HttpTransport(settings.endpoint, answer_timeout=3600)
+
+        monitor = start(process=0, _parts=Parts(transport=patient))
         monitor.observe(training.step().words())
-        time.sleep(3)  # for the hello to hang, on however busy a machine
-        end = time.monotonic()
+        sys.stdin.readline()
         """,
     )
-    assert stub.requests, "it hung in a request"
-    assert float(out) < 4.5, "it gives up before the request does"
+    try:
+        assert reached.wait(120), "the hello has been sent"
+        _, error = process.communicate("end\n", timeout=120)
+        assert process.returncode == 0, error
+    finally:
+        release.set()
 
 
 def test_a_forked_child_reports_nothing_of_its_parents(stub: StubExporter) -> None:
-    """It has no thread of ours and no count, and ends at once; the parent goes on over its own connection."""
+    """It has no reporting thread and no counts, and ends at once. The parent goes on over its own connection."""
     out = run(
         stub,
         """
@@ -108,7 +120,7 @@ def test_a_forked_child_reports_nothing_of_its_parents(stub: StubExporter) -> No
         if child == 0:
             assert not threads()
             assert monitor.flush(0)
-            assert monitor._work.inbox.items.maxlen and not monitor._work.inbox.items
+            assert monitor._worker.inbox.items.maxlen and not monitor._worker.inbox.items
             sys.exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         monitor.observe(training.step().words())
@@ -123,8 +135,8 @@ def test_a_forked_child_reports_nothing_of_its_parents(stub: StubExporter) -> No
     assert stub.connections == 1
 
 
-def test_a_forked_child_that_observes_is_a_start_of_its_own(stub: StubExporter) -> None:
-    """Its first reading begins an incarnation, less its own step; closing it leaves the parent's Monitor open."""
+def test_a_forked_child_that_observes_reports_like_a_new_process(stub: StubExporter) -> None:
+    """Its first reading, less its own step, starts an incarnation. Closing it leaves the parent's Monitor open."""
     run(
         stub,
         """
@@ -143,14 +155,14 @@ def test_a_forked_child_that_observes_is_a_start_of_its_own(stub: StubExporter) 
         """,
     )
     incarnations = stub.books.incarnations()
-    shares = sorted((reports[-1]["state"], counts(reports[-1]["at_start"])) for reports in incarnations.values())
-    assert [state for state, _ in shares] == ["failed", "finished", "starting"], "the child's, the parent's, its hello"
-    assert shares[0][1] == {"applied": 1}
+    ends = sorted((reports[-1]["state"], counts(reports[-1]["at_start"])) for reports in incarnations.values())
+    assert [state for state, _ in ends] == ["failed", "finished", "starting"], "the child's, the parent's, its hello"
+    assert ends[0][1] == {"applied": 1}
     assert stub.books.totals() == {"applied": 3}
 
 
 def test_a_closed_monitor_stays_closed_in_a_child(stub: StubExporter) -> None:
-    """And a child of a program without a Monitor's thread does not get one."""
+    """No thread is started there."""
     run(
         stub,
         """
@@ -167,17 +179,23 @@ def test_a_closed_monitor_stays_closed_in_a_child(stub: StubExporter) -> None:
     assert len(stub.books.incarnations()) == 1
 
 
-def test_a_monitor_does_not_wake_the_devices(stub: StubExporter) -> None:
-    """What must come before them can still come after it; then, readings on several of them are read.
+def test_a_monitor_does_not_initialise_the_devices(stub: StubExporter) -> None:
+    """They can still be configured after it is made. Then readings on several devices are read.
 
-    Replicated, they are one reading; as rows on a device each, replicas of one step, they are one step.
+    A replicated array is one reading; rows on a device each, replicas of one step, are one step.
     """
     out = run(
         stub,
         """
         from jax.sharding import NamedSharding, PartitionSpec as P
+        from optwrap._monitor.queue import Flush
         monitor = start()
-        time.sleep(0.3)
+        for _ in range(2):  # until the reporting thread has gone through its loop once
+            flush = Flush()
+            monitor._worker.inbox.flushes.append(flush)
+            while not flush.started:
+                time.sleep(0.01)
+            monitor._worker.inbox.flushes.remove(flush)
         jax.config.update("jax_transfer_guard_device_to_host", "disallow")  # an explicit one is allowed
         jax.config.update("jax_num_cpu_devices", 4)  # an error once there are devices
         mesh = jax.make_mesh((4,), ("data",))
@@ -194,8 +212,8 @@ def test_a_monitor_does_not_wake_the_devices(stub: StubExporter) -> None:
     assert stub.books.order[-1]["source"]["device_count"] == 4
 
 
-def test_told_which_process_it_is_it_says_hello_without_devices(stub: StubExporter) -> None:
-    """A job that hangs before it has devices is seen to have started."""
+def test_with_a_given_process_the_hello_needs_no_devices(stub: StubExporter) -> None:
+    """A job that hangs while it initialises its devices is seen to have started."""
     run(
         stub,
         """
@@ -209,10 +227,10 @@ def test_told_which_process_it_is_it_says_hello_without_devices(stub: StubExport
     assert (hello["state"], hello["process"], hello["source"]["platform"]) == ("starting", 0, "")
 
 
-def test_processes_of_one_launch_agree_on_what_it_is_called(stub: StubExporter) -> None:
-    """Two processes of jax.distributed, neither told anything: one attempt, two indices.
+def test_processes_of_one_launch_agree_on_an_attempt(stub: StubExporter) -> None:
+    """Two processes of jax.distributed without any settings: one attempt, two indices.
 
-    Each reports a reading that is replicated over both, of which it can read its own part only.
+    Each reports a reading that is replicated over both, of which it can read only its own part.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What a Monitor may be told, by arguments and by the environment."""
+"""The settings of a Monitor: its arguments and the environment."""
 
 import math
 import os
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optwrap._monitor.monitor import Monitor, Parts
+from optwrap._monitor.monitor import Monitor
 from optwrap._monitor.settings import DEFAULT_ENDPOINT, Settings, resolve
+from optwrap._monitor.thread import Parts
+from tests.optwrap.monitoring import StubExporter, log_lines
 
 
 def settings(environ: dict[str, str] | None = None, /, **arguments: Any) -> Settings:
@@ -19,7 +21,7 @@ def settings(environ: dict[str, str] | None = None, /, **arguments: Any) -> Sett
 
 
 def test_by_default_the_exporter_is_on_this_host() -> None:
-    """One argument is enough."""
+    """The run's name is the only setting needed."""
     found = settings()
     assert (found.endpoint.text, found.process, found.attempt, found.token_file, found.interval) == (
         DEFAULT_ENDPOINT,
@@ -31,14 +33,13 @@ def test_by_default_the_exporter_is_on_this_host() -> None:
     assert (found.endpoint.host, found.endpoint.port, found.endpoint.socket_path) == ("127.0.0.1", 10425, None)
 
 
-def test_the_environment_says_what_arguments_do_not(tmp_path: Path) -> None:
-    """And an argument beats its variable; an empty variable is as good as none."""
-    (tmp_path / "token").write_text("secret")
+def test_a_variable_sets_what_no_argument_does() -> None:
+    """An argument overrides its variable; an empty variable counts as absent."""
     environ = {
         "OPTWRAP_RUN": "from-environment",
         "OPTWRAP_ENDPOINT": "unix:///run/optwrap.sock",
         "OPTWRAP_ATTEMPT": "third",
-        "OPTWRAP_TOKEN_FILE": str(tmp_path / "token"),
+        "OPTWRAP_TOKEN_FILE": "/run/secrets/token",
     }
     found = resolve(environ)
     assert found is not None
@@ -46,11 +47,11 @@ def test_the_environment_says_what_arguments_do_not(tmp_path: Path) -> None:
         "from-environment",
         "/run/optwrap.sock",
         "third",
-        str(tmp_path / "token"),
+        "/run/secrets/token",
     )
-    beaten = resolve(environ, run="argument", endpoint="http://[::1]:80/x", attempt="fourth")
-    assert beaten is not None
-    assert (beaten.run, beaten.endpoint.host, beaten.endpoint.prefix, beaten.attempt) == (
+    overridden = resolve(environ, run="argument", endpoint="http://[::1]:80/x", attempt="fourth")
+    assert overridden is not None
+    assert (overridden.run, overridden.endpoint.host, overridden.endpoint.prefix, overridden.attempt) == (
         "argument",
         "::1",
         "/x",
@@ -60,14 +61,14 @@ def test_the_environment_says_what_arguments_do_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["argument", "variable"])
-def test_off_is_off(how: str) -> None:
-    """No thread and no name, no report; everything can be called all the same."""
+def test_off_turns_everything_off(how: str) -> None:
+    """No thread, no name needed, no report; every method can still be called."""
     environ = {"OPTWRAP_ENDPOINT": "off"} if how == "variable" else {}
     with Monitor(endpoint="off" if how == "argument" else None, _parts=Parts(environ=environ)) as monitor:
         monitor.observe(None)
         assert monitor.flush()
         assert repr(monitor) == "Monitor(off)"
-        assert monitor._work is None
+        assert monitor._worker is None
     monitor.observe(None)
 
 
@@ -84,8 +85,8 @@ SLURM = {"SLURM_JOB_ID": "4711"}
         ({"SLURM_RESTART_COUNT": "2"}, None),
     ],
 )
-def test_slurm_says_what_the_launch_is_called(environ: dict[str, str], attempt: str | None) -> None:
-    """The same in all processes of a launch, another after a requeue, unless it is said otherwise."""
+def test_slurm_names_the_attempt(environ: dict[str, str], attempt: str | None) -> None:
+    """The same in all processes of a launch, another one after a requeue; OPTWRAP_ATTEMPT overrides it."""
     assert settings(environ).attempt == attempt
 
 
@@ -120,11 +121,11 @@ def test_slurm_says_what_the_launch_is_called(environ: dict[str, str], attempt: 
         ],
         *[("process", bad) for bad in (-1, 65_536, 1.0, "0", True, math.nan)],
         *[("interval", bad) for bad in (0, -1, 3601, math.nan, math.inf, "1", True, None)],
-        *[("token_file", bad) for bad in ("/nowhere/at/all", 7)],
+        *[("token_file", bad) for bad in (7, True, b"path")],
     ],
 )
-def test_a_wrong_argument_is_refused_by_name_with_its_value_and_what_is_allowed(name: str, value: Any) -> None:
-    """At construction, before anything is started."""
+def test_a_wrong_argument_raises_with_its_name_its_value_and_what_is_allowed(name: str, value: Any) -> None:
+    """When the Monitor is made, before anything is started."""
     with pytest.raises(ValueError, match=rf"(?s)^{name}\b.*allowed: ") as raised:
         settings(**{name: value})
     assert repr(value) in str(raised.value)
@@ -132,39 +133,48 @@ def test_a_wrong_argument_is_refused_by_name_with_its_value_and_what_is_allowed(
         Monitor(**{"run": "r", name: value}, _parts=Parts(environ={}))
 
 
-@pytest.mark.parametrize("name", ["run", "endpoint", "attempt", "token_file"])
-def test_a_wrong_variable_is_refused_by_its_own_name(name: str) -> None:
-    """Whoever set it can search for it."""
+@pytest.mark.parametrize("name", ["run", "endpoint", "attempt"])
+def test_a_wrong_variable_raises_with_its_own_name(name: str) -> None:
+    """So that it can be searched for."""
     variable = f"OPTWRAP_{name.upper()}"
     with pytest.raises(ValueError, match=rf"^{variable} \(or the argument {name}\): got 'a \?' *"):
         resolve({"OPTWRAP_RUN": "r", variable: "a ?"})
 
 
-def test_a_missing_run_is_said_to_be_missing() -> None:
-    """With both ways to give one, and the way to do without."""
+def test_without_a_run_the_message_says_how_to_name_one() -> None:
+    """By argument or variable; and how to turn reporting off."""
     with pytest.raises(ValueError, match=r"OPTWRAP_RUN \(or the argument run\): got nothing.*OPTWRAP_ENDPOINT=off"):
         resolve({})
 
 
-@pytest.mark.parametrize("content", ["", " \n", "two words", "t\u00f6ken", "x" * 5000])
-def test_a_file_that_holds_no_token_is_refused_and_not_quoted(tmp_path: Path, content: str) -> None:
-    """What is in it may be a secret all the same."""
+@pytest.mark.parametrize("content", [None, "", " \n", "two words", "t\u00f6ken", "x" * 5000])
+def test_a_token_file_without_a_token_is_one_line_in_the_log_and_may_come_later(
+    stub: StubExporter, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None
+) -> None:
+    """Its content may be secret and is not in the log. Reports go without a token until it is there."""
     file = tmp_path / "token"
-    file.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"token_file.*one word of at most 4096 printable ASCII characters") as raised:
-        settings(token_file=file)
-    assert not content.strip() or content not in str(raised.value)
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with Monitor("r", stub.endpoint, 0, token_file=file, _parts=Parts(environ={})) as monitor:
+        (line,) = log_lines(caplog)
+        assert f"cannot read the token file {file}" in line
+        assert ("No such file" if content is None else "one word of at most 4096 printable ASCII characters") in line
+        assert not (content and content.strip()) or content not in line
+        assert monitor.flush(30)
+        file.write_text("secret")
+    tokens = [headers.get("Authorization") for _, headers, _ in stub.requests]
+    assert (tokens[0], tokens[-1]) == (None, "Bearer secret")
+    assert len(log_lines(caplog)) == 1
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
-    """As a process index comes out of many programs."""
+def test_numpy_numbers_are_accepted() -> None:
+    """Many programs have their process index as one."""
     found = settings(process=np.int64(3), interval=np.float64(0.5))
     assert (found.process, found.interval) == (3, 0.5)
     assert type(found.process) is int
 
 
 def test_a_token_file_may_be_a_path(tmp_path: Path) -> None:
-    """Of either kind."""
+    """A str or a Path."""
     file = tmp_path / "token"
-    file.write_text("secret\n")
     assert settings(token_file=file).token_file == settings(token_file=os.fspath(file)).token_file == str(file)

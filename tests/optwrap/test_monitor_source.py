@@ -1,4 +1,4 @@
-"""Who reports, as far as JAX can tell without being woken up."""
+"""Who reports, as far as JAX can tell without initialising its devices."""
 
 import sys
 from typing import Any
@@ -39,7 +39,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
 
 
 def test_process_0_names_the_launch_and_the_others_hear_of_it(service: Service) -> None:
-    """Whoever asks first; until then the others do not know, and so do not report yet."""
+    """Until then the others do not know the attempt, and do not report."""
     first, second = JaxSource(0, None), JaxSource(1, None)
     assert second.attempt("r", "e1", now=0.0) is None
     assert first.attempt("r", "e0", now=1.0) == "e0"
@@ -49,7 +49,7 @@ def test_process_0_names_the_launch_and_the_others_hear_of_it(service: Service) 
 
 
 def test_a_second_monitor_of_a_launch_gets_the_same_name(service: Service) -> None:
-    """Another run has another name."""
+    """Another run has another attempt."""
     del service
     assert JaxSource(0, None).attempt("r", "e0", now=0.0) == "e0"
     assert JaxSource(0, None).attempt("r", "e9", now=0.0) == "e0"
@@ -57,7 +57,7 @@ def test_a_second_monitor_of_a_launch_gets_the_same_name(service: Service) -> No
 
 
 def test_a_process_that_hears_nothing_takes_its_own_name_after_10_s(service: Service) -> None:
-    """Perhaps process 0 has no Monitor: better two attempts than no report."""
+    """Process 0 may have no Monitor, and two attempts are better than no report."""
     service.down = True
     for process in (0, 1):
         alone = JaxSource(process, None)
@@ -68,7 +68,7 @@ def test_a_process_that_hears_nothing_takes_its_own_name_after_10_s(service: Ser
 
 @pytest.mark.parametrize("process", [0, 3])
 def test_what_is_given_is_not_asked_for(service: Service, process: int) -> None:
-    """By an argument, a variable or the scheduler."""
+    """An argument, a variable or the scheduler can give it."""
     assert JaxSource(process, "slurm-1-0").attempt("r", "e", now=0.0) == "slurm-1-0"
     assert service.values == {}
 
@@ -76,7 +76,7 @@ def test_what_is_given_is_not_asked_for(service: Service, process: int) -> None:
 def test_several_processes_without_the_service_have_their_own_names(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their exporter is told by nobody that they belong together."""
+    """Nothing tells the exporter that they belong together."""
     del service
     monkeypatch.setattr(source, "_coordination_client", lambda: None)
     assert JaxSource(1, None).attempt("r", "e1", now=0.0) == "e1"
@@ -84,7 +84,7 @@ def test_several_processes_without_the_service_have_their_own_names(
 
 @pytest.fixture
 def asleep(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """JAX without devices until `awake` is set; asking it for any is an error until then."""
+    """JAX without devices until `awake` is set; until then a question that would initialise them fails."""
     state = {"awake": False}
 
     def guarded(function: Any) -> Any:
@@ -100,8 +100,8 @@ def asleep(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return state
 
 
-def test_nothing_wakes_the_devices(asleep: dict[str, Any]) -> None:
-    """Who it is becomes known when the program has woken them."""
+def test_nothing_initialises_the_devices(asleep: dict[str, Any]) -> None:
+    """The process becomes known when the program has initialised them."""
     unknown = JaxSource(None, None)
     assert unknown.process() is None
     assert unknown.attempt("r", "e", now=0.0) is None
@@ -118,26 +118,26 @@ def test_nothing_wakes_the_devices(asleep: dict[str, Any]) -> None:
 def test_what_is_known_without_devices(
     asleep: dict[str, Any], process: int, attempt: str | None, named: str | None
 ) -> None:
-    """Process 0 may name the launch; any other has to be told, by somebody."""
+    """Process 0 may name the launch; the others need to be given the attempt."""
     del asleep
     told = JaxSource(process, attempt)
     assert (told.process(), told.attempt("r", "e", now=0.0)) == (process, named)
 
 
-def test_without_jaxs_private_word_a_reading_is_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A JAX that renamed what we ask costs the early hello and nothing else."""
+def test_without_jaxs_private_function_a_reading_is_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If JAX renames the function, only the early hello is lost."""
     jax.devices()
     for module in ("jax._src.xla_bridge", "jax._src.distributed"):
         monkeypatch.setitem(sys.modules, module, None)
     renamed = JaxSource(None, None)
     assert renamed.process() is None
-    renamed.stepped()
+    renamed.note_step()
     assert (renamed.process(), renamed.attempt("r", "e", now=0.0)) == (0, "e")
     assert source._coordination_client() is None
 
 
-def test_texts_are_such_as_the_wire_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host may be called anything."""
+def test_texts_are_made_valid_for_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host name may hold anything."""
     monkeypatch.setattr("socket.gethostname", lambda: "node\n\ud800" + "x" * 500)
     host = JaxSource(0, "a").describe()["host"]
     assert host == "node??" + "x" * 250

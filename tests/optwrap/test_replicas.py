@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +18,11 @@ from jax.sharding import PartitionSpec as P
 from optwrap_exporter.wire import requests as wire
 
 import optwrap
-from optwrap._monitor import bases
-from optwrap._monitor.account import MOST_REPLICAS, Account, Observed
-from optwrap._monitor.monitor import Monitor, Parts
-from optwrap._monitor.outbox import Identity, Outbox
-from optwrap._monitor.outbox import totals as as_wire
-from optwrap._reading.replicas import OTHERS, Brought, Replica, Replicas, brought, named
+from optwrap._monitor.monitor import Monitor
+from optwrap._monitor.thread import Parts
+from optwrap._reading.replicas import Brought, Replica, Replicas, brought, named
 from optwrap._reading.unpack import unpack
-from tests.optwrap.monitoring import Books, StubExporter, Training
+from tests.optwrap.monitoring import Books, StubExporter
 
 pytestmark = pytest.mark.thin(3)
 
@@ -554,71 +549,6 @@ def test_a_mesh_that_is_not_the_replicas_names_nobody() -> None:
         of = known.count if known else None
         assert brought(1, 2, known, np.zeros(3)) == Brought(Replica(1, None, None), 2, of)
     assert brought(3, 2, Replicas(8, ("data",), mesh), None) == Brought(Replica(3, 0, "cpu:3"), 2, 8)
-
-
-REPLICAS = st.builds(Replica, st.integers(0, 200), st.integers(0, 9) | st.none(), st.just("tpu:5") | st.none())
-BROUGHT = st.none() | REPLICAS.flatmap(
-    lambda first: st.integers(1, 50).flatmap(
-        lambda n: st.builds(Brought, st.just(first), st.just(n), st.none() | st.integers((first.number or 0) + n, 400))
-    )
-)
-
-
-@hypothesis.settings(deadline=None, max_examples=40)
-@hypothesis.given(st.lists(st.tuples(BROUGHT, st.booleans()), max_size=90))
-def test_incarnations_add_up_to_the_replicas_that_were_observed_and_reports_are_what_the_exporter_takes(
-    steps: list[tuple[Brought | None, bool]],
-) -> None:
-    """Whatever is rolled back; beyond the first few of an incarnation they are counted together."""
-    ids = itertools.count()
-    account = Account(lambda: f"incarnation-{next(ids)}")
-    outbox = Outbox(account, Identity("r", 0, "a", 1.0))
-    training, saved = Training(distinct=True), Training(distinct=True)
-    expected: list[Brought] = []
-    for which, (found, back) in enumerate(steps):
-        if back:
-            training = saved.saved()
-        training.step("skipped_not_finite", {"head": 1})
-        words = np.array(training.words())
-        account.take(Observed(unpack(words, training.layout), b"%d" % which, 1.0, training.layout, brought=found))
-        expected += [found] if found else []
-        if which % 7 == 0:
-            saved = training.saved()
-    counted: Counter[Replica] = Counter()
-    for incarnation in account.incarnations:
-        assert len(incarnation.share.replicas) <= MOST_REPLICAS + 1
-        assert not incarnation.at_start.replicas
-        counted.update(incarnation.share.replicas)
-    assert counted.total() == len(expected)
-    for replica, n in counted.items():
-        assert replica == OTHERS or n <= [one.first for one in expected].count(replica)
-    if len({one.first for one in expected}) <= MOST_REPLICAS:
-        assert counted == Counter(one.first for one in expected)
-    source = {"host": "h", "platform": "cpu", "device_kind": "cpu", "device_count": 1, "process_count": 1}
-    source |= {"jax_version": "1", "optwrap_version": "1"}
-    told: list[tuple[Any, ...]] = []
-    while (report := outbox.build(source, 1.0, beat=False)) is not None:
-        taken = wire.Report.model_validate_json(report.body)
-        told += [(one.replica, one.process, one.device, one.count, one.of) for one in taken.replicas]
-        again = json.loads(report.body)["totals"]
-        base = bases.checked(again)
-        assert base == bases.largest(base, base)
-        outbox.acknowledge(report.incarnation, report.seq, None)
-    assert Counter(told) == Counter((*one.first, one.replicas, one.of) for one in expected)
-
-
-def test_what_was_counted_before_an_incarnation_has_its_replicas() -> None:
-    """By replica, process and device; an exporter of before knows of none."""
-    training = Training().step("skipped_not_finite", {"head": 1})
-    one = {"replica": 1, "process": 0, "device": "cpu:1", "steps": 2}
-    other = {"replica": 1, "process": 1, "device": "cpu:9", "steps": 3}
-    before = as_wire(training.reading().totals)
-    with_one, with_both = before | {"replicas": [one]}, before | {"replicas": [other, one]}
-    assert bases.largest(before, with_one) == with_one
-    assert bases.plus(before, before).get("replicas") is None  # type: ignore[union-attr]
-    added = bases.plus(with_one, with_both)
-    assert added is not None
-    assert sorted(row["steps"] for row in added["replicas"]) == [3, 4]
 
 
 def test_the_step_of_one_mesh_is_not_told_of_with_the_replicas_of_another(stub: StubExporter) -> None:

@@ -1,4 +1,4 @@
-"""HTTP to the exporter, over TCP and over a Unix socket, and what becomes of each way in which a server misbehaves."""
+"""HTTP to the exporter over TCP and over a Unix socket, and what happens if a server misbehaves."""
 
 import itertools
 import socket
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from optwrap._monitor.settings import Endpoint, resolve
+from optwrap._monitor.settings import resolve
 from optwrap._monitor.transport import Answer, HttpTransport, TransportError
 from tests.optwrap.monitoring import Reply, StubExporter
 
@@ -18,7 +18,7 @@ BODY = b'{"incarnation":"e","seq":1,"oldest_held":1}'
 
 @pytest.fixture(params=["tcp", "unix"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    """Where the socket of a Unix server goes; None for TCP."""
+    """Path of the server's Unix socket; None for TCP."""
     return tmp_path / "ingest.sock" if request.param == "unix" else None
 
 
@@ -43,8 +43,8 @@ def to(endpoint: str, token_file: str | None = None, **limits: float) -> HttpTra
 
 
 def test_a_report_arrives_and_its_answer_comes_back(stub: StubExporter, transport: HttpTransport) -> None:
-    """Path, type and body are what the wire says; no credentials where there is no token."""
-    assert transport.post(BODY) == Answer(200, b'{"acknowledged": 1, "base": null}')
+    """Path, content type and body are those of the wire; without a token there is no Authorization header."""
+    assert transport.post(BODY) == Answer(200, b'{"acknowledged": 1}')
     ((path, headers, body),) = stub.requests
     assert (path, headers["Content-Type"], body) == ("/v1/reports", "application/json", BODY)
     assert "Authorization" not in headers
@@ -52,14 +52,14 @@ def test_a_report_arrives_and_its_answer_comes_back(stub: StubExporter, transpor
 
 
 def test_one_connection_serves_many_reports(stub: StubExporter, transport: HttpTransport) -> None:
-    """A connection a second would be a cost of ours to every job."""
+    """A new connection every second would be a cost to every job."""
     for _ in range(5):
         transport.post(BODY)
     assert stub.connections == 1
 
 
-def test_a_connection_that_was_closed_meanwhile_is_dialled_again(stub: StubExporter, transport: HttpTransport) -> None:
-    """Servers close idle connections; that is no failure, and the caller does not hear of it."""
+def test_a_connection_that_was_closed_is_opened_again(stub: StubExporter, transport: HttpTransport) -> None:
+    """Servers close idle connections; that is no failure."""
     transport.post(BODY)
     stub.break_connections()
     assert transport.post(BODY).status == 200
@@ -67,7 +67,7 @@ def test_a_connection_that_was_closed_meanwhile_is_dialled_again(stub: StubExpor
 
 
 def test_a_restarted_exporter_is_reached_again(path: Path | None) -> None:
-    """Nobody answers in between: that is a TransportError, and the next report is a new attempt."""
+    """While it is away there is a TransportError; the next report opens a new connection."""
     first = StubExporter(path)
     transport = to(first.endpoint)
     transport.post(BODY)
@@ -86,7 +86,7 @@ def test_a_restarted_exporter_is_reached_again(path: Path | None) -> None:
 
 
 def test_a_server_that_does_not_answer_is_given_up(stub: StubExporter, transport: HttpTransport) -> None:
-    """After the answer's time limit, or earlier where the caller has less."""
+    """After answer_timeout, or earlier if the caller has less time."""
     released = threading.Event()
     stub.answer = lambda *_: (released.wait(20), None)[1]
     for within in (None, 0.05):
@@ -96,7 +96,7 @@ def test_a_server_that_does_not_answer_is_given_up(stub: StubExporter, transport
 
 
 def test_a_server_that_drips_its_answer_is_given_up(stub: StubExporter, transport: HttpTransport) -> None:
-    """The limit is for the whole answer: a byte now and then does not extend it."""
+    """The timeout is for the whole answer: a byte now and then does not extend it."""
     gone = threading.Event()
 
     def drip(_: bytes, connection: socket.socket) -> None:
@@ -128,7 +128,7 @@ def test_no_time_left_is_no_attempt(stub: StubExporter, transport: HttpTransport
 def test_an_answer_that_breaks_off_or_is_no_http_is_a_transport_error(
     stub: StubExporter, transport: HttpTransport, said: bytes
 ) -> None:
-    """And the next report is sent over a new connection, as if nothing had been."""
+    """The next report is sent over a new connection."""
     ok, first = stub.answer, itertools.count()
 
     def answer(body: bytes, connection: socket.socket) -> Reply | None:
@@ -144,14 +144,14 @@ def test_an_answer_that_breaks_off_or_is_no_http_is_a_transport_error(
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(stub: StubExporter, transport: HttpTransport) -> None:
-    """Whatever listens there, it does not fill the training process's memory."""
+    """It must not fill the memory of the training process."""
     stub.answer = lambda *_: (200, {}, b" " * (9 * 2**20))
     with pytest.raises(TransportError, match="more than"):
         HttpTransport(transport._endpoint, answer_timeout=20.0).post(BODY)
 
 
 def test_nobody_listening_is_a_transport_error(path: Path | None) -> None:
-    """Refused, or no such socket: at once."""
+    """The connection is refused, or there is no such socket."""
     stub = StubExporter(path)
     endpoint = stub.endpoint
     stub.close()
@@ -163,7 +163,7 @@ def test_nobody_listening_is_a_transport_error(path: Path | None) -> None:
 
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 404, 409, 413, 415, 422, 429, 500, 503])
 def test_every_status_is_an_answer(stub: StubExporter, transport: HttpTransport, status: int) -> None:
-    """Redirects among them: they are not followed."""
+    """Redirects, too: they are not followed."""
     stub.answer = lambda *_: (status, {"Location": "http://127.0.0.1:9/elsewhere", "Retry-After": "3"}, b"no")
     assert transport.post(BODY) == Answer(status, b"no", 3.0)
     assert len(stub.requests) == 1
@@ -173,7 +173,7 @@ def test_every_status_is_an_answer(stub: StubExporter, transport: HttpTransport,
 def test_retry_after_is_read_in_seconds(
     stub: StubExporter, transport: HttpTransport, header: str, seconds: float | None
 ) -> None:
-    """Anything else is as good as none."""
+    """Anything else is ignored."""
     stub.answer = lambda *_: (503, {"Retry-After": header}, b"")
     assert transport.post(BODY).retry_after == seconds
 
@@ -181,15 +181,15 @@ def test_retry_after_is_read_in_seconds(
 def test_no_proxy_is_taken_from_the_environment(
     stub: StubExporter, transport: HttpTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster's proxy knows nothing of our loopback."""
+    """A cluster's proxy cannot reach our loopback."""
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     assert transport.post(BODY).status == 200
     assert stub.connections == 1
 
 
-def test_a_token_is_sent_and_read_anew_when_it_changes(stub: StubExporter, tmp_path: Path) -> None:
-    """A rotated secret needs no restart; while the file is away the last token is used."""
+def test_a_token_is_sent_and_read_again_for_every_report(stub: StubExporter, tmp_path: Path) -> None:
+    """A rotated token needs no restart; while the file is missing the last token is sent."""
     file = tmp_path / "token"
     file.write_text("first\n")
     transport = to(stub.endpoint, str(file))
@@ -203,8 +203,8 @@ def test_a_token_is_sent_and_read_anew_when_it_changes(stub: StubExporter, tmp_p
     assert sent == ["Bearer first", "Bearer second", "Bearer second"]
 
 
-def test_a_prefix_in_the_endpoint_stands_before_the_path(tmp_path: Path) -> None:
-    """For an exporter behind something that serves other things too."""
+def test_a_path_in_the_endpoint_is_put_before_the_routes(tmp_path: Path) -> None:
+    """For an exporter behind a proxy that serves other things, too."""
     del tmp_path
     stub = StubExporter()
     transport = to(f"{stub.endpoint}/optwrap/")
@@ -215,7 +215,7 @@ def test_a_prefix_in_the_endpoint_stands_before_the_path(tmp_path: Path) -> None
 
 
 def test_abandoning_a_connection_leaves_the_other_process_its_own(stub: StubExporter) -> None:
-    """What a forked child closes is its own copy of the descriptor; the peer sees nothing of it."""
+    """A forked child closes its own copy of the descriptor; the peer does not notice."""
     transport = to(stub.endpoint)
     transport.post(BODY)
     connection = transport._connection
@@ -246,20 +246,22 @@ def test_abandoning_a_connection_leaves_the_other_process_its_own(stub: StubExpo
     ],
 )
 def test_an_answers_message_is_one_line_in_the_exporters_words(body: bytes, message: str) -> None:
-    """Whoever it is that answers."""
+    """Whatever answers."""
     assert Answer(422, body).message == message
 
 
-def test_close_may_come_at_any_time() -> None:
-    """Twice, and before anything was sent."""
-    transport = HttpTransport(Endpoint("http://127.0.0.1:9", "127.0.0.1", 9))
-    transport.close()
-    transport.close()
-    transport.abandon()
+def test_close_may_be_called_at_any_time(stub: StubExporter, transport: HttpTransport) -> None:
+    """Twice, and before anything was sent; the next report opens a new connection."""
+    for end in (transport.close, transport.close, transport.abandon):
+        end()
+        assert transport.post(BODY).status == 200
+        end()
+        end()
+    assert stub.connections == 3
 
 
-def test_the_connect_limit_is_kept_where_nobody_accepts() -> None:
-    """A listener whose queue is full lets nobody in and refuses nobody: that is a TransportError too."""
+def test_the_connect_timeout_holds_where_nobody_accepts() -> None:
+    """A listener with a full queue neither accepts nor refuses connections: that is a TransportError, too."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

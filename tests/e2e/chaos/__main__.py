@@ -15,14 +15,14 @@ from tests.e2e.chaos.storm import Storm
 
 
 def weather(schedule: Schedule, directory: Path) -> Storm:
-    """One schedule from its first launch to the last check.
+    """Run one schedule from its first launch to the last check.
 
     Args:
       schedule: what happens.
       directory: an empty one.
 
     Raises:
-      AssertionError: something is not as it is true.
+      AssertionError: a number differs from the truth.
     """
     storm = Storm(schedule, directory)
     try:

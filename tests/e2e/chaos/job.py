@@ -1,4 +1,4 @@
-"""A training process: a tiny jitted job with a real Monitor, which does what it is told over a pipe."""
+"""A training process: a tiny jitted job with a real Monitor, which follows commands from a pipe."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ import optax
 import orbax.checkpoint as ocp
 
 import optwrap
-from optwrap._monitor.monitor import Parts
+from optwrap._monitor.reporter import Clock
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource
-from optwrap._monitor.thread import Clock
+from optwrap._monitor.thread import Parts
 from optwrap._monitor.transport import HttpTransport
 from tests.e2e.chaos.schedule import Checkpoints
 from tests.e2e.chaos.truth import LARGE, SHAPES, Recipe, gradients
@@ -31,15 +31,15 @@ from tests.e2e.chaos.truth import LARGE, SHAPES, Recipe, gradients
 INTERVAL: Final = 0.1
 """Seconds between reports."""
 PATIENCE: Final = 0.5
-"""Seconds that a report waits for its answer: a network that hangs is to be met often, not long."""
+"""Timeout of an answer in seconds: short, so that many hangs fit into a run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Life:
-    """What one training process is told at its start."""
+    """The settings of one training process."""
 
     name: str
-    """Unique; its incarnations are called so, too."""
+    """Unique; the ids of its incarnations begin with it."""
     seed: int
     run: str
     process: int
@@ -47,17 +47,14 @@ class Life:
     launch: int
     recipe: Recipe
     emit: Any
-    callback_every: int
     endpoint: str
     directory: Path
     pace: float
     checkpoints: Checkpoints
     restored: Path | None = None
-    """The checkpoint."""
-    said: bool = False
-    """Whether it observes the state that it restored."""
+    """The checkpoint that it resumes from."""
     behind: float = 0.0
-    """Seconds that its machine's clock is behind."""
+    """Seconds by which its machine's clock is behind."""
 
     @property
     def log(self) -> Path:
@@ -66,16 +63,18 @@ class Life:
 
 
 class InPod(JaxSource):
-    """One of several processes, for what the exporter is told: to JAX each is alone here."""
+    """Reports the life's process_count, although to JAX each process is alone here; and its name as the host."""
 
-    processes = 1
+    def __init__(self, settings: Settings, life: Life) -> None:
+        super().__init__(settings.process, settings.attempt)
+        self._life = life
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"process_count": self.processes}
+        return super().describe() | {"host": self._life.name, "process_count": self._life.processes}
 
 
 def optimizer(recipe: Recipe) -> Any:
-    """What Recipe.part simulates."""
+    """The optimizer that Recipe.part simulates."""
 
     def guard(inner: Any) -> Any:
         return optwrap.apply_if_finite(inner, recipe.limit)
@@ -106,7 +105,7 @@ class Trainer:
     def __init__(self, life: Life, monitor: optwrap.Monitor) -> None:
         self.life = life
         self.monitor = monitor
-        tx = optwrap.instrument(optimizer(life.recipe), monitor, emit=life.emit, callback_every=life.callback_every)
+        tx = optwrap.instrument(optimizer(life.recipe), monitor, emit=life.emit)
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(params: Any, state: Any, grads: Any) -> Any:
@@ -129,10 +128,8 @@ class Trainer:
             time.sleep(self.life.pace)
 
     def flush(self, limit: float) -> bool:
-        """Whether the exporter has everything, tried again and again: every try begins at once."""
-        if self.life.emit == "callback" and self.taken:
-            jax.block_until_ready(self.carry)
-            self.monitor.observe(optwrap.reading(self.carry[1]))
+        """Whether the exporter gets everything within `limit` seconds. Each try of `flush` sends at once."""
+        jax.block_until_ready(self.carry)
         deadline = time.monotonic() + limit
         while not self.monitor.flush(0.5):
             if time.monotonic() > deadline:
@@ -147,7 +144,7 @@ class Trainer:
             with path.open("wb") as file:
                 np.savez(file, *jax.tree.leaves(self.carry), taken=self.taken)
 
-    def restore(self, path: Path, said: bool) -> None:
+    def restore(self, path: Path) -> None:
         if self.life.checkpoints == "orbax":
             like = {"carry": jax.eval_shape(lambda: self.carry), "taken": np.array(0)}
             with ocp.StandardCheckpointer() as checkpointer:
@@ -159,12 +156,9 @@ class Trainer:
                 treedef = jax.tree.structure(self.carry)
                 leaves = [jnp.asarray(saved[f"arr_{n}"]) for n in range(treedef.num_leaves)]
                 self.carry = jax.tree.unflatten(treedef, leaves)
-        # What waits in a state does not tell of which life it is: who lets steps wait has to say what was restored.
-        if said or self.life.callback_every > 1:
-            self.monitor.observe(optwrap.reading(self.carry[1]), restored=True)
 
     def fork(self, children: int) -> None:
-        """As a data loader does: some end at once, some live on for a while."""
+        """Fork as a data loader does: some children end at once, some live on for a while."""
         for child in range(children):
             with warnings.catch_warnings(action="ignore"):  # of JAX, which the children do not use
                 pid = os.fork()
@@ -175,20 +169,15 @@ class Trainer:
 
 
 def monitor_of(life: Life, clock: Callable[[], float]) -> optwrap.Monitor:
-    """Its Monitor as any, but for its clock, for the names of its incarnations, and for how long it waits."""
+    """A Monitor with a clock that can be set back, known ids of incarnations and short timeouts."""
     incarnations = itertools.count()
-
-    def source(settings: Settings) -> InPod:
-        found = InPod(settings.process, settings.attempt)
-        found.processes = life.processes
-        return found
 
     parts = Parts(
         environ={},
-        # Backoff is as it is, in small: what is waited for here is not time.
+        # A short backoff, to save time.
         clock=Clock(time=clock, jitter=lambda: 0.02),
         transport=lambda settings: HttpTransport(settings.endpoint, answer_timeout=PATIENCE),
-        source=source,
+        source=lambda settings: InPod(settings, life),
         new_id=lambda: f"{life.name}.{os.getpid()}.{next(incarnations)}",
     )
     return optwrap.Monitor(
@@ -197,7 +186,7 @@ def monitor_of(life: Life, clock: Callable[[], float]) -> optwrap.Monitor:
 
 
 def main(connection: Connection, life: Life) -> None:
-    """Train as told until told to end, killed, or left alone."""
+    """Follow commands until the command "end", a kill, or the end of the parent."""
     os.dup2(os.open(life.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), sys.stderr.fileno())
     jax.config.update("jax_compilation_cache_dir", str(life.directory / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -213,7 +202,7 @@ def main(connection: Connection, life: Life) -> None:
     with monitor_of(life, lambda: time.time() - behind) as monitor:
         trainer = Trainer(life, monitor)
         if life.restored is not None:
-            trainer.restore(life.restored, life.said)
+            trainer.restore(life.restored)
         connection.send("made")
         commands: dict[str, Callable[..., Any]] = {
             "train": trainer.train,

@@ -1,6 +1,6 @@
-"""The network between the training processes and their exporter: an HTTP proxy that does to reports what networks do.
+"""The network between the training processes and their exporter: an HTTP proxy that delays, repeats and loses reports.
 
-It is the witness, too: what the exporter has said 200 to is written down here, and is what there is to be counted.
+It also records every report that the exporter has answered with 200: these are what there is to be counted.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any, Final
 from tests.e2e.chaos.schedule import FATES, Fate
 
 _HANGS: Final = 0.7
-"""Seconds; longer than a trainer waits."""
+"""Seconds; longer than the trainers' timeout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Delivery:
     report: dict[str, Any]
     status: int
     directory: int
-    """Which of the exporter's directories it is in: 0, 1, ... as they were lost."""
+    """Number of the exporter's data directory that stores it: 0, and one more after each loss."""
 
 
 class Network:
     """A proxy on a free port of 127.0.0.1. `close()` it.
 
     Args:
-      seed: what becomes of a report is drawn from it, the report's incarnation and number, and how often it was sent before.
-      weather: the likelihood of each fate but "passed", in the order of FATES.
+      seed: of the fates; that of a report also depends on its incarnation, its seq and how often it was sent before.
+      weather: the probability of each fate but "passed", in the order of FATES.
       port: of the exporter, at 127.0.0.1.
     """
 
     def __init__(self, seed: int, weather: Sequence[float], port: int) -> None:
         self.calm = False
-        """Whether everything passes."""
+        """Whether every report passes."""
         self.directory = 0
         self.deliveries: list[Delivery] = []
         self.fates: dict[str, int] = dict.fromkeys(FATES, 0)
@@ -78,13 +78,13 @@ class Network:
             thread.join()
 
     def drain(self, limit: float = 30.0) -> None:
-        """Wait until everything that was under way has arrived."""
+        """Wait until all late reports have arrived."""
         with self._lock:
             assert self._lock.wait_for(lambda: not self._late, limit), f"{len(self._late)} reports are still under way"
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:
-        """For the block's time nothing gets through, and nothing is under way."""
+        """During the block no report gets through, and none is late or in flight."""
         self.drain()
         with self._lock:
             self._blocked = True
@@ -94,7 +94,7 @@ class Network:
             self._blocked = False
 
     def delivered(self) -> list[Delivery]:
-        """What the exporter has taken, in the order of its answers."""
+        """The reports that the exporter has stored, in the order of its answers."""
         with self._lock:
             return [delivery for delivery in self.deliveries if delivery.status == 200]
 
@@ -110,7 +110,7 @@ class Network:
         return fate
 
     def handle(self, body: bytes) -> tuple[int, bytes] | None:
-        """What the trainer is answered; None: its connection is cut."""
+        """The answer to the trainer; None to close its connection."""
         match self._fate(json.loads(body)):
             case "passed":
                 return self._post(body)
@@ -133,7 +133,7 @@ class Network:
         return None
 
     def _post(self, body: bytes, *, late: bool = False) -> tuple[int, bytes] | None:
-        """What the exporter answers; where nobody knows whether it got the report it comes to it once more, later."""
+        """The exporter's answer. If it is unknown whether the exporter got the report, it is sent once more, later."""
         with self._lock:
             if self._blocked:
                 return None
@@ -144,7 +144,7 @@ class Network:
                 try:
                     connection.connect()
                 except OSError:
-                    return None  # it is not there, so it got nothing
+                    return None  # the exporter is not running, so it got nothing
                 try:
                     connection.request("POST", "/v1/reports", body, {"Content-Type": "application/json"})
                     with connection.getresponse() as response:
@@ -173,7 +173,7 @@ class Network:
             self._lock.notify_all()
 
     def _deliver_late(self) -> None:
-        """In an order of its own, some tenths of a second late, and until the exporter has it."""
+        """Deliver late reports in random order, some tenths of a second late, until the exporter has them."""
         rng = random.Random(self._seed)
         while True:
             with self._lock:
@@ -217,5 +217,5 @@ class _Server(http.server.ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, *args: object) -> None:
-        """A trainer that was killed reads no answer."""
+        """Ignore that a killed trainer does not read its answer."""
         del args

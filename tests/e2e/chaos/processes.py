@@ -1,4 +1,4 @@
-"""Processes to be killed: forked from a server that has imported everything, so that a new one is there at once."""
+"""Processes to be killed. They are forked from a server that has imported everything, so a new one starts at once."""
 
 import contextlib
 import multiprocessing
@@ -24,7 +24,7 @@ _CONTEXT.set_forkserver_preload(["tests.e2e.chaos.processes"])
 
 
 class Job:
-    """A training process, from outside. `made()` waits until it can be told something."""
+    """A training process, from outside."""
 
     def __init__(self, life: Life) -> None:
         self.life = life
@@ -47,19 +47,19 @@ class Job:
         return self.life.log.read_text() if self.life.log.exists() else ""
 
     def tell(self, *command: Any) -> None:
-        """Tell it something; what it has been told before comes first."""
+        """Send it a command, which it executes after the earlier ones."""
         self._connection.send(command)
 
     def wait(self, limit: float = 120.0) -> Any:
-        """What it answers to the oldest thing it was told that it has not answered yet."""
-        assert self._connection.poll(limit), f"{self.life.name} says nothing for {limit} s: {self.log}"
+        """The answer to the oldest command that it has not answered yet."""
+        assert self._connection.poll(limit), f"{self.life.name} gives no answer for {limit} s: {self.log}"
         try:
             return self._connection.recv()
         except EOFError:
             raise AssertionError(f"{self.life.name} has died: {self.log}") from None
 
     def do(self, *command: Any) -> Any:
-        """Tell it something, and wait until it is done."""
+        """Send it a command, and wait until it is done."""
         self.tell(*command)
         return self.wait()
 
@@ -68,7 +68,7 @@ class Job:
             os.kill(self.pid, number)
 
     def end(self, number: int = 0, limit: float = 30.0) -> None:
-        """Wait for its end; with `number`, send it that signal first, again and again."""
+        """Wait for its end; with `number`, send it that signal every second."""
         deadline = time.monotonic() + limit
         while self._process.is_alive():
             assert time.monotonic() < deadline, f"{self.life.name} does not end: {self.log}"
@@ -82,11 +82,11 @@ class Job:
 
 
 class Exporter:
-    """An exporter on a free port of 127.0.0.1, which it keeps; its clock can be set back, its directory taken away."""
+    """An exporter that keeps its port over restarts; its clock can be set back and its data directory deleted."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # Bound without listening: nobody else is given the port while the exporter is away.
+        # Bound without listening, so that the port stays ours while the exporter is away.
         self._reserved = socket.socket()
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reserved.bind(("127.0.0.1", 0))
@@ -129,7 +129,7 @@ class Exporter:
         self._connection.close()
 
     def lose_directory(self) -> None:
-        """While it does not run."""
+        """Delete its data directory; only while it does not run."""
         shutil.rmtree(self.directory)
 
     def set_clock_back(self, seconds: float) -> None:
@@ -140,7 +140,7 @@ class Exporter:
         self._connection.recv()
 
     def get(self, path: str, **query: Any) -> Any:
-        """The JSON of an answer that has to be 200."""
+        """The JSON of an answer, whose status has to be 200."""
         answer = self.client.get(path, params=query)
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -153,7 +153,7 @@ class Exporter:
 
 
 def _export(connection: Connection, directory: Path, port: int, shift: float) -> None:
-    """An exporter as the command line starts it, but for its clock."""
+    """Run an exporter as the command line does, but with a clock that can be set back."""
     log = os.open(directory.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 2)
 
@@ -163,7 +163,7 @@ def _export(connection: Connection, directory: Path, port: int, shift: float) ->
             try:
                 shift = connection.recv()
             except EOFError:
-                os._exit(0)  # whoever started it is gone
+                os._exit(0)  # the parent has ended
             connection.send(None)
 
     threading.Thread(target=turn, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What a seed makes happen, in which order: a function of the seed and of nothing else."""
+"""What happens in a run, and in which order: a function of the seed and of nothing else."""
 
 import dataclasses
 import random
@@ -49,44 +49,40 @@ FATES: Final[tuple[Fate, ...]] = ("passed", "twice", "delayed", "late", "dropped
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """One thing that happens, and what the seed says about it; what a kind has no use for it leaves alone."""
+    """One thing that happens. A kind that has no use for a field ignores it."""
 
     kind: Kind
     steps: int
     """Steps that are taken meanwhile, or before."""
     moment: float
-    """From 0 to 1: where in these steps it happens."""
+    """From 0 to 1: when it happens during these steps."""
     pause: float
     """Seconds that it lasts."""
     which: int
     """Which checkpoint, 0 the newest; or how many children."""
     back: float
     """Seconds by which a clock is set back."""
-    said: bool
-    """Whether a resumed trainer observes the state that it restored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """All that is drawn from a seed."""
+    """Everything that is drawn from a seed."""
 
     seed: int
     recipe: Recipe
     emit: Literal["reading", "callback"]
-    callback_every: int
-    """Steps that a callback hands over."""
     processes: int
     pace: float
-    """Seconds that a step takes, beside itself."""
+    """Seconds of sleep after each step."""
     checkpoints: Checkpoints
     """What saves the state."""
     weather: tuple[float, ...]
-    """How likely each of FATES is for a report, passed aside; that is the rest."""
+    """The probability of each of FATES for a report, without "passed", which has the rest."""
     actions: tuple[Action, ...]
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.recipe}, emit={self.emit!r} of {self.callback_every}, "
+            f"seed {self.seed}: {self.recipe}, emit={self.emit!r}, "
             f"{self.processes} processes, {self.pace} s a step, checkpoints by {self.checkpoints}",
             "weather: " + ", ".join(f"{fate} {p:.0%}" for fate, p in zip(FATES[1:], self.weather, strict=True)),
             *(f"{n:3} {action}" for n, action in enumerate(self.actions)),
@@ -95,7 +91,7 @@ class Schedule:
 
 
 def draw(seed: int) -> Schedule:
-    """Half of all interruptions, with training and checkpoints between them; seeds 2n and 2n + 1 bring all of them."""
+    """Half of all interruptions, with training and checkpoints between them; seeds 2n and 2n + 1 have all of them."""
     rng = random.Random(seed)
     recipe = Recipe(
         kind=rng.choice(["guard", "window", "guard around window", "window around guard"]),
@@ -113,7 +109,6 @@ def draw(seed: int) -> Schedule:
             pause=rng.uniform(0.0, 0.5),
             which=rng.randint(0, 2),
             back=rng.uniform(1.0, 7200.0),
-            said=rng.random() < 0.5,
         )
 
     emit: Literal["reading", "callback"] = rng.choice(["reading", "reading", "callback"])
@@ -129,8 +124,6 @@ def draw(seed: int) -> Schedule:
         seed=seed,
         recipe=recipe,
         emit=emit,
-        # From a generator of its own: what else a seed draws stays what it was.
-        callback_every=random.Random(f"callbacks of {seed}").choice([1, 8, 32]) if emit == "callback" else 1,
         processes=rng.choice([1, 2, 2]),
         pace=rng.choice([0.0, 0.0005, 0.002]),
         checkpoints=rng.choice(["orbax", "numpy"]),

@@ -1,4 +1,4 @@
-"""A run of training from its first launch to its last, and what a schedule makes happen to it and to its exporter."""
+"""Runs a schedule: a run of training from its first launch to its last, with all its interruptions."""
 
 import dataclasses
 import random
@@ -16,15 +16,15 @@ from tests.e2e.chaos.schedule import Action, Schedule
 from tests.e2e.chaos.truth import Piece, past
 
 _PATIENCE: Final = 60.0
-"""Seconds within which what was observed has to arrive, however the network is."""
+"""Seconds within which every observed step has to arrive, however bad the network is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What every process saved of one step."""
+    """The state after one step, as each process saved it."""
 
     path: tuple[Piece, ...]
-    """How the state got there."""
+    """The state's history."""
     step: int
     files: tuple[Path, ...]
     """By process."""
@@ -32,19 +32,19 @@ class Checkpoint:
 
 @dataclasses.dataclass
 class Stretch:
-    """What one process trains without a resume or a rollback: to the library an incarnation."""
+    """The training of one process between two resumes or rollbacks: to the library an incarnation."""
 
     incarnation: str
     process: int
     launch: int
     path: tuple[Piece, ...]
-    """Of the state it begins with."""
+    """History of the state that it begins with."""
     start: int
-    """That state's step."""
+    """Step of that state."""
     flushed: int = 0
-    """The step up to which `flush` said that everything has arrived."""
+    """The step up to which `flush` returned that everything has arrived."""
     order: int = 0
-    """Among the stretches of its process."""
+    """Its position among the stretches of its process."""
 
 
 class Trained:
@@ -53,7 +53,7 @@ class Trained:
     def __init__(self, life: Life, path: tuple[Piece, ...], step: int) -> None:
         self.job = Job(life)
         self.stretches: list[Stretch] = []
-        # A state that has lived begins an incarnation after the hello's, which stays empty.
+        # A resumed state begins a second incarnation; that of the hello stays empty.
         self._incarnations = 1 if step else 0
         self.begin(path, step)
 
@@ -65,7 +65,7 @@ class Trained:
 
 
 class Storm:
-    """A schedule as it happens. `run()`, then look at `stretches`, `network` and `exporter`; `close()` it.
+    """Runs a schedule: call `run`, look at `stretches`, `network` and `exporter`, then call `close`.
 
     Args:
       schedule: what happens.
@@ -79,12 +79,12 @@ class Storm:
         self.exporter.start()
         self.network = Network(schedule.seed, schedule.weather, self.exporter.port)
         self.stretches: list[Stretch] = []
-        """Of all processes, in their order."""
+        """Those of all processes, in the order in which they ended."""
         self.steps: dict[int, int] = defaultdict(int)
-        self.lost = False
-        """Whether the exporter's directory was."""
+        self.losses = 0
+        """How often the exporter's data directory was lost."""
         self.jobs: list[Job] = []
-        """All there ever were."""
+        """All training processes ever started."""
         self._directory = directory
         self._rng = random.Random(schedule.seed)
         self._trained: list[Trained] = []
@@ -93,7 +93,7 @@ class Storm:
         self._step = 0
         self._launch = -1
         self._began = Checkpoint((), 0, ())
-        """Where the launch began, or was saved since: from there a process of it can be restarted."""
+        """The checkpoint from which a single process of this launch can be restarted."""
         self._behind = 0.0
 
     def close(self) -> None:
@@ -103,19 +103,19 @@ class Storm:
         self.exporter.close()
 
     def run(self, begun: Callable[[], object] = lambda: None) -> None:
-        """All of it, and then a calm end in which everything arrives.
+        """Run all actions, and then let everything arrive.
 
         Args:
-          begun: called when the first processes have said hello, and have not taken a step.
+          begun: called once the first processes have said hello, before their first step.
         """
-        self._start(None, said=False)
+        self._start(None)
         self._flush()
         begun()
         for action in self.schedule.actions:
             self._perform(action)
         self.network.calm = True
         self._flush()
-        self._wait_to_be_known()
+        self._wait_until_current()
         self.network.drain()
         for trained in self._trained:
             trained.job.do("end")
@@ -124,7 +124,7 @@ class Storm:
         self.network.drain()
 
     def delivered(self) -> dict[str, list[Delivery]]:
-        """What the exporter has taken, by incarnation."""
+        """The reports that the exporter has stored, by incarnation."""
         found = defaultdict(list)
         for delivery in self.network.delivered():
             found[delivery.report["incarnation"]].append(delivery)
@@ -159,14 +159,14 @@ class Storm:
 
     def _resume_after(self, action: Action, number: int) -> None:
         self._interrupt(action, number)
-        self._start(self._checkpoint(action), said=action.said)
+        self._start(self._checkpoint(action))
 
     def _resume_twice(self, action: Action) -> None:
         self._save()
         checkpoint = self._checkpoints[-1]
-        for said in (action.said, not action.said):
+        for _ in range(2):
             self._interrupt(action, signal.SIGKILL)
-            self._start(checkpoint, said=said)
+            self._start(checkpoint)
 
     def _end_politely(self, action: Action) -> None:
         self._all("handle SIGTERM")
@@ -177,22 +177,22 @@ class Storm:
             trained.job.tell("train", action.steps)
             trained.job.tell("fail")
         self._part()
-        self._start(self._checkpoint(action), said=action.said)
+        self._start(self._checkpoint(action))
 
     def _roll_back(self, action: Action) -> None:
-        """Every process goes on, with a state of fewer steps: one of more would not show, and has to be said."""
+        """Every process restores a state with fewer steps; one with more would look like unobserved steps."""
         self._train(max(action.steps, 1 + self._checkpoints[0].step - self._step))
         older = [checkpoint for checkpoint in self._checkpoints if checkpoint.step < self._step]
         checkpoint = older[max(0, len(older) - 1 - action.which)]
         for trained in self._trained:
             trained.begin(checkpoint.path, checkpoint.step)
-            trained.job.tell("roll back", checkpoint.files[trained.job.life.process], action.said)
+            trained.job.tell("roll back", checkpoint.files[trained.job.life.process])
         self._wait()
         self._began = checkpoint
         self._path, self._step = checkpoint.path, checkpoint.step
 
     def _restart_alone(self, action: Action) -> None:
-        """The last process is killed and catches up with the others, which go on meanwhile."""
+        """Kill the last process, and restart it until it has caught up with the others, which go on meanwhile."""
         alone = self._trained[-1]
         self._tell("train", action.steps)
         time.sleep(0.3 * action.moment)
@@ -200,7 +200,7 @@ class Storm:
         self._part(alone)
         self._wait()
         self._step += action.steps
-        again = self._begin(alone.job.life.process, self._began, said=action.said)
+        again = self._begin(alone.job.life.process, self._began)
         self._trained.append(again)
         again.job.wait()
         again.job.do("train", self._step - self._began.step)
@@ -222,36 +222,30 @@ class Storm:
         self._behind += action.back
         self._all("set clock back", action.back)
 
-    def _wait_to_be_known(self) -> None:
-        """Wait until every trainer speaks for its process: one whose clock is behind has to be seen to live first."""
+    def _wait_until_current(self) -> None:
+        """Wait until the exporter shows each trainer as the current one of its process.
+
+        One whose clock is behind is shown only after some reports.
+        """
         deadline = time.monotonic() + _PATIENCE
-        names = {trained.job.life.process: f"{trained.job.life.name}." for trained in self._trained}
+        names = {trained.job.life.process: trained.job.life.name for trained in self._trained}
         while True:
             rows = self.exporter.get(f"/v1/runs/{self.run_name}")["processes"]
-            if all(row["incarnation"].startswith(names[row["process"]]) for row in rows):
+            if {row["process"]: row["host"] for row in rows} == names:
                 return
-            assert time.monotonic() < deadline, f"not known to live: {names}, {rows}"
+            assert time.monotonic() < deadline, f"not current: {names}, {rows}"
             time.sleep(INTERVAL)
 
     def _lose_directory(self) -> None:
-        """Its trainers live, and have been told what it had: what they have not, nobody has.
-
-        They live until they have told the next one, too: whoever dies between the two takes what was lost along.
-        """
-        self.network.drain()
-        self._flush()
-        self._wait_to_be_known()
-        self._flush()
+        """From now on the exporter counts only what its new, empty directory hears of."""
         with self.network.silence():
             self.exporter.kill()
             self.exporter.lose_directory()
             self.network.directory += 1
             self.exporter.start()
-        self.lost = True
-        self._train(5)
-        self._flush()
+        self.losses += 1
 
-    # --- the training processes, in step ---
+    # --- the training processes ---
 
     def _tell(self, *command: Any) -> None:
         for trained in self._trained:
@@ -264,7 +258,7 @@ class Storm:
         self._tell(*command)
         return self._wait()
 
-    def _life(self, process: int, file: Path | None, *, said: bool) -> Life:
+    def _life(self, process: int, file: Path | None) -> Life:
         schedule = self.schedule
         return Life(
             name=f"life-{len(self.jobs)}",
@@ -275,33 +269,31 @@ class Storm:
             launch=self._launch,
             recipe=schedule.recipe,
             emit=schedule.emit,
-            callback_every=schedule.callback_every,
             endpoint=self.network.endpoint,
             directory=self._directory,
             pace=schedule.pace,
             checkpoints=schedule.checkpoints,
             restored=file,
-            said=said,
             behind=self._behind,
         )
 
-    def _begin(self, process: int, checkpoint: Checkpoint, *, said: bool) -> Trained:
+    def _begin(self, process: int, checkpoint: Checkpoint) -> Trained:
         file = checkpoint.files[process] if checkpoint.files else None
-        trained = Trained(self._life(process, file, said=said), checkpoint.path, checkpoint.step)
+        trained = Trained(self._life(process, file), checkpoint.path, checkpoint.step)
         self.jobs.append(trained.job)
         return trained
 
-    def _start(self, checkpoint: Checkpoint | None, *, said: bool) -> None:
-        """A new launch, from a checkpoint or from nothing."""
+    def _start(self, checkpoint: Checkpoint | None) -> None:
+        """Start a new launch, from a checkpoint or from the beginning."""
         self._launch += 1
         self._began = checkpoint or Checkpoint((), 0, ())
         self._path, self._step = self._began.path, self._began.step
         for process in range(self.schedule.processes):
-            self._trained.append(self._begin(process, self._began, said=said))
+            self._trained.append(self._begin(process, self._began))
         self._wait()
 
     def _part(self, only: Trained | None = None) -> None:
-        """Take leave of processes that have ended, or are about to by themselves."""
+        """Wait for the end of processes that end by themselves, and keep their stretches."""
         for trained in [only] if only else list(self._trained):
             trained.job.end()
             self._trained.remove(trained)
@@ -318,7 +310,7 @@ class Storm:
         self._step += steps
 
     def _interrupt(self, action: Action, number: int) -> None:
-        """Send a signal to all of them, somewhere in the midst of these steps."""
+        """Send a signal to all processes, at some moment during these steps."""
         self._tell("train", 10 * action.steps)
         time.sleep(0.5 * action.moment)
         for trained in self._trained:

@@ -1,4 +1,4 @@
-"""Every interruption there is, mixed by a seed, over real processes: what can be read at the end is the truth.
+"""All kinds of interruptions, mixed by a seed, over real processes: all numbers are the truth at the end.
 
 `make chaos SEEDS=50` for more of them; `python -m tests.e2e.chaos --first 7 --seeds 1 --keep` for one that failed.
 """
@@ -24,17 +24,17 @@ def of(seed: int, directory: Path, schedule: Schedule | None = None) -> None:
 
 
 @pytest.mark.thin(3)
-@pytest.mark.parametrize("seed", [18, 19])
+@pytest.mark.parametrize("seed", [52, 53])
 def test_whatever_happens_every_number_ends_at_the_truth(seed: int, tmp_path: Path) -> None:
-    """Two seeds that share all interruptions between them: one by reading with orbax, one by callback without."""
+    """Two seeds that have all interruptions between them: one by reading with orbax, one by callback with numpy."""
     of(seed, tmp_path)
 
 
 def test_an_exporter_killed_fifty_times_in_one_run_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
-    """At any moment, a report's own included; between two deaths it may have taken one report or none."""
+    """At any moment, also during a report; between two kills it may have stored one report or none."""
     drawn = draw(50)
     kills = tuple(
-        Action("exporter killed", steps=20, moment=n * 0.618 % 1, pause=n * 0.382 % 0.1, which=0, back=0, said=False)
+        Action("exporter killed", steps=20, moment=n * 0.618 % 1, pause=n * 0.382 % 0.1, which=0, back=0)
         for n in range(50)
     )
     calm = (0.0,) * len(FATES[1:])

@@ -1,6 +1,6 @@
-"""The truth: which faults a seed puts into which step, and what has to be counted then. Numpy, nothing of ours.
+"""The truth: which faults a seed puts into which step, and what has to be counted, in numpy alone.
 
-The trainer takes its gradients from here, too. What becomes of them is simulated in tests/optwrap/simulation.py.
+The trainer takes its gradients from here, too. tests/optwrap/simulation.py simulates the optimizer.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import numpy as np
 from tests.optwrap.simulation import Adam, Guard, Leaves, Part, Skipping, Step, Window, simulate
 
 SHAPES: Final = {"a": (8,), "b": (2, 8), "c": (16,)}
-"""The last axis of each can be cut into eight."""
+"""The last axis of each can be sharded over eight devices."""
 LARGE: Final = 1e3
-"""A norm that a window which skips large updates takes for too large."""
+"""The norm from which a window that skips large updates skips."""
 
 _MOST_STEPS: Final = 20_000
 _VALUES: Final = (np.nan, np.inf, -np.inf, 1e4)
@@ -32,7 +32,7 @@ class Recipe:
     skip: Literal["not_finite", "large"] | None
 
     def part(self) -> Part:
-        """It, in numpy."""
+        """The optimizer, in numpy."""
 
         def guard(inner: Part) -> Part:
             return Guard(inner, self.limit, declared=True)
@@ -53,7 +53,7 @@ class Recipe:
 
 @functools.cache
 def _faults(seed: int, launch: int) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
-    """By step: whether there is a fault (it comes in streaks), its leaf, how many values, and which."""
+    """For each step: whether it has a fault (faults come in streaks), the leaf, the number of values, which value."""
     rng = np.random.default_rng([seed, launch])
     bad = np.zeros(_MOST_STEPS, bool)
     starts = np.flatnonzero(rng.random(_MOST_STEPS) < 0.06)
@@ -64,7 +64,7 @@ def _faults(seed: int, launch: int) -> "np.ndarray[tuple[int, int], np.dtype[np.
 
 
 def gradients(seed: int, launch: int, step: int) -> Leaves:
-    """What a launch of the run gets for its step: another launch gets something else for the same one."""
+    """The gradients of a step. They differ between launches."""
     bad, leaf, count, value = _faults(seed, launch)[step]
     norm = np.float32(1 + (step % 64) / 64)
     leaves = {name: np.full(shape, norm, np.float32) for name, shape in SHAPES.items()}
@@ -74,21 +74,21 @@ def gradients(seed: int, launch: int, step: int) -> Leaves:
 
 
 class Piece(NamedTuple):
-    """A stretch of a state's life: the steps of one launch up to one step."""
+    """A part of a state's history: the steps of one launch up to `until`."""
 
     launch: int
     until: int
 
 
 def past(path: Sequence[Piece], until: int) -> tuple[Piece, ...]:
-    """A state's life up to one of its steps: as of a checkpoint."""
+    """A state's history up to one of its steps, as of a checkpoint."""
     kept = [piece for piece in path if piece.until < until]
     rest = path[len(kept) :]
     return (*kept, Piece(rest[0].launch, until)) if rest else tuple(kept)
 
 
 def lived(seed: int, recipe: Recipe, path: Sequence[Piece]) -> list[Step]:
-    """What the state has to say after each of its steps."""
+    """The counters after each step of a state's history."""
     given: list[Leaves] = []
     for piece in path:
         given += [gradients(seed, piece.launch, step) for step in range(len(given) + 1, piece.until + 1)]

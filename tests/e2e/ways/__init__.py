@@ -1,1 +1,1 @@
-"""Every way of running a step, reported either way, against the same truth: on one device, on eight, in processes."""
+"""Every way to run a step, on one device, on eight and in several processes, against the same truth."""

@@ -1,4 +1,4 @@
-"""Trainings of the same steps, each in another way: what is reported of them must not show it."""
+"""The same training run in several ways; what is reported must be the same for all."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +24,16 @@ SEED: Final = 11
 RECIPE: Final = Recipe("guard around window", limit=2, every_k=3, skip="large")
 STEPS: Final = 66
 MANY: Final = 400
-"""Steps that are dispatched before any of them is looked at."""
+"""Steps that are dispatched before any of them is observed."""
 AT_ONCE: Final = 11
 """Steps of one scan."""
 
 
-class Form(NamedTuple):
-    """How an instrumentation reports."""
+Emit = Literal["reading", "callback"]
+EMITS: Final[tuple[Emit, ...]] = ("reading", "callback")
 
-    emit: Literal["reading", "callback"]
-    callback_every: int = 1
-
-    def __str__(self) -> str:
-        return self.emit if self.callback_every == 1 else f"{self.emit}-{self.callback_every}"
-
-
-READING: Final = Form("reading")
-FORMS: Final = (READING, Form("callback"), Form("callback", 8), Form("callback", 32))
-
-Training = Callable[[Any, optwrap.Monitor, Form], Any]
-"""Trains all steps with a transformation, and has them reported; the last state."""
+Training = Callable[[Any, optwrap.Monitor, Emit], Any]
+"""Runs all steps with a transformation, and has them reported; returns the last state."""
 
 
 def each(steps: int = STEPS) -> list[Leaves]:
@@ -52,9 +42,9 @@ def each(steps: int = STEPS) -> list[Leaves]:
 
 
 def replicas(grads: Leaves, n: int) -> Leaves:
-    """What `n` replicas bring so that their mean is that: n times it from one of them, nothing from the others.
+    """Gradients of `n` replicas whose mean is `grads`: n times a leaf from one of them, zero from the others.
 
-    Where a value is not finite, one replica alone has brought it.
+    So a non-finite value comes from one replica alone.
     """
     rows = {name: np.zeros((n, *leaf.shape), np.float32) for name, leaf in grads.items()}
     for place, name in enumerate(grads):
@@ -77,28 +67,28 @@ def start(tx: Any) -> tuple[Any, Any]:
     return params, tx.init(params)
 
 
-def one_by_one(step: Callable[..., Any], carry: Any, given: list[Any], monitor: optwrap.Monitor, form: Form) -> Any:
+def one_by_one(step: Callable[..., Any], carry: Any, given: list[Any], monitor: optwrap.Monitor, emit: Emit) -> Any:
     for grads in given:
         *carry, words = step(*carry, grads)
-        if form == READING:
+        if emit == "reading":
             monitor.observe(words)
         elif not isinstance(words, jax.Array) or len(words.sharding.device_set) > 1:
-            # A callback holds its thread of XLA:CPU. With several steps of several devices in flight there may be too
-            # few left for all devices to come to an all-reduce, which then ends the process after a minute.
+            # A callback blocks its thread of XLA:CPU. With several steps in flight on several devices, too few threads
+            # may be left for all devices to reach an all-reduce, and the process aborts after a minute.
             jax.block_until_ready(words)
     return carry[1]
 
 
-def jit(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
-    return one_by_one(jax.jit(stepped(tx)), start(tx), each(), monitor, form)
+def jit(tx: Any, monitor: optwrap.Monitor, emit: Emit) -> Any:
+    return one_by_one(jax.jit(stepped(tx)), start(tx), each(), monitor, emit)
 
 
-def donated(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
-    return one_by_one(jax.jit(stepped(tx), donate_argnums=(0, 1)), start(tx), each(), monitor, form)
+def donated(tx: Any, monitor: optwrap.Monitor, emit: Emit) -> Any:
+    return one_by_one(jax.jit(stepped(tx), donate_argnums=(0, 1)), start(tx), each(), monitor, emit)
 
 
-def ahead(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
-    """The device is kept busy by the first step, so that the others wait behind it."""
+def ahead(tx: Any, monitor: optwrap.Monitor, emit: Emit) -> Any:
+    """The first step keeps the device busy, so that the others wait behind it."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, grads: Any, work: Any) -> Any:
@@ -112,13 +102,13 @@ def ahead(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     for place, grads in enumerate(given):
         *carry, words = step(*carry, grads, 2000 if place == 0 else 0)
         seen.append(words)
-    if form == READING:
+    if emit == "reading":
         for words in seen:
             monitor.observe(words)
     return carry[1]
 
 
-def scan(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
+def scan(tx: Any, monitor: optwrap.Monitor, emit: Emit) -> Any:
     @jax.jit
     def steps(carry: Any, grads: Any) -> Any:
         def step(carry: Any, grads: Any) -> Any:
@@ -130,13 +120,13 @@ def scan(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     carry, given = start(tx), each()
     for first in range(0, STEPS, AT_ONCE):
         carry, words = steps(carry, jax.tree.map(lambda *leaves: np.stack(leaves), *given[first : first + AT_ONCE]))
-        if form == READING:
+        if emit == "reading":
             monitor.observe(words)
     return carry[1]
 
 
-def sharded(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
-    """Parameters, moments and gradients in eight parts."""
+def sharded(tx: Any, monitor: optwrap.Monitor, emit: Emit) -> Any:
+    """Parameters, moments and gradients sharded over eight devices."""
     mesh = jax.make_mesh((8,), ("x",))
 
     def placed(tree: Any) -> Any:
@@ -148,11 +138,11 @@ def sharded(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
     with jax.set_mesh(mesh):
         params = placed({name: np.ones(shape, np.float32) for name, shape in SHAPES.items()})
         carry = params, jax.jit(tx.init)(params)
-        return one_by_one(jax.jit(stepped(tx)), carry, [placed(grads) for grads in each()], monitor, form)
+        return one_by_one(jax.jit(stepped(tx)), carry, [placed(grads) for grads in each()], monitor, emit)
 
 
-def shard_map(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
-    """Each of eight devices has gradients of its own, and all of them the mean."""
+def shard_map(tx: Any, monitor: optwrap.Monitor, emit: Emit) -> Any:
+    """Each of eight devices has gradients of its own; the optimizer gets their mean."""
     mesh = jax.make_mesh((8,), ("x",))
 
     @jax.jit
@@ -162,10 +152,10 @@ def shard_map(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
 
     given = [jax.device_put(replicas(grads, 8), NamedSharding(mesh, P("x"))) for grads in each()]
     with jax.set_mesh(mesh):
-        return one_by_one(step, start(tx), given, monitor, form)
+        return one_by_one(step, start(tx), given, monitor, emit)
 
 
-def pmap(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
+def pmap(tx: Any, monitor: optwrap.Monitor, emit: Emit) -> Any:
     """The same, with a copy of the state on each device."""
 
     def step(params: Any, state: Any, grads: Any) -> Any:
@@ -173,11 +163,11 @@ def pmap(tx: Any, monitor: optwrap.Monitor, form: Form) -> Any:
 
     carry = jax.tree.map(lambda leaf: np.stack([leaf] * 8), start(tx))
     given = [replicas(grads, 8) for grads in each()]
-    return one_by_one(jax.pmap(step, axis_name="x"), carry, given, monitor, form)
+    return one_by_one(jax.pmap(step, axis_name="x"), carry, given, monitor, emit)
 
 
-def mesh_of_processes(tx: Any, monitor: optwrap.Monitor, form: Form, devices: list[Any]) -> Any:
-    """A plain jit over a mesh of all processes' devices: each has a part of the batch."""
+def mesh_of_processes(tx: Any, monitor: optwrap.Monitor, emit: Emit, devices: list[Any]) -> Any:
+    """A plain jit over a mesh of all processes' devices; each has a part of the batch."""
     mesh = Mesh(np.array(devices), ("x",))
     n = len(devices)
 
@@ -195,7 +185,7 @@ def mesh_of_processes(tx: Any, monitor: optwrap.Monitor, form: Form, devices: li
         start(tx),
     )
     given = [jax.tree.map(placed, replicas(grads, n)) for grads in each()]
-    return one_by_one(step, carry, given, monitor, form)
+    return one_by_one(step, carry, given, monitor, emit)
 
 
 WAYS: Final[dict[str, Training]] = {
@@ -211,47 +201,43 @@ ORDERS: Final = ("in-order", "reversed")
 """Of the processes in the mesh."""
 
 
-def reported(run: str, endpoint: str, train: Training, form: Form, *, last: bool) -> None:
-    """A training with a Monitor of its own.
-
-    Args:
-      run: its name.
-      endpoint: of the exporter.
-      train: the training.
-      form: how it reports.
-      last: whether the state at its end is observed, for what the step may not have reported yet.
-    """
+def report(run: str, endpoint: str, train: Training, emit: Emit) -> None:
+    """Run a training with a Monitor of its own."""
     with optwrap.Monitor(run, endpoint, interval=0.05) as monitor:
-        tx = optwrap.instrument(optimizer(RECIPE), monitor, emit=form.emit, callback_every=form.callback_every)
-        state = jax.block_until_ready(train(tx, monitor, form))
-        if last:
-            monitor.observe(optwrap.reading(state))
+        tx = optwrap.instrument(optimizer(RECIPE), monitor, emit=emit)
+        jax.block_until_ready(train(tx, monitor, emit))
         assert monitor.flush(60), f"{run}: not everything arrived"
 
 
-def alone(connection: Connection, endpoint: str, log: Path, cases: list[tuple[str, Form]]) -> None:
-    """Ways of one process, each in its form."""
+def alone(connection: Connection, endpoint: str, log: Path, cases: list[tuple[str, Emit]]) -> None:
+    """Run cases in one process."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), sys.stderr.fileno())
     jax.config.update("jax_num_cpu_devices", 8)
-    for way, form in cases:
-        reported(f"{way}-{form}", endpoint, WAYS[way], form, last=True)
+    for way, emit in cases:
+        report(f"{way}-{emit}", endpoint, WAYS[way], emit)
     connection.send("done")
 
 
 def together(
-    connection: Connection, endpoint: str, log: Path, launch: tuple[str, int, int], cases: list[tuple[str, Form]]
+    connection: Connection, endpoint: str, log: Path, launch: tuple[str, int, int], cases: list[tuple[str, Emit]]
 ) -> None:
-    """One of several processes of a launch, with one device each; `launch`: its coordinator, how many, which."""
+    """Run cases in one of several processes with one device each.
+
+    Args:
+      connection: to send "done" over.
+      endpoint: of the exporter.
+      log: file for standard error.
+      launch: address of the coordinator, number of processes, index of this one.
+      cases: order of the processes in the mesh, and how steps are reported.
+    """
     coordinator, n, index = launch
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), sys.stderr.fileno())
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, n, index)
-    for order, form in cases:
+    for order, emit in cases:
         devices = jax.devices() if order == "in-order" else jax.devices()[::-1]
         train: Training = functools.partial(mesh_of_processes, devices=devices)
-        # By callback the process of the mesh's first device reports, and no other.
-        owner = form == READING or devices[0].process_index == index
-        reported(f"{n}-{order}-{form}", endpoint, train, form, last=owner)
-    jax.distributed.shutdown()  # waits for the others, whom the end of the first process would end
+        report(f"{n}-{order}-{emit}", endpoint, train, emit)
+    jax.distributed.shutdown()  # waits for the others, which the end of the first process would abort
     connection.send("done")

@@ -1,4 +1,4 @@
-"""Data-parallel training over the devices of several processes, in which each device in turn has a NaN of its own."""
+"""Data-parallel training over several processes, in which each device in turn has a NaN in its own gradients."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ EMITS: Final = ("reading", "callback")
 
 
 def bad_rows(n: int) -> list[list[int]]:
-    """Step by step, the devices of the mesh, by their place in it, that have a NaN: each alone, two, none, all."""
+    """For each step, the positions in the mesh of the devices that have a NaN: each alone, two, none, all."""
     return [*([place] for place in range(n)), [1, n - 1], [], list(range(n)), []]
 
 
@@ -56,7 +56,7 @@ def train(monitor: optwrap.Monitor, mesh: Mesh, emit: Any) -> None:
 
 
 def together(connection: Connection, endpoint: str, log: Path, launch: tuple[str, int, int]) -> None:
-    """One of several processes; sends at the end where JAX says that its devices are: (process, id) in its order."""
+    """Run in one of several processes; sends (process, id) of all devices at the end, in JAX's order."""
     coordinator, n, index = launch
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), sys.stderr.fileno())
     jax.config.update("jax_num_cpu_devices", EACH)

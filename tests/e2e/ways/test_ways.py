@@ -1,11 +1,10 @@
-"""However a step is run and reported, each is counted once by each process that reports, and its offenders are named.
+"""However a step is run and reported, each reporting process counts it once and names its non-finite parameters.
 
-The truth is numpy's, of the faults that were put in; what is compared is what arrives at an exporter.
+What arrives at an exporter is compared with a numpy simulation of the same faults.
 """
 
 import collections
 import functools
-import itertools
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from optwrap._monitor.backlog import GOOD_OUTCOMES
 from tests.e2e.chaos.findings import counted
 from tests.e2e.chaos.truth import Piece, lived
 from tests.e2e.ways import job
@@ -34,7 +32,7 @@ def truth(steps: int) -> list[Step]:
 
 
 def run(stub: StubExporter, *jobs: tuple[Callable[..., None], tuple[Any, ...]], directory: Path) -> Reported:
-    """Run processes to their end, and keep the books of what they report."""
+    """Run processes to their end; returns what each has reported."""
     found: Reported = collections.defaultdict(Books)
 
     def answer(body: bytes, _: socket.socket) -> tuple[int, dict[str, str], bytes]:
@@ -55,11 +53,11 @@ def stub() -> Iterator[StubExporter]:
     server.close()
 
 
-def collected(request: pytest.FixtureRequest) -> list[tuple[str, job.Form]]:
-    """The ways and forms of the cases that need this fixture and are run this time: no others are worth a training."""
+def collected(request: pytest.FixtureRequest) -> list[tuple[str, job.Emit]]:
+    """The cases that use this fixture and were selected: only these need a training."""
     name, param = request.fixturename, getattr(request, "param", None)
     return [
-        (item.callspec.params["way"], item.callspec.params["form"])
+        (item.callspec.params["way"], item.callspec.params["emit"])
         for item in request.session.items
         if isinstance(item, pytest.Function) and name in item.fixturenames and item.callspec.params.get(name) == param
     ]
@@ -88,7 +86,7 @@ def of_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def check(books: Books, steps: int) -> None:
-    """Totals, each step's record and its offenders are the truth; nothing is double, nothing is missing."""
+    """Totals, step records and non-finite parameters are the truth; nothing is there twice, and nothing is missing."""
     true = truth(steps)
     expected = {key: n for key, n in counted(true[-1]).items() if n}
     assert books.totals() == expected
@@ -105,50 +103,38 @@ def check(books: Books, steps: int) -> None:
     assert rows == {
         number: (step.outcome, step.finite, step.gauges["mini_step"]) for number, step in enumerate(true, 1)
     }
-    assert offenders == {number: step.offenders for number, step in enumerate(true, 1) if step.offenders}
+    assert offenders == {
+        number: step.nonfinite_parameters for number, step in enumerate(true, 1) if step.nonfinite_parameters
+    }
     assert books.dropped() == {"steps": 0, "bad_steps": 0}
 
 
 def test_the_truth_has_everything_in_it() -> None:
-    """Steps that were accumulated, applied and skipped, and every parameter as an offender."""
+    """Steps that were accumulated, applied and skipped, and every parameter non-finite in some step."""
     last = truth(job.STEPS)[-1]
     assert {outcome for outcome, n in last.outcomes.items() if n} >= {"applied", "accumulated", "skipped_not_finite"}
     assert len(last.parameters) == 3
 
 
-def test_steps_wait_at_the_end_of_the_truth() -> None:
-    """So that those which the last state hands over would be missed."""
-    for steps, form in itertools.product((job.STEPS, job.MANY), job.FORMS):
-        waiting = 0
-        for step in truth(steps):
-            due = waiting + 1 >= form.callback_every or not step.finite or step.outcome not in GOOD_OUTCOMES
-            waiting = 0 if due else waiting + 1
-        assert (waiting > 0) == (form.callback_every > 1)
-
-
-def named(value: Any) -> str:
-    return str(value)
-
-
-@pytest.mark.parametrize("form", job.FORMS, ids=named)
+@pytest.mark.parametrize("emit", job.EMITS)
 @pytest.mark.parametrize("way", job.WAYS)
-def test_every_way_of_a_step_is_counted_alike(way: str, form: job.Form, of_one_process: Reported) -> None:
-    check(of_one_process[f"{way}-{form}", 0], job.MANY if way == "ahead" else job.STEPS)
+def test_every_way_of_a_step_is_counted_alike(way: str, emit: job.Emit, of_one_process: Reported) -> None:
+    check(of_one_process[f"{way}-{emit}", 0], job.MANY if way == "ahead" else job.STEPS)
 
 
-@pytest.mark.parametrize("form", job.FORMS, ids=named)
+@pytest.mark.parametrize("emit", job.EMITS)
 @pytest.mark.parametrize("way", job.ORDERS)
 def test_of_several_processes_each_that_reports_counts_every_step(
-    way: str, form: job.Form, of_processes: tuple[int, Reported]
+    way: str, emit: job.Emit, of_processes: tuple[int, Reported]
 ) -> None:
-    """By reading it is each; by callback the owner of the mesh's first device, and the others are there."""
+    """By reading, each process does; by callback, the one that owns the mesh's first device. The others say hello."""
     n, reported = of_processes
     owner = 0 if way == "in-order" else n - 1
     for process in range(n):
-        books = reported[f"{n}-{way}-{form}", process]
-        if form == job.READING or process == owner:
+        books = reported[f"{n}-{way}-{emit}", process]
+        if emit == "reading" or process == owner:
             check(books, job.STEPS)
         else:
             assert books.totals() == {}
-            assert books.order, "it has said that it is there"
+            assert books.order, "it has said hello"
             assert books.order[-1]["state"] == "finished"

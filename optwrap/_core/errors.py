@@ -1,0 +1,11 @@
+"""The base of every exception class that optwrap defines.
+
+    OptwrapError
+      TransportError   a report got no usable answer (optwrap/_monitor/transport.py); never reaches the training program
+
+Wrong arguments raise Python's own ValueError and TypeError.
+"""
+
+
+class OptwrapError(Exception):
+    """Base class of optwrap's own exceptions."""

@@ -1,0 +1,143 @@
+"""From an incarnation and its step records to the JSON of one report. docs/wire.md describes the fields."""
+
+import dataclasses
+import json
+import math
+import operator
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optwrap._monitor.account import Incarnation
+from optwrap._monitor.backlog import Record
+from optwrap._reading.replicas import Replica
+from optwrap._reading.unpack import Totals
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Who reports."""
+
+    run: str
+    process: int
+    attempt: str
+    interval: float
+    """Seconds between reports."""
+
+
+def encode(
+    identity: Identity,
+    incarnation: Incarnation,
+    records: Sequence[Record],
+    *,
+    oldest_held: int,
+    source: Mapping[str, Any],
+    sent_at: float,
+) -> bytes:
+    """The body of one report.
+
+    Args:
+      identity: who reports.
+      incarnation: whose counts, gauges and `seq`.
+      records: of its steps, in order.
+      oldest_held: the lowest `seq` that is not acknowledged.
+      source: what the process runs on, as the wire has it.
+      sent_at: seconds since 1970.
+    """
+    body = {
+        "run": identity.run,
+        "process": identity.process,
+        "incarnation": incarnation.id,
+        "attempt": identity.attempt,
+        "seq": incarnation.seq,
+        "oldest_held": oldest_held,
+        "interval": identity.interval,
+        "sent_at": sent_at,
+        "state": incarnation.state,
+        "source": source,
+        "totals": totals(incarnation.totals),
+        "at_start": totals(incarnation.at_start),
+        "gauges": _gauges(incarnation.gauges),
+        "steps": _columns(records),
+        "offenders": [
+            {"step": record.step, "parameter": parameter, "not_finite": values}
+            for record in records
+            for parameter, values in _by_path(record.nonfinite_parameters, operator.add).items()
+        ],
+        "dropped": {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps},
+    }
+    replicas = [
+        {"step": record.step, **_replica(brought.first), "count": brought.replicas, "of": brought.of}
+        for record in records
+        if (brought := record.brought) is not None
+    ]
+    if replicas:
+        body["replicas"] = replicas
+    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def totals(of: Totals) -> dict[str, Any]:
+    """The JSON of totals; without `replicas` if there are none."""
+    found: dict[str, Any] = {
+        "steps": of.steps,
+        "gradient_steps": of.gradient_steps,
+        "not_finite_steps": of.not_finite_steps,
+        "outcomes": dict(of.outcomes),
+        "parameters": _by_path(of.parameters, max),
+    }
+    if of.replicas:
+        found["replicas"] = [_replica(replica) | {"steps": steps} for replica, steps in of.replicas.items()]
+    return found
+
+
+def _replica(replica: Replica) -> dict[str, Any]:
+    return {"replica": replica.number, "process": replica.process, "device": replica.device}
+
+
+def _by_path(counts: Mapping[str, int], combine: Callable[[int, int], int]) -> dict[str, int]:
+    """The counts by path, escaped; where several paths become the same one, their counts are combined."""
+    found: dict[str, int] = {}
+    for parameter, count in counts.items():
+        path = _path(parameter)
+        found[path] = combine(found[path], count) if path in found else count
+    return found
+
+
+def _path(parameter: str) -> str:
+    """A parameter's path, as the wire permits it: 1 to 1024 characters, none of them a control character."""
+    if parameter.isascii() and parameter.isprintable() and 0 < len(parameter) <= 1024:
+        return parameter
+    # Cc are control characters; Cs are lone surrogates, which UTF-8 cannot encode.
+    escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs") else c for c in parameter)
+    return "".join(escaped)[:1024] or "."
+
+
+def _gauges(gauges: Mapping[str, float | int]) -> dict[str, Any]:
+    """The gauges that have a value. The wire has no gradient_step, and only a norm may be non-finite."""
+    return {
+        name: _number(value)
+        for name, value in gauges.items()
+        if name == "gradient_norm" or (name != "gradient_step" and math.isfinite(value) and value >= 0)
+    }
+
+
+def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The step records, column by column."""
+    found: dict[str, list[Any]] = {
+        "step": [record.step for record in records],
+        "time": [record.time for record in records],
+        "outcome": [record.outcome for record in records],
+        "finite": [record.finite for record in records],
+        "norm": [_number(record.norm) for record in records],
+        "mini_step": [record.mini_step for record in records],
+    }
+    if any(record.interpolated for record in records):
+        found["interpolated"] = [record.interpolated for record in records]
+    return found
+
+
+def _number(value: float) -> float | str:
+    """A number; one that is not finite by its name, since JSON has no other way."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

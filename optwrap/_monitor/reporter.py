@@ -1,0 +1,302 @@
+"""The loop of the reporting thread: counts what was observed, sends reports, and survives whatever the exporter does.
+
+The training loop never waits for anything in here, except in `flush` and `close`, which take a timeout.
+"""
+
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Callable
+from time import monotonic, sleep, time
+from typing import Final
+
+from optwrap._monitor.account import Account
+from optwrap._monitor.encode import Identity
+from optwrap._monitor.intake import Intake
+from optwrap._monitor.log import LogOnce, log, origin
+from optwrap._monitor.outbox import Outbox, Report
+from optwrap._monitor.queue import Inbox
+from optwrap._monitor.settings import Settings
+from optwrap._monitor.source import Source
+from optwrap._monitor.transport import Answer, Transport, TransportError
+
+MAX_BACKOFF: Final = 30.0
+"""Longest time in seconds between two attempts to reach the exporter, unless its Retry-After is longer."""
+MAX_RETRY_AFTER: Final = 3600.0
+"""Longest Retry-After that is followed, in seconds."""
+_RETRY_STATUSES: Final = frozenset({408, 429})
+_CONFLICT: Final = 409
+_TOO_LARGE: Final = 413
+_MAX_SERVER_ERRORS: Final = 8
+"""Answers of 500 in a row after which the report is taken to be the cause, and is given up."""
+_READ_EVERY: Final = 0.1
+"""Longest time in seconds between two reads of the inbox, and so before a bad step is noticed."""
+_URGENT_AFTER: Final = 0.2
+"""Shortest time in seconds between a report and an urgent one."""
+_POLL_EVERY: Final = 0.005
+"""Seconds between two looks at a device that is still computing, while `flush` or `close` waits."""
+_MAX_JSON_INTEGER: Final = 2**53
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """The time, and the jitter of retries; tests replace them."""
+
+    time: Callable[[], float] = time
+    """Returns seconds since 1970."""
+    monotonic: Callable[[], float] = monotonic
+    sleep: Callable[[float], None] = sleep
+    jitter: Callable[[], float] = dataclasses.field(default_factory=lambda: random.Random().random)
+    """Returns a number from 0 to 1. It has a generator of its own: the training program's draws stay as they are."""
+
+
+class Reporter:
+    """The state and the work of the reporting thread. `run` is the thread's target, `cycle` one turn of its loop.
+
+    Args:
+      settings: the Monitor's settings.
+      inbox: where readings come from.
+      account: where readings are counted.
+      transport: sends reports.
+      source: says who reports.
+      clock: the time.
+    """
+
+    def __init__(
+        self, settings: Settings, inbox: Inbox, account: Account, *, transport: Transport, source: Source, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._inbox = inbox
+        self._transport = transport
+        self._source = source
+        self._account = account
+        self._clock = clock
+        self._once = LogOnce()
+        self._intake = Intake(inbox, account, self._once)
+        self._outbox: Outbox | None = None
+        """None until it is known who reports."""
+        self._due = clock.monotonic()
+        """When the next report or the next retry is due."""
+        self._started = clock.time() - self._due
+        """Time at which the monotonic clock was 0."""
+        self._sent = -math.inf
+        self._blocked_until = self._due
+        """Until then the exporter's Retry-After forbids any report."""
+        self._failures = 0
+        """Attempts in a row that got no usable answer."""
+        self._lost_at: float | None = None
+        """When the exporter was lost; None while it can be reached."""
+        self._refused = False
+        """Whether the latest answer was a refusal."""
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the exporter has acknowledged everything that was counted."""
+        return self._outbox is not None and self._outbox.empty and not self._refused
+
+    def run(self) -> None:
+        """Report until the inbox is closed."""
+        try:
+            while self._inbox.closing is None:
+                self._guarded(self.cycle)
+                self._inbox.wakeup.wait(self.pause())
+            self._guarded(self.finish)
+        finally:
+            self._transport.close()
+            self._inbox.done.set()
+            while self._inbox.flushes:
+                self._inbox.flushes.popleft().done.set()
+
+    def cycle(self) -> None:
+        """Count what was observed, and send a report if one is due."""
+        flushes = [flush for flush in list(self._inbox.flushes) if not flush.done.is_set()]
+        if any(not flush.started for flush in flushes):
+            # A new flush gets one attempt at once, however long the exporter has been away.
+            self._failures = 0
+            self._due = self._clock.monotonic()
+            for flush in flushes:
+                flush.started = True
+        # Read the inbox even before it is known who reports: a bad step must not be evicted from it.
+        drained = self._intake.drain()
+        outbox = self._prepare_outbox()
+        if outbox is None:
+            return
+        now = self._clock.monotonic()
+        urgent = self._account.urgent and not self._failures and now >= self._sent + _URGENT_AFTER
+        due = urgent or now >= self._due
+        if now >= self._blocked_until and (due or (flushes and not self._failures and not outbox.empty)):
+            self._send(outbox, heartbeat=due)
+        if drained and (outbox.empty or self._refused):
+            for flush in flushes:
+                flush.succeeded = not self._refused
+                flush.done.set()
+
+    def pause(self) -> float:
+        """Seconds until the next cycle, unless the inbox wakes the thread earlier."""
+        if self._outbox is None:
+            return _READ_EVERY
+        if self._inbox.flushes and not self._failures:
+            return _POLL_EVERY
+        until = max(self._due, self._blocked_until) - self._clock.monotonic()
+        # Even with a long interval, read the inbox often: readings hold device memory, and a bad step is urgent.
+        return min(max(until, _POLL_EVERY), _READ_EVERY)
+
+    def finish(self) -> None:
+        """Send the last reports, until the deadline of closing."""
+        closing, outbox, clock = self._inbox.closing, self._prepare_outbox(), self._clock
+        if closing is None or outbox is None:
+            return
+        # Half of the time is for the device to finish what was observed, half for the exporter.
+        half = (clock.monotonic() + closing.deadline) / 2
+        while not self._intake.drain() and clock.monotonic() < half:
+            clock.sleep(_POLL_EVERY)
+        self._intake.abandon()
+        self._account.finish(closing.state)
+        pause = 0.02
+        while True:
+            self._send(outbox, heartbeat=False, deadline=closing.deadline)
+            left = closing.deadline - clock.monotonic()
+            if outbox.empty or self._refused or left <= pause:
+                return
+            clock.sleep(pause)
+            pause = min(2 * pause, 0.5)
+
+    def _now(self) -> float:
+        """Seconds since 1970 for `sent_at`: the time at the start, continued by the monotonic clock.
+
+        The exporter orders incarnations and measures the distance of reports by it, so it must never be set back.
+        """
+        return self._started + self._clock.monotonic()
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        """Call `work`; an exception, which is a bug of ours, is logged and does not end the thread."""
+        try:
+            work()
+        except Exception as error:
+            self._due = self._clock.monotonic() + self._settings.interval
+            self._once.warn(
+                origin(error),
+                "optwrap: an internal error while reporting run %s; reporting goes on",
+                self._settings.run,
+                error=error,
+            )
+
+    def _read_inbox(self) -> None:
+        self._guarded(self._intake.drain)
+
+    def _prepare_outbox(self) -> Outbox | None:
+        """The outbox, which starts with the hello; None while it is unknown who reports."""
+        if self._outbox is None:
+            if self._inbox.first is not None:
+                self._source.note_step()
+            process = self._source.process()
+            first = self._account.incarnations[0].id
+            attempt = self._source.attempt(self._settings.run, first, self._clock.monotonic())
+            if process is None or attempt is None:
+                return None
+            outbox = Outbox(self._account, Identity(self._settings.run, process, attempt, self._settings.interval))
+            outbox.build_hello(self._source.describe(), self._now())
+            self._outbox = outbox
+        return self._outbox
+
+    def _send(self, outbox: Outbox, *, heartbeat: bool, deadline: float | None = None) -> None:
+        """Send the held reports again, then new ones; if there is neither, and `heartbeat`, a report without news."""
+        self._sent = now = self._clock.monotonic()
+        self._account.urgent = False
+        for held in list(outbox.held):
+            heartbeat = False
+            if held in outbox.held and not self._deliver(outbox, held, deadline):
+                return
+        source = self._source.describe()
+        while (report := outbox.build(source, self._now(), heartbeat=heartbeat)) is not None:
+            heartbeat = heartbeat and report.incarnation is not self._account.current
+            if not self._deliver(outbox, report, deadline):
+                return
+        self._due = now + self._settings.interval
+
+    def _deliver(self, outbox: Outbox, report: Report, deadline: float | None) -> bool:
+        """Send one report; returns whether to send further ones now."""
+        within = None if deadline is None else deadline - self._clock.monotonic()
+        if within is not None and within <= 0:
+            return False
+        try:
+            # While the exporter hangs, keep reading the inbox: a bad step must not be evicted from it. At the end of
+            # the run nothing is left to read.
+            answer = self._transport.post(
+                report.body, within=within, meanwhile=self._read_inbox if deadline is None else None
+            )
+            if answer.status == 200:
+                outbox.acknowledge(report.incarnation, _acknowledged(answer))
+                self._reached()
+                self._refused = False
+                return True
+        except TransportError as error:
+            outbox.mark_uncertain(report)
+            return self._failed(str(error), None)
+        if answer.status in _RETRY_STATUSES or (answer.status >= 500 and not self._is_broken_by_report(answer)):
+            outbox.mark_uncertain(report)
+            return self._failed(answer.message, answer.retry_after)
+        self._reached()
+        if answer.status == _TOO_LARGE and outbox.split(report):
+            return True
+        outbox.give_up(report, seq_is_taken=answer.status == _CONFLICT)
+        self._refused = True
+        self._due = self._clock.monotonic() + self._settings.interval
+        self._once.warn(
+            (answer.status, *answer.fields),
+            "optwrap: the exporter at %s refused a report of run %s, whose step records are lost: %s",
+            self._settings.endpoint.text,
+            self._settings.run,
+            answer.message,
+        )
+        return False
+
+    def _is_broken_by_report(self, answer: Answer) -> bool:
+        return answer.status == 500 and self._failures >= _MAX_SERVER_ERRORS
+
+    def _failed(self, why: str, retry_after: float | None) -> bool:
+        """Schedule a retry; logs the first failure in a row. Returns False, as `_deliver` does."""
+        now = self._clock.monotonic()
+        # Full jitter: the processes of a job lose their exporter together and must not all come back at once.
+        self._due = now + self._clock.jitter() * min(MAX_BACKOFF, 2.0 ** min(self._failures, 10))
+        self._blocked_until = now + min(retry_after or 0.0, MAX_RETRY_AFTER)
+        self._failures += 1
+        if self._lost_at is None:
+            self._lost_at = now
+            log.warning(
+                "optwrap: cannot report run %s to the exporter at %s (%s); training goes on, and counts are kept and "
+                "sent later",
+                self._settings.run,
+                self._settings.endpoint.text,
+                why,
+            )
+        return False
+
+    def _reached(self) -> None:
+        """Reset the backoff; logs that the exporter is back if it was lost."""
+        self._failures = 0
+        if self._lost_at is not None:
+            away = self._clock.monotonic() - self._lost_at
+            self._lost_at = None
+            log.warning(
+                "optwrap: the exporter at %s accepts reports of run %s again, after %.0f s",
+                self._settings.endpoint.text,
+                self._settings.run,
+                away,
+            )
+
+
+def _acknowledged(answer: Answer) -> int:
+    """The `acknowledged` of an answer; other keys are ignored.
+
+    Raises:
+      TransportError: the answer has none, so it is not from an exporter.
+    """
+    try:
+        found = json.loads(answer.body)["acknowledged"]
+    except (ValueError, TypeError, KeyError):
+        found = None
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= _MAX_JSON_INTEGER:
+        raise TransportError(f"the answer is not from an exporter: {answer.message}")
+    return found
