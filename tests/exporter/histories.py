@@ -91,7 +91,14 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                     clock, process=process, attempt=f"attempt-{launch}", state=state.copy(), process_count=processes
                 )
                 began = state.copy()
-                reports = [trainer.hello()]
+                if began.steps:
+                    # The hello was zero; the first reading of a resumed state begins an incarnation of its own.
+                    hello = Trainer(clock, process=process, attempt=trainer.attempt, process_count=processes)
+                    history.trainers.append(hello)
+                    history.reports[hello.incarnation] = [hello.hello()]
+                    history.shares[hello.incarnation] = Counts()
+                    clock.advance(0.5)
+                reports = [trainer.report() if began.steps else trainer.hello()]
                 for outcome, offenders, brought in part:
                     clock.advance(0.5)
                     trainer.step(outcome, norm="NaN" if offenders else 1.0, offenders=offenders, brought=brought)

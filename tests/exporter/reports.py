@@ -87,7 +87,6 @@ class Trainer:
     process_count: int = 1
     gauges: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Gauges beside those of streak and norm."""
-    base: dict[str, Any] | None = None
     seq: int = 0
 
     def __post_init__(self) -> None:
@@ -166,7 +165,6 @@ class Trainer:
             },
             "totals": self.counters(),
             "at_start": self.at_start.counters(),
-            "base": self.base,
             "gauges": gauges | self.gauges,
             "steps": self.columns,
             "offenders": self.offenders,
@@ -181,9 +179,9 @@ class Trainer:
         return sent(self.json(state, **changes))
 
     def hello(self) -> Report:
-        """What a Monitor says at its construction: it does not know yet where the counters stand."""
-        nothing = State().counters()
-        return self.report("starting", totals=nothing, at_start=nothing, gauges={})
+        """What a Monitor reports at its construction, all counters zero; a resumed state gets another incarnation."""
+        assert not self.state.steps
+        return self.report("starting", gauges={})
 
 
 def by_replica(firsts: Mapping[tuple[Any, ...], int]) -> dict[str, Any]:

@@ -135,7 +135,6 @@ class Job:
             },
             "totals": self.totals,
             "at_start": self.at_start,
-            "base": None,
             "gauges": self.gauges,
             "steps": self._steps,
             "offenders": self._offenders,

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def test_a_report_is_answered_once_it_is_committed(exporter: Exporter) -> None:
     trainer = Trainer(exporter.clock)
     trainer.step()
     answer = exporter.ingest.submit(trainer.report())
-    assert answer == Acknowledgement(acknowledged=1, base=None)
+    assert answer == Acknowledgement(acknowledged=1)
     assert not answer.duplicate
     assert exporter.detail.totals.steps == 1
     assert exporter.store.steps("lm", 0).total == 1
@@ -445,21 +445,18 @@ def test_old_records_go_and_runs_long_silent_go_whole_but_no_live_totals(tmp_pat
         assert exporter.ledger.runs() == ["lm"]
 
 
-def test_forgetting_a_run_forgets_it_everywhere_and_its_client_goes_on_from_its_base(exporter: Exporter) -> None:
-    first = Trainer(exporter.clock)
-    first.step()
-    exporter.ingest.submit(first.report())
-    exporter.clock.advance(1)
-    trainer = Trainer(exporter.clock, attempt="second", state=first.state.copy())
+def test_forgetting_a_run_deletes_it_and_its_client_starts_again_at_zero(exporter: Exporter) -> None:
+    trainer = Trainer(exporter.clock)
     trainer.step()
-    base = exporter.ingest.submit(trainer.report()).base
-    assert base is not None
-    trainer.base = base.model_dump()
+    exporter.ingest.submit(trainer.report())
     assert exporter.ingest.forget("lm")
     assert not exporter.ingest.forget("lm")
     assert exporter.ledger.runs() == []
-    exporter.ingest.submit(trainer.report())
-    assert exporter.detail.totals.steps == 2
+    exporter.ingest.submit(trainer.report(oldest_held=2))
+    assert (exporter.detail.totals.steps, exporter.detail.unseen) == (0, 1)
+    trainer.step()
+    exporter.ingest.submit(trainer.report(oldest_held=3))
+    assert (exporter.detail.totals.steps, exporter.detail.unseen) == (1, 1)
 
 
 def test_futures_carry_what_went_wrong(exporter: Exporter) -> None:
@@ -469,24 +466,3 @@ def test_futures_carry_what_went_wrong(exporter: Exporter) -> None:
     assert offered[0].result().acknowledged == 1
     assert isinstance(offered[1].exception(), Conflict)
     assert offered[2].result().duplicate
-
-
-@pytest.mark.parametrize("gap", [False, True])
-def test_the_answer_names_what_was_counted_before_the_incarnation(exporter: Exporter, gap: bool) -> None:
-    first = Trainer(exporter.clock)
-    for _ in range(4):
-        first.bad("skipped_not_finite", w=2)
-    submit: Callable[[Report], Acknowledgement] = exporter.ingest.submit
-    late = first.report()
-    if not gap:
-        assert submit(late).base is None
-    exporter.clock.advance(1)
-    second = Trainer(exporter.clock, attempt="second")
-    answer = submit(second.hello())
-    if gap:
-        assert answer.base is None
-        submit(late)
-        answer = submit(second.report())
-    assert answer.base is not None
-    assert answer.base.steps == answer.base.not_finite_steps == answer.base.outcomes.skipped_not_finite == 4
-    assert answer.base.parameters == {"w": 4}

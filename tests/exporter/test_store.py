@@ -231,10 +231,18 @@ def anothers(directory: Path) -> None:
         db.execute("CREATE TABLE songs (title TEXT)")
 
 
-def newer(directory: Path) -> None:
+def of_version(directory: Path, version: int) -> None:
     Store(directory).close()
     with contextlib.closing(sqlite3.connect(directory / "optwrap.sqlite3")) as db:
-        db.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {version}")
+
+
+def newer(directory: Path) -> None:
+    of_version(directory, schema.VERSION + 1)
+
+
+def older(directory: Path) -> None:
+    of_version(directory, schema.VERSION - 1)
 
 
 def truncated(directory: Path) -> None:
@@ -254,7 +262,8 @@ def truncated(directory: Path) -> None:
         (a_file, "not a directory"),
         (no_database, "not a database"),
         (anothers, "another program"),
-        (newer, "newer exporter"),
+        (newer, "a newer exporter"),
+        (older, "an older exporter"),
         (truncated, "malformed"),
     ],
 )
@@ -284,52 +293,6 @@ def test_a_spoilt_row_is_one_clear_line(kept: Kept) -> None:
 def test_a_limit_too_small_to_hold_anything_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=f"4096 bytes.*{SMALLEST_LIMIT}"):
         Store(tmp_path, limit_bytes=4096)
-
-
-def test_an_older_schema_is_migrated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Store(tmp_path).close()
-    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
-    monkeypatch.setitem(schema.MIGRATIONS, schema.VERSION - 1, lambda db: db.execute("CREATE TABLE added (x)"))
-    Store(tmp_path).close()
-    Store(tmp_path).close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "optwrap.sqlite3")) as db:
-        assert db.execute("SELECT count(*) FROM added").fetchone() == (0,)
-
-
-def test_a_store_from_before_replicas_opens_with_all_that_was_in_it(tmp_path: Path) -> None:
-    """Schema 1: no table of replicas, no labels of them, and none in what is remembered of an incarnation."""
-    kept = Kept(tmp_path)
-    trainer = Trainer(kept.clock)
-    trainer.step()
-    trainer.bad()
-    kept.take(trainer.report())
-    before = kept.ledger.detail("lm")
-    kept.store.close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "optwrap.sqlite3")) as db:
-        db.execute("DROP TABLE replica")
-        db.execute("ALTER TABLE run DROP COLUMN replica_labels")
-        db.execute("UPDATE incarnation SET state = json_remove(state, '$.replicas', '$.seen')")
-        db.execute("PRAGMA user_version = 1")
-        db.commit()
-
-    kept = Kept(tmp_path, clock=kept.clock)
-    try:
-        assert kept.ledger.detail("lm") == before
-        trainer.step("skipped_not_finite", norm="NaN", offenders={"w": 1}, brought=(3, 1, "cpu:4", 1, 8))
-        kept.take(trainer.report())
-        kept = kept.reopened()
-        answer = kept.ledger.detail("lm")
-        assert answer is not None
-        (row,) = answer.replicas
-        assert row.model_dump() == {
-            **{"replica": 3, "process": 1, "device": "cpu:4"},
-            **{"steps": 1, "first_step": 3, "last_step": 3},
-        }
-        assert [record.model_dump() for record in kept.store.steps("lm", 0).replicas] == [
-            {"step": 3, "replica": 3, "process": 1, "device": "cpu:4", "count": 1, "of": 8}
-        ]
-    finally:
-        kept.store.close()
 
 
 # --- reads ------------------------------------------------------------------------------------------------------------
@@ -838,7 +801,6 @@ def any_report(draw: st.DrawFn) -> Report:
         sent_at=draw(times),
         totals=state.counters() | by_replica(firsts),
         at_start=before.counters(),
-        base=counted(draw, State()).counters() if draw(st.booleans()) else None,
         gauges=draw(st.dictionaries(st.sampled_from(gauges), st.integers(0, LARGE)))
         | draw(
             st.fixed_dictionaries({}, optional={"gradient_norm": norms, "gradient_norm_limit": st.floats(0, 1e308)})

@@ -43,8 +43,6 @@ def fold(process: ProcessState | None, report: Report, now: float, listening: fl
     in_order = before is None or report.seq > before.highest
     streaks = events.of_streaks(report, before.streak if before else Streak()) if in_order else None
     incarnation = _incarnation(process, before, report, streaks, now=now)
-    if process is not None and before is not None and in_order:
-        incarnation = _moved_up(process, incarnation, now)
     first: list[Occurrence | None] = [events.of_start(report, before, process is not None, now)]
     if incarnation.placed and not (before and before.placed):
         first.append(events.of_resumption(report, _previous(process, incarnation), now))
@@ -99,8 +97,8 @@ def _incarnation(
     now: float,
 ) -> IncarnationState:
     """The report's incarnation with the report in it."""
-    totals, at_start = Counts.of(report.totals), Counts.of(report.at_start)
-    base = Counts.of(report.base) if report.base is not None else None
+    totals = Counts.of(report.totals)
+    partial, baseline = _baseline(before, report, totals)
     dropped = (report.dropped.steps, report.dropped.bad_steps)
     offences = _offences(before.offences if before else {}, report.offenders)
     seen = _seen(before.seen if before else {}, report, totals)
@@ -111,7 +109,6 @@ def _incarnation(
             attempt=report.attempt,
             order=order,
             generation=generation,
-            arrival=len(process.incarnations) if process else 0,
             first_report=now,
             last_report=now,
             began=report.sent_at,
@@ -121,10 +118,10 @@ def _incarnation(
             highest=report.seq,
             received=((report.seq, report.seq),),
             state=report.state,
-            at_start=at_start,
+            start_step=report.at_start.steps,
             totals=totals,
-            share=totals.minus(at_start),
-            base=base,
+            baseline=baseline,
+            partial=partial,
             dropped=dropped,
             host=report.source.host,
             streak=streaks.open if streaks else Streak(),
@@ -137,8 +134,6 @@ def _incarnation(
     if in_order:
         apart, sent = now - before.heard, report.sent_at - before.sent
         beats = before.beaten(Beat(now, report.totals.steps), paced=sent > 0 and 0.5 * sent <= apart <= 2 * sent + 1)
-    if base is not None and before.base is not None:
-        base = base.maximum(before.base)
     received = ranges.add(before.received, report.seq)
     if len(received) > ranges.MOST:  # what the client does not hold any more cannot come any more
         received = ranges.union([(1, report.oldest_held - 1), *received])
@@ -152,11 +147,9 @@ def _incarnation(
         highest=max(before.highest, report.seq),
         received=received,
         state=report.state if in_order else before.state,
-        at_start=_same(before.at_start, at_start) if in_order else before.at_start,
         totals=before.totals.maximum(totals),
-        # One report's own difference never falls, and is that of the last report, whichever come and in whatever order.
-        share=before.share.maximum(totals.minus(at_start)),
-        base=base or before.base,
+        baseline=baseline,
+        partial=partial,
         dropped=(max(before.dropped[0], dropped[0]), max(before.dropped[1], dropped[1])),
         streak=streaks.open if streaks else before.streak,
         placed=before.placed or report.totals.steps > 0,
@@ -165,8 +158,16 @@ def _incarnation(
     )
 
 
-def _same(old: Counts, new: Counts) -> Counts:
-    return old if old == new else new
+def _baseline(before: IncarnationState | None, report: Report, totals: Counts) -> tuple[bool, Counts]:
+    """Whether the incarnation is partial, and what its totals are counted from.
+
+    Both depend on the set of reports received, not on their order.
+    """
+    if before is not None and not before.partial:
+        return False, before.baseline
+    if report.oldest_held == 1:
+        return False, Counts.of(report.at_start)
+    return True, totals if before is None else before.baseline.minimum(totals)
 
 
 def _offences(before: Mapping[str, Offences], offenders: list[Offender]) -> Mapping[str, Offences]:
@@ -209,32 +210,11 @@ def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
     return (known[at].order + (known[at - 1].order if at else known[at].order - 2)) / 2, generation
 
 
-def _moved_up(process: ProcessState, incarnation: IncarnationState, now: float) -> IncarnationState:
-    """The incarnation in the last place, if it was put before others for its clock only, and lives on after them.
-
-    Not where anything counted would fall by that: what it was told may have been told by an exporter that knew less.
-    """
-    later = [state for state in process.incarnations.values() if state.order > incarnation.order]
-    if not later or not incarnation.alive:
-        return incarnation
-    since = incarnation.beats[0].time
-    if any(state.arrival > incarnation.arrival or since < state.last_report <= now for state in later):
-        return incarnation
-    moved = dataclasses.replace(incarnation, order=later[-1].order + 1)
-    here, there = (
-        dataclasses.replace(
-            process, incarnations=ordered({**process.incarnations, incarnation.incarnation: state}.values())
-        ).total
-        for state in (incarnation, moved)
-    )
-    return moved if there.maximum(here) == there else incarnation
-
-
 def _with(
     incarnations: Mapping[str, IncarnationState], incarnation: IncarnationState, before: IncarnationState | None
 ) -> dict[str, IncarnationState]:
     both = {**incarnations, incarnation.incarnation: incarnation}
-    return both if before is not None and before.order == incarnation.order else ordered(both.values())
+    return both if before is not None else ordered(both.values())
 
 
 def _previous(process: ProcessState | None, incarnation: IncarnationState) -> IncarnationState | None:
@@ -251,8 +231,6 @@ def _speaks(
     current = process.incarnation
     if incarnation.incarnation == current.incarnation:
         return True
-    if before is not None and incarnation.order > before.order:
-        return True  # it has just been seen to live after all others
     if before is None:
         return report.sent_at >= current.began
     # Once another has taken its place an incarnation gets it back only if that one is gone, and it is plainly alive itself:
@@ -296,7 +274,7 @@ def _live(
     gauges, columns = report.gauges, report.steps
     streak = gauges.not_finite_streak or 0
     last_record, durations = _pace(None if entered else process.last_record, process.durations, report)
-    anchor = _anchor(None if entered else process.gradient_anchor, gained, report)
+    anchor = _anchor(None if entered else process.gradient_anchor, incarnation, gained, report)
     hungry = anchor is not None and report.totals.steps - anchor >= health.hunger(gauges)
     gave_up = process.gave_up
     if gained.accepted_not_finite:
@@ -348,12 +326,12 @@ def _pace(
     return (step, time), durations
 
 
-def _anchor(anchor: int | None, gained: Counts, report: Report) -> int | None:
+def _anchor(anchor: int | None, incarnation: IncarnationState, gained: Counts, report: Report) -> int | None:
     """The state's step number at the last gradient step, as late as it can have been."""
     if report.totals.steps == 0:
         return anchor
     if not gained.gradient_steps:
-        return report.at_start.steps if anchor is None else anchor
+        return incarnation.baseline.steps if anchor is None else anchor
     columns = report.steps
     if len(columns) and max(columns.step) == report.totals.steps:
         reached = [

@@ -90,6 +90,15 @@ class Counts:
             _joined(self.replicas, other.replicas, max),
         )
 
+    def minimum(self, other: "Counts") -> "Counts":
+        """The smaller, field by field."""
+        return Counts(
+            tuple(map(min, self.outcomes, other.outcomes)),
+            min(self.not_finite_steps, other.not_finite_steps),
+            _smaller(self.parameters, other.parameters),
+            _smaller(self.replicas, other.replicas),
+        )
+
     def counters(self) -> Counters:
         """In the wire's form."""
         outcomes = zip(OUTCOMES, self.outcomes, strict=True)
@@ -129,6 +138,10 @@ def _add(a: int, b: int) -> int:
 
 def _less(a: Mapping[Key, int], b: Mapping[Key, int]) -> Mapping[Key, int]:
     return {key: rest for key, n in a.items() if (rest := n - b.get(key, 0)) > 0} if b else a
+
+
+def _smaller(a: Mapping[Key, int], b: Mapping[Key, int]) -> Mapping[Key, int]:
+    return {key: min(n, b[key]) for key, n in a.items() if key in b}
 
 
 def _joined(a: Mapping[Key, int], b: Mapping[Key, int], join: Callable[[int, int], int]) -> Mapping[Key, int]:

@@ -157,7 +157,7 @@ def of_start(report: Report, before: IncarnationState | None, known: bool, now: 
       known: whether the process is known.
       now: the exporter's clock.
     """
-    if known or before is not None or report.base is not None:
+    if known or before is not None or report.oldest_held > 1:
         return None
     detail = {"host": report.source.host, "process_count": report.source.process_count}
     key = f"started/{report.process}/{report.incarnation}"
@@ -173,7 +173,7 @@ def of_resumption(report: Report, previous: IncarnationState | None, now: float)
       now: the exporter's clock.
     """
     to = report.at_start.steps
-    if previous is None and (to == 0 or report.base is not None):
+    if previous is None and (to == 0 or report.oldest_held > 1):
         return None
     detail = {"from": previous.totals.steps if previous else None, "to": to}
     key = f"resumed/{report.process}/{report.incarnation}"

@@ -6,6 +6,7 @@ many, and most reports change none. Replicas are not: of an incarnation there ar
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger.counters import Counts, Replica
@@ -39,9 +40,7 @@ class Badness:
 
     parameter: str
     totals: int
-    at_start: int
-    share: int
-    base: int
+    baseline: int
     offences: Offences | None
 
 
@@ -83,7 +82,7 @@ _LIVING: Final = 4
 """Beats that tell a life from what was only late."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)  # without slots: `share` is cached
 class IncarnationState:
     """One incarnation of one process: one start of it, or one rollback within it."""
 
@@ -109,14 +108,14 @@ class IncarnationState:
     received: Ranges
     """Every seq that is stored."""
     state: State
-    at_start: Counts = NOTHING
-    """As the report with the highest seq says."""
+    start_step: int = 0
+    """Steps that the optimizer's state had taken when the incarnation began."""
     totals: Counts = NOTHING
-    """The largest seen."""
-    share: Counts = NOTHING
-    """The largest `totals - at_start` of one report: what this incarnation adds to the process's total."""
-    base: Counts | None = None
-    """What some exporter had counted before this incarnation, as the client was told: counts where this one knows less."""
+    """The largest received."""
+    baseline: Counts = NOTHING
+    """What `totals` are counted from: `at_start`, or for a partial incarnation the smallest totals received."""
+    partial: bool = False
+    """Whether all reports received had an `oldest_held` above 1: the earlier ones went to a store that is lost."""
     dropped: tuple[int, int] = (0, 0)
     """Step records and bad ones that the client dropped."""
     not_stored: int = 0
@@ -128,8 +127,11 @@ class IncarnationState:
     offences: Mapping[str, Offences] = dataclasses.field(default_factory=dict)
     seen: Mapping[Replica, Seen] = dataclasses.field(default_factory=dict)
     """By replica; of those only that the totals name, of which there are few."""
-    arrival: int = 0
-    """How many incarnations of its process were heard of before it."""
+
+    @cached_property
+    def share(self) -> Counts:
+        """What this incarnation adds to the totals of its process."""
+        return self.totals.minus(self.baseline)
 
     @property
     def ended(self) -> bool:
@@ -155,9 +157,7 @@ class IncarnationState:
         return Badness(
             parameter,
             self.totals.parameters.get(parameter, 0),
-            self.at_start.parameters.get(parameter, 0),
-            self.share.parameters.get(parameter, 0),
-            self.base.parameters.get(parameter, 0) if self.base else 0,
+            self.baseline.parameters.get(parameter, 0),
             self.offences.get(parameter),
         )
 
@@ -166,11 +166,9 @@ class IncarnationState:
         names: dict[str, None] = {}
         for now, then in (
             (self.totals, before and before.totals),
-            (self.at_start, before and before.at_start),
-            (self.share, before and before.share),
-            (self.base, before and before.base),
+            (self.baseline, before and before.baseline),
         ):
-            mine, old = now.parameters if now else {}, then.parameters if then else {}
+            mine, old = now.parameters, then.parameters if then else {}
             if mine is not old and mine != old:
                 names.update((path, None) for path in mine if mine[path] != old.get(path, 0))
                 names.update((path, None) for path in old if path not in mine)
@@ -183,11 +181,9 @@ class IncarnationState:
         """What to write, without the parameters: JSON's types only."""
         return {name: getattr(self, name) for name in _PLAIN} | {
             "totals": _written(self.totals),
-            "at_start": _written(self.at_start),
-            "share": _written(self.share),
-            "base": self.base and _written(self.base),
+            "baseline": _written(self.baseline),
             "streak": [self.streak.first, self.streak.last, self.streak.at],
-            "replicas": {name: _replicas(counts.replicas) for name in _COUNTS if (counts := getattr(self, name))},
+            "replicas": {name: _replicas(getattr(self, name).replicas) for name in ("totals", "baseline")},
             "seen": [[*replica, *seen] for replica, seen in self.seen.items()],
         }
 
@@ -195,12 +191,12 @@ class IncarnationState:
     def from_durable(cls, written: Mapping[str, Any], badness: Iterable[Badness]) -> "IncarnationState":
         """What was written."""
         rows = list(badness)
-        replicas = written.get("replicas", {})  # since schema 2
+        replicas = written["replicas"]
 
         def counts(name: str) -> Counts:
             *outcomes, not_finite = written[name]
             parameters = {row.parameter: n for row in rows if (n := getattr(row, name))}
-            firsts = {Replica(number, process, device): n for number, process, device, n in replicas.get(name, ())}
+            firsts = {Replica(number, process, device): n for number, process, device, n in replicas[name]}
             return Counts(tuple(outcomes), not_finite, parameters, firsts)
 
         return cls(
@@ -210,17 +206,12 @@ class IncarnationState:
                 "beats": tuple(Beat(*beat) for beat in written["beats"]),
                 "dropped": tuple(written["dropped"]),
                 "totals": counts("totals"),
-                "at_start": counts("at_start"),
-                "share": counts("share"),
-                "base": counts("base") if written["base"] else None,
+                "baseline": counts("baseline"),
                 "streak": Streak(*written["streak"]),
                 "offences": {row.parameter: row.offences for row in rows if row.offences},
-                "seen": {Replica(*row[:3]): Seen(*row[3:]) for row in written.get("seen", ())},
+                "seen": {Replica(*row[:3]): Seen(*row[3:]) for row in written["seen"]},
             }
         )
-
-
-_COUNTS: Final = ("totals", "at_start", "share", "base")
 
 
 def _replicas(of: Mapping[Replica, int]) -> list[list[Any]]:
@@ -236,4 +227,4 @@ def plain(of: type, *left_out: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
 
 
-_PLAIN: Final = plain(IncarnationState, "totals", "at_start", "share", "base", "streak", "offences", "seen")
+_PLAIN: Final = plain(IncarnationState, "totals", "baseline", "streak", "offences", "seen")

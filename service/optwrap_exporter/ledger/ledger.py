@@ -79,11 +79,9 @@ class Plan:
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report that is in `process`: how far the client may forget, and what came before its incarnation."""
-    base = process.before(report.incarnation)
+    """The answer to a report that is in `process`: up to which seq the client may forget."""
     return Acknowledgement(
         acknowledged=ranges.up_to(process.incarnations[report.incarnation].received, report.oldest_held),
-        base=base.counters() if base.steps else None,
         duplicate=duplicate,
     )
 

@@ -5,8 +5,8 @@ every report, so that a ledger is back after a restart without reading a single 
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cached_property, reduce
 from typing import Any, Final
 
 from optwrap_exporter.ledger.counters import Counts, Replica
@@ -60,18 +60,8 @@ class ProcessState:
 
     @cached_property
     def total(self) -> Counts:
-        """Seen to run: the sum over its incarnations of their share, on top of what is only known by hearsay (`base`)."""
-        return self.reached[-1][1]
-
-    @cached_property
-    def reached(self) -> tuple[tuple[str, Counts], ...]:
-        """What it had counted when each of its attempts ended, in their order; one taken up again is another."""
-        found: list[tuple[str, Counts]] = []
-        for state, _, through in self._counted():
-            if found and found[-1][0] == state.attempt:
-                found.pop()
-            found.append((state.attempt, through))
-        return tuple(found)
+        """Everything counted of this process: the sum over its incarnations."""
+        return sum_of(self.shares.values())
 
     @cached_property
     def shares(self) -> Mapping[str, Counts]:
@@ -91,22 +81,6 @@ class ProcessState:
                 found[key] = found[key].plus(offences) if key in found else offences
         return found
 
-    def before(self, incarnation: str) -> Counts:
-        """What was counted before that incarnation."""
-        return next(before for state, before, _ in self._counted() if state.incarnation == incarnation)
-
-    def _counted(self) -> Iterator[tuple[IncarnationState, Counts, Counts]]:
-        """Its incarnations in their order, each with what was counted before it and through it.
-
-        A base is what was counted before its incarnation as far as some exporter knew: at least that much. In the store that
-        counted it, it never exceeds what the incarnations before add up to; after the loss of a directory it stands for them.
-        """
-        through = NOTHING
-        for state in self.incarnations.values():
-            before = through if state.base is None else through.maximum(state.base)
-            through = before.plus(state.share)
-            yield state, before, through
-
     def names_own_attempt(self, incarnation: IncarnationState) -> bool:
         """Whether an incarnation's attempt is called by one of this process's incarnations: nothing told it its launch, then."""
         return incarnation.attempt in self.incarnations
@@ -116,7 +90,7 @@ class ProcessState:
         return sum(
             state.attempt == incarnation.attempt
             and state.order < incarnation.order
-            and state.at_start.steps < step <= state.totals.steps
+            and state.start_step < step <= state.totals.steps
             for state in self.incarnations.values()
         )
 
@@ -173,28 +147,14 @@ class RunState:
 
     @cached_property
     def total(self) -> Counts:
-        """Seen to run: the sum over attempts of the largest process in each, field by field.
-
-        What is known by hearsay only (a process's `base`) is of no known attempt, and several processes may have been
-        told of the same. So what is added up through each attempt is at least what any process had counted by its end,
-        its base included. That is never more than what was, and never less than what was said before.
-        """
-        began: dict[str, float] = {}
-        for process in self.processes.values():
-            for state in process.incarnations.values():
-                began[state.attempt] = min(state.began, began.get(state.attempt, state.began))
-        places = {attempt: place for place, attempt in enumerate(sorted(began, key=lambda name: (began[name], name)))}
-        largest, reached = [NOTHING] * len(places), [NOTHING] * len(places)
+        """Everything counted of this run: the sum over its attempts of the largest process in each, field by field."""
+        largest: dict[str, Counts] = {}
         for process in self.processes.values():
             for attempt, share in process.shares.items():
-                largest[places[attempt]] = largest[places[attempt]].maximum(share)
-            # Up to where it took part in nothing later.
-            ends: dict[int, Counts] = {}
-            for attempt, through in process.reached:
-                ends[max([places[attempt], *ends])] = through
-            for place, through in ends.items():
-                reached[place] = reached[place].maximum(through)
-        total = NOTHING
-        for counts, through in zip(largest, reached, strict=True):
-            total = total.plus(counts).maximum(through)
-        return total
+                largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
+        return sum_of(largest.values())
+
+
+def sum_of(counts: Iterable[Counts]) -> Counts:
+    """The sum of several counts."""
+    return reduce(Counts.plus, counts, NOTHING)

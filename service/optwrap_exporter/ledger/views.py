@@ -153,23 +153,11 @@ def lead(run: RunState, now: float) -> ProcessState:
 
 
 def unseen(run: RunState, speaker: ProcessState) -> int:
-    """Steps that the run's present state has lived and that nobody has seen.
-
-    Seen is what the incarnations of all processes cover, and what those of the speaker cover together with what it knows by
-    hearsay only (a base, after the loss of a directory). Both may be the same steps: the larger of the two counts.
-    """
+    """Steps that the optimizer's state has taken and that no incarnation reported."""
     lived = speaker.incarnation.totals.steps
-    hearsay = speaker.total.steps - sum(share.steps for share in speaker.shares.values())
-    covered = max(_covered(run.processes.values(), lived), _covered([speaker], lived) + hearsay)
-    return max(0, lived - covered)
-
-
-def _covered(processes: Iterable[ProcessState], lived: int) -> int:
-    """How many of that many steps the incarnations of some processes tell of."""
-    incarnations = (state for process in processes for state in process.incarnations.values())
-    return ranges.count(
-        ranges.union((state.at_start.steps + 1, state.totals.steps) for state in incarnations), 1, lived
-    )
+    incarnations = (state for process in run.processes.values() for state in process.incarnations.values())
+    reported = ranges.union((state.baseline.steps + 1, state.totals.steps) for state in incarnations)
+    return lived - ranges.count(reported, 1, lived)
 
 
 def parameters(run: RunState) -> list[ParameterRow]:
@@ -255,7 +243,6 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> Iterator
             host=process.source.host,
             health=condition,
             since=since,
-            incarnation=process.current,
             last_report=process.last_report,
             totals=process.total.totals(),
             gauges=process.gauges,

@@ -1,13 +1,12 @@
-"""The database: its tables, how it is opened, and how an older one is brought up to date."""
+"""The database: its tables, and how it is opened. A database of another version is refused."""
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 2
+VERSION: Final = 3
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -15,7 +14,7 @@ CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL UNIQUE,
     labels TEXT NOT NULL,               -- JSON: parameters with a metric label of their own
-    replica_labels TEXT NOT NULL DEFAULT '[]'  -- JSON: replicas with one
+    replica_labels TEXT NOT NULL        -- JSON: replicas with one
 );
 CREATE TABLE process (
     run_id INTEGER NOT NULL,
@@ -36,9 +35,7 @@ CREATE TABLE badness (                  -- incarnation.Badness; in the tree's or
     incarnation_id INTEGER NOT NULL,
     parameter TEXT NOT NULL,
     totals INTEGER NOT NULL,
-    at_start INTEGER NOT NULL,
-    share INTEGER NOT NULL,
-    base INTEGER NOT NULL,
+    baseline INTEGER NOT NULL,
     value_count INTEGER,
     first_step INTEGER,
     last_step INTEGER,
@@ -137,18 +134,8 @@ OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender"
 """Tables whose rows belong to a run by `run_id`."""
 
 
-def _to_2(db: sqlite3.Connection) -> None:
-    """Replicas, of which nothing was known before."""
-    db.execute("ALTER TABLE run ADD COLUMN replica_labels TEXT NOT NULL DEFAULT '[]'")
-    db.execute(next(statement for statement in _TABLES.split(";\n") if "CREATE TABLE replica " in statement))
-
-
-MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {1: _to_2}
-"""By version: what makes a database of that version one of the next; runs inside a transaction."""
-
-
 class NotOurs(Exception):
-    """The database holds something else than a store of a version that this exporter knows."""
+    """The database is not a store of this exporter's schema version."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -159,7 +146,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(db: sqlite3.Connection) -> None:
-    """Make the tables, or bring them up to date.
+    """Make the tables of a new database; check the version of an existing one.
 
     Raises:
       NotOurs: there is something else in it.
@@ -169,20 +156,17 @@ def prepare(db: sqlite3.Connection) -> None:
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables and _pragma(db, "application_id") != APPLICATION:
         raise NotOurs("it is a database of another program")
-    if version > VERSION:
-        raise NotOurs(f"it was written by a newer exporter (schema {version}; this one knows {VERSION} and older)")
+    if tables and version != VERSION:
+        age = "a newer" if version > VERSION else "an older"
+        raise NotOurs(f"it was written by {age} exporter (schema {version}; this exporter reads schema {VERSION})")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA journal_size_limit = 16777216")
-    if version == VERSION:
+    if tables:
         return
     db.execute("BEGIN IMMEDIATE")
-    if not tables:
-        for statement in _TABLES.split(";\n"):
-            db.execute(statement)
-        db.execute(f"PRAGMA application_id = {APPLICATION}")
-    else:
-        for old in range(version, VERSION):
-            MIGRATIONS[old](db)
+    for statement in _TABLES.split(";\n"):
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION}")
     db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute("COMMIT")
 

@@ -141,18 +141,15 @@ class Rows:
         if not rows:
             return
         self._db.executemany(
-            "INSERT INTO badness (incarnation_id, parameter, totals, at_start, share, base, value_count, first_step, "
-            "last_step) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
-            "at_start = excluded.at_start, share = excluded.share, base = excluded.base, "
-            "value_count = excluded.value_count, first_step = excluded.first_step, last_step = excluded.last_step",
+            "INSERT INTO badness (incarnation_id, parameter, totals, baseline, value_count, first_step, last_step) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
+            "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, last_step = excluded.last_step",
             [
                 (
                     incarnation_id,
                     row.parameter,
                     row.totals,
-                    row.at_start,
-                    row.share,
-                    row.base,
+                    row.baseline,
                     *(
                         (row.offences.values, row.offences.first_step, row.offences.last_step)
                         if row.offences
@@ -230,12 +227,11 @@ def _json(value: Any) -> str:
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
     badness: dict[int, list[Badness]] = {}
-    for incarnation_id, parameter, totals, at_start, share, base, values, first, last in db.execute(
-        "SELECT incarnation_id, parameter, totals, at_start, share, base, value_count, first_step, last_step FROM badness "
-        "ORDER BY id"
+    for incarnation_id, parameter, totals, baseline, values, first, last in db.execute(
+        "SELECT incarnation_id, parameter, totals, baseline, value_count, first_step, last_step FROM badness ORDER BY id"
     ):
         offences = None if values is None else Offences(values, first, last)
-        badness.setdefault(incarnation_id, []).append(Badness(parameter, totals, at_start, share, base, offences))
+        badness.setdefault(incarnation_id, []).append(Badness(parameter, totals, baseline, offences))
     incarnations: dict[tuple[int, int], list[IncarnationState]] = {}
     for key, run_id, process, state in db.execute("SELECT id, run_id, process, state FROM incarnation"):
         restored = IncarnationState.from_durable(json.loads(state), badness.get(key, []))

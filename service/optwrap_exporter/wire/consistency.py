@@ -25,8 +25,6 @@ def wrong(field: str, allowed: str, value: object) -> PydanticCustomError:
 def check(report: "Report") -> None:
     """Hold the parts of a report against one another.
 
-    Its `base` is let be: that is what an exporter said, and no less believable than the word of whoever repeats it.
-
     Raises:
       PydanticCustomError: the first contradiction, as `wrong` makes it.
     """

@@ -184,7 +184,7 @@ class ReplicaSteps(_Request):
 
 
 class Counters(_Request):
-    """Cumulative counts as the optimizer's state has them: the wire's `totals`, `at_start` and `base`."""
+    """Cumulative counts as the optimizer's state has them: the wire's `totals` and `at_start`."""
 
     steps: Count
     gradient_steps: Count
@@ -314,7 +314,6 @@ class Report(_Request):
     source: Source
     totals: Counters
     at_start: Counters
-    base: Counters | None = None
     gauges: Gauges = Gauges()
     steps: StepColumns = StepColumns()
     offenders: Annotated[list[Offender], Field(max_length=MOST_PARAMETERS)] = []
@@ -335,8 +334,6 @@ class Acknowledgement(_Response):
 
     acknowledged: int
     """Everything from the report's oldest_held to this seq is durable; below oldest_held where nothing is."""
-    base: Counters | None
-    """What the exporter had counted for this process before this incarnation; null where that is nothing."""
     duplicate: Annotated[SkipJsonSchema[bool], Field(exclude=True)] = False
     """Whether it was stored before: for the exporter's own metrics, not on the wire."""
 
@@ -429,7 +426,6 @@ class ProcessRow(_Response):
     host: str
     health: Health
     since: float
-    incarnation: str
     last_report: float
     totals: Totals
     gauges: Gauges
