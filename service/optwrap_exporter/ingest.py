@@ -16,7 +16,8 @@ from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.ledger import Clock, Ledger, Plan, acknowledge
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.requests import Acknowledgement, Report
+from optwrap_exporter.wire.answers import Acknowledgement
+from optwrap_exporter.wire.requests import Report
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.counters import Counts
-from optwrap_exporter.wire.requests import OUTCOMES, Counters, Report
+from optwrap_exporter.wire.requests import Counters, Report
+from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 from tests.exporter.reports import START, Brought, Clock, State, Trainer, by_replica, minus
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optwrap_exporter.ledger.ledger import Ledger, Plan
-from optwrap_exporter.wire.requests import OUTCOMES, Report
+from optwrap_exporter.wire.consistency import parse_report
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 START = 1_763_800_000.0
 REPLICA = ("replica", "process", "device")
@@ -192,7 +194,7 @@ def by_replica(firsts: Mapping[tuple[Any, ...], int]) -> dict[str, Any]:
 
 def sent(report: Mapping[str, Any]) -> Report:
     """A report as it arrives."""
-    return Report.model_validate_json(json.dumps(report))
+    return parse_report(json.dumps(report))
 
 
 def with_records(report: Mapping[str, Any], *places: int) -> dict[str, Any]:

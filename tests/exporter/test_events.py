@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.events import MOST_NAMED, Occurrence
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import EVENT_KINDS, Report
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import EVENT_KINDS
 
 from tests.exporter.histories import History, delivered, histories
 from tests.exporter.reports import Clock, Trainer, sent, take, with_records

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger import health
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import HEALTHS, Health
+from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
 from tests.exporter.reports import START, Clock, Trainer, take
 from tests.exporter.watching import Watched

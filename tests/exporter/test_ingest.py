@@ -13,7 +13,8 @@ from optwrap_exporter.ingest import Busy, Closed, Committed, Conflict, Ingest, R
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.ledger import Ledger, Plan
 from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreFull
-from optwrap_exporter.wire.requests import Acknowledgement, Report, RunDetail
+from optwrap_exporter.wire.answers import Acknowledgement, RunDetail
+from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.histories import History, delivered, histories
 from tests.exporter.reports import Clock, State, Trainer, sent

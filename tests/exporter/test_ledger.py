@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.views import OTHER
-from optwrap_exporter.wire.requests import RunDetail
+from optwrap_exporter.wire.answers import RunDetail
 
 from tests.exporter.histories import History, delivered, histories
 from tests.exporter.reports import Clock, State, Trainer, sent, take

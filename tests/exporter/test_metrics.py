@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from optwrap_exporter.metrics.table import BY_NAME, METRICS, PROCESS, REASONS, REPORT_OUTCOMES, document
-from optwrap_exporter.wire.requests import HEALTHS
+from optwrap_exporter.wire.vocabulary import HEALTHS
 
 ROOT = Path(__file__).parents[2]
 

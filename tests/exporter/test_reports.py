@@ -20,7 +20,7 @@ from optwrap_exporter.ingest import Busy
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address
 from optwrap_exporter.store.store import StoreFull
-from optwrap_exporter.wire.requests import Acknowledgement, StepsAnswer
+from optwrap_exporter.wire.answers import Acknowledgement, StepsAnswer
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.exporter.running import Job, Served, served

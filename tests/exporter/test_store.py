@@ -20,8 +20,10 @@ from optwrap_exporter.store import rollups as blocks
 from optwrap_exporter.store import schema
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
+from optwrap_exporter.wire.answers import Event, Page, StepsAnswer
 from optwrap_exporter.wire.cursor import CursorError, encode
-from optwrap_exporter.wire.requests import OUTCOMES, Event, EventKind, Page, Report, StepsAnswer, spelled
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import OUTCOMES, EventKind, to_json_number
 
 from tests.exporter import crashing
 from tests.exporter.histories import History, delivered, histories
@@ -74,7 +76,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 def rows(answer: StepsAnswer) -> list[tuple[int, str, bool, float | str]]:
     """Step, outcome, finite, norm: NaN by its name, so that it equals itself."""
     c = answer.columns
-    return list(zip(c.step, c.outcome, c.finite, map(spelled, c.norm), strict=True))
+    return list(zip(c.step, c.outcome, c.finite, map(to_json_number, c.norm), strict=True))
 
 
 def all_events(page_of: Callable[[str | None], Page[Event]]) -> list[Event]:
@@ -173,7 +175,7 @@ def test_killing_the_writer_loses_nothing_acknowledged_and_doubles_nothing(tmp_p
         values = sum(offender.not_finite for report in truth for offender in report.offenders)
         assert sum(row.values for row in answer.parameters) == values
         expected = [
-            (step, outcome, finite, spelled(norm))
+            (step, outcome, finite, to_json_number(norm))
             for report in truth
             for step, outcome, finite, norm in zip(
                 report.steps.step, report.steps.outcome, report.steps.finite, report.steps.norm, strict=True

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from optwrap_exporter.cli import client as terminal
 from optwrap_exporter.cli import main as cli
 from optwrap_exporter.cli import render as screen
-from optwrap_exporter.wire.requests import HEALTHS
+from optwrap_exporter.wire.vocabulary import HEALTHS
 
 from tests.exporter.running import Job, Served, served
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.requests import Event, EventKind, Report
+from optwrap_exporter.wire.answers import Event
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import EventKind
 
 from tests.exporter.histories import History, histories
 from tests.exporter.reports import Clock, Trainer

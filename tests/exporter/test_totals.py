@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import Report, RunDetail
+from optwrap_exporter.wire.answers import RunDetail
+from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.histories import History, a_step, counts, delivered, histories
 from tests.exporter.reports import Clock, State, Trainer, minus, sent, take

@@ -1,7 +1,7 @@
 """For tests: a ledger that is watched, with a clock that the test turns."""
 
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import Health
+from optwrap_exporter.wire.vocabulary import Health
 
 from tests.exporter.reports import START, Clock, Trainer, take
 

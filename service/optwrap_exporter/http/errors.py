@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from optwrap_exporter.wire.requests import ErrorDetail, field_of, shown
+from optwrap_exporter.wire.errors import ErrorDetail, field_of, shown
 
 
 def item(field: str, value: object, allowed: str) -> dict[str, Any]:

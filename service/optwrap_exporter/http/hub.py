@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from optwrap_exporter.ingest import Committed, Listener
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.views import Shown
-from optwrap_exporter.wire.requests import Health
+from optwrap_exporter.wire.vocabulary import Health
 
 MOST_STREAMS: Final = 256
 HEALTH_SECONDS: Final = 1.0

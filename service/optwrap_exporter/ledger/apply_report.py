@@ -15,7 +15,8 @@ from optwrap_exporter.ledger.counters import Counts, Replica
 from optwrap_exporter.ledger.events import Occurrence, Streaks
 from optwrap_exporter.ledger.incarnation import NOTHING, Beat, IncarnationState, Offences, Seen, Streak
 from optwrap_exporter.ledger.run import ProcessState, ordered
-from optwrap_exporter.wire.requests import LARGEST, Offender, Report
+from optwrap_exporter.wire.requests import Offender, Report
+from optwrap_exporter.wire.vocabulary import LARGEST
 
 _SAMPLES: Final = 31
 _RANKS: Final = {"streak_ended": 0, "streak_started": 1}

@@ -8,7 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self, TypeVar
 
-from optwrap_exporter.wire.requests import LARGEST, OUTCOMES, Counters, Outcome, Outcomes, ReplicaSteps, Skipped, Totals
+from optwrap_exporter.wire.answers import Skipped, Totals
+from optwrap_exporter.wire.requests import Counters, Outcomes, ReplicaSteps
+from optwrap_exporter.wire.vocabulary import LARGEST, OUTCOMES, Outcome
 
 Key = TypeVar("Key")
 

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from optwrap_exporter.wire.requests import Outcome, Report
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import Outcome
 
 _MOST_STEPS: Final = 8192
 _MOST_GROUPS: Final = 256

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from optwrap_exporter.ledger.incarnation import IncarnationState, Streak
-from optwrap_exporter.wire.requests import EventKind, Offender, Outcome, ReplicaRecord, Report, spelled
+from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
+from optwrap_exporter.wire.vocabulary import EventKind, Outcome, to_json_number
 
 MOST_NAMED: Final = 20
 """Parameters that one event names; all of them are in the offenders' records."""
@@ -49,7 +50,7 @@ def of_records(report: Report) -> Iterator[Occurrence]:
         reason = REASONS.get(outcome)
         if reason is None and outcome != "accepted_not_finite":
             continue
-        detail: dict[str, Any] = {"norm": spelled(norm), "finite": finite}
+        detail: dict[str, Any] = {"norm": to_json_number(norm), "finite": finite}
         if reason is not None:
             detail["reason"] = reason
         if mini_step is not None:

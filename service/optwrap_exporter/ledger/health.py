@@ -8,7 +8,8 @@ from statistics import median
 from typing import Final
 
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.wire.requests import HEALTHS, Gauges, Health
+from optwrap_exporter.wire.requests import Gauges
+from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
 GAVE_UP: Final = 300.0
 """Seconds for which a step that was accepted though not finite is the worst there is to say."""

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger.counters import Counts, Replica
 from optwrap_exporter.ledger.ranges import Ranges
-from optwrap_exporter.wire.requests import LARGEST, State
+from optwrap_exporter.wire.vocabulary import LARGEST, State
 
 NOTHING: Final = Counts()
 

@@ -20,8 +20,10 @@ from optwrap_exporter.ledger.health import of_run
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView
+from optwrap_exporter.wire.answers import Acknowledgement, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
-from optwrap_exporter.wire.requests import Acknowledgement, Health, Page, ParameterRow, Report, RunDetail, RunSummary
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import Health
 
 __all__ = ["Clock", "Ledger", "Plan", "ProcessView"]
 

@@ -8,19 +8,17 @@ from optwrap_exporter.ledger import health, ranges
 from optwrap_exporter.ledger.counters import Counts, Replica
 from optwrap_exporter.ledger.incarnation import Offences, Seen
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.wire.requests import (
+from optwrap_exporter.wire.answers import (
     AttemptRow,
-    AttemptState,
     DroppedTotals,
-    Gauges,
-    Health,
     ParameterRow,
     ProcessRow,
     ReplicaRow,
     RunDetail,
     RunSummary,
-    Source,
 )
+from optwrap_exporter.wire.requests import Gauges, Source
+from optwrap_exporter.wire.vocabulary import AttemptState, Health
 
 OTHER: Final = "other"
 """The label of all parameters that have none of their own."""

@@ -15,7 +15,7 @@ from optwrap_exporter.ledger.ledger import Clock, Ledger, ProcessView
 from optwrap_exporter.ledger.views import NO_REPLICA
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.table import DROPPED, METRICS, OTHER, UNKNOWN
-from optwrap_exporter.wire.requests import HEALTHS, Outcome
+from optwrap_exporter.wire.vocabulary import HEALTHS, Outcome
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds without a report after which a process that has ended, or is lost, has no gauges any more."""

@@ -9,18 +9,10 @@ from typing import Final
 from optwrap_exporter.store import downsample as thinning
 from optwrap_exporter.store import rollups as blocks
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
+from optwrap_exporter.wire.answers import Event, Page, ReportMessage, StepsAnswer
 from optwrap_exporter.wire.cursor import decode, encode
-from optwrap_exporter.wire.requests import (
-    OUTCOMES,
-    Event,
-    EventKind,
-    Offender,
-    Page,
-    ReplicaRecord,
-    ReportMessage,
-    StepColumns,
-    StepsAnswer,
-)
+from optwrap_exporter.wire.requests import Offender, ReplicaRecord, StepColumns
+from optwrap_exporter.wire.vocabulary import OUTCOMES, EventKind
 
 _COLUMNS: Final = "step, time, outcome, finite, norm, mini_step, interpolated"
 _LAST: Final = 2**62

@@ -22,7 +22,9 @@ from optwrap_exporter.store import retention, schema
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
-from optwrap_exporter.wire.requests import Event, EventKind, Page, Report, ReportMessage, StepsAnswer
+from optwrap_exporter.wire.answers import Event, Page, ReportMessage, StepsAnswer
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import EventKind
 
 SMALLEST_LIMIT: Final = 1024 * 1024
 """The least that `limit_bytes` may be: empty tables take a tenth of it."""

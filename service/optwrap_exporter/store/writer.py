@@ -13,7 +13,8 @@ from optwrap_exporter.ledger.incarnation import Badness, IncarnationState, Offen
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.store import rollups as blocks
-from optwrap_exporter.wire.requests import OUTCOMES, Report
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 _GOOD: Final = frozenset({"applied", "accumulated"})
 _PLACE: Final = {outcome: place for place, outcome in enumerate(OUTCOMES)}

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from optwrap_exporter.http.errors import refused
-from optwrap_exporter.wire.requests import ErrorBody
+from optwrap_exporter.wire.errors import ErrorBody
 
 
 class Condition(BaseModel):

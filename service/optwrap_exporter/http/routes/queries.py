@@ -9,19 +9,10 @@ from optwrap_exporter.http.errors import refused
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.store import Store
+from optwrap_exporter.wire.answers import Event, Page, ParameterRow, RunDetail, RunSummary, StepsAnswer
 from optwrap_exporter.wire.cursor import CursorError
-from optwrap_exporter.wire.requests import (
-    LARGEST,
-    ErrorBody,
-    Event,
-    EventKind,
-    Page,
-    ParameterRow,
-    Run,
-    RunDetail,
-    RunSummary,
-    StepsAnswer,
-)
+from optwrap_exporter.wire.errors import ErrorBody
+from optwrap_exporter.wire.vocabulary import LARGEST, EventKind, Run
 
 INVALID: Final[dict[int | str, dict[str, Any]]] = {422: {"model": ErrorBody, "description": "A parameter is wrong."}}
 UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {

@@ -19,8 +19,11 @@ from optwrap_exporter.ingest import Busy, Closed, Conflict, Ingest
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.settings import Settings
 from optwrap_exporter.store.store import StoreFull
-from optwrap_exporter.wire.duplicate_keys import named_twice
-from optwrap_exporter.wire.requests import Acknowledgement, ErrorBody, Report, error_details
+from optwrap_exporter.wire.answers import Acknowledgement
+from optwrap_exporter.wire.consistency import parse_report
+from optwrap_exporter.wire.duplicate_keys import first_duplicate_key
+from optwrap_exporter.wire.errors import ErrorBody, error_details
+from optwrap_exporter.wire.requests import Report
 
 LARGEST_BODY: Final = 4 << 20
 """Bytes of a report."""
@@ -97,11 +100,11 @@ def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRou
 
 async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
     try:
-        report = Report.model_validate_json(body)
+        report = parse_report(body)
     except ValidationError as error:
         detail = [one.model_dump() for one in error_details(error)]
         raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None
-    if (name := named_twice(body)) is not None:
+    if (name := first_duplicate_key(body)) is not None:
         raise _Refused("invalid", refusal(422, name, "there twice", "each name once in an object"))
     try:
         return await asyncio.wrap_future(ingest.offer(report))

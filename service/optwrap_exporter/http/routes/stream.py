@@ -14,7 +14,8 @@ from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.hub import Follower, Hub
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.requests import ErrorBody, Health, Run
+from optwrap_exporter.wire.errors import ErrorBody
+from optwrap_exporter.wire.vocabulary import Health, Run
 
 BATCH: Final = 100
 """Messages read from the store at once: all that a stream ever holds."""
