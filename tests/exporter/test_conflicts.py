@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.events import Occurrence
+from optwrap_exporter.ledger.events import NewEvent
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.requests import Report
 
@@ -21,7 +21,7 @@ class Lives:
     def __init__(self) -> None:
         self.watched = Watched()
         self.clocks: list[Clock] = []
-        self.occurrences: list[Occurrence] = []
+        self.events: list[NewEvent] = []
 
     def new(self, attempt: str, skew: float = 0.0, *, state: State | None = None, **who: Any) -> Trainer:
         clock = Clock(self.watched.clock.now + skew)
@@ -29,7 +29,7 @@ class Lives:
         return Trainer(clock, attempt=attempt, state=state or State(), **who)
 
     def take(self, report: Report) -> None:
-        self.occurrences += take(self.watched.ledger, report).occurrences
+        self.events += take(self.watched.ledger, report).events
 
     def live(self, seconds: int, *trainers: Trainer, outcome: str | None = "applied") -> list[str]:
         """Each reports once a second; returns the run's health after each."""
@@ -49,8 +49,8 @@ class Lives:
             clock.advance(seconds)
 
     @property
-    def told(self) -> list[Occurrence]:
-        return [occurrence for occurrence in self.occurrences if occurrence.kind == "conflict"]
+    def told(self) -> list[NewEvent]:
+        return [event for event in self.events if event.kind == "conflict"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger import health
+from optwrap_exporter.ledger.health import HealthSince
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
@@ -132,7 +133,7 @@ def test_the_median_step_is_not_moved_by_one_pause(watched: Watched, trainer: Tr
         watched.say(trainer)
         watched.clock.advance(seconds)
     watched.say(trainer)
-    assert health.patience(watched.ledger.plan(trainer.report()).process) == 300
+    assert watched.ledger.plan(trainer.report()).process.stalled_after == 300
 
 
 def test_a_silent_process_is_stale_and_not_stalled(watched: Watched, trainer: Trainer) -> None:
@@ -185,7 +186,7 @@ def test_starvation_beats_skipping_and_is_told_once(watched: Watched, trainer: T
         watched.clock.advance(1)
         trainer.bad()
         plan = take(watched.ledger, trainer.report())
-        kinds += [occurrence.kind for occurrence in plan.occurrences]
+        kinds += [event.kind for event in plan.events]
     assert watched.of() == ("starved", 100)
     assert kinds.count("starved") == 1
 
@@ -358,7 +359,9 @@ def test_a_run_is_judged_by_the_first_row_that_holds_of_any_process(
     outcomes: list[tuple[Health, float]], missing: bool, began: float
 ) -> None:
     """Against the table, read naively; but that one finished process does not finish a run."""
-    found, since = health.overall(outcomes, expected=len(outcomes) + missing, began=began)
+    found, since = health.overall(
+        [HealthSince(*one) for one in outcomes], expected=len(outcomes) + missing, began=began
+    )
     held = [name for name, _ in outcomes if name != "finished"] or ["finished"]
     rows = [*held, *(["degraded"] if missing else [])]
     assert found == min(rows, key=HEALTHS.index)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ingest import Busy, Closed, Committed, Conflict, Ingest, Retention, digest_of
+from optwrap_exporter.ingest import BusyError, ClosedError, Committed, ConflictError, Ingest, Retention, digest_of
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.ledger import Ledger, Plan
-from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreFull
+from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreFullError
 from optwrap_exporter.wire.answers import Acknowledgement, RunDetail
 from optwrap_exporter.wire.requests import Report
 
@@ -112,7 +112,7 @@ def test_other_content_under_the_same_incarnation_and_seq_is_a_conflict_that_har
     exporter.ingest.submit(first)
     before = everything(exporter)
     for report in (first, second):
-        with pytest.raises(Conflict, match=rf"incarnation {trainer.incarnation}, seq {report.seq}"):
+        with pytest.raises(ConflictError, match=rf"incarnation {trainer.incarnation}, seq {report.seq}"):
             exporter.ingest.submit(changed(report))
     assert everything(exporter) == before
     assert exporter.ingest.submit(first).duplicate
@@ -129,7 +129,7 @@ def test_an_incarnation_of_another_attempt_is_a_conflict_that_harms_nothing(expo
     before = everything(exporter)
     trainer.bad()
     report = trainer.report(attempt="second")
-    with pytest.raises(Conflict, match=r"attempt: second: expected .*first"):
+    with pytest.raises(ConflictError, match=r"attempt: second: expected .*first"):
         exporter.ingest.submit(report)
     assert everything(exporter) == before
     exporter.ingest.submit(sent(json.loads(report.model_dump_json()) | {"attempt": "first"}))
@@ -149,7 +149,7 @@ def test_reports_with_too_many_gaps_between_them_are_refused_and_none_is_invente
     for report in reports[:7:2]:
         exporter.ingest.submit(report)
     before = everything(exporter)
-    with pytest.raises(Busy):
+    with pytest.raises(BusyError):
         exporter.ingest.submit(reports[8])
     assert everything(exporter) == before
     for place in (1, 8, 3, 5, 7):
@@ -176,7 +176,7 @@ def test_a_conflict_is_known_after_a_restart_too(tmp_path: Path) -> None:
     with Exporter(tmp_path) as exporter:
         exporter.ingest.submit(report)
     with Exporter(tmp_path) as exporter:
-        with pytest.raises(Conflict):
+        with pytest.raises(ConflictError):
             exporter.ingest.submit(changed(report))
         assert exporter.ingest.submit(report).duplicate
 
@@ -223,11 +223,11 @@ def test_a_report_that_the_store_cannot_take_changes_nothing_that_is_answered(
     report = trainer.report()
 
     def full(*_: object) -> tuple[int, Plan]:
-        raise StoreFull("no room")
+        raise StoreFullError("no room")
 
     with monkeypatch.context() as patched:
         patched.setattr(exporter.store, "commit", full)
-        with pytest.raises(StoreFull):
+        with pytest.raises(StoreFullError):
             exporter.ingest.submit(report)
     assert everything(exporter) == before
     exporter.ingest.submit(report)
@@ -255,7 +255,7 @@ def test_a_full_line_refuses_at_once_and_takes_again_when_it_is_shorter(tmp_path
     waiting = [exporter.ingest.offer(trainer.report()) for _ in range(3)]
     assert exporter.ingest.waiting == 3
     refused = trainer.report()
-    with pytest.raises(Busy) as busy:
+    with pytest.raises(BusyError) as busy:
         exporter.ingest.offer(refused)
     assert busy.value.retry_after > 0
     with exporter:
@@ -283,7 +283,7 @@ def test_closing_answers_what_waits_and_takes_no_more(tmp_path: Path) -> None:
     assert not exporter.ingest.alive
     assert [future.result().acknowledged for future in waiting] == list(range(1, 21))
     for closed in (lambda: exporter.ingest.submit(trainer.report()), exporter.ingest.tick):
-        with pytest.raises(Closed):
+        with pytest.raises(ClosedError):
             closed()
     exporter.ingest.close()
 
@@ -389,7 +389,7 @@ def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
         def fails_once(plan: Plan, digest: bytes | None = None) -> tuple[int, Plan]:
             if plan.report is None and not failed.is_set():
                 failed.set()
-                raise StoreFull("no room")
+                raise StoreFullError("no room")
             return commit(plan, digest)
 
         monkeypatch.setattr(store, "commit", fails_once)
@@ -402,7 +402,7 @@ def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_records_that_make_room_for_others_are_counted_and_that_survives_a_restart(tmp_path: Path) -> None:
-    """Of every incarnation by itself, that of the report which needs the room included; what time brings undoes no count."""
+    """They are counted for each incarnation, and a later tick keeps the counts."""
     clock = Clock()
     with Exporter(tmp_path, clock, limit_bytes=SMALLEST_LIMIT) as exporter:
         state = State()
@@ -465,5 +465,5 @@ def test_futures_carry_what_went_wrong(exporter: Exporter) -> None:
     report = trainer.report()
     offered: list[Future[Acknowledgement]] = [exporter.ingest.offer(one) for one in (report, changed(report), report)]
     assert offered[0].result().acknowledged == 1
-    assert isinstance(offered[1].exception(), Conflict)
+    assert isinstance(offered[1].exception(), ConflictError)
     assert offered[2].result().duplicate

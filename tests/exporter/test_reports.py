@@ -19,7 +19,7 @@ from optwrap_exporter.http.routes.reports import LARGEST_BODY
 from optwrap_exporter.ingest import Busy
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address
-from optwrap_exporter.store.store import StoreFull
+from optwrap_exporter.store.store import StoreFullError
 from optwrap_exporter.wire.answers import Acknowledgement, StepsAnswer
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -256,7 +256,7 @@ def test_a_full_line_asks_to_wait(site: Served, monkeypatch: pytest.MonkeyPatch)
 def test_a_full_store_is_unavailable(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> Future[Acknowledgement]:
         answer: Future[Acknowledgement] = Future()
-        answer.set_exception(StoreFull("no room"))
+        answer.set_exception(StoreFullError("no room"))
         return answer
 
     monkeypatch.setattr(site.ingest, "offer", refused)

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.ledger import Ledger, Plan
-from optwrap_exporter.store import rollups as blocks
 from optwrap_exporter.store import schema
 from optwrap_exporter.store.downsample import Axis
-from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreError, StoreFull
+from optwrap_exporter.store.rollups import SIZE
+from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreError, StoreFullError
 from optwrap_exporter.wire.answers import Event, Page, StepsAnswer
 from optwrap_exporter.wire.cursor import CursorError, encode
 from optwrap_exporter.wire.requests import Report
@@ -43,7 +43,9 @@ class Kept:
         self.ledger.restore(self.store.restore())
 
     def take(self, report: Report) -> int:
-        self.ledger.lose(self.store.make_room(len(report.steps) + len(report.offenders) + len(report.replicas)))
+        self.ledger.count_not_stored(
+            self.store.make_room(len(report.steps) + len(report.offenders) + len(report.replicas))
+        )
         return self.commit(self.ledger.plan(report))
 
     def commit(self, plan: Plan) -> int:
@@ -94,7 +96,7 @@ def check_blocks(directory: Path) -> None:
         truth: dict[tuple[int, int, int], list[float]] = {}
         counted: dict[tuple[int, int, int], list[int]] = {}
         for run, process, step, norm, bad in db.execute("SELECT run_id, process, step, norm, bad FROM step"):
-            key = (run, process, step // blocks.SIZE)
+            key = (run, process, step // SIZE)
             counted.setdefault(key, [0, 0])[bad] += 1
             if not bad:
                 truth.setdefault(key, []).append(float("inf") if norm is None else norm)
@@ -121,7 +123,7 @@ def test_a_reopened_store_knows_all_that_the_ledger_knew(
     with fresh(tmp_path_factory) as kept:
         for report in delivered(data, history):
             kept.clock.advance(data.draw(st.sampled_from([0.0, 1.0, 30.0])))
-            if not kept.ledger.knows(report):
+            if kept.ledger.find(report) is None:
                 kept.take(report)
             for plan in kept.ledger.pass_time():
                 kept.commit(plan)
@@ -199,7 +201,7 @@ def test_a_transaction_that_fails_half_way_leaves_nothing(kept: Kept) -> None:
     trainer.bad()
     report = trainer.report()
     plan = kept.ledger.plan(report)
-    twice = (*plan.occurrences, object())  # the last thing to be written is what fails
+    twice = (*plan.events, object())  # the last thing to be written is what fails
     with pytest.raises(AttributeError):
         kept.store.commit(Plan(plan.time, plan.run, plan.process, twice, plan.report, plan.before))  # type: ignore[arg-type]
     assert (kept.store.revision(), rows(kept.store.steps("lm", 0)), kept.store.events("lm")) == before
@@ -438,7 +440,7 @@ def test_thinning_out_shows_the_extremes_of_every_part(kept: Kept, points: int, 
     wanted = {step: norm for step, norm in norms.items() if step >= since}
     shown = [row[0] for row in rows(kept.store.steps("lm", 0, since=since, points=points))]
     width = -(-len(wanted) // (points // 2))
-    unit, first = (blocks.SIZE, since // blocks.SIZE) if width >= 2 * blocks.SIZE else (1, since)
+    unit, first = (SIZE, since // SIZE) if width >= 2 * SIZE else (1, since)
     together = -(-(len(norms) // unit - first + 1) // (points // 2))
     parts: dict[int, list[int]] = {}
     for step in wanted:
@@ -479,7 +481,7 @@ def test_thinning_out_by_time_shows_slow_steps_among_many_fast_ones(kept: Kept) 
     for step, time in zip(steps, times, strict=True):
         parts.setdefault(min(points // 2 - 1, int((time - times[0]) / width)), []).append(step)
     # Where a block of steps lasts longer than a part, each part's own; before it, and on the border, those of blocks.
-    clear = [part for part in parts.values() if part[0] > fast + 2 * blocks.SIZE]
+    clear = [part for part in parts.values() if part[0] > fast + 2 * SIZE]
     assert len(clear) > 0.6 * points // 2
     for part in clear:
         assert set(by_time) >= {choose(part, key=lambda step: norms[step - 1]) for choose in (min, max)}
@@ -683,7 +685,7 @@ def test_a_limit_that_was_lowered_is_reached_little_by_little(kept: Kept) -> Non
     lower = Kept(kept.directory, clock=kept.clock, limit_bytes=SMALLEST_LIMIT)
     sizes = [lower.store.size()]
     while len(sizes) == 1 or sizes[-1] < sizes[-2]:
-        lower.ledger.lose(lower.store.make_room())
+        lower.ledger.count_not_stored(lower.store.make_room())
         sizes.append(lower.store.size())
     assert sizes[0] > 1.5 * SMALLEST_LIMIT > SMALLEST_LIMIT > sizes[-1] > 0.75 * SMALLEST_LIMIT
     assert max(before - after for before, after in itertools.pairwise(sizes)) < SMALLEST_LIMIT / 4
@@ -716,7 +718,7 @@ def test_where_the_disk_is_full_records_are_left_out_first_and_counted_and_then_
         before = kept.ledger.detail("lm")
         try:
             kept.take(report)
-        except StoreFull as error:
+        except StoreFullError as error:
             assert "full" in str(error)  # noqa: PT017 it comes after an unknown number of reports that fit
             refused.append(report)
     assert kept.store.size() <= full
@@ -742,7 +744,7 @@ def test_a_forgotten_run_leaves_no_row_and_no_other_run_loses_one(kept: Kept) ->
     with contextlib.closing(sqlite3.connect(kept.directory / "optwrap.sqlite3")) as db:
         for table in schema.OF_RUN:
             assert db.execute(f"SELECT count(DISTINCT run_id) FROM {table}").fetchone() == (1,)
-        assert db.execute("SELECT count(*) FROM badness").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM parameter").fetchone() == (1,)
     revision = kept.store.revision()
     trainer = Trainer(kept.clock)
     trainer.bad()
@@ -834,7 +836,7 @@ def test_whatever_the_wire_lets_through_is_stored_and_answered(
     with fresh(tmp_path_factory) as kept:
         for report in reports:
             kept.clock.advance(data.draw(st.sampled_from([0.0, 20.0, 1000.0])))
-            if not kept.ledger.knows(report):
+            if kept.ledger.find(report) is None:
                 kept.take(report)
             for plan in kept.ledger.pass_time():
                 kept.commit(plan)

@@ -42,4 +42,4 @@ class Watched:
         plans = self.ledger.pass_time()
         for plan in plans:
             self.ledger.apply(plan)
-        return [occurrence.kind for plan in plans for occurrence in plan.occurrences]
+        return [event.kind for plan in plans for event in plan.events]

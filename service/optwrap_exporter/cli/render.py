@@ -10,13 +10,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES
+
 EVENTS: Final = 5
 """Events that are shown."""
 NORMS: Final = 24
 """Steps in the sparkline."""
 
 _COLOURS: Final = {"ok": "green", "finished": "blue", "starting": "cyan", "skipping": "yellow", "degraded": "yellow"}
-_GOOD: Final = frozenset({"applied", "accumulated"})
 _SPARK: Final = "▁▂▃▄▅▆▇█"
 _BAD: Final = "✕"
 _NAMED: Final = 2
@@ -109,7 +110,7 @@ def sparkline(columns: Json) -> Text:
     low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
     text = Text()
     for value, (_, outcome, finite) in zip(logs, rows, strict=True):
-        if not finite or outcome not in _GOOD:
+        if not finite or outcome not in GOOD_OUTCOMES:
             text.append(_BAD, "bold red")
         elif value is None:  # a norm of zero
             text.append(_SPARK[0])

@@ -18,6 +18,7 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from optwrap_exporter.http.connection_timeout import Connection
 from optwrap_exporter.settings import Address
+from optwrap_exporter.wire.errors import ExporterError
 
 GRACE_SECONDS: Final = 6
 """What a request in progress gets at shutdown, more than a report may take to arrive; streams are told to end."""
@@ -31,7 +32,7 @@ _SOCKET_PATH_BYTES: Final = 107
 """The longest path that fits a Linux sockaddr_un."""
 
 
-class StartError(Exception):
+class StartError(ExporterError):
     """The exporter cannot start; the message is one line that says why and what to do."""
 
 

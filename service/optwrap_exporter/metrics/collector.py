@@ -11,11 +11,11 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.ledger import Clock, Ledger, ProcessView
-from optwrap_exporter.ledger.views import NO_REPLICA
+from optwrap_exporter.ledger.ledger import Clock, Ledger
+from optwrap_exporter.ledger.views import OTHER, OTHER_REPLICAS, ProcessView
 from optwrap_exporter.metrics.own import Statistics
-from optwrap_exporter.metrics.table import DROPPED, METRICS, OTHER, UNKNOWN
-from optwrap_exporter.wire.vocabulary import HEALTHS, Outcome
+from optwrap_exporter.metrics.table import DROPPED, METRICS, UNKNOWN
+from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds without a report after which a process that has ended, or is lost, has no gauges any more."""
@@ -23,12 +23,6 @@ COUNTERS_GO_AFTER: Final = 60 * 60.0
 """The same for its counters: a scrape or a rule that comes late still finds the last increase."""
 
 _ENDED: Final = frozenset({"finished", "failed", "stale"})
-
-_SKIPPED: Final[dict[str, Outcome]] = {
-    "not_finite": "skipped_not_finite",
-    "large": "skipped_large",
-    "other": "skipped_other",
-}
 
 # Gauges that are the wire's, by what the metric is called.
 _PLAIN_GAUGES: Final = {
@@ -113,22 +107,21 @@ def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:
     run, process, totals = view.run, str(view.process), view.totals
     add("optwrap_steps_total", totals.steps, run, process)
     add("optwrap_gradient_steps_total", totals.gradient_steps, run, process)
-    for reason, outcome in _SKIPPED.items():
-        add("optwrap_skipped_steps_total", totals.outcome(outcome), run, process, reason)
+    for outcome, reason in SKIP_REASONS.items():
+        add("optwrap_skipped_steps_total", getattr(totals.outcomes, outcome), run, process, reason)
     add("optwrap_not_finite_steps_total", totals.not_finite_steps, run, process)
-    add("optwrap_accepted_not_finite_steps_total", totals.accepted_not_finite, run, process)
+    add("optwrap_accepted_not_finite_steps_total", totals.outcomes.accepted_not_finite, run, process)
     for kind in DROPPED:
         add("optwrap_client_dropped_total", getattr(view.dropped, kind), run, process, kind)
-    # A parameter's own series can only begin when it first goes bad; the one for the rest is there from the hello on.
-    for parameter, steps in {OTHER: 0, **view.parameters}.items():
+    for parameter, steps in view.parameters.items():
         add("optwrap_parameter_not_finite_steps_total", steps, run, process, parameter)
-    for replica, steps in {NO_REPLICA: 0, **view.replicas}.items():
+    for replica, steps in view.replicas.items():
         add("optwrap_replica_not_finite_steps_total", steps, run, process, *_replica(replica))
 
 
 def _replica(replica: Replica) -> tuple[str, str, str]:
     """The labels of a replica."""
-    if replica.number is None:
+    if replica == OTHER_REPLICAS:
         return OTHER, OTHER, OTHER
     process = UNKNOWN if replica.process is None else str(replica.process)
     return str(replica.number), process, replica.device or UNKNOWN

@@ -22,9 +22,6 @@ Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoM
 PROCESS: Final = ("run", "process")
 """The labels of everything that a training process reports."""
 
-REASONS: Final = ("not_finite", "large", "other")
-"""Why a step was skipped: `reason`."""
-
 DROPPED: Final = ("steps", "bad_steps")
 """What a training process had to drop: `kind`."""
 
@@ -41,9 +38,6 @@ REPORT_OUTCOMES: Final = (
     "unavailable",
 )
 """What became of a report: `outcome`."""
-
-OTHER: Final = "other"
-"""`parameter` of all those that came after the first ten; and `replica`, with its process and device."""
 
 UNKNOWN: Final = "unknown"
 """`replica_process` and `device` of a replica of which only its number is known."""

@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect
 
 from optwrap_exporter.http.errors import refusal
 from optwrap_exporter.http.middleware import over_unix_socket
-from optwrap_exporter.ingest import Busy, Closed, Conflict, Ingest
+from optwrap_exporter.ingest import BusyError, ClosedError, ConflictError, Ingest
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.settings import Settings
-from optwrap_exporter.store.store import StoreFull
+from optwrap_exporter.store.store import StoreFullError
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.consistency import parse_report
 from optwrap_exporter.wire.duplicate_keys import first_duplicate_key
@@ -108,17 +108,17 @@ async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
         raise _Refused("invalid", refusal(422, name, "there twice", "each name once in an object"))
     try:
         return await asyncio.wrap_future(ingest.offer(report))
-    except Conflict as conflict:
+    except ConflictError as conflict:
         answer = refusal(409, conflict.field, conflict.value, conflict.allowed)
         raise _Refused("conflict", answer) from None
-    except Busy as busy:
+    except BusyError as busy:
         seconds = math.ceil(busy.retry_after)
         answer = refusal(429, "request", None, "the same report later", {"Retry-After": str(seconds)})
         raise _Refused("busy", answer) from None
-    except (StoreFull, Closed) as error:
+    except (StoreFullError, ClosedError) as error:
         allowed = "the same report later: " + (
             "the exporter is stopping"
-            if isinstance(error, Closed)
+            if isinstance(error, ClosedError)
             else "the store has no room left, not even for totals"
         )
         answer = refusal(503, "request", None, allowed, {"Retry-After": str(FULL_RETRY_SECONDS)})
