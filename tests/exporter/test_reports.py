@@ -16,7 +16,7 @@ import pytest
 from optwrap_exporter.http import server
 from optwrap_exporter.http.routes import reports
 from optwrap_exporter.http.routes.reports import LARGEST_BODY
-from optwrap_exporter.ingest import Busy
+from optwrap_exporter.ingest import BusyError
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address
 from optwrap_exporter.store.store import StoreFullError
@@ -244,7 +244,7 @@ def test_no_forwarded_header_makes_a_stranger_local(tmp_path: Path) -> None:
 
 def test_a_full_line_asks_to_wait(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> Future[Acknowledgement]:
-        raise Busy(1.5)
+        raise BusyError(1.5)
 
     monkeypatch.setattr(site.ingest, "offer", full)
     answer = site.client.post("/v1/reports", json=Job().report())

@@ -1,14 +1,14 @@
 """The package's errors, and how a wrong request is described to its sender.
 
     ExporterError
-      CursorError       wire.cursor     422  a cursor that is damaged or belongs to another list
-      ConflictError     ingest          409  other content is stored under this incarnation and seq
-      BusyError         ingest          429  too many reports are waiting, or too many gaps between them
-      ClosedError       ingest          503  the exporter is shutting down
-      StoreFullError    store.store     503  not even the totals of the report can be stored
-      StoreError        store.store     --   the data directory cannot be used; the command exits with 2
-        SchemaError     store.schema    --   the database belongs to another program or another version
-      StartError        http.server     --   the exporter cannot listen; the command exits with 2
+      CursorError       wire.cursor   422  a cursor is damaged or belongs to another list
+      ConflictError     ingest        409  other content is stored under this incarnation and seq
+      BusyError         ingest        429  too many reports are waiting, or too many gaps are between them
+      ClosedError       ingest        503  the exporter is shutting down
+      StoreFullError    store.store   503  not even the totals of a report can be stored
+      StoreError        store.store   --   the data directory cannot be used: the command exits with 2
+      SchemaError       store.schema  --   the database is not a store of this version: becomes a StoreError
+      StartError        http.server   --   the exporter cannot listen: the command exits with 2
 
 A report that breaks the wire's rules raises pydantic's ValidationError; `error_details` turns it into a 422.
 """
