@@ -135,7 +135,7 @@ def test_a_name_that_is_there_twice_is_refused_whatever_it_says(site: Served, te
     assert text in body
     twice = body.replace(text, f"{again}, {text}", 1)
     detail = refusal(site.client.post("/v1/reports", content=twice, headers=JSON), 422)
-    assert (detail["field"], detail["value"]) == (name, "there twice")
+    assert (detail["field"], detail["value"]) == (name, "a duplicate key")
     assert outcomes(site) == {"invalid": 1}
     assert site.client.post("/v1/reports", content=body, headers=JSON).status_code == 200
 

@@ -1,4 +1,4 @@
-"""The collector: every metric of the table, made at scrape time from one look at the ledger."""
+"""The Prometheus collector: builds every metric of the table at scrape time from the ledger."""
 
 import dataclasses
 import math
@@ -18,13 +18,13 @@ from optwrap_exporter.metrics.table import DROPPED, METRICS, UNKNOWN
 from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
-"""Seconds without a report after which a process that has ended, or is lost, has no gauges any more."""
+"""Seconds after its last report until the gauges of an ended or stale process disappear."""
 COUNTERS_GO_AFTER: Final = 60 * 60.0
-"""The same for its counters: a scrape or a rule that comes late still finds the last increase."""
+"""The same for its counters. They stay longer so that a late scrape still sees the last increase."""
 
 _ENDED: Final = frozenset({"finished", "failed", "stale"})
 
-# Gauges that are the wire's, by what the metric is called.
+# Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {
     "optwrap_not_finite_streak": "not_finite_streak",
     "optwrap_guard_not_finite_count": "guard_not_finite_count",
@@ -39,23 +39,23 @@ _PLAIN_GAUGES: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class StoreFigures:
-    """What a scrape tells of the store."""
+    """What a scrape shows of the store."""
 
     size: Callable[[], int]
-    """Bytes that it holds, now."""
+    """Returns the bytes in use."""
     limit: int | None
-    """Bytes that it may hold."""
+    """The most bytes it may use; None if unlimited."""
 
 
 class OptwrapCollector(Collector):
-    """Yields the families of metrics.METRICS, in its order.
+    """Yields the metric families of `table.METRICS`, in that order.
 
     Args:
-      ledger: what is committed.
-      statistics: what the exporter counts of itself.
-      store: the store's figures.
-      clock: the exporter's; tells how long ago a process reported.
-      version: of the exporter.
+      ledger: the committed state of all runs.
+      statistics: the exporter's counts of its own work.
+      store: the figures of the store.
+      clock: the exporter's clock.
+      version: the exporter's version.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class OptwrapCollector(Collector):
         self._version = version
 
     def describe(self) -> Iterable[Family]:
-        """Nothing: registering asks nothing of a store that may not be open yet."""
+        """No families, so that registering does not collect."""
         return []
 
     def collect(self) -> Iterable[Family]:
-        """Every family, without samples where there is nothing to tell."""
+        """Every family. A family without values has no samples."""
         families = {metric.name: metric.family() for metric in METRICS}
 
         def add(name: str, value: float, *labels: str) -> None:
-            # Families differ in what they take as a value; an info's is the labels that it does not have already.
+            # The value of an info family is its further labels, and there are none.
             family: Any = families[name]
             family.add_metric(labels, {} if isinstance(family, InfoMetricFamily) else value)
 
@@ -131,7 +131,7 @@ def _add_gauges(view: ProcessView, add: Callable[..., None]) -> None:
     run, process = view.run, str(view.process)
 
     def gauge(name: str, value: float | None) -> None:
-        # What is absent has no series: a zero would be a lie, a NaN would poison every average over it.
+        # An absent value has no series: a zero would be wrong, and a NaN would spoil every average.
         if value is not None and math.isfinite(value):
             add(name, value, run, process)
 
