@@ -9,8 +9,8 @@ from optwrap_exporter.ledger.events import NewEvent
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.requests import Report
 
-from tests.exporter.reports import START, Clock, State, Trainer, take
-from tests.exporter.watching import Watched
+from tests.exporter.ledgers import Watched
+from tests.exporter.trainer import START, State, Trainer, TurnedClock, take
 
 SKEWS = (-3600.0, -30.0, 0.0, 30.0, 3600.0)
 
@@ -20,11 +20,11 @@ class Lives:
 
     def __init__(self) -> None:
         self.watched = Watched()
-        self.clocks: list[Clock] = []
+        self.clocks: list[TurnedClock] = []
         self.events: list[NewEvent] = []
 
     def new(self, attempt: str, skew: float = 0.0, *, state: State | None = None, **who: Any) -> Trainer:
-        clock = Clock(self.watched.clock.now + skew)
+        clock = TurnedClock(self.watched.clock.now + skew)
         self.clocks.append(clock)
         return Trainer(clock, attempt=attempt, state=state or State(), **who)
 
@@ -188,7 +188,7 @@ def test_processes_that_nothing_told_their_launch_are_no_conflict(lives: Lives) 
 
 
 @given(gaps=st.lists(st.sampled_from([0.5, 1.0, 3.0, 20.0]), min_size=1, max_size=30), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_job_after_the_other_is_never_a_conflict_however_its_reports_are_held_up(
     gaps: list[float], data: st.DataObject
 ) -> None:

@@ -14,7 +14,7 @@ from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import EVENT_KINDS
 
 from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, Trainer, sent, take, with_records
+from tests.exporter.trainer import Trainer, TurnedClock, first_replica, sent, take, with_records
 
 
 def kinds(events: Iterable[NewEvent]) -> list[str]:
@@ -26,17 +26,17 @@ def only(events: Iterable[NewEvent], kind: str) -> list[NewEvent]:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> TurnedClock:
+    return TurnedClock()
 
 
 @pytest.fixture
-def ledger(clock: Clock) -> Ledger:
+def ledger(clock: TurnedClock) -> Ledger:
     return Ledger(clock)
 
 
 @pytest.fixture
-def trainer(clock: Clock) -> Trainer:
+def trainer(clock: TurnedClock) -> Trainer:
     return Trainer(clock)
 
 
@@ -51,7 +51,7 @@ def test_a_first_report_starts_a_process_and_the_next_does_not(ledger: Ledger, t
     [("skipped_not_finite", "not_finite"), ("skipped_large", "large"), ("skipped_other", "other")],
 )
 def test_a_skipped_step_is_an_event_with_its_reason(
-    ledger: Ledger, trainer: Trainer, clock: Clock, outcome: str, reason: str
+    ledger: Ledger, trainer: Trainer, clock: TurnedClock, outcome: str, reason: str
 ) -> None:
     trainer.step(norm=2.0)
     clock.advance(1)
@@ -66,9 +66,9 @@ def test_the_replica_that_was_the_first_is_named_with_process_and_device(
     ledger: Ledger, trainer: Trainer, outcome: str
 ) -> None:
     """In the step's own event and in that of the streak which begins with it; what is not known is left out."""
-    trainer.step(outcome, norm="NaN", offenders={"w": 1}, brought=(5, 1, "cpu:5", 2, 8))
+    trainer.step(outcome, norm="NaN", offenders={"w": 1}, replica=first_replica(5, 1, "cpu:5", 2, 8))
     trainer.step()
-    trainer.step(outcome, norm="NaN", offenders={"w": 1}, brought=(0, None, None, 1, None))
+    trainer.step(outcome, norm="NaN", offenders={"w": 1}, replica=first_replica(0, None, None, 1, None))
     trainer.step()
     trainer.step(outcome, norm="NaN", offenders={"w": 1})
     named = {"replica": 5, "process": 1, "device": "cpu:5", "count": 2, "of": 8}
@@ -155,10 +155,9 @@ def runs_of_false(steps: list[bool]) -> list[tuple[int, int]]:
 
 
 @given(steps=st.lists(st.booleans(), max_size=30), cuts=st.sets(st.integers(1, 29)))
-@settings(deadline=None)
 def test_streaks_are_the_runs_of_bad_steps_however_they_are_cut_into_reports(steps: list[bool], cuts: set[int]) -> None:
     parts = [steps[a:b] for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(steps)], strict=True)]
-    found = reported(Ledger(Clock()), Trainer(), *parts)
+    found = reported(Ledger(TurnedClock()), Trainer(), *parts)
     started = [step for kind, step, _ in found if kind == "streak_started"]
     lengths = [length for kind, _, length in found if kind == "streak_ended"]
     truth = runs_of_false(steps)
@@ -221,7 +220,7 @@ def test_dropped_good_steps_between_two_bad_ones_part_two_streaks(ledger: Ledger
     ]
 
 
-def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clock: Clock) -> None:
+def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clock: TurnedClock) -> None:
     for _ in range(3):
         trainer.step()
     checkpoint = trainer.state.copy()
@@ -241,7 +240,7 @@ def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clo
 
 
 def test_a_run_that_was_somewhere_before_this_exporter_saw_it_is_resumed_from_nowhere_known(
-    ledger: Ledger, trainer: Trainer, clock: Clock
+    ledger: Ledger, trainer: Trainer, clock: TurnedClock
 ) -> None:
     trainer.step()
     take(ledger, Trainer(clock).hello())
@@ -251,7 +250,7 @@ def test_a_run_that_was_somewhere_before_this_exporter_saw_it_is_resumed_from_no
     assert (resumed.kind, resumed.detail) == ("resumed", {"from": None, "to": 1})
 
 
-def test_after_the_loss_of_the_directory_nothing_has_started_or_resumed(trainer: Trainer, clock: Clock) -> None:
+def test_after_the_loss_of_the_directory_nothing_has_started_or_resumed(trainer: Trainer, clock: TurnedClock) -> None:
     trainer.step()
     trainer.report()
     assert take(Ledger(clock), trainer.report(oldest_held=2)).events == ()
@@ -266,11 +265,11 @@ def test_an_end_is_told_once(ledger: Ledger, trainer: Trainer, state: str) -> No
     assert take(ledger, trainer.report(state)).events == ()
 
 
-def twins(clock: Clock) -> tuple[Trainer, Trainer]:
+def twins(clock: TurnedClock) -> tuple[Trainer, Trainer]:
     return Trainer(clock, process_count=2), Trainer(clock, process=1, process_count=2)
 
 
-def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, clock: Clock) -> None:
+def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     for _ in range(3):
         a.step()
@@ -287,7 +286,7 @@ def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, cloc
     assert diverged.detail == {"outcomes": {"0": "applied", "1": "skipped_not_finite"}, "steps": 2}
 
 
-def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: Clock) -> None:
+def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: TurnedClock) -> None:
     a, _ = twins(clock)
     a.step()
     report = a.json()
@@ -297,7 +296,7 @@ def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: Clock) ->
     assert "diverged" not in kinds(take(ledger, sent(again)).events)
 
 
-def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Ledger, clock: Clock) -> None:
+def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     take(
         ledger, Trainer(clock, process_count=2).hello()
@@ -308,7 +307,7 @@ def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Led
     assert "diverged" in kinds(take(ledger, b.report()).events)
 
 
-def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: Clock) -> None:
+def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     for trainer in (a, b):
         trainer.step()
@@ -322,7 +321,7 @@ def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: 
     assert "diverged" not in kinds(take(ledger, again[1].report()).events)
 
 
-def test_steps_of_two_attempts_are_not_compared(ledger: Ledger, clock: Clock) -> None:
+def test_steps_of_two_attempts_are_not_compared(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     b.attempt = "second"
     a.step()
@@ -340,10 +339,10 @@ def comparable(what: NewEvent) -> dict[str, Any]:
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_events_of_records_come_exactly_once_however_the_reports_arrive(history: History, data: st.DataObject) -> None:
     """Skips and accepted steps of all reports that arrived; and no key of any kind twice with another meaning."""
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     found: list[NewEvent] = []
     arrived: dict[tuple[str, int], Report] = {}
     for report in delivered(data, history):

@@ -1,15 +1,15 @@
 """Health, row by row of its table, with a clock that the test turns; and the cases in which a row must not hold."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optwrap_exporter.ledger import health
 from optwrap_exporter.ledger.health import HealthSince
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
-from tests.exporter.reports import START, Clock, Trainer, take
-from tests.exporter.watching import Watched
+from tests.exporter.ledgers import Watched
+from tests.exporter.trainer import START, Trainer, TurnedClock, take
 
 
 @pytest.fixture
@@ -243,13 +243,13 @@ def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
 
 
 def test_a_job_restarted_on_a_host_whose_clock_is_behind_is_heard_after_a_moment(watched: Watched) -> None:
-    ahead = Clock(START + 3600)
+    ahead = TurnedClock(START + 3600)
     first = Trainer(ahead)
     for _ in range(5):
         watched.say(first)
         watched.clock.advance(1)
         ahead.advance(1)
-    behind = Clock(START)
+    behind = TurnedClock(START)
     second = Trainer(behind, attempt="second")
     for _ in range(15):
         watched.say(second)
@@ -354,7 +354,6 @@ outcomes = st.lists(st.tuples(st.sampled_from(sorted(set(HEALTHS) - {"degraded"}
 
 
 @given(outcomes=outcomes, missing=st.booleans(), began=times)
-@settings(deadline=None)
 def test_a_run_is_judged_by_the_first_row_that_holds_of_any_process(
     outcomes: list[tuple[Health, float]], missing: bool, began: float
 ) -> None:

@@ -17,7 +17,7 @@ from optwrap_exporter.wire.answers import Acknowledgement, RunDetail
 from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, State, Trainer, sent
+from tests.exporter.trainer import State, Trainer, TurnedClock, sent
 
 
 class Exporter:
@@ -26,14 +26,14 @@ class Exporter:
     def __init__(
         self,
         directory: Path,
-        clock: Clock | None = None,
+        clock: TurnedClock | None = None,
         *,
         waiting: int = 256,
         retention: Retention | None = None,
         limit_bytes: int | None = None,
     ) -> None:
         self.directory = directory
-        self.clock = clock or Clock()
+        self.clock = clock or TurnedClock()
         self.store = Store(directory, limit_bytes=limit_bytes)
         self.ledger = Ledger(self.clock)
         self.ingest = Ingest(self.store, self.ledger, clock=self.clock, waiting=waiting, tick=0, retention=retention)
@@ -83,7 +83,7 @@ def test_a_report_is_answered_once_it_is_committed(exporter: Exporter) -> None:
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_repeating_everything_in_any_order_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, history: History, data: st.DataObject
 ) -> None:
@@ -192,7 +192,7 @@ def test_a_duplicate_whose_digest_is_gone_is_taken_for_one(tmp_path: Path) -> No
     trainer = Trainer()
     trainer.step()
     report = trainer.report()
-    clock = Clock()
+    clock = TurnedClock()
     with Exporter(tmp_path, clock, retention=Retention(seconds=100)) as exporter:
         exporter.ingest.submit(report)
         clock.advance(90)
@@ -335,7 +335,7 @@ def stale_events(exporter: Exporter) -> int:
 
 
 def test_what_time_brings_is_committed_once_over_looks_and_restarts(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = TurnedClock()
     trainer = Trainer(clock)
     with Exporter(tmp_path, clock) as exporter:
         exporter.ingest.submit(trainer.report())
@@ -369,7 +369,7 @@ def test_all_processes_that_fall_silent_together_are_told(exporter: Exporter) ->
 
 def test_time_passes_by_itself(tmp_path: Path) -> None:
     """The writer's own looks, over a real clock; nothing is asserted of how soon."""
-    clock, told = Clock(), threading.Event()
+    clock, told = TurnedClock(), threading.Event()
     with Store(tmp_path) as store:
         ingest = Ingest(store, Ledger(clock), clock=clock, tick=0.01)
         with ingest:
@@ -381,7 +381,7 @@ def test_time_passes_by_itself(tmp_path: Path) -> None:
 
 
 def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, told, failed = Clock(), threading.Event(), threading.Event()
+    clock, told, failed = TurnedClock(), threading.Event(), threading.Event()
     with Store(tmp_path) as store:
         ingest = Ingest(store, Ledger(clock), clock=clock, tick=0.01)
         commit = store.commit
@@ -403,7 +403,7 @@ def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_records_that_make_room_for_others_are_counted_and_that_survives_a_restart(tmp_path: Path) -> None:
     """They are counted for each incarnation, and a later tick keeps the counts."""
-    clock = Clock()
+    clock = TurnedClock()
     with Exporter(tmp_path, clock, limit_bytes=SMALLEST_LIMIT) as exporter:
         state = State()
         for _ in range(3):
@@ -425,7 +425,7 @@ def test_records_that_make_room_for_others_are_counted_and_that_survives_a_resta
 
 
 def test_old_records_go_and_runs_long_silent_go_whole_but_no_live_totals(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = TurnedClock()
     with Exporter(tmp_path, clock, retention=Retention(seconds=1000)) as exporter:
         dead = Trainer(clock, run="dead")
         dead.step()

@@ -10,7 +10,7 @@ from optwrap_exporter.ledger.views import OTHER
 from optwrap_exporter.wire.answers import RunDetail
 
 from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, State, Trainer, sent, take
+from tests.exporter.trainer import State, Trainer, TurnedClock, sent, take
 
 
 def detail(ledger: Ledger, run: str = "lm") -> RunDetail:
@@ -29,11 +29,11 @@ def at_least(now: Counts, before: Counts) -> bool:
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_totals_are_the_truth_and_never_fall_in_whatever_way_the_reports_arrive(
     history: History, data: st.DataObject
 ) -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     seen: dict[int, Counts] = {}
     run = 0
@@ -58,9 +58,9 @@ def test_totals_are_the_truth_and_never_fall_in_whatever_way_the_reports_arrive(
 
 
 @given(history=histories(most_processes=1), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_answered_is_self_consistent_at_every_moment(history: History, data: st.DataObject) -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     for report in delivered(data, history):
         clock.advance(data.draw(st.sampled_from([0.0, 1.0, 30.0])))
@@ -82,9 +82,9 @@ def test_what_is_answered_is_self_consistent_at_every_moment(history: History, d
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_planning_changes_nothing(history: History, data: st.DataObject) -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger, untouched = Ledger(clock), Ledger(clock)
     for report in delivered(data, history):
         if ledger.find(report) is None:
@@ -95,10 +95,10 @@ def test_planning_changes_nothing(history: History, data: st.DataObject) -> None
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_records_count_each_once_however_the_reports_arrive(history: History, data: st.DataObject) -> None:
     """Values that were not finite, and first and last step, come from the records of all reports that arrived."""
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     arrived = {}
     for report in delivered(data, history):
@@ -121,7 +121,7 @@ def test_records_count_each_once_however_the_reports_arrive(history: History, da
 
 
 def test_a_late_report_of_an_older_incarnation_touches_its_own_share_and_nothing_else() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     old = Trainer(clock, gauges={"every_k": 4, "mini_step": 1})
     old.step(norm=3.0)
@@ -151,7 +151,7 @@ def test_a_late_report_of_an_older_incarnation_touches_its_own_share_and_nothing
 
 
 def test_an_older_report_of_the_same_incarnation_does_not_turn_the_gauges_back() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
     trainer.bad()
@@ -166,7 +166,7 @@ def test_an_older_report_of_the_same_incarnation_does_not_turn_the_gauges_back()
 
 
 def test_a_hello_counts_nothing_and_what_the_state_lived_before_is_unseen() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     take(ledger, Trainer(clock).hello())
     assert detail(ledger).totals.steps == 0
@@ -182,7 +182,7 @@ def test_a_hello_counts_nothing_and_what_the_state_lived_before_is_unseen() -> N
 
 def test_a_hello_and_the_incarnation_that_a_resumed_state_begins_are_one_process_that_resumed() -> None:
     """What a Monitor does where its first reading shows a state that has lived."""
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     first = Trainer(clock)
     for _ in range(7):
@@ -203,7 +203,7 @@ def test_a_hello_and_the_incarnation_that_a_resumed_state_begins_are_one_process
 
 
 def test_what_nobody_reported_is_unseen_and_what_an_earlier_attempt_reported_is_not() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     first = Trainer(clock)
     for _ in range(10):
@@ -221,7 +221,7 @@ def test_what_nobody_reported_is_unseen_and_what_an_earlier_attempt_reported_is_
 
 
 def test_the_lowest_process_of_the_newest_attempt_speaks_for_the_run() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     for process in (3, 1):
         trainer = Trainer(clock, process=process, process_count=4, gauges={"mini_step": process})
@@ -236,7 +236,7 @@ def test_the_lowest_process_of_the_newest_attempt_speaks_for_the_run() -> None:
 
 
 def test_an_unknown_run_is_unknown_to_every_question() -> None:
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     assert ledger.runs() == []
     assert ledger.views() == []
     assert ledger.lead("lm") is None
@@ -247,7 +247,7 @@ def test_an_unknown_run_is_unknown_to_every_question() -> None:
 
 
 def test_the_first_ten_parameters_to_go_bad_keep_their_label_and_the_rest_are_other() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
     trainer.bad(b=1, a=1)
@@ -271,7 +271,7 @@ def test_the_first_ten_parameters_to_go_bad_keep_their_label_and_the_rest_are_ot
 
 
 def test_the_streak_peak_is_of_the_last_five_minutes() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
 
@@ -299,7 +299,7 @@ def test_the_streak_peak_is_of_the_last_five_minutes() -> None:
 
 
 def test_the_norm_shown_is_the_last_finite_one() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
     take(ledger, trainer.hello())
@@ -314,7 +314,7 @@ def test_the_norm_shown_is_the_last_finite_one() -> None:
 
 
 def test_times_are_the_exporters_and_move_only_with_what_they_are_about() -> None:
-    clock, client = Clock(), Clock(1.0)
+    clock, client = TurnedClock(), TurnedClock(1.0)
     ledger = Ledger(clock)
     trainer = Trainer(client)
     start = clock.now
@@ -335,7 +335,7 @@ def test_times_are_the_exporters_and_move_only_with_what_they_are_about() -> Non
 
 
 def test_client_drops_add_up_over_incarnations_and_processes() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     for process, dropped in itertools.product((0, 1), ((3, 1), (4, 0))):
         trainer = Trainer(clock, process=process, attempt=f"attempt-{dropped[0]}")
@@ -349,7 +349,7 @@ def test_client_drops_add_up_over_incarnations_and_processes() -> None:
 
 
 def test_an_attempt_is_lost_once_another_takes_its_place_and_ended_if_it_said_so() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     for attempt, state in (("a", "finished"), ("b", "running"), ("c", "running")):
         trainer = Trainer(clock, attempt=attempt)
@@ -367,7 +367,7 @@ def test_an_attempt_is_lost_once_another_takes_its_place_and_ended_if_it_said_so
 def test_the_acknowledgement_is_the_end_of_what_came_without_a_gap_from_the_oldest_held_on(
     seqs: list[int], held: int, lost: set[int]
 ) -> None:
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     trainer = Trainer()
     reports = {seq: trainer.json() for seq in range(1, 8)}
     come: set[int] = set()
@@ -384,7 +384,7 @@ def test_the_acknowledgement_is_the_end_of_what_came_without_a_gap_from_the_olde
 
 
 def test_runs_and_parameters_page_by_cursor_through_all_of_them_once() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     for name in "dbaec":
         trainer = Trainer(clock, run=name)
@@ -416,7 +416,7 @@ def test_runs_and_parameters_page_by_cursor_through_all_of_them_once() -> None:
 
 
 def test_a_forgotten_run_is_gone_and_may_begin_anew() -> None:
-    clock = Clock()
+    clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
     trainer.step()

@@ -81,8 +81,7 @@ def test_what_is_needed_most_is_there_however_narrow_the_terminal(
     monkeypatch.setenv("COLUMNS", str(width))
     job = Job(run="lm-7b-2026", clock=site.clock)
     job.gauges |= {"mini_step": 3, "every_k": 4}
-    job.totals |= {"steps": 1_234_567, "gradient_steps": 1_234_567}
-    job.totals["outcomes"]["applied"] = 1_234_567
+    job.state.outcomes["applied"] = 1_234_567
     job.step("skipped_not_finite", "NaN", decoder__w=3, decoder__b=1, head=2)
     job.step("skipped_not_finite", "NaN", head=2)
     site.send(job.report())

@@ -9,7 +9,7 @@ from optwrap_exporter.wire.answers import RunDetail
 from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.histories import History, a_step, counts, delivered, histories
-from tests.exporter.reports import Clock, State, Trainer, minus, sent, take
+from tests.exporter.trainer import State, Trainer, TurnedClock, minus, sent, take
 
 
 def detail(ledger: Ledger) -> RunDetail:
@@ -28,14 +28,14 @@ def steps_of(state: int, *, start: int = 0) -> Trainer:
     trainer = Trainer(state=State())
     for _ in range(start):
         trainer.state.step("applied", {})
-    trainer.at_start = trainer.state.copy()
+    trainer.start = trainer.state.copy()
     for _ in range(state - start):
         trainer.state.step("applied", {})
     return trainer
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_totals_depend_on_the_set_of_reports_alone_once_the_store_was_lost(
     history: History, data: st.DataObject
 ) -> None:
@@ -46,7 +46,7 @@ def test_totals_depend_on_the_set_of_reports_alone_once_the_store_was_lost(
         reports += [report.model_copy(update={"oldest_held": oldest}) for report in made if report.seq >= oldest]
     found = []
     for _ in range(2):
-        clock = Clock()
+        clock = TurnedClock()
         ledger = Ledger(clock)
         seen: dict[int, Counts] = {}
         order = data.draw(st.permutations(reports))
@@ -68,7 +68,7 @@ def test_totals_depend_on_the_set_of_reports_alone_once_the_store_was_lost(
     lost=st.integers(0, 11),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_after_a_loss_exactly_the_steps_since_the_first_report_received_are_counted(
     steps: list[tuple[str, dict[str, int], None]], lost: int, data: st.DataObject
 ) -> None:
@@ -82,7 +82,7 @@ def test_after_a_loss_exactly_the_steps_since_the_first_report_received_are_coun
     held = [sent(report | {"oldest_held": lost + 1}) for report in reports[lost:]]
     dropped = data.draw(st.sets(st.integers(1, max(1, len(held) - 2))))
     arriving = [report for place, report in enumerate(held) if place not in dropped or place == len(held) - 1]
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     for report in data.draw(st.permutations(arriving)):
         take(ledger, report)
     (view,) = ledger.views()
@@ -92,10 +92,10 @@ def test_after_a_loss_exactly_the_steps_since_the_first_report_received_are_coun
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_late_report_from_before_the_loss_makes_the_incarnation_whole(history: History, data: st.DataObject) -> None:
     """A report whose client held everything from seq 1 proves that nothing of the incarnation is missing."""
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     arriving = delivered(data, history)
     first = {incarnation: reports[0] for incarnation, reports in history.reports.items()}
     for report in arriving:
@@ -111,7 +111,7 @@ def test_a_late_report_from_before_the_loss_makes_the_incarnation_whole(history:
 
 
 def test_an_incarnation_first_heard_late_starts_at_the_totals_of_that_report() -> None:
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     trainer = steps_of(100)
     take(ledger, trainer.report(seq=7, oldest_held=7))
     assert (detail(ledger).totals.steps, detail(ledger).state_totals.steps, detail(ledger).unseen) == (0, 100, 100)
@@ -122,7 +122,7 @@ def test_an_incarnation_first_heard_late_starts_at_the_totals_of_that_report() -
 
 def test_a_loss_neither_starves_a_process_nor_says_that_it_gave_up() -> None:
     """The counts of before the loss are no news."""
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     trainer = steps_of(100_000)
     trainer.state.outcomes["accepted_not_finite"] += 5
     for seq in (7, 8):
@@ -134,7 +134,7 @@ def test_a_loss_neither_starves_a_process_nor_says_that_it_gave_up() -> None:
 @pytest.mark.parametrize("whole_first", [True, False])
 def test_the_run_counts_the_process_that_saw_most_of_an_attempt(whole_first: bool) -> None:
     """One process lived through the loss of the store; another was restarted after it, at step 60."""
-    ledger = Ledger(Clock())
+    ledger = Ledger(TurnedClock())
     whole = steps_of(100)
     restarted = steps_of(100, start=60)
     reports = [

@@ -18,7 +18,7 @@ from optwrap_exporter.wire.errors import ErrorDetail, error_details
 from optwrap_exporter.wire.requests import Gauges, StepColumns
 from pydantic import ValidationError
 
-from tests.exporter.reports import Trainer, sent
+from tests.exporter.trainer import Trainer, sent
 
 ROOT = Path(__file__).parents[2]
 

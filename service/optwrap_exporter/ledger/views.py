@@ -1,6 +1,7 @@
 """What the API and a scrape show of a run: pure functions of its state and the time."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -192,7 +193,7 @@ def worst_first(row: ParameterRow) -> tuple[int, int, str]:
 
 
 def replicas(run: RunState) -> list[ReplicaRow]:
-    """Replicas that were the first non-finite one, worst first: by steps, then by number."""
+    """Replicas that were the first non-finite one, worst first."""
     spans: dict[Replica, StepSpan] = {}
     for process in run.processes.values():
         for incarnation in process.incarnations.values():
@@ -209,8 +210,14 @@ def replicas(run: RunState) -> list[ReplicaRow]:
         )
         for replica, steps in run.total.replicas.items()
     ]
-    last = 2**63
-    return sorted(rows, key=lambda row: (-row.steps, last if row.replica is None else row.replica, row.device or ""))
+    return sorted(rows, key=_worst_replica_first)
+
+
+def _worst_replica_first(row: ReplicaRow) -> tuple[int, float, float, str]:
+    """The sort key of replicas: by steps, then by number, process and device, so that no two rows are equal."""
+    number = math.inf if row.replica is None else row.replica
+    process = math.inf if row.process is None else row.process
+    return (-row.steps, number, process, row.device or "")
 
 
 def _parameter_records(run: RunState) -> dict[str, ParameterRecords]:

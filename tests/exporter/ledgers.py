@@ -3,14 +3,14 @@
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.vocabulary import Health
 
-from tests.exporter.reports import START, Clock, Trainer, take
+from tests.exporter.trainer import START, Trainer, TurnedClock, take
 
 
 class Watched:
     """One exporter's ledger, and what it says of the only run."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = TurnedClock()
         self.ledger = Ledger(self.clock)
 
     def of(self, process: int = 0) -> tuple[Health, float]:
