@@ -64,7 +64,6 @@ def report(client: int, seq: int) -> bytes:
         },
         "totals": counters(seq * STEPS, seq),
         "at_start": counters(0, 0),
-        "base": None,
         "gauges": {"not_finite_streak": 1, "not_finite_streak_peak": 1, "gradient_norm": "NaN"},
         "steps": {
             "step": steps,

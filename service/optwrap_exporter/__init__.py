@@ -1,1 +1,1 @@
-"""Prometheus exporter, query API and live page for training jobs instrumented with optwrap."""
+"""Prometheus exporter, query API and live page for training jobs that optwrap instruments."""

@@ -1,6 +1,6 @@
-"""Ingest: one writer thread that takes reports, commits them, folds them into the ledger, and tells who listens.
+"""Ingest: one writer thread that commits reports to the store, applies them to the ledger, and notifies listeners.
 
-offer -> bounded line -> [writer thread: known? -> ledger.plan -> store.commit -> ledger.apply] -> answer, listeners
+offer -> bounded queue -> writer thread: duplicate? -> ledger.plan -> store.commit -> ledger.apply -> answer, listeners
 """
 
 import hashlib
@@ -16,19 +16,28 @@ from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.ledger import Clock, Ledger, Plan, acknowledge
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.requests import Acknowledgement, Report
+from optwrap_exporter.wire.answers import Acknowledgement
+from optwrap_exporter.wire.errors import ExporterError
+from optwrap_exporter.wire.requests import Report
 
 _log = logging.getLogger(__name__)
 
-_RETRY: Final = 1.0
-_RETIRING: Final = 0.05
-"""Seconds that one look at the clock may spend on forgetting what is old."""
+_RETRY_SECONDS: Final = 1.0
+"""When a client that was refused may try again."""
+_RETIRE_SECONDS: Final = 0.05
+"""The longest that one tick may spend on deleting old data."""
 
 Result = TypeVar("Result")
 
 
-class Conflict(Exception):
-    """The incarnation and seq are stored with other content, or the incarnation with another attempt (409). Nothing was changed."""
+class ConflictError(ExporterError):
+    """Other content is stored under this incarnation and seq, or the incarnation under another attempt (HTTP 409).
+
+    Attributes:
+      field: the field of the report that is wrong.
+      value: the value received.
+      allowed: what is allowed.
+    """
 
     def __init__(self, field: str, value: str, allowed: str) -> None:
         self.field = field
@@ -37,58 +46,63 @@ class Conflict(Exception):
         super().__init__(f"{field}: {value}: expected {allowed}")
 
 
-class Busy(Exception):
-    """Too many reports are waiting (429). `retry_after` in seconds."""
+class BusyError(ExporterError):
+    """Too many reports are waiting, or too many gaps are between those of the incarnation (HTTP 429).
+
+    Attributes:
+      retry_after: seconds after which to send the report again.
+    """
 
     def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
-        super().__init__(f"too many reports are waiting: try again in {retry_after:g} s")
+        super().__init__(f"too many reports are waiting: send this one again in {retry_after:g} s")
 
 
-class Closed(Exception):
-    """The exporter is shutting down (503): the report was not taken."""
+class ClosedError(ExporterError):
+    """The exporter is shutting down; the report was not stored (HTTP 503)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long what is stored is kept. Totals of a run that is live are kept whatever this says."""
+    """How long data is kept. The totals of a live run are always kept."""
 
     seconds: float | None = None
-    """Age beyond which step records and events go, and runs not heard of for so long go whole; None: never."""
+    """Step records and events older than this are deleted, and whole runs that have not reported for as long.
+    None keeps everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a listener is told: read the rest with `store.changes`."""
+    """What a listener receives. `store.changes` has the content."""
 
     revision: int
     runs: frozenset[str]
 
 
 Listener = Callable[[Committed], None]
-"""Called in the writer thread after each commit: must return at once and not raise."""
+"""Called in the writer thread after each commit. It must return at once and must not raise."""
 
 
 def digest_of(report: Report) -> bytes:
-    """16 bytes that are the same for two reports of the same content, however their JSON was written."""
+    """16 bytes that are equal for reports with equal content, however their JSON was formatted."""
     return hashlib.blake2b(report.model_dump_json().encode(), digest_size=16).digest()
 
 
 class Ingest:
-    """Takes reports. `start()` it, `close()` it; or use it as a context manager.
+    """Takes reports. Call `start()` and `close()`, or use it as a context manager.
 
-    On construction the ledger is filled from the store.
+    The constructor fills the ledger from the store.
 
     Args:
-      store: where reports are committed; belongs to this ingest's thread as far as writing goes.
-      ledger: an empty one.
-      clock: the exporter's.
+      store: where reports are committed. Only this ingest may write to it.
+      ledger: an empty ledger.
+      clock: the exporter's clock.
       waiting: how many reports may wait for the writer.
-      tick: seconds between looks at the clock (stale, stalled, retention); 0: only when `tick()` is called.
-      retention: what to forget.
+      tick: seconds between ticks, which find stale and stalled processes and delete old data. 0: only `tick()` does.
+      retention: how long data is kept.
 
     Raises:
-      StoreError: what the store holds makes no sense.
+      StoreError: the stored data is damaged.
     """
 
     def __init__(
@@ -127,7 +141,7 @@ class Ingest:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer what waits, then stop. The store stays open."""
+        """Answer the reports that wait, then stop. The store stays open."""
         with self._lock:
             if self._closed:
                 return
@@ -138,7 +152,7 @@ class Ingest:
 
     @property
     def alive(self) -> bool:
-        """Whether the writer thread runs: what /-/healthy asks."""
+        """Whether the writer thread runs, for /-/healthy."""
         return self._thread.is_alive()
 
     @property
@@ -147,58 +161,57 @@ class Ingest:
         return self._waiting
 
     def offer(self, report: Report, digest: bytes | None = None) -> "Future[Acknowledgement]":
-        """Put a report in the line; from any thread, never blocks.
+        """Queue a report. Any thread may call it; it never blocks.
 
         Args:
-          report: what came.
-          digest: of its content, where the caller has it already (`digest_of`).
+          report: the report.
+          digest: `digest_of(report)`, if the caller has it already.
 
         Returns:
-          The answer, once the report is committed (its `duplicate` says whether it was already); or the exception
-          Conflict, StoreFull, or Busy (more gaps between the reports of an incarnation than are kept). Cancelling it takes
-          the report out of the line, if the writer has not begun.
+          A future of the answer, which comes when the report is committed; or of a ConflictError, a StoreFullError or a
+          BusyError (too many gaps). Cancelling it removes the report from the queue if the writer has not begun it.
 
         Raises:
-          Busy: the line is full.
-          Closed: the ingest is closed.
+          BusyError: the queue is full.
+          ClosedError: the ingest is closed.
         """
         future: Future[Acknowledgement] = Future()
         with self._lock:
             if self._closed:
-                raise Closed("the exporter is shutting down")
+                raise ClosedError("the exporter is shutting down")
             if self._waiting >= self._most:
-                raise Busy(_RETRY)
+                raise BusyError(_RETRY_SECONDS)
             self._waiting += 1
             self._jobs.put(partial(self._serve, future, partial(self._take, report, digest), waited=True))
         return future
 
     def submit(self, report: Report, digest: bytes | None = None) -> Acknowledgement:
-        """`offer`, and wait for the answer.
+        """`offer` a report and wait for the answer.
 
         Raises:
-          Busy, Closed, Conflict, StoreFull: as `offer` says.
+          BusyError, ClosedError, ConflictError, StoreFullError: as in `offer`.
         """
         return self.offer(report, digest).result()
 
     def tick(self) -> None:
-        """Look at the clock now: commit the events that time alone brings, forget what is old. Waits for the writer.
+        """Commit the events that time alone brings and delete all old data. Waits for the writer.
 
         Raises:
-          Closed: the ingest is closed.
+          ClosedError: the ingest is closed.
         """
-        self._do(partial(self._look, forever=True))
+        self._do(partial(self._on_tick, unlimited=True))
 
     def forget(self, run: str) -> bool:
-        """Delete all that is stored of a run. Waits for the writer. False where the run is unknown.
+        """Delete everything about a run. Waits for the writer. False if the run is unknown.
 
         Raises:
-          Closed: the ingest is closed.
-          sqlite3.Error: the store could not.
+          ClosedError: the ingest is closed.
+          sqlite3.Error: the database could not be written.
         """
         return self._do(partial(self._forget, run))
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` after each commit from now on; returns what ends that."""
+        """Call `listener` after each commit from now on. Returns a function that ends the subscription."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
@@ -212,7 +225,7 @@ class Ingest:
         future: Future[Result] = Future()
         with self._lock:
             if self._closed:
-                raise Closed("the exporter is shutting down")
+                raise ClosedError("the exporter is shutting down")
             self._jobs.put(partial(self._serve, future, work))
         return future.result()
 
@@ -225,13 +238,13 @@ class Ingest:
             try:
                 job = self._jobs.get(timeout=left)
             except queue.Empty:
-                job = self._look_after
+                job = self._safe_tick
             if job is None:
                 return
             job()
             if self._tick and time.monotonic() >= due:
-                if job != self._look_after:  # a busy line must not keep time from passing
-                    self._look_after()
+                if job != self._safe_tick:  # ticks must not stop while the queue is busy
+                    self._safe_tick()
                 due = time.monotonic() + self._tick
 
     def _serve(self, future: "Future[Result]", work: Callable[[], Result], *, waited: bool = False) -> None:
@@ -242,38 +255,38 @@ class Ingest:
             return
         try:
             result = work()
-        except BaseException as error:  # the writer outlives whatever one report does to it
+        except BaseException as error:  # one report must not end the writer thread
             future.set_exception(error)
         else:
             future.set_result(result)
 
     def _take(self, report: Report, digest: bytes | None) -> Acknowledgement:
         digest = digest_of(report) if digest is None else digest
-        known = self._ledger.knows(report)
-        if known is not None:
-            # One so old that its digest is gone is taken for what it says it is.
+        process = self._ledger.find(report)
+        if process is not None:
+            # The digest of an old report may have been deleted. Then the report is taken to be a duplicate.
             if self._store.digest(report) not in {None, digest}:
-                raise Conflict(
+                raise ConflictError(
                     "seq",
                     f"incarnation {report.incarnation}, seq {report.seq}",
-                    "what was sent with this incarnation and seq before, or a seq that was not sent yet",
+                    "the content sent with this incarnation and seq before, or a new seq",
                 )
-            return acknowledge(known, report, duplicate=True)
+            return acknowledge(process, report, duplicate=True)
         plan = self._ledger.plan(report)
         if plan.before is not None and plan.before.attempt != report.attempt:
-            raise Conflict(
-                "attempt", report.attempt, f"that of incarnation {report.incarnation}, {plan.before.attempt}"
+            raise ConflictError(
+                "attempt", report.attempt, f"the attempt of incarnation {report.incarnation}, {plan.before.attempt}"
             )
-        if plan.scattered:  # those that the client holds from before will close gaps
-            raise Busy(_RETRY)
+        if plan.too_many_gaps:  # earlier reports that the client still holds will close some
+            raise BusyError(_RETRY_SECONDS)
         if self._make_room(len(report.steps) + len(report.offenders) + len(report.replicas)):
             plan = self._ledger.plan(report)
         return self._commit(plan, digest).answer()
 
     def _make_room(self, records: int = 0) -> bool:
-        """Make room for so many records; whether the ledger has changed by that."""
+        """Make room for so many records. Returns whether older ones were deleted, which changes the ledger."""
         lost = self._store.make_room(records)
-        self._ledger.lose(lost)
+        self._ledger.count_not_stored(lost)
         return bool(lost)
 
     def _commit(self, plan: Plan, digest: bytes | None = None) -> Plan:
@@ -283,25 +296,25 @@ class Ingest:
         for listener in self._listeners:
             try:
                 listener(committed)
-            except Exception:  # what is committed is committed, whoever cannot hear of it
-                _log.exception("a listener failed")
+            except Exception:  # the commit stands even if a listener fails
+                _log.exception("a listener of commits failed")
         return plan
 
-    def _look_after(self) -> None:
+    def _safe_tick(self) -> None:
         try:
-            self._look()
-        except Exception as error:  # what cannot be stored now is found again at the next look
-            _log.warning("looking after the store failed, will try again: %s", error)
+            self._on_tick()
+        except Exception as error:  # the next tick finds again what could not be stored now
+            _log.warning("could not store changes of health or delete old data; will try again: %s", error)
 
-    def _look(self, *, forever: bool = False) -> None:
+    def _on_tick(self, *, unlimited: bool = False) -> None:
         self._make_room()
         for plan in self._ledger.pass_time():
             self._commit(plan)
         if self._retention.seconds is None:
             return
         before = self._clock() - self._retention.seconds
-        until = time.monotonic() + _RETIRING
-        while self._store.retire(before) and (forever or time.monotonic() < until):
+        until = time.monotonic() + _RETIRE_SECONDS
+        while self._store.retire(before) and (unlimited or time.monotonic() < until):
             pass
         for run in self._ledger.idle(before):
             self._forget(run)

@@ -1,4 +1,4 @@
-"""What one exporter is told at its start: a frozen value, made once by the command line and passed on."""
+"""The settings of one exporter: an immutable value that the command line makes and passes on."""
 
 import dataclasses
 import ipaddress
@@ -14,7 +14,7 @@ DEFAULT_LISTEN: Final = "127.0.0.1:10425"
 DEFAULT_RETENTION_DAYS: Final = "30"
 DEFAULT_RETENTION_BYTES: Final = "1GiB"
 MIN_RETENTION_BYTES: Final = 1 << 20
-"""Below this not even the totals of a handful of runs fit."""
+"""The smallest store that has room for the totals of a few runs."""
 
 _UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _UNITS_DECIMAL: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -26,13 +26,13 @@ class Address:
     """A TCP address to listen on."""
 
     host: str
-    """An IP address, or a name that resolves to one; without brackets."""
+    """An IP address without brackets, or a name that resolves to one."""
     port: int
-    """0 takes any free port."""
+    """0 chooses a free port."""
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach it. A name other than localhost counts as not: it may move."""
+        """Whether only this machine can reach the address. Names other than localhost do not count: they may change."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -40,54 +40,54 @@ class Address:
 
     @property
     def wildcard(self) -> bool:
-        """Whether it means every address of this machine."""
+        """Whether the address stands for every address of this machine."""
         try:
             return ipaddress.ip_address(self.host).is_unspecified
         except ValueError:
             return False
 
     def __str__(self) -> str:
-        """`host:port`, brackets round an IPv6 host."""
+        """`host:port`, with brackets around an IPv6 host."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything an exporter is told from outside."""
+    """Everything that is configured from outside."""
 
     listen: Address
     data_dir: Path
     ingest_socket: Path | None = None
-    """Unix socket that takes reports, whatever `listen` is."""
+    """A Unix socket that also accepts reports."""
     token: str | None = dataclasses.field(default=None, repr=False)
-    """What a report over TCP must carry as its bearer token; None asks for none."""
+    """The bearer token required of reports over TCP; None requires none."""
     retention_days: float = 30.0
-    """Step records and events older than this go; a run without a report for as long goes whole."""
+    """Step records and events older than this are deleted, and whole runs that have not reported for as long."""
     retention_bytes: int = 1 << 30
-    """Size of the store above which the oldest step records go first."""
+    """The size of the store above which the oldest step records are deleted, then the oldest events."""
     allowed_hosts: tuple[str, ...] = ()
-    """Further names that a request's Host header may carry, lower case."""
+    """More names that the Host header of a request may carry, in lower case."""
     grafana_url: str | None = None
-    """Where Grafana is, as a browser reaches it; None: the page has no link to it."""
+    """The address of Grafana as browsers see it; None if the page shall not link to it."""
     log_level: str = "info"
 
     @property
     def tcp_ingest(self) -> bool:
-        """Whether reports are taken over TCP: from this machine, or from whoever has the token."""
+        """Whether reports are accepted over TCP: on loopback always, beyond it only with a token."""
         return self.listen.loopback or self.token is not None
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The names a request's Host header may carry. An IP address cannot be rebound, a name can."""
+        """The names that the Host header of a request may carry."""
         own = set() if self.listen.wildcard else {self.listen.host.lower()}
         return frozenset({"localhost", "127.0.0.1", "::1", *own, *self.allowed_hosts})
 
 
 def parse_address(text: str) -> Address:
-    """`host:port`, `[ipv6]:port` or `:port` (every address).
+    """Parse `host:port`, `[ipv6]:port`, or `:port` for every address.
 
     Raises:
-      ValueError: neither, or the port is not 0 to 65535.
+      ValueError: the text has none of these forms, or the port is not from 0 to 65535.
     """
     host, separator, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -107,10 +107,10 @@ def parse_address(text: str) -> Address:
 
 
 def parse_size(text: str) -> int:
-    """Bytes, from a number with or without B, KB, KiB, MB, MiB, GB, GiB, TB, TiB.
+    """Parse a number of bytes, with or without a unit: B, KB, KiB, MB, MiB, GB, GiB, TB, TiB.
 
     Raises:
-      ValueError: not such a size, or below MIN_RETENTION_BYTES.
+      ValueError: the text is not a size, or the size is below MIN_RETENTION_BYTES.
     """
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     unit = {**_UNITS, **_UNITS_DECIMAL}.get(found[2].upper()) if found else None
@@ -118,15 +118,15 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size in bytes such as 1073741824, 500MB or 1GiB")
     size = int(float(found[1]) * unit)
     if size < MIN_RETENTION_BYTES:
-        raise ValueError(f"{text!r} is less than 1MiB, the least a store can work with")
+        raise ValueError(f"{text!r} is below the smallest size, 1MiB")
     return size
 
 
 def parse_web_url(text: str) -> str:
-    """An http or https address, without a slash at its end.
+    """Parse an http or https URL; a trailing slash is removed.
 
     Raises:
-      ValueError: it is none, or carries credentials, a query or a fragment.
+      ValueError: the text is not such a URL, or has credentials, a query or a fragment.
     """
     try:
         parts = urlsplit(text)
@@ -134,15 +134,15 @@ def parse_web_url(text: str) -> str:
     except ValueError:
         good = False
     if not good or "@" in parts.netloc or parts.query or parts.fragment or not text.isprintable() or " " in text:
-        raise ValueError(f"{text!r} is not an address such as https://grafana.example.org or http://host:3000/grafana")
+        raise ValueError(f"{text!r} is not a URL such as https://grafana.example.org or http://host:3000/grafana")
     return text.rstrip("/")
 
 
 def parse_number(text: str, above: float, most: float) -> float:
-    """A number with above < number <= most.
+    """Parse a number with above < number <= most.
 
     Raises:
-      ValueError: not such a number.
+      ValueError: the text is not such a number.
     """
     try:
         number = float(text)
@@ -154,22 +154,22 @@ def parse_number(text: str, above: float, most: float) -> float:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file: its one line, without white space around it.
+    """Read a token from a file: its only line, without surrounding white space.
 
     Raises:
-      OSError: it cannot be read.
-      ValueError: it is empty, more than one line, or holds what no HTTP header may.
+      OSError: the file cannot be read.
+      ValueError: the file is empty or too long, or holds characters that a token cannot have.
     """
     with path.open("rb") as file:
         raw = file.read(4097).strip()
-    # RFC 6750's b68token, widened to all visible ASCII: what a header can carry unchanged.
+    # RFC 6750 allows fewer characters in a bearer token. A header carries all visible ASCII unchanged.
     if not raw or len(raw) > 4096 or not all(0x21 <= byte <= 0x7E for byte in raw):
-        raise ValueError(f"{str(path)!r} must hold one token: 1 to 4096 visible ASCII characters, no spaces")
+        raise ValueError(f"{str(path)!r} must contain one token: 1 to 4096 visible ASCII characters, no spaces")
     return raw.decode("ascii")
 
 
 def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where a program keeps its state by the XDG base directory specification.
+    """The default data directory, by the XDG base directory specification.
 
     Raises:
       ValueError: neither XDG_STATE_HOME nor a home directory is known.
@@ -180,4 +180,4 @@ def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
     try:
         return Path.home() / ".local" / "state" / "optwrap-exporter"
     except RuntimeError as error:
-        raise ValueError("there is no home directory to keep the data in: give --data-dir") from error
+        raise ValueError("there is no home directory for the data: set --data-dir") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optwrap_exporter.wire.requests import HEALTHS
+from optwrap_exporter.wire.vocabulary import HEALTHS
 
 from deploy.build import generate
 from deploy.grafana.queries import HEALTH

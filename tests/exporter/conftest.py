@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine must not fail a test: no deadline for a single example.
+settings.register_profile("exporter", deadline=None)
+settings.load_profile("exporter")
 
 if TYPE_CHECKING:
     from tests.exporter.running import Served

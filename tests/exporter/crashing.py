@@ -12,14 +12,14 @@ from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.requests import Report
 
-from tests.exporter.reports import Clock, Trainer
+from tests.exporter.trainer import Trainer, TurnedClock
 
 STEPS = 7
 
 
 def reports(last: int) -> list[Report]:
     """Reports 1 to `last` of one process, the same whenever they are made: STEPS steps each, some of them bad."""
-    trainer = Trainer(Clock(), incarnation="crashing")
+    trainer = Trainer(TurnedClock(), incarnation="crashing")
     made = []
     for seq in range(1, last + 1):
         for step in range(STEPS):

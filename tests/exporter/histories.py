@@ -6,9 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.counters import Counts
-from optwrap_exporter.wire.requests import OUTCOMES, Counters, Report
+from optwrap_exporter.wire.requests import Counters, Report
+from optwrap_exporter.wire.vocabulary import OUTCOMES
 
-from tests.exporter.reports import START, Brought, Clock, State, Trainer, by_replica, minus
+from tests.exporter.trainer import START, State, Trainer, TurnedClock, first_replica, minus, replica_counters
 
 PATHS = ("embed/w", "layer_0/w", "layer_0/b", "head/w")
 
@@ -60,13 +61,13 @@ def counts(counters: dict[str, Any]) -> Counts:
 
 
 @st.composite
-def a_step(draw: st.DrawFn) -> tuple[str, dict[str, int], Brought | None]:
+def a_step(draw: st.DrawFn) -> tuple[str, dict[str, int], dict[str, Any] | None]:
     """An outcome, offenders, and which replicas they came from."""
     outcome = draw(st.sampled_from(OUTCOMES))
     bad = outcome in {"skipped_not_finite", "accepted_not_finite"} or (outcome != "applied" and draw(st.booleans()))
     offenders = draw(st.dictionaries(st.sampled_from(PATHS), st.integers(1, 9), min_size=1)) if bad else {}
     number = draw(st.none() | st.integers(0, 3)) if bad else None
-    return outcome, offenders, None if number is None else (number, number // 2, f"cpu:{3 - number}", 1, 4)
+    return outcome, offenders, None if number is None else first_replica(number, number // 2, f"cpu:{3 - number}", 1, 4)
 
 
 steps = st.lists(a_step(), max_size=6)
@@ -75,7 +76,7 @@ steps = st.lists(a_step(), max_size=6)
 @st.composite
 def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
     """Runs of a few attempts, resumed from some checkpoint or from nothing, with rollbacks within them."""
-    clock = Clock()
+    clock = TurnedClock()
     processes = draw(st.integers(1, most_processes))
     history = History([], {}, {})
     checkpoints = [State()]
@@ -91,10 +92,17 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                     clock, process=process, attempt=f"attempt-{launch}", state=state.copy(), process_count=processes
                 )
                 began = state.copy()
-                reports = [trainer.hello()]
-                for outcome, offenders, brought in part:
+                if began.steps:
+                    # The hello was zero; the first reading of a resumed state begins an incarnation of its own.
+                    hello = Trainer(clock, process=process, attempt=trainer.attempt, process_count=processes)
+                    history.trainers.append(hello)
+                    history.reports[hello.incarnation] = [hello.hello()]
+                    history.shares[hello.incarnation] = Counts()
                     clock.advance(0.5)
-                    trainer.step(outcome, norm="NaN" if offenders else 1.0, offenders=offenders, brought=brought)
+                reports = [trainer.report() if began.steps else trainer.hello()]
+                for outcome, offenders, replica in part:
+                    clock.advance(0.5)
+                    trainer.step(outcome, norm="NaN" if offenders else 1.0, offenders=offenders, replica=replica)
                     checkpoints.append(trainer.state.copy())
                     if draw(st.booleans()):
                         reports.append(trainer.report())
@@ -103,7 +111,9 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                 history.trainers.append(trainer)
                 history.reports[trainer.incarnation] = reports
                 clock.advance(0.5)  # no two incarnations say anything at the same moment
-                history.shares[trainer.incarnation] = counts(minus(trainer.state, began) | by_replica(trainer.firsts))
+                history.shares[trainer.incarnation] = counts(
+                    minus(trainer.state, began) | replica_counters(trainer.first_replicas)
+                )
                 state = draw(st.sampled_from([began, *checkpoints]))
         clock.advance(draw(st.sampled_from([1.0, 60.0])))
     assert clock.now >= START

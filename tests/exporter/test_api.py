@@ -8,7 +8,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from optwrap_exporter.http import openapi
-from optwrap_exporter.wire.requests import EVENT_KINDS, HEALTHS
+from optwrap_exporter.wire.vocabulary import EVENT_KINDS, HEALTHS
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 

@@ -32,13 +32,13 @@ def test_reports_come_over_the_socket_where_tcp_takes_none(start_exporter: Start
     path = tmp_path / "run" / "ingest.sock"
     exporter = start_exporter("--ingest-socket", str(path), listen="0.0.0.0:0")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert "none over TCP" in exporter.log
+    assert "no reports over TCP" in exporter.log
     report = Job().report("starting")
     refused = httpx.post(f"{exporter.url}/v1/reports", json=report, trust_env=False)
     assert refused.status_code == 401
     assert get(exporter, "/v1/runs")["items"] == []
     with over(path) as client:
-        assert client.post("/v1/reports", json=report).json() == {"acknowledged": 1, "base": None}
+        assert client.post("/v1/reports", json=report).json() == {"acknowledged": 1}
     assert [run["run"] for run in get(exporter, "/v1/runs")["items"]] == ["lm"]
     assert exporter.stop() == 0
     assert not path.exists()

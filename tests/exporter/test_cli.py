@@ -131,15 +131,15 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--retention-bytes", "lots"], "'lots' is not a size"),
         (["--token-file", "/nonexistent/token"], "No such file"),
         (["--token-file", "/dev/null"], "one token"),
-        (["--allowed-host", "http://x"], "neither a host name"),
+        (["--allowed-host", "http://x"], "is not a host name"),
         (["--log-level", "loud"], "loud"),
         (["--data-dir", "/proc/nope/x"], "/proc/nope/x"),
         (["--data-dir", "/dev/null"], "/dev/null: not a directory"),
         (["--ingest-socket", "/proc/nope/x"], "/proc/nope/x"),
         (["status", "http://127.0.0.1:1"], "no exporter answers at http://127.0.0.1:1"),
         (["status", "unix:///nonexistent/socket"], "no exporter answers"),
-        (["status", "127.0.0.1:10425"], "is not the address of an exporter"),
-        (["status", "http://127.0.0.1:port"], "is not the address of an exporter"),
+        (["status", "127.0.0.1:10425"], "is not an exporter's URL"),
+        (["status", "http://127.0.0.1:port"], "is not an exporter's URL"),
         (["watch", "http://127.0.0.1:1"], "no exporter answers"),
         (["watch", "--interval", "0"], "--interval"),
         (["forget", "x", "--data-dir", "/nonexistent"], "/nonexistent"),
@@ -195,7 +195,7 @@ def test_it_says_where_it_is_and_where_the_data_goes(start_exporter: Start, tmp_
     socket = tmp_path / "run" / "s"
     running = start_exporter("--ingest-socket", str(socket), "--log-level", "error")
     assert running.log == (
-        f"optwrap-exporter: listening on {running.url}, data in {running.data_dir}, reports over {socket}\n"
+        f"optwrap-exporter: listening on {running.url}, data in {running.data_dir}, reports also over {socket}\n"
     )
 
 
@@ -219,7 +219,7 @@ def test_forget_deletes_a_run_and_only_while_no_exporter_runs(
 
 
 def test_forget_makes_no_store_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{tmp_path}: holds no store" in failure(capsys, "forget", "lm", "--data-dir", str(tmp_path))
+    assert f"{tmp_path}: contains no store" in failure(capsys, "forget", "lm", "--data-dir", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

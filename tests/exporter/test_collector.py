@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from optwrap_exporter.metrics.collector import COUNTERS_GO_AFTER, GAUGES_GO_AFTER
 from optwrap_exporter.metrics.table import BY_NAME, METRICS
-from optwrap_exporter.wire.requests import HEALTHS
+from optwrap_exporter.wire.vocabulary import HEALTHS
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 

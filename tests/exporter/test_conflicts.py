@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.events import Occurrence
+from optwrap_exporter.ledger.events import NewEvent
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.requests import Report
 
-from tests.exporter.reports import START, Clock, State, Trainer, take
-from tests.exporter.watching import Watched
+from tests.exporter.ledgers import Watched
+from tests.exporter.trainer import START, State, Trainer, TurnedClock, take
 
 SKEWS = (-3600.0, -30.0, 0.0, 30.0, 3600.0)
 
@@ -20,16 +20,16 @@ class Lives:
 
     def __init__(self) -> None:
         self.watched = Watched()
-        self.clocks: list[Clock] = []
-        self.occurrences: list[Occurrence] = []
+        self.clocks: list[TurnedClock] = []
+        self.events: list[NewEvent] = []
 
     def new(self, attempt: str, skew: float = 0.0, *, state: State | None = None, **who: Any) -> Trainer:
-        clock = Clock(self.watched.clock.now + skew)
+        clock = TurnedClock(self.watched.clock.now + skew)
         self.clocks.append(clock)
         return Trainer(clock, attempt=attempt, state=state or State(), **who)
 
     def take(self, report: Report) -> None:
-        self.occurrences += take(self.watched.ledger, report).occurrences
+        self.events += take(self.watched.ledger, report).events
 
     def live(self, seconds: int, *trainers: Trainer, outcome: str | None = "applied") -> list[str]:
         """Each reports once a second; returns the run's health after each."""
@@ -49,8 +49,8 @@ class Lives:
             clock.advance(seconds)
 
     @property
-    def told(self) -> list[Occurrence]:
-        return [occurrence for occurrence in self.occurrences if occurrence.kind == "conflict"]
+    def told(self) -> list[NewEvent]:
+        return [event for event in self.events if event.kind == "conflict"]
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_processes_that_nothing_told_their_launch_are_no_conflict(lives: Lives) 
 
 
 @given(gaps=st.lists(st.sampled_from([0.5, 1.0, 3.0, 20.0]), min_size=1, max_size=30), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_job_after_the_other_is_never_a_conflict_however_its_reports_are_held_up(
     gaps: list[float], data: st.DataObject
 ) -> None:

@@ -8,41 +8,42 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.events import MOST_NAMED, Occurrence
+from optwrap_exporter.ledger.events import MOST_NAMED, NewEvent
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import EVENT_KINDS, Report
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import EVENT_KINDS
 
 from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, Trainer, sent, take, with_records
+from tests.exporter.trainer import Trainer, TurnedClock, first_replica, sent, take, with_records
 
 
-def kinds(occurrences: Iterable[Occurrence]) -> list[str]:
-    return [occurrence.kind for occurrence in occurrences]
+def kinds(events: Iterable[NewEvent]) -> list[str]:
+    return [event.kind for event in events]
 
 
-def only(occurrences: Iterable[Occurrence], kind: str) -> list[Occurrence]:
-    return [occurrence for occurrence in occurrences if occurrence.kind == kind]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def only(events: Iterable[NewEvent], kind: str) -> list[NewEvent]:
+    return [event for event in events if event.kind == kind]
 
 
 @pytest.fixture
-def ledger(clock: Clock) -> Ledger:
+def clock() -> TurnedClock:
+    return TurnedClock()
+
+
+@pytest.fixture
+def ledger(clock: TurnedClock) -> Ledger:
     return Ledger(clock)
 
 
 @pytest.fixture
-def trainer(clock: Clock) -> Trainer:
+def trainer(clock: TurnedClock) -> Trainer:
     return Trainer(clock)
 
 
 def test_a_first_report_starts_a_process_and_the_next_does_not(ledger: Ledger, trainer: Trainer) -> None:
-    (started,) = take(ledger, trainer.hello()).occurrences
+    (started,) = take(ledger, trainer.hello()).events
     assert (started.kind, started.step, started.detail["host"]) == ("started", None, "node-0")
-    assert take(ledger, trainer.report()).occurrences == ()
+    assert take(ledger, trainer.report()).events == ()
 
 
 @pytest.mark.parametrize(
@@ -50,12 +51,12 @@ def test_a_first_report_starts_a_process_and_the_next_does_not(ledger: Ledger, t
     [("skipped_not_finite", "not_finite"), ("skipped_large", "large"), ("skipped_other", "other")],
 )
 def test_a_skipped_step_is_an_event_with_its_reason(
-    ledger: Ledger, trainer: Trainer, clock: Clock, outcome: str, reason: str
+    ledger: Ledger, trainer: Trainer, clock: TurnedClock, outcome: str, reason: str
 ) -> None:
     trainer.step(norm=2.0)
     clock.advance(1)
     trainer.step(outcome, norm=7.5, mini_step=2)
-    (skipped,) = only(take(ledger, trainer.report()).occurrences, "skipped")
+    (skipped,) = only(take(ledger, trainer.report()).events, "skipped")
     assert (skipped.step, skipped.time, skipped.attempt) == (2, clock.now, "first")
     assert skipped.detail == {"reason": reason, "norm": 7.5, "finite": True, "mini_step": 2}
 
@@ -65,13 +66,13 @@ def test_the_replica_that_was_the_first_is_named_with_process_and_device(
     ledger: Ledger, trainer: Trainer, outcome: str
 ) -> None:
     """In the step's own event and in that of the streak which begins with it; what is not known is left out."""
-    trainer.step(outcome, norm="NaN", offenders={"w": 1}, brought=(5, 1, "cpu:5", 2, 8))
+    trainer.step(outcome, norm="NaN", offenders={"w": 1}, replica=first_replica(5, 1, "cpu:5", 2, 8))
     trainer.step()
-    trainer.step(outcome, norm="NaN", offenders={"w": 1}, brought=(0, None, None, 1, None))
+    trainer.step(outcome, norm="NaN", offenders={"w": 1}, replica=first_replica(0, None, None, 1, None))
     trainer.step()
     trainer.step(outcome, norm="NaN", offenders={"w": 1})
     named = {"replica": 5, "process": 1, "device": "cpu:5", "count": 2, "of": 8}
-    found = take(ledger, trainer.report()).occurrences
+    found = take(ledger, trainer.report()).events
     for kind in ("streak_started", {"skipped_not_finite": "skipped"}.get(outcome, outcome)):
         told = [one.detail.get("replica") for one in only(found, kind)]
         assert told == ([] if kind == "accumulated" else [named, {"replica": 0, "count": 1}, None])
@@ -81,7 +82,7 @@ def test_an_accepted_step_names_its_parameters_the_first_in_the_tree_and_the_lar
     ledger: Ledger, trainer: Trainer
 ) -> None:
     trainer.step("accepted_not_finite", norm="Infinity", offenders={"b": 1, "a": 5, "c": 2})
-    (accepted,) = only(take(ledger, trainer.report()).occurrences, "accepted_not_finite")
+    (accepted,) = only(take(ledger, trainer.report()).events, "accepted_not_finite")
     assert accepted.detail == {
         "norm": "Infinity",
         "finite": False,
@@ -100,7 +101,7 @@ def test_an_event_names_some_of_very_many_parameters_and_says_how_many_there_wer
     ledger: Ledger, trainer: Trainer
 ) -> None:
     trainer.step("skipped_not_finite", norm="NaN", offenders={f"w{i}": i + 1 for i in range(1000)})
-    (skipped,) = only(take(ledger, trainer.report()).occurrences, "skipped")
+    (skipped,) = only(take(ledger, trainer.report()).events, "skipped")
     assert len(skipped.detail["parameters"]) == MOST_NAMED
     assert (skipped.detail["parameter_count"], skipped.detail["largest"]) == (1000, "w999")
 
@@ -109,7 +110,7 @@ def test_good_steps_are_no_events(ledger: Ledger, trainer: Trainer) -> None:
     take(ledger, trainer.report())
     trainer.step("accumulated")
     trainer.step("applied")
-    assert take(ledger, trainer.report()).occurrences == ()
+    assert take(ledger, trainer.report()).events == ()
 
 
 def reported(ledger: Ledger, trainer: Trainer, *reports: list[bool]) -> list[tuple[str, int | None, int | None]]:
@@ -118,7 +119,7 @@ def reported(ledger: Ledger, trainer: Trainer, *reports: list[bool]) -> list[tup
     for steps in reports:
         for finite in steps:
             trainer.step() if finite else trainer.bad()
-        for what in take(ledger, trainer.report()).occurrences:
+        for what in take(ledger, trainer.report()).events:
             if what.kind.startswith("streak"):
                 found.append((what.kind, what.step, what.detail.get("length")))
     return found
@@ -154,10 +155,9 @@ def runs_of_false(steps: list[bool]) -> list[tuple[int, int]]:
 
 
 @given(steps=st.lists(st.booleans(), max_size=30), cuts=st.sets(st.integers(1, 29)))
-@settings(deadline=None)
 def test_streaks_are_the_runs_of_bad_steps_however_they_are_cut_into_reports(steps: list[bool], cuts: set[int]) -> None:
     parts = [steps[a:b] for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(steps)], strict=True)]
-    found = reported(Ledger(Clock()), Trainer(), *parts)
+    found = reported(Ledger(TurnedClock()), Trainer(), *parts)
     started = [step for kind, step, _ in found if kind == "streak_started"]
     lengths = [length for kind, _, length in found if kind == "streak_ended"]
     truth = runs_of_false(steps)
@@ -176,7 +176,7 @@ def test_records_that_lag_behind_the_totals_tell_their_streaks_when_they_come(le
         columns = {name: column[a:b] for name, column in whole["steps"].items()}
         offenders = [o for o in whole["offenders"] if o["step"] in columns["step"]]
         parts.append(whole | {"seq": seq, "steps": columns, "offenders": offenders})
-    found = [what for part in parts for what in take(ledger, sent(part)).occurrences]
+    found = [what for part in parts for what in take(ledger, sent(part)).events]
     assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
         ("streak_started", 2),
         ("streak_ended", 4),
@@ -188,7 +188,7 @@ def test_the_gauge_says_nothing_of_records_that_lag_behind_it(ledger: Ledger, tr
     """Steps 2 and 4 were bad, the record of 3 was dropped; the streak that the gauge shows is a later one."""
     for finite in (True, False, True, False, True, False, False, False):
         trainer.step() if finite else trainer.bad()
-    found = take(ledger, sent(with_records(trainer.json(), 1, 3))).occurrences
+    found = take(ledger, sent(with_records(trainer.json(), 1, 3))).events
     assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
         ("streak_started", 2),
         ("streak_ended", 3),
@@ -204,7 +204,7 @@ def test_where_records_were_dropped_the_gauge_says_how_far_back_the_streak_goes(
     for _ in range(5):
         trainer.bad()
     report = with_records(trainer.json(), -1)
-    (started,) = only(take(ledger, sent(report)).occurrences, "streak_started")
+    (started,) = only(take(ledger, sent(report)).events, "streak_started")
     assert started.step == 2
 
 
@@ -212,7 +212,7 @@ def test_dropped_good_steps_between_two_bad_ones_part_two_streaks(ledger: Ledger
     for finite in (False, True, False, True):
         trainer.step() if finite else trainer.bad()
     report = with_records(trainer.json(), 0, 2)
-    found = take(ledger, sent(report)).occurrences
+    found = take(ledger, sent(report)).events
     assert [(what.kind, what.step) for what in found if what.kind.startswith("streak")] == [
         ("streak_started", 1),
         ("streak_ended", 2),
@@ -220,7 +220,7 @@ def test_dropped_good_steps_between_two_bad_ones_part_two_streaks(ledger: Ledger
     ]
 
 
-def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clock: Clock) -> None:
+def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clock: TurnedClock) -> None:
     for _ in range(3):
         trainer.step()
     checkpoint = trainer.state.copy()
@@ -228,74 +228,75 @@ def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clo
         trainer.step()
     take(ledger, trainer.report())
     clock.advance(1)
+    hello = Trainer(clock, attempt="second")
+    assert kinds(take(ledger, hello.hello()).events) == []
     again = Trainer(clock, attempt="second", state=checkpoint)
-    assert kinds(take(ledger, again.hello()).occurrences) == []
     again.step()
-    (resumed,) = take(ledger, again.report()).occurrences
+    (resumed,) = take(ledger, again.report()).events
     assert (resumed.kind, resumed.step, resumed.attempt) == ("resumed", 3, "second")
     assert resumed.detail == {"from": 7, "to": 3}
     again.step()
-    assert take(ledger, again.report()).occurrences == ()
+    assert take(ledger, again.report()).events == ()
 
 
 def test_a_run_that_was_somewhere_before_this_exporter_saw_it_is_resumed_from_nowhere_known(
-    ledger: Ledger, trainer: Trainer, clock: Clock
+    ledger: Ledger, trainer: Trainer, clock: TurnedClock
 ) -> None:
     trainer.step()
+    take(ledger, Trainer(clock).hello())
     later = Trainer(clock, state=trainer.state.copy())
-    take(ledger, later.hello())
     later.step()
-    (resumed,) = take(ledger, later.report()).occurrences
+    (resumed,) = take(ledger, later.report()).events
     assert (resumed.kind, resumed.detail) == ("resumed", {"from": None, "to": 1})
 
 
-def test_after_the_loss_of_the_directory_nothing_has_started_or_resumed(trainer: Trainer, clock: Clock) -> None:
-    trainer.base = trainer.state.counters()
+def test_after_the_loss_of_the_directory_nothing_has_started_or_resumed(trainer: Trainer, clock: TurnedClock) -> None:
     trainer.step()
-    assert take(Ledger(clock), trainer.report()).occurrences == ()
+    trainer.report()
+    assert take(Ledger(clock), trainer.report(oldest_held=2)).events == ()
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
 def test_an_end_is_told_once(ledger: Ledger, trainer: Trainer, state: str) -> None:
     trainer.step()
-    assert kinds(take(ledger, trainer.report()).occurrences) == ["started"]
-    (ended,) = take(ledger, trainer.report(state)).occurrences
+    assert kinds(take(ledger, trainer.report()).events) == ["started"]
+    (ended,) = take(ledger, trainer.report(state)).events
     assert (ended.kind, ended.detail) == (state, {"steps": 1})
-    assert take(ledger, trainer.report(state)).occurrences == ()
+    assert take(ledger, trainer.report(state)).events == ()
 
 
-def twins(clock: Clock) -> tuple[Trainer, Trainer]:
+def twins(clock: TurnedClock) -> tuple[Trainer, Trainer]:
     return Trainer(clock, process_count=2), Trainer(clock, process=1, process_count=2)
 
 
-def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, clock: Clock) -> None:
+def test_processes_that_disagree_about_a_step_have_diverged(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     for _ in range(3):
         a.step()
         b.step()
     take(ledger, a.report())
-    assert "diverged" not in kinds(take(ledger, b.report()).occurrences)
+    assert "diverged" not in kinds(take(ledger, b.report()).events)
     a.step()
     b.bad()
     a.bad()
     b.step()
     take(ledger, a.report())
-    (diverged,) = only(take(ledger, b.report()).occurrences, "diverged")
+    (diverged,) = only(take(ledger, b.report()).events, "diverged")
     assert (diverged.step, diverged.process) == (4, 1)
     assert diverged.detail == {"outcomes": {"0": "applied", "1": "skipped_not_finite"}, "steps": 2}
 
 
-def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: Clock) -> None:
+def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: TurnedClock) -> None:
     a, _ = twins(clock)
     a.step()
     report = a.json()
     take(ledger, sent(report))
     a.step("accumulated")
     again = a.json(steps=report["steps"] | {"outcome": ["accumulated"]})
-    assert "diverged" not in kinds(take(ledger, sent(again)).occurrences)
+    assert "diverged" not in kinds(take(ledger, sent(again)).events)
 
 
-def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Ledger, clock: Clock) -> None:
+def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     take(
         ledger, Trainer(clock, process_count=2).hello()
@@ -303,10 +304,10 @@ def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Led
     a.step()
     b.bad()
     take(ledger, a.report())
-    assert "diverged" in kinds(take(ledger, b.report()).occurrences)
+    assert "diverged" in kinds(take(ledger, b.report()).events)
 
 
-def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: Clock) -> None:
+def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     for trainer in (a, b):
         trainer.step()
@@ -315,21 +316,21 @@ def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: 
     again = [Trainer(clock, process=process, process_count=2) for process in range(2)]
     for trainer in again:
         trainer.bad()
-    assert "diverged" not in kinds(take(ledger, again[0].report()).occurrences)
-    assert "diverged" not in kinds(take(ledger, b.report()).occurrences)
-    assert "diverged" not in kinds(take(ledger, again[1].report()).occurrences)
+    assert "diverged" not in kinds(take(ledger, again[0].report()).events)
+    assert "diverged" not in kinds(take(ledger, b.report()).events)
+    assert "diverged" not in kinds(take(ledger, again[1].report()).events)
 
 
-def test_steps_of_two_attempts_are_not_compared(ledger: Ledger, clock: Clock) -> None:
+def test_steps_of_two_attempts_are_not_compared(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     b.attempt = "second"
     a.step()
     b.bad()
     take(ledger, a.report())
-    assert "diverged" not in kinds(take(ledger, b.report()).occurrences)
+    assert "diverged" not in kinds(take(ledger, b.report()).events)
 
 
-def comparable(what: Occurrence) -> dict[str, Any]:
+def comparable(what: NewEvent) -> dict[str, Any]:
     """NaN is not itself."""
     return {
         name: value if not (isinstance(value, float) and math.isnan(value)) else "NaN"
@@ -338,15 +339,15 @@ def comparable(what: Occurrence) -> dict[str, Any]:
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_events_of_records_come_exactly_once_however_the_reports_arrive(history: History, data: st.DataObject) -> None:
     """Skips and accepted steps of all reports that arrived; and no key of any kind twice with another meaning."""
-    ledger = Ledger(Clock())
-    found: list[Occurrence] = []
+    ledger = Ledger(TurnedClock())
+    found: list[NewEvent] = []
     arrived: dict[tuple[str, int], Report] = {}
     for report in delivered(data, history):
-        if not ledger.knows(report):
-            found += take(ledger, report).occurrences
+        if ledger.find(report) is None:
+            found += take(ledger, report).events
         arrived[report.incarnation, report.seq] = report
     assert {what.kind for what in found} <= set(EVENT_KINDS)
     truth = sorted(

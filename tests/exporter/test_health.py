@@ -1,14 +1,15 @@
 """Health, row by row of its table, with a clock that the test turns; and the cases in which a row must not hold."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optwrap_exporter.ledger import health
+from optwrap_exporter.ledger.health import HealthSince
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import HEALTHS, Health
+from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
-from tests.exporter.reports import START, Clock, Trainer, take
-from tests.exporter.watching import Watched
+from tests.exporter.ledgers import Watched
+from tests.exporter.trainer import START, Trainer, TurnedClock, take
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_the_median_step_is_not_moved_by_one_pause(watched: Watched, trainer: Tr
         watched.say(trainer)
         watched.clock.advance(seconds)
     watched.say(trainer)
-    assert health.patience(watched.ledger.plan(trainer.report()).process) == 300
+    assert watched.ledger.plan(trainer.report()).process.stalled_after == 300
 
 
 def test_a_silent_process_is_stale_and_not_stalled(watched: Watched, trainer: Trainer) -> None:
@@ -185,7 +186,7 @@ def test_starvation_beats_skipping_and_is_told_once(watched: Watched, trainer: T
         watched.clock.advance(1)
         trainer.bad()
         plan = take(watched.ledger, trainer.report())
-        kinds += [occurrence.kind for occurrence in plan.occurrences]
+        kinds += [event.kind for event in plan.events]
     assert watched.of() == ("starved", 100)
     assert kinds.count("starved") == 1
 
@@ -242,13 +243,13 @@ def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
 
 
 def test_a_job_restarted_on_a_host_whose_clock_is_behind_is_heard_after_a_moment(watched: Watched) -> None:
-    ahead = Clock(START + 3600)
+    ahead = TurnedClock(START + 3600)
     first = Trainer(ahead)
     for _ in range(5):
         watched.say(first)
         watched.clock.advance(1)
         ahead.advance(1)
-    behind = Clock(START)
+    behind = TurnedClock(START)
     second = Trainer(behind, attempt="second")
     for _ in range(15):
         watched.say(second)
@@ -353,12 +354,13 @@ outcomes = st.lists(st.tuples(st.sampled_from(sorted(set(HEALTHS) - {"degraded"}
 
 
 @given(outcomes=outcomes, missing=st.booleans(), began=times)
-@settings(deadline=None)
 def test_a_run_is_judged_by_the_first_row_that_holds_of_any_process(
     outcomes: list[tuple[Health, float]], missing: bool, began: float
 ) -> None:
     """Against the table, read naively; but that one finished process does not finish a run."""
-    found, since = health.overall(outcomes, expected=len(outcomes) + missing, began=began)
+    found, since = health.overall(
+        [HealthSince(*one) for one in outcomes], expected=len(outcomes) + missing, began=began
+    )
     held = [name for name, _ in outcomes if name != "finished"] or ["finished"]
     rows = [*held, *(["degraded"] if missing else [])]
     assert found == min(rows, key=HEALTHS.index)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.metrics.table import BY_NAME, METRICS, PROCESS, REASONS, REPORT_OUTCOMES, document
-from optwrap_exporter.wire.requests import HEALTHS
+from optwrap_exporter.metrics.table import BY_NAME, METRICS, PROCESS, REPORT_OUTCOMES, document
+from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_no_label_collides_with_one_that_scraping_adds(metric) -> None:  # type:
 
 def test_the_notes_name_every_value_of_a_label() -> None:
     for name, values in {
-        "optwrap_skipped_steps_total": REASONS,
+        "optwrap_skipped_steps_total": SKIP_REASONS.values(),
         "optwrap_process_health": HEALTHS,
         "optwrap_exporter_reports_total": REPORT_OUTCOMES,
     }.items():

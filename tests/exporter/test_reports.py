@@ -16,11 +16,11 @@ import pytest
 from optwrap_exporter.http import server
 from optwrap_exporter.http.routes import reports
 from optwrap_exporter.http.routes.reports import LARGEST_BODY
-from optwrap_exporter.ingest import Busy
+from optwrap_exporter.ingest import BusyError
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address
-from optwrap_exporter.store.store import StoreFull
-from optwrap_exporter.wire.requests import Acknowledgement, StepsAnswer
+from optwrap_exporter.store.store import StoreFullError
+from optwrap_exporter.wire.answers import Acknowledgement, StepsAnswer
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.exporter.running import Job, Served, served
@@ -54,7 +54,7 @@ def test_a_report_is_acknowledged_and_the_same_again_changes_nothing(site: Serve
     job.step()
     report = job.report()
     first = site.send(report)
-    assert first.json() == {"acknowledged": 1, "base": None}
+    assert first.json() == {"acknowledged": 1}
     before = site.get("/v1/runs/lm")
     assert site.send(report).json() == first.json()
     assert site.get("/v1/runs/lm") == before
@@ -135,7 +135,7 @@ def test_a_name_that_is_there_twice_is_refused_whatever_it_says(site: Served, te
     assert text in body
     twice = body.replace(text, f"{again}, {text}", 1)
     detail = refusal(site.client.post("/v1/reports", content=twice, headers=JSON), 422)
-    assert (detail["field"], detail["value"]) == (name, "there twice")
+    assert (detail["field"], detail["value"]) == (name, "a duplicate key")
     assert outcomes(site) == {"invalid": 1}
     assert site.client.post("/v1/reports", content=body, headers=JSON).status_code == 200
 
@@ -244,7 +244,7 @@ def test_no_forwarded_header_makes_a_stranger_local(tmp_path: Path) -> None:
 
 def test_a_full_line_asks_to_wait(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> Future[Acknowledgement]:
-        raise Busy(1.5)
+        raise BusyError(1.5)
 
     monkeypatch.setattr(site.ingest, "offer", full)
     answer = site.client.post("/v1/reports", json=Job().report())
@@ -256,7 +256,7 @@ def test_a_full_line_asks_to_wait(site: Served, monkeypatch: pytest.MonkeyPatch)
 def test_a_full_store_is_unavailable(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> Future[Acknowledgement]:
         answer: Future[Acknowledgement] = Future()
-        answer.set_exception(StoreFull("no room"))
+        answer.set_exception(StoreFullError("no room"))
         return answer
 
     monkeypatch.setattr(site.ingest, "offer", refused)

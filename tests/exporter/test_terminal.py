@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from optwrap_exporter.cli import client as terminal
 from optwrap_exporter.cli import main as cli
 from optwrap_exporter.cli import render as screen
-from optwrap_exporter.wire.requests import HEALTHS
+from optwrap_exporter.wire.vocabulary import HEALTHS
 
 from tests.exporter.running import Job, Served, served
 
@@ -81,8 +81,7 @@ def test_what_is_needed_most_is_there_however_narrow_the_terminal(
     monkeypatch.setenv("COLUMNS", str(width))
     job = Job(run="lm-7b-2026", clock=site.clock)
     job.gauges |= {"mini_step": 3, "every_k": 4}
-    job.totals |= {"steps": 1_234_567, "gradient_steps": 1_234_567}
-    job.totals["outcomes"]["applied"] = 1_234_567
+    job.state.outcomes["applied"] = 1_234_567
     job.step("skipped_not_finite", "NaN", decoder__w=3, decoder__b=1, head=2)
     job.step("skipped_not_finite", "NaN", head=2)
     site.send(job.report())
@@ -93,7 +92,7 @@ def test_what_is_needed_most_is_there_however_narrow_the_terminal(
     for part in ("skipping", " 2 ", "2 / 0 / 0"):
         assert part in line, (part, line)
     words = " ".join(" ".join(lines).split())
-    assert "lm-7b-2026: first to go bad, in step 1,234,568: decoder/w (3), decoder/b (1) and 1 more" in words
+    assert "lm-7b-2026: first non-finite in step 1,234,568: decoder/w (3), decoder/b (1) and 1 more" in words
     if width >= 100:
         assert "3/4" in line
     if width == 200:
@@ -102,7 +101,7 @@ def test_what_is_needed_most_is_there_however_narrow_the_terminal(
     job.step("applied", 1.0)
     site.send(job.report())
     cli.run(["status", site.url])
-    assert "first to go bad" not in capsys.readouterr().out
+    assert "first non-finite" not in capsys.readouterr().out
 
 
 def test_status_of_nothing_says_so(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +129,7 @@ def test_json_is_the_apis_own_answer(site: Served, capsys: pytest.CaptureFixture
 def test_an_unknown_run_is_one_line(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
     fill(site)
     assert cli.run(["status", site.url, "--run", "nobody"]) == 2
-    assert capsys.readouterr().err == f"optwrap-exporter: {site.url} knows no run 'nobody'\n"
+    assert capsys.readouterr().err == f"optwrap-exporter: the exporter at {site.url} has no run 'nobody'\n"
 
 
 @pytest.mark.parametrize(("state", "status"), [("failed", 1), ("finished", 0), ("running", 0)])
@@ -165,7 +164,7 @@ def test_more_runs_than_a_page_are_all_shown(site: Served, capsys: pytest.Captur
 
 def test_something_else_than_an_exporter_is_said_to_be_none(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["status", f"{site.url}/page"]) == 2
-    assert "no optwrap exporter" in capsys.readouterr().err
+    assert "not an optwrap exporter" in capsys.readouterr().err
 
 
 def test_what_steers_a_terminal_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,34 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.requests import Event, EventKind, Report
+from optwrap_exporter.wire.answers import Event
+from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.histories import History, histories
-from tests.exporter.reports import Clock, Trainer
-
-
-class Kept:
-    """A store and the ledger before it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.clock = Clock()
-        self.store = Store(directory)
-        self.ledger = Ledger(self.clock)
-
-    def take(self, report: Report) -> None:
-        _, plan = self.store.commit(self.ledger.plan(report))
-        self.ledger.apply(plan)
-
-    def events(self, kind: EventKind | None = None, process: int | None = None) -> list[Event]:
-        return self.store.events("lm", kind=kind, process=process, limit=1000).items
-
-    @property
-    def speaker(self) -> int:
-        found = self.ledger.lead("lm")
-        assert found is not None
-        return found
+from tests.exporter.stores import Kept
+from tests.exporter.trainer import Trainer
 
 
 @pytest.fixture
@@ -72,7 +50,7 @@ def bad_steps(arrived: list[Report]) -> set[tuple[str, int, int, str]]:
 
 
 @given(told=silenced(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_bad_step_that_any_process_told_of_is_one_event_of_the_run(
     tmp_path_factory: pytest.TempPathFactory, told: tuple[History, list[Report]], data: st.DataObject
 ) -> None:
@@ -96,7 +74,7 @@ def test_every_bad_step_that_any_process_told_of_is_one_event_of_the_run(
 
 
 @given(told=silenced())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_process_lists_what_it_told_itself(
     tmp_path_factory: pytest.TempPathFactory, told: tuple[History, list[Report]]
 ) -> None:
@@ -120,34 +98,34 @@ def test_a_run_whose_lowest_process_is_silent_is_told_by_the_next(kept: Kept) ->
     for trainer in (first, second):
         trainer.step()
         kept.take(trainer.report())
-    assert kept.speaker == 0
+    assert kept.lead == 0
     for _ in range(12):
         kept.clock.advance(1)
         second.bad()
         second.step(norm=0.25)
         kept.take(second.report())
-    assert kept.speaker == 1
+    assert kept.lead == 1
     answer = kept.ledger.detail("lm")
     assert answer is not None
     assert (answer.state_totals.steps, answer.gauges.gradient_norm) == (25, 0.25)
     assert len(kept.events("skipped")) == len(kept.events("streak_started")) == len(kept.events("streak_ended")) == 12
-    assert kept.store.steps("lm", kept.speaker).total == 25
+    assert kept.store.steps("lm", kept.lead).total == 25
     for _ in range(24):
         first.step()
     kept.clock.advance(1)
     kept.take(first.report())
-    assert kept.speaker == 0
+    assert kept.lead == 0
 
 
 def test_a_process_that_ends_long_before_the_others_does_not_speak_for_the_run(kept: Kept) -> None:
     first, second = (Trainer(kept.clock, process=process, process_count=2) for process in range(2))
     kept.take(first.report("finished"))
     kept.take(second.report())
-    assert kept.speaker == 0
+    assert kept.lead == 0
     kept.clock.advance(60)
     second.step()
     kept.take(second.report("finished"))
-    assert kept.speaker == 1
+    assert kept.lead == 1
 
 
 def test_the_lowest_of_processes_that_go_silent_together_goes_on_speaking(kept: Kept) -> None:
@@ -155,7 +133,7 @@ def test_the_lowest_of_processes_that_go_silent_together_goes_on_speaking(kept: 
         kept.take(Trainer(kept.clock, process=process, process_count=2).report())
         kept.clock.advance(1)
     kept.clock.advance(3600)
-    assert kept.speaker == 0
+    assert kept.lead == 0
 
 
 def test_what_one_process_told_is_not_told_again_when_that_was_forgotten(kept: Kept) -> None:

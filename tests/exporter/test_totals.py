@@ -1,16 +1,15 @@
-"""A run's totals where its processes know different amounts of it: after the loss of a directory, with late incarnations."""
-
-from typing import Any
+"""Totals after the loss of a store: what is counted from then on is right, in whatever order the reports arrive."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import Report, RunDetail
+from optwrap_exporter.wire.answers import RunDetail
+from optwrap_exporter.wire.requests import Report
 
-from tests.exporter.histories import History, delivered, histories
-from tests.exporter.reports import Clock, State, Trainer, sent, take
+from tests.exporter.histories import History, a_step, counts, delivered, histories
+from tests.exporter.trainer import State, Trainer, TurnedClock, minus, sent, take
 
 
 def detail(ledger: Ledger) -> RunDetail:
@@ -19,171 +18,132 @@ def detail(ledger: Ledger) -> RunDetail:
     return answer
 
 
-def run_total(ledger: Ledger) -> Counts:
-    """The run's totals, parameters, replicas and all."""
-    answer = detail(ledger)
-    outcomes = tuple(answer.totals.outcomes.values())
-    return Counts(
-        outcomes,
-        answer.totals.not_finite_steps,
-        {row.parameter: row.steps for row in answer.parameters if row.steps},
-        {Replica(row.replica, row.process, row.device): row.steps for row in answer.replicas},
-    )
-
-
 def at_least(now: Counts, before: Counts) -> bool:
-    """Whether nothing fell."""
+    """Whether no count is smaller than before."""
     return now.maximum(before) == now
 
 
-def lived(steps: int) -> State:
-    state = State()
-    for _ in range(steps):
-        state.step("applied", {})
-    return state
+def steps_of(state: int, *, start: int = 0) -> Trainer:
+    """A trainer whose state has taken that many steps, `start` of them before its incarnation."""
+    trainer = Trainer(state=State())
+    for _ in range(start):
+        trainer.state.step("applied", {})
+    trainer.start = trainer.state.copy()
+    for _ in range(state - start):
+        trainer.state.step("applied", {})
+    return trainer
 
 
-def a_report(clock: Clock, totals: int, *, at_start: int = 0, base: int | None = None, **who: Any) -> Report:
-    """Of an incarnation that began at one number of steps, stands at another, and was told of a third before it."""
-    trainer = Trainer(clock, state=lived(at_start), process_count=2, **who)
-    trainer.state = lived(totals)
-    return trainer.report(base=None if base is None else lived(base).counters())
-
-
-def rebased(report: Report, base: Counts) -> Report:
-    """The same from a client that was told what was counted before its incarnation."""
-    counters = base.counters().model_dump(mode="json") if base.steps else None
-    return sent(report.model_dump(mode="json") | {"base": counters})
-
-
-@st.composite
-def after_a_loss(draw: st.DrawFn) -> tuple[History, list[Report]]:
-    """A history, and what a new exporter hears of it: of each process all from some incarnation on, and any of the others."""
-    history = draw(histories())
-    first = {
-        process: draw(st.integers(0, sum(trainer.process == process for trainer in history.trainers) - 1))
-        for process in history.processes
-    }
-    counted = dict.fromkeys(history.processes, Counts())
-    place = dict.fromkeys(history.processes, 0)
-    known = History([], {}, {})
-    late: list[Report] = []
-    for trainer in history.trainers:
-        reports, before = history.reports[trainer.incarnation], counted[trainer.process]
-        # A client is told of its base with the first answer; what it reported until then has none.
-        reports = [reports[0], *(rebased(report, before) for report in reports[1:])]
-        if place[trainer.process] >= first[trainer.process]:
-            known.reports[trainer.incarnation] = reports
-        else:
-            late += [report for report in reports if draw(st.booleans())]
-        counted[trainer.process] = before.plus(history.shares[trainer.incarnation])
-        place[trainer.process] += 1
-    data = draw(st.data())
-    arriving = delivered(data, known)
-    for report in late:
-        arriving.insert(draw(st.integers(0, len(arriving))), report)
-    return history, arriving
-
-
-@given(lost=after_a_loss(), data=st.data())
-@settings(max_examples=150, deadline=None)
-def test_after_a_loss_the_run_total_is_never_more_than_the_truth_never_falls_and_comes_to_it(
-    lost: tuple[History, list[Report]], data: st.DataObject
+@given(history=histories(), data=st.data())
+@settings(max_examples=60)
+def test_totals_depend_on_the_set_of_reports_alone_once_the_store_was_lost(
+    history: History, data: st.DataObject
 ) -> None:
-    """The first process gets furthest in every attempt, so that what it was told covers what was lost."""
-    history, arriving = lost
-    clock = Clock()
-    ledger = Ledger(clock)
-    truth = history.of_run()
-    seen = Counts()
-    processes: dict[int, Counts] = {}
-    for report in arriving:
-        clock.advance(data.draw(st.sampled_from([0.0, 1.0, 30.0])))
-        if ledger.knows(report):
-            continue
+    """Any order and any repetition; in part of the incarnations the reports before some seq went to a lost store."""
+    reports: list[Report] = []
+    for made in history.reports.values():
+        oldest = data.draw(st.integers(1, len(made)))
+        reports += [report.model_copy(update={"oldest_held": oldest}) for report in made if report.seq >= oldest]
+    found = []
+    for _ in range(2):
+        clock = TurnedClock()
+        ledger = Ledger(clock)
+        seen: dict[int, Counts] = {}
+        order = data.draw(st.permutations(reports))
+        for report in [*order, *data.draw(st.lists(st.sampled_from(reports), max_size=3))]:
+            clock.advance(1)
+            if ledger.find(report) is not None:
+                continue
+            take(ledger, report)
+            for view in ledger.views():
+                assert at_least(view.totals, seen.get(view.process, Counts()))
+                assert at_least(history.of_process(view.process), view.totals)
+                seen[view.process] = view.totals
+        found.append((seen, detail(ledger).totals, detail(ledger).parameters))
+    assert found[0] == found[1]
+
+
+@given(
+    steps=st.lists(a_step(), min_size=1, max_size=12),
+    lost=st.integers(0, 11),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_after_a_loss_exactly_the_steps_since_the_first_report_received_are_counted(
+    steps: list[tuple[str, dict[str, int], None]], lost: int, data: st.DataObject
+) -> None:
+    trainer = Trainer()
+    states, reports = [], []
+    for outcome, offenders, _ in steps:
+        trainer.step(outcome, offenders=offenders)
+        states.append(trainer.state.copy())
+        reports.append(trainer.json())
+    lost = min(lost, len(steps) - 1)
+    held = [sent(report | {"oldest_held": lost + 1}) for report in reports[lost:]]
+    dropped = data.draw(st.sets(st.integers(1, max(1, len(held) - 2))))
+    arriving = [report for place, report in enumerate(held) if place not in dropped or place == len(held) - 1]
+    ledger = Ledger(TurnedClock())
+    for report in data.draw(st.permutations(arriving)):
         take(ledger, report)
-        now = run_total(ledger)
-        assert at_least(now, seen)
-        assert at_least(truth, now)
-        seen = now
-        for view in ledger.views():
-            assert at_least(view.totals, processes.get(view.process, Counts()))
-            assert at_least(history.of_process(view.process), view.totals)
-            processes[view.process] = view.totals
-    assert seen == truth
-    assert {process: processes[process] for process in history.processes} == {
-        process: history.of_process(process) for process in history.processes
-    }
+    (view,) = ledger.views()
+    before = State() if lost == 0 else states[lost]
+    assert view.totals == counts(minus(trainer.state, before))
+    assert detail(ledger).unseen == (0 if lost == 0 else lost + 1)
 
 
-def test_a_process_that_lived_through_a_loss_covers_what_another_was_told_of() -> None:
-    """One process counted all 100 steps in one incarnation; another was restarted alone, within the same attempt, at 60."""
-    clock = Clock()
-    ledger = Ledger(clock)
-    take(ledger, a_report(clock, 100))
-    take(ledger, a_report(clock, 100, at_start=60, base=60, process=1))
+@given(history=histories(), data=st.data())
+@settings(max_examples=40)
+def test_a_late_report_from_before_the_loss_makes_the_incarnation_whole(history: History, data: st.DataObject) -> None:
+    """A report whose client held everything from seq 1 proves that nothing of the incarnation is missing."""
+    ledger = Ledger(TurnedClock())
+    arriving = delivered(data, history)
+    first = {incarnation: reports[0] for incarnation, reports in history.reports.items()}
+    for report in arriving:
+        later = report.model_copy(update={"oldest_held": max(1, report.seq)})
+        if ledger.find(later) is None:
+            take(ledger, later)
+    for report in first.values():
+        if ledger.find(report) is None:
+            take(ledger, report)
+    for view in ledger.views():
+        assert view.totals == history.of_process(view.process)
+    assert detail(ledger).totals == history.of_run().totals()
+
+
+def test_an_incarnation_first_heard_late_starts_at_the_totals_of_that_report() -> None:
+    ledger = Ledger(TurnedClock())
+    trainer = steps_of(100)
+    take(ledger, trainer.report(seq=7, oldest_held=7))
+    assert (detail(ledger).totals.steps, detail(ledger).state_totals.steps, detail(ledger).unseen) == (0, 100, 100)
+    trainer.step()
+    take(ledger, trainer.report(seq=8, oldest_held=8))
+    assert (detail(ledger).totals.steps, detail(ledger).state_totals.steps, detail(ledger).unseen) == (1, 101, 100)
+
+
+def test_a_loss_neither_starves_a_process_nor_says_that_it_gave_up() -> None:
+    """The counts of before the loss are no news."""
+    ledger = Ledger(TurnedClock())
+    trainer = steps_of(100_000)
+    trainer.state.outcomes["accepted_not_finite"] += 5
+    for seq in (7, 8):
+        trainer.step()
+        take(ledger, trainer.report(seq=seq, oldest_held=seq))
+    assert detail(ledger).health == "ok"
+
+
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_the_run_counts_the_process_that_saw_most_of_an_attempt(whole_first: bool) -> None:
+    """One process lived through the loss of the store; another was restarted after it, at step 60."""
+    ledger = Ledger(TurnedClock())
+    whole = steps_of(100)
+    restarted = steps_of(100, start=60)
+    reports = [
+        whole.report(process=0, source=whole.json()["source"] | {"process_count": 2}),
+        restarted.report(process=1, source=whole.json()["source"] | {"process_count": 2}),
+    ]
+    reports[0] = reports[0].model_copy(update={"seq": 1, "oldest_held": 1})
+    for report in reports if whole_first else reversed(reports):
+        take(ledger, report)
     answer = detail(ledger)
     assert (answer.totals.steps, answer.unseen) == (100, 0)
-    assert [row.totals.steps for row in answer.processes] == [100, 100]
-
-
-def test_late_reports_of_incarnations_that_a_base_covers_change_nothing() -> None:
-    clock = Clock()
-    ledger = Ledger(clock)
-    before = [Trainer(clock, process=process, state=lived(10), process_count=2) for process in range(2)]
-    for trainer in before:
-        trainer.at_start = State()
-    late = [trainer.report() for trainer in before]
-    clock.advance(5)
-    for process in range(2):
-        take(ledger, a_report(clock, 12, at_start=7, base=10, process=process))
-    assert detail(ledger).totals.steps == 15
-    for report in late:
-        take(ledger, report)
-        assert detail(ledger).totals.steps == 15
-
-
-def test_late_reports_of_several_incarnations_are_added_in_the_order_in_which_those_began() -> None:
-    clock = Clock()
-    ledger = Ledger(clock)
-    reports = []
-    for incarnation, base in enumerate((None, 10, 20)):
-        clock.advance(5)
-        reports.append(a_report(clock, 10 * (incarnation + 1), at_start=10 * incarnation, base=base))
-    for report in reversed(reports):
-        take(ledger, report)
-        assert detail(ledger).totals.steps == 30
-        assert detail(ledger).unseen == 0
-
-
-def test_an_attempt_is_added_to_the_furthest_of_those_before_it() -> None:
-    """Who gets furthest may be another process in each attempt; what is lost is counted once all the same."""
-    clock = Clock()
-    ledger = Ledger(clock)
-    for attempt, ends in (("second", (110, 112)), ("third", (117, 115))):
-        start = {"second": 100, "third": 112}[attempt]
-        clock.advance(60)
-        for process, end in enumerate(ends):
-            told = {("third", 0): 110, ("third", 1): 112}.get((attempt, process), 100)
-            take(ledger, a_report(clock, end, at_start=start, base=told, process=process, attempt=attempt))
-    assert detail(ledger).totals.steps == 100 + 12 + 5
-
-
-def test_an_attempt_of_another_process_is_added_to_what_was_told_before_it() -> None:
-    clock = Clock()
-    ledger = Ledger(clock)
-    take(ledger, a_report(clock, 110, at_start=100, base=100))
-    clock.advance(60)
-    take(ledger, a_report(clock, 150, at_start=110, process=1, attempt="second"))
-    assert detail(ledger).totals.steps == 150
-
-
-@pytest.mark.parametrize("base", [None, 60])
-def test_what_one_process_was_told_of_and_another_reported_is_seen_once(base: int | None) -> None:
-    clock = Clock()
-    ledger = Ledger(clock)
-    take(ledger, a_report(clock, 60, process=0))
-    clock.advance(60)
-    take(ledger, a_report(clock, 200, at_start=100, base=base, process=1, attempt="second"))
-    answer = detail(ledger)
-    assert (answer.totals.steps, answer.unseen) == (160, 40)
+    assert [row.totals.steps for row in answer.processes] == [100, 40]

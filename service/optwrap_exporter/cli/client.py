@@ -1,4 +1,4 @@
-"""`status` and `watch`: what an exporter knows of its runs, in a terminal."""
+"""The commands `status` and `watch`: show the runs of an exporter in a terminal."""
 
 import json
 import time
@@ -15,39 +15,40 @@ from rich.text import Text
 from optwrap_exporter.cli.render import EVENTS, NORMS, clean, draw, in_trouble
 
 HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
-"""Health that needs no person: skipping is the wrapper at work, and becomes starved or gave_up where that fails."""
+"""Health that needs no action. `skipping` becomes `starved` or `gave_up` if the wrapper does not recover."""
 
 _WATCHED: Final = 20
+"""Runs that `watch` shows: those that reported last."""
 
 Json = dict[str, Any]
 
 
 class Unreachable(click.ClickException):
-    """No exporter answers, or what answers is none."""
+    """No exporter answers at the URL."""
 
 
 def connect(url: str) -> httpx.Client:
-    """A client for the exporter at `url`: http://host:port, or unix:///path of its ingest socket.
+    """An HTTP client for the exporter at `url`: http://host:port, or unix:///path of its ingest socket.
 
     Raises:
-      Unreachable: `url` is neither.
+      Unreachable: `url` has neither form.
     """
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    # Proxies of the environment are for the outer world; an exporter is on this machine or near it.
+    # Ignore proxy settings of the environment: an exporter is on this machine or near it.
     if parts.scheme == "unix" and parts.path:
         transport = httpx.HTTPTransport(uds=unquote(parts.path))
         return httpx.Client(transport=transport, base_url="http://localhost", timeout=5, trust_env=False)
     if parts.scheme in {"http", "https"} and parts.hostname and port != 0:
         return httpx.Client(base_url=url, timeout=5, trust_env=False)
-    raise Unreachable(f"{url!r} is not the address of an exporter: http://host:port or unix:///path")
+    raise Unreachable(f"{url!r} is not an exporter's URL: expected http://host:port or unix:///path")
 
 
 class Exporter:
-    """The questions that status and watch ask of an exporter."""
+    """The queries of `status` and `watch`."""
 
     def __init__(self, client: httpx.Client, url: str) -> None:
         self._client = client
@@ -58,15 +59,15 @@ class Exporter:
             answer = self._client.get(path, params=query)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            raise Unreachable(f"no exporter answers at {self._url} ({reason}): start one, or give its URL") from error
+            raise Unreachable(f"no exporter answers at {self._url} ({reason}): start one, or pass its URL") from error
         if answer.status_code == 404 and path.startswith("/v1/runs/"):
-            raise Unreachable(f"{self._url} knows no run {unquote(path.split('/')[3])!r}")
+            raise Unreachable(f"the exporter at {self._url} has no run {unquote(path.split('/')[3])!r}")
         try:
             body = answer.json() if answer.status_code == 200 else None
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise Unreachable(f"{self._url}{path} answered {answer.status_code}: no optwrap exporter is there")
+            raise Unreachable(f"{self._url}{path} answered {answer.status_code}: this is not an optwrap exporter")
         return body
 
     def _items(self, path: str) -> Iterator[Json]:
@@ -83,34 +84,34 @@ class Exporter:
         return self._get(f"/v1/runs/{quote(name, safe='')}")
 
     def runs(self, only: str | None, most: int | None = None) -> list[Json]:
-        """All runs, or one, or the `most` that reported last; whole."""
+        """Details of all runs, of one run, or of the `most` runs that reported last."""
         if only is not None:
             return [self.run(only)]
         listed = sorted(self._items("/v1/runs"), key=lambda run: -float(run["last_report"] or 0))
         return [self.run(run["run"]) for run in listed[:most]]
 
     def last_steps(self, run: Json) -> Json:
-        """The columns of the run's last steps; of a run whose steps are numbered anew, of the last numbers."""
+        """The columns of the run's last steps, by step number."""
         last = int(run["state_totals"]["steps"])
         path = f"/v1/runs/{quote(run['run'], safe='')}/steps"
         columns: Json = self._get(path, since=max(0, last - NORMS + 1))["columns"]
         return columns
 
     def events(self, name: str, **query: str | int) -> list[Json]:
-        """The last events of a run, newest first."""
+        """The last events of a run, newest first, filtered by `query`."""
         items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", **query)["items"]
         return items
 
     def beginning(self, name: str) -> list[Json]:
-        """The event with which the run's last streak began; none where there was no streak."""
+        """The event that started the run's last streak; empty if there was no streak."""
         return self.events(name, kind="streak_started", limit=1)
 
 
 def show_status(url: str, run: str | None, as_json: bool) -> int:
-    """Print every run, or one, to stdout; 0 if all are healthy, else 1.
+    """Print every run, or one, to standard output. Returns 0 if all are healthy, else 1.
 
     Raises:
-      Unreachable: nothing answers, or there is no such run.
+      Unreachable: no exporter answers, or the run is unknown.
     """
     with connect(url) as client:
         exporter = Exporter(client, url)
@@ -124,10 +125,10 @@ def show_status(url: str, run: str | None, as_json: bool) -> int:
 
 
 def watch_runs(url: str, run: str | None, interval: float) -> None:
-    """Show the runs until Ctrl-C, asking every `interval` seconds; an exporter that goes away may come back.
+    """Show the runs until Ctrl-C, with a query every `interval` seconds. The exporter may restart meanwhile.
 
     Raises:
-      Unreachable: nothing answers the first time.
+      Unreachable: no exporter answers the first time.
     """
     with connect(url) as client:
         exporter = Exporter(client, url)

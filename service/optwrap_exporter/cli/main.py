@@ -1,4 +1,4 @@
-"""The command line: `optwrap-exporter`, and its commands status, watch and forget."""
+"""The command line: `optwrap-exporter` and its commands status, watch and forget."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """`parse` as the type of an option: its ValueError or OSError is the usage error, in its own words."""
+    """`parse` as the type of an option: the message of its ValueError or OSError is the usage error."""
 
     def convert(text: str) -> T:
         try:
@@ -46,7 +46,7 @@ def _host(text: str) -> str:
     try:
         return parse_address(f"[{text}]:0" if ":" in text else f"{text}:0").host.lower()
     except ValueError as error:
-        raise ValueError(f"{text!r} is neither a host name nor an IP address (no port, no scheme)") from error
+        raise ValueError(f"{text!r} is not a host name or an IP address without port and scheme") from error
 
 
 _data_dir = click.option(
@@ -54,7 +54,7 @@ _data_dir = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     envvar="OPTWRAP_EXPORTER_DATA_DIR",
     show_envvar=True,
-    help="Where the store is: a directory on a local disk, made if missing.  "
+    help="Directory of the store, on a local disk; created if missing.  "
     "[default: $XDG_STATE_HOME/optwrap-exporter, or ~/.local/state/optwrap-exporter]",
 )
 _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
@@ -69,8 +69,8 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
         "show_default": True,
         "max_content_width": 100,
     },
-    epilog="Every option can come from the environment, as shown. A report that is acknowledged is committed: it "
-    "survives the death of this process, not a power cut.",
+    epilog="Every option can be set in the environment, as shown. An acknowledged report is committed: it survives a "
+    "crash of the exporter, but not a power cut.",
 )
 @click.option(
     "--listen",
@@ -78,15 +78,15 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     metavar="HOST:PORT",
     default=DEFAULT_LISTEN,
     show_envvar=True,
-    help="Address of the page, the API and /metrics; port 0 takes a free one. Beyond loopback it takes reports only "
-    "with --token-file.",
+    help="Address of the page, the API and /metrics; port 0 chooses a free one. Beyond loopback reports are accepted "
+    "only with --token-file.",
 )
 @_data_dir
 @click.option(
     "--ingest-socket",
     type=click.Path(path_type=Path, dir_okay=False),
     show_envvar=True,
-    help="Unix socket that takes reports as well, mode 0600: who may write to the file needs no token.",
+    help="Unix socket, mode 0600, that also accepts reports, without a token.",
 )
 @click.option(
     "--token-file",
@@ -95,7 +95,7 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     metavar="FILE",
     envvar="OPTWRAP_EXPORTER_TOKEN_FILE",
     show_envvar=True,
-    help="File with the bearer token that every report over TCP must carry.",
+    help="File with the bearer token that reports over TCP must carry.",
 )
 @click.option(
     "--retention-days",
@@ -103,7 +103,7 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     metavar="DAYS",
     default=DEFAULT_RETENTION_DAYS,
     show_envvar=True,
-    help="Step records, events and runs without a report go after so many days.",
+    help="Delete step records and events after this many days, and runs that have not reported for as long.",
 )
 @click.option(
     "--retention-bytes",
@@ -111,7 +111,7 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     metavar="SIZE",
     default=DEFAULT_RETENTION_BYTES,
     show_envvar=True,
-    help="Size of the store above which the oldest step records go: 500MB, 2GiB, ...",
+    help="Size of the store above which the oldest step records are deleted: 500MB, 2GiB, ...",
 )
 @click.option(
     "--allowed-host",
@@ -121,28 +121,28 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     multiple=True,
     show_envvar=True,
     envvar="OPTWRAP_EXPORTER_ALLOWED_HOST",
-    help="Further name by which this exporter is reached (a request's Host header); may be given again.",
+    help="Another name of this exporter that the Host header of a request may carry; repeat it for more.",
 )
 @click.option(
     "--grafana-url",
     type=_option(parse_web_url),
     metavar="URL",
     show_envvar=True,
-    help="Where a browser reaches the Grafana with the dashboards of deploy/grafana: the page links each run there.",
+    help="Address of the Grafana with the dashboards of deploy/grafana, as browsers reach it; the page links to it.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
     show_envvar=True,
-    help="What goes to standard error.",
+    help="Level of the messages on standard error.",
 )
 @click.version_option(version("optwrap-exporter"), "--version", prog_name=PROGRAM)
 @click.pass_context
 def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
-    """Keep what training jobs report of skipped steps and gradients that are not finite, and show it.
+    """Store and show the skipped steps and non-finite gradients of training jobs.
 
-    Without a command it serves: a live page at /, the API under /v1, Prometheus metrics at /metrics.
+    Without a command it serves the live page at /, the API under /v1 and Prometheus metrics at /metrics.
     """
     ctx.obj = data_dir
     if ctx.invoked_subcommand is not None:
@@ -156,15 +156,13 @@ def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
 @main.command()
 @_url
 @click.option("--run", help="Only this run.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="The API's answer instead of a table: one object with --run, else a list."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answer: one object with --run, else a list.")
 @click.pass_context
 def status(ctx: click.Context, url: str, run: str | None, as_json: bool) -> None:
-    """Show every run of the exporter at URL, once.
+    """Show every run of the exporter at URL once.
 
-    Exits with 0 if every run shown is ok, starting, skipping or finished, with 1 if one needs a person (conflict,
-    gave_up, failed, stale, stalled, starved, degraded), and with 2 if that could not be found out.
+    Exits with 0 if every run is ok, starting, skipping or finished; with 1 if a run needs attention (conflict, gave_up,
+    failed, stale, stalled, starved, degraded); and with 2 if the exporter cannot be asked.
     """
     from optwrap_exporter.cli.client import show_status  # noqa: PLC0415 - each command loads only what it needs
 
@@ -179,7 +177,7 @@ def status(ctx: click.Context, url: str, run: str | None, as_json: bool) -> None
     type=_option(lambda text: parse_number(text, 0, 3600)),
     metavar="SECONDS",
     default="1",
-    help="Time from one look to the next.",
+    help="Seconds between queries.",
 )
 def watch(url: str, run: str | None, interval: float) -> None:
     """Show every run of the exporter at URL, live, until Ctrl-C."""
@@ -193,12 +191,12 @@ def watch(url: str, run: str | None, interval: float) -> None:
 @_data_dir
 @click.pass_obj
 def forget(data_dir_before: Path | None, run: str, data_dir: Path | None) -> None:
-    """Delete all that is stored of RUN. No exporter may be running on the directory."""
+    """Delete everything about RUN. Stop the exporter of the directory first."""
     from optwrap_exporter.http.app import forget_run  # noqa: PLC0415 - each command loads only what it needs
 
     directory = _directory(data_dir or data_dir_before)
     forget_run(directory, run)
-    click.echo(f"forgot {run!r} in {directory}", err=True)
+    click.echo(f"deleted run {run!r} from {directory}", err=True)
 
 
 def _directory(given: Path | None) -> Path:
@@ -209,7 +207,7 @@ def _directory(given: Path | None) -> Path:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; every failure is one line on standard error and a status that is not 0."""
+    """Run the command line. A failure is one line on standard error and a status other than 0."""
     try:
         result = main.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
@@ -218,7 +216,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        # Whoever read our output has what it wanted. Python would complain once more when it closes stdout.
+        # The reader of the pipe is gone. Without this, Python would report an error when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

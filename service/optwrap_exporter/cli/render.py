@@ -1,4 +1,4 @@
-"""How runs look in a terminal: a line for each, what went bad first where one is in trouble, the last events."""
+"""Renders runs for a terminal: one line each, the first non-finite parameters of ill runs, and the last events."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,17 +10,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES
+
 EVENTS: Final = 5
-"""Events that are shown."""
+"""Number of events shown."""
 NORMS: Final = 24
-"""Steps in the sparkline."""
+"""Number of steps in the sparkline."""
 
 _COLOURS: Final = {"ok": "green", "finished": "blue", "starting": "cyan", "skipping": "yellow", "degraded": "yellow"}
-_GOOD: Final = frozenset({"applied", "accumulated"})
 _SPARK: Final = "▁▂▃▄▅▆▇█"
 _BAD: Final = "✕"
 _NAMED: Final = 2
-"""Parameters that an event names."""
+"""Number of parameters that an event names."""
 
 Json = dict[str, Any]
 
@@ -34,15 +35,15 @@ def draw(
     now: float,
     width: int,
 ) -> RenderableType:
-    """All of it.
+    """Everything to show.
 
     Args:
-      runs: of /v1/runs/{run}.
-      events: by run, its last.
+      runs: answers of /v1/runs/{run}.
+      events: by run, its last events.
       steps: by run, the columns of its last steps.
-      beginnings: for runs in trouble, the event with which their streak began.
+      beginnings: for runs in trouble, the event that started their streak.
       now: seconds since 1970.
-      width: of the terminal, in characters.
+      width: the width of the terminal in characters.
     """
     if not runs:
         return Text("no run has reported yet")
@@ -54,7 +55,7 @@ def draw(
 
 
 def in_trouble(run: Json) -> bool:
-    """Whether gradients are not finite now, or reached the optimizer: then it is said what went bad first."""
+    """Whether gradients are non-finite now or reached the optimizer. Then the first bad parameters are shown."""
     return bool(run["health"] == "gave_up" or _gauges(run).get("not_finite_streak", 0) > 0)
 
 
@@ -62,7 +63,7 @@ _Cell = Callable[[Json], RenderableType]
 
 
 def _table(runs: Sequence[Json], steps: Mapping[str, Json], now: float, width: int) -> Table:
-    """One line a run. Where the terminal is narrow it has fewer columns: those that are needed least go first."""
+    """A table with one line per run. In a narrow terminal the least important columns are left out."""
     columns: dict[str, tuple[_Cell, dict[str, Any]]] = {
         "run": (lambda run: Text(clean(run["run"])), {"no_wrap": False, "max_width": 32, "overflow": "fold"}),
         "health": (lambda run: Text(run["health"], style=_COLOURS.get(run["health"], "bold red")), {}),
@@ -70,7 +71,7 @@ def _table(runs: Sequence[Json], steps: Mapping[str, Json], now: float, width: i
         "steps": (lambda run: f"{run['totals']['steps']:,}", {"justify": "right"}),
         "gradient\nsteps": (lambda run: f"{run['totals']['gradient_steps']:,}", {"justify": "right"}),
         "streak": (lambda run: str(_gauges(run).get("not_finite_streak", "")), {"justify": "right"}),
-        "skipped:\nnot finite /\nlarge / other": (_skipped, {"justify": "right"}),
+        "skipped:\nnon-finite /\nlarge / other": (_skipped, {"justify": "right"}),
         "window": (lambda run: _window(_gauges(run)), {"min_width": 12}),
         "norm": (lambda run: _number(_gauges(run).get("gradient_norm")), {"justify": "right"}),
         f"last {NORMS} norms": (lambda run: sparkline(steps[run["run"]]), {}),
@@ -98,10 +99,10 @@ def _skipped(run: Json) -> str:
 
 
 def sparkline(columns: Json) -> Text:
-    """The norms of the last steps as bars, logarithmic from their least to their largest; ✕ for a bad step.
+    """The norms of the last steps as bars on a logarithmic scale, ✕ for a bad step.
 
     Args:
-      columns: of /v1/runs/{run}/steps: `step`, `norm`, `outcome` and `finite`.
+      columns: the columns of /v1/runs/{run}/steps.
     """
     rows = list(zip(columns["norm"], columns["outcome"], columns["finite"], strict=True))[-NORMS:]
     logs = [math.log(norm) if isinstance(norm, (int, float)) and norm > 0 else None for norm, _, _ in rows]
@@ -109,12 +110,12 @@ def sparkline(columns: Json) -> Text:
     low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
     text = Text()
     for value, (_, outcome, finite) in zip(logs, rows, strict=True):
-        if not finite or outcome not in _GOOD:
+        if not finite or outcome not in GOOD_OUTCOMES:
             text.append(_BAD, "bold red")
-        elif value is None:  # a norm of zero
+        elif value is None:  # the norm is zero
             text.append(_SPARK[0])
         else:
-            # Where all are alike they stand in the middle.
+            # If all norms are equal, draw them in the middle.
             share = (value - low) / span if span > 1e-6 else 0.5
             text.append(_SPARK[min(len(_SPARK) - 1, int(share * len(_SPARK)))])
     return text
@@ -134,23 +135,23 @@ def _line(text: str) -> Text:
 
 
 def _beginning(event: Json) -> str:
-    return f"{event['run']}: first to go bad, in step {event['step']:,}: {_guilty(event['detail'])}"
+    return f"{event['run']}: first non-finite in step {event['step']:,}: {_first_parameters(event['detail'])}"
 
 
 def _event(event: Json, now: float) -> str:
-    """Its parameters first, which a narrow terminal has to show."""
-    detail = {key: value for key, value in event["detail"].items() if key not in _TOLD_APART}
-    told = (_guilty(event["detail"]), _from_replica(event["detail"].get("replica")), _plain_items(detail))
+    """An event as one line, parameters first, so that they are visible in a narrow terminal."""
+    detail = {key: value for key, value in event["detail"].items() if key not in _SHOWN_APART}
+    told = (_first_parameters(event["detail"]), _from_replica(event["detail"].get("replica")), _plain_items(detail))
     said = "  ".join(part for part in told if part)
     step = "" if event["step"] is None else f" at step {event['step']:,}"
     return f"{_ago(now, event['time']):>8} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {said}"
 
 
-_TOLD_APART: Final = frozenset({"parameters", "parameter_count", "first", "largest", "replica"})
+_SHOWN_APART: Final = frozenset({"parameters", "parameter_count", "first", "largest", "replica"})
 
 
-def _guilty(detail: Json) -> str:
-    """The parameters that an event names: the first ones with how many of their values, and how many more."""
+def _first_parameters(detail: Json) -> str:
+    """The first parameters of an event with their number of non-finite values, and how many more there are."""
     parameters = detail.get("parameters") or []
     named = ", ".join(f"{one['parameter']} ({one['not_finite']:,})" for one in parameters[:_NAMED])
     more = detail.get("parameter_count", len(parameters)) - len(parameters[:_NAMED])
@@ -158,7 +159,7 @@ def _guilty(detail: Json) -> str:
 
 
 def _from_replica(replica: Json | None) -> str:
-    """Which replica brought what is not finite: `first from replica 5: process 1, tpu:5; 2 of 8`; empty if none did."""
+    """The first non-finite replica: `first from replica 5: process 1, tpu:5; 2 of 8`; empty if unknown."""
     if replica is None:
         return ""
     process = [] if replica.get("process") is None else [f"process {replica['process']}"]
@@ -172,7 +173,7 @@ def _plain_items(detail: Json) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value of an event's detail without JSON's brackets: `decoder/w 100, decoder/b 3`."""
+    """A value of an event's detail without brackets: `decoder/w 100, decoder/b 3`."""
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     if isinstance(value, dict):
@@ -189,5 +190,5 @@ def _ago(now: float, then: float | None) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` without what would steer the terminal: names in it come from whoever reports."""
+    """The text without control characters, because clients choose the names in it."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)

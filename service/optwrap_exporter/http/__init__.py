@@ -1,1 +1,1 @@
-"""The HTTP server: app, middleware, routes."""
+"""The HTTP server: app, middleware and routes."""

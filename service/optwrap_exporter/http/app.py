@@ -1,4 +1,4 @@
-"""Wiring: what makes one exporter out of its parts."""
+"""Builds one exporter from its parts, and runs it."""
 
 import contextlib
 import sys
@@ -35,15 +35,15 @@ DISTRIBUTION: Final = "optwrap-exporter"
 
 
 def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Ingest, hub: Hub, clock: Clock) -> FastAPI:
-    """The ASGI app. It owns none of its parts: whoever made them starts and closes them.
+    """The ASGI app. The caller starts and closes the parts.
 
     Args:
-      settings: who may report, and by which names it is reached.
+      settings: who may report, and the names under which the exporter is reached.
       store: what queries and streams read.
       ledger: what queries and /metrics read.
-      ingest: where reports go; started.
-      hub: what wakes the streams; runs while the app does, and ends them when it is closed.
-      clock: the exporter's, the same as the ledger's.
+      ingest: where reports go. It must be started.
+      hub: wakes the streams. The app runs it.
+      clock: the exporter's clock, which is also the ledger's.
     """
 
     @contextlib.asynccontextmanager
@@ -53,7 +53,7 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
 
     app = FastAPI(
         title=DISTRIBUTION,
-        description="What training jobs report of skipped steps and of gradients that are not finite.",
+        description="Skipped steps and non-finite gradients of training jobs.",
         version=version(DISTRIBUTION),
         docs_url=None,
         redoc_url=None,
@@ -72,7 +72,7 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed))
     app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
-    # The last one added is the first to see a request.
+    # The middleware added last handles a request first.
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SecurityHeaders)
     return app
@@ -86,7 +86,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
       clock: seconds since 1970.
 
     Raises:
-      click.ClickException: it cannot start; says why in one line.
+      click.ClickException: it cannot start. The message is one line.
     """
     configure_logging(settings.log_level)
     allow_connections()
@@ -114,30 +114,30 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
 
 
 def _announce(settings: Settings, port: int) -> None:
-    """One line on standard error, whatever the log level: where it is, and where the data goes."""
+    """Print one line to standard error, at any log level: where the exporter listens and where its data is."""
     host = "127.0.0.1" if settings.listen.wildcard else settings.listen.host
     line = [f"{DISTRIBUTION}: listening on http://{Address(host, port)}, data in {settings.data_dir}"]
     if settings.ingest_socket is not None:
-        line.append(f"reports over {settings.ingest_socket}")
+        line.append(f"reports also over {settings.ingest_socket}")
     if not settings.tcp_ingest:
-        line.append("none over TCP (beyond loopback that needs --token-file)")
+        line.append("no reports over TCP (beyond loopback they need --token-file)")
     print(", ".join(line), file=sys.stderr, flush=True)
 
 
 def forget_run(data_dir: Path, name: str) -> None:
-    """Delete a run from the store in `data_dir`, which no exporter may be using.
+    """Delete a run from the store in `data_dir`. No exporter may be running on it.
 
     Raises:
-      click.ClickException: the directory is in use or no store, or it knows no such run.
+      click.ClickException: the directory is in use, contains no store, or the store has no such run.
     """
     if not holds_store(data_dir):
-        raise click.ClickException(f"--data-dir {data_dir}: holds no store")
+        raise click.ClickException(f"--data-dir {data_dir}: contains no store")
     try:
         with contextlib.closing(Store(data_dir)) as store:
             ingest = Ingest(store, Ledger(time.time), clock=time.time, tick=0)
             ingest.start()
             with contextlib.closing(ingest):
                 if not ingest.forget(name):
-                    raise click.ClickException(f"{data_dir} holds no run {name!r}")
+                    raise click.ClickException(f"the store in {data_dir} has no run {name!r}")
     except StoreError as error:
         raise click.ClickException(str(error)) from error

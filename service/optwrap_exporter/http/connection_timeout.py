@@ -1,4 +1,4 @@
-"""Connections that bring no request end: otherwise whoever opens many and says nothing takes them all."""
+"""Closes connections on which no request arrives, so that idle clients cannot take all connections."""
 
 import asyncio
 from typing import Any, Final
@@ -6,32 +6,32 @@ from typing import Any, Final
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS: Final = 10.0
-"""What the head of a request may take to arrive, from the connection's begin or the head's first byte."""
+"""Seconds in which a whole request head must arrive, from the opening of the connection or its first byte."""
 
 
 class Connection(H11Protocol):
-    """uvicorn's, which by itself limits only how long a connection is idle after a request."""
+    """uvicorn's connection with a limit on the arrival of a request. uvicorn only limits idle time after a request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._began: float | None = None
-        """When the request began that is still to come whole; None while there is none or one is being answered."""
+        """When the request that is arriving began; None if none is arriving."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
+        """Start the timeout for the first request."""
         super().connection_made(transport)
-        self._hurry()
+        self._limit_arrival()
 
     def data_received(self, data: bytes) -> None:
-        """Go on as uvicorn does, which forgets its own limit here."""
+        """Let uvicorn handle the data, then renew the timeout, which uvicorn drops here."""
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
-            self._hurry()
+            self._limit_arrival()
         else:
             self._began = None
 
-    def _hurry(self) -> None:
-        """End the connection if the request is not here by its time."""
+    def _limit_arrival(self) -> None:
+        """Close the connection if the request has not arrived by its deadline."""
         now = self.loop.time()
         if self._began is None:
             self._began = now

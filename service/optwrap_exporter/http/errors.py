@@ -1,4 +1,4 @@
-"""Every error an HTTP client can get, in one form: `{"detail": [{"field", "value", "allowed"}]}`."""
+"""The form of every HTTP error: `{"detail": [{"field", "value", "allowed"}]}`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from optwrap_exporter.wire.requests import ErrorDetail, field_of, shown
+from optwrap_exporter.wire.errors import ErrorDetail, field_of, shown
 
 
 def item(field: str, value: object, allowed: str) -> dict[str, Any]:
-    """One entry of `detail`; a value of None is shown as absent."""
+    """One entry of `detail`. The value None is shown as `absent`."""
     received = "absent" if value is None else shown(value)
     return ErrorDetail(field=shown(field), value=received, allowed=allowed).model_dump()
 
@@ -21,20 +21,20 @@ def item(field: str, value: object, allowed: str) -> dict[str, Any]:
 def refusal(
     status: int, field: str, value: object, allowed: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The answer that refuses a request because of one field."""
+    """A response that refuses a request because of one field."""
     return JSONResponse({"detail": [item(field, value, allowed)]}, status, headers=dict(headers or {}))
 
 
 def refused(
     status: int, field: str, value: object, allowed: str, headers: Mapping[str, str] | None = None
 ) -> HTTPException:
-    """The same as an exception, to raise from a route."""
+    """The same refusal as an exception to raise from a route."""
     return HTTPException(status, detail=[item(field, value, allowed)], headers=dict(headers or {}))
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # The first part of a location says where in the request: query, path, header.
+    # The first part of a location is the part of the request: query, path or header.
     detail = [
         item(field_of(one["loc"][1:]), one["input"], str(one["msg"]).removeprefix("Input should be "))
         for one in error.errors()
@@ -44,7 +44,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
-    # Starlette's own refusals carry a sentence where ours carry the list.
+    # The detail of Starlette's own exceptions is text, not a list.
     detail: Any = error.detail
     if not isinstance(detail, list):
         if error.status_code == 404:
@@ -57,13 +57,13 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _broken(_: Request, error: Exception) -> Response:
-    # The server logs the traceback; it is nothing for a client.
+    # The server logs the traceback. Clients do not see it.
     del error
-    return refusal(500, "request", None, "this is a fault of the exporter, whose log has the details")
+    return refusal(500, "request", None, "nothing: this is an error in the exporter; its log has the details")
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error in that form."""
+    """Make `app` answer every error in this form."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(Exception, _broken)

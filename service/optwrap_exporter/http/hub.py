@@ -1,7 +1,7 @@
-"""Who follows what is committed: wakes the streams, and holds nothing for them.
+"""Wakes the streams when something is committed. It buffers nothing for them.
 
-A stream reads from the store where it left off, so a slow one falls behind without costing memory, and one that comes
-back after an hour reads on exactly like one that never left.
+A stream reads on in the store from its last revision. So a slow stream costs no memory, and one that reconnects after
+an hour continues like one that never disconnected.
 """
 
 import asyncio
@@ -15,55 +15,55 @@ from starlette.concurrency import run_in_threadpool
 from optwrap_exporter.ingest import Committed, Listener
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.views import Shown
-from optwrap_exporter.wire.requests import Health
+from optwrap_exporter.wire.vocabulary import Health
 
 MOST_STREAMS: Final = 256
 HEALTH_SECONDS: Final = 1.0
-"""How often a change of health that time alone brings is looked for."""
+"""Seconds between checks for changes of health that time alone brings."""
 
 
 class Follower:
-    """One stream's place in the hub. Belongs to the event loop."""
+    """One stream in the hub. Use it in the event loop only."""
 
     def __init__(self, run: str | None) -> None:
         self.shown: dict[str, tuple[float, Health]] = {}
-        """When (`time.monotonic`) the stream last showed each run, and in which health."""
+        """By run: when (`time.monotonic`) the stream last showed it, and its health then."""
         self.rows: defaultdict[str, Shown] = defaultdict(dict)
-        """Of each run, what the stream last said of its processes."""
+        """By run: the process rows that the stream last showed."""
         self.run = run
-        """Which one it follows; None: all."""
+        """The run it follows; None follows all."""
         self._touched: set[str] = set()
         self._wake = asyncio.Event()
 
     def touch(self, runs: frozenset[str]) -> None:
-        """Something was committed of these runs, or their health changed."""
+        """Mark runs that have changed, if the stream follows them, and wake it."""
         mine = runs if self.run is None else runs & {self.run}
         if mine:
             self._touched |= mine
             self._wake.set()
 
     def wake(self) -> None:
-        """Let a wait end."""
+        """End the current wait."""
         self._wake.set()
 
     async def wait(self, seconds: float | None) -> None:
-        """Until something was touched since the last `take`, or for so long."""
+        """Wait until a run is touched, or for at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
 
     def take(self) -> set[str]:
-        """The runs touched since the last call."""
+        """Return the runs touched since the last call."""
         self._wake.clear()
         taken, self._touched = self._touched, set()
         return taken
 
 
 class Hub:
-    """Tells the followers what was committed. `running()` in the event loop; `close()` ends every stream.
+    """Notifies the followers of commits. Use it in the event loop: `running()` runs it, `close()` ends every stream.
 
     Args:
       subscribe: `Ingest.subscribe`.
-      ledger: where a change of health is seen.
+      ledger: where health is read.
     """
 
     def __init__(self, subscribe: Callable[[Listener], Callable[[], None]], ledger: Ledger) -> None:
@@ -74,12 +74,12 @@ class Hub:
 
     @property
     def full(self) -> bool:
-        """Whether no further stream is taken."""
+        """Whether no more streams are accepted."""
         return len(self._followers) >= MOST_STREAMS
 
     @contextlib.contextmanager
     def follow(self, run: str | None) -> Iterator[Follower]:
-        """A follower of one run, or of all, for the block's time; there must be room."""
+        """A follower of one run, or of all, during the block. The hub must not be full."""
         assert not self.full
         follower = Follower(run)
         self._followers.add(follower)
@@ -90,11 +90,11 @@ class Hub:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Follow the commits for the block's time."""
+        """Follow the commits during the block."""
         loop = asyncio.get_running_loop()
 
         def committed(what: Committed) -> None:
-            # In the writer's thread. Nobody listens most of the time; the loop may be closing.
+            # Runs in the writer's thread, so usually returns at once. The loop may be closing.
             if self._followers:
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._touch, what.runs)
@@ -111,7 +111,7 @@ class Hub:
             self.close()
 
     def close(self) -> None:
-        """End every stream, now and from now on; in the event loop."""
+        """End every stream, and accept no new ones."""
         self.closed = True
         for follower in self._followers:
             follower.wake()

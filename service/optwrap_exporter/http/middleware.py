@@ -1,4 +1,4 @@
-"""Middleware: whom a request is meant for, and what a browser may do with the answer."""
+"""Middleware: checks the Host header, and sets the security headers."""
 
 import ipaddress
 from typing import Final
@@ -18,17 +18,17 @@ HEADERS: Final = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
-"""On every answer. There is no Access-Control-* header anywhere: no other origin reads what is here."""
+"""Headers of every answer. There are no Access-Control-* headers: no other origin may read an answer."""
 
 
 def over_unix_socket(scope: Scope) -> bool:
-    """Whether the request came through the ingest socket: its server address is a path and has no port."""
+    """Whether the request came over the ingest socket: the server address is a path without a port."""
     server = scope.get("server")
     return server is not None and server[1] is None and server[0].startswith("/")
 
 
 def host_name(header: str) -> str | None:
-    """The lower-case name in a Host header, without port and brackets; None where it is no such header."""
+    """The name in a Host header in lower case, without port and brackets; None if the header is malformed."""
     if header.startswith("["):
         name, bracket, port = header[1:].partition("]")
         colon, digits = port[:1], port[1:]
@@ -42,11 +42,11 @@ def host_name(header: str) -> str | None:
 
 
 class HostCheck:
-    """Refuses a request whose Host header names another machine.
+    """Refuses requests whose Host header names another server, against DNS rebinding.
 
-    A page on evil.example whose name is made to resolve to 127.0.0.1 (DNS rebinding) is of one origin with this server
-    for the browser, which would let it read everything. Its Host header still says evil.example. A header that is an IP
-    address cannot be rebound, so a server on every address takes any of those. No browser reaches the Unix socket.
+    If evil.example resolves to 127.0.0.1, a browser treats a page of evil.example and this server as one origin, and
+    the page could read everything. Its requests still have the Host header evil.example. An IP address cannot be
+    rebound, so an exporter that listens on every address accepts any of them. Browsers cannot reach the Unix socket.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -55,7 +55,7 @@ class HostCheck:
         self._any_ip = settings.listen.wildcard
 
     def allows(self, header: str | None) -> bool:
-        """Whether a request with this Host header is meant for this server."""
+        """Whether a Host header names this server."""
         name = host_name(header) if header is not None else None
         if name is None:
             return False
@@ -70,7 +70,7 @@ class HostCheck:
         return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle one ASGI event."""
         if scope["type"] != "http" or over_unix_socket(scope):
             await self._app(scope, receive, send)
             return
@@ -79,18 +79,18 @@ class HostCheck:
             await self._app(scope, receive, send)
             return
         names = ", ".join(sorted(self._hosts)) + (", any IP address" if self._any_ip else "")
-        answer = refusal(421, "Host", header, f"one of {names}; further names by --allowed-host")
+        answer = refusal(421, "Host", header, f"one of {names}; allow more names with --allowed-host")
         await answer(scope, receive, send)
 
 
 class SecurityHeaders:
-    """Adds HEADERS to every answer, and forbids caching where the route says nothing about it."""
+    """Adds HEADERS to every answer, and forbids caching unless the route sets Cache-Control."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle one ASGI event."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

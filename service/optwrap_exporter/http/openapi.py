@@ -1,4 +1,4 @@
-"""`python -m optwrap_exporter.http.openapi` prints service/openapi.json: the API as committed text."""
+"""Prints service/openapi.json: `python -m optwrap_exporter.http.openapi > service/openapi.json`."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from optwrap_exporter.store.store import Store
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI document, of an app over an empty store that is thrown away."""
+    """The OpenAPI document of an app with an empty temporary store."""
     with tempfile.TemporaryDirectory() as directory, contextlib.closing(Store(Path(directory) / "store")) as store:
         ledger = Ledger(time.time)
         ingest = Ingest(store, ledger, clock=time.time, tick=0)
@@ -28,7 +28,7 @@ def document() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The same as it is committed."""
+    """The document as committed text."""
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Running the app: its sockets, its signals, its end. One process, one worker."""
+"""Runs the app in one process with one worker: sockets, signals and shutdown."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,13 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from optwrap_exporter.http.connection_timeout import Connection
 from optwrap_exporter.settings import Address
+from optwrap_exporter.wire.errors import ExporterError
 
 GRACE_SECONDS: Final = 6
-"""What a request in progress gets at shutdown, more than a report may take to arrive; streams are told to end."""
+"""Seconds that running requests have at shutdown: more than a report may take to arrive. Streams end at once."""
 
 KEEP_ALIVE_SECONDS: Final = 75
-"""How long an idle connection stays: longer than most processes' interval between reports."""
+"""Seconds until an idle connection is closed: longer than most intervals between reports."""
 
 _BACKLOG: Final = 2048
 _FILES: Final = 65_536
@@ -31,15 +32,15 @@ _SOCKET_PATH_BYTES: Final = 107
 """The longest path that fits a Linux sockaddr_un."""
 
 
-class StartError(Exception):
-    """The exporter cannot start; the message is one line that says why and what to do."""
+class StartError(ExporterError):
+    """The exporter cannot start. The message is one line: why, and what to do."""
 
 
 def bind_tcp(address: Address) -> list[socket.socket]:
-    """Sockets that listen on what `address` resolves to, on one port.
+    """Listen on every address that `address` resolves to, on one port.
 
     Raises:
-      StartError: it resolves to nothing here, or the port is taken or not allowed.
+      StartError: the address does not resolve to an address of this machine, or the port is in use or not allowed.
     """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -51,12 +52,12 @@ def bind_tcp(address: Address) -> list[socket.socket]:
     for family, kind, protocol, _, target in dict.fromkeys(found):
         sock = socket.socket(family, kind, protocol)
         try:
-            # A port whose last owner's connections still linger is free; one that is listened on is not.
+            # Allows a port on which only closed connections linger. A port with a listener stays refused.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address.wildcard else 1)
             sock.bind((target[0], port, *target[2:]))
-            # At once: with SO_REUSEADDR two may bind, but only one may listen.
+            # With SO_REUSEADDR two processes may bind, but only one may listen.
             sock.listen(_BACKLOG)
             port = sock.getsockname()[1]
             bound.append(sock)
@@ -69,9 +70,9 @@ def bind_tcp(address: Address) -> list[socket.socket]:
         for sock in bound:
             sock.close()
         remedy = {
-            errno.EADDRINUSE: "the port is in use: stop what listens there, or choose another with --listen HOST:PORT",
-            errno.EACCES: "not allowed: choose a port above 1023",
-            errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+            errno.EADDRINUSE: "the port is in use: stop the other program, or choose another --listen port",
+            errno.EACCES: "permission denied: choose a port above 1023",
+            errno.EADDRNOTAVAIL: "no interface of this machine has this address",
         }.get(failure.errno or 0, os.strerror(failure.errno or 0))
         raise StartError(f"--listen {address}: {remedy}") from failure
     return bound
@@ -79,22 +80,22 @@ def bind_tcp(address: Address) -> list[socket.socket]:
 
 @contextlib.contextmanager
 def bound_unix(path: Path) -> Iterator[socket.socket]:
-    """A socket that listens at `path` with mode 0600; the file goes at the end.
+    """Listen on a Unix socket with mode 0600 during the block, and delete the file afterwards.
 
-    A missing directory is made with mode 0700. A socket file that nobody listens on any more is replaced.
+    A missing directory is created with mode 0700. A socket file without a listener is replaced.
 
     Raises:
-      StartError: the path is too long, is something else than a socket, cannot be written, or is listened on.
+      StartError: the path is too long, is not a socket, cannot be written, or another process listens on it.
     """
     label = f"--ingest-socket {path}"
     path = path.absolute()
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
-        raise StartError(f"{label}: the path has more than {_SOCKET_PATH_BYTES} bytes: choose a shorter one")
+        raise StartError(f"{label}: the path is longer than {_SOCKET_PATH_BYTES} bytes: choose a shorter one")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_stale(path, label)
-        # The file is born with its final mode: there is no moment in which others can connect.
+        # The file is created with its final mode, so nobody else can connect in between.
         before = os.umask(0o177)
         try:
             sock.bind(os.fspath(path))
@@ -124,7 +125,7 @@ def _remove_stale(path: Path, label: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise StartError(f"{label}: there is something else at this path; it is left alone: choose another path")
+        raise StartError(f"{label}: the path exists and is not a socket: choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -138,21 +139,21 @@ def _remove_stale(path: Path, label: str) -> None:
 
 
 def allow_connections() -> None:
-    """Let as many be open as the system grants.
+    """Raise the limit of open files, one for each connection, as far as the system allows.
 
-    Each is a file, and the limit that processes start with is often 1,024: fewer than a large job has processes.
+    The default is often 1,024, and a large job has more processes.
     """
     try:
-        import resource  # noqa: PLC0415  # not on Windows, where sockets are no files
+        import resource  # noqa: PLC0415  # not on Windows
     except ImportError:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems refuse what they call unlimited
+    with contextlib.suppress(OSError, ValueError):  # some systems report no limit but refuse to set it
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says when it takes requests and when it stops taking them."""
+    """uvicorn's server with callbacks for the start and the end of serving."""
 
     def __init__(self, config: uvicorn.Config, *, started: Callable[[], None], stopping: Callable[[], None]) -> None:
         super().__init__(config)
@@ -160,15 +161,15 @@ class Server(uvicorn.Server):
         self._stopping = stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening, then say so."""
+        """Start serving, then call `started`."""
         await super().startup(sockets)
         self._started()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT; uvicorn would raise them again, so that a clean stop looked like a crash."""
+        """Stop on SIGTERM and SIGINT. uvicorn would raise the signal again and turn a clean stop into a crash."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # signals are the main thread's
+            yield  # only the main thread can handle signals
             return
         loop = asyncio.get_running_loop()
         for number in HANDLED_SIGNALS:
@@ -180,18 +181,18 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams first: uvicorn waits for every open response before anything else ends."""
+        """End the streams first, because uvicorn waits for every open response."""
         self._stopping()
         await super().shutdown(sockets)
 
 
 def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[], None]) -> Server:
-    """A server for `app`; its `run(sockets)` serves on those of `bind_tcp` and `bound_unix`, and closes them.
+    """A server for `app`. Its `run(sockets)` serves on the sockets of `bind_tcp` and `bound_unix` and closes them.
 
     Args:
       app: the ASGI application.
-      started: called once when requests are taken.
-      stopping: called once, in the event loop, when no more are.
+      started: called once when the server accepts requests.
+      stopping: called once, in the event loop, when the server stops.
     """
     config = uvicorn.Config(
         app,
@@ -212,7 +213,7 @@ def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[
 
 
 def configure_logging(level: str) -> None:
-    """One line per message on standard error; uvicorn's own start-up chatter only when debugging."""
+    """Log one line per message to standard error. uvicorn's messages below warning need level debug."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

@@ -1,371 +1,188 @@
-"""How one report, or time, changes what is known. Pure: state and report in, new state and events out.
+"""How a report, or time alone, changes a process. Pure: states and a report in, new states and events out.
 
-An incarnation is *current* when it speaks for its process. The one heard of last is, unless it began, by its own clock,
-before the one that is: then it is an older one whose reports come late. Late reports raise their own incarnation's share and
-bring their records; gauges and health are the current incarnation's alone.
+    merge the report into its incarnation        incarnation.merge_report
+    follow it in the process, if it is current   _follow
+    advance the conditions                       health.advance
+    derive the events from before and after      events.derive_events
+
+An incarnation is *current* if its gauges and health are those of its process. A new incarnation becomes current unless
+its first report was sent before the current incarnation began: then its reports are late. A late report adds to the
+totals of its own incarnation and brings its step records; it changes neither gauges nor health.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger import events, health, ranges
-from optwrap_exporter.ledger.counters import Counts, Replica
-from optwrap_exporter.ledger.events import Occurrence, Streaks
-from optwrap_exporter.ledger.incarnation import NOTHING, Beat, IncarnationState, Offences, Seen, Streak
-from optwrap_exporter.ledger.run import ProcessState, ordered
-from optwrap_exporter.wire.requests import LARGEST, Offender, Report
+from optwrap_exporter.ledger import health, streaks
+from optwrap_exporter.ledger.conflict import rival_of
+from optwrap_exporter.ledger.counters import NOTHING, Counts
+from optwrap_exporter.ledger.divergence import Disagreement
+from optwrap_exporter.ledger.events import NewEvent, derive_events
+from optwrap_exporter.ledger.health import Change
+from optwrap_exporter.ledger.incarnation import IncarnationState, continues, merge_report
+from optwrap_exporter.ledger.run import Peak, ProcessState, RunState, TimedStep, position_of
+from optwrap_exporter.ledger.streaks import NO_STREAK
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS
 
-_SAMPLES: Final = 31
-_RANKS: Final = {"streak_ended": 0, "streak_started": 1}
+PEAK_SECONDS: Final = 300.0
+"""How long a streak counts as a recent peak."""
+_DURATIONS: Final = 31
+"""Reports whose seconds per step are kept."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Folded:
-    """What a report makes of its process."""
+class Applied(NamedTuple):
+    """What a report, or time alone, made of a process."""
 
     process: ProcessState
-    incarnation: IncarnationState
-    occurrences: list[Occurrence]
+    events: list[NewEvent]
 
 
-def fold(process: ProcessState | None, report: Report, now: float, listening: float) -> Folded:
-    """Fold in one report that is not stored yet.
-
-    Args:
-      process: its process so far; None where this is the first that is heard of it.
-      report: the report.
-      now: the exporter's clock.
-      listening: since when this exporter could have heard the process.
-    """
-    before = process.incarnations.get(report.incarnation) if process else None
-    in_order = before is None or report.seq > before.highest
-    streaks = events.of_streaks(report, before.streak if before else Streak()) if in_order else None
-    incarnation = _incarnation(process, before, report, streaks, now=now)
-    if process is not None and before is not None and in_order:
-        incarnation = _moved_up(process, incarnation, now)
-    first: list[Occurrence | None] = [events.of_start(report, before, process is not None, now)]
-    if incarnation.placed and not (before and before.placed):
-        first.append(events.of_resumption(report, _previous(process, incarnation), now))
-    middle = list(events.of_records(report))
-    if streaks is not None:
-        middle += streaks.occurrences
-    # Of one step: what ended before it, what began with it, what it was.
-    middle.sort(key=lambda occurrence: (occurrence.step or 0, _RANKS.get(occurrence.kind, len(_RANKS))))
-    end: list[Occurrence | None] = [events.of_end(report.process, incarnation, before, now)]
-
-    # Which incarnation is current is judged by the process as it was.
-    if process is None or (
-        in_order and _speaks(process, incarnation, before, report, gone=_gone(process, now, listening))
-    ):
-        after = _live(
-            process or _started(incarnation, report, now), before, incarnation, report, now=now, streaks=streaks
-        )
-        if after.starved is not None and (process is None or after.starved != process.starved):
-            detail = {"steps": report.totals.steps - (after.gradient_anchor or 0)}
-            end.insert(0, events.of_time(report.process, "starved", incarnation, after.starved, detail))
-        if process is not None and _ill(process, now, listening) and not _ill(after, now, listening):
-            after = dataclasses.replace(after, cleared=now)
-    else:
-        after = dataclasses.replace(process, incarnations=_with(process.incarnations, incarnation, before))
-    return Folded(after, incarnation, [occurrence for occurrence in (*first, *middle, *end) if occurrence is not None])
+def merge(process: ProcessState | None, report: Report, now: float) -> IncarnationState:
+    """The report's incarnation with the report merged into it."""
+    before = process.incarnations.get(report.incarnation) if process is not None else None
+    return merge_report(before, report, position_of(process, report), now)
 
 
-def pass_time(process: ProcessState, now: float, listening: float) -> tuple[ProcessState, list[Occurrence]]:
-    """What time alone brings: the process goes silent, or stops moving."""
-    found: list[Occurrence] = []
-    incarnation = process.incarnation
-    stale = health.stale_since(process, now, listening)
-    if stale is not None and process.stale is None:
-        process = dataclasses.replace(process, stale=stale)
-        detail = {"last_report": process.last_report}
-        found.append(events.of_time(process.process, "stale", incarnation, stale, detail))
-    # One that says nothing at all cannot be said to stand still.
-    stalled = health.stalled_since(process, now, listening) if process.stale is None else None
-    if stalled is not None and process.stalled is None:
-        process = dataclasses.replace(process, stalled=stalled)
-        detail = {} if process.last_step is None else {"last_step": process.last_step}
-        found.append(events.of_time(process.process, "stalled", incarnation, stalled, detail))
-    return process, found
-
-
-def _incarnation(
-    process: ProcessState | None,
-    before: IncarnationState | None,
+def apply_report(
+    run: RunState,
+    incarnation: IncarnationState,
     report: Report,
-    streaks: Streaks | None,
+    disagreement: Disagreement | None,
     *,
     now: float,
-) -> IncarnationState:
-    """The report's incarnation with the report in it."""
-    totals, at_start = Counts.of(report.totals), Counts.of(report.at_start)
-    base = Counts.of(report.base) if report.base is not None else None
-    dropped = (report.dropped.steps, report.dropped.bad_steps)
-    offences = _offences(before.offences if before else {}, report.offenders)
-    seen = _seen(before.seen if before else {}, report, totals)
-    if before is None:
-        order, generation = _place(process, report)
-        return IncarnationState(
-            incarnation=report.incarnation,
-            attempt=report.attempt,
-            order=order,
-            generation=generation,
-            arrival=len(process.incarnations) if process else 0,
-            first_report=now,
-            last_report=now,
-            began=report.sent_at,
-            sent=report.sent_at,
-            heard=now,
-            beats=(Beat(now, report.totals.steps),),
-            highest=report.seq,
-            received=((report.seq, report.seq),),
-            state=report.state,
-            at_start=at_start,
-            totals=totals,
-            share=totals.minus(at_start),
-            base=base,
-            dropped=dropped,
-            host=report.source.host,
-            streak=streaks.open if streaks else Streak(),
-            placed=report.totals.steps > 0,
-            offences=offences,
-            seen=seen,
-        )
-    in_order = report.seq > before.highest
-    beats = before.beats
-    if in_order:
-        apart, sent = now - before.heard, report.sent_at - before.sent
-        beats = before.beaten(Beat(now, report.totals.steps), paced=sent > 0 and 0.5 * sent <= apart <= 2 * sent + 1)
-    if base is not None and before.base is not None:
-        base = base.maximum(before.base)
-    received = ranges.add(before.received, report.seq)
-    if len(received) > ranges.MOST:  # what the client does not hold any more cannot come any more
-        received = ranges.union([(1, report.oldest_held - 1), *received])
-    return dataclasses.replace(
-        before,
-        last_report=now,
-        began=min(before.began, report.sent_at),
-        sent=report.sent_at if in_order else before.sent,
-        heard=now if in_order else before.heard,
-        beats=beats,
-        highest=max(before.highest, report.seq),
-        received=received,
-        state=report.state if in_order else before.state,
-        at_start=_same(before.at_start, at_start) if in_order else before.at_start,
-        totals=before.totals.maximum(totals),
-        # One report's own difference never falls, and is that of the last report, whichever come and in whatever order.
-        share=before.share.maximum(totals.minus(at_start)),
-        base=base or before.base,
-        dropped=(max(before.dropped[0], dropped[0]), max(before.dropped[1], dropped[1])),
-        streak=streaks.open if streaks else before.streak,
-        placed=before.placed or report.totals.steps > 0,
-        offences=offences,
-        seen=seen,
-    )
+    listening: float,
+) -> Applied:
+    """Apply a report that is not stored yet.
 
-
-def _same(old: Counts, new: Counts) -> Counts:
-    return old if old == new else new
-
-
-def _offences(before: Mapping[str, Offences], offenders: list[Offender]) -> Mapping[str, Offences]:
-    if not offenders:
-        return before
-    found = dict(before)
-    for offender in offenders:
-        known = found.get(offender.parameter) or Offences(0, offender.step, offender.step)
-        found[offender.parameter] = Offences(
-            min(known.values + offender.not_finite, LARGEST),
-            min(known.first_step, offender.step),
-            max(known.last_step, offender.step),
-        )
-    return found
-
-
-def _seen(before: Mapping[Replica, Seen], report: Report, totals: Counts) -> Mapping[Replica, Seen]:
-    if not report.replicas:
-        return before
-    found = dict(before)
-    for record in report.replicas:
-        replica = Replica(record.replica, record.process, record.device)
-        if replica in totals.replicas:
-            here = Seen(record.step, record.step)
-            found[replica] = found[replica].joined(here) if replica in found else here
-    return found
-
-
-def _place(process: ProcessState | None, report: Report) -> tuple[float, int]:
-    """The order and the generation of an incarnation that is heard of for the first time."""
-    if process is None:
-        return 0.0, 0
-    known = list(process.incarnations.values())
-    # A hello that does not know yet where the counters stand may get an incarnation of its own, and need not arrive.
-    generation = sum(state.attempt == report.attempt and state.placed for state in known)
-    # After the last that began before it.
-    at = max((i + 1 for i, state in enumerate(known) if state.began <= report.sent_at), default=0)
-    if at == len(known):
-        return known[-1].order + 1, generation
-    return (known[at].order + (known[at - 1].order if at else known[at].order - 2)) / 2, generation
-
-
-def _moved_up(process: ProcessState, incarnation: IncarnationState, now: float) -> IncarnationState:
-    """The incarnation in the last place, if it was put before others for its clock only, and lives on after them.
-
-    Not where anything counted would fall by that: what it was told may have been told by an exporter that knew less.
+    Args:
+      run: the run before the report.
+      incarnation: the report's incarnation with the report merged into it, from `merge`.
+      report: the report.
+      disagreement: what it disagrees about with another process.
+      now: the exporter's clock.
+      listening: since when this exporter can have heard the process.
     """
-    later = [state for state in process.incarnations.values() if state.order > incarnation.order]
-    if not later or not incarnation.alive:
-        return incarnation
-    since = incarnation.beats[0].time
-    if any(state.arrival > incarnation.arrival or since < state.last_report <= now for state in later):
-        return incarnation
-    moved = dataclasses.replace(incarnation, order=later[-1].order + 1)
-    here, there = (
-        dataclasses.replace(
-            process, incarnations=ordered({**process.incarnations, incarnation.incarnation: state}.values())
-        ).total
-        for state in (incarnation, moved)
-    )
-    return moved if there.maximum(here) == there else incarnation
+    before = run.processes.get(report.process)
+    known = before.incarnations.get(report.incarnation) if before is not None else None
+    in_order = continues(known, report)
+    gained: Counts | None = None
+    if in_order and (
+        before is None or _becomes_current(before, incarnation, known, report, now=now, listening=listening)
+    ):
+        gained = incarnation.share.minus(known.share if known is not None else NOTHING)
+        after = _follow(before, incarnation, known, report, gained=gained, now=now)
+    else:
+        assert before is not None
+        after = before.with_incarnation(incarnation)
+    rival = rival_of(run, after, incarnation, now) if in_order else None
+    change = Change(incarnation if in_order else None, rival, gained)
+    after = health.advance(before, after, change, now, listening)
+    return Applied(after, derive_events(before, after, report, now, disagreement))
 
 
-def _with(
-    incarnations: Mapping[str, IncarnationState], incarnation: IncarnationState, before: IncarnationState | None
-) -> dict[str, IncarnationState]:
-    both = {**incarnations, incarnation.incarnation: incarnation}
-    return both if before is not None and before.order == incarnation.order else ordered(both.values())
+def pass_time(process: ProcessState, now: float, listening: float) -> Applied:
+    """Advance a process that has not reported: it may be stale or stalled by now."""
+    after = health.advance(process, process, None, now, listening)
+    return Applied(after, derive_events(process, after, None, now))
 
 
-def _previous(process: ProcessState | None, incarnation: IncarnationState) -> IncarnationState | None:
-    """The last incarnation before it that lived, and did not only say hello."""
-    incarnations = process.incarnations.values() if process else ()
-    earlier = [state for state in incarnations if state.order < incarnation.order and state.placed]
-    return earlier[-1] if earlier else None
-
-
-def _speaks(
-    process: ProcessState, incarnation: IncarnationState, before: IncarnationState | None, report: Report, *, gone: bool
+def _becomes_current(
+    process: ProcessState,
+    incarnation: IncarnationState,
+    known: IncarnationState | None,
+    report: Report,
+    *,
+    now: float,
+    listening: float,
 ) -> bool:
-    """Whether the report's incarnation is the current one from now on; `gone`: the one that was has ended or is stale."""
+    """Whether the report's incarnation is the current one from now on."""
     current = process.incarnation
     if incarnation.incarnation == current.incarnation:
         return True
-    if before is not None and incarnation.order > before.order:
-        return True  # it has just been seen to live after all others
-    if before is None:
-        return report.sent_at >= current.began
-    # Once another has taken its place an incarnation gets it back only if that one is gone, and it is plainly alive itself:
-    # it sent this after all that the other ever sent, or it keeps time (its clock may have been set back).
-    alive = report.seq > before.highest and not incarnation.ended
-    return gone and alive and (report.sent_at > current.sent or incarnation.alive)
+    if known is None:
+        return report.sent_at >= current.first_sent_at
+    # An incarnation that was replaced becomes current again only if the other one has ended or is stale, and it is
+    # alive itself: it sent this report after all of the other one's, or its heartbeats say so (its clock was set back).
+    gone = current.ended or health.stale_since(process, now, listening) is not None
+    return gone and not incarnation.ended and (report.sent_at > current.latest_sent_at or incarnation.alive)
 
 
-def _gone(process: ProcessState, now: float, listening: float) -> bool:
-    return process.incarnation.ended or health.stale_since(process, now, listening) is not None
-
-
-def _ill(process: ProcessState, now: float, listening: float) -> bool:
-    return health.of_process(process, now, listening)[0] != "ok"
-
-
-def _started(incarnation: IncarnationState, report: Report, now: float) -> ProcessState:
-    return ProcessState(
+def _follow(
+    before: ProcessState | None,
+    incarnation: IncarnationState,
+    known: IncarnationState | None,
+    report: Report,
+    *,
+    gained: Counts,
+    now: float,
+) -> ProcessState:
+    """The process after a report of its current incarnation, with the conditions of before."""
+    process = before or ProcessState(
         process=report.process,
-        incarnations={incarnation.incarnation: incarnation},
-        current=incarnation.incarnation,
+        incarnations={},
+        current=report.incarnation,
         interval=report.interval,
         source=report.source,
         gauges=report.gauges,
         last_report=now,
     )
-
-
-def _live(
-    process: ProcessState,
-    before: IncarnationState | None,
-    incarnation: IncarnationState,
-    report: Report,
-    *,
-    now: float,
-    streaks: Streaks | None,
-) -> ProcessState:
-    """The process after a report of its current incarnation, in order: gauges, clocks, and what health is judged by."""
-    entered = process.current != incarnation.incarnation or before is None
-    gained = incarnation.share.minus(before.share if before else NOTHING)
-    gauges, columns = report.gauges, report.steps
-    streak = gauges.not_finite_streak or 0
+    entered = known is None or process.current != report.incarnation
     last_record, durations = _pace(None if entered else process.last_record, process.durations, report)
-    anchor = _anchor(None if entered else process.gradient_anchor, gained, report)
-    hungry = anchor is not None and report.totals.steps - anchor >= health.hunger(gauges)
-    gave_up = process.gave_up
-    if gained.accepted_not_finite:
-        lasting = gave_up is not None and now < gave_up[1] + health.GAVE_UP
-        gave_up = (gave_up[0] if lasting and gave_up else now, now)
-    norms = [norm for norm in columns.norm if math.isfinite(norm)]
-    norm = gauges.gradient_norm
-    if norm is None or not math.isfinite(norm):
-        norm = norms[-1] if norms else process.gradient_norm
-    continued = process.skipping is not None and not entered and streak > gained.steps
-    still = None if entered or gained.steps else process.stalled
+    longest = streaks.follow(known.streak if known is not None else NO_STREAK, report).longest
+    anchor = None if entered else process.gradient_step_at
     return dataclasses.replace(
-        process,
-        incarnations=_with(process.incarnations, incarnation, before),
+        process.with_incarnation(incarnation),
         current=incarnation.incarnation,
         interval=report.interval,
         source=report.source,
-        gauges=gauges,
+        gauges=report.gauges,
         last_report=now,
-        gradient_norm=norm,
+        gradient_norm=_last_finite_norm(process.gradient_norm, report),
         last_step=now if gained.steps else process.last_step,
         last_gradient_step=now if gained.gradient_steps else process.last_gradient_step,
         last_record=last_record,
         durations=durations,
-        peaks=_peaks(process.peaks, max(streak, streaks.longest if streaks else 0), now),
-        gradient_anchor=anchor,
-        ended=(process.ended if not entered and process.ended is not None else now) if incarnation.ended else None,
-        skipping=(process.skipping if continued else now) if streak else None,
-        starved=(process.starved if not entered and process.starved is not None else now) if hungry else None,
-        gave_up=gave_up,
-        conflict=None if entered else process.conflict,
-        stale=None,
-        stalled=still,
+        peaks=_peaks(process.peaks, max(report.gauges.not_finite_streak or 0, longest), now),
+        gradient_step_at=_gradient_step_at(anchor, incarnation, gained, report),
     )
 
 
+def _last_finite_norm(before: float | None, report: Report) -> float | None:
+    gauge = report.gauges.gradient_norm
+    if gauge is not None and math.isfinite(gauge):
+        return gauge
+    return next((norm for norm in reversed(report.steps.norm) if math.isfinite(norm)), before)
+
+
 def _pace(
-    last: tuple[int, float] | None, durations: tuple[float, ...], report: Report
-) -> tuple[tuple[int, float] | None, tuple[float, ...]]:
-    """The last step record, and the seconds per step with this report's steps in it."""
+    last: TimedStep | None, durations: tuple[float, ...], report: Report
+) -> tuple[TimedStep | None, tuple[float, ...]]:
+    """The last step record, and the seconds per step with those of this report."""
     columns = report.steps
     if not len(columns):
         return last, durations
-    at = max(range(len(columns)), key=columns.step.__getitem__)
-    start = last or min(zip(columns.step, columns.time, strict=True))
-    step, time = columns.step[at], columns.time[at]
-    if step > start[0] and time >= start[1]:
-        durations = (*durations, (time - start[1]) / (step - start[0]))[-_SAMPLES:]
-    return (step, time), durations
+    start = last or TimedStep(columns.step[0], columns.time[0])
+    end = TimedStep(columns.step[-1], columns.time[-1])
+    if end.step > start.step and end.time >= start.time:
+        durations = (*durations, (end.time - start.time) / (end.step - start.step))[-_DURATIONS:]
+    return end, durations
 
 
-def _anchor(anchor: int | None, gained: Counts, report: Report) -> int | None:
-    """The state's step number at the last gradient step, as late as it can have been."""
-    if report.totals.steps == 0:
-        return anchor
+def _gradient_step_at(before: int | None, incarnation: IncarnationState, gained: Counts, report: Report) -> int | None:
+    """The state's step number at its last gradient step: the latest that the report allows."""
+    totals, columns = report.totals, report.steps
+    if totals.steps == 0:
+        return before
     if not gained.gradient_steps:
-        return report.at_start.steps if anchor is None else anchor
-    columns = report.steps
-    if len(columns) and max(columns.step) == report.totals.steps:
-        reached = [
-            step
-            for step, outcome in zip(columns.step, columns.outcome, strict=True)
-            if outcome in {"applied", "accepted_not_finite"}
-        ]
-        return max(reached, default=report.totals.steps)
-    return report.totals.steps
+        return incarnation.baseline.steps if before is None else before
+    if not len(columns) or columns.step[-1] < totals.steps:  # the last steps have no record
+        return totals.steps
+    taken = zip(columns.step, columns.outcome, strict=True)
+    return max((step for step, outcome in taken if outcome in GRADIENT_STEPS), default=totals.steps)
 
 
-def _peaks(peaks: tuple[tuple[float, int], ...], peak: int, now: float) -> tuple[tuple[float, int], ...]:
-    """The longest streaks of the last minutes: when, and how long, each shorter than the one before it."""
-    kept = tuple(entry for entry in peaks if entry[0] > now - health.PEAK and entry[1] > peak)
-    return (*kept, (now, peak)) if peak else kept
+def _peaks(peaks: tuple[Peak, ...], length: int, now: float) -> tuple[Peak, ...]:
+    kept = tuple(peak for peak in peaks if peak.time > now - PEAK_SECONDS and peak.length > length)
+    return (*kept, Peak(now, length)) if length else kept

@@ -1,48 +1,66 @@
-"""Counts: what a run has counted, as a vector that can be added, subtracted and joined.
+"""Cumulative counts that can be added, subtracted and joined.
 
-The arithmetic of the ledger. `maximum` is a join (commutative, associative, idempotent), which is what makes the totals
-the same whatever the order of the reports and however often one comes.
+`maximum` is a join: commutative, associative and idempotent. That is why totals do not depend on the order of reports,
+nor on how often a report arrives.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from typing import Final, NamedTuple, Self, TypeVar
 
-from optwrap_exporter.wire.requests import LARGEST, OUTCOMES, Counters, Outcome, Outcomes, ReplicaSteps, Skipped, Totals
+from optwrap_exporter.wire.answers import Skipped, Totals
+from optwrap_exporter.wire.requests import Counters
+from optwrap_exporter.wire.vocabulary import LARGEST, OUTCOMES, SKIP_REASONS, Outcome
 
 Key = TypeVar("Key")
 
 
 class Replica(NamedTuple):
-    """What tells one replica from the others; all three None: those that are not told apart."""
+    """Identifies a replica. All three None: the replicas that are not told apart."""
 
     number: int | None
     process: int | None
     device: str | None
 
 
+class OutcomeCounts(NamedTuple):
+    """Number of steps by outcome, in the order of `OUTCOMES`."""
+
+    applied: int = 0
+    accumulated: int = 0
+    skipped_not_finite: int = 0
+    skipped_large: int = 0
+    skipped_other: int = 0
+    accepted_not_finite: int = 0
+
+
+_NO_OUTCOMES: Final = OutcomeCounts()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counts:
-    """Steps by outcome, steps not finite, and these by parameter and by replica. Immutable: nothing is written to."""
+    """Immutable counts of steps: by outcome, non-finite ones, and those by parameter and by first replica."""
 
-    outcomes: tuple[int, ...] = (0,) * len(OUTCOMES)
-    """In the order of `wire.OUTCOMES`."""
+    outcomes: OutcomeCounts = _NO_OUTCOMES
     not_finite_steps: int = 0
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Steps by parameter, those at zero left out, in the tree's order as far as it is known."""
+    """Steps by parameter, without those at zero, in the tree's order as far as it is known."""
     replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
-    """Steps by the first replica whose own gradients were not finite, in the order in which they were heard of."""
+    """Steps by first non-finite replica, without those at zero, in the order in which they were reported."""
 
     @classmethod
     def of(cls, counters: Counters) -> Self:
-        """The wire's counters."""
-        outcomes = counters.outcomes
-        # Zeros are left out, so that equal counts are equal mappings.
+        """The counts in the wire's counters."""
         parameters = counters.parameters
-        if not all(parameters.values()):
+        if not all(parameters.values()):  # equal counts must be equal mappings
             parameters = {path: n for path, n in parameters.items() if n}
-        replicas = {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas}
-        return cls(tuple(getattr(outcomes, name) for name in OUTCOMES), counters.not_finite_steps, parameters, replicas)
+        return cls(
+            OutcomeCounts(*(getattr(counters.outcomes, name) for name in OUTCOMES)),
+            counters.not_finite_steps,
+            parameters,
+            {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas},
+        )
 
     @property
     def steps(self) -> int:
@@ -51,31 +69,22 @@ class Counts:
 
     @property
     def gradient_steps(self) -> int:
-        """Calls that reached the inner optimizer."""
-        return self.outcomes[0] + self.outcomes[5]
-
-    @property
-    def accepted_not_finite(self) -> int:
-        """Calls in which the inner optimizer consumed what was not finite."""
-        return self.outcomes[5]
-
-    def outcome(self, name: Outcome) -> int:
-        """Steps with this outcome."""
-        return self.outcomes[OUTCOMES.index(name)]
+        """Calls of `update` in which the inner optimizer ran."""
+        return self.outcomes.applied + self.outcomes.accepted_not_finite
 
     def plus(self, other: "Counts") -> "Counts":
-        """The sum, field by field, none above the largest that the wire allows."""
+        """The sum, field by field, at most LARGEST."""
         return Counts(
-            tuple(map(_add, self.outcomes, other.outcomes)),
+            OutcomeCounts(*map(_add, self.outcomes, other.outcomes)),
             _add(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, _add),
             _joined(self.replicas, other.replicas, _add),
         )
 
     def minus(self, other: "Counts") -> "Counts":
-        """The difference, field by field, nowhere below zero."""
+        """The difference, field by field, at least 0."""
         return Counts(
-            tuple(max(0, a - b) for a, b in zip(self.outcomes, other.outcomes, strict=True)),
+            OutcomeCounts(*(max(0, a - b) for a, b in zip(self.outcomes, other.outcomes, strict=True))),
             max(0, self.not_finite_steps - other.not_finite_steps),
             _less(self.parameters, other.parameters),
             _less(self.replicas, other.replicas),
@@ -84,43 +93,40 @@ class Counts:
     def maximum(self, other: "Counts") -> "Counts":
         """The larger, field by field."""
         return Counts(
-            tuple(map(max, self.outcomes, other.outcomes)),
+            OutcomeCounts(*map(max, self.outcomes, other.outcomes)),
             max(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, max),
             _joined(self.replicas, other.replicas, max),
         )
 
-    def counters(self) -> Counters:
-        """In the wire's form."""
-        outcomes = zip(OUTCOMES, self.outcomes, strict=True)
-        # Made of numbers that were checked on their way in; checking 100,000 paths again would be for nothing.
-        return Counters.model_construct(
-            steps=self.steps,
-            gradient_steps=self.gradient_steps,
-            not_finite_steps=self.not_finite_steps,
-            outcomes=Outcomes.model_construct(None, **{str(name): n for name, n in outcomes}),
-            parameters=dict(self.parameters),
-            replicas=[
-                ReplicaSteps.model_construct(None, replica=one.number, process=one.process, device=one.device, steps=n)
-                for one, n in self.replicas.items()
-            ],
+    def minimum(self, other: "Counts") -> "Counts":
+        """The smaller, field by field."""
+        return Counts(
+            OutcomeCounts(*map(min, self.outcomes, other.outcomes)),
+            min(self.not_finite_steps, other.not_finite_steps),
+            _smaller(self.parameters, other.parameters),
+            _smaller(self.replicas, other.replicas),
         )
 
     def totals(self) -> Totals:
-        """In the API's form."""
+        """The counts as the API shows them."""
         outcomes: dict[Outcome, int] = dict(zip(OUTCOMES, self.outcomes, strict=True))
         return Totals(
             steps=self.steps,
             gradient_steps=self.gradient_steps,
             outcomes=outcomes,
-            skipped=Skipped(
-                not_finite=outcomes["skipped_not_finite"],
-                large=outcomes["skipped_large"],
-                other=outcomes["skipped_other"],
-            ),
+            skipped=Skipped(**{reason: outcomes[outcome] for outcome, reason in SKIP_REASONS.items()}),
             not_finite_steps=self.not_finite_steps,
-            accepted_not_finite=outcomes["accepted_not_finite"],
+            accepted_not_finite=self.outcomes.accepted_not_finite,
         )
+
+
+NOTHING: Final = Counts()
+
+
+def sum_of(counts: Iterable[Counts]) -> Counts:
+    """The sum of several counts."""
+    return reduce(Counts.plus, counts, NOTHING)
 
 
 def _add(a: int, b: int) -> int:
@@ -131,10 +137,14 @@ def _less(a: Mapping[Key, int], b: Mapping[Key, int]) -> Mapping[Key, int]:
     return {key: rest for key, n in a.items() if (rest := n - b.get(key, 0)) > 0} if b else a
 
 
+def _smaller(a: Mapping[Key, int], b: Mapping[Key, int]) -> Mapping[Key, int]:
+    return {key: min(n, b[key]) for key, n in a.items() if key in b}
+
+
 def _joined(a: Mapping[Key, int], b: Mapping[Key, int], join: Callable[[int, int], int]) -> Mapping[Key, int]:
     if not a or not b:
         return a or b
-    if join is max and a == b:  # a report without news: no copy of what may be a hundred thousand paths
+    if join is max and a == b:  # nothing new: do not copy up to 100,000 paths
         return a
     both = dict(a)
     for key, n in b.items():

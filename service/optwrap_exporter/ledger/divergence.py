@@ -1,50 +1,75 @@
-"""What the processes of one attempt said of the same steps: where they disagree, their parameters have diverged."""
+"""Detects processes of one attempt that disagree about the outcome of a step: their parameters have diverged."""
 
-from typing import Final
+import dataclasses
+from typing import Final, NamedTuple
 
-from optwrap_exporter.wire.requests import Outcome, Report
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import Outcome
 
 _MOST_STEPS: Final = 8192
 _MOST_GROUPS: Final = 256
 
-_Group = tuple[str, str, int]
-"""Run, attempt, and how many incarnations of the attempt came before: after a rollback the same steps are others."""
+
+class _Group(NamedTuple):
+    """Steps that can be compared. After a rollback the same step numbers are other steps."""
+
+    run: str
+    attempt: str
+    generation: int
 
 
-class Said:
-    """The last steps of every attempt with several processes: the outcome, and the process that gave it first."""
+class _Recorded(NamedTuple):
+    """The outcome of a step, and the process that reported it first."""
+
+    outcome: Outcome
+    process: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Disagreement:
+    """What a report disagrees about with another process."""
+
+    step: int
+    """The first such step."""
+    outcomes: dict[int, Outcome]
+    """By process, the outcome of that step."""
+    steps: int
+    """Number of such steps in the report."""
+
+
+class StepOutcomes:
+    """The outcomes of the last steps of every attempt that has several processes. In memory only."""
 
     def __init__(self) -> None:
-        self._groups: dict[_Group, dict[int, tuple[Outcome, int]]] = {}
+        self._groups: dict[_Group, dict[int, _Recorded]] = {}
 
-    def disagreement(self, report: Report, generation: int) -> tuple[int, dict[int, Outcome], int] | None:
-        """The first step of which another process said something else, who says what, and how many such steps."""
-        first = self._groups.get((report.run, report.attempt, generation), {})
+    def disagreement(self, report: Report, generation: int) -> Disagreement | None:
+        """What the report disagrees about with an earlier report of another process; None if nothing."""
+        known = self._groups.get(_Group(report.run, report.attempt, generation), {})
         differ = sorted(
             (step, outcome)
             for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True)
-            if step in first and first[step][0] != outcome and first[step][1] != report.process
+            if step in known and known[step].outcome != outcome and known[step].process != report.process
         )
         if not differ:
             return None
         step, outcome = differ[0]
-        other, process = first[step]
-        return step, {process: other, report.process: outcome}, len(differ)
+        return Disagreement(step, {known[step].process: known[step].outcome, report.process: outcome}, len(differ))
 
     def remember(self, report: Report, generation: int) -> None:
-        """Take note of what a committed report says; the oldest is forgotten."""
+        """Remember the outcomes of a committed report. The oldest are forgotten."""
         if report.source.process_count == 1 or not len(report.steps):
             return
-        key = (report.run, report.attempt, generation)
+        key = _Group(report.run, report.attempt, generation)
         group = self._groups.pop(key, {})
-        self._groups[key] = group  # the last one used is the last to go
+        self._groups[key] = group  # the group used last is forgotten last
         for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True):
-            group.setdefault(step, (outcome, report.process))
+            group.setdefault(step, _Recorded(outcome, report.process))
         while len(group) > _MOST_STEPS:
             del group[next(iter(group))]
         while len(self._groups) > _MOST_GROUPS:
             del self._groups[next(iter(self._groups))]
 
     def forget(self, run: str) -> None:
-        """Everything of a run."""
-        self._groups = {key: group for key, group in self._groups.items() if key[0] != run}
+        """Forget a run."""
+        self._groups = {key: group for key, group in self._groups.items() if key.run != run}

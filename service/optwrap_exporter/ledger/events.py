@@ -1,31 +1,33 @@
-"""Events: what a report, or time alone, brings that somebody should hear of. Pure.
+"""The events that a report, or time alone, brings: derived from the states before and after it. Pure.
 
-Each has a key that is the same whenever it is derived again, so that no crash and no repetition can store it twice.
+An event's key is the same whenever it is derived again, so neither a crash nor a repeated report stores it twice.
 """
 
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from optwrap_exporter.ledger.incarnation import IncarnationState, Streak
-from optwrap_exporter.wire.requests import EventKind, Offender, Outcome, ReplicaRecord, Report, spelled
+from optwrap_exporter.ledger import streaks
+from optwrap_exporter.ledger.divergence import Disagreement
+from optwrap_exporter.ledger.incarnation import IncarnationState, continues
+from optwrap_exporter.ledger.run import Conditions, ProcessState
+from optwrap_exporter.ledger.streaks import NO_STREAK, Streak, StreakStarted
+from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
 
 MOST_NAMED: Final = 20
-"""Parameters that one event names; all of them are in the offenders' records."""
+"""The most parameters that one event names. The offenders' records have all of them."""
 
 OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
-"""Kinds that every process of an attempt reports alike; a run's list takes each from the first that tells it."""
+"""Kinds that all processes of an attempt report alike. A run lists the first report of each."""
 
-REASONS: Final[dict[Outcome, str]] = {
-    "skipped_not_finite": "not_finite",
-    "skipped_large": "large",
-    "skipped_other": "other",
-}
+_WITHIN_A_STEP: Final[dict[EventKind, int]] = {"streak_ended": 0, "streak_started": 1}
+"""The order of the events of one step; all other kinds come last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Occurrence:
-    """An event before it is stored."""
+class NewEvent:
+    """An event that is not stored yet."""
 
     process: int
     kind: EventKind
@@ -34,48 +36,172 @@ class Occurrence:
     attempt: str
     detail: dict[str, Any]
     key: str
-    """Unique within the run; its parts are parted by what no incarnation may have in its name."""
+    """Unique within the run. `/` separates its parts, because no incarnation may have one in its id."""
 
 
-def of_records(report: Report) -> Iterator[Occurrence]:
-    """Steps that were skipped, or accepted though not finite: one event each, whenever the report comes."""
-    columns = report.steps
-    if all(outcome in {"applied", "accumulated"} for outcome in columns.outcome):
+def derive_events(
+    before: ProcessState | None,
+    after: ProcessState,
+    report: Report | None,
+    now: float,
+    disagreement: Disagreement | None = None,
+) -> list[NewEvent]:
+    """The events between two states of a process.
+
+    Args:
+      before: the process before the report; None if this is its first report.
+      after: the process after it.
+      report: the report; None if only time has passed.
+      now: the exporter's clock.
+      disagreement: what the report disagrees about with another process.
+    """
+    old = before.conditions if before is not None else Conditions()
+    if report is None:
+        return [*_of_conditions(old, after)]
+    incarnation = after.incarnations[report.incarnation]
+    known = before.incarnations.get(report.incarnation) if before is not None else None
+    return [
+        *_started(before, report, now),
+        *_resumed(known, after, incarnation, report, now),
+        *_of_steps(known, report),
+        *_of_conditions(old, after),
+        *_ended(known, incarnation, report, now),
+        *_conflict(old, after, now),
+        *_diverged(disagreement, report, now),
+    ]
+
+
+def _started(before: ProcessState | None, report: Report, now: float) -> Iterator[NewEvent]:
+    """`started`: the first report of a process, unless an exporter whose store is lost had received earlier ones."""
+    if before is not None or report.oldest_held > 1:
         return
-    offenders, replicas = by_step(report.offenders), {record.step: record for record in report.replicas}
+    detail = {"host": report.source.host, "process_count": report.source.process_count}
+    key = f"started/{report.process}/{report.incarnation}"
+    yield NewEvent(report.process, "started", now, None, report.attempt, detail, key)
+
+
+def _resumed(
+    known: IncarnationState | None, after: ProcessState, incarnation: IncarnationState, report: Report, now: float
+) -> Iterator[NewEvent]:
+    """`resumed`: an incarnation continues at some step after another one, or at a step that nobody reported."""
+    if not incarnation.has_counters or (known is not None and known.has_counters):
+        return
+    previous, to = after.before(incarnation), report.at_start.steps
+    if previous is None and (to == 0 or report.oldest_held > 1):
+        return
+    detail = {"from": previous.totals.steps if previous else None, "to": to}
+    key = f"resumed/{report.process}/{report.incarnation}"
+    yield NewEvent(report.process, "resumed", now, to, report.attempt, detail, key)
+
+
+def _of_steps(known: IncarnationState | None, report: Report) -> list[NewEvent]:
+    """The events of step records and streaks, by step. A late report brings those of its records, but no streaks."""
+    found = [*_of_records(report)]
+    if continues(known, report):
+        found += _of_streaks(known.streak if known is not None else NO_STREAK, report)
+    return sorted(found, key=lambda event: (event.step or 0, _WITHIN_A_STEP.get(event.kind, len(_WITHIN_A_STEP))))
+
+
+def _of_records(report: Report) -> Iterator[NewEvent]:
+    """`skipped` and `accepted_not_finite`: one event for each such step."""
+    columns = report.steps
+    if all(outcome in GOOD_OUTCOMES for outcome in columns.outcome):
+        return
+    offenders, replicas = _by_step(report.offenders), {record.step: record for record in report.replicas}
     for step, time, outcome, finite, norm, mini_step in zip(
         columns.step, columns.time, columns.outcome, columns.finite, columns.norm, columns.mini_step, strict=True
     ):
-        reason = REASONS.get(outcome)
-        if reason is None and outcome != "accepted_not_finite":
+        if outcome in GOOD_OUTCOMES:
             continue
-        detail: dict[str, Any] = {"norm": spelled(norm), "finite": finite}
-        if reason is not None:
-            detail["reason"] = reason
+        detail: dict[str, Any] = {"norm": to_json_number(norm), "finite": finite}
+        kind: EventKind = "accepted_not_finite"
+        if outcome in SKIP_REASONS:
+            kind = "skipped"
+            detail["reason"] = SKIP_REASONS[outcome]
         if mini_step is not None:
             detail["mini_step"] = mini_step
-        kind: EventKind = "skipped" if reason is not None else "accepted_not_finite"
-        yield Occurrence(
-            process=report.process,
-            kind=kind,
-            time=time,
-            step=step,
-            attempt=report.attempt,
-            detail=detail | named(offenders.get(step, [])) | brought(replicas.get(step)),
-            key=f"{kind}/{report.process}/{report.incarnation}/{step}",
-        )
+        detail |= _parameters(offenders.get(step, [])) | _replica(replicas.get(step))
+        key = f"{kind}/{report.process}/{report.incarnation}/{step}"
+        yield NewEvent(report.process, kind, time, step, report.attempt, detail, key)
 
 
-def by_step(offenders: Iterable[Offender]) -> dict[int, list[Offender]]:
-    """Offenders of each step, in the tree's order."""
+def _of_streaks(before: Streak, report: Report) -> Iterator[NewEvent]:
+    """`streak_started` and `streak_ended`."""
+    changes = streaks.follow(before, report).changes
+    if not changes:
+        return
+    offenders, replicas = _by_step(report.offenders), {record.step: record for record in report.replicas}
+    for change in changes:
+        if isinstance(change, StreakStarted):
+            kind: EventKind = "streak_started"
+            step = change.first
+            detail = _parameters(offenders.get(change.recorded, [])) | _replica(replicas.get(change.recorded))
+        else:
+            kind = "streak_ended"
+            step = change.last + 1
+            length = change.last - change.first + 1
+            detail = {"length": length, "first_step": change.first, "last_step": change.last}
+        key = f"{kind}/{report.process}/{report.incarnation}/{change.first}"
+        yield NewEvent(report.process, kind, change.time, step, report.attempt, detail, key)
+
+
+def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
+    """`stale`, `stalled` and `starved`: the condition did not hold before, or holds since another time."""
+    new, incarnation = after.conditions, after.incarnation
+    details: tuple[tuple[EventKind, float | None, float | None, dict[str, Any]], ...] = (
+        ("stale", old.stale, new.stale, {"last_report": after.last_report}),
+        ("stalled", old.stalled, new.stalled, {} if after.last_step is None else {"last_step": after.last_step}),
+        ("starved", old.starved, new.starved, {"steps": after.steps_without_gradient_step}),
+    )
+    for kind, before, since, detail in details:
+        if since is not None and since != before:
+            key = f"{kind}/{after.process}/{incarnation.incarnation}/{since:.3f}"
+            step = incarnation.totals.steps or None
+            yield NewEvent(after.process, kind, since, step, incarnation.attempt, detail, key)
+
+
+def _ended(
+    known: IncarnationState | None, incarnation: IncarnationState, report: Report, now: float
+) -> Iterator[NewEvent]:
+    """`finished` or `failed`: the incarnation reported its end."""
+    if not incarnation.ended or (known is not None and known.state == incarnation.state):
+        return
+    kind: EventKind = "finished" if incarnation.state == "finished" else "failed"
+    detail = {"steps": incarnation.totals.steps}
+    key = f"{kind}/{report.process}/{incarnation.incarnation}"
+    yield NewEvent(report.process, kind, now, None, incarnation.attempt, detail, key)
+
+
+def _conflict(old: Conditions, after: ProcessState, now: float) -> Iterator[NewEvent]:
+    """`conflict`: two incarnations began to report under one name at the same time."""
+    conflict = after.conditions.conflict
+    if conflict is None or (old.conflict is not None and old.conflict.since == conflict.since):
+        return
+    parties = {"older": conflict.older, "newer": conflict.newer}
+    detail = {name: {"attempt": party.attempt, "host": party.host} for name, party in parties.items()}
+    key = f"conflict/{after.process}/{conflict.older.incarnation}/{conflict.newer.incarnation}"
+    yield NewEvent(after.process, "conflict", now, None, conflict.newer.attempt, detail, key)
+
+
+def _diverged(disagreement: Disagreement | None, report: Report, now: float) -> Iterator[NewEvent]:
+    """`diverged`: processes of one attempt report different outcomes of one step."""
+    if disagreement is None:
+        return
+    outcomes = {str(process): outcome for process, outcome in disagreement.outcomes.items()}
+    detail = {"outcomes": outcomes, "steps": disagreement.steps}
+    key = f"diverged/{report.process}/{report.incarnation}/{disagreement.step}"
+    yield NewEvent(report.process, "diverged", now, disagreement.step, report.attempt, detail, key)
+
+
+def _by_step(offenders: Iterable[Offender]) -> dict[int, list[Offender]]:
     found: dict[int, list[Offender]] = {}
     for offender in offenders:
         found.setdefault(offender.step, []).append(offender)
     return found
 
 
-def named(offenders: list[Offender]) -> dict[str, Any]:
-    """What an event says of the parameters of its step: the first in the tree's order, the largest, and how many."""
+def _parameters(offenders: list[Offender]) -> dict[str, Any]:
+    """The parameters in an event's detail: some of them, the first in the tree's order, the largest, and how many."""
     if not offenders:
         return {}
     return {
@@ -86,142 +212,6 @@ def named(offenders: list[Offender]) -> dict[str, Any]:
     }
 
 
-def brought(record: ReplicaRecord | None) -> dict[str, Any]:
-    """What an event says of the replicas of its step: the first that was not finite, where it is, how many of how many.
-
-    What is not known is left out.
-    """
+def _replica(record: ReplicaRecord | None) -> dict[str, Any]:
+    """The first non-finite replica in an event's detail, without what is unknown."""
     return {} if record is None else {"replica": record.model_dump(exclude={"step"}, exclude_none=True)}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Streaks:
-    """What a report says of streaks of steps not finite."""
-
-    open: Streak
-    """The one that is open at its end."""
-    longest: int
-    """The longest it saw."""
-    occurrences: list[Occurrence]
-
-
-def of_streaks(report: Report, before: Streak) -> Streaks:
-    """Streaks that began or ended in a report that continues its incarnation.
-
-    The records say it. Steps missing between two of them break a streak: a client short of room drops the records of
-    good steps first. But where the records reach the totals, the gauge says how far back the last streak goes.
-
-    Args:
-      report: the report. Its records may lag behind its totals.
-      before: the streak that was open before it.
-    """
-    found: list[Occurrence] = []
-    first, last, at, longest = before.first, before.last, before.at, 0
-    columns, gauge = report.steps, report.gauges.not_finite_streak
-    if not len(columns):
-        return Streaks(before, before.length, found)
-    end = max(columns.step)
-    # The first step of the streak in which the report ends, where the gauge can tell.
-    gauged = end - gauge + 1 if gauge and end == report.totals.steps else None
-    offenders, replicas = by_step(report.offenders), {record.step: record for record in report.replicas}
-
-    def occurred(kind: EventKind, time: float, step: int, detail: dict[str, Any], begun: int) -> None:
-        key = f"{kind}/{report.process}/{report.incarnation}/{begun}"
-        found.append(Occurrence(report.process, kind, time, step, report.attempt, detail, key))
-
-    for step, time, finite in sorted(zip(columns.step, columns.time, columns.finite, strict=True)):
-        if at is not None and step <= at:
-            continue
-        missing = at is not None and step > at + 1 and (gauged is None or first is None or first < gauged)
-        if first is not None and last is not None and (finite or missing):
-            detail = {"length": last - first + 1, "first_step": first, "last_step": last}
-            occurred("streak_ended", time, last + 1, detail, first)
-            first = last = None
-        if not finite:
-            if first is None:
-                first = step if gauged is None or step < gauged else max(gauged, (at or 0) + 1)
-                detail = named(offenders.get(step, [])) | brought(replicas.get(step))
-                occurred("streak_started", time, first, detail, first)
-            last = step
-            longest = max(longest, last - first + 1)
-        at = step
-    return Streaks(Streak(first, last, at), longest, found)
-
-
-def of_start(report: Report, before: IncarnationState | None, known: bool, now: float) -> Occurrence | None:
-    """`started`: the first that is heard of a process, unless another exporter knew it already.
-
-    Args:
-      report: the report.
-      before: its incarnation as known so far; None where this is the first report of it.
-      known: whether the process is known.
-      now: the exporter's clock.
-    """
-    if known or before is not None or report.base is not None:
-        return None
-    detail = {"host": report.source.host, "process_count": report.source.process_count}
-    key = f"started/{report.process}/{report.incarnation}"
-    return Occurrence(report.process, "started", now, None, report.attempt, detail, key)
-
-
-def of_resumption(report: Report, previous: IncarnationState | None, now: float) -> Occurrence | None:
-    """`resumed`: an incarnation takes up at some step where an earlier one was before it, or at one that nobody reported.
-
-    Args:
-      report: the first report of the incarnation that knows where the counters stand.
-      previous: the incarnation before it.
-      now: the exporter's clock.
-    """
-    to = report.at_start.steps
-    if previous is None and (to == 0 or report.base is not None):
-        return None
-    detail = {"from": previous.totals.steps if previous else None, "to": to}
-    key = f"resumed/{report.process}/{report.incarnation}"
-    return Occurrence(report.process, "resumed", now, to, report.attempt, detail, key)
-
-
-def of_end(
-    process: int, incarnation: IncarnationState, before: IncarnationState | None, now: float
-) -> Occurrence | None:
-    """`finished` or `failed`: the incarnation says so for the first time."""
-    if not incarnation.ended or (before is not None and before.state == incarnation.state):
-        return None
-    kind: EventKind = "finished" if incarnation.state == "finished" else "failed"
-    detail = {"steps": incarnation.totals.steps}
-    return Occurrence(
-        process, kind, now, None, incarnation.attempt, detail, f"{kind}/{process}/{incarnation.incarnation}"
-    )
-
-
-def of_conflict(process: int, older: IncarnationState, newer: IncarnationState, now: float) -> Occurrence:
-    """`conflict`: two lives report under one name at the same time."""
-    detail = {
-        name: {"attempt": incarnation.attempt, "host": incarnation.host}
-        for name, incarnation in (("older", older), ("newer", newer))
-    }
-    key = f"conflict/{process}/{older.incarnation}/{newer.incarnation}"
-    return Occurrence(process, "conflict", now, None, newer.attempt, detail, key)
-
-
-def of_divergence(report: Report, step: int, outcomes: dict[int, Outcome], steps: int, now: float) -> Occurrence:
-    """`diverged`: processes of one attempt say something else of the same step; the first such step of a report.
-
-    Args:
-      report: the report that disagrees.
-      step: the first step of it that does.
-      outcomes: by process, what they say of that step.
-      steps: how many steps of the report are disagreed about.
-      now: the exporter's clock.
-    """
-    detail = {"outcomes": {str(process): outcome for process, outcome in outcomes.items()}, "steps": steps}
-    key = f"diverged/{report.process}/{report.incarnation}/{step}"
-    return Occurrence(report.process, "diverged", now, step, report.attempt, detail, key)
-
-
-def of_time(
-    process: int, kind: EventKind, incarnation: IncarnationState, since: float, detail: dict[str, Any]
-) -> Occurrence:
-    """`stale`, `stalled`, `starved`: since when the process has been so is what tells one from the next."""
-    key = f"{kind}/{process}/{incarnation.incarnation}/{since:.3f}"
-    step = incarnation.totals.steps or None
-    return Occurrence(process, kind, since, step, incarnation.attempt, detail, key)

@@ -1,113 +1,226 @@
-"""Health: of a process, and of a run. Pure; every function says what holds and since when, by the exporter's clock.
+"""The health of processes and runs. Pure; times are the exporter's.
 
-The conditions in the order of `wire.HEALTHS`; the first that holds counts.
+`advance` is the only place that sets a condition. `of_process` and `of_run` read them: the first health of `HEALTHS`
+that holds is the one shown.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
-from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.wire.requests import HEALTHS, Gauges, Health
+from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.run import (
+    LEAST_STALLED_AFTER,
+    Conditions,
+    Conflict,
+    Lasting,
+    Party,
+    ProcessState,
+    RunState,
+)
+from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
-GAVE_UP: Final = 300.0
-"""Seconds for which a step that was accepted though not finite is the worst there is to say."""
-PEAK: Final = 300.0
-"""Seconds over which the longest streak is taken."""
-_SILENT: Final = 10.0
-_STUCK: Final = 300.0
-
-Verdict = tuple[Health, float]
-
-
-def silence(interval: float) -> float:
-    """Seconds without a report after which a process that reports every `interval` seconds is stale."""
-    return max(3 * interval, _SILENT)
+GAVE_UP_SECONDS: Final = 300.0
+"""How long `gave_up` holds after the last non-finite step that was accepted."""
 
 
-def patience(process: ProcessState) -> float:
-    """Seconds without a step after which the process is stalled."""
-    return max(_STUCK, 10 * median(process.durations)) if process.durations else _STUCK
+class HealthSince(NamedTuple):
+    """A health and when it began."""
+
+    health: Health
+    since: float
 
 
-def hunger(gauges: Gauges) -> int:
-    """Steps without a gradient step after which a process is starved."""
-    return max(100, 10 * (gauges.every_k or 1))
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """What a report changed in a process."""
+
+    incarnation: IncarnationState | None = None
+    """The report's incarnation, if the report was in order."""
+    rival: IncarnationState | None = None
+    """The incarnation that is in conflict with it."""
+    gained: Counts | None = None
+    """What the report added, if it is the newest of the current incarnation."""
+
+
+def advance(
+    before: ProcessState | None, after: ProcessState, change: Change | None, now: float, listening: float
+) -> ProcessState:
+    """Set the conditions of a process.
+
+    Args:
+      before: the process before the change; None if it is new.
+      after: the process after the change, with the conditions of `before`.
+      change: what a report changed; None if only time has passed.
+      now: the exporter's clock.
+      listening: since when this exporter can have heard the process.
+    """
+    old = after.conditions
+    entered = before is None or before.current != after.current  # another incarnation is current now
+    conditions = Conditions(
+        ended=_ended(old, after, entered, now),
+        stale=_stale(old, after, change, now, listening),
+        stalled=_stalled(old, after, change, entered=entered, now=now, listening=listening),
+        starved=_starved(old, after, entered, now),
+        skipping=_skipping(old, after, change, entered, now),
+        gave_up=_gave_up(old, change, now),
+        conflict=_conflict(old, after, change, entered, now),
+        cleared=old.cleared,
+    )
+    advanced = dataclasses.replace(after, conditions=conditions)
+    if before is not None and _ill(before, now, listening) and not _ill(advanced, now, listening):
+        conditions = dataclasses.replace(conditions, cleared=now)
+        advanced = dataclasses.replace(after, conditions=conditions)
+    return advanced
+
+
+def _ill(process: ProcessState, now: float, listening: float) -> bool:
+    return of_process(process, now, listening).health != "ok"
+
+
+def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
+    """The current incarnation reported its end."""
+    if not after.incarnation.ended:
+        return None
+    return now if entered or old.ended is None else old.ended
+
+
+def _stale(old: Conditions, after: ProcessState, change: Change | None, now: float, listening: float) -> float | None:
+    """No report for too long."""
+    if change is None:
+        return stale_since(after, now, listening)
+    return old.stale if change.gained is None else None
+
+
+def _stalled(
+    old: Conditions, after: ProcessState, change: Change | None, *, entered: bool, now: float, listening: float
+) -> float | None:
+    """Reports, but no step for too long. A process that does not report at all is stale, not stalled."""
+    if change is None:
+        silent = stale_since(after, now, listening) is not None
+        return old.stalled if silent else stalled_since(after, now, listening)
+    moved = entered or (change.gained is not None and change.gained.steps > 0)
+    return None if moved else old.stalled
+
+
+def _starved(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
+    """Steps, but no gradient step for too long."""
+    if after.steps_without_gradient_step < after.starved_after:
+        return None
+    return now if entered or old.starved is None else old.starved
+
+
+def _skipping(old: Conditions, after: ProcessState, change: Change | None, entered: bool, now: float) -> float | None:
+    """The last step had non-finite gradients."""
+    streak = after.gauges.not_finite_streak or 0
+    if not streak:
+        return None
+    new_steps = change.gained.steps if change is not None and change.gained is not None else 0
+    continued = not entered and streak > new_steps
+    return old.skipping if continued and old.skipping is not None else now
+
+
+def _gave_up(old: Conditions, change: Change | None, now: float) -> Lasting | None:
+    """A step with non-finite gradients was accepted."""
+    if change is None or change.gained is None or not change.gained.outcomes.accepted_not_finite:
+        return old.gave_up
+    lasting = old.gave_up is not None and now < old.gave_up.last + GAVE_UP_SECONDS
+    return Lasting(old.gave_up.since if lasting and old.gave_up else now, now)
+
+
+def _conflict(
+    old: Conditions, after: ProcessState, change: Change | None, entered: bool, now: float
+) -> Conflict | None:
+    """Two incarnations report under one name at the same time."""
+    known = None if entered else old.conflict
+    if change is None or change.incarnation is None:
+        return known
+    one, other = change.incarnation, change.rival
+    if one.ended:
+        return None
+    if other is None:
+        return known
+    if known is not None and now < known.last + after.stale_after:
+        return known._replace(last=now)
+    older, newer = sorted((one, other), key=lambda state: state.first_report)
+    return Conflict(now, now, *(Party(state.incarnation, state.attempt, state.host) for state in (older, newer)))
 
 
 def stale_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """Since when it has been silent for too long; `listening`: since when this exporter could have heard it."""
-    if process.stale is not None or process.ended is not None:
-        return process.stale
-    since = max(process.last_report, listening) + silence(process.interval)
+    """Since when the process has not reported for too long; None if it has, or has ended."""
+    conditions = process.conditions
+    if conditions.stale is not None or conditions.ended is not None:
+        return conditions.stale
+    since = max(process.last_report, listening) + process.stale_after
     return since if now >= since else None
 
 
 def stalled_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """Since when it has reported for too long without a step."""
-    if process.stalled is not None or process.ended is not None:
-        return process.stalled
+    """Since when the process has not taken a step for too long; None if it has, or has ended."""
+    conditions = process.conditions
+    if conditions.stalled is not None or conditions.ended is not None:
+        return conditions.stalled
     moved = max(process.last_step or 0.0, process.incarnation.first_report, listening)
-    if now < moved + _STUCK:  # no patience is shorter; to know it exactly takes a median
+    if now < moved + LEAST_STALLED_AFTER:  # avoids the median in the usual case
         return None
-    since = moved + patience(process)
+    since = moved + process.stalled_after
     return since if now >= since else None
 
 
-def of_process(process: ProcessState, now: float, listening: float) -> Verdict:
-    """What holds of a process, and since when."""
-    return next(_conditions(process, now, listening))
+def of_process(process: ProcessState, now: float, listening: float) -> HealthSince:
+    """The health of a process."""
+    return next(_holding(process, now, listening))
 
 
-def _conditions(process: ProcessState, now: float, listening: float) -> Iterator[Verdict]:
-    cleared = process.cleared
-    if process.conflict is not None:
-        since, last = process.conflict
-        until = last + silence(process.interval)
+def _holding(process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
+    """Every health that holds, worst first."""
+    conditions = process.conditions
+    cleared = conditions.cleared
+    if conditions.conflict is not None:
+        until = conditions.conflict.last + process.stale_after
         if now < until:
-            yield "conflict", since
+            yield HealthSince("conflict", conditions.conflict.since)
         cleared = max(cleared, until)
-    if process.gave_up is not None:
-        since, last = process.gave_up
-        if now < last + GAVE_UP:
-            yield "gave_up", since
-        cleared = max(cleared, last + GAVE_UP)
-    if process.ended is not None:
-        yield "failed" if process.incarnation.state == "failed" else "finished", process.ended
+    if conditions.gave_up is not None:
+        until = conditions.gave_up.last + GAVE_UP_SECONDS
+        if now < until:
+            yield HealthSince("gave_up", conditions.gave_up.since)
+        cleared = max(cleared, until)
+    if conditions.ended is not None:
+        yield HealthSince("failed" if process.incarnation.state == "failed" else "finished", conditions.ended)
     if (stale := stale_since(process, now, listening)) is not None:
-        yield "stale", stale
+        yield HealthSince("stale", stale)
     if (stalled := stalled_since(process, now, listening)) is not None:
-        yield "stalled", stalled
-    if process.starved is not None:
-        yield "starved", process.starved
-    if process.skipping is not None:
-        yield "skipping", process.skipping
+        yield HealthSince("stalled", stalled)
+    if conditions.starved is not None:
+        yield HealthSince("starved", conditions.starved)
+    if conditions.skipping is not None:
+        yield HealthSince("skipping", conditions.skipping)
     if process.incarnation.share.steps == 0:
-        yield "starting", process.incarnation.first_report
-    yield "ok", max(cleared, process.incarnation.first_report)
+        yield HealthSince("starting", process.incarnation.first_report)
+    yield HealthSince("ok", max(cleared, process.incarnation.first_report))
 
 
 def relevant(run: RunState, now: float) -> list[ProcessState]:
-    """The processes that are the run now, by index: those of its newest attempt, and others that outlive its start.
+    """The processes that make up the run now, by index.
 
-    What a killed attempt left behind, and the next one does not have, is no part of the run's health.
+    These are the processes of the newest attempt, and others that reported after it began. What a killed attempt left
+    behind does not count.
     """
     newest = max(run.processes.values(), key=lambda process: process.incarnation.first_report).incarnation.attempt
     began = attempt_began(run, newest)
-
-    def belongs(process: ProcessState) -> bool:
-        grace = silence(process.interval)
-        return (
-            process.incarnation.attempt == newest
-            or process.last_report + grace > now
-            or process.last_report > began + grace
-        )
-
-    return [process for _, process in sorted(run.processes.items()) if belongs(process)]
+    return [
+        process
+        for _, process in sorted(run.processes.items())
+        if process.incarnation.attempt == newest
+        or process.last_report + process.stale_after > now
+        or process.last_report > began + process.stale_after
+    ]
 
 
 def attempt_began(run: RunState, attempt: str) -> float:
-    """When the first report of an attempt came."""
+    """When the first report of an attempt arrived."""
     return min(
         state.first_report
         for process in run.processes.values()
@@ -116,8 +229,8 @@ def attempt_began(run: RunState, attempt: str) -> float:
     )
 
 
-def of_run(run: RunState, now: float, listening: float) -> Verdict:
-    """What holds of a run: of its worst process; or degraded, where some are missing. Finished only when all are."""
+def of_run(run: RunState, now: float, listening: float) -> HealthSince:
+    """The health of a run."""
     members = relevant(run, now)
     return overall(
         [of_process(process, now, listening) for process in members],
@@ -127,25 +240,24 @@ def of_run(run: RunState, now: float, listening: float) -> Verdict:
 
 
 def process_count(members: Iterable[ProcessState]) -> int:
-    """How many processes the job says it has: as the one that started last says."""
+    """How many processes the job has, as the process that started last reports it."""
     return max(members, key=lambda process: process.incarnation.first_report).source.process_count
 
 
-def overall(verdicts: list[Verdict], *, expected: int, began: float) -> Verdict:
-    """What holds of a run whose processes are in these healths.
+def overall(healths: list[HealthSince], *, expected: int, began: float) -> HealthSince:
+    """The health of a run: that of its worst process, or degraded. It is finished only when all processes are.
 
     Args:
-      verdicts: one for each process that reports.
-      expected: how many there should be.
-      began: when the first of them did.
+      healths: of each process that reports.
+      expected: the number of processes of the job.
+      began: when the first of them reported.
     """
-    healths = {health for health, _ in verdicts}
-    if healths != {"finished"}:
-        healths.discard("finished")
-    worst = min(healths, key=HEALTHS.index)
-    missing = len(verdicts) < expected
-    if missing and HEALTHS.index(worst) > HEALTHS.index("degraded"):
-        return "degraded", began
-    times = [since for health, since in verdicts if health == worst]
-    # A run is ill from the first process on, and well, or finished, with the last.
-    return worst, max(times) if worst in {"ok", "finished"} else min(times)
+    found = {one.health for one in healths}
+    if found != {"finished"}:
+        found.discard("finished")
+    worst = min(found, key=HEALTHS.index)
+    if len(healths) < expected and HEALTHS.index(worst) > HEALTHS.index("degraded"):
+        return HealthSince("degraded", began)
+    times = [one.since for one in healths if one.health == worst]
+    # A run is ill as soon as one process is, and well again when all are.
+    return HealthSince(worst, max(times) if worst in {"ok", "finished"} else min(times))

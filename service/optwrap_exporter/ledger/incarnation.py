@@ -1,32 +1,36 @@
-"""What the ledger remembers of one incarnation, as values. Nothing here is ever changed, only replaced.
+"""One incarnation of a process: its state, and how a report is merged into it.
 
-`durable` and `from_durable` are what the store writes with every report. Parameters are apart (`Badness`): there may be
-many, and most reports change none. Replicas are not: of an incarnation there are few.
+A state is immutable. `durable` and `from_durable` are what the store writes and reads. Parameters are stored as rows of
+their own (`ParameterState`): there may be 100,000 of them, and most reports change none.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger import ranges, streaks
+from optwrap_exporter.ledger.counters import NOTHING, Counts, OutcomeCounts, Replica
 from optwrap_exporter.ledger.ranges import Ranges
-from optwrap_exporter.wire.requests import LARGEST, State
+from optwrap_exporter.ledger.streaks import NO_STREAK, Streak
+from optwrap_exporter.wire.requests import Offender, Report
+from optwrap_exporter.wire.vocabulary import ENDED, LARGEST, State
 
-NOTHING: Final = Counts()
+_ALIVE_AFTER: Final = 4
+"""Heartbeats in a row after which an incarnation counts as alive."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Offences:
-    """What step records said of one parameter within an incarnation, each record once."""
+class ParameterRecords(NamedTuple):
+    """What step records say about one parameter."""
 
     values: int
-    """Values that were not finite."""
+    """Non-finite values in its gradients."""
     first_step: int
     last_step: int
 
-    def plus(self, other: "Offences") -> "Offences":
-        """Both, where they are of different records."""
-        return Offences(
+    def plus(self, other: "ParameterRecords") -> "ParameterRecords":
+        """The sum over different step records."""
+        return ParameterRecords(
             min(self.values + other.values, LARGEST),
             min(self.first_step, other.first_step),
             max(self.last_step, other.last_step),
@@ -34,206 +38,304 @@ class Offences:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Badness:
-    """All that an incarnation has to say of one parameter: a row of the store."""
+class ParameterState:
+    """What an incarnation knows about one parameter: a row of the store."""
 
     parameter: str
     totals: int
-    at_start: int
-    share: int
-    base: int
-    offences: Offences | None
+    baseline: int
+    records: ParameterRecords | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Streak:
-    """The streak of steps not finite that is open, by step number; and the last step record looked at."""
-
-    first: int | None = None
-    last: int | None = None
-    at: int | None = None
-
-    @property
-    def length(self) -> int:
-        """Steps in it; 0 when there is none."""
-        return 0 if self.first is None or self.last is None else self.last - self.first + 1
-
-
-class Seen(NamedTuple):
-    """The steps in which step records say that a replica was the first that was not finite: the first and the last."""
+class StepSpan(NamedTuple):
+    """The first and the last of some steps."""
 
     first: int
     last: int
 
-    def joined(self, other: "Seen") -> "Seen":
-        """From the first to the last of both."""
-        return Seen(min(self.first, other.first), max(self.last, other.last))
+    def joined(self, other: "StepSpan") -> "StepSpan":
+        """From the first to the last step of both."""
+        return StepSpan(min(self.first, other.first), max(self.last, other.last))
 
 
-class Beat(NamedTuple):
-    """A report that came as far from the one before it, in time, as it was sent."""
+class Heartbeat(NamedTuple):
+    """A report that arrived as long after the one before it as it was sent after it."""
 
     time: float
-    """When it came, by the exporter's clock."""
+    """When it arrived, by the exporter's clock."""
     steps: int
-    """What its totals said."""
+    """The steps in its totals."""
 
 
-_LIVING: Final = 4
-"""Beats that tell a life from what was only late."""
+class DroppedRecords(NamedTuple):
+    """Step records that the client dropped."""
+
+    steps: int = 0
+    bad_steps: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+_NONE_DROPPED: Final = DroppedRecords()
+
+
+@dataclasses.dataclass(frozen=True)  # without slots: `share` is cached
 class IncarnationState:
-    """One incarnation of one process: one start of it, or one rollback within it."""
+    """One incarnation: one start of a process, or one rollback within it. "In order" means with a rising seq."""
 
     incarnation: str
     attempt: str
     order: float
-    """Its place among the incarnations of its process."""
+    """Its position among the incarnations of its process, by `first_sent_at`."""
     generation: int
-    """How many incarnations of its process and attempt, that took up at some step, came before it."""
+    """Number of earlier incarnations of the same process and attempt that had counters."""
     first_report: float
+    """When the first report arrived, by the exporter's clock."""
     last_report: float
-    """By the exporter's clock, late reports included."""
-    began: float
-    """The earliest `sent_at`, by the client's clock: when the incarnation began."""
-    sent: float
+    """When the last report arrived, late ones included, by the exporter's clock."""
+    first_sent_at: float
+    """The earliest `sent_at`, by the client's clock."""
+    latest_sent_at: float
     """`sent_at` of the report with the highest seq."""
-    heard: float
-    """When that one came, by the exporter's clock."""
-    beats: tuple[Beat, ...]
-    """The last reports that came as far apart as they were sent: a living process does, a backlog does not."""
-    highest: int
-    """The highest seq."""
+    latest_arrival: float
+    """When that report arrived, by the exporter's clock."""
+    heartbeats: tuple[Heartbeat, ...]
+    """The last heartbeats in a row. A live process sends them; a backlog or a late report does not count as one."""
+    highest_seq: int
     received: Ranges
     """Every seq that is stored."""
     state: State
-    at_start: Counts = NOTHING
-    """As the report with the highest seq says."""
+    """The state in the report with the highest seq."""
+    start_step: int = 0
+    """Steps that the optimizer's state had taken when the incarnation began."""
     totals: Counts = NOTHING
-    """The largest seen."""
-    share: Counts = NOTHING
-    """The largest `totals - at_start` of one report: what this incarnation adds to the process's total."""
-    base: Counts | None = None
-    """What some exporter had counted before this incarnation, as the client was told: counts where this one knows less."""
-    dropped: tuple[int, int] = (0, 0)
-    """Step records and bad ones that the client dropped."""
+    """The largest totals received."""
+    baseline: Counts = NOTHING
+    """What `totals` are counted from: `at_start`, or for a partial incarnation the smallest totals received."""
+    partial: bool = False
+    """Whether every report received had an `oldest_held` above 1: the earlier ones went to a store that is lost."""
+    dropped: DroppedRecords = _NONE_DROPPED
     not_stored: int = 0
-    """Step records that the store had no room for."""
+    """Step records that the store has no room for. The store owns this number and keeps it in a column of its own."""
     host: str = ""
-    streak: Streak = Streak()
-    placed: bool = False
-    """Whether it is known, and told, at which step the incarnation took up."""
-    offences: Mapping[str, Offences] = dataclasses.field(default_factory=dict)
-    seen: Mapping[Replica, Seen] = dataclasses.field(default_factory=dict)
-    """By replica; of those only that the totals name, of which there are few."""
-    arrival: int = 0
-    """How many incarnations of its process were heard of before it."""
+    streak: Streak = NO_STREAK
+    parameter_records: Mapping[str, ParameterRecords] = dataclasses.field(default_factory=dict)
+    """By parameter, what step records say about it."""
+    replica_spans: Mapping[Replica, StepSpan] = dataclasses.field(default_factory=dict)
+    """By replica in the totals, the steps in which it was the first non-finite one, by the step records."""
+
+    @cached_property
+    def share(self) -> Counts:
+        """What this incarnation adds to the totals of its process."""
+        return self.totals.minus(self.baseline)
+
+    @property
+    def has_counters(self) -> bool:
+        """Whether a report has carried counters. A hello has none."""
+        return self.totals.steps > 0
 
     @property
     def ended(self) -> bool:
-        """Whether it said so."""
-        return self.state in {"finished", "failed"}
+        """Whether the process reported its end."""
+        return self.state in ENDED
 
     @property
     def alive(self) -> bool:
-        """Whether it kept time for several reports in a row."""
-        return len(self.beats) == _LIVING
+        """Whether enough heartbeats in a row arrived to tell a live process from a backlog."""
+        return len(self.heartbeats) == _ALIVE_AFTER
 
     @property
-    def moving(self) -> bool:
-        """Whether it took steps meanwhile."""
-        return self.beats[-1].steps > self.beats[0].steps
+    def stepping(self) -> bool:
+        """Whether steps were taken between those heartbeats."""
+        return self.heartbeats[-1].steps > self.heartbeats[0].steps
 
-    def beaten(self, beat: Beat, *, paced: bool) -> tuple[Beat, ...]:
-        """Its beats with another report's; `paced`: it came as far from the last one as it was sent."""
-        return (*self.beats, beat)[-_LIVING:] if paced else (beat,)
-
-    def badness(self, parameter: str) -> Badness:
-        """What it has to say of one parameter."""
-        return Badness(
-            parameter,
-            self.totals.parameters.get(parameter, 0),
-            self.at_start.parameters.get(parameter, 0),
-            self.share.parameters.get(parameter, 0),
-            self.base.parameters.get(parameter, 0) if self.base else 0,
-            self.offences.get(parameter),
+    def parameter(self, path: str) -> ParameterState:
+        """The row of one parameter."""
+        return ParameterState(
+            path,
+            self.totals.parameters.get(path, 0),
+            self.baseline.parameters.get(path, 0),
+            self.parameter_records.get(path),
         )
 
-    def changed(self, before: "IncarnationState | None") -> list[str]:
-        """Parameters of which it says something else than `before` did, in the tree's order as far as it is known."""
-        names: dict[str, None] = {}
-        for now, then in (
-            (self.totals, before and before.totals),
-            (self.at_start, before and before.at_start),
-            (self.share, before and before.share),
-            (self.base, before and before.base),
+    def changed_parameters(self, before: "IncarnationState | None") -> list[str]:
+        """Parameters whose row differs from the one in `before`, in the tree's order as far as it is known."""
+        old = before or _EMPTY
+        paths: dict[str, None] = {}
+        for mine, theirs in (
+            (self.totals.parameters, old.totals.parameters),
+            (self.baseline.parameters, old.baseline.parameters),
         ):
-            mine, old = now.parameters if now else {}, then.parameters if then else {}
-            if mine is not old and mine != old:
-                names.update((path, None) for path in mine if mine[path] != old.get(path, 0))
-                names.update((path, None) for path in old if path not in mine)
-        earlier: Mapping[str, Offences] = before.offences if before else {}
-        if self.offences is not earlier:
-            names.update((path, None) for path, what in self.offences.items() if earlier.get(path) != what)
-        return list(names)
+            if mine is not theirs and mine != theirs:
+                paths.update((path, None) for path in mine if mine[path] != theirs.get(path, 0))
+                paths.update((path, None) for path in theirs if path not in mine)
+        if self.parameter_records is not old.parameter_records:
+            records = self.parameter_records.items()
+            paths.update((path, None) for path, found in records if old.parameter_records.get(path) != found)
+        return list(paths)
 
     def durable(self) -> dict[str, Any]:
-        """What to write, without the parameters: JSON's types only."""
-        return {name: getattr(self, name) for name in _PLAIN} | {
-            "totals": _written(self.totals),
-            "at_start": _written(self.at_start),
-            "share": _written(self.share),
-            "base": self.base and _written(self.base),
-            "streak": [self.streak.first, self.streak.last, self.streak.at],
-            "replicas": {name: _replicas(counts.replicas) for name in _COUNTS if (counts := getattr(self, name))},
-            "seen": [[*replica, *seen] for replica, seen in self.seen.items()],
-        }
+        """The state as JSON types, without what is stored elsewhere: parameters and `not_stored`."""
+        return (
+            {name: getattr(self, name) for name in _PLAIN}
+            | {
+                name: {
+                    "outcomes": counts.outcomes,
+                    "not_finite_steps": counts.not_finite_steps,
+                    "replicas": [[*replica, steps] for replica, steps in counts.replicas.items()],
+                }
+                for name, counts in (("totals", self.totals), ("baseline", self.baseline))
+            }
+            | {"replica_spans": [[*replica, *span] for replica, span in self.replica_spans.items()]}
+        )
 
     @classmethod
-    def from_durable(cls, written: Mapping[str, Any], badness: Iterable[Badness]) -> "IncarnationState":
-        """What was written."""
-        rows = list(badness)
-        replicas = written.get("replicas", {})  # since schema 2
+    def from_durable(
+        cls, written: Mapping[str, Any], parameters: Iterable[ParameterState], not_stored: int
+    ) -> "IncarnationState":
+        """The state that `durable` wrote, with what was stored elsewhere."""
+        rows = list(parameters)
 
         def counts(name: str) -> Counts:
-            *outcomes, not_finite = written[name]
-            parameters = {row.parameter: n for row in rows if (n := getattr(row, name))}
-            firsts = {Replica(number, process, device): n for number, process, device, n in replicas.get(name, ())}
-            return Counts(tuple(outcomes), not_finite, parameters, firsts)
+            return Counts(
+                OutcomeCounts(*written[name]["outcomes"]),
+                written[name]["not_finite_steps"],
+                {row.parameter: n for row in rows if (n := getattr(row, name))},
+                {Replica(number, process, device): n for number, process, device, n in written[name]["replicas"]},
+            )
 
         return cls(
-            **{name: value for name, value in written.items() if name != "replicas"}
+            **dict(written)
             | {
                 "received": tuple((first, last) for first, last in written["received"]),
-                "beats": tuple(Beat(*beat) for beat in written["beats"]),
-                "dropped": tuple(written["dropped"]),
+                "heartbeats": tuple(Heartbeat(*one) for one in written["heartbeats"]),
+                "dropped": DroppedRecords(*written["dropped"]),
+                "not_stored": not_stored,
                 "totals": counts("totals"),
-                "at_start": counts("at_start"),
-                "share": counts("share"),
-                "base": counts("base") if written["base"] else None,
+                "baseline": counts("baseline"),
                 "streak": Streak(*written["streak"]),
-                "offences": {row.parameter: row.offences for row in rows if row.offences},
-                "seen": {Replica(*row[:3]): Seen(*row[3:]) for row in written.get("seen", ())},
+                "parameter_records": {row.parameter: row.records for row in rows if row.records},
+                "replica_spans": {Replica(*row[:3]): StepSpan(*row[3:]) for row in written["replica_spans"]},
             }
         )
 
 
-_COUNTS: Final = ("totals", "at_start", "share", "base")
-
-
-def _replicas(of: Mapping[Replica, int]) -> list[list[Any]]:
-    return [[*replica, steps] for replica, steps in of.items()]
-
-
-def _written(counts: Counts) -> list[int]:
-    return [*counts.outcomes, counts.not_finite_steps]
-
-
-def plain(of: type, *left_out: str) -> tuple[str, ...]:
-    """Fields of a dataclass that JSON can take as they are."""
+def plain_fields(of: type, *left_out: str) -> tuple[str, ...]:
+    """Names of the fields of a dataclass that JSON can hold as they are."""
     return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
 
 
-_PLAIN: Final = plain(IncarnationState, "totals", "at_start", "share", "base", "streak", "offences", "seen")
+_PLAIN: Final = plain_fields(IncarnationState, "totals", "baseline", "parameter_records", "replica_spans", "not_stored")
+
+
+def continues(before: IncarnationState | None, report: Report) -> bool:
+    """Whether the report is in order: its seq is above all those received."""
+    return before is None or report.seq > before.highest_seq
+
+
+class Position(NamedTuple):
+    """Where a new incarnation stands among those of its process."""
+
+    order: float
+    generation: int
+
+
+def merge_report(before: IncarnationState | None, report: Report, position: Position, now: float) -> IncarnationState:
+    """The incarnation with a report merged into it. Pure.
+
+    Args:
+      before: the incarnation so far; None if this is its first report.
+      report: a report that is not in it yet.
+      position: where the incarnation stands; used if it is new.
+      now: the exporter's clock.
+    """
+    old = before or IncarnationState(
+        incarnation=report.incarnation,
+        attempt=report.attempt,
+        order=position.order,
+        generation=position.generation,
+        first_report=now,
+        last_report=now,
+        first_sent_at=report.sent_at,
+        latest_sent_at=report.sent_at,
+        latest_arrival=now,
+        heartbeats=(),
+        highest_seq=0,
+        received=(),
+        state=report.state,
+        start_step=report.at_start.steps,
+        host=report.source.host,
+    )
+    totals = Counts.of(report.totals)
+    partial, baseline = _baseline(before, report, totals)
+    received = ranges.add(old.received, report.seq)
+    if len(received) > ranges.MOST:  # a seq below oldest_held cannot arrive any more
+        received = ranges.union([(1, report.oldest_held - 1), *received])
+    after = dataclasses.replace(
+        old,
+        last_report=now,
+        first_sent_at=min(old.first_sent_at, report.sent_at),
+        received=received,
+        totals=old.totals.maximum(totals),
+        baseline=baseline,
+        partial=partial,
+        dropped=DroppedRecords(
+            max(old.dropped.steps, report.dropped.steps), max(old.dropped.bad_steps, report.dropped.bad_steps)
+        ),
+        parameter_records=_with_offenders(old.parameter_records, report.offenders),
+        replica_spans=_with_replicas(old.replica_spans, report, totals),
+    )
+    if not continues(before, report):
+        return after
+    return dataclasses.replace(
+        after,
+        latest_sent_at=report.sent_at,
+        latest_arrival=now,
+        heartbeats=_heartbeats(before, report, now),
+        highest_seq=report.seq,
+        state=report.state,
+        streak=streaks.follow(old.streak, report).open,
+    )
+
+
+def _baseline(before: IncarnationState | None, report: Report, totals: Counts) -> tuple[bool, Counts]:
+    """`partial` and `baseline`. Both depend on the set of reports received, not on their order."""
+    if before is not None and not before.partial:
+        return False, before.baseline
+    if report.oldest_held == 1:
+        return False, Counts.of(report.at_start)
+    return True, totals if before is None else before.baseline.minimum(totals)
+
+
+def _heartbeats(before: IncarnationState | None, report: Report, now: float) -> tuple[Heartbeat, ...]:
+    beat = Heartbeat(now, report.totals.steps)
+    if before is None:
+        return (beat,)
+    arrived, sent = now - before.latest_arrival, report.sent_at - before.latest_sent_at
+    on_time = sent > 0 and 0.5 * sent <= arrived <= 2 * sent + 1
+    return (*before.heartbeats, beat)[-_ALIVE_AFTER:] if on_time else (beat,)
+
+
+def _with_offenders(
+    before: Mapping[str, ParameterRecords], offenders: list[Offender]
+) -> Mapping[str, ParameterRecords]:
+    if not offenders:
+        return before
+    found = dict(before)
+    for one in offenders:
+        here = ParameterRecords(one.not_finite, one.step, one.step)
+        found[one.parameter] = found[one.parameter].plus(here) if one.parameter in found else here
+    return found
+
+
+def _with_replicas(before: Mapping[Replica, StepSpan], report: Report, totals: Counts) -> Mapping[Replica, StepSpan]:
+    if not report.replicas:
+        return before
+    found = dict(before)
+    for record in report.replicas:
+        replica = Replica(record.replica, record.process, record.device)
+        if replica in totals.replicas:
+            here = StepSpan(record.step, record.step)
+            found[replica] = found[replica].joined(here) if replica in found else here
+    return found
+
+
+_EMPTY: Final = IncarnationState("", "", 0.0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, (), 0, (), "starting")

@@ -1,186 +1,164 @@
-"""The ledger: what is committed, folded, in memory. No input, no output, the clock is given.
+"""The ledger: everything committed about every run, in memory. No I/O; the clock is passed in.
 
-Only the ingest's writer thread changes it, and only after the store has committed: `plan` says what a report would make
-of it, the store writes that, `apply` makes it so. States are values that are only ever replaced, so everything may be
-asked from any thread at any time, and an answer is one consistent state, never a half of a report.
+Only the ingest's writer thread changes it, and only after the store has committed: `plan` computes what a report would
+change, the store writes that, and `apply` adopts it. States are immutable, so any thread may read at any time and never
+sees half a report.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import conflict as conflicts
-from optwrap_exporter.ledger import events, ranges
-from optwrap_exporter.ledger import views as answers
-from optwrap_exporter.ledger.apply_report import fold, pass_time
+from optwrap_exporter.ledger import ranges, views
+from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.divergence import Said
-from optwrap_exporter.ledger.events import Occurrence
+from optwrap_exporter.ledger.divergence import StepOutcomes
+from optwrap_exporter.ledger.events import NewEvent
 from optwrap_exporter.ledger.health import of_run
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.ledger.views import ProcessView
+from optwrap_exporter.ledger.views import ProcessView, Shown
+from optwrap_exporter.wire.answers import Acknowledgement, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
-from optwrap_exporter.wire.requests import Acknowledgement, Health, Page, ParameterRow, Report, RunDetail, RunSummary
-
-__all__ = ["Clock", "Ledger", "Plan", "ProcessView"]
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import Health
 
 Clock = Callable[[], float]
-"""Seconds since 1970, as `time.time`."""
+"""Seconds since 1970, like `time.time`."""
 
 LABELS: Final = 10
-"""Parameters of a run that get a metric label of their own, and replicas."""
+"""Parameters of a run that get a metric label of their own, and replicas likewise."""
+
+_RUNS: Final = "runs"
+"""The name of the list of runs in its cursors."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """What a report, or time, will have changed once it is committed."""
+    """What a report, or time alone, changes once it is committed."""
 
     time: float
     run: RunState
-    """With the process in it."""
+    """The run after the change."""
     process: ProcessState
-    occurrences: tuple[Occurrence, ...]
+    """The process after the change."""
+    events: tuple[NewEvent, ...]
     report: Report | None = None
-    """None where only time has passed."""
+    """None if only time has passed."""
     before: IncarnationState | None = None
-    """The report's incarnation as it was, if it was known."""
+    """The report's incarnation before the report; None if it is new."""
     records: bool = True
-    """Whether there is room for its step records."""
+    """Whether the report's step records are stored."""
 
     @property
     def incarnation(self) -> IncarnationState:
-        """The report's incarnation as it will be; the process's current one where there is no report."""
+        """The report's incarnation after the report; without a report the current incarnation."""
         return self.process.incarnations[self.report.incarnation] if self.report else self.process.incarnation
 
     @property
-    def scattered(self) -> bool:
-        """Whether there are more gaps between the incarnation's reports than can be kept: it must not be committed."""
+    def too_many_gaps(self) -> bool:
+        """Whether the incarnation's seqs have more gaps than can be kept. Such a plan must not be committed."""
         return len(self.incarnation.received) > ranges.MOST
 
     def answer(self) -> Acknowledgement:
-        """What the client will be told."""
+        """The answer to the report."""
         if self.report is None:
-            raise ValueError("only a report is answered")
+            raise ValueError("this plan has no report to answer")
         return acknowledge(self.process, self.report)
 
     def without_records(self) -> "Plan":
-        """The same where there is no room for step records: they are counted instead."""
+        """The plan without the report's step records, which are counted as not stored."""
         if self.report is None or not (len(self.report.steps) or self.report.offenders):
             return self
-        incarnation = dataclasses.replace(
-            self.incarnation, not_stored=self.incarnation.not_stored + len(self.report.steps)
-        )
-        process = dataclasses.replace(
-            self.process, incarnations={**self.process.incarnations, incarnation.incarnation: incarnation}
-        )
-        run = dataclasses.replace(self.run, processes={**self.run.processes, process.process: process})
-        return dataclasses.replace(self, run=run, process=process, records=False)
+        run = self.run.with_not_stored(self.report.process, self.report.incarnation, len(self.report.steps))
+        return dataclasses.replace(self, run=run, process=run.processes[self.report.process], records=False)
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report that is in `process`: how far the client may forget, and what came before its incarnation."""
-    base = process.before(report.incarnation)
-    return Acknowledgement(
-        acknowledged=ranges.up_to(process.incarnations[report.incarnation].received, report.oldest_held),
-        base=base.counters() if base.steps else None,
-        duplicate=duplicate,
-    )
+    """The answer to a report that is merged into `process`."""
+    received = process.incarnations[report.incarnation].received
+    return Acknowledgement(acknowledged=ranges.end_of_run(received, report.oldest_held), duplicate=duplicate)
 
 
 class Ledger:
-    """What is committed of every run.
+    """Everything committed about every run.
 
     Args:
-      clock: the exporter's clock; every time that the ledger answers is by it.
+      clock: the exporter's clock. Every time in an answer is of this clock.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._listening = clock()
         self._runs: dict[str, RunState] = {}
-        self._said = Said()
+        self._outcomes = StepOutcomes()
 
     # --- the writer's side ---
 
     def restore(self, runs: Iterable[RunState]) -> None:
-        """Take over what a store remembers. A process that was not stale then has from now on to be heard again."""
+        """Adopt the runs of a store. From now on a process that was not stale has time to report again."""
         self._runs = {run.run: run for run in runs}
         self._listening = self._clock()
 
-    def knows(self, report: Report) -> ProcessState | None:
-        """The report's process if exactly this incarnation and seq is in it."""
+    def find(self, report: Report) -> ProcessState | None:
+        """The report's process if the report, by incarnation and seq, is already in it; None otherwise."""
         process = self._process(report.run, report.process)
         incarnation = process.incarnations.get(report.incarnation) if process else None
         return process if incarnation is not None and ranges.contains(incarnation.received, report.seq) else None
 
     def plan(self, report: Report) -> Plan:
-        """What a report that is not known yet would change. Changes nothing."""
+        """What a new report would change. Changes nothing itself."""
         now = self._clock()
         run = self._runs.get(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
-        before = process.incarnations.get(report.incarnation) if process else None
-        folded = fold(process, report, now, self._listening)
-        occurrences, after = folded.occurrences, folded.process
-        if report.seq == folded.incarnation.highest:
-            after, conflict = conflicts.judge(run, after, folded.incarnation, now)
-            occurrences = [*occurrences, conflict] if conflict else occurrences
-        if (found := self._said.disagreement(report, folded.incarnation.generation)) is not None:
-            step, outcomes, steps = found
-            occurrences = [*occurrences, events.of_divergence(report, step, outcomes, steps, now)]
-        labels = run.labels
-        if len(labels) < LABELS and (before is None or folded.incarnation.share.parameters != before.share.parameters):
-            labels = _labels(labels, report, after)
-        replicas = run.replica_labels
-        if len(replicas) < LABELS and folded.incarnation.share.replicas:
-            replicas = _replica_labels(replicas, report, after)
+        before = process.incarnations.get(report.incarnation) if process is not None else None
+        incarnation = merge(process, report, now)
+        disagreement = self._outcomes.disagreement(report, incarnation.generation)
+        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self._listening)
         return Plan(
             time=now,
-            run=RunState(run.run, {**run.processes, report.process: after}, labels, replicas),
+            run=dataclasses.replace(
+                run.with_process(after),
+                labels=_labels(run.labels, report, before, after),
+                replica_labels=_replica_labels(run.replica_labels, report, after),
+            ),
             process=after,
-            occurrences=tuple(occurrences),
+            events=tuple(events),
             report=report,
             before=before,
         )
 
     def pass_time(self) -> list[Plan]:
-        """What time alone has brought since the last look. Changes nothing."""
+        """What time alone has changed since the last call. Changes nothing itself."""
         now = self._clock()
-        found: list[Plan] = []
+        plans: list[Plan] = []
         for run in list(self._runs.values()):
-            for index, process in run.processes.items():
-                later, occurrences = pass_time(process, now, self._listening)
-                if occurrences:
-                    # Of the run as it will be with the plans before this one.
-                    known = found[-1].run if found and found[-1].run.run == run.run else run
-                    after = dataclasses.replace(known, processes={**known.processes, index: later})
-                    found.append(Plan(now, after, later, tuple(occurrences)))
-        return found
+            after = run
+            for process in run.processes.values():
+                later, events = pass_time(process, now, self._listening)
+                if events:
+                    after = after.with_process(later)
+                    plans.append(Plan(now, after, later, tuple(events)))
+        return plans
 
     def apply(self, plan: Plan) -> None:
-        """Make it so: the store has committed it."""
+        """Adopt a plan that the store has committed."""
         self._runs[plan.run.run] = plan.run
         if plan.report is not None:
-            self._said.remember(plan.report, plan.incarnation.generation)
+            self._outcomes.remember(plan.report, plan.incarnation.generation)
 
-    def lose(self, lost: Mapping[tuple[str, int, str], int]) -> None:
-        """Count step records that had to make room, by run, process and incarnation; the store has counted them, too."""
-        for (name, index, of), count in lost.items():
-            run = self._runs[name]
-            process = run.processes[index]
-            incarnation = dataclasses.replace(
-                process.incarnations[of], not_stored=process.incarnations[of].not_stored + count
-            )
-            process = dataclasses.replace(process, incarnations={**process.incarnations, of: incarnation})
-            self._runs[name] = dataclasses.replace(run, processes={**run.processes, index: process})
+    def count_not_stored(self, lost: Mapping[tuple[str, int, str], int]) -> None:
+        """Count step records that the store has dropped, by run, process and incarnation."""
+        for (name, process, incarnation), records in lost.items():
+            self._runs[name] = self._runs[name].with_not_stored(process, incarnation, records)
 
     def forget(self, run: str) -> None:
-        """Forget a run that the store has forgotten."""
+        """Forget a run that the store has deleted."""
         self._runs.pop(run, None)
-        self._said.forget(run)
+        self._outcomes.forget(run)
 
     def idle(self, since: float) -> list[str]:
-        """Runs of which nothing was heard after that time."""
+        """Runs from which no report arrived at or after that time."""
         return [
             run.run
             for run in list(self._runs.values())
@@ -191,7 +169,7 @@ class Ledger:
             )
         ]
 
-    # --- everybody's side ---
+    # --- the readers' side, from any thread ---
 
     def runs(self) -> list[str]:
         """Names of all runs, sorted."""
@@ -201,74 +179,69 @@ class Ledger:
         """Every process of every run, sorted by run and process."""
         now = self._clock()
         return [
-            answers.view(run, process, now, self._listening)
+            views.view(run, process, now, self._listening)
             for _, run in sorted(self._runs.copy().items())
             for _, process in sorted(run.processes.items())
         ]
 
     def lead(self, run: str) -> int | None:
-        """The process that speaks for the run where all say the same: the lowest that reports in the newest attempt.
-
-        One that went silent, or ended, long before others does not. None where the run is unknown.
-        """
+        """The process that stands for the run (`views.lead`); None if the run is unknown."""
         state = self._runs.get(run)
-        return answers.lead(state, self._clock()).process if state else None
+        return views.lead(state, self._clock()).process if state else None
 
     def has(self, run: str, process: int) -> bool:
         """Whether this process of this run has ever reported."""
         return self._process(run, process) is not None
 
     def health(self, run: str) -> Health | None:
-        """The run's health, without adding up what it has counted; None where it is unknown."""
+        """The run's health, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
-        return of_run(state, self._clock(), self._listening)[0] if state else None
+        return of_run(state, self._clock(), self._listening).health if state else None
 
     def summary(self, run: str) -> RunSummary | None:
-        """The run as GET /v1/runs lists it; None where it is unknown."""
+        """The run as GET /v1/runs lists it; None if the run is unknown."""
         state = self._runs.get(run)
-        return answers.summary(state, self._clock(), self._listening) if state else None
+        return views.summary(state, self._clock(), self._listening) if state else None
 
-    def detail(
-        self, run: str, most_parameters: int | None = None, shown: answers.Shown | None = None
-    ) -> RunDetail | None:
-        """The run as GET /v1/runs/{run} answers it; None where it is unknown.
+    def detail(self, run: str, most_parameters: int | None = None, shown: Shown | None = None) -> RunDetail | None:
+        """The answer of GET /v1/runs/{run}; None if the run is unknown.
 
         Args:
           run: its name.
-          most_parameters: at most so many of the worst parameters; all of them if None.
-          shown: what the one who asks was told of the processes before, which is brought up to date: then only those of
-            which it does not say the same.
+          most_parameters: how many of the worst parameters to include; None includes all.
+          shown: the process rows that the caller has had. If given, only rows that differ are included, and `shown` is
+            updated.
         """
         state = self._runs.get(run)
-        return answers.detail(state, self._clock(), self._listening, most_parameters, shown) if state else None
+        return views.detail(state, self._clock(), self._listening, most_parameters, shown) if state else None
 
     def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
         """Runs by name.
 
         Raises:
-          CursorError: the cursor is not one of this list.
+          CursorError: the cursor belongs to another list.
         """
         after = decode(_RUNS, cursor, (str,))[0] if cursor is not None else None
         names = [name for name in self.runs() if after is None or name > str(after)]
         found = [self.summary(name) for name in names[:limit]]
-        items = [item for item in found if item is not None]  # forgotten meanwhile
+        items = [item for item in found if item is not None]  # a run may have been forgotten meanwhile
         return Page(items=items, cursor=encode(_RUNS, [names[limit - 1]]) if len(names) > limit else None)
 
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
-        """Parameters of the run, worst first: by steps, then values, then path. None where the run is unknown.
+        """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.
 
         Raises:
-          CursorError: the cursor is not one of this list.
+          CursorError: the cursor belongs to another list.
         """
         state = self._runs.get(run)
         of = f"parameters:{run}"
         after = decode(of, cursor, (int, int, str)) if cursor is not None else None
         if state is None:
             return None
-        rows = answers.parameters(state)
+        rows = views.parameters(state)
         if after is not None:
-            rows = [row for row in rows if answers.worst_first(row) > tuple(after)]
-        more = encode(of, list(answers.worst_first(rows[limit - 1]))) if len(rows) > limit else None
+            rows = [row for row in rows if views.worst_first(row) > tuple(after)]
+        more = encode(of, list(views.worst_first(rows[limit - 1]))) if len(rows) > limit else None
         return Page(items=rows[:limit], cursor=more)
 
     def _process(self, run: str, process: int) -> ProcessState | None:
@@ -276,20 +249,24 @@ class Ledger:
         return state.processes.get(process) if state else None
 
 
-_RUNS: Final = "runs"
-
-
-def _replica_labels(labels: tuple[Replica, ...], report: Report, process: ProcessState) -> tuple[Replica, ...]:
-    """With those that are the first to go bad for the first time: by step, as far as it is known."""
-    first = [Replica(record.replica, record.process, record.device) for record in report.replicas]
-    total = process.total.replicas
-    fresh = [one for one in dict.fromkeys([*first, *total]) if one in total and one.number is not None]
-    return (*labels, *(one for one in fresh if one not in labels))[:LABELS]
-
-
-def _labels(labels: tuple[str, ...], report: Report, process: ProcessState) -> tuple[str, ...]:
-    """With those that go bad for the first time: by step, and within it in the tree's order."""
+def _labels(
+    labels: tuple[str, ...], report: Report, before: IncarnationState | None, process: ProcessState
+) -> tuple[str, ...]:
+    """The labels with newly non-finite parameters: by step, and within a step in the tree's order."""
+    share = process.incarnations[report.incarnation].share
+    if len(labels) == LABELS or (before is not None and share.parameters == before.share.parameters):
+        return labels
     total = process.total.parameters
     first = [offender.parameter for offender in sorted(report.offenders, key=lambda offender: offender.step)]
     fresh = [path for path in dict.fromkeys([*first, *report.totals.parameters, *total]) if total.get(path)]
     return (*labels, *(path for path in fresh if path not in labels))[:LABELS]
+
+
+def _replica_labels(labels: tuple[Replica, ...], report: Report, process: ProcessState) -> tuple[Replica, ...]:
+    """The labels with replicas that are newly the first non-finite one: by step, as far as it is known."""
+    if len(labels) == LABELS or not process.incarnations[report.incarnation].share.replicas:
+        return labels
+    first = [Replica(record.replica, record.process, record.device) for record in report.replicas]
+    total = process.total.replicas
+    fresh = [one for one in dict.fromkeys([*first, *total]) if one in total and one.number is not None]
+    return (*labels, *(one for one in fresh if one not in labels))[:LABELS]

@@ -1,4 +1,4 @@
-"""Sets of integers as sorted, disjoint, not touching ranges: which reports came, which steps were seen."""
+"""Sets of integers, such as the seqs received, as sorted ranges that neither overlap nor touch."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -7,12 +7,12 @@ Ranges = tuple[tuple[int, int], ...]
 """Pairs of first and last, both included."""
 
 MOST: Final = 512
-"""Ranges that are kept of one incarnation's reports."""
+"""The most ranges kept for the seqs of one incarnation."""
 
 
 def add(ranges: Ranges, number: int) -> Ranges:
-    """With `number` in it."""
-    if ranges and number == ranges[-1][1] + 1:  # what nearly always happens: the next one
+    """The ranges with `number` added."""
+    if ranges and number == ranges[-1][1] + 1:  # the usual case: the next seq
         return (*ranges[:-1], (ranges[-1][0], number))
     if contains(ranges, number):
         return ranges
@@ -20,17 +20,17 @@ def add(ranges: Ranges, number: int) -> Ranges:
 
 
 def contains(ranges: Ranges, number: int) -> bool:
-    """Whether `number` is in it."""
+    """Whether `number` is in one of the ranges."""
     return any(first <= number <= last for first, last in reversed(ranges))
 
 
-def up_to(ranges: Ranges, start: int) -> int:
-    """The highest n with everything from `start` to n in it; `start - 1` where `start` is not."""
+def end_of_run(ranges: Ranges, start: int) -> int:
+    """The highest n such that every number from `start` to n is in the ranges; `start - 1` if `start` is not."""
     return next((last for first, last in reversed(ranges) if first <= start <= last), start - 1)
 
 
 def union(pairs: Iterable[tuple[int, int]]) -> Ranges:
-    """All of them together; a pair whose last is below its first is empty."""
+    """The union of ranges that may overlap. A pair whose last is below its first is empty."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(pair for pair in pairs if pair[0] <= pair[1]):
         if merged and first <= merged[-1][1] + 1:
@@ -41,5 +41,5 @@ def union(pairs: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def count(ranges: Ranges, first: int, last: int) -> int:
-    """How many numbers from `first` to `last` are in it."""
+    """How many numbers from `first` to `last` are in the ranges."""
     return sum(max(0, min(b, last) - max(a, first) + 1) for a, b in ranges)

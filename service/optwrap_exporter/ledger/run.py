@@ -1,200 +1,274 @@
-"""What the ledger remembers of a process and of a run, as values. Nothing here is ever changed, only replaced.
+"""A process and a run as immutable values.
 
-What takes long to derive from a value is remembered in it. `durable` and `from_durable` are what the store writes with
-every report, so that a ledger is back after a restart without reading a single step record.
+Values that are costly to derive are cached in the state. `durable` and `from_durable` are what the store writes and
+reads, so that a restarted exporter has its ledger back without reading a single step record.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, Final
+from statistics import median
+from typing import Any, Final, NamedTuple
 
-from optwrap_exporter.ledger.counters import Counts, Replica
-from optwrap_exporter.ledger.incarnation import NOTHING, IncarnationState, Offences, plain
-from optwrap_exporter.wire.requests import Gauges, Source
+from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
+from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, Position, plain_fields
+from optwrap_exporter.wire.requests import Gauges, Report, Source
+
+LEAST_STALE_AFTER: Final = 10.0
+"""Seconds: no process is stale sooner."""
+LEAST_STALLED_AFTER: Final = 300.0
+"""Seconds: no process is stalled sooner."""
+LEAST_STARVED_AFTER: Final = 100
+"""Steps: no process is starved sooner."""
 
 
-@dataclasses.dataclass(frozen=True)  # without slots: what is derived from it is remembered in it
+class Lasting(NamedTuple):
+    """A condition that holds for some time after it was last seen. Times by the exporter's clock."""
+
+    since: float
+    last: float
+    """When it was last seen."""
+
+
+class Party(NamedTuple):
+    """One of the two incarnations of a conflict."""
+
+    incarnation: str
+    attempt: str
+    host: str
+
+
+class Conflict(NamedTuple):
+    """Two incarnations that report under one name at the same time. Times by the exporter's clock."""
+
+    since: float
+    last: float
+    """When it was last seen."""
+    older: Party
+    newer: Party
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conditions:
+    """Since when each condition of a process holds, by the exporter's clock; None if it does not hold.
+
+    `health.advance` is the only place that sets them.
+    """
+
+    ended: float | None = None
+    stale: float | None = None
+    stalled: float | None = None
+    starved: float | None = None
+    skipping: float | None = None
+    gave_up: Lasting | None = None
+    conflict: Conflict | None = None
+    cleared: float = 0.0
+    """When the last of them ended."""
+
+
+class TimedStep(NamedTuple):
+    """A step and the client's time of its record."""
+
+    step: int
+    time: float
+
+
+class Peak(NamedTuple):
+    """The longest streak that a report saw."""
+
+    time: float
+    """When the report arrived, by the exporter's clock."""
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)  # without slots: derived values are cached
 class ProcessState:
-    """One process of a run: its incarnations, and how the current one lives. Times by the exporter's clock."""
+    """One process of a run: its incarnations, and the state of the current one. Times by the exporter's clock."""
 
     process: int
     incarnations: Mapping[str, IncarnationState]
     """By id, in their order."""
     current: str
-    """The incarnation that speaks for the process: health and gauges are its."""
+    """The id of the current incarnation, whose gauges and health are the process's."""
     interval: float
     source: Source
     gauges: Gauges
     last_report: float
-    """Of the current incarnation, late ones aside."""
+    """When the current incarnation last reported, late reports excluded."""
     gradient_norm: float | None = None
-    """The last finite one."""
+    """The last finite gradient norm."""
     last_step: float | None = None
+    """When a report last brought a step."""
     last_gradient_step: float | None = None
-    last_record: tuple[int, float] | None = None
-    """Step number and time, by the client's clock, of the current incarnation's last step record."""
+    """When a report last brought a gradient step."""
+    last_record: TimedStep | None = None
+    """The current incarnation's last step record."""
     durations: tuple[float, ...] = ()
-    """Seconds per step of the last reports that brought steps, by the client's clock."""
-    peaks: tuple[tuple[float, int], ...] = ()
-    """When, and the longest streak then."""
-    gradient_anchor: int | None = None
-    """The state's step number at the current incarnation's last gradient step, or at its start."""
-    cleared: float = 0.0
-    """When the last thing that was wrong ended."""
-    ended: float | None = None
-    skipping: float | None = None
-    starved: float | None = None
-    gave_up: tuple[float, float] | None = None
-    """Since when, and when last."""
-    conflict: tuple[float, float] | None = None
-    """Since when, and when last, it and another life under its name contradicted each other."""
-    stale: float | None = None
-    """Since when it is said to be; known even after a restart of the exporter."""
-    stalled: float | None = None
+    """Seconds per step in the last reports that brought steps, by the client's clock."""
+    peaks: tuple[Peak, ...] = ()
+    """The longest streaks of the last minutes, each shorter than the one before it."""
+    gradient_step_at: int | None = None
+    """The state's step number at its last gradient step, or where the current incarnation began."""
+    conditions: Conditions = Conditions()
 
     @property
     def incarnation(self) -> IncarnationState:
-        """The current one."""
+        """The current incarnation."""
         return self.incarnations[self.current]
 
-    @cached_property
-    def total(self) -> Counts:
-        """Seen to run: the sum over its incarnations of their share, on top of what is only known by hearsay (`base`)."""
-        return self.reached[-1][1]
+    @property
+    def stale_after(self) -> float:
+        """Seconds without a report after which the process is stale."""
+        return max(3 * self.interval, LEAST_STALE_AFTER)
 
-    @cached_property
-    def reached(self) -> tuple[tuple[str, Counts], ...]:
-        """What it had counted when each of its attempts ended, in their order; one taken up again is another."""
-        found: list[tuple[str, Counts]] = []
-        for state, _, through in self._counted():
-            if found and found[-1][0] == state.attempt:
-                found.pop()
-            found.append((state.attempt, through))
-        return tuple(found)
+    @property
+    def stalled_after(self) -> float:
+        """Seconds without a step after which the process is stalled."""
+        return max(LEAST_STALLED_AFTER, 10 * median(self.durations)) if self.durations else LEAST_STALLED_AFTER
+
+    @property
+    def starved_after(self) -> int:
+        """Steps without a gradient step after which the process is starved."""
+        return max(LEAST_STARVED_AFTER, 10 * (self.gauges.every_k or 1))
+
+    @property
+    def steps_without_gradient_step(self) -> int:
+        """Steps since the last gradient step."""
+        return 0 if self.gradient_step_at is None else self.incarnation.totals.steps - self.gradient_step_at
 
     @cached_property
     def shares(self) -> Mapping[str, Counts]:
-        """By attempt, what its incarnations add."""
+        """By attempt, the sum over its incarnations."""
         found: dict[str, Counts] = {}
         for state in self.incarnations.values():
             found[state.attempt] = found.get(state.attempt, NOTHING).plus(state.share)
         return found
 
     @cached_property
-    def offences(self) -> Mapping[tuple[str, str], Offences]:
-        """By attempt and parameter, what its incarnations' records said."""
-        found: dict[tuple[str, str], Offences] = {}
+    def total(self) -> Counts:
+        """The totals of this process: the sum over its incarnations."""
+        return sum_of(self.shares.values())
+
+    @cached_property
+    def parameter_records(self) -> Mapping[tuple[str, str], ParameterRecords]:
+        """By attempt and parameter, what step records say."""
+        found: dict[tuple[str, str], ParameterRecords] = {}
         for state in self.incarnations.values():
-            for path, offences in state.offences.items():
+            for path, records in state.parameter_records.items():
                 key = (state.attempt, path)
-                found[key] = found[key].plus(offences) if key in found else offences
+                found[key] = found[key].plus(records) if key in found else records
         return found
 
-    def before(self, incarnation: str) -> Counts:
-        """What was counted before that incarnation."""
-        return next(before for state, before, _ in self._counted() if state.incarnation == incarnation)
-
-    def _counted(self) -> Iterator[tuple[IncarnationState, Counts, Counts]]:
-        """Its incarnations in their order, each with what was counted before it and through it.
-
-        A base is what was counted before its incarnation as far as some exporter knew: at least that much. In the store that
-        counted it, it never exceeds what the incarnations before add up to; after the loss of a directory it stands for them.
-        """
-        through = NOTHING
-        for state in self.incarnations.values():
-            before = through if state.base is None else through.maximum(state.base)
-            through = before.plus(state.share)
-            yield state, before, through
-
     def names_own_attempt(self, incarnation: IncarnationState) -> bool:
-        """Whether an incarnation's attempt is called by one of this process's incarnations: nothing told it its launch, then."""
+        """Whether the attempt is named after an incarnation of this process: nothing told the process its launch."""
         return incarnation.attempt in self.incarnations
 
-    def taken_before(self, incarnation: IncarnationState, step: int) -> int:
-        """How often it had taken the step in the same attempt before that incarnation: after a rollback it is another one."""
+    def times_taken_before(self, incarnation: IncarnationState, step: int) -> int:
+        """How often earlier incarnations of the same attempt took the step. It is another step after a rollback."""
         return sum(
             state.attempt == incarnation.attempt
             and state.order < incarnation.order
-            and state.at_start.steps < step <= state.totals.steps
+            and state.start_step < step <= state.totals.steps
             for state in self.incarnations.values()
         )
 
+    def before(self, incarnation: IncarnationState) -> IncarnationState | None:
+        """The last incarnation before this one that had counters."""
+        earlier = [
+            state for state in self.incarnations.values() if state.order < incarnation.order and state.has_counters
+        ]
+        return earlier[-1] if earlier else None
+
+    def with_incarnation(self, incarnation: IncarnationState) -> "ProcessState":
+        """The process with one incarnation added or replaced."""
+        known = incarnation.incarnation in self.incarnations
+        both = {**self.incarnations, incarnation.incarnation: incarnation}
+        return dataclasses.replace(self, incarnations=both if known else in_order(both.values()))
+
     def durable(self) -> dict[str, Any]:
-        """What to write: JSON's types only. Its incarnations are written apart."""
+        """The state as JSON types, without its incarnations, which are stored as rows."""
         return {name: getattr(self, name) for name in _PLAIN} | {
             "source": self.source.model_dump(mode="json"),
             "gauges": self.gauges.model_dump(mode="json"),
+            "conditions": {name: getattr(self.conditions, name) for name in _CONDITIONS},
         }
 
     @classmethod
     def from_durable(
         cls, process: int, written: Mapping[str, Any], incarnations: Iterable[IncarnationState]
     ) -> "ProcessState":
-        """What was written."""
-
-        def pair(name: str) -> Any:
-            return written[name] and tuple(written[name])
-
+        """The state that `durable` wrote."""
+        conditions = dict(written["conditions"])
+        if conditions["gave_up"] is not None:
+            conditions["gave_up"] = Lasting(*conditions["gave_up"])
+        if conditions["conflict"] is not None:
+            since, last, older, newer = conditions["conflict"]
+            conditions["conflict"] = Conflict(since, last, Party(*older), Party(*newer))
+        last_record = written["last_record"]
         return cls(
             process=process,
-            incarnations=ordered(incarnations),
+            incarnations=in_order(incarnations),
             **dict(written)
             | {
                 "source": Source.model_validate(written["source"]),
                 "gauges": Gauges.model_validate(written["gauges"]),
                 "durations": tuple(written["durations"]),
-                "peaks": tuple((at, peak) for at, peak in written["peaks"]),
-                "last_record": pair("last_record"),
-                "gave_up": pair("gave_up"),
-                "conflict": pair("conflict"),
+                "peaks": tuple(Peak(*peak) for peak in written["peaks"]),
+                "last_record": None if last_record is None else TimedStep(*last_record),
+                "conditions": Conditions(**conditions),
             },
         )
 
 
-_PLAIN: Final = plain(ProcessState, "process", "incarnations", "source", "gauges")
+_PLAIN: Final = plain_fields(ProcessState, "process", "incarnations", "source", "gauges", "conditions")
+_CONDITIONS: Final = plain_fields(Conditions)
 
 
-def ordered(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:
-    """By id, in their order."""
+def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:
+    """Incarnations by id, in their order."""
     return {state.incarnation: state for state in sorted(incarnations, key=lambda state: state.order)}
 
 
-@dataclasses.dataclass(frozen=True)  # without slots, as ProcessState
+def position_of(process: ProcessState | None, report: Report) -> Position:
+    """Where an incarnation stands whose first report this is: after the last one that was sent before it."""
+    if process is None:
+        return Position(0.0, 0)
+    known = list(process.incarnations.values())
+    generation = sum(state.attempt == report.attempt and state.has_counters for state in known)
+    at = max((i + 1 for i, state in enumerate(known) if state.first_sent_at <= report.sent_at), default=0)
+    if at == len(known):
+        return Position(known[-1].order + 1, generation)
+    before = known[at - 1].order if at else known[at].order - 2
+    return Position((before + known[at].order) / 2, generation)
+
+
+@dataclasses.dataclass(frozen=True)  # without slots: `total` is cached
 class RunState:
     """One run."""
 
     run: str
     processes: Mapping[int, ProcessState]
     labels: tuple[str, ...] = ()
-    """The first ten parameters to go bad, which keep a metric label of their own for the run's life."""
+    """The first ten parameters that were non-finite. Each keeps its own metric label."""
     replica_labels: tuple[Replica, ...] = ()
-    """The same of replicas."""
+    """The first ten replicas that were non-finite. Each keeps its own metric labels."""
 
     @cached_property
     def total(self) -> Counts:
-        """Seen to run: the sum over attempts of the largest process in each, field by field.
-
-        What is known by hearsay only (a process's `base`) is of no known attempt, and several processes may have been
-        told of the same. So what is added up through each attempt is at least what any process had counted by its end,
-        its base included. That is never more than what was, and never less than what was said before.
-        """
-        began: dict[str, float] = {}
-        for process in self.processes.values():
-            for state in process.incarnations.values():
-                began[state.attempt] = min(state.began, began.get(state.attempt, state.began))
-        places = {attempt: place for place, attempt in enumerate(sorted(began, key=lambda name: (began[name], name)))}
-        largest, reached = [NOTHING] * len(places), [NOTHING] * len(places)
+        """The totals of this run: the sum over its attempts of the largest process in each, field by field."""
+        largest: dict[str, Counts] = {}
         for process in self.processes.values():
             for attempt, share in process.shares.items():
-                largest[places[attempt]] = largest[places[attempt]].maximum(share)
-            # Up to where it took part in nothing later.
-            ends: dict[int, Counts] = {}
-            for attempt, through in process.reached:
-                ends[max([places[attempt], *ends])] = through
-            for place, through in ends.items():
-                reached[place] = reached[place].maximum(through)
-        total = NOTHING
-        for counts, through in zip(largest, reached, strict=True):
-            total = total.plus(counts).maximum(through)
-        return total
+                largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
+        return sum_of(largest.values())
+
+    def with_process(self, process: ProcessState) -> "RunState":
+        """The run with one process added or replaced."""
+        return dataclasses.replace(self, processes={**self.processes, process.process: process})
+
+    def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
+        """The run with more step records of an incarnation counted as not stored."""
+        state = self.processes[process]
+        before = state.incarnations[incarnation]
+        after = dataclasses.replace(before, not_stored=before.not_stored + records)
+        return self.with_process(state.with_incarnation(after))

@@ -1,36 +1,37 @@
-"""What the API and a scrape are told of a run: pure functions of its state, now."""
+"""What the API and a scrape show of a run: pure functions of its state and the time."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from optwrap_exporter.ledger import health, ranges
+from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
-from optwrap_exporter.ledger.incarnation import Offences, Seen
+from optwrap_exporter.ledger.health import HealthSince
+from optwrap_exporter.ledger.incarnation import ParameterRecords, StepSpan
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.wire.requests import (
+from optwrap_exporter.wire.answers import (
     AttemptRow,
-    AttemptState,
     DroppedTotals,
-    Gauges,
-    Health,
     ParameterRow,
     ProcessRow,
     ReplicaRow,
     RunDetail,
     RunSummary,
-    Source,
 )
+from optwrap_exporter.wire.requests import Gauges, Source
+from optwrap_exporter.wire.vocabulary import AttemptState, Health
 
 OTHER: Final = "other"
-"""The label of all parameters that have none of their own."""
-NO_REPLICA: Final = Replica(None, None, None)
-"""What stands for all replicas that have no label of their own."""
+"""The metric label that sums up all parameters without a label of their own. Replicas use it too."""
+OTHER_REPLICAS: Final = Replica(None, None, None)
+"""Stands for all replicas without labels of their own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProcessView:
-    """One process of one run, as of now: all that a scrape needs. Times by the exporter's clock."""
+    """What a scrape needs of one process. Times by the exporter's clock."""
 
     run: str
     process: int
@@ -40,50 +41,46 @@ class ProcessView:
     since: float
     """When that health began."""
     totals: Counts
-    """Seen to run: monotonic."""
+    """Counted over all attempts; never falls."""
     state: Counts
-    """What the optimizer's state says: absolute, may go back. `state.steps` is optwrap_state_steps."""
+    """The counters of the optimizer's state now; falls after a rollback."""
     parameters: Mapping[str, int]
-    """Steps by metric label: the run's first ten parameters to go bad by their path, the sum of all others as "other".
-    Only labels that exist; a path that happens to be "other" counts there."""
+    """Steps by metric label: OTHER, then the first ten parameters of the run. A path "other" is added to OTHER."""
     replicas: Mapping[Replica, int]
-    """Steps by replica: the run's first ten that brought what is not finite, the sum of all others as NO_REPLICA."""
+    """Steps by replica: OTHER_REPLICAS, then the first ten replicas of the run."""
     dropped: DroppedTotals
     gauges: Gauges
     gradient_norm: float | None
-    """The last finite one."""
+    """The last finite gradient norm."""
     streak_peak: int
     """The longest streak of the last 5 minutes."""
     last_report: float
     last_step: float | None
-    """None before this exporter saw the first."""
+    """None until this exporter has received a step."""
     last_gradient_step: float | None
     source: Source
 
 
 def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
     """What a scrape needs of one process."""
-    condition, since = health.of_process(process, now, listening)
+    current = health.of_process(process, now, listening)
     total = process.total
-    labelled = {label: total.parameters.get(label, 0) for label in run.labels}
-    rest = sum(total.parameters.values()) - sum(labelled.values())
-    if rest:
-        labelled[OTHER] = labelled.get(OTHER, 0) + rest
-    firsts = {label: total.replicas.get(label, 0) for label in run.replica_labels}
-    if others := sum(total.replicas.values()) - sum(firsts.values()):
-        firsts[NO_REPLICA] = others
-    peaks = [peak for at, peak in process.peaks if at > now - health.PEAK]
+    parameters = {OTHER: 0} | {label: total.parameters.get(label, 0) for label in run.labels}
+    parameters[OTHER] += sum(total.parameters.values()) - sum(parameters.values())
+    replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
+    replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
+    peaks = [peak.length for peak in process.peaks if peak.time > now - PEAK_SECONDS]
     return ProcessView(
         run=run.run,
         process=process.process,
         incarnation=process.current,
         attempt=process.incarnation.attempt,
-        health=condition,
-        since=since,
+        health=current.health,
+        since=current.since,
         totals=total,
         state=process.incarnation.totals,
-        parameters=labelled,
-        replicas=firsts,
+        parameters=parameters,
+        replicas=replicas,
         dropped=_dropped([process]),
         gauges=process.gauges,
         gradient_norm=process.gradient_norm,
@@ -97,12 +94,12 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
 
 def summary(run: RunState, now: float, listening: float) -> RunSummary:
     """The run in the list of runs."""
-    condition, since = health.of_run(run, now, listening)
+    current = health.of_run(run, now, listening)
     members = health.relevant(run, now)
     return RunSummary(
         run=run.run,
-        health=condition,
-        since=since,
+        health=current.health,
+        since=current.since,
         first_report=_first_report(run),
         last_report=max(process.last_report for process in run.processes.values()),
         totals=run.total.totals(),
@@ -111,19 +108,32 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
     )
 
 
-Shown = dict[int, tuple[ProcessState, Health, float]]
-"""By process, what its row was made of when somebody was told it last."""
+class ShownRow(NamedTuple):
+    """What a process row was made of."""
+
+    process: ProcessState
+    current: HealthSince
+
+
+Shown = dict[int, ShownRow]
+"""By process, the row that somebody was shown last."""
 
 
 def detail(
     run: RunState, now: float, listening: float, most_parameters: int | None = None, shown: Shown | None = None
 ) -> RunDetail:
-    """The run, whole; with at most so many parameters.
+    """Everything about the run.
 
-    Where `shown` is given, of its processes only those of which it does not say the same; it is brought up to date.
+    Args:
+      run: the run.
+      now: the exporter's clock.
+      listening: since when this exporter can have heard the run.
+      most_parameters: how many of the worst parameters to include; None includes all.
+      shown: the process rows that the caller has had. If given, only rows that differ are included, and `shown` is
+        updated.
     """
     brief = summary(run, now, listening)
-    speaker = lead(run, now)
+    leading = lead(run, now)
     return RunDetail(
         run=run.run,
         health=brief.health,
@@ -131,9 +141,9 @@ def detail(
         first_report=brief.first_report,
         last_report=brief.last_report,
         totals=brief.totals,
-        state_totals=speaker.incarnation.totals.totals(),
-        unseen=unseen(run, speaker),
-        gauges=speaker.gauges,
+        state_totals=leading.incarnation.totals.totals(),
+        unseen=unseen(run, leading),
+        gauges=leading.gauges,
         parameters=parameters(run)[:most_parameters],
         replicas=replicas(run),
         dropped=_dropped(run.processes.values()),
@@ -143,87 +153,81 @@ def detail(
 
 
 def lead(run: RunState, now: float) -> ProcessState:
-    """The process that speaks for the run where all say the same.
+    """The process that stands for the run where all processes report the same: the lowest that still reports.
 
-    Of those that are the run now the lowest that has not been silent, or gone, long before the others.
+    A process that went silent or ended long before the others does not count.
     """
     members = health.relevant(run, now)
     last = max(process.last_report for process in members)
-    return next(process for process in members if process.last_report + health.silence(process.interval) > last)
+    return next(process for process in members if process.last_report + process.stale_after > last)
 
 
-def unseen(run: RunState, speaker: ProcessState) -> int:
-    """Steps that the run's present state has lived and that nobody has seen.
-
-    Seen is what the incarnations of all processes cover, and what those of the speaker cover together with what it knows by
-    hearsay only (a base, after the loss of a directory). Both may be the same steps: the larger of the two counts.
-    """
-    lived = speaker.incarnation.totals.steps
-    hearsay = speaker.total.steps - sum(share.steps for share in speaker.shares.values())
-    covered = max(_covered(run.processes.values(), lived), _covered([speaker], lived) + hearsay)
-    return max(0, lived - covered)
-
-
-def _covered(processes: Iterable[ProcessState], lived: int) -> int:
-    """How many of that many steps the incarnations of some processes tell of."""
-    incarnations = (state for process in processes for state in process.incarnations.values())
-    return ranges.count(
-        ranges.union((state.at_start.steps + 1, state.totals.steps) for state in incarnations), 1, lived
-    )
+def unseen(run: RunState, leading: ProcessState) -> int:
+    """Steps of the optimizer's state that no incarnation covers."""
+    taken = leading.incarnation.totals.steps
+    incarnations = (state for process in run.processes.values() for state in process.incarnations.values())
+    covered = ranges.union((state.baseline.steps + 1, state.totals.steps) for state in incarnations)
+    return taken - ranges.count(covered, 1, taken)
 
 
 def parameters(run: RunState) -> list[ParameterRow]:
-    """Parameters that were not finite, worst first: by steps, then values, then path."""
-    found = run.total.parameters
-    offences = _offences(run)
+    """Parameters that were non-finite, worst first."""
+    steps = run.total.parameters
+    records = _parameter_records(run)
     rows = [
         ParameterRow(
             parameter=path,
-            steps=found.get(path, 0),
-            values=of.values if (of := offences.get(path)) else 0,
+            steps=steps.get(path, 0),
+            values=of.values if (of := records.get(path)) else 0,
             first_step=of.first_step if of else None,
             last_step=of.last_step if of else None,
         )
-        for path in {**found, **offences}
+        for path in {**steps, **records}
     ]
     return sorted(rows, key=worst_first)
 
 
+def worst_first(row: ParameterRow) -> tuple[int, int, str]:
+    """The sort key of parameters: by steps, then values, then path."""
+    return (-row.steps, -row.values, row.parameter)
+
+
 def replicas(run: RunState) -> list[ReplicaRow]:
-    """Replicas that were the first whose own gradients were not finite, worst first: by steps, then by their number."""
-    seen: dict[Replica, Seen] = {}
+    """Replicas that were the first non-finite one, worst first."""
+    spans: dict[Replica, StepSpan] = {}
     for process in run.processes.values():
         for incarnation in process.incarnations.values():
-            for replica, steps in incarnation.seen.items():
-                seen[replica] = seen[replica].joined(steps) if replica in seen else steps
+            for replica, span in incarnation.replica_spans.items():
+                spans[replica] = spans[replica].joined(span) if replica in spans else span
     rows = [
         ReplicaRow(
             replica=replica.number,
             process=replica.process,
             device=replica.device,
             steps=steps,
-            first_step=seen[replica].first if replica in seen else None,
-            last_step=seen[replica].last if replica in seen else None,
+            first_step=spans[replica].first if replica in spans else None,
+            last_step=spans[replica].last if replica in spans else None,
         )
         for replica, steps in run.total.replicas.items()
     ]
-    none = 2**63
-    return sorted(rows, key=lambda row: (-row.steps, none if row.replica is None else row.replica, row.device or ""))
+    return sorted(rows, key=_worst_replica_first)
 
 
-def worst_first(row: ParameterRow) -> tuple[int, int, str]:
-    """What to sort parameters by."""
-    return (-row.steps, -row.values, row.parameter)
+def _worst_replica_first(row: ReplicaRow) -> tuple[int, float, float, str]:
+    """The sort key of replicas: by steps, then by number, process and device, so that no two rows are equal."""
+    number = math.inf if row.replica is None else row.replica
+    process = math.inf if row.process is None else row.process
+    return (-row.steps, number, process, row.device or "")
 
 
-def _offences(run: RunState) -> dict[str, Offences]:
-    """By parameter, over all attempts; of an attempt, whose processes see the same, from the lowest that saw most."""
-    largest: dict[tuple[str, str], Offences] = {}
+def _parameter_records(run: RunState) -> dict[str, ParameterRecords]:
+    """By parameter, the sum over attempts of the process with the most values: all processes see the same values."""
+    largest: dict[tuple[str, str], ParameterRecords] = {}
     for _, process in sorted(run.processes.items()):
-        for key, found in process.offences.items():
+        for key, found in process.parameter_records.items():
             if key not in largest or largest[key].values < found.values:
                 largest[key] = found
-    summed: dict[str, Offences] = {}
+    summed: dict[str, ParameterRecords] = {}
     for (_, path), found in largest.items():
         summed[path] = summed[path].plus(found) if path in summed else found
     return summed
@@ -236,26 +240,25 @@ def _first_report(run: RunState) -> float:
 def _dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
     incarnations = [state for process in processes for state in process.incarnations.values()]
     return DroppedTotals(
-        steps=sum(state.dropped[0] for state in incarnations),
-        bad_steps=sum(state.dropped[1] for state in incarnations),
+        steps=sum(state.dropped.steps for state in incarnations),
+        bad_steps=sum(state.dropped.bad_steps for state in incarnations),
         not_stored=sum(state.not_stored for state in incarnations),
     )
 
 
 def _rows(run: RunState, now: float, listening: float, shown: Shown) -> Iterator[ProcessRow]:
-    """The rows that are not what `shown` says. A state is replaced, never changed: the same one gives the same row."""
+    """The rows that differ from `shown`. States are immutable, so the same state makes the same row."""
     for index, process in sorted(run.processes.items()):
-        condition, since = health.of_process(process, now, listening)
+        current = health.of_process(process, now, listening)
         before = shown.get(index)
-        if before is not None and before[0] is process and before[1:] == (condition, since):
+        if before is not None and before.process is process and before.current == current:
             continue
-        shown[index] = (process, condition, since)
+        shown[index] = ShownRow(process, current)
         yield ProcessRow(
             process=index,
             host=process.source.host,
-            health=condition,
-            since=since,
-            incarnation=process.current,
+            health=current.health,
+            since=current.since,
             last_report=process.last_report,
             totals=process.total.totals(),
             gauges=process.gauges,
@@ -263,7 +266,7 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> Iterator
 
 
 def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
-    """Every launch of the run, in the order in which they were heard of."""
+    """Every launch of the run, by its first report."""
     since: dict[str, float] = {}
     until: dict[str, float] = {}
     states: dict[str, set[AttemptState]] = {}
@@ -275,8 +278,8 @@ def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
             until[state.attempt] = max(until.get(state.attempt, 0.0), state.last_report)
             lost = not state.ended and (silent or state.incarnation != process.current)
             last[state.attempt] = "lost" if lost else state.state
-        for attempt, said in last.items():
-            states.setdefault(attempt, set()).add(said)
+        for attempt, found in last.items():
+            states.setdefault(attempt, set()).add(found)
     worst: tuple[AttemptState, ...] = ("failed", "running", "starting", "lost", "finished")
     return [
         AttemptRow(

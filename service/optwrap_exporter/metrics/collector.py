@@ -1,4 +1,4 @@
-"""The collector: every metric of the table, made at scrape time from one look at the ledger."""
+"""The Prometheus collector: builds every metric of the table at scrape time from the ledger."""
 
 import dataclasses
 import math
@@ -11,26 +11,20 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.ledger import Clock, Ledger, ProcessView
-from optwrap_exporter.ledger.views import NO_REPLICA
+from optwrap_exporter.ledger.ledger import Clock, Ledger
+from optwrap_exporter.ledger.views import OTHER, OTHER_REPLICAS, ProcessView
 from optwrap_exporter.metrics.own import Statistics
-from optwrap_exporter.metrics.table import DROPPED, METRICS, OTHER, UNKNOWN
-from optwrap_exporter.wire.requests import HEALTHS, Outcome
+from optwrap_exporter.metrics.table import DROPPED, METRICS, UNKNOWN
+from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
-"""Seconds without a report after which a process that has ended, or is lost, has no gauges any more."""
+"""Seconds after its last report until the gauges of an ended or stale process disappear."""
 COUNTERS_GO_AFTER: Final = 60 * 60.0
-"""The same for its counters: a scrape or a rule that comes late still finds the last increase."""
+"""The same for its counters. They stay longer so that a late scrape still sees the last increase."""
 
 _ENDED: Final = frozenset({"finished", "failed", "stale"})
 
-_SKIPPED: Final[dict[str, Outcome]] = {
-    "not_finite": "skipped_not_finite",
-    "large": "skipped_large",
-    "other": "skipped_other",
-}
-
-# Gauges that are the wire's, by what the metric is called.
+# Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {
     "optwrap_not_finite_streak": "not_finite_streak",
     "optwrap_guard_not_finite_count": "guard_not_finite_count",
@@ -45,23 +39,23 @@ _PLAIN_GAUGES: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class StoreFigures:
-    """What a scrape tells of the store."""
+    """What a scrape shows of the store."""
 
     size: Callable[[], int]
-    """Bytes that it holds, now."""
+    """Returns the bytes in use."""
     limit: int | None
-    """Bytes that it may hold."""
+    """The most bytes it may use; None if unlimited."""
 
 
 class OptwrapCollector(Collector):
-    """Yields the families of metrics.METRICS, in its order.
+    """Yields the metric families of `table.METRICS`, in that order.
 
     Args:
-      ledger: what is committed.
-      statistics: what the exporter counts of itself.
-      store: the store's figures.
-      clock: the exporter's; tells how long ago a process reported.
-      version: of the exporter.
+      ledger: the committed state of all runs.
+      statistics: the exporter's counts of its own work.
+      store: the figures of the store.
+      clock: the exporter's clock.
+      version: the exporter's version.
     """
 
     def __init__(
@@ -74,15 +68,15 @@ class OptwrapCollector(Collector):
         self._version = version
 
     def describe(self) -> Iterable[Family]:
-        """Nothing: registering asks nothing of a store that may not be open yet."""
+        """No families, so that registering does not collect."""
         return []
 
     def collect(self) -> Iterable[Family]:
-        """Every family, without samples where there is nothing to tell."""
+        """Every family. A family without values has no samples."""
         families = {metric.name: metric.family() for metric in METRICS}
 
         def add(name: str, value: float, *labels: str) -> None:
-            # Families differ in what they take as a value; an info's is the labels that it does not have already.
+            # The value of an info family is its further labels, and there are none.
             family: Any = families[name]
             family.add_metric(labels, {} if isinstance(family, InfoMetricFamily) else value)
 
@@ -113,22 +107,21 @@ def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:
     run, process, totals = view.run, str(view.process), view.totals
     add("optwrap_steps_total", totals.steps, run, process)
     add("optwrap_gradient_steps_total", totals.gradient_steps, run, process)
-    for reason, outcome in _SKIPPED.items():
-        add("optwrap_skipped_steps_total", totals.outcome(outcome), run, process, reason)
+    for outcome, reason in SKIP_REASONS.items():
+        add("optwrap_skipped_steps_total", getattr(totals.outcomes, outcome), run, process, reason)
     add("optwrap_not_finite_steps_total", totals.not_finite_steps, run, process)
-    add("optwrap_accepted_not_finite_steps_total", totals.accepted_not_finite, run, process)
+    add("optwrap_accepted_not_finite_steps_total", totals.outcomes.accepted_not_finite, run, process)
     for kind in DROPPED:
         add("optwrap_client_dropped_total", getattr(view.dropped, kind), run, process, kind)
-    # A parameter's own series can only begin when it first goes bad; the one for the rest is there from the hello on.
-    for parameter, steps in {OTHER: 0, **view.parameters}.items():
+    for parameter, steps in view.parameters.items():
         add("optwrap_parameter_not_finite_steps_total", steps, run, process, parameter)
-    for replica, steps in {NO_REPLICA: 0, **view.replicas}.items():
+    for replica, steps in view.replicas.items():
         add("optwrap_replica_not_finite_steps_total", steps, run, process, *_replica(replica))
 
 
 def _replica(replica: Replica) -> tuple[str, str, str]:
     """The labels of a replica."""
-    if replica.number is None:
+    if replica == OTHER_REPLICAS:
         return OTHER, OTHER, OTHER
     process = UNKNOWN if replica.process is None else str(replica.process)
     return str(replica.number), process, replica.device or UNKNOWN
@@ -138,7 +131,7 @@ def _add_gauges(view: ProcessView, add: Callable[..., None]) -> None:
     run, process = view.run, str(view.process)
 
     def gauge(name: str, value: float | None) -> None:
-        # What is absent has no series: a zero would be a lie, a NaN would poison every average over it.
+        # An absent value has no series: a zero would be wrong, and a NaN would spoil every average.
         if value is not None and math.isfinite(value):
             add(name, value, run, process)
 

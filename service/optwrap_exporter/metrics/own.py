@@ -1,4 +1,4 @@
-"""What the exporter counts of itself: in memory, from its start on."""
+"""The exporter's counts of its own work: in memory, since its start."""
 
 import bisect
 import threading
@@ -8,7 +8,7 @@ from typing import Final
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the scrape duration's buckets, in seconds; one more takes the rest."""
+"""Upper bounds of the scrape duration buckets in seconds, without `+Inf`."""
 
 
 class Statistics:
@@ -21,23 +21,23 @@ class Statistics:
         self._seconds = 0.0
 
     def report(self, outcome: str) -> None:
-        """Count a report; `outcome` is one of metrics.REPORT_OUTCOMES."""
+        """Count a report by its outcome, one of `table.REPORT_OUTCOMES`."""
         with self._lock:
             self._outcomes[outcome] += 1
 
     def scrape(self, seconds: float) -> None:
-        """Count an answer to /metrics that took so long."""
+        """Count a scrape and its duration."""
         with self._lock:
             self._scrapes[bisect.bisect_left(BUCKETS, seconds)] += 1
             self._seconds += seconds
 
     def reports(self) -> Mapping[str, int]:
-        """Reports by outcome, every outcome."""
+        """Number of reports by outcome; every outcome is there."""
         with self._lock:
             return dict(self._outcomes)
 
     def scrapes(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative buckets as Prometheus has them, `+Inf` last, and the sum in seconds."""
+        """Scrape durations as a Prometheus histogram: cumulative buckets, `+Inf` last, and the sum in seconds."""
         with self._lock:
             counts, total = list(self._scrapes), self._seconds
         buckets: list[tuple[str, float]] = []

@@ -1,8 +1,8 @@
-"""Which good steps stand for many: along an axis, of each part of it the ones with the smallest and the largest norm.
+"""Downsamples good steps: keeps the smallest and the largest norm of each bucket along an axis.
 
-Along the numbers of the steps every part has as many numbers. Along time every part is as long, so that a day of slow
-steps after an hour of fast ones is seen as well as they are. Blocks know no times: they are asked of the step with the
-smallest norm, and a block that lasted longer than a part is read step by step.
+Along the step number, buckets hold equally many step numbers. Along time, buckets are equally long, so a day of slow
+steps after an hour of fast ones is still visible. Blocks have no times: a block takes the time of its step with the
+smallest norm, and a block that spans more than a bucket is read step by step.
 """
 
 import json
@@ -10,8 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
-from optwrap_exporter.store import rollups as blocks
-from optwrap_exporter.store.rollups import Block
+from optwrap_exporter.store.rollups import SIZE, Block
 
 Axis = Literal["step", "time"]
 
@@ -19,7 +18,7 @@ IN_SPAN: Final = "run_id = ? AND process = ? AND step BETWEEN ? AND ?"
 
 
 class Span(NamedTuple):
-    """Steps of one process; the values for IN_SPAN."""
+    """A range of steps of one process: the parameters of IN_SPAN."""
 
     run_id: int
     process: int
@@ -27,27 +26,34 @@ class Span(NamedTuple):
     last: int
 
 
-def along_steps(db: sqlite3.Connection, span: Span, parts: dict[int, Block], buckets: int) -> Iterable[Block]:
-    """The good steps of a span, whose blocks are `parts`, as at most `buckets` blocks by number."""
+def along_steps(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int) -> Iterable[Block]:
+    """At most `buckets` blocks of the good steps of a span, along the step number.
+
+    Args:
+      db: the connection to read from.
+      span: the steps.
+      blocks: the stored blocks of the span, by number.
+      buckets: the most blocks to return.
+    """
     joined: dict[int, Block] = {}
     width = -(-(span.last - span.first + 1) // buckets)
-    if width < 2 * blocks.SIZE:  # narrower than what the blocks can tell, and few enough to be read
+    if width < 2 * SIZE:  # narrower than blocks can resolve, and few enough to read
         for row in _good(db, span):
             joined.setdefault((row[0] - span.first) // width, Block()).add(row[:4])
     else:
-        first = span.first // blocks.SIZE
-        together = -(-(span.last // blocks.SIZE - first + 1) // buckets)
-        for number, block in parts.items():
+        first = span.first // SIZE
+        together = -(-(span.last // SIZE - first + 1) // buckets)
+        for number, block in blocks.items():
             joined.setdefault((number - first) // together, Block()).merge(block)
     return joined.values()
 
 
-def along_time(db: sqlite3.Connection, span: Span, parts: dict[int, Block], buckets: int) -> Iterable[Block]:
-    """The same by when they were taken."""
-    if span.last - span.first < 2 * blocks.SIZE * buckets:
+def along_time(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int) -> Iterable[Block]:
+    """At most `buckets` blocks of the good steps of a span, along time. Arguments as in `along_steps`."""
+    if span.last - span.first < 2 * SIZE * buckets:
         pieces = _each(db, span)
     else:
-        pieces = list(_pieces(db, span, parts, buckets))
+        pieces = list(_pieces(db, span, blocks, buckets))
     times = [time for time, _ in pieces]
     first = min(times, default=0.0)
     width = (max(times, default=0.0) - first) / buckets or 1.0
@@ -65,7 +71,7 @@ def _good(db: sqlite3.Connection, span: Span) -> Iterator[_Row]:
 
 
 def _each(db: sqlite3.Connection, span: Span) -> list[tuple[float, Block]]:
-    """Every good step of the span with its time, as a block of its own."""
+    """Every good step of the span as a block of its own, with its time."""
     found = []
     for row in _good(db, span):
         block = Block()
@@ -74,9 +80,11 @@ def _each(db: sqlite3.Connection, span: Span) -> list[tuple[float, Block]]:
     return found
 
 
-def _pieces(db: sqlite3.Connection, span: Span, parts: dict[int, Block], buckets: int) -> Iterator[tuple[float, Block]]:
-    """The blocks with a time of each; of those that lasted longer than a bucket, their steps."""
-    keys = [(number, *block.low[1:]) for number, block in parts.items() if block.low is not None]
+def _pieces(
+    db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int
+) -> Iterator[tuple[float, Block]]:
+    """The blocks with a time of each; a block that spans more than a bucket is replaced by its steps."""
+    keys = [(number, *block.low[1:]) for number, block in blocks.items() if block.low is not None]
     times = sorted(
         db.execute(
             """
@@ -91,7 +99,7 @@ def _pieces(db: sqlite3.Connection, span: Span, parts: dict[int, Block], buckets
     for i, (number, time) in enumerate(times):
         before, after = times[max(0, i - 1)], times[min(len(times) - 1, i + 1)]
         if abs(after[1] - before[1]) > 2 * width:
-            first, last = number * blocks.SIZE, (number + 1) * blocks.SIZE - 1
+            first, last = number * SIZE, (number + 1) * SIZE - 1
             yield from _each(db, span._replace(first=max(span.first, first), last=min(span.last, last)))
         else:
-            yield time, parts[number]
+            yield time, blocks[number]

@@ -1,4 +1,4 @@
-"""What the API reads from the database. Every function is given a connection in which it may read one state of it."""
+"""The queries of the API. Each runs in a read transaction of the caller, so it sees one state of the database."""
 
 import json
 import math
@@ -6,21 +6,12 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
-from optwrap_exporter.store import downsample as thinning
-from optwrap_exporter.store import rollups as blocks
+from optwrap_exporter.store import downsample, rollups
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
+from optwrap_exporter.wire.answers import Event, Page, ReportMessage, StepsAnswer
 from optwrap_exporter.wire.cursor import decode, encode
-from optwrap_exporter.wire.requests import (
-    OUTCOMES,
-    Event,
-    EventKind,
-    Offender,
-    Page,
-    ReplicaRecord,
-    ReportMessage,
-    StepColumns,
-    StepsAnswer,
-)
+from optwrap_exporter.wire.requests import Offender, ReplicaRecord, StepColumns
+from optwrap_exporter.wire.vocabulary import OUTCOMES, EventKind
 
 _COLUMNS: Final = "step, time, outcome, finite, norm, mini_step, interpolated"
 _LAST: Final = 2**62
@@ -29,7 +20,7 @@ _Row = tuple[int, float, int, int, float | None, int | None, int]
 
 
 def run_id(db: sqlite3.Connection, run: str) -> int | None:
-    """The run's key; None where it is unknown."""
+    """The run's key; None if the run is unknown."""
     row = db.execute("SELECT id FROM run WHERE run = ?", (run,)).fetchone()
     return row and int(row[0])
 
@@ -40,24 +31,24 @@ def steps(
     """`Store.steps`."""
     key = run_id(db, run)
     found: list[_Row] = []
-    brought: list[ReplicaRecord] = []
+    replicas: list[ReplicaRecord] = []
     total, good = 0, 0
     if key is not None:
         span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
-        parts = blocks.read(db, *span) if span.first <= span.last else {}
-        good = sum(block.good for block in parts.values())
-        total = good + sum(block.bad for block in parts.values())
+        blocks = rollups.read(db, *span) if span.first <= span.last else {}
+        good = sum(block.good for block in blocks.values())
+        total = good + sum(block.bad for block in blocks.values())
         if good <= points:
             found = db.execute(f"SELECT {_COLUMNS} FROM step WHERE {IN_SPAN}", span).fetchall()
         else:
-            # The index of bad steps serves only a query that repeats its condition.
+            # SQLite uses the partial index only if the query repeats its condition.
             found = db.execute(
                 f"SELECT {_COLUMNS} FROM step INDEXED BY step_bad WHERE {IN_SPAN} AND bad = 1", span
             ).fetchall()
-            found += _sampled(db, span, parts, points // 2, axis)
+            found += _sampled(db, span, blocks, points // 2, axis)
         found.sort(key=lambda row: row[:2])
         shown = {row[0] for row in found}
-        brought = [record for record in _replicas(db, IN_SPAN, span) if record.step in shown]
+        replicas = [record for record in _replicas(db, IN_SPAN, span) if record.step in shown]
     return StepsAnswer(
         run=run,
         process=process,
@@ -66,12 +57,12 @@ def steps(
         total=total,
         sampled=good > points,
         columns=columns(found),
-        replicas=brought,
+        replicas=replicas,
     )
 
 
 def _replicas(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> list[ReplicaRecord]:
-    """Which replicas brought what is not finite, by step."""
+    """Replica records, by step."""
     names = ("step", "replica", "process", "device", "count", "of")
     rows = db.execute(
         "SELECT step, replica, of_process, device, replica_count, replicas FROM replica "
@@ -82,7 +73,7 @@ def _replicas(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> li
 
 
 def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
-    """From the first to the last step there is within a span; empty where there is none."""
+    """The span from its first to its last stored step; empty if it has none."""
     rows = [
         db.execute(f"SELECT step FROM step WHERE {IN_SPAN} ORDER BY step {way} LIMIT 1", span).fetchone()
         for way in ("ASC", "DESC")
@@ -91,12 +82,12 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
 
 
 def _sampled(
-    db: sqlite3.Connection, span: Span, parts: dict[int, blocks.Block], buckets: int, axis: Axis
+    db: sqlite3.Connection, span: Span, blocks: dict[int, rollups.Block], buckets: int, axis: Axis
 ) -> list[_Row]:
-    """Of each of at most `buckets` parts of the axis, the good steps with the smallest and the largest norm."""
+    """The good steps with the smallest and the largest norm of each of at most `buckets` buckets."""
     if buckets < 1:
         return []
-    joined = (thinning.along_time if axis == "time" else thinning.along_steps)(db, span, parts, buckets)
+    joined = (downsample.along_time if axis == "time" else downsample.along_steps)(db, span, blocks, buckets)
     chosen = {extreme[1:] for block in joined for extreme in (block.low, block.high) if extreme is not None}
     return db.execute(
         f"""
@@ -108,10 +99,10 @@ def _sampled(
 
 
 def columns(rows: Iterable[_Row]) -> StepColumns:
-    """Rows as the API's columns."""
+    """Step rows as columns."""
     table = list(zip(*rows, strict=True)) or [()] * 7
     step, time, outcome, finite, norm, mini_step, interpolated = table
-    # They were checked when they came; a million of them are not checked again.
+    # They were validated on arrival. Validating a million of them again would be slow.
     return StepColumns.model_construct(
         step=list(step),
         time=list(time),
@@ -163,7 +154,7 @@ def events(
         where.append("process = ?")
         values.append(process)
     else:
-        where.append("NOT again")
+        where.append("NOT repeated")
     rows = db.execute(
         f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE {' AND '.join(where)} "
         "ORDER BY event.id DESC LIMIT ?",
@@ -195,7 +186,7 @@ def _change(db: sqlite3.Connection, revision: int, run: str, span: Span) -> Repo
         values,
     )
     happened = db.execute(
-        f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE revision = ? AND NOT again "
+        f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE revision = ? AND NOT repeated "
         "ORDER BY event.id",
         (revision,),
     )

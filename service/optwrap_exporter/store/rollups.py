@@ -1,7 +1,7 @@
-"""Blocks: for every few dozen step numbers, how many steps there are and where the smallest and largest norm is.
+"""Rollups of step records: for every SIZE step numbers the count of steps and the smallest and largest norm.
 
-With them a million steps are counted and thinned out without being read. A norm that is not a number counts as infinite
-here, so that a good step with one is found.
+They let a million steps be counted and downsampled without reading them. A NaN norm counts as infinite here, so that a
+good step with one is kept.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Extreme = tuple[float, int, int]
 
 @dataclasses.dataclass(slots=True)
 class Block:
-    """What some step records amount to. `low` and `high` are those of the good ones."""
+    """The rollup of some step records. `low` and `high` are the extreme norms of the good ones."""
 
     good: int = 0
     bad: int = 0
@@ -29,7 +29,7 @@ class Block:
     high: Extreme | None = None
 
     def add(self, row: Row) -> None:
-        """Count one step record in."""
+        """Add one step record."""
         step, incarnation, norm, bad = row
         if bad:
             self.bad += 1
@@ -39,7 +39,7 @@ class Block:
         self._extend(here, here)
 
     def merge(self, other: "Block") -> None:
-        """Count another block in."""
+        """Add another block."""
         self.good += other.good
         self.bad += other.bad
         if other.low is not None and other.high is not None:
@@ -53,7 +53,7 @@ class Block:
 
 
 def of_rows(rows: Iterable[Row]) -> dict[int, Block]:
-    """Step records by the number of their block."""
+    """The blocks of step records, by block number."""
     found: dict[int, Block] = {}
     for row in rows:
         number = row[0] // SIZE
@@ -81,7 +81,7 @@ ON CONFLICT DO UPDATE SET
 
 
 def write(db: sqlite3.Connection, run_id: int, process: int, rows: Iterable[Row]) -> None:
-    """Count new step records in."""
+    """Add new step records to the stored blocks."""
     nothing = (None, None, None)
     db.executemany(
         _UPSERT,
@@ -93,7 +93,7 @@ def write(db: sqlite3.Connection, run_id: int, process: int, rows: Iterable[Row]
 
 
 def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> None:
-    """Count the blocks of these steps anew, after some of them were deleted."""
+    """Recompute the blocks of these steps after some of them were deleted."""
     first, last = first // SIZE, last // SIZE
     db.execute(
         "DELETE FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?", (run_id, process, first, last)
@@ -109,7 +109,7 @@ def _rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: i
 
 
 def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> dict[int, Block]:
-    """The blocks of the steps from `first` to `last`; those at the ends hold only what is in that range."""
+    """The blocks of the steps from `first` to `last`. Blocks at the ends include only steps in that range."""
     inner_first, inner_last = -(-first // SIZE), (last + 1) // SIZE - 1
     found = {}
     if inner_first <= inner_last:

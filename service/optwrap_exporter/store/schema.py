@@ -1,13 +1,14 @@
-"""The database: its tables, how it is opened, and how an older one is brought up to date."""
+"""The database: its tables, and how it is opened. A database of another version is refused."""
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from optwrap_exporter.wire.errors import ExporterError
+
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 2
+VERSION: Final = 3
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -15,12 +16,12 @@ CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL UNIQUE,
     labels TEXT NOT NULL,               -- JSON: parameters with a metric label of their own
-    replica_labels TEXT NOT NULL DEFAULT '[]'  -- JSON: replicas with one
+    replica_labels TEXT NOT NULL        -- JSON: replicas with one
 );
 CREATE TABLE process (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
-    state TEXT NOT NULL,                -- JSON: state.ProcessState.durable
+    state TEXT NOT NULL,                -- JSON: ProcessState.durable
     PRIMARY KEY (run_id, process)
 ) WITHOUT ROWID;
 CREATE TABLE incarnation (
@@ -28,21 +29,20 @@ CREATE TABLE incarnation (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     incarnation TEXT NOT NULL,
-    state TEXT NOT NULL,                -- JSON: incarnation.IncarnationState.durable
+    state TEXT NOT NULL,                -- JSON: IncarnationState.durable
+    not_stored INTEGER NOT NULL DEFAULT 0,  -- step records for which there was no room
     UNIQUE (run_id, process, incarnation)
 );
-CREATE TABLE badness (                  -- incarnation.Badness; in the tree's order as far as it was known
+CREATE TABLE parameter (                -- ParameterState; by id in the tree's order as far as it was known
     id INTEGER PRIMARY KEY,
     incarnation_id INTEGER NOT NULL,
-    parameter TEXT NOT NULL,
+    path TEXT NOT NULL,
     totals INTEGER NOT NULL,
-    at_start INTEGER NOT NULL,
-    share INTEGER NOT NULL,
-    base INTEGER NOT NULL,
+    baseline INTEGER NOT NULL,
     value_count INTEGER,
     first_step INTEGER,
     last_step INTEGER,
-    UNIQUE (incarnation_id, parameter)
+    UNIQUE (incarnation_id, path)
 );
 CREATE TABLE change (                   -- one row for each transaction
     revision INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -50,9 +50,9 @@ CREATE TABLE change (                   -- one row for each transaction
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     incarnation_id INTEGER,
-    seq INTEGER,                        -- null where only time had passed
+    seq INTEGER,                        -- null if only time had passed
     digest BLOB,
-    first_step INTEGER,                 -- of its records; null where it has none
+    first_step INTEGER,                 -- of its step records; null if it has none
     last_step INTEGER
 );
 CREATE UNIQUE INDEX change_report ON change (incarnation_id, seq) WHERE seq IS NOT NULL;
@@ -64,7 +64,7 @@ CREATE TABLE step (
     incarnation_id INTEGER NOT NULL,
     revision INTEGER NOT NULL,
     time REAL NOT NULL,                 -- the client's clock
-    outcome INTEGER NOT NULL,           -- place in wire.OUTCOMES
+    outcome INTEGER NOT NULL,           -- index in wire.vocabulary.OUTCOMES
     finite INTEGER NOT NULL,
     norm REAL,                          -- null: NaN
     mini_step INTEGER,
@@ -73,13 +73,13 @@ CREATE TABLE step (
     PRIMARY KEY (run_id, process, step, incarnation_id)
 ) WITHOUT ROWID;
 CREATE INDEX step_bad ON step (run_id, process, step) WHERE bad = 1;
-CREATE TABLE block (                    -- what blocks.SIZE step numbers in a row hold
+CREATE TABLE block (                    -- rollups.Block: the steps of rollups.SIZE step numbers in a row
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     block INTEGER NOT NULL,
     good INTEGER NOT NULL,
     bad INTEGER NOT NULL,
-    low REAL,                           -- smallest norm of a good step, and whose it is
+    low REAL,                           -- smallest norm of a good step, and that step
     low_step INTEGER,
     low_incarnation INTEGER,
     high REAL,
@@ -96,18 +96,18 @@ CREATE TABLE offender (
     process INTEGER NOT NULL,
     step INTEGER NOT NULL,
     revision INTEGER NOT NULL,
-    position INTEGER NOT NULL,          -- in its report: the tree's order
+    position INTEGER NOT NULL,          -- index in its report: the tree's order
     path_id INTEGER NOT NULL,
     not_finite INTEGER NOT NULL,
     PRIMARY KEY (run_id, process, step, revision, position)
 ) WITHOUT ROWID;
-CREATE TABLE replica (                  -- wire.ReplicaRecord
+CREATE TABLE replica (                  -- wire.requests.ReplicaRecord
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     step INTEGER NOT NULL,
     revision INTEGER NOT NULL,
     replica INTEGER NOT NULL,
-    of_process INTEGER,                 -- where the replica is, if that is known
+    of_process INTEGER,                 -- null if unknown
     device TEXT,
     replica_count INTEGER NOT NULL,
     replicas INTEGER,
@@ -122,79 +122,66 @@ CREATE TABLE event (
     time REAL NOT NULL,
     step INTEGER,
     attempt TEXT NOT NULL,
-    alike TEXT,                         -- the same for all processes that tell the same; null: only one does
-    again INTEGER NOT NULL,             -- 1: another had told it before
+    same_as TEXT,                       -- equal for the same event of several processes; null: no other reports it
+    repeated INTEGER NOT NULL,          -- 1 if another process had reported it before
     detail TEXT NOT NULL,               -- JSON
     key TEXT NOT NULL,
     UNIQUE (run_id, key)
 );
 CREATE INDEX event_run ON event (run_id, kind, id);
 CREATE INDEX event_revision ON event (revision);
-CREATE INDEX event_alike ON event (run_id, alike) WHERE alike IS NOT NULL;
+CREATE INDEX event_same_as ON event (run_id, same_as) WHERE same_as IS NOT NULL;
 """
 
 OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event")
-"""Tables whose rows belong to a run by `run_id`."""
+"""Tables with a column `run_id`."""
 
 
-def _to_2(db: sqlite3.Connection) -> None:
-    """Replicas, of which nothing was known before."""
-    db.execute("ALTER TABLE run ADD COLUMN replica_labels TEXT NOT NULL DEFAULT '[]'")
-    db.execute(next(statement for statement in _TABLES.split(";\n") if "CREATE TABLE replica " in statement))
-
-
-MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {1: _to_2}
-"""By version: what makes a database of that version one of the next; runs inside a transaction."""
-
-
-class NotOurs(Exception):
-    """The database holds something else than a store of a version that this exporter knows."""
+class SchemaError(ExporterError):
+    """The database is not a store of this exporter's schema version."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that may go from thread to thread, one at a time, and in which transactions are begun by hand."""
+    """A connection that one thread at a time may use. Transactions are begun explicitly."""
     db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA synchronous = NORMAL")
     return db
 
 
 def prepare(db: sqlite3.Connection) -> None:
-    """Make the tables, or bring them up to date.
+    """Make the tables of a new database; check the version of an existing one.
 
     Raises:
-      NotOurs: there is something else in it.
-      sqlite3.Error: it is no database, or cannot be written.
+      SchemaError: the database belongs to another program or has another schema version.
+      sqlite3.Error: the file is not a database or cannot be written.
     """
     version = _pragma(db, "user_version")
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables and _pragma(db, "application_id") != APPLICATION:
-        raise NotOurs("it is a database of another program")
-    if version > VERSION:
-        raise NotOurs(f"it was written by a newer exporter (schema {version}; this one knows {VERSION} and older)")
+        raise SchemaError("it is the database of another program")
+    if tables and version != VERSION:
+        age = "a newer" if version > VERSION else "an older"
+        raise SchemaError(f"it was written by {age} exporter (schema {version}; this exporter reads schema {VERSION})")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA journal_size_limit = 16777216")
-    if version == VERSION:
+    if tables:
         return
     db.execute("BEGIN IMMEDIATE")
-    if not tables:
-        for statement in _TABLES.split(";\n"):
-            db.execute(statement)
-        db.execute(f"PRAGMA application_id = {APPLICATION}")
-    else:
-        for old in range(version, VERSION):
-            MIGRATIONS[old](db)
+    for statement in _TABLES.split(";\n"):
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION}")
     db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute("COMMIT")
 
 
 def limit_pages(db: sqlite3.Connection, limit_bytes: int | None) -> None:
-    """Let the database grow to at most so many bytes; what is more fails as if the disk were full."""
+    """Limit the size of the database. A write beyond it fails as on a full disk."""
     if limit_bytes is not None:
         db.execute(f"PRAGMA max_page_count = {max(1, limit_bytes // _pragma(db, 'page_size'))}")
 
 
 def used_bytes(db: sqlite3.Connection) -> int:
-    """Bytes of the pages that hold something."""
+    """Bytes of the pages in use."""
     return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * _pragma(db, "page_size")
 
 

@@ -1,7 +1,7 @@
-"""The store: SQLite in one directory of a local disk, one writer.
+"""The store: an SQLite database in a directory of a local disk, with one writer.
 
-What is committed survives the death of the process (kill -9), not a power cut: the log is written with
-`synchronous=NORMAL`. Reads have connections of their own and never hold the writer up.
+A committed transaction survives `kill -9`, but not a power cut: the write-ahead log uses `synchronous=NORMAL`. Readers
+have connections of their own and never block the writer.
 """
 
 import contextlib
@@ -17,65 +17,67 @@ from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import reader as queries
-from optwrap_exporter.store import retention, schema
+from optwrap_exporter.store import reader, retention, schema
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
-from optwrap_exporter.wire.requests import Event, EventKind, Page, Report, ReportMessage, StepsAnswer
+from optwrap_exporter.wire.answers import Event, Page, ReportMessage, StepsAnswer
+from optwrap_exporter.wire.errors import ExporterError
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import EventKind
 
 SMALLEST_LIMIT: Final = 1024 * 1024
-"""The least that `limit_bytes` may be: empty tables take a tenth of it."""
+"""The smallest `limit_bytes`. Empty tables take a tenth of it."""
 
 _FILE: Final = "optwrap.sqlite3"
 _READERS: Final = 4
 _AT_ONCE: Final = 64
-"""Changes whose records, or events, that are dropped in one transaction: short, because the next report waits."""
+"""Changes, or events, deleted in one transaction. It is short, because the next report waits for it."""
 _CROWDED: Final = 0.9
-"""The part of the limit that is filled: beyond it are the log's and the tree's own ups and downs."""
+"""The part of the limit that is filled. The rest is for the fluctuations of the B-trees."""
 _RECORD_BYTES: Final = 100
-"""What a step record or an offender takes at most, by and large."""
+"""Roughly the most that a step record or an offender takes."""
 _SLICE: Final = 1 << 16
-"""Bytes beyond what is needed that are given free at once."""
+"""Bytes beyond what is needed that are freed at once."""
 
-_OF_THE_DISK: Final = (sqlite3.OperationalError, sqlite3.DatabaseError)
-"""What a full or failing disk, or a damaged file, raises: these classes themselves; those derived are our mistakes."""
+_DISK_ERRORS: Final = (sqlite3.OperationalError, sqlite3.DatabaseError)
+"""What a full or failing disk, or a damaged file, raises. Subclasses of these are programming errors."""
 
 Result = TypeVar("Result")
 
 
-class StoreError(Exception):
-    """The directory cannot be used: one line that says which, why, and what to do. Raised by `Store(...)` only."""
+class StoreError(ExporterError):
+    """The data directory cannot be used. The message is one line: which directory, why, and what to do."""
 
 
-class StoreFull(Exception):
-    """Not even the totals can be stored (503). Nothing of the report was."""
+class StoreFullError(ExporterError):
+    """Not even the totals of a report can be stored, so nothing of it was (HTTP 503)."""
 
 
 def holds_store(directory: Path) -> bool:
-    """Whether there is a store in that directory; none is made."""
+    """Whether the directory contains a store."""
     return (directory / _FILE).is_file()
 
 
 class Store:
-    """Everything durable. Close it; or use it as a context manager.
+    """Everything durable. Close it, or use it as a context manager.
 
     Args:
-      directory: made if it is not there (mode 0700). Held by a lock: a second store on it is refused.
-      limit_bytes: what the database may take on the disk, its log of a few MiB not included; at least SMALLEST_LIMIT.
-        None: no limit but the disk's. Where it is reached the oldest step records make room, then the oldest events.
+      directory: created with mode 0700 if it is missing. It is locked: another exporter cannot use it.
+      limit_bytes: the most bytes the database may take, without its log of a few MiB; at least SMALLEST_LIMIT. At the
+        limit the oldest step records are deleted, then the oldest events. None sets no limit.
 
     Raises:
-      StoreError: the directory cannot be made, read or written, is in use by another exporter, or holds something else
-        than a store of a version that this one knows; or the limit is too small.
+      StoreError: the directory cannot be created, read or written; another exporter uses it; it contains something
+        other than a store of this schema version; or the limit is too small.
     """
 
     def __init__(self, directory: Path, *, limit_bytes: int | None = None) -> None:
         if limit_bytes is not None and limit_bytes < SMALLEST_LIMIT:
-            raise StoreError(f"store limit: {limit_bytes} bytes: give at least {SMALLEST_LIMIT}, or none")
+            raise StoreError(f"store limit: {limit_bytes} bytes: set at least {SMALLEST_LIMIT}")
         self._path = directory / _FILE
         self._limit = limit_bytes
-        self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()  # None: there are no more
+        self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()  # None: closed
         self._closed = False
         self._lock = _locked(directory)
         try:
@@ -84,16 +86,20 @@ class Store:
             schema.limit_pages(self._db, limit_bytes)
             self._rows = Rows(self._db)
             for _ in range(_READERS):
-                reader = schema.connect(self._path)
-                reader.execute("PRAGMA query_only = ON")
-                self._readers.put(reader)
-        except schema.NotOurs as error:
+                connection = schema.connect(self._path)
+                connection.execute("PRAGMA query_only = ON")
+                self._readers.put(connection)
+        except schema.SchemaError as error:
             os.close(self._lock)
-            raise StoreError(f"{self._path}: {error}: move it away, or give another --data-dir") from None
+            raise StoreError(f"{self._path}: {error}: move the file away, or choose another --data-dir") from None
         except sqlite3.Error as error:
             os.close(self._lock)
-            away = "make room or rights for it" if isinstance(error, sqlite3.OperationalError) else "move it away"
-            raise StoreError(f"{self._path}: {error}: {away}, or give another --data-dir") from error
+            remedy = (
+                "check free space and permissions"
+                if isinstance(error, sqlite3.OperationalError)
+                else "move the file away"
+            )
+            raise StoreError(f"{self._path}: {error}: {remedy}, or choose another --data-dir") from error
 
     def __enter__(self) -> Self:
         return self
@@ -102,13 +108,13 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Give the directory free. Waits for reads that go on."""
+        """Wait for running reads, then close the database and unlock the directory."""
         if self._closed:
             return
         self._closed = True
         for _ in range(_READERS):
-            if (reader := self._readers.get()) is not None:
-                reader.close()
+            if (connection := self._readers.get()) is not None:
+                connection.close()
         self._readers.put(None)
         self._db.close()
         os.close(self._lock)
@@ -117,16 +123,16 @@ class Store:
 
     @property
     def limit_bytes(self) -> int | None:
-        """The limit that was given."""
+        """The limit, as it was passed."""
         return self._limit
 
     def size(self) -> int:
-        """Bytes of the database that hold something: what the limit is about. The file may be larger by free pages."""
+        """Bytes in use, which the limit applies to. The file may also have free pages."""
         with self._reading() as db:
             return schema.used_bytes(db)
 
     def revision(self) -> int:
-        """The last committed change; 0 in an empty store."""
+        """The revision of the last committed change; 0 in an empty store."""
         with self._reading() as db:
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
         return int(row[0]) if row else 0
@@ -143,15 +149,13 @@ class Store:
     ) -> StepsAnswer:
         """Step records of one process with since <= step <= until, by step, then time.
 
-        Where there are more than `points` good ones, their range is cut into at most `points // 2` parts of one length,
-        of whole blocks where they are wide, and of each part those with the smallest and the largest norm are kept. The
-        parts are of one length along `axis`: as many step numbers, or as long a time.
-        Bad ones (skipped, accepted though not
-        finite, or gradients not finite) are always all there. An unknown run or process has none. After a rollback or
-        a resume a step number may be there more than once: each is a step that was taken.
+        If there are more than `points` good steps, they are downsampled: their range is cut into at most `points // 2`
+        buckets of equal length along `axis`, and each bucket keeps the steps with the smallest and the largest norm.
+        Bad steps (skipped, or with non-finite gradients) are never left out. After a rollback or a resume a step number
+        can occur more than once. An unknown run or process has no steps.
         """
         with self._reading() as db:
-            return queries.steps(db, run, process, since=since, until=until, points=points, axis=axis)
+            return reader.steps(db, run, process, since=since, until=until, points=points, axis=axis)
 
     def events(
         self,
@@ -164,29 +168,29 @@ class Store:
     ) -> Page[Event]:
         """Events, newest first.
 
-        What every process says alike (skips, streaks) comes once, from the first that told it, unless `process` asks
-        for all that one of them told.
+        An event that all processes of an attempt report (a skip, a streak) is listed once, from the process that
+        reported it first. With `process` every event of that process is listed.
 
         Raises:
-          CursorError: the cursor is not one of this list (run, kind and process belong to the list).
+          CursorError: the cursor belongs to another list. Run, kind and process make a list.
         """
         with self._reading() as db:
-            return queries.events(db, run, kind=kind, process=process, limit=limit, cursor=cursor)
+            return reader.events(db, run, kind=kind, process=process, limit=limit, cursor=cursor)
 
     def changes(self, after: int, run: str | None = None, limit: int = 100) -> list[ReportMessage]:
-        """What was committed after that revision, in order: of one run or of all.
+        """What was committed after a revision, in order, of one run or of all: the messages of the stream.
 
-        The messages of the stream. Fewer than `limit` means that there is no more for now.
+        Fewer than `limit` messages mean that there are no more yet.
         """
         with self._reading() as db:
-            return queries.changes(db, after, run, limit)
+            return reader.changes(db, after, run, limit)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection in which everything that is read is of one revision."""
+        """A connection in a read transaction, so all reads see one revision."""
         db = self._readers.get()
         if db is None:
-            self._readers.put(None)  # for whoever waits next
+            self._readers.put(None)  # for the next one that waits
             raise RuntimeError(f"{self._path}: the store is closed")
         try:
             db.execute("BEGIN")
@@ -198,46 +202,48 @@ class Store:
     # --- the writer's side: from one thread only ---
 
     def restore(self) -> list[RunState]:
-        """What the ledger remembers of every run.
+        """The last state of every run.
 
         Raises:
-          StoreError: what is stored makes no sense.
+          StoreError: the stored data is damaged.
         """
         try:
             return list(self._rows.runs())
         except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{self._path}: {error!r}: damaged; move it away, or give another --data-dir") from error
+            raise StoreError(
+                f"{self._path}: damaged ({error!r}): move the file away, or choose another --data-dir"
+            ) from error
 
     def digest(self, report: Report) -> bytes | None:
-        """The digest of the report that was stored with the same incarnation and seq; None where it is not kept any more."""
+        """The digest stored for the report's incarnation and seq; None if it is no longer stored."""
         return self._rows.digest(report)
 
     def commit(self, plan: Plan, digest: bytes | None = None) -> tuple[int, Plan]:
-        """Store what a plan changes, all of it in one transaction.
+        """Store everything that a plan changes in one transaction.
 
         Returns:
-          The revision; and the plan as it was stored: without step records where there was no room for them.
+          The revision, and the plan as it was stored: without step records if there was no room for them.
 
         Raises:
-          StoreFull: not even the totals could be stored. Nothing was.
+          StoreFullError: not even the totals could be stored. Nothing was.
         """
         for version in (plan, plan.without_records()):
             try:
                 return self._transaction(partial(self._rows.write, version, digest)), version
             except sqlite3.DatabaseError as error:
-                if type(error) not in _OF_THE_DISK:
+                if type(error) not in _DISK_ERRORS:
                     raise
                 full = error
-        raise StoreFull(f"{self._path}: {full}") from full
+        raise StoreFullError(f"{self._path}: {full}") from full
 
     def make_room(self, records: int = 0) -> Mapping[Origin, int]:
-        """Forget the oldest step records, then the oldest events, until so many records more are within the limit.
+        """Delete the oldest step records, then the oldest events, until `records` more fit within the limit.
 
-        Where far more would have to go (the limit was lowered) it is some now and some the next time. It is the limit
-        alone that is looked at: a disk that others fill is not emptied by us.
+        If much more has to be deleted (the limit was lowered), each call deletes a part. Only the limit counts: a disk
+        that other programs fill is not freed here.
 
         Returns:
-          How many step records went, by where they came from; each is counted as not stored.
+          How many step records were deleted, by run, process and incarnation. They are counted as not stored.
         """
         lost: Counter[Origin] = Counter()
         if self._limit is None:
@@ -252,15 +258,15 @@ class Store:
                     lost.update(gone)
                 elif not self._transaction(lambda: retention.drop_events(self._db, _AT_ONCE)):
                     break
-        except sqlite3.Error:  # then there is no more room than there is
+        except sqlite3.Error:  # no more room can be made
             pass
         return lost
 
     def retire(self, before: float) -> bool:
-        """Forget some of the step records and events that were committed before a time; False: no more to forget.
+        """Delete some of the step records and events that were committed before a time. False if there were none.
 
         Raises:
-          sqlite3.Error: it was not possible.
+          sqlite3.Error: the database could not be written.
         """
         revision = retention.last_change_before(self._db, before, _AT_ONCE)
         if revision is None:
@@ -274,10 +280,10 @@ class Store:
         return True
 
     def forget(self, run: str) -> bool:
-        """Delete everything of a run; False where it is unknown.
+        """Delete everything about a run. False if the run is unknown.
 
         Raises:
-          sqlite3.Error: it was not possible.
+          sqlite3.Error: the database could not be written.
         """
         self._rows.forget_keys()
         return self._transaction(lambda: retention.forget(self._db, run))
@@ -288,7 +294,7 @@ class Store:
             result = work()
             self._db.execute("COMMIT")
         except BaseException:
-            self._rows.forget_keys()  # those made in it are no more
+            self._rows.forget_keys()  # rows written in this transaction are gone
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
@@ -296,21 +302,21 @@ class Store:
 
 
 def _locked(directory: Path) -> int:
-    """The descriptor of the directory's lock; the directory is made if it is not there."""
+    """Lock the directory, and create it if it is missing. Returns the descriptor that holds the lock."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise StoreError(f"data directory {directory}: not a directory: give another, by --data-dir") from error
+        raise StoreError(f"data directory {directory}: not a directory: choose another --data-dir") from error
     except OSError as error:
         raise StoreError(
-            f"data directory {directory}: {error.strerror}: give one that can be written, by --data-dir"
+            f"data directory {directory}: {error.strerror}: choose a --data-dir that can be written"
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
         raise StoreError(
-            f"data directory {directory}: in use by another exporter: stop that one, or give another by --data-dir"
+            f"data directory {directory}: in use by another exporter: stop that one, or choose another --data-dir"
         ) from error
     return lock

@@ -1,4 +1,4 @@
-"""Rows: how what the ledger remembers, and what a report brings, is written to the tables and read back."""
+"""Writes reports and ledger states to the tables, and reads the states back."""
 
 import itertools
 import json
@@ -9,22 +9,22 @@ from typing import Any, Final
 
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.incarnation import Badness, IncarnationState, Offences
+from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, ParameterState
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.store import rollups as blocks
-from optwrap_exporter.wire.requests import OUTCOMES, Report
+from optwrap_exporter.store import retention, rollups
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES
 
-_GOOD: Final = frozenset({"applied", "accumulated"})
-_PLACE: Final = {outcome: place for place, outcome in enumerate(OUTCOMES)}
+_INDEX: Final = {outcome: index for index, outcome in enumerate(OUTCOMES)}
 _NONE: Final = (None, None, None)
 
 _Labels = tuple[tuple[str, ...], tuple[Replica, ...]]
-"""What of a run has a metric label of its own: parameters, replicas."""
+"""The parameters and the replicas of a run that have metric labels of their own."""
 
 
 class Rows:
-    """The writer's view of the tables. Every method runs in the caller's transaction, in the writer's thread."""
+    """Writes rows. Every method runs in the writer's thread, in a transaction of the caller."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -32,18 +32,19 @@ class Rows:
         self._incarnations: dict[tuple[int, int, str], int] = {}
 
     def forget_keys(self) -> None:
-        """Rows may have gone: look every key up again."""
+        """Forget all cached row ids, because rows may be gone."""
         self._runs.clear()
         self._incarnations.clear()
 
     def runs(self) -> Iterator[RunState]:
-        """Every run as it was written last."""
+        """Every run in its last written state."""
         return _runs(self._db)
 
     def digest(self, report: Report) -> bytes | None:
-        """The digest of the report with the same incarnation and seq; None where it is not kept any more."""
+        """The digest stored for the report's incarnation and seq; None if it is no longer stored."""
         for (digest,) in self._db.execute(
-            "SELECT digest FROM change JOIN incarnation ON incarnation.id = incarnation_id JOIN run ON run.id = incarnation.run_id "
+            "SELECT digest FROM change JOIN incarnation ON incarnation.id = incarnation_id "
+            "JOIN run ON run.id = incarnation.run_id "
             "WHERE run = ? AND incarnation.process = ? AND incarnation.incarnation = ? AND seq = ?",
             (report.run, report.process, report.incarnation, report.seq),
         ):
@@ -51,7 +52,7 @@ class Rows:
         return None
 
     def write(self, plan: Plan, digest: bytes | None) -> int:
-        """Write all that a plan changes; returns the revision. Inside a transaction of the caller's."""
+        """Write everything that a plan changes. Returns the revision."""
         db, process, report, incarnation = self._db, plan.process.process, plan.report, plan.incarnation
         run_id = self._run(plan.run)
         db.execute(
@@ -76,37 +77,39 @@ class Rows:
         )
         revision = cursor.lastrowid or 0
         if report is not None:
-            self._badness(incarnation_id, incarnation, plan.before)
+            self._parameters(incarnation_id, incarnation, plan.before)
+            if not plan.records:
+                retention.count_not_stored(db, incarnation_id, len(report.steps))
             if touched:
                 self._steps(report, run_id=run_id, incarnation_id=incarnation_id, revision=revision)
                 self._offenders(report, run_id=run_id, revision=revision)
                 self._replicas(report, run_id=run_id, revision=revision)
-        if plan.occurrences:
+        if plan.events:
             self._events(plan, run_id, revision)
         return revision
 
     def _events(self, plan: Plan, run_id: int, revision: int) -> None:
-        for what in plan.occurrences:
-            alike = None
-            if what.kind in events.OF_STEPS and what.step is not None:
-                before = plan.process.taken_before(plan.incarnation, what.step)
-                alike = f"{what.kind}/{what.attempt}/{before}/{what.step}"
+        for event in plan.events:
+            same_as = None
+            if event.kind in events.OF_STEPS and event.step is not None:
+                before = plan.process.times_taken_before(plan.incarnation, event.step)
+                same_as = f"{event.kind}/{event.attempt}/{before}/{event.step}"
             self._db.execute(
                 "INSERT OR IGNORE INTO event "
-                "(revision, run_id, process, kind, time, step, attempt, alike, again, detail, key) VALUES "
+                "(revision, run_id, process, kind, time, step, attempt, same_as, repeated, detail, key) VALUES "
                 "(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, "
-                "EXISTS (SELECT 1 FROM event WHERE run_id = ?2 AND alike = ?8 AND process != ?3), ?9, ?10)",
+                "EXISTS (SELECT 1 FROM event WHERE run_id = ?2 AND same_as = ?8 AND process != ?3), ?9, ?10)",
                 (
                     revision,
                     run_id,
-                    what.process,
-                    what.kind,
-                    what.time,
-                    what.step,
-                    what.attempt,
-                    alike,
-                    _json(what.detail),
-                    what.key,
+                    event.process,
+                    event.kind,
+                    event.time,
+                    event.step,
+                    event.attempt,
+                    same_as,
+                    _json(event.detail),
+                    event.key,
                 ),
             )
 
@@ -136,45 +139,26 @@ class Rows:
             self._db.execute("UPDATE incarnation SET state = ? WHERE id = ?", (_json(incarnation.durable()), key))
         return key
 
-    def _badness(self, incarnation_id: int, incarnation: IncarnationState, before: IncarnationState | None) -> None:
-        rows = [incarnation.badness(parameter) for parameter in incarnation.changed(before)]
-        if not rows:
-            return
+    def _parameters(self, incarnation_id: int, incarnation: IncarnationState, before: IncarnationState | None) -> None:
+        rows = [incarnation.parameter(path) for path in incarnation.changed_parameters(before)]
         self._db.executemany(
-            "INSERT INTO badness (incarnation_id, parameter, totals, at_start, share, base, value_count, first_step, "
-            "last_step) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
-            "at_start = excluded.at_start, share = excluded.share, base = excluded.base, "
-            "value_count = excluded.value_count, first_step = excluded.first_step, last_step = excluded.last_step",
-            [
-                (
-                    incarnation_id,
-                    row.parameter,
-                    row.totals,
-                    row.at_start,
-                    row.share,
-                    row.base,
-                    *(
-                        (row.offences.values, row.offences.first_step, row.offences.last_step)
-                        if row.offences
-                        else _NONE
-                    ),
-                )
-                for row in rows
-            ],
+            "INSERT INTO parameter (incarnation_id, path, totals, baseline, value_count, first_step, last_step) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
+            "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, "
+            "last_step = excluded.last_step",
+            [(incarnation_id, row.parameter, row.totals, row.baseline, *(row.records or _NONE)) for row in rows],
         )
 
     def _steps(self, report: Report, *, run_id: int, incarnation_id: int, revision: int) -> None:
-        """Add step records; a step that this incarnation has told of already stays as it was."""
+        """Add step records. A step that this incarnation has reported before is ignored."""
         columns = report.steps
         if not len(columns):
             return
-        known = {
-            row[0]
-            for row in self._db.execute(
-                "SELECT step FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND incarnation_id = ?",
-                (run_id, report.process, min(columns.step), max(columns.step), incarnation_id),
-            )
-        }
+        stored = self._db.execute(
+            "SELECT step FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND incarnation_id = ?",
+            (run_id, report.process, columns.step[0], columns.step[-1], incarnation_id),
+        )
+        known = {step for (step,) in stored}
         records = zip(
             columns.step,
             columns.time,
@@ -183,20 +167,20 @@ class Rows:
             columns.norm,
             columns.mini_step,
             columns.interpolated or itertools.repeat(False),
-            strict=False,  # the last may have no end; the wire has checked the others
+            strict=False,  # the last one may be endless; the wire has checked the lengths of the others
         )
         rows, counted = [], []
         for step, time, outcome, finite, norm, mini_step, estimated in records:
             if step in known:
                 continue
             known.add(step)
-            bad = outcome not in _GOOD or not finite
+            bad = outcome not in GOOD_OUTCOMES or not finite
             number = None if math.isnan(norm) else norm  # SQLite has no NaN
             where = (run_id, report.process, step, incarnation_id, revision)
-            rows.append((*where, time, _PLACE[outcome], finite, number, mini_step, estimated, bad))
+            rows.append((*where, time, _INDEX[outcome], finite, number, mini_step, estimated, bad))
             counted.append((step, incarnation_id, number, int(bad)))
         self._db.executemany("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        blocks.write(self._db, run_id, report.process, counted)
+        rollups.write(self._db, run_id, report.process, counted)
 
     def _offenders(self, report: Report, *, run_id: int, revision: int) -> None:
         if not report.offenders:
@@ -229,16 +213,17 @@ def _json(value: Any) -> str:
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
-    badness: dict[int, list[Badness]] = {}
-    for incarnation_id, parameter, totals, at_start, share, base, values, first, last in db.execute(
-        "SELECT incarnation_id, parameter, totals, at_start, share, base, value_count, first_step, last_step FROM badness "
-        "ORDER BY id"
+    parameters: dict[int, list[ParameterState]] = {}
+    for incarnation_id, path, totals, baseline, values, first, last in db.execute(
+        "SELECT incarnation_id, path, totals, baseline, value_count, first_step, last_step FROM parameter ORDER BY id"
     ):
-        offences = None if values is None else Offences(values, first, last)
-        badness.setdefault(incarnation_id, []).append(Badness(parameter, totals, at_start, share, base, offences))
+        records = None if values is None else ParameterRecords(values, first, last)
+        parameters.setdefault(incarnation_id, []).append(ParameterState(path, totals, baseline, records))
     incarnations: dict[tuple[int, int], list[IncarnationState]] = {}
-    for key, run_id, process, state in db.execute("SELECT id, run_id, process, state FROM incarnation"):
-        restored = IncarnationState.from_durable(json.loads(state), badness.get(key, []))
+    for key, run_id, process, state, not_stored in db.execute(
+        "SELECT id, run_id, process, state, not_stored FROM incarnation"
+    ):
+        restored = IncarnationState.from_durable(json.loads(state), parameters.get(key, []), not_stored)
         incarnations.setdefault((run_id, process), []).append(restored)
     processes: dict[int, dict[int, ProcessState]] = {}
     for run_id, process, state in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):

@@ -1,1 +1,1 @@
-"""The wire contract: requests, answers, errors."""
+"""The wire contract: requests, answers and errors."""

@@ -1,35 +1,45 @@
-"""Cursors: opaque, and bound to the list they came from."""
+"""Cursors of paged lists. A cursor is opaque to clients and works only for the list that it came from."""
 
 import base64
 import binascii
 import json
 from typing import Final
 
-from optwrap_exporter.wire.requests import shown
+from optwrap_exporter.wire.errors import ExporterError, shown
 
 _LARGEST: Final = 2**63 - 1
-"""The largest number that a row can have: SQLite's."""
+"""The largest integer of SQLite."""
 
 
-class CursorError(ValueError):
-    """A cursor that is none, or one of another list; `value` is what was given, `allowed` what would do (422)."""
+class CursorError(ExporterError, ValueError):
+    """A cursor is damaged or belongs to another list (HTTP 422).
+
+    Attributes:
+      value: the cursor received, shortened.
+      allowed: what is allowed.
+    """
 
     def __init__(self, value: str) -> None:
         self.value = shown(value)
-        self.allowed = "the cursor of this list's last answer, with the same filters, or none to begin at its start"
+        self.allowed = "the cursor of this list's last answer, with the same filters; none for the first page"
         super().__init__(f"cursor: {self.value!r}: expected {self.allowed}")
 
 
 def encode(of: str, key: list[int | str]) -> str:
-    """The cursor that continues the list named `of` after `key`."""
+    """The cursor that continues the list named `of` after the item with `key`."""
     return base64.urlsafe_b64encode(json.dumps([of, *key]).encode()).decode().rstrip("=")
 
 
 def decode(of: str, cursor: str, types: tuple[type, ...]) -> list[int | str]:
-    """The key that `encode` was given.
+    """The key in a cursor.
+
+    Args:
+      of: the name of the list.
+      cursor: the cursor received.
+      types: the types of the key's parts.
 
     Raises:
-      CursorError: not made by `encode` for the list named `of`, or the key is not of `types`.
+      CursorError: `encode` did not make it for this list, or its key has other types.
     """
     try:
         made = json.loads(base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)))

@@ -1,27 +1,31 @@
-"""JSON that says the same thing twice: parsers differ in which they believe, pydantic's takes the last."""
+"""Finds duplicate JSON keys. Parsers disagree about which value counts; pydantic takes the last."""
 
 import json
 from collections import Counter
 from typing import Any
 
 
-class _Twice(Exception):
-    pass
+class _Found(Exception):
+    """Ends the parse at the first duplicate key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
-def named_twice(body: bytes) -> str | None:
-    """The first name that an object in `body` has more than once; None where each name is there once.
+def first_duplicate_key(body: bytes) -> str | None:
+    """The first key that an object in `body` has more than once; None if there is none.
 
     Args:
-      body: JSON that pydantic has accepted, so that it is neither deep nor broken.
+      body: JSON that pydantic has accepted, so it is well-formed and not deeply nested.
     """
 
-    def take(pairs: list[tuple[str, Any]]) -> None:
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise _Twice(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise _Found(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
 
     try:
-        json.loads(body, object_pairs_hook=take)
-    except _Twice as twice:
-        return str(twice.args[0])
+        json.loads(body, object_pairs_hook=check)
+    except _Found as found:
+        return found.key
     return None

@@ -1,1 +1,1 @@
-"""One module per group of routes; each has a function that makes its router from what it is given."""
+"""One module per group of routes. Its `router` function builds the routes from their dependencies."""

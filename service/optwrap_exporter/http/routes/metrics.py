@@ -1,4 +1,4 @@
-"""GET /metrics: text, or OpenMetrics for who asks for it."""
+"""GET /metrics: Prometheus' text format, or OpenMetrics on request."""
 
 import time
 
@@ -10,7 +10,7 @@ from optwrap_exporter.metrics.own import Statistics
 
 
 def router(registry: CollectorRegistry, statistics: Statistics) -> APIRouter:
-    """The route."""
+    """The route of /metrics."""
     routes = APIRouter(tags=["operation"])
 
     @routes.get(
@@ -21,13 +21,13 @@ def router(registry: CollectorRegistry, statistics: Statistics) -> APIRouter:
         },
     )
     def scrape(request: Request) -> Response:
-        """Every metric, for Prometheus; docs/metrics.md says what each is."""
+        """Get every metric, for Prometheus. docs/metrics.md lists them."""
         begun = time.perf_counter()
         accept = ",".join(request.headers.getlist("accept"))
         try:
             encode, content_type = choose_encoder(accept)
         except TypeError:
-            # A version that is no number, which the library compares with one: then what every scraper reads.
+            # The library fails on a version that is not a number. Every scraper reads the text format.
             encode, content_type = choose_encoder("")
         body = encode(registry)
         statistics.scrape(time.perf_counter() - begun)

@@ -1,4 +1,4 @@
-"""What a browser opens: GET / (the live page), /page/ (its files), /docs (the API, without a line from elsewhere)."""
+"""What a browser opens: / is the live page, /page/ has its files, /docs shows the API. All files are local."""
 
 from collections.abc import Callable
 from html import escape
@@ -14,15 +14,15 @@ from optwrap_exporter.http.errors import refused
 
 PAGE: Final = Path(__file__).parents[2] / "page"
 
-# Asked for again each time, but answered by 304 where nothing has changed.
+# Browsers revalidate each time, and get 304 if nothing has changed.
 _REVALIDATE: Final = {"cache-control": "no-cache"}
 
 
 class PageFiles(StaticFiles):
-    """The page's files, never shown from a cache without asking: an upgrade shows at once."""
+    """The files of the page. Browsers revalidate them, so an upgrade shows at once."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """A file, or the 404 of Starlette."""
+        """A file, or Starlette's 404."""
         response = await super().get_response(path, scope)
         response.headers.update(_REVALIDATE)
         return response
@@ -32,9 +32,9 @@ def router(document: Callable[[], dict[str, Any]], grafana: str | None = None, p
     """The routes of / and /docs.
 
     Args:
-      document: gives the OpenAPI document.
-      grafana: where Grafana is; the page learns it from a meta element.
-      page: the folder with index.html.
+      document: returns the OpenAPI document.
+      grafana: the address of Grafana, passed to the page in a meta element.
+      page: the directory with index.html.
     """
     routes = APIRouter(include_in_schema=False)
 
@@ -43,7 +43,7 @@ def router(document: Callable[[], dict[str, Any]], grafana: str | None = None, p
         path = page / "index.html"
         if not path.is_file():
             raise refused(
-                404, "path", "/", "nothing: this exporter is installed without its page; the API is under /v1"
+                404, "path", "/", "another path: this exporter is installed without its page; the API is under /v1"
             )
         if grafana is None:
             return FileResponse(path, headers={"cache-control": "no-store"})
@@ -59,12 +59,12 @@ def router(document: Callable[[], dict[str, Any]], grafana: str | None = None, p
 
 
 def api_page(document: dict[str, Any]) -> str:
-    """The OpenAPI document as one plain HTML page."""
+    """The OpenAPI document as one HTML page."""
     info = document["info"]
     parts = [
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
         f"<p>{escape(info.get('description', ''))}</p>",
-        '<p>The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>',
+        '<p>For programs: <a href="/openapi.json">/openapi.json</a>.</p>',
         "<h2>Routes</h2>",
     ]
     for path, operations in document["paths"].items():
@@ -81,7 +81,7 @@ def api_page(document: dict[str, Any]) -> str:
             (f"{field}{'' if field in required else ' (optional)'}", _kind(of), of.get("description", ""))
             for field, of in schema.get("properties", {}).items()
         ]
-        parts += _table(("field", "type", "what"), rows)
+        parts += _table(("field", "type", "meaning"), rows)
     head = f'<head><meta charset="utf-8"><title>{escape(info["title"])}: the API</title></head>'
     return f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}</body></html>'
 
@@ -92,7 +92,7 @@ def _operation(operation: dict[str, Any]) -> list[str]:
         (f"{one['name']} ({one['in']})", _kind(one["schema"]), one.get("description", ""))
         for one in operation.get("parameters", ())
     ]
-    parts += _table(("parameter", "type", "what"), rows)
+    parts += _table(("parameter", "type", "meaning"), rows)
     for body in operation.get("requestBody", {}).get("content", {}).values():
         parts.append(f"<p>Body: {_kind(body['schema'])}</p>")
     answers = []
@@ -109,7 +109,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _table(titles: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> list[str]:
-    """First and last column are text; the one between is HTML of `_kind`."""
+    """An HTML table. The first and the last column are text, the middle one is HTML from `_kind`."""
     if not rows:
         return []
     head = "".join(f"<th>{title}</th>" for title in titles)
@@ -118,7 +118,7 @@ def _table(titles: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> li
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """A schema in a few words, as HTML; links where it names a model."""
+    """A short HTML description of a schema, with links to models."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}"><code>{name}</code></a>'
@@ -140,7 +140,7 @@ _BOUNDS: Final = {
     "minimum": "from",
     "exclusiveMinimum": "above",
     "maximum": "to",
-    "minLength": "of at least",
-    "maxLength": "of at most",
-    "pattern": "like",
+    "minLength": "of length from",
+    "maxLength": "of length to",
+    "pattern": "matching",
 }

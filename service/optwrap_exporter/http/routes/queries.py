@@ -1,4 +1,4 @@
-"""GET /v1/runs and below: what is known of the runs. Plain functions: they run in threads, and hold no report up."""
+"""GET /v1/runs and below. The routes are plain functions, so they run in threads and delay no report."""
 
 from typing import Annotated, Any, Final
 
@@ -9,42 +9,33 @@ from optwrap_exporter.http.errors import refused
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.store import Store
+from optwrap_exporter.wire.answers import Event, Page, ParameterRow, RunDetail, RunSummary, StepsAnswer
 from optwrap_exporter.wire.cursor import CursorError
-from optwrap_exporter.wire.requests import (
-    LARGEST,
-    ErrorBody,
-    Event,
-    EventKind,
-    Page,
-    ParameterRow,
-    Run,
-    RunDetail,
-    RunSummary,
-    StepsAnswer,
-)
+from optwrap_exporter.wire.errors import ErrorBody
+from optwrap_exporter.wire.vocabulary import LARGEST, EventKind, Run
 
-INVALID: Final[dict[int | str, dict[str, Any]]] = {422: {"model": ErrorBody, "description": "A parameter is wrong."}}
+INVALID: Final[dict[int | str, dict[str, Any]]] = {422: {"model": ErrorBody, "description": "A parameter is invalid."}}
 UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"model": ErrorBody, "description": "No such run, or no such process of it."},
+    404: {"model": ErrorBody, "description": "The run, or its process, is unknown."},
     **INVALID,
 }
 
 RunName = Annotated[Run, Path(description="The run's name.")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="How many items at most.")]
-Cursor = Annotated[str | None, Query(max_length=2000, description="Of this list's last answer, for the next page.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="The most items to return.")]
+Cursor = Annotated[str | None, Query(max_length=2000, description="The cursor of the previous page.")]
 ProcessNumber = Annotated[
-    int | None, Query(ge=0, le=65535, description="Of which process; the one that speaks for the run, if left out.")
+    int | None, Query(ge=0, le=65535, description="The process; by default the one that stands for the run.")
 ]
-StepNumber = Annotated[int | None, Query(ge=0, le=LARGEST)]
+StepNumber = Annotated[int | None, Query(ge=0, le=LARGEST, description="First or last step to return.")]
 
 
 def answer(model: BaseModel) -> Response:
-    """`model` as JSON, written here in the thread and validated by nobody again."""
+    """`model` as a JSON response, serialized in this thread and not validated again."""
     return Response(model.model_dump_json(), media_type="application/json")
 
 
 def unknown_run(run: str) -> HTTPException:
-    """The 404 for a run that has never reported, or is forgotten."""
+    """The 404 for a run that has never reported or was deleted."""
     return refused(404, "run", run, "a run that GET /v1/runs lists")
 
 
@@ -53,7 +44,7 @@ def _bad_cursor(error: CursorError) -> HTTPException:
 
 
 def router(store: Store, ledger: Ledger) -> APIRouter:
-    """The routes, all reading."""
+    """The routes of the queries."""
     routes = APIRouter(prefix="/v1/runs", tags=["queries"])
 
     @routes.get("", response_model=Page[RunSummary], responses=INVALID)
@@ -66,7 +57,7 @@ def router(store: Store, ledger: Ledger) -> APIRouter:
 
     @routes.get("/{run}", response_model=RunDetail, responses=UNKNOWN)
     def get_run(run: RunName) -> Response:
-        """Show one run, whole."""
+        """Get everything about one run."""
         detail = ledger.detail(run)
         if detail is None:
             raise unknown_run(run)
@@ -79,19 +70,20 @@ def router(store: Store, ledger: Ledger) -> APIRouter:
         since: StepNumber = None,
         until: StepNumber = None,
         points: Annotated[
-            int, Query(ge=2, le=100_000, description="Good steps at most; bad ones are all there.")
+            int, Query(ge=2, le=100_000, description="The most good steps to return. Bad steps are never left out.")
         ] = 2000,
         process: ProcessNumber = None,
-        axis: Annotated[
-            Axis, Query(description="Thinned out so that as many are left of each part of the numbers, or of the time.")
-        ] = "step",
+        axis: Annotated[Axis, Query(description="The axis along which good steps are downsampled evenly.")] = "step",
     ) -> Response:
-        """Show the step records of one process, thinned out where there are more than `points`; bad steps never are."""
+        """Get the step records of one process.
+
+        If there are more than `points` good steps, they are downsampled. Bad steps are never left out.
+        """
         lead = ledger.lead(run)
         if lead is None:
             raise unknown_run(run)
         if since is not None and until is not None and since > until:
-            raise refused(422, "until", until, f"a step from since ({since}) on")
+            raise refused(422, "until", until, f"at least since, {since}")
         _check_process(run, process)
         of = lead if process is None else process
         return answer(store.steps(run, of, since=since, until=until, points=points, axis=axis))
@@ -100,11 +92,11 @@ def router(store: Store, ledger: Ledger) -> APIRouter:
     def get_events(
         run: RunName,
         kind: EventKind | None = None,
-        process: Annotated[int | None, Query(ge=0, le=65535, description="Only of this process.")] = None,
+        process: Annotated[int | None, Query(ge=0, le=65535, description="Only events of this process.")] = None,
         limit: Limit = 100,
         cursor: Cursor = None,
     ) -> Response:
-        """List what happened, newest first."""
+        """List the events of one run, newest first."""
         if ledger.lead(run) is None:
             raise unknown_run(run)
         _check_process(run, process)
@@ -115,7 +107,7 @@ def router(store: Store, ledger: Ledger) -> APIRouter:
 
     @routes.get("/{run}/parameters", response_model=Page[ParameterRow], responses=UNKNOWN)
     def get_parameters(run: RunName, limit: Limit = 100, cursor: Cursor = None) -> Response:
-        """List the parameters that were not finite, worst first."""
+        """List the parameters with non-finite gradients, worst first."""
         try:
             page = ledger.parameter_page(run, limit, cursor)
         except CursorError as error:

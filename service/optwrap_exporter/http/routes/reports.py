@@ -1,4 +1,4 @@
-"""POST /v1/reports: who may, how much, and what becomes of it."""
+"""POST /v1/reports: authorization, size limits, and the answers."""
 
 import asyncio
 import hmac
@@ -15,34 +15,40 @@ from starlette.requests import ClientDisconnect
 
 from optwrap_exporter.http.errors import refusal
 from optwrap_exporter.http.middleware import over_unix_socket
-from optwrap_exporter.ingest import Busy, Closed, Conflict, Ingest
+from optwrap_exporter.ingest import BusyError, ClosedError, ConflictError, Ingest
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.settings import Settings
-from optwrap_exporter.store.store import StoreFull
-from optwrap_exporter.wire.duplicate_keys import named_twice
-from optwrap_exporter.wire.requests import Acknowledgement, ErrorBody, Report, error_details
+from optwrap_exporter.store.store import StoreFullError
+from optwrap_exporter.wire.answers import Acknowledgement
+from optwrap_exporter.wire.consistency import parse_report
+from optwrap_exporter.wire.duplicate_keys import first_duplicate_key
+from optwrap_exporter.wire.errors import ErrorBody, error_details
+from optwrap_exporter.wire.requests import Report
 
 LARGEST_BODY: Final = 4 << 20
-"""Bytes of a report."""
+"""The most bytes of one report."""
 MOST_BYTES: Final = 64 << 20
-"""Bytes of all reports that are being received: beyond it clients are asked to wait."""
+"""The most bytes of all reports being received. Beyond it clients get 429."""
 BODY_SECONDS: Final = 5.0
-"""What a report may take to arrive: one that stops half-way must not hold its room for ever. No client waits longer."""
+"""Seconds in which a body must arrive, so that a stalled client does not hold memory. No client waits longer."""
 FULL_RETRY_SECONDS: Final = 5
+"""Retry-After while the store is full."""
 
 _ANSWERS: Final = {
-    401: "The token is missing or wrong, or this address takes no reports at all.",
+    401: "The token is missing or wrong, or this address accepts no reports.",
     408: "The body did not arrive in time.",
-    409: "This incarnation and seq are stored with other content, or the incarnation with another attempt.",
-    413: "Larger than 4 MiB.",
-    415: "Not application/json.",
-    422: "A field is wrong.",
-    429: "Too many reports are waiting; Retry-After says how long.",
-    503: "The store cannot take even the totals, or the exporter is stopping; Retry-After says how long.",
+    409: "Other content is stored under this incarnation and seq, or the incarnation under another attempt.",
+    413: "The body is larger than 4 MiB.",
+    415: "The body is not application/json.",
+    422: "A field is invalid.",
+    429: "Too many reports are waiting. Retry-After says when to retry.",
+    503: "The store has no room even for the totals, or the exporter is shutting down; Retry-After says when to retry.",
 }
 
 
 class _Refused(Exception):
+    """Ends the handling of a report with an answer and an outcome to count."""
+
     def __init__(self, outcome: str, answer: Response) -> None:
         super().__init__(outcome)
         self.outcome = outcome
@@ -50,7 +56,7 @@ class _Refused(Exception):
 
 
 def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRouter:
-    """The route, counting every report by its outcome."""
+    """The route of reports. It counts every report by its outcome."""
     inbox = _Inbox(settings)
 
     async def handle(request: Request) -> Response:
@@ -61,16 +67,16 @@ def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRou
             statistics.report(refused.outcome)
             return refused.answer
         except ClientDisconnect:
-            return Response(status_code=400)  # to nobody
+            return Response(status_code=400)  # nobody receives it
         except Exception:
-            # A fault of ours, whose answer is a 500: no report is lost uncounted.
+            # An error in the exporter, answered with 500. It is counted like the others.
             statistics.report("unavailable")
             raise
         statistics.report("duplicate" if answer.duplicate else "accepted")
         return Response(answer.model_dump_json(), media_type="application/json")
 
     class ReportRoute(APIRoute):
-        """Reads the body itself: within limits while it arrives, and parsed once, by pydantic."""
+        """Reads the body itself, to limit it while it arrives and to parse it once."""
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             return handle
@@ -80,50 +86,50 @@ def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRou
     @routes.post(
         "/v1/reports",
         responses={code: {"model": ErrorBody, "description": text} for code, text in _ANSWERS.items()},
-        openapi_extra={"security": [{}]},  # or none: an exporter on loopback need not have a token
+        openapi_extra={"security": [{}]},  # or none: on loopback no token is required
     )
     def take_report(
         report: Report, token: Annotated[object, Depends(HTTPBearer(auto_error=False, scheme_name="token"))]
     ) -> Acknowledgement:
-        """Take one report of one training process.
+        """Accept one report of one training process.
 
-        The answer comes when it is committed: it then survives the death of the exporter, not a power cut. The same
-        report again changes nothing.
+        The answer comes when the report is committed. It then survives a crash of the exporter, but not a power cut.
+        The same report again changes nothing.
         """
-        raise NotImplementedError("ReportRoute answers; this is the contract that OpenAPI shows")
+        raise NotImplementedError("ReportRoute answers; this function only describes the route in OpenAPI")
 
     return routes
 
 
 async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
     try:
-        report = Report.model_validate_json(body)
+        report = parse_report(body)
     except ValidationError as error:
         detail = [one.model_dump() for one in error_details(error)]
         raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None
-    if (name := named_twice(body)) is not None:
-        raise _Refused("invalid", refusal(422, name, "there twice", "each name once in an object"))
+    if (name := first_duplicate_key(body)) is not None:
+        raise _Refused("invalid", refusal(422, name, "a duplicate key", "each key once in an object"))
     try:
         return await asyncio.wrap_future(ingest.offer(report))
-    except Conflict as conflict:
+    except ConflictError as conflict:
         answer = refusal(409, conflict.field, conflict.value, conflict.allowed)
         raise _Refused("conflict", answer) from None
-    except Busy as busy:
+    except BusyError as busy:
         seconds = math.ceil(busy.retry_after)
         answer = refusal(429, "request", None, "the same report later", {"Retry-After": str(seconds)})
         raise _Refused("busy", answer) from None
-    except (StoreFull, Closed) as error:
+    except (StoreFullError, ClosedError) as error:
         allowed = "the same report later: " + (
-            "the exporter is stopping"
-            if isinstance(error, Closed)
-            else "the store has no room left, not even for totals"
+            "the exporter is shutting down"
+            if isinstance(error, ClosedError)
+            else "the store has no room, not even for the totals"
         )
         answer = refusal(503, "request", None, allowed, {"Retry-After": str(FULL_RETRY_SECONDS)})
         raise _Refused("unavailable", answer) from None
 
 
 class _Inbox:
-    """Receives bodies: from who may send, of the right type, within the limits."""
+    """Receives bodies: checks authorization and content type, and enforces the limits."""
 
     def __init__(self, settings: Settings) -> None:
         self._open = settings.tcp_ingest
@@ -138,7 +144,7 @@ class _Inbox:
             raise _Refused("unsupported_media_type", answer)
         coding = request.headers.get("content-encoding", "identity")
         if coding.strip().lower() != "identity":
-            answer = refusal(415, "Content-Encoding", coding, "identity: send the JSON as it is")
+            answer = refusal(415, "Content-Encoding", coding, "identity: send the JSON uncompressed")
             raise _Refused("unsupported_media_type", answer)
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > LARGEST_BODY:
@@ -168,13 +174,13 @@ class _Inbox:
         return b"".join(parts)
 
     def _authorize(self, request: Request) -> None:
-        # Who may write to the socket's file is decided by its directory and mode.
+        # The mode of the socket file and its directory decide who may write to it.
         if over_unix_socket(request.scope):
             return
         if not self._open:
             allowed = (
-                "none: beyond loopback this exporter takes no reports without a token; start it with --token-file, or "
-                "report over its --ingest-socket"
+                "no reports: beyond loopback this exporter needs --token-file to accept reports; or report over its "
+                "--ingest-socket"
             )
             raise _Refused(
                 "unauthorized", refusal(401, "Authorization", "any", allowed, {"WWW-Authenticate": "Bearer"})
@@ -183,19 +189,19 @@ class _Inbox:
             return
         given = request.headers.get("authorization")
         if given is None or not hmac.compare_digest(_bearer(given), self._expected):
-            # Never what was given: it may be a token, of this exporter or another.
+            # Never show the value received: it may be a valid token of another exporter.
             received = None if given is None else "another token"
             allowed = "Bearer and the token in the exporter's --token-file"
             answer = refusal(401, "Authorization", received, allowed, {"WWW-Authenticate": "Bearer"})
             raise _Refused("unauthorized", answer)
 
     def _too_large(self, size: str) -> _Refused:
-        answer = refusal(413, "body", size, f"at most {LARGEST_BODY} bytes: fewer step records in one report")
+        answer = refusal(413, "body", size, f"at most {LARGEST_BODY} bytes: send fewer step records in one report")
         return _Refused("too_large", answer)
 
 
 def _bearer(header: str) -> bytes:
-    """The header with the scheme, which has no case, as `Bearer`."""
+    """The header as bytes, with the scheme spelled `Bearer`, because schemes are case-insensitive."""
     scheme, space, token = header.partition(" ")
     if scheme.lower() == "bearer":
         scheme = "Bearer"

@@ -1,4 +1,4 @@
-"""GET /v1/stream: what is committed, as it is committed, in server-sent events."""
+"""GET /v1/stream: every commit as server-sent events."""
 
 import math
 import re
@@ -14,35 +14,37 @@ from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.hub import Follower, Hub
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.requests import ErrorBody, Health, Run
+from optwrap_exporter.wire.errors import ErrorBody
+from optwrap_exporter.wire.vocabulary import Health, Run
 
 BATCH: Final = 100
-"""Messages read from the store at once: all that a stream ever holds."""
+"""Messages read from the store at once, which is all that a stream holds in memory."""
 RUN_SECONDS: Final = 1.0
-"""Least time between two `run` events of one run whose health is the same."""
+"""The shortest time between two `run` events of one run while its health is the same."""
 
 MOST_PARAMETERS: Final = 1000
-"""Parameters in a `run` event, the worst: one comes every second, and a run may have a hundred thousand."""
+"""The most parameters in a `run` event. One is sent every second, and a run may have 100,000 parameters."""
 
 Shown = Mapping[str, tuple[float, Health]]
+"""By run: when the stream last showed it, and its health then."""
 
 
 def _error(description: str) -> dict[str, Any]:
-    # Spelled out: a `model` would be said to come as an event stream, as the answer that is none does.
+    # With `model`, FastAPI would document the error as an event stream.
     schema = {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
-    """The route."""
+    """The route of the stream."""
 
     async def place(
-        run: Annotated[Run | None, Query(description="Only this run, which need not have reported yet.")] = None,
+        run: Annotated[Run | None, Query(description="Only this run. It need not have reported yet.")] = None,
     ) -> AsyncIterator[Follower]:
-        # In the event loop, and without a pause between the question and the answer: many may ask at once.
+        # Runs in the event loop without an await, so that concurrent requests cannot exceed the limit.
         if hub.closed or hub.full:
             allowed = "the same request later: " + (
-                "the exporter is stopping" if hub.closed else "too many streams are open"
+                "the exporter is shutting down" if hub.closed else "too many streams are open"
             )
             raise refused(503, "request", None, allowed, {"Retry-After": "5"})
         with hub.follow(run) as follower:
@@ -54,28 +56,30 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
         "/v1/stream",
         response_class=EventSourceResponse,
         responses={
-            422: _error("A parameter is wrong."),
-            503: _error("Too many streams, or the exporter is stopping; Retry-After says how long."),
+            422: _error("A parameter is invalid."),
+            503: _error(
+                "Too many streams are open, or the exporter is shutting down. Retry-After says when to try again."
+            ),
         },
     )
     async def stream(
         follower: Annotated[Follower, Depends(place)],
         last_event_id: Annotated[
-            str | None, Header(description="The `id` of the last message that came: what follows it comes first.")
+            str | None, Header(description="The `id` of the last message received. The stream continues after it.")
         ] = None,
     ) -> AsyncIterator[ServerSentEvent]:
-        """Follow one run, or all.
+        """Follow one run, or all runs.
 
-        `report` events bring what each committed report added, without the events that another process of its attempt
-        had told alike before; `run` events the answer of /v1/runs/{run} with the worst
-        1,000 parameters: at the start (of the run asked for, or of every run that has not ended), then at most once a
-        second and on every change of health. The first one of a run has all its processes, each later one only those of
-        which there is something new: put them in the place of what came before. Without Last-Event-ID, or with one that
-        this store never gave, it begins with what comes next.
+        A `report` event has what one commit added, without events that another process of the attempt has reported
+        before. A `run` event is the answer of /v1/runs/{run} with the worst 1,000 parameters. It is sent at the start
+        (for the run asked for, or for every run that has not ended), then at most once a second and on every change of
+        health. The first one of a run has all its processes; later ones only those that changed.
+
+        Without Last-Event-ID, or with one that this store did not issue, the stream starts with the next commit.
         """
         run = follower.run
         position = _position(last_event_id, await run_in_threadpool(store.revision))
-        # Sets the client's last event id, so that it can come back even if nothing happens before it is cut off.
+        # Sets the client's last event id, so that it can resume even if no message follows.
         yield ServerSentEvent(comment=f"from revision {position}", id=str(position))
         touched = await run_in_threadpool(_first, ledger, run)
         while not hub.closed:
@@ -100,14 +104,14 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
 
 
 def _first(ledger: Ledger, run: str | None) -> set[str]:
-    """The runs that a stream shows at its start."""
+    """The runs to show at the start of a stream."""
     if run is not None:
         return {run}
     return {name for name in ledger.runs() if ledger.health(name) not in {"finished", "failed"}}
 
 
 def _due(ledger: Ledger, touched: set[str], shown: Shown) -> list[str]:
-    """The touched runs to show now: those not shown for a second, and those whose health has changed."""
+    """The touched runs to show now: not shown for a second, or with another health."""
     now = time.monotonic()
     found = []
     for name in sorted(touched):
@@ -118,14 +122,14 @@ def _due(ledger: Ledger, touched: set[str], shown: Shown) -> list[str]:
 
 
 def _until_due(touched: set[str], shown: Shown) -> float | None:
-    """Seconds until a run that was touched may be shown again; None where there is none."""
+    """Seconds until a touched run may be shown again; None if no run is touched."""
     if not touched:
         return None
     return max(0.0, min(shown[name][0] for name in touched) + RUN_SECONDS - time.monotonic())
 
 
 def _position(last_event_id: str | None, revision: int) -> int:
-    """Where a stream begins: after that revision, or from now on where this store cannot have given it."""
+    """The revision after which a stream starts: the last event id, or now if this store did not issue it."""
     if last_event_id is None or re.fullmatch(r"[0-9]{1,18}", last_event_id) is None:
         return revision
     return min(int(last_event_id), revision)

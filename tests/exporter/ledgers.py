@@ -1,16 +1,16 @@
 """For tests: a ledger that is watched, with a clock that the test turns."""
 
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.requests import Health
+from optwrap_exporter.wire.vocabulary import Health
 
-from tests.exporter.reports import START, Clock, Trainer, take
+from tests.exporter.trainer import START, Trainer, TurnedClock, take
 
 
 class Watched:
     """One exporter's ledger, and what it says of the only run."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = TurnedClock()
         self.ledger = Ledger(self.clock)
 
     def of(self, process: int = 0) -> tuple[Health, float]:
@@ -42,4 +42,4 @@ class Watched:
         plans = self.ledger.pass_time()
         for plan in plans:
             self.ledger.apply(plan)
-        return [occurrence.kind for plan in plans for occurrence in plan.occurrences]
+        return [event.kind for plan in plans for event in plan.events]

@@ -1,0 +1,204 @@
+"""What the exporter answers. Non-finite floats are the strings "NaN", "Infinity" and "-Infinity" in JSON."""
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
+from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, Outcome
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
+
+
+class Acknowledgement(_Answer):
+    """The answer to a report."""
+
+    acknowledged: int
+    """The highest seq up to which every report from oldest_held on is stored; oldest_held - 1 if that one is not."""
+    duplicate: Annotated[SkipJsonSchema[bool], Field(exclude=True)] = False
+    """Whether the report was stored before. For the exporter's own metrics; not on the wire."""
+
+
+class Skipped(_Answer):
+    """Skipped steps by reason."""
+
+    not_finite: int
+    large: int
+    other: int
+
+
+class Totals(_Answer):
+    """Cumulative counts."""
+
+    steps: int
+    gradient_steps: int
+    outcomes: dict[Outcome, int]
+    skipped: Skipped
+    not_finite_steps: int
+    accepted_not_finite: int
+
+
+class ParameterRow(_Answer):
+    """One parameter whose gradients were non-finite."""
+
+    parameter: str
+    steps: int
+    """Steps in which its gradient was non-finite, by the optimizer's counter."""
+    values: int
+    """Non-finite values in its gradients, as far as step records were received."""
+    first_step: int | None
+    """First such step, as far as step records were received."""
+    last_step: int | None
+    """Last such step, as far as step records were received."""
+
+
+class ReplicaRow(_Answer):
+    """One replica that was the first with non-finite gradients."""
+
+    replica: int | None
+    """The replica's index. Null sums up all replicas that the client does not tell apart."""
+    process: int | None
+    """The process of its first device; null if unknown."""
+    device: str | None
+    """Its devices by platform and id: `tpu:5`, or of several `tpu:4-7` or `cpu:1,5`; null if unknown."""
+    steps: int
+    """Steps in which it was the first."""
+    first_step: int | None
+    """First such step, as far as step records were received."""
+    last_step: int | None
+    """Last such step, as far as step records were received."""
+
+
+class DroppedTotals(_Answer):
+    """Step records that are missing, by who dropped them."""
+
+    steps: int
+    """Records of good steps that clients dropped."""
+    bad_steps: int
+    """Records of all other steps that clients dropped."""
+    not_stored: int
+    """Records that the exporter received but has no room for."""
+
+
+class AttemptRow(_Answer):
+    """One launch of the run. Times are the exporter's."""
+
+    attempt: str
+    since: float
+    """Its first report."""
+    until: float
+    """Its last report."""
+    state: AttemptState
+    """The last state its processes reported; `lost` if they went silent or were replaced without reporting an end."""
+
+
+class ProcessRow(_Answer):
+    """One process of the run."""
+
+    process: int
+    host: str
+    health: Health
+    since: float
+    """When that health began."""
+    last_report: float
+    totals: Totals
+    gauges: Gauges
+
+
+class RunSummary(_Answer):
+    """One run in the list of runs."""
+
+    run: str
+    health: Health
+    since: float
+    """When that health began."""
+    first_report: float
+    last_report: float
+    totals: Totals
+    process_count: int
+    """Number of processes of the job, as the job reports it."""
+    processes: int
+    """Number of processes that report."""
+
+
+class RunDetail(_Answer):
+    """Everything about one run: GET /v1/runs/{run}. Times are seconds since 1970 by the exporter's clock."""
+
+    run: str
+    health: Health
+    since: float
+    """When that health began."""
+    first_report: float
+    last_report: float
+    totals: Totals
+    """Counted over all attempts; never falls."""
+    state_totals: Totals
+    """The counters of the optimizer's state now; falls after a rollback."""
+    unseen: int
+    """Steps of the optimizer's state that no stored report covers."""
+    gauges: Gauges
+    parameters: list[ParameterRow]
+    """Worst first."""
+    replicas: list[ReplicaRow]
+    """Worst first; empty if the optimizer is given no `replica_flags`."""
+    dropped: DroppedTotals
+    attempts: list[AttemptRow]
+    processes: list[ProcessRow]
+
+
+class StepsAnswer(_Answer):
+    """The answer of GET /v1/runs/{run}/steps."""
+
+    run: str
+    process: int
+    since: int | None
+    """First step asked for; null means from the first stored step."""
+    until: int | None
+    """Last step asked for; null means to the last stored step."""
+    total: int
+    """Number of step records stored in that range."""
+    sampled: bool
+    """Whether good steps were left out to keep to `points`. Bad steps never are."""
+    columns: StepColumns
+    replicas: list[ReplicaRecord]
+    """Replica records of the steps shown. Like a step, one can be there twice."""
+
+
+class Event(_Answer):
+    """Something that happened to a process."""
+
+    id: int
+    run: str
+    process: int
+    kind: EventKind
+    time: float
+    """Of a step by the client's clock, else by the exporter's."""
+    step: int | None
+    attempt: str
+    detail: dict[str, Any]
+
+
+class ReportMessage(_Answer):
+    """What one transaction added: the stream's `report` event."""
+
+    run: str
+    process: int
+    revision: int
+    steps: StepColumns
+    offenders: list[Offender]
+    replicas: list[ReplicaRecord]
+    events: list[Event]
+
+
+Item = TypeVar("Item")
+
+
+class Page(_Answer, Generic[Item]):
+    """One page of a list."""
+
+    items: list[Item]
+    cursor: str | None
+    """Pass it back for the next page; null on the last page."""

@@ -1,0 +1,139 @@
+"""The words and bounds of the wire: enumerations, limits, and the types of single fields."""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, PlainSerializer
+from pydantic_core import core_schema
+
+Outcome = Literal[
+    "applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"
+]
+State = Literal["starting", "running", "finished", "failed"]
+AttemptState = Literal["starting", "running", "finished", "failed", "lost"]
+Health = Literal[
+    "conflict",
+    "gave_up",
+    "failed",
+    "finished",
+    "stale",
+    "stalled",
+    "starved",
+    "skipping",
+    "starting",
+    "degraded",
+    "ok",
+]
+EventKind = Literal[
+    "skipped",
+    "accepted_not_finite",
+    "streak_started",
+    "streak_ended",
+    "starved",
+    "stalled",
+    "stale",
+    "started",
+    "resumed",
+    "finished",
+    "failed",
+    "conflict",
+    "diverged",
+]
+SkipReason = Literal["not_finite", "large", "other"]
+
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+"""Every outcome of a step. The store writes an outcome as its index here."""
+GOOD_OUTCOMES: Final[frozenset[Outcome]] = frozenset({"applied", "accumulated"})
+"""Outcomes of steps that went as planned: no event tells of them."""
+GRADIENT_STEPS: Final[frozenset[Outcome]] = frozenset({"applied", "accepted_not_finite"})
+"""Outcomes of steps in which the inner optimizer ran."""
+SKIP_REASONS: Final[dict[Outcome, SkipReason]] = {
+    "skipped_not_finite": "not_finite",
+    "skipped_large": "large",
+    "skipped_other": "other",
+}
+"""Why a step was skipped, by its outcome."""
+ENDED: Final[frozenset[State]] = frozenset({"finished", "failed"})
+"""States after which a process reports no more steps."""
+HEALTHS: Final[tuple[Health, ...]] = get_args(Health)
+"""Every health, worst first. Where several hold, the first one is shown."""
+EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
+
+LARGEST: Final = 2**53
+"""The largest count. JSON numbers above it are not exact in every language."""
+LATEST: Final = 4_102_444_800.0
+"""The latest time that a report may carry: 2100-01-01 in seconds since 1970."""
+MOST_PARAMETERS: Final = 100_000
+"""The most parameters in one mapping, and the most offenders, replicas or step records in one report."""
+SATURATED: Final = 2**31 - 1
+"""Where the library's counters stop. A counter that has stopped says nothing about the others."""
+
+_NOT_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NO_CONTROLS: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
+
+NotFinite = Literal["NaN", "Infinity", "-Infinity"]
+
+
+def to_json_number(value: float) -> float | NotFinite:
+    """The number as the wire carries it: a finite one as itself, a non-finite one as its name."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _number(value: float | str) -> float:
+    return _NOT_FINITE[value] if isinstance(value, str) else value
+
+
+def _names(values: Iterable[float]) -> list[float | NotFinite]:
+    return [to_json_number(value) for value in values]
+
+
+def _numbers(values: Iterable[float | str]) -> list[float]:
+    return [_NOT_FINITE[value] if isinstance(value, str) else value for value in values]
+
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Step = Annotated[int, Field(ge=1, le=LARGEST)]
+Time = Annotated[float, Field(ge=0, le=LATEST, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Run = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+Incarnation = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+Attempt = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+Process = Annotated[int, Field(ge=0, le=65_535)]
+Parameter = Annotated[str, Field(min_length=1, max_length=1024, pattern=_NO_CONTROLS)]
+"""A parameter's path, as `jax.tree_util.keystr(path, simple=True, separator="/")` writes it."""
+Text = Annotated[str, Field(max_length=256, pattern=_NO_CONTROLS)]
+ReplicaNumber = Annotated[int, Field(ge=0, le=2**31)]
+"""A replica's index along the replica axes, row-major, from 0."""
+
+
+class _NormOnTheWire:
+    """Reads a norm from JSON as a number or a name; from Python also as a non-finite float."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        del source
+        wire = handler.generate_schema(Annotated[float, Field(ge=0, allow_inf_nan=False)] | NotFinite)
+
+        def named(value: Any) -> Any:
+            return to_json_number(value) if isinstance(value, float) else value
+
+        return core_schema.json_or_python_schema(
+            json_schema=wire, python_schema=core_schema.no_info_before_validator_function(named, wire)
+        )
+
+
+_WireNorm = Annotated[float, _NormOnTheWire()]
+Norm = Annotated[
+    _WireNorm,
+    AfterValidator(_number),
+    PlainSerializer(to_json_number, return_type=float | NotFinite, when_used="json"),
+]
+"""A norm. In Python a float, NaN and infinities included; in JSON a number or a name."""
+Norms = Annotated[
+    list[_WireNorm],
+    Field(max_length=MOST_PARAMETERS),
+    AfterValidator(_numbers),
+    PlainSerializer(_names, return_type=list[float | NotFinite], when_used="json"),
+]

@@ -1,0 +1,88 @@
+"""The structure of the package: imports point one way, and every module has its place."""
+
+import ast
+from pathlib import Path
+
+import optwrap_exporter
+import pytest
+
+PACKAGE = Path(optwrap_exporter.__file__).parent
+
+MODULES = """
+settings
+wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
+ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict ledger.divergence
+ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
+store.schema store.rollups store.downsample store.retention store.reader store.writer store.store
+ingest
+metrics.table metrics.own metrics.collector
+http.errors http.middleware http.connection_timeout http.server http.hub
+http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
+http.app http.openapi
+cli.render cli.client cli.main
+__main__
+"""
+"""Every module of the package. A module imports only modules before it."""
+ORDER = MODULES.split()
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name below the package, without the `__init__` modules, which import nothing."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+
+def imports(path: Path) -> set[str]:
+    """The absolute names that a module imports, also inside functions and under TYPE_CHECKING."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    assert set(ORDER) == set(modules())
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_modules_before_it(name: str) -> None:
+    prefix = "optwrap_exporter."
+    inside = {found.removeprefix(prefix) for found in imports(modules()[name]) if found.startswith(prefix)}
+    assert inside & set(ORDER) <= set(ORDER[: ORDER.index(name)])
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_no_module_imports_the_library_or_jax(name: str) -> None:
+    assert {found.partition(".")[0] for found in imports(modules()[name])}.isdisjoint({"optwrap", "jax", "optax"})
+
+
+def test_the_subpackages_import_nothing_themselves() -> None:
+    """So importing one module does not import its neighbours."""
+    for path in PACKAGE.rglob("__init__.py"):
+        assert imports(path) == set(), path
+
+
+def test_no_module_is_too_long() -> None:
+    """A module of more than 350 lines has more than one idea."""
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def test_every_error_of_the_package_is_in_the_hierarchy_and_in_its_documentation() -> None:
+    hierarchy = ast.get_docstring(ast.parse((PACKAGE / "wire" / "errors.py").read_text())) or ""
+    found = {"ExporterError"}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error") and not node.name.startswith("_"):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                assert node.name == "ExporterError" or "ExporterError" in bases, node.name
+                found.add(node.name)
+                assert node.name == "ExporterError" or f"{node.name:<17} {name} " in hierarchy, node.name
+    assert found <= set(hierarchy.split())
