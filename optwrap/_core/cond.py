@@ -1,7 +1,6 @@
-"""The step of the wrapped transformation, under a condition that is decided on the device.
+"""Runs the wrapped transformation under a condition that is decided on the device.
 
-In two forms: its update alone, and its update applied to the parameters, so that a step which is not taken touches
-neither parameters nor state.
+`step_if` runs its update. `apply_if` also applies the update: a skipped step touches neither parameters nor state.
 """
 
 from collections.abc import Callable
@@ -16,22 +15,22 @@ from optwrap._core.trees import Tree, cast, common_dtype
 
 
 class Step(NamedTuple):
-    """What came of a step under a condition."""
+    """The result of `step_if`."""
 
     updates: Any
     """The updates of the wrapped transformation, or zeros."""
     state: Any
-    """Its new state, or the one it had."""
+    """Its new state, or the state before."""
     taken: jax.Array
-    """bool[]: which of the two. It is the condition, but it comes out of the branches: what depends on it is computed
-    after them, so that XLA can overwrite in place what they read."""
+    """bool[]: whether the step was taken. It equals the condition, but it is an output of the branches: what depends on
+    it is computed after them, so XLA can overwrite in place what they read."""
 
 
 class Applied(NamedTuple):
-    """What came of a step, applied to the parameters, under a condition."""
+    """The result of `apply_if`."""
 
     params: Any
-    """The new parameters, or those it was given."""
+    """The new parameters, or the parameters before."""
     state: Any
     """As in `Step`."""
     taken: jax.Array
@@ -41,21 +40,21 @@ class Applied(NamedTuple):
 def step_if(
     condition: jax.Array, step: Callable[[], tuple[Tree, Tree]], state: Tree, *, name: str, keep_dtypes: bool = False
 ) -> Step:
-    """`step()` where the condition holds; else zero updates and `state` as it is.
+    """Returns `step()` if the condition holds, else zero updates and `state` unchanged.
 
-    The updates may have another structure or other dtypes than what the step was given (lookahead's pair, float32
-    gradients of bfloat16 parameters): the zeros are shaped after what the step returns. It is traced once.
+    The updates may differ from the gradients in structure or dtype: lookahead returns a pair, and bfloat16 parameters
+    may have float32 gradients. So the zeros take their shapes from what the step returns. The step is traced once.
 
     Args:
       condition: bool[].
       step: calls the wrapped transformation's update.
       state: the wrapped transformation's state before the step.
-      name: of the wrapper, for messages.
-      keep_dtypes: if true the new state is cast to the dtypes of `state`, as optax.MultiSteps does; else the result has
-        the wider dtype of the two, so that neither loses anything.
+      name: the wrapper's name, for messages.
+      keep_dtypes: if True, the new state is cast to the dtypes of `state`, as optax.MultiSteps does. If False, the
+        result has the wider dtype of the two, so that no value loses precision.
 
     Raises:
-      TypeError: the step returns a state of another structure or of other shapes than `state`.
+      TypeError: the step returns a state with another structure or other shapes than `state`.
     """
     return Step(*_one_of(condition, step, None, state, name=name, keep_dtypes=keep_dtypes))
 
@@ -69,18 +68,18 @@ def apply_if(
     name: str,
     keep_dtypes: bool = False,
 ) -> Applied:
-    """`step()`, which returns new parameters and a new state, where the condition holds; else both as they are.
+    """Returns `step()`, the new parameters and state, if the condition holds, else `params` and `state` unchanged.
 
     Args:
       condition: bool[].
-      step: takes the wrapped transformation's step, update and apply.
+      step: runs the wrapped transformation's update and applies it.
       params: the parameters before it.
       state: the wrapped transformation's state before it.
-      name: of the wrapper, for messages.
+      name: the wrapper's name, for messages.
       keep_dtypes: as in `step_if`.
 
     Raises:
-      TypeError: the step returns a state, or parameters, of another structure or of other shapes than those before.
+      TypeError: the step returns a state or parameters with another structure or other shapes than those before.
     """
     return Applied(*_one_of(condition, step, params, state, name=name, keep_dtypes=keep_dtypes))
 
@@ -94,7 +93,7 @@ def _one_of(
     name: str,
     keep_dtypes: bool,
 ) -> tuple[Tree, Tree, jax.Array]:
-    """What `step` returns; else (`params`, or zeros like the updates where those are None; `state`)."""
+    """Returns `step()`, or what was there before: `params` (zeros like the updates if it is None) and `state`."""
     params, state = jax.tree.map(jnp.asarray, (params, state))
     old_types, old_params = jax.tree.map(jax.typeof, (state, params))
     returned: tuple[Tree, Tree] | None = None
@@ -125,17 +124,17 @@ def _one_of(
         )
         return result, jax.tree.map(common, state, old_types, returned[1]), jnp.array(False)
 
-    # What changes nothing must be the false branch: XLA:CPU then works in place, and copies the state otherwise.
+    # The branch that changes nothing must be the false one. Otherwise XLA:CPU copies the state.
     taken: tuple[Tree, Tree, jax.Array] = lax.cond(condition, take, keep)
     return taken
 
 
 @jax.custom_jvp
 def empty_if(condition: jax.Array, tree: Tree) -> Tree:
-    """Zeros where the condition holds, else `tree` as it is: in place, where XLA may overwrite `tree`.
+    """Zeros if the condition holds, else `tree` unchanged; in place, if XLA may overwrite `tree`.
 
-    A select would do, were it not that XLA fuses it with what made `tree` and then keeps a copy. A loop that runs once
-    or never is not fused. It has no transpose, which the derivative below does have.
+    XLA would fuse a select with the computation of `tree` and keep a copy. It does not fuse a loop that runs once or
+    not at all. A loop has no transpose, so the derivative is defined below.
 
     Args:
       condition: bool[].
@@ -162,7 +161,7 @@ def _flag(carry: tuple[jax.Array, Tree]) -> jax.Array:
 
 def _emptied(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
     flag, tree = carry
-    # Not constants: what comes out must vary over the same mesh axes as what goes in, and XLA would copy constants.
+    # Not constants: the result must vary along the same mesh axes as the input, and XLA would copy constants.
     return flag & False, jax.tree.map(lambda leaf: lax.select(flag, jnp.zeros_like(leaf), leaf), tree)
 
 

@@ -1,8 +1,7 @@
-"""What one pass over the gradients tells: whether all are finite, how large they are, and which parameters are not.
+"""One pass over the gradients: their finiteness, their norm, and the non-finite values of each parameter.
 
-Inside `shard_map` a value may differ from device to device. What is counted must not, so here everything is summed over
-the mesh axes that it varies along, and over those that were named because types say nothing; under plain jit there are
-none, and the compiler does the same unasked.
+Inside `shard_map` values differ between devices, but counts must not. So everything is summed over the mesh axes along
+which it varies, and over the axes that the user named. Under plain jit there are no such axes, and the compiler does it.
 """
 
 import contextlib
@@ -18,48 +17,48 @@ from jax import lax
 
 from optwrap._core.checks import INT32_MAX
 from optwrap._core.collectives import Axes, Together
+from optwrap._core.finite import count_dtype, counts_and_norm, inexact_leaves, is_inexact, squared_norms
 from optwrap._core.norm_cache import Answer, caching_answer, caching_norms
-from optwrap._core.trees import count_dtype, counts_and_norm, inexact_leaves, is_inexact, squared_norms
 
 Update = TypeVar("Update", bound=Callable[..., Any])
 
 _EVERY_AXIS: Final = Together(None, frozenset())
 _together: Final = contextvars.ContextVar("optwrap_together", default=_EVERY_AXIS)
-"""For whom one speaks: for the devices along every axis that a value varies along, as far as its type says."""
+"""The mesh axes to reduce over. The default is every axis along which a value varies, as far as its type says."""
 
 
-def speaking_for(axes: Axes, update: Update) -> Update:
-    """An `update` such that what is summarized inside it is so over the devices along these axes, too."""
+def reducing_over(axes: Axes, update: Update) -> Update:
+    """Wraps `update` so that everything in this module reduces over these axes, too, while it runs."""
 
     @functools.wraps(update)
-    def speaking(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         token = _together.set(axes.here())
         try:
             return update(*args, **kwargs)
         finally:
             _together.reset(token)
 
-    return cast(Update, speaking)
+    return cast(Update, wrapped)
 
 
 class Summary(NamedTuple):
-    """Of one tree of gradients with P leaves."""
+    """The summary of a tree of gradients with P leaves."""
 
     finite: jax.Array
     """bool[]: whether every value is finite."""
     norm: jax.Array
     """float32[]: global L2 norm of the floating and complex leaves."""
     not_finite: jax.Array
-    """int32[P]: how many values of each leaf are not finite, saturating."""
+    """int32[P]: the number of non-finite values of each leaf, saturated at 2**31 - 1."""
 
 
 @contextlib.contextmanager
 def summarized(tree: Any) -> Iterator[Summary]:
-    """Measure `tree` in one pass, and count only where something is wrong.
+    """Summarizes `tree` in one pass, and counts values only if something is wrong.
 
-    A sum of squares is finite only if every value is, so the norm decides. Where it is not finite, the values are
-    counted: that tells the leaves apart, and finite gradients whose squares overflow from non-finite ones. Inside the
-    block the wrappers take norms and counts from here.
+    A sum of squares is finite only if every value is, so the norm decides. If it is not finite, the values are counted.
+    That finds the leaves, and tells finite gradients whose squares overflow from non-finite ones. Inside the block the
+    wrappers take norms and counts from the summary.
     """
     every = jax.tree.leaves(tree)
     leaves = inexact_leaves(every)
@@ -87,11 +86,11 @@ def summarized(tree: Any) -> Iterator[Summary]:
 
 
 def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
-    """Whether `test`, value by value, holds for any value of any floating or complex leaf: bool[]."""
+    """Whether `test`, an elementwise function, is true for any value of any floating or complex leaf: bool[]."""
     found = [on_any_device(jnp.any(test(jnp.asarray(leaf)))) for leaf in inexact_leaves(tree)]
     return jnp.any(jnp.stack(found)) if found else jnp.array(False)
 
 
 def on_any_device(value: jax.Array) -> jax.Array:
-    """The largest of a value over the devices on which it may differ; of a flag, whether it is set on any of them."""
+    """The largest value over the devices on which it may differ; for a bool, whether it is true on any of them."""
     return _together.get().largest(value)

@@ -19,7 +19,7 @@ from optwrap._reading.state import InstrumentState, has_instrumentation
 from optwrap._reading.unpack import Layout
 from optwrap._step.callback import report
 from optwrap._step.count import Leaves, counted, first_counters
-from optwrap._step.grad_summary import speaking_for, summarized
+from optwrap._step.grad_summary import reducing_over, summarized
 from optwrap._step.outcomes import Call, count_windows
 from optwrap._step.paths import parameter_paths
 from optwrap._step.replicas import flags_and_replicas
@@ -155,7 +155,7 @@ def instrument(
             words = report(words, monitor)
         return InstrumentState(inner_state, {key: words})
 
-    return Fused(init, speaking_for(axes, update), speaking_for(axes, apply))
+    return Fused(init, reducing_over(axes, update), reducing_over(axes, apply))
 
 
 class _Identity:

@@ -12,7 +12,7 @@ from jax import lax
 
 from optwrap._core.checks import shown
 from optwrap._core.collectives import Axes, AxisName, Together, varying
-from optwrap._core.trees import all_finite, is_inexact
+from optwrap._core.finite import all_finite, is_inexact
 from optwrap._reading.counters import ABSENT
 from optwrap._reading.replicas import Replicas
 

@@ -12,8 +12,9 @@ from optwrap._core.apply_gradients import Fused, apply_gradients
 from optwrap._core.collectives import ALONE, Axes, AxisName, Together
 from optwrap._core.cond import apply_if, step_if
 from optwrap._core.declarations import Guard, declare
+from optwrap._core.finite import all_finite, inexact_leaves
 from optwrap._core.norm_cache import Answer, caching_answer
-from optwrap._core.trees import Tree, all_finite, as_int32, gradient_tree, inexact_leaves
+from optwrap._core.trees import Tree, as_int32, gradient_tree
 
 
 class Decision(NamedTuple):

@@ -14,7 +14,7 @@ from optwrap._core.collectives import Axes, AxisName
 from optwrap._core.cond import apply_if, empty_if, step_if
 from optwrap._core.declarations import Window, declare
 from optwrap._core.trees import Tree, gradient_tree, select
-from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, SkipFunction, not_skipped_if, said_to_skip
+from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, SkipFunction, not_skipped_if, should_skip_of
 from optwrap._wrappers.weights import Weights, no_weights, weights_in
 from optwrap._wrappers.window import accumulated, carried, checked_dtype, every_k, handed_on, zeros
 
@@ -278,7 +278,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         """
         state = _checks.state("MultiSteps.has_updated", state, optax.MultiStepsState)
         updated = jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
-        if (skipped := said_to_skip(state.skip_state)) is not None:
+        if (skipped := should_skip_of(state.skip_state)) is not None:
             updated = jnp.logical_and(updated, jnp.logical_not(skipped))
         if self._weighted:
             updated = jnp.logical_and(updated, weights_in(state.skip_state).total > 0)

@@ -1,4 +1,4 @@
-"""Which steps to leave out: mini-steps of `MultiSteps`, or any step by `skip_if`."""
+"""Skip functions: they decide which mini-steps `MultiSteps` skips, or which steps `skip_if` skips."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -12,39 +12,38 @@ from jax.typing import ArrayLike
 
 from optwrap._core import checks as _checks
 from optwrap._core.collectives import ALONE, Together
-from optwrap._core.norm_cache import cached_answer
-from optwrap._core.trees import (
-    Tree,
+from optwrap._core.finite import (
     count_dtype,
     finite_probes,
-    gradient_tree,
     inexact_leaves,
     nonfinite_counts,
     saturating_sum,
     squared_norm,
     suspects,
 )
+from optwrap._core.norm_cache import cached_answer
+from optwrap._core.trees import Tree, gradient_tree
 
 
 class ShouldSkipUpdateFunction(Protocol):
-    """Says which mini-steps `MultiSteps` leaves out, or which steps `skip_if` does."""
+    """A function that decides which mini-steps `MultiSteps` skips, or which steps `skip_if` skips."""
 
     def __call__(
         self, updates: Tree, gradient_step: ArrayLike, params: Tree | None
     ) -> tuple[jax.Array, Any]:  # pragma: no cover
-        """Whether to leave out this step.
+        """Decides whether to skip this step.
 
         It is called once in `init`, with zeros, and once in every `update`.
 
         Args:
           updates: the incoming updates of this step.
           gradient_step: int32[], optimizer steps so far.
-          params: the parameters, where they are known.
+          params: the parameters; None if `update` was not given any.
 
         Returns:
-          bool[], true to leave the step out; and a tree of arrays of the same structure, shapes and dtypes in every
-          call, which becomes `MultiStepsState.skip_state` or `SkipIfState.skip_state`. A mapping with the key
-          `should_skip`, holding that same bool, lets `MultiSteps.has_updated` see a skip.
+          A pair. The first is bool[], true to skip the step. The second is a tree of arrays with the same structure,
+          shapes and dtypes in every call; it becomes `MultiStepsState.skip_state` or `SkipIfState.skip_state`. If it is
+          a mapping that holds the same bool under the key `should_skip`, `MultiSteps.has_updated` recognises a skip.
         """
         ...
 
@@ -52,7 +51,9 @@ class ShouldSkipUpdateFunction(Protocol):
 def skip_not_finite(
     updates: Tree, gradient_step: ArrayLike, params: Tree | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Leave out steps with a value that is not finite: a `ShouldSkipUpdateFunction`.
+    """Skips steps with a non-finite value: a `ShouldSkipUpdateFunction`.
+
+    Drop-in for `optax.skip_not_finite` (optax 0.2.8), whose count can wrap to 0.
 
     Args:
       updates: the incoming updates.
@@ -60,8 +61,8 @@ def skip_not_finite(
       params: not used.
 
     Returns:
-      bool[], and the same as `should_skip` beside `num_not_finite`: int32[] (int64[] where 64-bit types are enabled),
-      how many values are not finite, saturated at the dtype's largest value.
+      `should_skip`, bool[], and a dict of `should_skip` and `num_not_finite`: the number of non-finite values, int32[]
+      (int64[] if 64-bit types are enabled), saturated at the dtype's largest value.
     """
     del gradient_step, params
     return _skip_not_finite(updates, ALONE)
@@ -82,7 +83,7 @@ def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict
     return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
 
 
-# Without jit, JAX compiles a condition anew whenever its branches are other functions than before.
+# Outside jit, JAX recompiles a condition whenever its branches are new function objects.
 
 
 def _no_count(finite: jax.Array, *_: Any) -> jax.Array:
@@ -97,22 +98,23 @@ def _count(together: Together) -> Callable[..., jax.Array]:
 def skip_large_updates(
     updates: Tree, gradient_step: ArrayLike, params: Tree | None, max_squared_norm: ArrayLike
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Leave out steps whose squared L2 norm is not below a limit: with the limit, a `ShouldSkipUpdateFunction`.
+    """Skips steps whose squared L2 norm is not below a limit.
 
-    Use `functools.partial(skip_large_updates, max_squared_norm=...)`. A norm at the limit, and one that is NaN, are
-    left out, too.
+    `functools.partial(skip_large_updates, max_squared_norm=...)` is a `ShouldSkipUpdateFunction`. A norm at the limit and
+    a norm that is NaN are skipped, too. Drop-in for `optax.skip_large_updates` (optax 0.2.8).
 
     Args:
       updates: the incoming updates.
       gradient_step: not used.
       params: not used.
-      max_squared_norm: the limit on the sum of squared absolute values over all leaves; a number from 0. May be traced.
+      max_squared_norm: the limit on the sum of squared absolute values over all leaves; a number, 0 or more. May be
+        traced.
 
     Returns:
-      bool[], and the same as `should_skip` beside `norm_squared`: float32[], or float64[] where a leaf has 64 bits.
+      `should_skip`, bool[], and a dict of `should_skip` and `norm_squared`: float32[], or float64[] if a leaf is 64-bit.
 
     Raises:
-      TypeError: `max_squared_norm` is no real scalar.
+      TypeError: `max_squared_norm` is not a real scalar.
       ValueError: it is negative or NaN.
     """
     del gradient_step, params
@@ -130,20 +132,20 @@ def _skip_large_updates(
 
 
 class SkipFunction:
-    """A skip function as a wrapper asks it: checked, and the same on all devices that are to decide together."""
+    """A checked skip function. All devices that decide together get the same decision from it."""
 
     def __init__(self, argument: str, function: Any, *, together: bool) -> None:
         """Check the argument.
 
         Args:
-          argument: what it is called, for messages: `MultiSteps: should_skip_update_fn`.
-          function: the value.
-          together: whether devices are to decide together: then optax's own functions, which know nothing of other
-            devices, are replaced by those of the same name here.
+          argument: the argument's name, for messages: `MultiSteps: should_skip_update_fn`.
+          function: its value.
+          together: whether devices decide together. Then optax's own functions, which do not reduce over devices, are
+            replaced by optwrap's.
 
         Raises:
           TypeError: it is not callable, or it is `skip_large_updates` without its limit.
-          ValueError: that limit is negative or NaN.
+          ValueError: the limit is negative or NaN.
         """
         if not callable(function):
             raise TypeError(
@@ -152,23 +154,23 @@ class SkipFunction:
             )
         self._argument = argument
         self.max_squared_norm = _max_squared_norm_of(argument, function)
-        """The limit of `skip_large_updates`, ours or optax's, where that is the function."""
-        self._function: ShouldSkipUpdateFunction = _ours(function) if together else function
+        """The limit, if the function is `skip_large_updates` (optwrap's or optax's); else None."""
+        self._function: ShouldSkipUpdateFunction = _replace_optax(function) if together else function
 
     def __call__(
         self, updates: Tree, gradient_step: ArrayLike, params: Tree | None, together: Together = ALONE
     ) -> tuple[jax.Array, Any]:
-        """What the function says: bool[], and its state.
+        """Returns `should_skip`, bool[], and the skip state.
 
-        The state of `skip_not_finite` and `skip_large_updates` is that of the updates on all devices. Any other
-        function is asked on each device, and if it says so on one, all of them skip; its state is each device's own,
-        but for `should_skip` in a mapping.
+        `skip_not_finite` and `skip_large_updates` see the updates on all devices. Any other function is called on each
+        device; if it returns true on one, all devices skip. Its state stays each device's own, except `should_skip` in a
+        mapping.
 
         Raises:
-          TypeError: what the function returned is not a pair whose first is an array.
+          TypeError: the function did not return a pair that begins with an array.
           ValueError: the array is not a single bool.
         """
-        function, keywords = _named(self._function)
+        function, keywords = _unpartial(self._function)
         if function is skip_not_finite:
             return _skip_not_finite(updates, together)
         if function is skip_large_updates:
@@ -177,11 +179,11 @@ class SkipFunction:
         if together == ALONE:
             return skip, skip_state
         skip = together.largest(skip)
-        return skip, _saying(skip_state, lambda _: skip)
+        return skip, _with_should_skip(skip_state, lambda _: skip)
 
     def first_state(self, params: Tree) -> Any:
-        """The state before the first step: what the function says of gradients that are zero."""
-        # On zeros all devices say the same, and `init` may be called where there are no axes.
+        """The skip state before the first step: what the function returns for zero gradients."""
+        # Every device decides alike about zeros, and `init` may be called outside the mesh axes.
         zeros = jax.tree.map(jnp.zeros_like, gradient_tree(params))
         return self(zeros, jnp.zeros([], jnp.int32), params)[1]
 
@@ -203,26 +205,26 @@ class SkipFunction:
         return jnp.asarray(skip), skip_state
 
 
-def said_to_skip(skip_state: Any) -> ArrayLike | None:
-    """Whether the last step was left out, as a mapping with `should_skip` says (bool[]); None where nothing says so."""
-    said: ArrayLike | None = skip_state.get("should_skip") if isinstance(skip_state, Mapping) else None
-    return said
+def should_skip_of(skip_state: Any) -> ArrayLike | None:
+    """The `should_skip` of a skip state, bool[]; None if it is not a mapping that has one."""
+    should_skip: ArrayLike | None = skip_state.get("should_skip") if isinstance(skip_state, Mapping) else None
+    return should_skip
 
 
 def not_skipped_if(taken: jax.Array, skip_state: Any) -> Any:
-    """The skip state, saying that nothing was left out where a step was taken that no skip function was asked about."""
-    return _saying(skip_state, lambda said: jnp.where(taken, False, said))
+    """The skip state after a step that did not call the skip function: `should_skip` is false if the step was taken."""
+    return _with_should_skip(skip_state, lambda should_skip: jnp.where(taken, False, should_skip))
 
 
-def _saying(skip_state: Any, of: Callable[[Any], jax.Array]) -> Any:
-    """The skip state, with another flag `should_skip` where it is a mapping that has one."""
+def _with_should_skip(skip_state: Any, new: Callable[[Any], jax.Array]) -> Any:
+    """The skip state with a new `should_skip`, if it is a mapping that has one."""
     flag = (jax.tree_util.DictKey("should_skip"),)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: of(leaf) if path == flag else leaf, skip_state)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: new(leaf) if path == flag else leaf, skip_state)
 
 
-def _ours(should_skip_update_fn: ShouldSkipUpdateFunction) -> ShouldSkipUpdateFunction:
-    """The skip function; where it is optax's own, that of the same name here."""
-    function, keywords = _named(should_skip_update_fn)
+def _replace_optax(should_skip_update_fn: ShouldSkipUpdateFunction) -> ShouldSkipUpdateFunction:
+    """The skip function; optwrap's function of the same name if it is optax's own."""
+    function, keywords = _unpartial(should_skip_update_fn)
     if function is optax.skip_not_finite:
         return skip_not_finite
     if function is optax.skip_large_updates:
@@ -230,15 +232,15 @@ def _ours(should_skip_update_fn: ShouldSkipUpdateFunction) -> ShouldSkipUpdateFu
     return should_skip_update_fn
 
 
-def _named(function: Any) -> tuple[Any, dict[str, Any]]:
-    """The function, out of a `functools.partial` that gives it keywords only; and those keywords."""
+def _unpartial(function: Any) -> tuple[Any, dict[str, Any]]:
+    """The function and the keywords of a `functools.partial` without positional arguments; else the function itself."""
     if isinstance(function, functools.partial) and not function.args:
         return function.func, function.keywords
     return function, {}
 
 
 def _max_squared_norm_of(argument: str, should_skip_update_fn: Any) -> ArrayLike | None:
-    function, keywords = _named(should_skip_update_fn)
+    function, keywords = _unpartial(should_skip_update_fn)
     if function not in (skip_large_updates, optax.skip_large_updates):
         return None
     if set(keywords) != {"max_squared_norm"}:

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trees of these tests have leaves that are counted alone and leaves that are counted together."""
-    monkeypatch.setattr("optwrap._core.trees._CHUNK", 12)
+    monkeypatch.setattr("optwrap._core.finite._CHUNK", 12)
 
 
 @pytest.fixture(autouse=True)

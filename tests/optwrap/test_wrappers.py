@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import optwrap
 from optwrap._core.declarations import Guard, Sync, Window, collecting, walk
-from optwrap._core.trees import all_finite
+from optwrap._core.finite import all_finite
 from tests.optwrap.compilations import compilations
 from tests.optwrap.transformations import FLOAT32, WRAPPERS, assert_same, gradients, momentum, multi_steps, stepper
 

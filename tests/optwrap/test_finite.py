@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optwrap._core import finite
 from optwrap._core import trees as _trees
 
 DTYPES = [np.float32, np.float16, jnp.bfloat16, np.complex64, np.int32, np.bool_]
@@ -29,10 +30,10 @@ def arrays(dtype: Any) -> st.SearchStrategy[np.ndarray[Any, Any]]:
 
 def counted(tree: Any) -> jax.Array:
     """The counts of the floating and complex leaves."""
-    leaves = _trees.inexact_leaves(tree)
+    leaves = finite.inexact_leaves(tree)
     if not leaves:
         return jnp.zeros([0], jnp.int32)
-    return _trees.nonfinite_counts(leaves, _trees.suspects(leaves, _trees.finite_probes(leaves)))
+    return finite.nonfinite_counts(leaves, finite.suspects(leaves, finite.finite_probes(leaves)))
 
 
 trees = st.lists(st.sampled_from(DTYPES).flatmap(arrays), max_size=3)
@@ -43,7 +44,7 @@ trees = st.lists(st.sampled_from(DTYPES).flatmap(arrays), max_size=3)
 def test_all_finite_is_what_numpy_says(tree: list[Any]) -> None:
     """Also where squares overflow although every value is finite."""
     expected = all(np.isfinite(leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf).all() for leaf in tree)
-    assert bool(_trees.all_finite(tree)) == expected
+    assert bool(finite.all_finite(tree)) == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,14 +54,14 @@ def test_nonfinite_counts_are_numpys(tree: list[Any]) -> None:
     counts = counted(tree)
     leaves = [leaf for leaf in tree if leaf.dtype not in (np.int32, np.bool_)]
     assert counts.tolist() == [int((~np.isfinite(leaf.astype(np.complex64))).sum()) for leaf in leaves]
-    assert int(_trees.saturating_sum(counts)) == sum(counts.tolist())
+    assert int(finite.saturating_sum(counts)) == sum(counts.tolist())
 
 
 @settings(max_examples=60, deadline=None)
 @given(tree=st.lists(hnp.arrays(np.complex64, (3, 2), elements=st.complex_numbers(max_magnitude=1e3, width=64))))
 def test_squared_norm_is_that_of_absolute_values(tree: list[Any]) -> None:
     """Of all leaves together, in float32."""
-    norm = _trees.squared_norm(tree[:3])
+    norm = finite.squared_norm(tree[:3])
     assert norm.dtype == jnp.float32
     expected = sum(float((np.abs(leaf.astype(np.complex128)) ** 2).sum()) for leaf in tree[:3])
     np.testing.assert_allclose(float(norm), expected, rtol=1e-5, atol=1e-30)  # below, squares underflow float32
@@ -69,18 +70,18 @@ def test_squared_norm_is_that_of_absolute_values(tree: list[Any]) -> None:
 def test_the_largest_finite_values_are_finite() -> None:
     """Their squares overflow float32, their sum too."""
     for dtype in (np.float32, np.float16, jnp.bfloat16):
-        assert _trees.all_finite([jnp.full((100,), jnp.finfo(dtype).max, dtype)])
+        assert finite.all_finite([jnp.full((100,), jnp.finfo(dtype).max, dtype)])
     huge = jnp.float32(3e38)
-    assert _trees.all_finite(jax.lax.complex(huge, huge))
+    assert finite.all_finite(jax.lax.complex(huge, huge))
 
 
 def test_wide_leaves_are_squared_wide() -> None:
     """float64 leaves in float64, beside float32 leaves in float32; their sum is float64."""
     with jax.enable_x64(True):
         tree = [jnp.array([1e200]), jnp.array([2.0], jnp.float32)]
-        assert [norm.dtype for norm in _trees.squared_norms(tree)] == [jnp.float64, jnp.float32]
-        assert _trees.squared_norm(tree).dtype == jnp.float64
-        assert _trees.all_finite(tree)  # 1e400 is no float64: no square is asked
+        assert [norm.dtype for norm in finite.squared_norms(tree)] == [jnp.float64, jnp.float32]
+        assert finite.squared_norm(tree).dtype == jnp.float64
+        assert finite.all_finite(tree)  # 1e400 is no float64: no square is asked
 
 
 def test_a_leaf_with_more_values_than_int32_can_count() -> None:
@@ -88,7 +89,7 @@ def test_a_leaf_with_more_values_than_int32_can_count() -> None:
 
     # What counts within a leaf, not under its condition: without one, XLA needs no memory for the leaf.
     def count(value: jax.Array, billions: int) -> jax.Array:
-        return _trees._nonfinite_count(jnp.broadcast_to(value, (billions, 1024, 1024, 1024)))
+        return finite._nonfinite_count(jnp.broadcast_to(value, (billions, 1024, 1024, 1024)))
 
     for billions in (3, 4):
         counted = jax.jit(count, static_argnums=1)(jnp.float32(jnp.nan), billions)
@@ -100,7 +101,7 @@ def test_a_leaf_with_more_values_than_int32_can_count() -> None:
 def test_sums_of_counts_saturate(counts: list[int], many: bool) -> None:
     """Never above 2**31 - 1, never negative; also of 2**15 counts."""
     counts = [counts[0]] * 2**15 if many else counts
-    total = _trees.saturating_sum(jnp.array(counts, jnp.int32))
+    total = finite.saturating_sum(jnp.array(counts, jnp.int32))
     assert (int(total), total.dtype) == (min(sum(counts), 2**31 - 1), jnp.int32)
 
 
@@ -115,7 +116,7 @@ def test_equal_questions_are_asked_once() -> None:
 
     def asked(times: int) -> str:
         def ask(tree: Any) -> Any:
-            return [_trees.all_finite(tree) for _ in range(times)]
+            return [finite.all_finite(tree) for _ in range(times)]
 
         tree = [jnp.ones((64, 64)), jnp.ones((128, 32))]
         return jax.jit(ask).lower(tree).compile().as_text()
@@ -139,7 +140,7 @@ def test_the_program_grows_as_the_leaves_do(shape: tuple[int, ...]) -> None:
 
     def size(leaves: int) -> int:
         tree = [jax.ShapeDtypeStruct(shape, jnp.float32)] * leaves
-        asked = jax.jit(lambda tree: (_trees.all_finite(tree), counted(tree)))
+        asked = jax.jit(lambda tree: (finite.all_finite(tree), counted(tree)))
         text = asked.lower(tree).compile().as_text()
         assert text is not None
         return len(text)

@@ -1,0 +1,242 @@
+"""Whether gradients are finite, how large they are, and how many of their values are non-finite.
+
+Everything here compiles to one reduction for each leaf, and to little more for the rare step in which something is
+non-finite: with hundreds of leaves, every further operation per leaf takes XLA seconds to compile.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from optwrap._core.checks import INT32_MAX
+from optwrap._core.collectives import ALONE, Together, vary, varying
+from optwrap._core.norm_cache import cached_answer, cached_norm
+from optwrap._core.trees import Tree
+
+_CHUNK: Final = 2**19
+"""Values that are examined under one condition. Larger chunks need more temporary memory on a CPU: 4 bytes a value.
+Smaller ones mean more conditions, and XLA takes as long to compile a condition as ten reductions."""
+
+_SCALE: Final = 2.0**-96
+"""A power of two, so multiplying by it is exact. It makes 4.3e9 of float32's largest value, so squares do not overflow.
+Values that underflow are too small to change the sum."""
+
+_PLAIN: Final = (jnp.inexact, jnp.integer, jnp.bool_)
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether the leaf has a floating or complex dtype, so that it can hold NaN or Inf."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
+def inexact_leaves(tree: Tree) -> list[Any]:
+    """The leaves that can hold NaN or Inf, in the tree's order."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+
+
+def squared_norms(tree: Tree) -> list[jax.Array]:
+    """The sum of squared absolute values of each leaf, in the tree's order.
+
+    Returns:
+      one scalar per numeric leaf: float64[] for float64 and complex128 leaves, else float32[]. It is not finite where a
+      value of the leaf is not, or where the squares overflow. Leaves without numbers (PRNG keys, float0) are left out.
+    """
+    return [
+        _squared_norm(leaf) if (cached := cached_norm(leaf)) is None else cached
+        for leaf in jax.tree.leaves(tree)
+        if _is_numeric(leaf)
+    ]
+
+
+def squared_norm(tree: Tree, together: Together = ALONE) -> jax.Array:
+    """The sum of squared absolute values of the tree: a scalar of the widest dtype of `squared_norms`."""
+    norms = squared_norms(tree)
+    return together.total(norms) if norms else jnp.zeros([], jnp.float32)
+
+
+def finite_probes(leaves: Sequence[Any]) -> list[jax.Array]:
+    """A scalar for each floating or complex leaf: 0 where every value of it is finite, else NaN.
+
+    It is the sum of `0 * value`: a finite value adds 0, NaN and Inf add NaN, and nothing overflows. XLA multiplies and
+    adds in one pass. The result of `isfinite` XLA:CPU would write to memory before it reduces it.
+    """
+    return [_finite_probe(leaf) for leaf in leaves]
+
+
+def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
+    """Whether every value of the tree is finite: bool[]. It depends on no count, which could overflow."""
+    leaves = inexact_leaves(tree)
+    if not leaves:
+        return jnp.array(True)
+    if (cached := cached_answer(leaves, together)) is not None:
+        return cached.finite
+    return jnp.isfinite(together.total(finite_probes(leaves)))
+
+
+def suspects(leaves: Sequence[Any], probes: Sequence[jax.Array]) -> list[jax.Array]:
+    """For each chunk of leaves, whether a value in it may be non-finite on this device: bool[].
+
+    Args:
+      leaves: floating or complex leaves, one at least.
+      probes: for each leaf a scalar that is not finite if a value of the leaf is not: what `finite_probes` or
+        `squared_norms` return.
+    """
+    return [jnp.any(~jnp.isfinite(jnp.stack([probes[i] for i in chunk]))) for chunk in _chunks(leaves)]
+
+
+def nonfinite_counts(leaves: Sequence[Any], suspects: Sequence[jax.Array], together: Together = ALONE) -> jax.Array:
+    """How many values of each floating or complex leaf are not finite.
+
+    Args:
+      leaves: the values, one leaf at least.
+      suspects: what `suspects` returns for them. Only those chunks are counted.
+      together: the devices that count together.
+
+    Returns:
+      One count for each leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated
+      at its largest value.
+    """
+    counts, _ = _examine_chunks(leaves, suspects, jnp.ones([], jnp.float32), together)
+    return counts
+
+
+def counts_and_norm(
+    leaves: Sequence[Any], norms: Sequence[jax.Array], total: jax.Array, together: Together = ALONE
+) -> tuple[jax.Array, jax.Array]:
+    """The non-finite counts and the L2 norm of leaves whose sum of squares is not finite.
+
+    Args:
+      leaves: floating or complex leaves, one at least.
+      norms: what `squared_norms` returns for them.
+      total: the sum of the norms over the devices: NaN or infinite.
+      together: the devices that have parts of the leaves.
+
+    Returns:
+      The counts, as `nonfinite_counts` returns them, and the norm, a scalar of the dtype of `total`. The norm is right
+      also if all values are finite and only their squares overflow. If a value is not finite, it is NaN or infinite.
+    """
+    # If the scale were a constant, XLA would square it, which gives 0, where a leaf is a scalar.
+    scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
+    suspected = suspects(leaves, norms)
+    counts, scaled = _examine_chunks(leaves, suspected, scale, together)
+
+    def of_norms(chunk: list[int]) -> jax.Array:
+        return jnp.sum(jnp.square(jnp.sqrt(jnp.stack([norms[i].astype(scale.dtype) for i in chunk])) * scale))
+
+    squares = [
+        lax.select(suspect, square, vary(of_norms(chunk), varying(jax.typeof(square))))
+        for chunk, suspect, square in zip(_chunks(leaves), suspected, scaled, strict=True)
+    ]
+    norm = jnp.sqrt(together.total(squares)) / scale
+    return counts, jnp.where(jnp.all(counts == 0), norm, jnp.sqrt(total))
+
+
+def _examine_chunks(
+    leaves: Sequence[Any], suspects: Sequence[jax.Array], scale: jax.Array, together: Together
+) -> tuple[jax.Array, list[jax.Array]]:
+    """A count for each leaf; for each chunk the sum of squares of its values times `scale`, or 0 if it is no suspect."""
+    chunks, counts, squares = _chunks(leaves), [], []
+    for chunk, suspect in zip(chunks, suspects, strict=True):
+        values = [jnp.asarray(leaves[i]) for i in chunk]
+        count, square = lax.cond(suspect, _examine, _leave, values, scale)
+        counts.append(together.total_count(count, values[0].size))
+        squares.append(square)
+    return jnp.concatenate(counts)[np.argsort(np.concatenate(chunks))], squares
+
+
+def count_dtype() -> np.dtype[Any]:
+    """The default integer dtype, in which values are counted: int32, or int64 where 64-bit types are enabled."""
+    return jax.dtypes.canonicalize_dtype(np.int64)
+
+
+def saturating_sum(counts: jax.Array) -> jax.Array:
+    """The sum of at most 2**15 counts, none of them negative, saturated at the largest value of their dtype."""
+    largest, half = np.iinfo(counts.dtype).max, np.iinfo(counts.dtype).bits // 2
+    # A plain sum could wrap. The sums of the upper and lower halves of the counts cannot.
+    low = jnp.sum((counts & (2**half - 1)).astype(f"uint{2 * half}"), dtype=f"uint{2 * half}")
+    high = jnp.sum((counts >> half).astype(low.dtype), dtype=low.dtype) + (low >> half)
+    total = (high << half) | (low & (2**half - 1))
+    return jnp.where(high >= 2 ** (half - 1), largest, total).astype(counts.dtype)
+
+
+def _is_numeric(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    return dtype != jax.dtypes.float0 and any(jnp.issubdtype(dtype, plain) for plain in _PLAIN)
+
+
+def _squared_norm(leaf: Any) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return _sum(lax.square(lax.real(leaf))) + _sum(lax.square(lax.imag(leaf)))
+    # Not narrower than float32: 90,000 ones already overflow a float16 sum. Not vdot: on a mesh it gathers the leaf.
+    return _sum(lax.square(_widened(leaf)))
+
+
+def _finite_probe(leaf: Any) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return _times_zero(lax.real(leaf)) + _times_zero(lax.imag(leaf))
+    return _times_zero(_widened(leaf))
+
+
+def _times_zero(leaf: jax.Array) -> jax.Array:
+    return _sum(leaf * np.zeros([], leaf.dtype))
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32)
+
+
+def _sum(leaf: jax.Array) -> jax.Array:
+    # jnp.sum is a jitted function: tracing it for 600 leaves takes a second.
+    total: jax.Array = lax.reduce_sum(leaf, axes=tuple(range(leaf.ndim)))
+    return total
+
+
+def _chunks(leaves: Sequence[Any]) -> list[list[int]]:
+    """The indices of the leaves in each chunk: leaves of one type with at most `_CHUNK` values, or one leaf."""
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault(jax.typeof(jnp.asarray(leaf)), []).append(i)
+    chunks = []
+    for places in alike.values():
+        length = max(1, _CHUNK // max(1, jnp.size(leaves[places[0]])))
+        chunks += [places[start : start + length] for start in range(0, len(places), length)]
+    return chunks
+
+
+# The branches of conditions. They are module-level functions, because outside jit JAX recompiles a condition whenever
+# its branches are new function objects.
+
+
+def _leave(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    axes = varying(jax.typeof(leaves[0])) | varying(jax.typeof(scale))
+    return vary(jnp.zeros([len(leaves)], count_dtype()), axes), vary(jnp.zeros_like(scale), axes)
+
+
+def _examine(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The stack is a copy of at most `_CHUNK` values. XLA compiles two reductions of it instead of two for each leaf.
+    values = leaves[0] if len(leaves) == 1 else jnp.stack(leaves)
+    if len(leaves) == 1:
+        counts = _nonfinite_count(values)[None]
+    else:
+        counts = jnp.sum(~jnp.isfinite(values), axis=tuple(range(1, values.ndim)), dtype=count_dtype())
+    if not jnp.issubdtype(values.dtype, jnp.complexfloating):
+        values = values.astype(scale.dtype)
+    square = _squared_norm(values * scale.astype(values.dtype)).astype(scale.dtype)
+    axes = varying(jax.typeof(values)) | varying(jax.typeof(scale))
+    return vary(counts, axes), vary(square, axes)
+
+
+def _nonfinite_count(leaf: jax.Array) -> jax.Array:
+    nonfinite = ~jnp.isfinite(leaf)
+    dtype = count_dtype()
+    if dtype == np.int64 or nonfinite.size <= INT32_MAX:
+        return _sum(nonfinite.astype(dtype))
+    # More values than int32 can count: sum in 64 bits, and saturate.
+    with jax.enable_x64(True):
+        return jnp.minimum(jnp.sum(nonfinite, dtype=np.int64), INT32_MAX).astype(dtype)
