@@ -138,7 +138,7 @@ def counts_and_norm(
 def _examine_chunks(
     leaves: Sequence[Any], suspects: Sequence[jax.Array], scale: jax.Array, together: Together
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """A count for each leaf; for each chunk the sum of squares of its values times `scale`, or 0 if it is no suspect."""
+    """A count for each leaf; for each chunk the sum of squares of its values times `scale`, or 0 if not suspect."""
     chunks, counts, squares = _chunks(leaves), [], []
     for chunk, suspect in zip(chunks, suspects, strict=True):
         values = [jnp.asarray(leaves[i]) for i in chunk]

@@ -1,7 +1,7 @@
 """One pass over the gradients: their finiteness, their norm, and the non-finite values of each parameter.
 
 Inside `shard_map` values differ between devices, but counts must not. So everything is summed over the mesh axes along
-which it varies, and over the axes that the user named. Under plain jit there are no such axes, and the compiler does it.
+which it varies, and over the axes that the user named. Under plain jit there are no such axes; the compiler does it.
 """
 
 import contextlib

@@ -100,8 +100,8 @@ def skip_large_updates(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Skips steps whose squared L2 norm is not below a limit.
 
-    `functools.partial(skip_large_updates, max_squared_norm=...)` is a `ShouldSkipUpdateFunction`. A norm at the limit and
-    a norm that is NaN are skipped, too. Drop-in for `optax.skip_large_updates` (optax 0.2.8).
+    `functools.partial(skip_large_updates, max_squared_norm=...)` is a `ShouldSkipUpdateFunction`. A norm at the limit
+    and a norm that is NaN are skipped, too. Drop-in for `optax.skip_large_updates` (optax 0.2.8).
 
     Args:
       updates: the incoming updates.
@@ -111,7 +111,8 @@ def skip_large_updates(
         traced.
 
     Returns:
-      `should_skip`, bool[], and a dict of `should_skip` and `norm_squared`: float32[], or float64[] if a leaf is 64-bit.
+      `should_skip`, bool[], and a dict of `should_skip` and `norm_squared`: float32[], or float64[] if a leaf has 64
+      bits.
 
     Raises:
       TypeError: `max_squared_norm` is not a real scalar.
@@ -163,8 +164,8 @@ class SkipFunction:
         """Returns `should_skip`, bool[], and the skip state.
 
         `skip_not_finite` and `skip_large_updates` see the updates on all devices. Any other function is called on each
-        device; if it returns true on one, all devices skip. Its state stays each device's own, except `should_skip` in a
-        mapping.
+        device; if it returns true on one, all devices skip. Its state stays each device's own, except `should_skip` in
+        a mapping.
 
         Raises:
           TypeError: the function did not return a pair that begins with an array.
