@@ -311,15 +311,17 @@ def test_wrong_arguments_are_named_with_their_value_and_a_remedy(
 
 def test_the_ends_of_every_range_are_allowed() -> None:
     """0 and 2**31 - 1 errors, k and period 1, slow steps 0 and 1, an infinite norm limit and one of 0."""
+    shapes = jax.tree.map(jnp.shape, PARAMS)
     for limit in (0, 2**31 - 1, np.int64(7), jnp.int32(7)):
-        updated(optwrap.apply_if_finite(SGD, limit))
+        assert jax.tree.map(jnp.shape, updated(optwrap.apply_if_finite(SGD, limit))[0]) == shapes
     pair = optax.LookaheadParams.init_synced(PARAMS)
     for period, size in ((1, 0), (2**31 - 1, 1), (np.int32(3), np.float64(0.5)), (jnp.int32(3), jnp.float32(1))):
-        updated(optwrap.lookahead(SGD, period, size), pair)
+        assert jax.tree.map(jnp.shape, updated(optwrap.lookahead(SGD, period, size), pair)[0].slow) == shapes
     for norm in (0, np.inf, jnp.float32(2), np.float64(2)):
-        updated(optwrap.MultiSteps(SGD, 2**31 - 1, should_skip_update_fn=large(norm)))
+        window = optwrap.MultiSteps(SGD, 2**31 - 1, should_skip_update_fn=large(norm))
+        assert jax.tree.map(jnp.shape, updated(window)[0]) == shapes
     for mean in (True, np.False_, 0, 1):
-        updated(optwrap.MultiSteps(SGD, 2, use_grad_mean=mean))
+        assert jax.tree.map(jnp.shape, updated(optwrap.MultiSteps(SGD, 2, use_grad_mean=mean))[0]) == shapes
     for mask in (True, np.False_, {"w": 1, "b": np.True_}, {"w": jnp.array(True), "b": 0}):
         updated(optwrap.masked(SGD, mask))
 

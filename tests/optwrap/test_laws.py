@@ -190,7 +190,8 @@ def test_strict_dtype_promotion(case: Case, strict_dtypes: None) -> None:
     del strict_dtypes
     transformation, params = case.build(optwrap), case.params(FLOAT32)
     state = jax.eval_shape(transformation.init, params)
-    jax.eval_shape(transformation.update, FLOAT32, state, params)
+    _, after = jax.eval_shape(transformation.update, FLOAT32, state, params)
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
 
 
 @by_name([case for case in EVERY_SINGLE if case.name != "flatten"])  # optax.flatten raises

@@ -191,10 +191,11 @@ def test_apply_gradients_adds_no_update_of_another_shape() -> None:
 def test_what_has_the_right_leaves_is_taken_whatever_holds_them() -> None:
     """Arrays of numpy, narrower dtypes, and for flatten, which sees vectors only, another container."""
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), PARAMS)
+    shapes = jax.tree.map(jnp.shape, PARAMS)
     for transformation in (GUARD, WINDOW, MASKED, FLAT):
-        updating(transformation, narrow)()
-    updating(AHEAD, narrow, params=PAIR)()
-    updating(FLAT, (PARAMS["b"], PARAMS["w"]))()
+        assert jax.tree.map(jnp.shape, updating(transformation, narrow)()[0]) == shapes
+    assert jax.tree.map(jnp.shape, updating(AHEAD, narrow, params=PAIR)()[0].fast) == shapes
+    assert jax.tree.map(jnp.shape, updating(FLAT, (PARAMS["b"], PARAMS["w"]))()[0]) == (shapes["b"], shapes["w"])
 
 
 @pytest.mark.parametrize("taken", [2, 3, 7])
