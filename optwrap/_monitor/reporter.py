@@ -201,7 +201,7 @@ class Reporter:
         return self._outbox
 
     def _send(self, outbox: Outbox, *, heartbeat: bool, deadline: float | None = None) -> None:
-        """Send the held reports again, then new ones; if there is neither, and `heartbeat`, a report without news."""
+        """Send the held reports again, then new ones; if there is neither, a heartbeat if wanted."""
         self._sent = now = self._clock.monotonic()
         self._account.urgent = False
         for held in list(outbox.held):

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import numpy as np
@@ -175,6 +175,11 @@ def wait_for_steps(url: str, steps: int) -> None:
     raise AssertionError(f"no {steps} steps: {answer.text}")
 
 
+def wait_for_line(stream: IO[str] | None, words: str) -> None:
+    assert stream is not None
+    assert any(words in line for line in stream), f"it ended without {words!r}"
+
+
 def assert_nobody_listens(page: str) -> None:
     with pytest.raises(httpx.ConnectError):
         httpx.get(page, trust_env=False)
@@ -237,7 +242,7 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
         for before in (200, 1000):
             wait_for_steps(exporter.url, before)
             exporter.kill9()
-            time.sleep(1.2)  # the next report finds nobody
+            wait_for_line(process.stderr, "cannot report run demo")
             # The training must not be over before the exporter is back, however slowly that starts.
             process.send_signal(signal.SIGSTOP)
             exporter.start()
