@@ -17,7 +17,7 @@ from tests.exporter.running import Job, Served
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_committed_document_is_the_codes() -> None:
+def test_the_committed_openapi_document_is_current() -> None:
     committed = (ROOT / "service" / "openapi.json").read_text()
     assert committed == openapi.text(), "run python -m optwrap_exporter.http.openapi > service/openapi.json"
 
@@ -52,7 +52,7 @@ def test_every_error_in_the_document_has_the_one_form() -> None:
                     assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (path, status)
 
 
-def test_the_document_tells_every_health_and_kind_of_event() -> None:
+def test_the_document_lists_every_health_and_event_kind() -> None:
     schemas = openapi.document()["components"]["schemas"]
     assert schemas["RunDetail"]["properties"]["health"]["enum"] == list(HEALTHS)
     assert schemas["Event"]["properties"]["kind"]["enum"] == list(EVENT_KINDS)
@@ -70,7 +70,7 @@ QUICK = settings(
 )
 
 
-def test_a_stranger_is_answered_as_the_document_says(site: Served) -> None:
+def test_any_request_is_answered_as_the_document_says(site: Served) -> None:
     """Generated requests, right and wrong, against the running server: no 5xx, no answer that is not promised."""
     job = Job(run="0", clock=site.clock)
     job.step("skipped_not_finite", "NaN", w=1)

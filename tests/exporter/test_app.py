@@ -28,7 +28,7 @@ def get(exporter: RunningExporter, path: str) -> Any:
     return answer.json()
 
 
-def test_reports_come_over_the_socket_where_tcp_takes_none(start_exporter: Start, tmp_path: Path) -> None:
+def test_the_socket_accepts_reports_when_tcp_does_not(start_exporter: Start, tmp_path: Path) -> None:
     path = tmp_path / "run" / "ingest.sock"
     exporter = start_exporter("--ingest-socket", str(path), listen="0.0.0.0:0")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -44,7 +44,7 @@ def test_reports_come_over_the_socket_where_tcp_takes_none(start_exporter: Start
     assert not path.exists()
 
 
-def test_a_token_is_for_tcp_and_the_socket_needs_none(start_exporter: Start, tmp_path: Path) -> None:
+def test_the_socket_needs_no_token(start_exporter: Start, tmp_path: Path) -> None:
     path = tmp_path / "s"
     (tmp_path / "token").write_text("hush\n")
     exporter = start_exporter("--ingest-socket", str(path), "--token-file", str(tmp_path / "token"))
@@ -92,7 +92,7 @@ def test_status_answers_over_the_socket(start_exporter: Start, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80"])
-def test_a_rebound_name_reads_nothing_and_reports_nothing(exporter: RunningExporter, host: str) -> None:
+def test_a_rebound_host_name_is_refused(exporter: RunningExporter, host: str) -> None:
     headers = {"host": host}
     for path in ("/", "/metrics", "/v1/runs", "/openapi.json", "/page/"):
         assert httpx.get(f"{exporter.url}{path}", headers=headers, trust_env=False).status_code == 421
@@ -101,13 +101,13 @@ def test_a_rebound_name_reads_nothing_and_reports_nothing(exporter: RunningExpor
     assert get(exporter, "/v1/runs")["items"] == []
 
 
-def test_no_answer_tells_what_serves_it(exporter: RunningExporter) -> None:
+def test_no_answer_has_a_server_header(exporter: RunningExporter) -> None:
     answer = httpx.get(f"{exporter.url}/-/healthy", trust_env=False)
     assert "server" not in answer.headers
     assert "uvicorn" not in str(answer.headers)
 
 
-def test_it_writes_nothing_to_its_log_while_all_is_well(exporter: RunningExporter) -> None:
+def test_a_healthy_exporter_logs_nothing(exporter: RunningExporter) -> None:
     job = Job()
     for path in ("/", "/metrics", "/v1/runs", "/nope"):
         httpx.get(f"{exporter.url}{path}", trust_env=False)

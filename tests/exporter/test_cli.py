@@ -147,7 +147,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_failure_is_one_line_that_names_what_was_given(
+def test_a_failure_is_one_line_with_the_wrong_value(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if arguments[0].startswith("--") and "--listen" not in arguments:
@@ -191,7 +191,7 @@ def test_a_signal_ends_it_cleanly(exporter: RunningExporter, number: int) -> Non
     assert "Traceback" not in exporter.log
 
 
-def test_it_says_where_it_is_and_where_the_data_goes(start_exporter: Start, tmp_path: Path) -> None:
+def test_the_start_line_has_the_address_and_the_directory(start_exporter: Start, tmp_path: Path) -> None:
     socket = tmp_path / "run" / "s"
     running = start_exporter("--ingest-socket", str(socket), "--log-level", "error")
     assert running.log == (
@@ -218,7 +218,7 @@ def test_forget_deletes_a_run_and_only_while_no_exporter_runs(
     assert [run["run"] for run in runs] == ["kept"]
 
 
-def test_forget_makes_no_store_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_forget_does_not_create_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{tmp_path}: contains no store" in failure(capsys, "forget", "lm", "--data-dir", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 

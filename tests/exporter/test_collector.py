@@ -194,7 +194,7 @@ def replicas(site: Served) -> dict[tuple[str, ...], float]:
 
 
 @pytest.mark.parametrize("end", ["finished", "failed", "lost"])
-def test_what_has_ended_goes_gauges_first_and_counters_later(site: Served, end: str) -> None:
+def test_gauges_of_an_ended_process_disappear_before_its_counters(site: Served, end: str) -> None:
     ended, live = Job(run="ended", clock=site.clock), Job(run="live", clock=site.clock)
     ended.step()
     site.send(ended.report("running" if end == "lost" else end))
@@ -235,7 +235,7 @@ def test_the_store_has_a_size_and_a_limit(site: Served) -> None:
     assert found[("optwrap_exporter_runs", ())] == 1
 
 
-def test_a_scrape_leaves_what_it_shows_as_it_was(site: Served) -> None:
+def test_a_scrape_changes_nothing(site: Served) -> None:
     story(site)
     before = {key: value for key, value in samples(site).items() if "scrape_duration" not in key[0]}
     assert {key: value for key, value in samples(site).items() if "scrape_duration" not in key[0]} == before

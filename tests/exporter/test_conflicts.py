@@ -90,7 +90,7 @@ def test_two_jobs_that_inherit_one_attempt_are_a_conflict(lives: Lives, skew: fl
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-def test_two_live_attempts_are_a_conflict_also_where_they_are_different_processes(lives: Lives, skew: float) -> None:
+def test_live_attempts_in_different_processes_are_a_conflict(lives: Lives, skew: float) -> None:
     one, other = lives.new("one"), lives.new("other", skew, process=1)
     lives.live(8, one, other)
     assert lives.watched.of(0)[0] == lives.watched.of(1)[0] == lives.watched.of_run()[0] == "conflict"
@@ -111,7 +111,7 @@ def test_a_conflict_lasts_until_one_is_silent_for_long_enough_and_may_begin_agai
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_conflict_ends_at_once_when_the_older_one_says_goodbye(lives: Lives, process: int) -> None:
+def test_a_conflict_ends_when_the_older_one_finishes(lives: Lives, process: int) -> None:
     one, other = lives.new("one"), lives.new("other", process=process)
     lives.live(8, one, other)
     lives.take(one.report("finished"))
@@ -143,7 +143,7 @@ def test_a_job_resumed_with_fewer_processes_is_no_conflict(lives: Lives) -> None
     assert "conflict" not in lives.live(20, lives.new("second"))
 
 
-def test_one_word_of_a_job_that_its_successor_overlaps_is_no_conflict(lives: Lives) -> None:
+def test_a_short_overlap_with_the_next_job_is_no_conflict(lives: Lives) -> None:
     old = lives.new("first")
     lives.live(8, old)
     new = lives.new("second")
@@ -152,7 +152,7 @@ def test_one_word_of_a_job_that_its_successor_overlaps_is_no_conflict(lives: Liv
     assert "conflict" not in [*found, *lives.live(20, new)]
 
 
-def test_a_rollback_within_a_process_is_no_conflict_with_what_it_still_has_to_tell(lives: Lives) -> None:
+def test_late_reports_from_before_a_rollback_are_no_conflict(lives: Lives) -> None:
     """Reports of before the rollback may be made after it, one by one; nothing is counted in them any more."""
     before = lives.new("same")
     lives.live(8, before)
@@ -164,7 +164,7 @@ def test_a_rollback_within_a_process_is_no_conflict_with_what_it_still_has_to_te
     assert "conflict" not in found
 
 
-def test_a_backlog_of_a_partitioned_process_that_comes_at_once_is_no_conflict(lives: Lives) -> None:
+def test_a_backlog_is_no_conflict(lives: Lives) -> None:
     old = lives.new("first")
     backlog = []
     for _ in range(20):
@@ -179,7 +179,7 @@ def test_a_backlog_of_a_partitioned_process_that_comes_at_once_is_no_conflict(li
     assert lives.watched.of_run()[0] == "ok"
 
 
-def test_processes_that_nothing_told_their_launch_are_no_conflict(lives: Lives) -> None:
+def test_processes_that_name_their_own_attempts_are_no_conflict(lives: Lives) -> None:
     """Each names its attempt after its own first incarnation, and keeps that name when it resumes or rolls back."""
     trainers = [lives.new(f"own-{process}", process=process, incarnation=f"own-{process}") for process in range(2)]
     found = lives.live(8, *trainers)
@@ -189,9 +189,7 @@ def test_processes_that_nothing_told_their_launch_are_no_conflict(lives: Lives) 
 
 @given(gaps=st.lists(st.sampled_from([0.5, 1.0, 3.0, 20.0]), min_size=1, max_size=30), data=st.data())
 @settings(max_examples=60)
-def test_one_job_after_the_other_is_never_a_conflict_however_its_reports_are_held_up(
-    gaps: list[float], data: st.DataObject
-) -> None:
+def test_one_job_after_another_is_never_a_conflict(gaps: list[float], data: st.DataObject) -> None:
     """Attempts one after the other on hosts of any clock; reports late by any time, in order."""
     lives = Lives()
     for attempt in range(3):

@@ -40,7 +40,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Served]
 
 
 @pytest.mark.parametrize("said", [b"", REQUEST[:-2], b"GET", REQUEST + REQUEST[:20]])
-def test_a_connection_that_brings_no_whole_request_is_closed(hurried: Served, said: bytes) -> None:
+def test_a_connection_without_a_whole_request_is_closed(hurried: Served, said: bytes) -> None:
     with dial(hurried) as silent:
         silent.sendall(said)
         if REQUEST in said:
@@ -62,7 +62,7 @@ def test_a_request_that_comes_byte_by_byte_gets_no_more_time(hurried: Served) ->
         assert time.monotonic() < deadline
 
 
-def test_a_body_that_nobody_asked_for_holds_no_connection(hurried: Served) -> None:
+def test_an_unexpected_body_does_not_keep_a_connection_open(hurried: Served) -> None:
     """The answer is out long before it has come, if it ever does."""
     with dial(hurried) as slow, contextlib.suppress(ConnectionError):
         slow.sendall(REQUEST[:-2] + b"Content-Length: 1000000\r\n\r\n")
@@ -71,7 +71,7 @@ def test_a_body_that_nobody_asked_for_holds_no_connection(hurried: Served) -> No
         assert slow.recv(1) == b""
 
 
-def test_whoever_has_asked_is_not_hurried(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_request_has_no_timeout(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is idle between requests, a report whose body takes its time, and a stream."""
     # Longer than any of them takes to ask, on however busy a machine.
     monkeypatch.setattr(connections, "HEAD_SECONDS", 2.0)
@@ -98,7 +98,7 @@ def test_whoever_has_asked_is_not_hurried(site: Served, monkeypatch: pytest.Monk
             pass
 
 
-def test_the_limit_of_open_files_that_a_process_starts_with_is_not_that_of_connections(
+def test_the_exporter_raises_the_limit_of_open_files(
     start_exporter: Callable[..., RunningExporter],
 ) -> None:
     """Where the system grants more: a large job has more processes than that."""

@@ -132,7 +132,7 @@ def test_a_streak_starts_and_ends_once_over_any_number_of_reports(ledger: Ledger
     ]
 
 
-def test_several_streaks_in_one_report_are_several(ledger: Ledger, trainer: Trainer) -> None:
+def test_one_report_can_have_several_streaks(ledger: Ledger, trainer: Trainer) -> None:
     assert reported(ledger, trainer, [False, True, False, False, True, False]) == [
         ("streak_started", 1, None),
         ("streak_ended", 2, 1),
@@ -166,7 +166,7 @@ def test_streaks_are_the_runs_of_bad_steps_however_they_are_cut_into_reports(ste
     assert lengths == [length for _, length in closed]
 
 
-def test_records_that_lag_behind_the_totals_tell_their_streaks_when_they_come(ledger: Ledger, trainer: Trainer) -> None:
+def test_late_records_make_their_streak_events_when_they_arrive(ledger: Ledger, trainer: Trainer) -> None:
     """A client with much to tell sends the newest totals at once, the records piece by piece."""
     for finite in (True, False, False, True, True, False):
         trainer.step() if finite else trainer.bad()
@@ -184,7 +184,7 @@ def test_records_that_lag_behind_the_totals_tell_their_streaks_when_they_come(le
     ]
 
 
-def test_the_gauge_says_nothing_of_records_that_lag_behind_it(ledger: Ledger, trainer: Trainer) -> None:
+def test_the_gauge_does_not_apply_to_late_records(ledger: Ledger, trainer: Trainer) -> None:
     """Steps 2 and 4 were bad, the record of 3 was dropped; the streak that the gauge shows is a later one."""
     for finite in (True, False, True, False, True, False, False, False):
         trainer.step() if finite else trainer.bad()
@@ -196,9 +196,7 @@ def test_the_gauge_says_nothing_of_records_that_lag_behind_it(ledger: Ledger, tr
     ]
 
 
-def test_where_records_were_dropped_the_gauge_says_how_far_back_the_streak_goes(
-    ledger: Ledger, trainer: Trainer
-) -> None:
+def test_the_gauge_gives_the_start_of_a_streak_with_dropped_records(ledger: Ledger, trainer: Trainer) -> None:
     trainer.step()
     take(ledger, trainer.report())
     for _ in range(5):
@@ -208,7 +206,7 @@ def test_where_records_were_dropped_the_gauge_says_how_far_back_the_streak_goes(
     assert started.step == 2
 
 
-def test_dropped_good_steps_between_two_bad_ones_part_two_streaks(ledger: Ledger, trainer: Trainer) -> None:
+def test_a_gap_between_bad_steps_ends_a_streak(ledger: Ledger, trainer: Trainer) -> None:
     for finite in (False, True, False, True):
         trainer.step() if finite else trainer.bad()
     report = with_records(trainer.json(), 0, 2)
@@ -239,7 +237,7 @@ def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clo
     assert take(ledger, again.report()).events == ()
 
 
-def test_a_run_that_was_somewhere_before_this_exporter_saw_it_is_resumed_from_nowhere_known(
+def test_a_state_from_before_this_exporter_is_resumed_from_an_unknown_step(
     ledger: Ledger, trainer: Trainer, clock: TurnedClock
 ) -> None:
     trainer.step()
@@ -257,7 +255,7 @@ def test_after_the_loss_of_the_directory_nothing_has_started_or_resumed(trainer:
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
-def test_an_end_is_told_once(ledger: Ledger, trainer: Trainer, state: str) -> None:
+def test_an_end_is_one_event(ledger: Ledger, trainer: Trainer, state: str) -> None:
     trainer.step()
     assert kinds(take(ledger, trainer.report()).events) == ["started"]
     (ended,) = take(ledger, trainer.report(state)).events
@@ -296,7 +294,7 @@ def test_a_process_does_not_diverge_from_itself(ledger: Ledger, clock: TurnedClo
     assert "diverged" not in kinds(take(ledger, sent(again)).events)
 
 
-def test_a_hello_that_was_lost_does_not_make_other_steps_of_the_same(ledger: Ledger, clock: TurnedClock) -> None:
+def test_a_hello_does_not_prevent_the_comparison_of_steps(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     take(
         ledger, Trainer(clock, process_count=2).hello()

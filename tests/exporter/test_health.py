@@ -77,7 +77,7 @@ def test_a_process_is_stale_after_three_intervals_of_silence_ten_seconds_at_leas
     assert watched.of() == ("ok", limit + 1000)
 
 
-def test_silence_does_not_count_while_the_exporter_was_not_there(watched: Watched, trainer: Trainer) -> None:
+def test_silence_does_not_count_while_the_exporter_is_down(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer)
     run = watched.ledger.plan(trainer.report()).run
     watched.clock.advance(3590)
@@ -179,7 +179,7 @@ def test_starvation_counts_from_where_the_state_was_resumed(watched: Watched, tr
     assert watched.of()[0] == "starved"
 
 
-def test_starvation_beats_skipping_and_is_told_once(watched: Watched, trainer: Trainer) -> None:
+def test_starved_is_worse_than_skipping_and_is_one_event(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer)
     kinds = []
     for _ in range(120):
@@ -191,7 +191,7 @@ def test_starvation_beats_skipping_and_is_told_once(watched: Watched, trainer: T
     assert kinds.count("starved") == 1
 
 
-def test_a_step_accepted_though_not_finite_is_the_worst_for_five_minutes(watched: Watched, trainer: Trainer) -> None:
+def test_gave_up_holds_for_five_minutes(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer, "accepted_not_finite")
     assert watched.of() == ("gave_up", 0)
     watched.keep_saying(trainer, 200, "applied")
@@ -203,7 +203,7 @@ def test_a_step_accepted_though_not_finite_is_the_worst_for_five_minutes(watched
     assert watched.of() == ("ok", 501)
 
 
-def test_giving_up_beats_how_the_process_ended_and_silence(watched: Watched, trainer: Trainer) -> None:
+def test_gave_up_is_worse_than_failed_and_stale(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer, "accepted_not_finite", state="failed")
     watched.clock.advance(299)
     assert watched.of() == ("gave_up", 0)
@@ -212,9 +212,7 @@ def test_giving_up_beats_how_the_process_ended_and_silence(watched: Watched, tra
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
-def test_a_process_that_said_goodbye_is_neither_stale_nor_stalled(
-    watched: Watched, trainer: Trainer, state: Health
-) -> None:
+def test_an_ended_process_is_neither_stale_nor_stalled(watched: Watched, trainer: Trainer, state: Health) -> None:
     watched.say(trainer)
     watched.clock.advance(3)
     watched.say(trainer, None, state=state)
@@ -228,7 +226,7 @@ def test_a_finished_process_with_an_open_streak_is_finished(watched: Watched, tr
     assert watched.of()[0] == "finished"
 
 
-def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
+def test_the_older_of_two_attempts_is_current_again_once_the_newer_one_is_stale(
     watched: Watched, trainer: Trainer
 ) -> None:
     watched.say(trainer)
@@ -242,7 +240,7 @@ def test_the_survivor_of_two_attempts_speaks_again_once_the_newer_one_is_gone(
     assert watched.ledger.views()[0].incarnation == trainer.incarnation
 
 
-def test_a_job_restarted_on_a_host_whose_clock_is_behind_is_heard_after_a_moment(watched: Watched) -> None:
+def test_a_job_restarted_with_a_clock_behind_becomes_current_soon(watched: Watched) -> None:
     ahead = TurnedClock(START + 3600)
     first = Trainer(ahead)
     for _ in range(5):
@@ -259,9 +257,7 @@ def test_a_job_restarted_on_a_host_whose_clock_is_behind_is_heard_after_a_moment
     assert watched.ledger.views()[0].incarnation == second.incarnation
 
 
-def test_a_backlog_of_an_older_incarnation_does_not_take_over_from_a_silent_one(
-    watched: Watched, trainer: Trainer
-) -> None:
+def test_a_backlog_does_not_make_an_older_incarnation_current(watched: Watched, trainer: Trainer) -> None:
     """Reports that were made a second apart and come all at once are late, not alive."""
     late = []
     for _ in range(10):
@@ -312,7 +308,7 @@ def test_a_run_is_finished_only_when_all_its_processes_are(watched: Watched) -> 
     assert watched.of_run() == ("finished", 2)
 
 
-def test_what_a_killed_attempt_leaves_behind_is_no_part_of_the_run(watched: Watched) -> None:
+def test_processes_of_a_killed_attempt_do_not_count(watched: Watched) -> None:
     """Four processes are killed, two take over: the run is those two."""
     for process in range(4):
         watched.say(Trainer(watched.clock, process=process, process_count=4))
@@ -367,7 +363,7 @@ def test_a_run_is_judged_by_the_first_row_that_holds_of_any_process(
     assert since in [*(when for name, when in outcomes if name == found), *([began] if found == "degraded" else [])]
 
 
-def test_the_order_of_the_table_is_the_contracts() -> None:
+def test_the_order_of_healths_is_the_contract() -> None:
     assert list(HEALTHS) == [
         "conflict", "gave_up", "failed", "finished", "stale", "stalled", "starved", "skipping", "starting", "degraded",
         "ok",

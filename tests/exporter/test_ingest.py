@@ -136,9 +136,7 @@ def test_an_incarnation_of_another_attempt_is_a_conflict_that_harms_nothing(expo
     assert exporter.detail.totals.steps == 2
 
 
-def test_reports_with_too_many_gaps_between_them_are_refused_and_none_is_invented(
-    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_gaps_are_refused(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which reports came is kept exactly; what cannot be kept is for the client to send again."""
     monkeypatch.setattr(ranges, "MOST", 4)
     trainer = Trainer(exporter.clock)
@@ -158,9 +156,7 @@ def test_reports_with_too_many_gaps_between_them_are_refused_and_none_is_invente
     assert exporter.store.steps("lm", 0).total == 9
 
 
-def test_what_a_client_does_not_hold_any_more_leaves_no_gap_to_be_kept(
-    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reports_below_oldest_held_leave_no_gap(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "MOST", 4)
     trainer = Trainer(exporter.clock)
     for seq in range(1, 100, 2):
@@ -188,7 +184,7 @@ def test_the_same_incarnation_and_seq_of_another_process_or_run_is_another_repor
             assert not exporter.ingest.submit(trainer.report()).duplicate
 
 
-def test_a_duplicate_whose_digest_is_gone_is_taken_for_one(tmp_path: Path) -> None:
+def test_a_duplicate_is_recognized_after_its_digest_is_deleted(tmp_path: Path) -> None:
     trainer = Trainer()
     trainer.step()
     report = trainer.report()
@@ -204,7 +200,7 @@ def test_a_duplicate_whose_digest_is_gone_is_taken_for_one(tmp_path: Path) -> No
         assert exporter.detail.totals.steps == 1
 
 
-def test_the_digest_is_of_the_content_and_not_of_how_it_was_written() -> None:
+def test_the_digest_depends_on_content_alone() -> None:
     report = Trainer().json()
     spaced = Report.model_validate_json(json.dumps(dict(reversed(report.items())), indent=4))
     assert digest_of(spaced) == digest_of(sent(report))
@@ -212,9 +208,7 @@ def test_the_digest_is_of_the_content_and_not_of_how_it_was_written() -> None:
         assert digest_of(sent(report | other)) != digest_of(sent(report))
 
 
-def test_a_report_that_the_store_cannot_take_changes_nothing_that_is_answered(
-    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_cannot_be_stored_changes_no_answer(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(exporter.clock)
     trainer.step()
     exporter.ingest.submit(trainer.report())
@@ -249,7 +243,7 @@ def test_an_error_in_one_report_does_not_end_the_writer(exporter: Exporter, monk
     exporter.ingest.submit(report)
 
 
-def test_a_full_line_refuses_at_once_and_takes_again_when_it_is_shorter(tmp_path: Path) -> None:
+def test_a_full_queue_refuses_reports_until_it_is_shorter(tmp_path: Path) -> None:
     trainer = Trainer()
     exporter = Exporter(tmp_path, waiting=3)
     waiting = [exporter.ingest.offer(trainer.report()) for _ in range(3)]
@@ -263,7 +257,7 @@ def test_a_full_line_refuses_at_once_and_takes_again_when_it_is_shorter(tmp_path
         assert exporter.ingest.submit(refused).acknowledged == 4
 
 
-def test_a_report_whose_sender_gave_up_waiting_is_not_taken(tmp_path: Path) -> None:
+def test_a_cancelled_report_is_not_stored(tmp_path: Path) -> None:
     trainer = Trainer()
     exporter = Exporter(tmp_path)
     first, second = (exporter.ingest.offer(trainer.report()) for _ in range(2))
@@ -273,7 +267,7 @@ def test_a_report_whose_sender_gave_up_waiting_is_not_taken(tmp_path: Path) -> N
         assert exporter.ingest.waiting == 0
 
 
-def test_closing_answers_what_waits_and_takes_no_more(tmp_path: Path) -> None:
+def test_closing_answers_waiting_reports_and_refuses_new_ones(tmp_path: Path) -> None:
     trainer = Trainer()
     exporter = Exporter(tmp_path)
     waiting = [exporter.ingest.offer(trainer.report()) for _ in range(20)]
@@ -305,7 +299,7 @@ def test_many_clients_at_once_are_each_counted_right(exporter: Exporter) -> None
     assert exporter.store.revision() == 160
 
 
-def test_a_listener_hears_of_a_commit_when_everything_can_be_read(exporter: Exporter) -> None:
+def test_a_listener_is_called_when_the_commit_can_be_read(exporter: Exporter) -> None:
     heard: list[tuple[Committed, int, int]] = []
 
     def listen(committed: Committed) -> None:
@@ -334,7 +328,7 @@ def stale_events(exporter: Exporter) -> int:
     return len(exporter.store.events("lm", kind="stale").items)
 
 
-def test_what_time_brings_is_committed_once_over_looks_and_restarts(tmp_path: Path) -> None:
+def test_a_stale_process_is_one_event_over_ticks_and_restarts(tmp_path: Path) -> None:
     clock = TurnedClock()
     trainer = Trainer(clock)
     with Exporter(tmp_path, clock) as exporter:
@@ -355,7 +349,7 @@ def test_what_time_brings_is_committed_once_over_looks_and_restarts(tmp_path: Pa
         assert stale_events(exporter) == 2
 
 
-def test_all_processes_that_fall_silent_together_are_told(exporter: Exporter) -> None:
+def test_processes_that_go_stale_together_are_all_stored(exporter: Exporter) -> None:
     for process in range(3):
         exporter.ingest.submit(Trainer(exporter.clock, process=process).report())
     exporter.clock.advance(60)
@@ -367,7 +361,7 @@ def test_all_processes_that_fall_silent_together_are_told(exporter: Exporter) ->
     assert exporter.store.revision() == told
 
 
-def test_time_passes_by_itself(tmp_path: Path) -> None:
+def test_the_writer_thread_ticks(tmp_path: Path) -> None:
     """The writer's own looks, over a real clock; nothing is asserted of how soon."""
     clock, told = TurnedClock(), threading.Event()
     with Store(tmp_path) as store:
@@ -380,7 +374,7 @@ def test_time_passes_by_itself(tmp_path: Path) -> None:
         assert [event.kind for event in store.events("lm").items] == ["stale", "started"]
 
 
-def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_tick_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, told, failed = TurnedClock(), threading.Event(), threading.Event()
     with Store(tmp_path) as store:
         ingest = Ingest(store, Ledger(clock), clock=clock, tick=0.01)
@@ -401,7 +395,7 @@ def test_a_failing_look_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
         assert failed.is_set()
 
 
-def test_records_that_make_room_for_others_are_counted_and_that_survives_a_restart(tmp_path: Path) -> None:
+def test_deleted_records_are_counted_and_the_count_survives_a_restart(tmp_path: Path) -> None:
     """They are counted for each incarnation, and a later tick keeps the counts."""
     clock = TurnedClock()
     with Exporter(tmp_path, clock, limit_bytes=SMALLEST_LIMIT) as exporter:
@@ -424,7 +418,7 @@ def test_records_that_make_room_for_others_are_counted_and_that_survives_a_resta
         assert exporter.detail == before
 
 
-def test_old_records_go_and_runs_long_silent_go_whole_but_no_live_totals(tmp_path: Path) -> None:
+def test_retention_deletes_old_records_and_silent_runs_but_no_live_totals(tmp_path: Path) -> None:
     clock = TurnedClock()
     with Exporter(tmp_path, clock, retention=Retention(seconds=1000)) as exporter:
         dead = Trainer(clock, run="dead")
@@ -460,7 +454,7 @@ def test_forgetting_a_run_deletes_it_and_its_client_starts_again_at_zero(exporte
     assert (exporter.detail.totals.steps, exporter.detail.unseen) == (1, 1)
 
 
-def test_futures_carry_what_went_wrong(exporter: Exporter) -> None:
+def test_futures_carry_errors(exporter: Exporter) -> None:
     trainer = Trainer(exporter.clock)
     report = trainer.report()
     offered: list[Future[Acknowledgement]] = [exporter.ingest.offer(one) for one in (report, changed(report), report)]

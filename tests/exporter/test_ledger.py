@@ -30,7 +30,7 @@ def at_least(now: Counts, before: Counts) -> bool:
 
 @given(history=histories(), data=st.data())
 @settings(max_examples=100)
-def test_totals_are_the_truth_and_never_fall_in_whatever_way_the_reports_arrive(
+def test_totals_are_right_and_never_fall_for_any_order_repetition_and_loss(
     history: History, data: st.DataObject
 ) -> None:
     clock = TurnedClock()
@@ -59,7 +59,7 @@ def test_totals_are_the_truth_and_never_fall_in_whatever_way_the_reports_arrive(
 
 @given(history=histories(most_processes=1), data=st.data())
 @settings(max_examples=30)
-def test_what_is_answered_is_self_consistent_at_every_moment(history: History, data: st.DataObject) -> None:
+def test_every_answer_is_consistent(history: History, data: st.DataObject) -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     for report in delivered(data, history):
@@ -96,8 +96,8 @@ def test_planning_changes_nothing(history: History, data: st.DataObject) -> None
 
 @given(history=histories(), data=st.data())
 @settings(max_examples=30)
-def test_records_count_each_once_however_the_reports_arrive(history: History, data: st.DataObject) -> None:
-    """Values that were not finite, and first and last step, come from the records of all reports that arrived."""
+def test_every_step_record_counts_once(history: History, data: st.DataObject) -> None:
+    """Values that were non-finite, and first and last step, come from the records of all reports that arrived."""
     clock = TurnedClock()
     ledger = Ledger(clock)
     arrived = {}
@@ -120,7 +120,7 @@ def test_records_count_each_once_however_the_reports_arrive(history: History, da
             assert min(told) <= row.first_step <= row.last_step <= max(told)
 
 
-def test_a_late_report_of_an_older_incarnation_touches_its_own_share_and_nothing_else() -> None:
+def test_a_late_report_of_an_older_incarnation_changes_totals_only() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     old = Trainer(clock, gauges={"every_k": 4, "mini_step": 1})
@@ -150,7 +150,7 @@ def test_a_late_report_of_an_older_incarnation_touches_its_own_share_and_nothing
     assert "failed" in kinds
 
 
-def test_an_older_report_of_the_same_incarnation_does_not_turn_the_gauges_back() -> None:
+def test_a_late_report_does_not_change_gauges() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
@@ -165,7 +165,7 @@ def test_an_older_report_of_the_same_incarnation_does_not_turn_the_gauges_back()
     assert answer.health == "ok"
 
 
-def test_a_hello_counts_nothing_and_what_the_state_lived_before_is_unseen() -> None:
+def test_steps_before_the_first_report_are_unseen() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     take(ledger, Trainer(clock).hello())
@@ -180,7 +180,7 @@ def test_a_hello_counts_nothing_and_what_the_state_lived_before_is_unseen() -> N
     assert (answer.totals.steps, answer.state_totals.steps, answer.unseen) == (1, 501, 500)
 
 
-def test_a_hello_and_the_incarnation_that_a_resumed_state_begins_are_one_process_that_resumed() -> None:
+def test_a_hello_and_a_resumed_incarnation_are_one_process() -> None:
     """What a Monitor does where its first reading shows a state that has lived."""
     clock = TurnedClock()
     ledger = Ledger(clock)
@@ -202,7 +202,7 @@ def test_a_hello_and_the_incarnation_that_a_resumed_state_begins_are_one_process
     assert [row.attempt for row in answer.attempts] == ["first", "second"]
 
 
-def test_what_nobody_reported_is_unseen_and_what_an_earlier_attempt_reported_is_not() -> None:
+def test_steps_of_an_earlier_attempt_are_not_unseen() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     first = Trainer(clock)
@@ -220,7 +220,7 @@ def test_what_nobody_reported_is_unseen_and_what_an_earlier_attempt_reported_is_
     assert (answer.totals.steps, answer.state_totals.steps, answer.unseen) == (13, 18, 5)
 
 
-def test_the_lowest_process_of_the_newest_attempt_speaks_for_the_run() -> None:
+def test_the_lowest_process_of_the_newest_attempt_stands_for_the_run() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     for process in (3, 1):
@@ -235,7 +235,7 @@ def test_the_lowest_process_of_the_newest_attempt_speaks_for_the_run() -> None:
     assert ledger.lead("lm") == 2
 
 
-def test_an_unknown_run_is_unknown_to_every_question() -> None:
+def test_every_query_of_an_unknown_run_is_none() -> None:
     ledger = Ledger(TurnedClock())
     assert ledger.runs() == []
     assert ledger.views() == []
@@ -246,7 +246,7 @@ def test_an_unknown_run_is_unknown_to_every_question() -> None:
     assert not ledger.has("lm", 0)
 
 
-def test_the_first_ten_parameters_to_go_bad_keep_their_label_and_the_rest_are_other() -> None:
+def test_the_first_ten_nonfinite_parameters_keep_their_label() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
@@ -313,7 +313,7 @@ def test_the_norm_shown_is_the_last_finite_one() -> None:
     assert ledger.views()[0].gradient_norm == 0.75
 
 
-def test_times_are_the_exporters_and_move_only_with_what_they_are_about() -> None:
+def test_times_are_the_exporters() -> None:
     clock, client = TurnedClock(), TurnedClock(1.0)
     ledger = Ledger(clock)
     trainer = Trainer(client)
@@ -348,7 +348,7 @@ def test_client_drops_add_up_over_incarnations_and_processes() -> None:
     assert ledger.views()[1].dropped.steps == 7
 
 
-def test_an_attempt_is_lost_once_another_takes_its_place_and_ended_if_it_said_so() -> None:
+def test_a_replaced_attempt_is_lost_unless_it_has_ended() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     for attempt, state in (("a", "finished"), ("b", "running"), ("c", "running")):
@@ -364,7 +364,7 @@ def test_an_attempt_is_lost_once_another_takes_its_place_and_ended_if_it_said_so
 
 
 @given(seqs=st.permutations(range(1, 8)), held=st.integers(1, 8), lost=st.sets(st.integers(1, 7)))
-def test_the_acknowledgement_is_the_end_of_what_came_without_a_gap_from_the_oldest_held_on(
+def test_the_acknowledgement_ends_at_the_first_gap_after_oldest_held(
     seqs: list[int], held: int, lost: set[int]
 ) -> None:
     ledger = Ledger(TurnedClock())
@@ -383,7 +383,7 @@ def test_the_acknowledgement_is_the_end_of_what_came_without_a_gap_from_the_olde
         assert answer.acknowledged == expected
 
 
-def test_runs_and_parameters_page_by_cursor_through_all_of_them_once() -> None:
+def test_cursors_page_through_runs_and_parameters() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     for name in "dbaec":
@@ -415,7 +415,7 @@ def test_runs_and_parameters_page_by_cursor_through_all_of_them_once() -> None:
     assert [row.parameter for row in best.parameters] == list("wz")
 
 
-def test_a_forgotten_run_is_gone_and_may_begin_anew() -> None:
+def test_a_forgotten_run_can_report_again() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)

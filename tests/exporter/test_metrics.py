@@ -20,7 +20,7 @@ def test_every_metric_is_there_once() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_a_name_says_its_type_and_its_unit(metric) -> None:  # type: ignore[no-untyped-def] # parametrized
+def test_a_name_has_the_suffix_of_its_type_and_unit(metric) -> None:  # type: ignore[no-untyped-def] # parametrized
     assert metric.name.endswith("_total") == (metric.type == "counter")
     assert metric.name.endswith("_info") == (metric.type == "info")
     for unit in ("seconds", "bytes"):

@@ -78,9 +78,7 @@ def test_the_same_seq_with_other_content_is_a_conflict_and_harms_nothing(site: S
     ("content_type", "coding"),
     [("text/plain", None), ("", None), ("application/x-ndjson", None), ("application/json", "gzip")],
 )
-def test_what_is_not_plain_json_by_its_headers_is_refused(
-    shared: Served, content_type: str, coding: str | None
-) -> None:
+def test_headers_other_than_plain_json_are_refused(shared: Served, content_type: str, coding: str | None) -> None:
     before = outcomes(shared)
     headers = {"content-type": content_type} | ({"content-encoding": coding} if coding else {})
     detail = refusal(shared.client.post("/v1/reports", content=json.dumps(Job().report()), headers=headers), 415)
@@ -111,7 +109,7 @@ def test_a_content_type_may_have_a_charset_and_any_case(shared: Served) -> None:
     ],
     ids=lambda body: f"{body[:12]!r}x{len(body)}",
 )
-def test_hostile_json_is_invalid_and_the_exporter_lives(shared: Served, body: bytes) -> None:
+def test_hostile_json_is_invalid_and_does_not_stop_the_exporter(shared: Served, body: bytes) -> None:
     before = outcomes(shared)
     refusal(shared.client.post("/v1/reports", content=body, headers=JSON), 422)
     assert outcomes(shared, since=before) == {"invalid": 1}
@@ -127,7 +125,7 @@ def test_hostile_json_is_invalid_and_the_exporter_lives(shared: Served, body: by
         ('"norm": ["NaN"]', '"norm": [1.0]', "norm"),
     ],
 )
-def test_a_name_that_is_there_twice_is_refused_whatever_it_says(site: Served, text: str, again: str, name: str) -> None:
+def test_a_duplicate_key_is_refused(site: Served, text: str, again: str, name: str) -> None:
     """Of two that differ no reader could know which was meant, and the next proxy would believe the other."""
     job = Job()
     job.step("applied", "NaN", a__b=2)
@@ -181,9 +179,7 @@ def test_a_length_beyond_the_limit_is_refused_before_a_byte_is_sent(shared: Serv
     connection.close()
 
 
-def test_a_client_that_hangs_up_in_the_middle_is_nothing_to_speak_of(
-    site: Served, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_client_that_disconnects_is_not_counted(site: Served, caplog: pytest.LogCaptureFixture) -> None:
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as half:
         half.sendall(b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
@@ -219,12 +215,12 @@ def test_the_token_lets_a_report_in(guarded: Served, given: str) -> None:
     assert answer.status_code == 200
 
 
-def test_an_unauthorized_body_is_not_looked_at(guarded: Served) -> None:
+def test_an_unauthorized_body_is_not_read(guarded: Served) -> None:
     refusal(guarded.client.post("/v1/reports", content=b"x" * (LARGEST_BODY + 1)), 401)
     refusal(guarded.client.post("/v1/reports", content=b"no json"), 401)
 
 
-def test_beyond_loopback_nothing_is_taken_without_a_token(tmp_path: Path) -> None:
+def test_beyond_loopback_reports_need_a_token(tmp_path: Path) -> None:
     with served(tmp_path / "data", listen=parse_address("0.0.0.0:0")) as open_to_all:
         detail = refusal(open_to_all.client.post("/v1/reports", json=Job().report()), 401)
         assert "--token-file" in detail["allowed"]
@@ -232,7 +228,7 @@ def test_beyond_loopback_nothing_is_taken_without_a_token(tmp_path: Path) -> Non
         assert outcomes(open_to_all) == {"unauthorized": 1}
 
 
-def test_no_forwarded_header_makes_a_stranger_local(tmp_path: Path) -> None:
+def test_forwarded_headers_are_ignored(tmp_path: Path) -> None:
     with served(tmp_path / "data", listen=parse_address("0.0.0.0:0")) as open_to_all:
         forwarded = {
             "x-forwarded-for": "127.0.0.1",
@@ -242,7 +238,7 @@ def test_no_forwarded_header_makes_a_stranger_local(tmp_path: Path) -> None:
         refusal(open_to_all.client.post("/v1/reports", json=Job().report(), headers=forwarded), 401)
 
 
-def test_a_full_line_asks_to_wait(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_is_429(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> Future[Acknowledgement]:
         raise BusyError(1.5)
 
@@ -266,7 +262,7 @@ def test_a_full_store_is_unavailable(site: Served, monkeypatch: pytest.MonkeyPat
     assert outcomes(site) == {"unavailable": 1}
 
 
-def test_reports_that_are_being_received_are_bounded_together(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_of_all_reports_being_received_are_limited(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     report = json.dumps(Job().report()).encode()
     monkeypatch.setattr(reports, "MOST_BYTES", len(report))
     first = b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -282,9 +278,7 @@ def test_reports_that_are_being_received_are_bounded_together(site: Served, monk
         assert time.monotonic() < deadline, "what the slow report held was never given free"
 
 
-def test_a_body_that_does_not_arrive_in_time_is_given_up_and_holds_no_other_up(
-    site: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stalled_body_times_out_and_delays_no_other_report(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half-sent reports, left open, take all the room there is; not for ever."""
     report = json.dumps(Job().report()).encode()
     monkeypatch.setattr(reports, "MOST_BYTES", 1000)
@@ -304,12 +298,12 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up_and_holds_no_other_up(
     assert outcomes(site) == {"timed_out": 1, "accepted": 1}
 
 
-def test_a_stop_outlasts_a_body_that_does_not_arrive() -> None:
+def test_shutdown_waits_for_a_stalled_body_to_time_out() -> None:
     """So that what is cut off is answered, and no traceback is logged."""
     assert server.GRACE_SECONDS > reports.BODY_SECONDS
 
 
-def test_a_query_that_takes_long_holds_no_report_up(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_query_delays_no_report(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job()
     site.send(job.report("starting"))
     asked, release = threading.Event(), threading.Event()

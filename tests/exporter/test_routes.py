@@ -205,7 +205,7 @@ def test_a_cursor_of_another_list_is_422_and_says_so(site: Served) -> None:
     assert "this list's last answer" in detail["allowed"]
 
 
-def test_paths_and_methods_that_are_not_there_answer_in_the_same_form(filled: Served) -> None:
+def test_unknown_paths_and_methods_have_the_same_error_form(filled: Served) -> None:
     missing = filled.client.get("/v2/runs")
     assert (missing.status_code, missing.json()["detail"][0]["value"]) == (404, "/v2/runs")
     wrong = filled.client.delete("/v1/runs/lm")
@@ -222,7 +222,7 @@ def test_probes_tell_a_live_exporter_from_a_broken_one(site: Served) -> None:
         assert answer.json()["detail"][0]["field"] == "exporter"
 
 
-def test_after_the_writer_has_ended_reports_are_unavailable_and_told_when_to_come_again(site: Served) -> None:
+def test_reports_are_503_after_the_writer_has_ended(site: Served) -> None:
     site.ingest.close()
     answer = site.client.post("/v1/reports", json=Job().report())
     assert answer.status_code == 503

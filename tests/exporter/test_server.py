@@ -26,7 +26,7 @@ def test_a_unix_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -
     assert not path.exists()
 
 
-def test_a_socket_file_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
+def test_a_socket_file_without_a_listener_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
@@ -34,7 +34,7 @@ def test_a_socket_file_that_nobody_listens_on_is_replaced(tmp_path: Path) -> Non
         assert client.connect_ex(str(path)) == 0
 
 
-def test_a_socket_that_is_listened_on_is_left_alone(tmp_path: Path) -> None:
+def test_a_socket_with_a_listener_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with bound_unix(path):
         with pytest.raises(StartError, match="listens"), bound_unix(path):
@@ -43,7 +43,7 @@ def test_a_socket_that_is_listened_on_is_left_alone(tmp_path: Path) -> None:
             client.connect(str(path))
 
 
-def test_something_else_at_the_path_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_at_the_socket_path_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text("keep me")
     with pytest.raises(StartError, match="is not a socket"), bound_unix(path):
@@ -61,7 +61,7 @@ def test_a_successors_socket_survives_its_predecessors_end(tmp_path: Path) -> No
     successor.close()
 
 
-def test_a_path_too_long_for_a_socket_is_said_so(tmp_path: Path) -> None:
+def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="107 bytes"), bound_unix(tmp_path / ("x" * 120)):
         pass
 

@@ -34,7 +34,7 @@ def test_an_address_reads_back_as_it_was_written(host: str, port: int) -> None:
     "text",
     ["", "localhost", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "::1:80", "[::1]", "[x]:1", "a b:1", "a:１"],
 )
-def test_what_is_no_address_is_refused_by_its_text(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="host:port") as caught:
         parse_address(text)
     assert repr(text) in str(caught.value)
@@ -54,7 +54,7 @@ def test_what_is_no_address_is_refused_by_its_text(text: str) -> None:
         "http://a b",
     ],
 )
-def test_what_no_link_may_lead_to_is_refused_by_its_text(text: str) -> None:
+def test_an_invalid_url_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="https://grafana") as caught:
         parse_web_url(text)
     assert repr(text) in str(caught.value)
@@ -87,7 +87,7 @@ def test_reports_over_tcp_need_loopback_or_a_token(listen: str, loopback: bool, 
     assert Settings(address, tmp_path, token="t").tcp_ingest
 
 
-def test_a_token_is_in_no_representation(tmp_path: Path) -> None:
+def test_the_repr_of_settings_has_no_token(tmp_path: Path) -> None:
     assert "hush" not in repr(Settings(parse_address(":1"), tmp_path, token="hush"))
 
 
@@ -107,7 +107,7 @@ def test_sizes_may_have_a_unit(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1048575", "12 parsecs", "1e9", "GiB", "nan", "٣GiB"])
-def test_what_is_no_size_is_refused_by_its_text(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"1MiB|1GiB") as caught:
         parse_size(text)
     assert repr(text) in str(caught.value)
@@ -120,7 +120,7 @@ def test_a_token_is_the_files_line_without_white_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"two\nlines", b"\xff\xfe", b"x" * 4097])
-def test_a_file_that_holds_no_token_is_refused_by_its_path(content: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_token_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(ValueError, match="token") as caught:

@@ -259,7 +259,7 @@ def test_a_directory_that_cannot_be_used_is_one_clear_line(
     assert "\n" not in message
 
 
-def test_a_spoilt_row_is_one_clear_line(kept: Kept) -> None:
+def test_a_damaged_row_is_one_clear_line(kept: Kept) -> None:
     kept.take(Trainer(kept.clock).report())
     kept.store.close()
     with contextlib.closing(sqlite3.connect(kept.directory / "optwrap.sqlite3")) as db:
@@ -277,7 +277,7 @@ def test_a_limit_too_small_to_hold_anything_is_refused(tmp_path: Path) -> None:
 # --- reads ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_read_that_goes_on_does_not_hold_the_writer_up_and_sees_one_moment(kept: Kept) -> None:
+def test_a_read_sees_one_state_and_does_not_block_the_writer(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     trainer.step()
     kept.take(trainer.report())
@@ -320,7 +320,7 @@ def test_a_closed_store_is_not_read(kept: Kept) -> None:
         kept.store.revision()
 
 
-def test_a_read_that_finds_the_store_closed_under_it_ends(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_during_close_raises(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     readers = kept.store._readers
     get = readers.get
 
@@ -348,7 +348,7 @@ bad = st.tuples(st.sampled_from(["skipped_large", "skipped_not_finite", "accepte
     pace=st.lists(st.sampled_from([0.0, 0.1, 1.0, 500.0, -3.0]), min_size=1, max_size=7),
 )
 @settings(max_examples=40)
-def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
+def test_downsampling_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
     tmp_path_factory: pytest.TempPathFactory,
     *,
     gaps: list[int],
@@ -402,7 +402,7 @@ def test_thinning_out_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
 
 @pytest.mark.parametrize("points", [10, 100, 2000])
 @pytest.mark.parametrize("since", [1, 777])
-def test_thinning_out_shows_the_extremes_of_every_part(kept: Kept, points: int, since: int) -> None:
+def test_downsampling_keeps_the_extremes_of_every_bucket(kept: Kept, points: int, since: int) -> None:
     """Against the parts cut out by hand: of whole blocks where they hold two of them or more."""
     chance = random.Random(points)
     trainer = Trainer(kept.clock)
@@ -425,7 +425,7 @@ def test_thinning_out_shows_the_extremes_of_every_part(kept: Kept, points: int, 
     assert points * 0.6 <= len(shown) <= points
 
 
-def test_thinning_out_by_time_shows_slow_steps_among_many_fast_ones(kept: Kept) -> None:
+def test_downsampling_by_time_keeps_slow_steps_among_many_fast_ones(kept: Kept) -> None:
     """Forty thousand steps in seven minutes, then five hundred in eight hours: the hours are seen, part by part."""
     chance = random.Random(5)
     fast, slow, points = 40_000, 500, 200
@@ -475,7 +475,7 @@ def test_a_step_taken_twice_is_there_twice_in_the_order_of_time(kept: Kept) -> N
     assert [(row[0], row[3]) for row in rows(kept.store.steps("lm", 0))] == [(1, 1.0), (1, 3.0), (2, 2.0)]
 
 
-def test_a_step_that_two_reports_of_one_incarnation_tell_of_stays_as_it_was(kept: Kept) -> None:
+def test_a_step_reported_twice_is_stored_once(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     trainer.step(norm=1.0)
     report = trainer.json()
@@ -537,7 +537,7 @@ def test_events_page_from_the_newest_to_the_oldest_each_once(
         assert len(paged) == expected[kind]
 
 
-def test_what_all_processes_say_alike_a_run_hears_from_the_first_that_told_it(kept: Kept) -> None:
+def test_a_run_lists_a_shared_event_from_the_first_process(kept: Kept) -> None:
     busy_runs(kept)
     assert [event.process for event in kept.store.events("lm", kind="skipped").items] == [1] * 6
     assert {event.process for event in kept.store.events("lm", kind="started").items} == {0, 1}
@@ -577,7 +577,7 @@ def test_no_text_is_a_cursor_by_accident(cursor: str) -> None:
         ledger.run_page(cursor=cursor)
 
 
-def test_the_stream_can_be_taken_up_after_any_revision(kept: Kept) -> None:
+def test_the_stream_resumes_after_any_revision(kept: Kept) -> None:
     busy_runs(kept)
     kept.clock.advance(60)
     for plan in kept.ledger.pass_time():
@@ -620,9 +620,7 @@ def test_old_records_and_events_go_and_totals_stay(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize(("reports", "records"), [(300, 40), (25, 1000)])
-def test_where_the_limit_is_reached_the_oldest_records_go_and_are_counted_and_totals_never(
-    tmp_path: Path, reports: int, records: int
-) -> None:
+def test_at_the_limit_the_oldest_records_are_deleted_and_counted(tmp_path: Path, reports: int, records: int) -> None:
     """And no more of them than has to: the store stays as full as it may be."""
     kept = Kept(tmp_path, limit_bytes=SMALLEST_LIMIT)
     trainers = [Trainer(kept.clock, process=process, process_count=2) for process in range(2)]
@@ -671,7 +669,7 @@ def test_a_limit_that_was_lowered_is_reached_little_by_little(kept: Kept) -> Non
     lower.store.close()
 
 
-def test_where_the_disk_is_full_records_are_left_out_first_and_counted_and_then_reports_refused(kept: Kept) -> None:
+def test_a_full_disk_first_drops_records_and_then_refuses_reports(kept: Kept) -> None:
     """As if others had filled the disk: no page more than there are now."""
     trainer = Trainer(kept.clock)
     for _ in range(300):
@@ -835,7 +833,7 @@ def test_whatever_the_wire_lets_through_is_stored_and_answered(
         assert (reopened.totals, reopened.replicas) == (answer.totals, answer.replicas)
 
 
-def test_a_sum_that_no_column_can_hold_stops_at_the_largest_count(kept: Kept) -> None:
+def test_a_sum_stops_at_the_largest_count(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     for _ in range(1100):
         trainer.bad(w=LARGE)

@@ -101,7 +101,7 @@ def test_a_committed_report_comes_with_what_it_added(site: Served) -> None:
         assert run.data | {"processes": []} == site.get("/v1/runs/lm") | {"processes": []}
 
 
-def test_what_two_processes_tell_alike_comes_once_whoever_speaks(site: Served) -> None:
+def test_a_shared_event_is_streamed_once(site: Served) -> None:
     """The first to tell of a bad step is the one whose event comes; what only one of them tells comes, too."""
     jobs = [Job(clock=site.clock, process=process, process_count=2, incarnation=f"e{process}") for process in (0, 1)]
     with following(site.url, "lm") as stream:
@@ -121,7 +121,7 @@ def test_a_stream_begins_with_the_run_as_it_stands(site: Served) -> None:
         assert stream.next("run").data["totals"]["steps"] == 2
 
 
-def test_a_client_that_comes_back_gets_all_that_it_missed_in_order(site: Served) -> None:
+def test_a_client_that_reconnects_gets_everything_it_missed(site: Served) -> None:
     job = Job(clock=site.clock)
     with following(site.url) as stream:
         send_steps(site, job, 3)
@@ -137,7 +137,7 @@ def test_a_client_that_comes_back_gets_all_that_it_missed_in_order(site: Served)
 
 
 @pytest.mark.parametrize("absurd", ["", "x", "-1", "1.5", "9" * 18, "9" * 400, "٣", "1 OR 1=1"])
-def test_an_id_that_this_store_never_gave_begins_with_what_comes_next(site: Served, absurd: str) -> None:
+def test_an_unknown_last_event_id_starts_with_the_next_commit(site: Served, absurd: str) -> None:
     job = Job(clock=site.clock)
     send_steps(site, job, 2)
     with following(site.url, last_event_id=absurd) as stream:
@@ -145,7 +145,7 @@ def test_an_id_that_this_store_never_gave_begins_with_what_comes_next(site: Serv
         assert stream.steps(3) == [3]
 
 
-def test_a_stream_of_one_run_is_silent_about_others(site: Served) -> None:
+def test_a_stream_of_one_run_has_no_other_runs(site: Served) -> None:
     mine, other = Job(run="mine", clock=site.clock), Job(run="other", clock=site.clock)
     with following(site.url, "mine") as stream:
         for _ in range(3):
@@ -161,7 +161,7 @@ def test_a_run_that_has_not_reported_yet_can_be_waited_for(site: Served) -> None
         assert stream.next("run").data["run"] == "later"
 
 
-def test_a_change_of_health_that_only_time_brings_is_shown(site: Served) -> None:
+def test_a_change_of_health_by_time_alone_is_streamed(site: Served) -> None:
     send_steps(site, Job(clock=site.clock), 1)
     with following(site.url, "lm") as stream:
         assert stream.next("run").data["health"] == "ok"
@@ -169,7 +169,7 @@ def test_a_change_of_health_that_only_time_brings_is_shown(site: Served) -> None
         assert stream.next("run").data["health"] == "stale"
 
 
-def test_a_slow_client_holds_nothing_up_and_misses_nothing(site: Served) -> None:
+def test_a_slow_client_misses_nothing_and_delays_nobody(site: Served) -> None:
     jobs = [Job(run=f"r{number}", clock=site.clock) for number in range(2)]
     # A window so small that the server soon has to wait for its reader.
     small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
@@ -193,9 +193,7 @@ def test_an_idle_stream_is_kept_open_by_comments(site: Served, monkeypatch: pyte
         assert next(iter(stream)).comment == "ping"
 
 
-def test_too_many_streams_are_refused_and_room_is_made_by_leaving(
-    site: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_streams_are_refused_until_one_ends(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "MOST_STREAMS", 2)
     with following(site.url), following(site.url):
         answer = site.client.get("/v1/stream")
@@ -206,9 +204,7 @@ def test_too_many_streams_are_refused_and_room_is_made_by_leaving(
         assert time.monotonic() < deadline
 
 
-def test_streams_that_are_asked_for_at_once_are_no_more_than_there_may_be(
-    site: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_requests_do_not_exceed_the_limit_of_streams(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "MOST_STREAMS", 3)
     host, port = site.url.removeprefix("http://").split(":")
     with contextlib.ExitStack() as stack:
@@ -232,7 +228,7 @@ def test_a_run_event_brings_no_more_than_the_worst_parameters(site: Served, monk
     assert run == whole | {"parameters": whole["parameters"][:2]}
 
 
-def test_run_events_bring_the_processes_of_which_there_is_news(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_events_have_only_changed_processes(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them first, then those that reported or whose health has changed: put together they are the answer."""
     monkeypatch.setattr(route, "RUN_SECONDS", 0.01)
     jobs = [Job(clock=site.clock, process=n, process_count=6, incarnation=f"e{n}", interval=60.0) for n in range(6)]

@@ -47,7 +47,7 @@ NORMS = st.one_of(st.floats(0, 3e38), st.sampled_from(["NaN", "Infinity"]))
 
 
 @given(st.lists(st.tuples(NORMS, st.sampled_from(["applied", "accumulated", "skipped_large"]), st.booleans())))
-def test_the_sparkline_has_one_sign_for_each_of_the_last_steps(rows: list[tuple[float | str, str, bool]]) -> None:
+def test_the_sparkline_has_one_character_per_step(rows: list[tuple[float | str, str, bool]]) -> None:
     """Bad steps are crosses, whatever their norm; of good ones a larger norm is never drawn lower."""
     columns = {name: [row[i] for row in rows] for i, name in enumerate(("norm", "outcome", "finite"))}
     drawn = screen.sparkline(columns).plain
@@ -74,7 +74,7 @@ def test_status_draws_the_last_norms(site: Served, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
-def test_what_is_needed_most_is_there_however_narrow_the_terminal(
+def test_a_narrow_terminal_keeps_the_important_columns(
     site: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     """The run's name, its health, its streak, its skips; and what went bad first, and in which step."""
@@ -104,12 +104,12 @@ def test_what_is_needed_most_is_there_however_narrow_the_terminal(
     assert "first non-finite" not in capsys.readouterr().out
 
 
-def test_status_of_nothing_says_so(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_without_runs(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["status", site.url]) == 0
     assert "no run has reported yet" in capsys.readouterr().out
 
 
-def test_status_takes_the_endpoint_that_jobs_take(
+def test_status_uses_the_endpoint_of_the_environment(
     site: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(site)
@@ -133,7 +133,7 @@ def test_an_unknown_run_is_one_line(site: Served, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(("state", "status"), [("failed", 1), ("finished", 0), ("running", 0)])
-def test_the_exit_status_says_whether_a_person_is_needed(site: Served, state: str, status: int) -> None:
+def test_the_exit_status_shows_whether_a_run_needs_attention(site: Served, state: str, status: int) -> None:
     fill(site)
     fill(site, "it", state)
     assert cli.run(["status", site.url]) == status
@@ -141,13 +141,13 @@ def test_the_exit_status_says_whether_a_person_is_needed(site: Served, state: st
     assert cli.run(["status", site.url, "--run", "it", "--json"]) == status
 
 
-def test_a_run_that_stopped_reporting_needs_a_person(site: Served) -> None:
+def test_a_stale_run_needs_attention(site: Served) -> None:
     fill(site)
     site.clock.advance(3600)
     assert cli.run(["status", site.url]) == 1
 
 
-def test_every_health_is_judged() -> None:
+def test_every_health_has_an_exit_status() -> None:
     assert set(HEALTHS) > terminal.HEALTHY
     assert set(HEALTHS) - terminal.HEALTHY == {
         *("conflict", "gave_up", "failed", "stale", "stalled", "starved", "degraded"),
@@ -162,12 +162,12 @@ def test_more_runs_than_a_page_are_all_shown(site: Served, capsys: pytest.Captur
     assert {run["run"] for run in json.loads(capsys.readouterr().out)} == names
 
 
-def test_something_else_than_an_exporter_is_said_to_be_none(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_not_an_exporter_is_an_error(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["status", f"{site.url}/page"]) == 2
     assert "not an optwrap exporter" in capsys.readouterr().err
 
 
-def test_what_steers_a_terminal_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert screen.clean("a\x1b[31mb\x9b2J\u202ec\n") == "a\ufffd[31mb\ufffd2J\ufffdc\ufffd"
     with served(tmp_path / "data") as site:
         job = Job(clock=site.clock)
@@ -178,7 +178,7 @@ def test_what_steers_a_terminal_is_not_printed(tmp_path: Path, capsys: pytest.Ca
     assert "\x1b" not in out
 
 
-def test_watch_looks_again_and_outlives_an_exporter_that_goes(
+def test_watch_refreshes_and_survives_an_exporter_that_stops(
     site: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Three looks: the run as it is, an exporter that fails, the run as it has become; then Ctrl-C."""
@@ -216,7 +216,7 @@ def test_watch_looks_again_and_outlives_an_exporter_that_goes(
         ({}, "first from replica 5; 2 in all"),
     ],
 )
-def test_an_event_says_which_replica_it_came_from(site: Served, replica: dict[str, Any], says: str) -> None:
+def test_an_event_line_names_the_first_replica(site: Served, replica: dict[str, Any], says: str) -> None:
     job = Job(clock=time.time)
     job.step()
     job.step("skipped_not_finite", "NaN", replica={"replica": 5, "count": 2, **replica}, w=1)

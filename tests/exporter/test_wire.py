@@ -142,7 +142,7 @@ OPTIONAL = {"gauges", "steps", "offenders", "replicas", "dropped"}
 
 
 @pytest.mark.parametrize("name", sorted(set(documented()) - OPTIONAL))
-def test_a_field_that_lacks_is_named(name: str) -> None:
+def test_a_missing_field_is_named(name: str) -> None:
     report = documented()
     del report[name]
     assert [(detail.field, detail.value) for detail in wrong(report)] == [(name, "absent")]
@@ -181,7 +181,7 @@ def skipping() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        # Of an incarnation that took up with 1 step not finite, in w, and had 2 more, both in w and one in b.
+        # Of an incarnation that took up with 1 step non-finite, in w, and had 2 more, both in w and one in b.
         (("totals", "parameters", "w"), 4, "totals.parameters.w"),
         (("totals", "parameters", "b"), 3, "totals.parameters.b"),
         (("totals", "parameters", "b"), 2**53, "totals.parameters.b"),
@@ -198,7 +198,7 @@ def skipping() -> dict[str, Any]:
         (("offenders", 1), {"step": 6, "parameter": "w", "not_finite": 1}, "offenders[1]"),
     ],
 )
-def test_what_cannot_have_been_is_refused_and_named(path: tuple[str | int, ...], value: Any, field: str) -> None:
+def test_contradictions_are_refused_and_named(path: tuple[str | int, ...], value: Any, field: str) -> None:
     """Each part is in bounds, but no training can have counted them all."""
     report = skipping()
     at(*path)(report, value)
@@ -217,14 +217,14 @@ def test_what_cannot_have_been_is_refused_and_named(path: tuple[str | int, ...],
         (("replicas", 0, "count"), 4, "replicas[0].of"),
     ],
 )
-def test_replicas_that_cannot_have_been_are_refused(path: tuple[str | int, ...], value: Any, field: str) -> None:
-    """Of 12 steps one was not finite, brought by the sixth of eight replicas."""
+def test_contradictory_replicas_are_refused(path: tuple[str | int, ...], value: Any, field: str) -> None:
+    """Of 12 steps one was non-finite, brought by the sixth of eight replicas."""
     report = documented()
     at(*path)(report, value)
     assert field in [detail.field for detail in wrong(report)]
 
 
-def test_a_report_without_replicas_is_written_as_it_always_was() -> None:
+def test_a_report_without_replicas_is_serialized_without_them() -> None:
     """So that one that was stored before they were known is the same when it comes again."""
     report = Trainer().report()
     assert report.replicas == report.totals.replicas == []
@@ -240,7 +240,7 @@ def test_counters_that_saturated_are_no_contradiction() -> None:
     trainer.state.not_finite_steps = full
     trainer.state.parameters.update(w=full, b=4)
     report = trainer.json()
-    # It began before a step that was not finite, in b alone: less that one, but w had stopped before.
+    # It began before a step that was non-finite, in b alone: less that one, but w had stopped before.
     report["at_start"] = {**report["totals"], "not_finite_steps": full - 1, "steps": full, "parameters": {"w": full}}
     report["at_start"]["outcomes"] = {**report["totals"]["outcomes"], "skipped_not_finite": full - 1}
     assert wrong(report) == []
@@ -255,13 +255,13 @@ def test_more_parameters_than_allowed_are_refused() -> None:
     assert [detail.field for detail in wrong(report)] == ["totals.parameters"]
 
 
-def test_a_body_that_is_no_json_is_one_error_of_the_body() -> None:
+def test_a_body_that_is_not_json_is_one_error() -> None:
     for body in ("", "{", "[]", "nan", b"\xff\xfe", '{"run": "\\ud800"}'):
         details = wrong(body)
         assert [detail.field for detail in details] == ["body"]
 
 
-def test_what_is_wrong_is_said_shortly_in_printable_characters_once_for_each_field() -> None:
+def test_error_details_are_short_printable_and_one_per_field() -> None:
     report = documented()
     report["run"] = "x\x1b[31m\u202e" * 1000
     report["steps"]["norm"] = ["bad"] * 50_000
@@ -273,7 +273,7 @@ def test_what_is_wrong_is_said_shortly_in_printable_characters_once_for_each_fie
         assert (detail.field + detail.value + detail.allowed).isprintable()
 
 
-def test_a_norm_that_is_neither_a_number_nor_a_name_is_one_error_with_all_that_is_allowed() -> None:
+def test_an_invalid_norm_is_one_error() -> None:
     report = documented()
     report["gauges"]["gradient_norm"] = "big"
     (detail,) = wrong(report)
@@ -290,7 +290,7 @@ values = st.recursive(
 
 
 @given(data=st.data())
-def test_whatever_stands_in_a_place_it_is_taken_or_refused_with_field_value_and_remedy(data: st.DataObject) -> None:
+def test_any_value_is_accepted_or_refused_with_details(data: st.DataObject) -> None:
     report = documented()
     inner: Any = report
     while True:
@@ -322,7 +322,7 @@ def test_norms_survive_the_wire_whatever_they_are(norms: list[float]) -> None:
         assert got == norm or (math.isnan(got) and math.isnan(norm))
 
 
-def test_answers_spell_what_is_not_finite_and_leave_out_what_is_absent() -> None:
+def test_answers_name_nonfinite_numbers_and_leave_out_absent_fields() -> None:
     gauges = Gauges(gradient_norm=math.nan, mini_step=0)
     columns = StepColumns(
         step=[1, 2], time=[0, 1], outcome=["applied"] * 2, finite=[True] * 2, norm=[math.inf, 2.5], mini_step=[None, 1]

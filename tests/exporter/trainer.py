@@ -109,18 +109,17 @@ class _Process:
         self.offenders: list[dict[str, Any]] = []
         self.replicas: list[dict[str, Any]] = []
 
-    def step(
+    def count(
         self,
-        outcome: str = "applied",
-        norm: float | str = 1.0,
+        outcome: str,
+        norm: float | str,
+        offenders: Mapping[str, int],
         *,
-        offenders: Mapping[str, int] | None = None,
         finite: bool | None = None,
         mini_step: int | None = None,
         replica: Mapping[str, Any] | None = None,
-        **parameters: int,
     ) -> None:
-        """One call of `update`, now.
+        """Count one call of `update`, now.
 
         Args:
           outcome: its outcome.
@@ -129,10 +128,8 @@ class _Process:
           finite: whether the gradients were finite; by default if there are no offenders.
           mini_step: position in the accumulation window; by default the gauge's.
           replica: the first non-finite replica, as `wire.requests.ReplicaRecord` without its step.
-          parameters: more offenders, with `__` for `/`.
         """
-        bad = {**(offenders or {}), **{name.replace("__", "/"): values for name, values in parameters.items()}}
-        finite = self.state.step(outcome, bad, finite=finite)
+        finite = self.state.step(outcome, offenders, finite=finite)
         self.gauges |= {
             "not_finite_streak": self.state.streak,
             "not_finite_streak_peak": self.state.streak_peak,
@@ -142,14 +139,10 @@ class _Process:
         row = (step, self.clock(), outcome, finite, norm, window)
         for column, value in zip(self.columns.values(), row, strict=True):
             column.append(value)
-        self.offenders += [{"step": step, "parameter": path, "not_finite": values} for path, values in bad.items()]
+        self.offenders += [{"step": step, "parameter": path, "not_finite": n} for path, n in offenders.items()]
         if replica is not None:
             self.first_replicas[tuple(replica.get(name) for name in REPLICA)] += 1
             self.replicas.append({"step": step, **replica})
-
-    def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
-        """One step with non-finite gradients, in the parameter "w" by default."""
-        self.step(outcome, norm="NaN", offenders=offenders or {"w": 1})
 
     def counters(self) -> dict[str, Any]:
         """The totals in the wire's form."""
@@ -195,6 +188,23 @@ class Trainer(_Process):
     def __init__(self, clock: Callable[[], float] | None = None, **fields: Any) -> None:
         super().__init__(clock=clock or TurnedClock(), **fields)
 
+    def step(
+        self,
+        outcome: str = "applied",
+        norm: float | str = 1.0,
+        *,
+        offenders: Mapping[str, int] | None = None,
+        finite: bool | None = None,
+        mini_step: int | None = None,
+        replica: Mapping[str, Any] | None = None,
+    ) -> None:
+        """One call of `update`; arguments as in `count`."""
+        self.count(outcome, norm, offenders or {}, finite=finite, mini_step=mini_step, replica=replica)
+
+    def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
+        """One step with non-finite gradients, in the parameter "w" by default."""
+        self.step(outcome, norm="NaN", offenders=offenders or {"w": 1})
+
     def report(self, state: str = "running", **changes: Any) -> Report:
         """The next report, parsed."""
         return sent(self.json(state, **changes))
@@ -211,6 +221,18 @@ class Job(_Process):
 
     incarnation: str = "e1"
     attempt: str = "a1"
+
+    def step(
+        self,
+        outcome: str = "applied",
+        norm: float | str = 1.0,
+        *,
+        replica: Mapping[str, Any] | None = None,
+        **offenders: int,
+    ) -> None:
+        """One call of `update`; arguments as in `count`. In the names of offenders `__` stands for `/`."""
+        paths = {name.replace("__", "/"): values for name, values in offenders.items()}
+        self.count(outcome, norm, paths, replica=replica)
 
     def report(self, state: str = "running") -> dict[str, Any]:
         """The next report, as JSON."""

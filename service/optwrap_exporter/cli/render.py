@@ -141,10 +141,10 @@ def _beginning(event: Json) -> str:
 def _event(event: Json, now: float) -> str:
     """An event as one line, parameters first, so that they are visible in a narrow terminal."""
     detail = {key: value for key, value in event["detail"].items() if key not in _SHOWN_APART}
-    told = (_first_parameters(event["detail"]), _from_replica(event["detail"].get("replica")), _plain_items(detail))
-    said = "  ".join(part for part in told if part)
+    parts = (_first_parameters(event["detail"]), _from_replica(event["detail"].get("replica")), _plain_items(detail))
+    text = "  ".join(part for part in parts if part)
     step = "" if event["step"] is None else f" at step {event['step']:,}"
-    return f"{_ago(now, event['time']):>8} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {said}"
+    return f"{_ago(now, event['time']):>8} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {text}"
 
 
 _SHOWN_APART: Final = frozenset({"parameters", "parameter_count", "first", "largest", "replica"})

@@ -53,7 +53,7 @@ def _in_process(process: ProcessState, incarnation: IncarnationState) -> Iterato
 def _in_other_processes(
     run: RunState, process: ProcessState, incarnation: IncarnationState
 ) -> Iterator[IncarnationState]:
-    """Current incarnations of other processes that were told to belong to another launch."""
+    """Current incarnations of other processes that are known to belong to another launch."""
     if process.names_own_attempt(incarnation):
         return
     for beside in run.processes.values():

@@ -160,7 +160,7 @@ class ProcessState:
         return found
 
     def names_own_attempt(self, incarnation: IncarnationState) -> bool:
-        """Whether the attempt is named after an incarnation of this process: nothing told the process its launch."""
+        """Whether the attempt is named after an incarnation of this process, because its launch is unknown."""
         return incarnation.attempt in self.incarnations
 
     def times_taken_before(self, incarnation: IncarnationState, step: int) -> int:

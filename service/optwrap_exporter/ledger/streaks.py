@@ -63,7 +63,7 @@ def follow(before: Streak, report: Report) -> StreakChanges:
 
     The step records tell when a streak starts and ends. A gap between two records ends a streak, because a client that
     is short of room drops the records of good steps first. If the records reach up to the totals, the gauge
-    `not_finite_streak` tells how far back the last streak goes, and that counts instead.
+    `not_finite_streak` gives the start of the last streak, and the gap is ignored.
 
     Args:
       before: the streak that was open before the report.

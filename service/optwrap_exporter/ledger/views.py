@@ -116,7 +116,7 @@ class ShownRow(NamedTuple):
 
 
 Shown = dict[int, ShownRow]
-"""By process, the row that somebody was shown last."""
+"""By process, the row that was shown last."""
 
 
 def detail(

@@ -45,7 +45,7 @@ SkipReason = Literal["not_finite", "large", "other"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 """Every outcome of a step. The store writes an outcome as its index here."""
 GOOD_OUTCOMES: Final[frozenset[Outcome]] = frozenset({"applied", "accumulated"})
-"""Outcomes of steps that went as planned: no event tells of them."""
+"""Outcomes of steps that went as planned. They make no events."""
 GRADIENT_STEPS: Final[frozenset[Outcome]] = frozenset({"applied", "accepted_not_finite"})
 """Outcomes of steps in which the inner optimizer ran."""
 SKIP_REASONS: Final[dict[Outcome, SkipReason]] = {

@@ -51,7 +51,7 @@ def bad_steps(arrived: list[Report]) -> set[tuple[str, int, int, str]]:
 
 @given(told=silenced(), data=st.data())
 @settings(max_examples=60)
-def test_every_bad_step_that_any_process_told_of_is_one_event_of_the_run(
+def test_every_bad_step_is_one_event_of_the_run(
     tmp_path_factory: pytest.TempPathFactory, told: tuple[History, list[Report]], data: st.DataObject
 ) -> None:
     _, arriving = told
@@ -75,7 +75,7 @@ def test_every_bad_step_that_any_process_told_of_is_one_event_of_the_run(
 
 @given(told=silenced())
 @settings(max_examples=20)
-def test_every_process_lists_what_it_told_itself(
+def test_every_process_lists_its_own_events(
     tmp_path_factory: pytest.TempPathFactory, told: tuple[History, list[Report]]
 ) -> None:
     history, arriving = told
@@ -93,7 +93,7 @@ def test_every_process_lists_what_it_told_itself(
         kept.store.close()
 
 
-def test_a_run_whose_lowest_process_is_silent_is_told_by_the_next(kept: Kept) -> None:
+def test_the_next_process_stands_for_the_run_if_the_lowest_is_silent(kept: Kept) -> None:
     first, second = (Trainer(kept.clock, process=process, process_count=2) for process in range(2))
     for trainer in (first, second):
         trainer.step()
@@ -117,7 +117,7 @@ def test_a_run_whose_lowest_process_is_silent_is_told_by_the_next(kept: Kept) ->
     assert kept.lead == 0
 
 
-def test_a_process_that_ends_long_before_the_others_does_not_speak_for_the_run(kept: Kept) -> None:
+def test_a_process_that_ended_long_before_the_others_does_not_stand_for_the_run(kept: Kept) -> None:
     first, second = (Trainer(kept.clock, process=process, process_count=2) for process in range(2))
     kept.take(first.report("finished"))
     kept.take(second.report())
@@ -128,7 +128,7 @@ def test_a_process_that_ends_long_before_the_others_does_not_speak_for_the_run(k
     assert kept.lead == 1
 
 
-def test_the_lowest_of_processes_that_go_silent_together_goes_on_speaking(kept: Kept) -> None:
+def test_the_lowest_of_processes_that_go_silent_together_stands_for_the_run(kept: Kept) -> None:
     for process in range(2):
         kept.take(Trainer(kept.clock, process=process, process_count=2).report())
         kept.clock.advance(1)
@@ -136,7 +136,7 @@ def test_the_lowest_of_processes_that_go_silent_together_goes_on_speaking(kept: 
     assert kept.lead == 0
 
 
-def test_what_one_process_told_is_not_told_again_when_that_was_forgotten(kept: Kept) -> None:
+def test_a_shared_event_is_not_listed_again_after_the_first_was_deleted(kept: Kept) -> None:
     """The oldest events make room first: the same from another process does not take their place."""
     trainers = [Trainer(kept.clock, process=process, process_count=2) for process in range(2)]
     for trainer in trainers:
