@@ -66,7 +66,7 @@ LATEST: Final = 4_102_444_800.0
 """The latest time that a report may carry: 2100-01-01 in seconds since 1970."""
 MOST_PARAMETERS: Final = 100_000
 """The most parameters in one mapping, and the most offenders, replicas or step records in one report."""
-SATURATED: Final = 2**31 - 1
+SATURATED: Final = 2**32 - 1
 """Where the library's counters stop. A counter that has stopped says nothing about the others."""
 
 _NOT_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
