@@ -374,7 +374,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "negative": (
         lambda: weighted().update(FLOAT32, START, weight=-1.0),
         ValueError,
-        r"MultiSteps: weight must be a number from 0 to 1e\+30, got -1.0: give what this mini-step counts for",
+        r"MultiSteps: weight must be a number from 0 to 1e\+30, got -1.0: pass the weight of this mini-step",
     ),
     "NaN": (lambda: weighted().update(FLOAT32, START, weight=jnp.nan), ValueError, r"weight .* got nan"),
     "infinite": (lambda: weighted().update(FLOAT32, START, weight=np.inf), ValueError, r"weight .* got inf"),
@@ -400,7 +400,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
             momentum(), 2, should_skip_update_fn=lambda *_: (jnp.array(False), {"weight": jnp.ones([])}), weighted=True
         ).init(FLOAT32),
         ValueError,
-        r"should_skip_update_fn: its skip_state must not have the keys weight and weight_sum, got .*weight.*: call it",
+        r"should_skip_update_fn: its skip_state must not have the keys weight and weight_sum, got .*weight.*: rename them",
     ),
 }
 
