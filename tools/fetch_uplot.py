@@ -20,6 +20,8 @@ SHA512 = "KIMVnG68zvu5XXUbC4LQEPnhwOxBuLyW1AHtpm6IKTXImkbLgkMy+jabjLgSLMasNuGGzQ
 FILES = {
     "package/dist/uPlot.esm.js": "uPlot.esm.js",
     "package/dist/uPlot.min.css": "uPlot.min.css",
+    # under this name tsc takes it for the types of the first; no wheel needs it
+    "package/dist/uPlot.d.ts": "uPlot.esm.d.ts",
     "package/LICENSE": "uPlot.LICENSE",
 }
 TARGET = Path(__file__).parent.parent / "service" / "optwrap_exporter" / "page" / "vendor"
@@ -38,7 +40,7 @@ def npm() -> list[str] | None:
 def fetch(target: Path) -> None:
     """Put FILES into `target`; leave it as it is where this very version lies there already."""
     stamp = target / "uPlot.json"
-    wanted = {"version": VERSION, "sha512": SHA512}
+    wanted = {"version": VERSION, "sha512": SHA512, "files": sorted(FILES.values())}
     if stamp.exists() and json.loads(stamp.read_text()) == wanted:
         return
     client = npm()

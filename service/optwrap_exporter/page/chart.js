@@ -5,6 +5,8 @@ import { gapsWithin } from "./gaps.js";
 import { drawGaps, drawGuides, drawLimit, drawMarks, drawStrips, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
 import { KINDS } from "./words.js";
 
+/** @import { Steps } from "./steps.js" */
+
 const NARROW = 560;
 /** A gap in time narrower than this (CSS pixels) is not drawn: the line goes on over it. */
 const GAP = 8;
@@ -69,11 +71,12 @@ function logSplits(min, max) {
  */
 export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   let colours = readColours();
-  let records = null;
+  /** Null before the first update, which is before the first drawing. */
+  let records = /** @type {Steps | null} */ (null);
   let byTime = false;
-  let range = [0, 1];
-  let limit = null;
-  let everyK = null;
+  let range = /** @type {[number, number]} */ ([0, 1]);
+  let limit = /** @type {number | null} */ (null);
+  let everyK = /** @type {number | null} */ (null);
   let narrow = host.clientWidth < NARROW;
   let drawn = "";
   /** While a button is down the plot stands still, or a zoom would select what has moved on. */
@@ -85,7 +88,8 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   function rangeY(_, low, high) {
     const min = low ?? -1;
     let max = high ?? 0;
-    if (limit > 0 && log(limit) < max + 3) max = Math.max(max, log(limit));
+    const limitAt = limit === null ? null : log(limit);
+    if (limitAt !== null && limitAt < max + 3) max = Math.max(max, limitAt);
     const missing = Math.max(0, 1 - (max - min)) / 2;
     const span = Math.max(1, max - min);
     return [min - missing - span * ((2 * MARK) / (size().height - 90)), max + missing + span * 0.08];
@@ -108,7 +112,10 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             grid: { show: false },
             ticks: { show: false, size: 0 },
             ...(byTime ? {} : { incrs: WHOLE }),
-            values: (_, splits, __, ___, increment) => (records?.length ? (byTime ? dayAndTime(splits, increment) : splits.map(integer)) : []),
+            values: (_, splits, __, ___, increment) => {
+              if (!records?.length) return [];
+              return byTime ? dayAndTime(splits, increment) : splits.map(integer);
+            },
           },
           {
             ...axis,
@@ -127,7 +134,10 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             width: 1.5,
             // A bad step is a mark on the axis, not a gap: one good step between two bad ones stays in sight. Where no step
             // was taken for long there is one.
-            gaps: (plot) => gaps().map((i) => [records.x[i], records.x[i + 1]].map((x) => plot.valToPos(x, "x", true))),
+            gaps: (plot) => {
+              const x = records?.x ?? [];
+              return gaps().map((i) => [plot.valToPos(x[i], "x", true), plot.valToPos(x[i + 1], "x", true)]);
+            },
             // Where the points are too dense to be drawn, a step between two gaps is one all the same.
             points: { size: 4, fill: () => colours.line, filter: (_, __, all) => (all ? null : alone()) },
           },
@@ -150,15 +160,18 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             (plot) => {
               if (!records) return;
               const bad = inView();
-              drawLimit(plot, log(limit), colours);
+              drawLimit(plot, limit === null ? null : log(limit), colours);
               drawMarks(plot, bad, records, colours);
               const thinned = drawStrips(plot, records, everyK, colours, !narrow);
               // What was painted, for those who cannot see a canvas: assistive programs and tests.
-              host.dataset.thinned = thinned;
-              host.dataset.marks = bad.length;
-              host.dataset.marked = bad.slice(-500).map((i) => records.step[i]).join(" ");
-              host.dataset.range = range.join(" ");
-              host.dataset.gaps = gaps().length;
+              const { step } = records;
+              Object.assign(host.dataset, {
+                thinned,
+                marks: bad.length,
+                marked: bad.slice(-500).map((i) => step[i]).join(" "),
+                range: range.join(" "),
+                gaps: gaps().length,
+              });
             },
           ],
           setCursor: [(plot) => onHover(plot.cursor.idx ?? null)],
@@ -176,12 +189,15 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     );
   }
 
-  const inView = () => records.badWithin(...range);
+  /** Indices of the bad records in view. */
+  const inView = () => records?.badWithin(...range) ?? [];
 
   /** Gaps that are wide enough to be seen. */
   function gaps() {
+    if (!records) return [];
+    const { x } = records;
     const wide = ((range[1] - range[0]) * GAP) / Math.max(1, host.clientWidth);
-    return gapsWithin(records, ...range).filter((i) => records.x[i + 1] - records.x[i] > wide);
+    return gapsWithin(records, ...range).filter((i) => x[i + 1] - x[i] > wide);
   }
 
   function alone() {
@@ -219,15 +235,16 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
 
   function draw() {
     if (!records) return;
+    const { x, norm } = records;
     plot.batch(() => {
-      plot.setData([records.x, records.norm.map(log)], false);
+      plot.setData([x, norm.map(log)], false);
       plot.setScale("x", { min: range[0], max: range[1] });
     });
   }
 
   return {
     /** Draws what changed: `visible` is the part of the records' axis to show, `key` says whether anything did. */
-    update(next) {
+    update(/** @type {{key: any, records: Steps, visible: [number, number] | null, limit: number | null, everyK: number | null}} */ next) {
       const key = JSON.stringify([next.key, next.visible, next.limit, next.everyK]);
       if (key === drawn || held) return;
       ({ records, limit, everyK } = next);
@@ -245,7 +262,10 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     },
   };
 
-  /** Half a step on either side, so that the first and the last bar are whole; never no width at all. */
+  /**
+   * The range with half a step on either side, so that the first and the last bar are whole. Its width is never zero.
+   * @returns {[number, number]}
+   */
   function padded(min, max) {
     if (max <= min) return [min - 1, max + 1];
     const space = (max - min) * 0.01;

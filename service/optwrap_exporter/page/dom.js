@@ -4,8 +4,15 @@ import { SHAPES } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
+/** The element of index.html with this id. */
+export function byId(id) {
+  const node = document.getElementById(id);
+  if (!node) throw new Error(`index.html has no element #${id}`);
+  return node;
+}
+
 /** An element; `properties` are attributes, except `text` and `on` ({event: listener}); null and false are left out. */
-export function el(tag, properties = {}, ...children) {
+export function el(tag, /** @type {Record<string, any>} */ properties = {}, ...children) {
   const { text, on = {}, ...attributes } = properties;
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) setAttribute(node, name, value);

@@ -1,10 +1,12 @@
 /** Puts the page together: one state, changed by messages, painted at most once a frame. */
 
 import { exporterNow } from "./api.js";
+import { byId } from "./dom.js";
 import { updateTab } from "./favicon.js";
-import { initialState, reduce, shownRecords, stepsAround, viewOf, visibleRange } from "./model.js";
+import { initialState, reduce } from "./model.js";
 import { createSession } from "./session.js";
 import { format, ofRun, parse } from "./url.js";
+import { shownRecords, stepsAround, viewOf, visibleRange } from "./view.js";
 import { loadChartLibrary } from "./chart.js";
 import { createEmpty, createMissing } from "./panels/empty.js";
 import { createEvents } from "./panels/events.js";
@@ -18,7 +20,6 @@ import { createTiles } from "./panels/tiles.js";
 import { createTop } from "./panels/top.js";
 import { createVerdict } from "./panels/verdict.js";
 
-const byId = (id) => document.getElementById(id);
 const uPlot = await loadChartLibrary();
 
 /** Records on either side of a step that is gone to, at most. */

@@ -2,7 +2,8 @@
 
 import { getJson, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
-import { PARAMETERS_STREAMED, stepsAround, visibleRange } from "./model.js";
+import { PARAMETERS_STREAMED } from "./model.js";
+import { stepsAround, visibleRange } from "./view.js";
 
 /** How often the list of runs is asked for (ms); it is also how an exporter that is back is found. */
 const POLL = 3_000;
@@ -13,18 +14,25 @@ const BEHIND = 10;
 /** Least time (s) between two questions that a stream's messages give rise to. */
 const ASK_AGAIN = 5;
 
+/** Whether one report came more than BEHIND seconds before another, which came at `latest`. */
+const isBehind = (report, latest) => (seconds(latest) ?? 0) - (seconds(report) ?? 0) > BEHIND;
+
+/** @typedef {{type: string, data: any}} Message */
+
 /** Whether the exporter said that there is no such run or process, or that nothing can be called so. */
 const unknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
 
+const notAsked = () => ({ speaker: 0, whole: 0, bad: /** @type {number | null} */ (null), later: 0 });
+
 export function createSession({ getState, dispatch, now }) {
-  let stream = null;
-  let streamed = null;
+  let stream = /** @type {ReturnType<typeof openStream> | null} */ (null);
+  let streamed = /** @type {string | null} */ (null);
   /** Reports that come while a whole answer is under way; null otherwise. */
-  let waiting = null;
-  let pollTimer;
-  let hiddenTimer;
+  let waiting = /** @type {Message[] | null} */ (null);
+  let pollTimer = 0;
+  let hiddenTimer = 0;
   /** When (s) it was last asked who speaks for the run, and for all its parameters; how many bad steps it had then. */
-  let asked = { speaker: 0, whole: 0, bad: null, later: null };
+  let asked = notAsked();
 
   const connection = (phase) => dispatch({ type: "connection", phase, at: now() });
 
@@ -34,13 +42,16 @@ export function createSession({ getState, dispatch, now }) {
     stream = null;
     streamed = run;
     clearTimeout(asked.later);
-    asked = { speaker: 0, whole: 0, bad: null, later: null };
+    asked = notAsked();
     if (run === null) return;
     stream = openStream(run, {
       onOpen: () => load(run),
       onLost: () => connection("lost"),
       onMessage: (message) => {
-        if (waiting) return waiting.push(message);
+        if (waiting) {
+          waiting.push(message);
+          return;
+        }
         dispatch(message);
         if (message.type === "run") complete(run, message.data);
       },
@@ -48,7 +59,7 @@ export function createSession({ getState, dispatch, now }) {
   }
 
   async function load(run) {
-    const mine = [];
+    const mine = /** @type {Message[]} */ ([]);
     waiting = mine;
     try {
       const { wantedProcess: process } = getState();
@@ -97,7 +108,7 @@ export function createSession({ getState, dispatch, now }) {
         dispatch({ type: "parameters", run, parameters: (await getJson(paths.run(run))).parameters });
       }
       const speaker = getState().detail?.processes.find((row) => row.process === process);
-      const silent = speaker && seconds(detail.last_report) - seconds(speaker.last_report) > BEHIND;
+      const silent = speaker && isBehind(speaker.last_report, detail.last_report);
       if (wantedProcess === null && silent && now() > asked.speaker + ASK_AGAIN) {
         asked.speaker = now();
         const answer = await getJson(paths.steps(run, { since: steps.last ?? 0, points: 2 }));
@@ -124,7 +135,7 @@ export function createSession({ getState, dispatch, now }) {
       const { selected, detail, connection: link } = getState();
       const row = items.find(({ run }) => run === selected);
       if (selected === null || (!row && !detail)) connection("live");
-      if (row && detail && link.phase === "live" && seconds(row.last_report) - seconds(detail.last_report) > BEHIND) restart();
+      if (row && detail && link.phase === "live" && isBehind(detail.last_report, row.last_report)) restart();
       if (document.hidden && streamed === null) connection("live");
       else follow(row ? selected : await knows(selected));
     } catch {

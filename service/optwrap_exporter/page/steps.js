@@ -30,6 +30,18 @@ export const AXES = {
   time: { x: "time", compare: (a, b) => a.time - b.time || a.step - b.step },
 };
 
+/**
+ * One step as the page holds it.
+ *
+ * @typedef {object} StepRecord
+ * @property {number} step
+ * @property {number} time When it was taken, by the training process's clock, in seconds since 1970.
+ * @property {string} kind One of KINDS in words.js.
+ * @property {number | null} norm The gradients' norm where it is finite.
+ * @property {number | null} raw The norm as it was reported: may be NaN or Infinity.
+ * @property {number | null} mini How many gradients the accumulation window held.
+ */
+
 /** The wire's columns as records sorted along an axis; of what is one and the same there, what was lived last. */
 export function recordsOf(columns, { compare } = AXES.step) {
   const records = columns.step.map((step, i) => {
@@ -48,6 +60,19 @@ export function recordsOf(columns, { compare } = AXES.step) {
 }
 
 export class Steps {
+  /** The columns, named as in StepRecord. */
+  step = /** @type {number[]} */ ([]);
+  time = /** @type {number[]} */ ([]);
+  kind = /** @type {string[]} */ ([]);
+  norm = /** @type {(number | null)[]} */ ([]);
+  raw = /** @type {(number | null)[]} */ ([]);
+  mini = /** @type {(number | null)[]} */ ([]);
+  /** Indices of the bad records, sorted. */
+  bad = /** @type {number[]} */ ([]);
+  /** The step that was taken last; less than the largest after a rollback. Undefined before the first. */
+  latest = /** @type {number | undefined} */ (undefined);
+  latestTime = -Infinity;
+
   constructor(held = STEPS_HELD, axis = AXES.step) {
     this.held = held;
     this.axis = axis;
@@ -56,26 +81,17 @@ export class Steps {
   }
 
   #clear() {
-    this.step = [];
-    this.time = [];
-    this.kind = [];
-    /** The gradients' norm where it is finite, else null. */
-    this.norm = [];
-    /** The norm as it was reported: may be NaN or Infinity. */
-    this.raw = [];
-    this.mini = [];
-    /** Where in the columns the bad records are, sorted. */
-    this.bad = [];
-    /** The step lived last; less than the largest after a rollback. */
-    this.latest = undefined;
-    this.latestTime = -Infinity;
+    Object.assign(this, { step: [], time: [], kind: [], norm: [], raw: [], mini: [], bad: [], latest: undefined, latestTime: -Infinity });
   }
 
   get length() {
     return this.step.length;
   }
 
-  /** The column along the axis. */
+  /**
+   * The column along the axis.
+   * @returns {number[]}
+   */
   get x() {
     return this[this.axis.x];
   }
@@ -92,6 +108,7 @@ export class Steps {
     return this.axis === AXES.time;
   }
 
+  /** @returns {StepRecord} */
   at(i) {
     return { step: this.step[i], time: this.time[i], kind: this.kind[i], norm: this.norm[i], raw: this.raw[i], mini: this.mini[i] };
   }
@@ -121,7 +138,7 @@ export class Steps {
    * Index of the record of `step`: of the one lived at `time` if that is given, else of the one lived last. Where it is not
    * held, half an index: between those beside it.
    */
-  indexOf(step, time = null) {
+  indexOf(step, /** @type {number | null} */ time = null) {
     if (!this.byTime) {
       const i = lowerBound(this.step, step);
       return this.step[i] === step ? i : i - 0.5;
@@ -161,7 +178,7 @@ export class Steps {
     return Math.max(0, i);
   }
 
-  /** Steps per second over the last records; null while that cannot be said. */
+  /** Steps per second over the last records; null while there are too few to tell. */
   rate(over = 200) {
     const end = this.length - 1;
     const start = Math.max(0, end - over);

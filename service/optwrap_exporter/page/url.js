@@ -1,7 +1,7 @@
 /** The page's state in its address, so that a link shows what its sender saw. No DOM but `location` and a meta element. */
 
 import { dateTime, seconds, visible } from "./format.js";
-import { DEFAULT_WINDOW } from "./model.js";
+import { DEFAULT_WINDOW } from "./view.js";
 
 const count = (text) => (/^\d{1,15}$/.test(text ?? "") ? Number(text) : null);
 
@@ -17,40 +17,57 @@ const PLACES = {
   time: { read: moment, words: "a time: seconds since 1970, or like 2026-01-31T14:00:00Z" },
 };
 
-/** What an address asks for; what it says wrongly is left out, and `wrong` says so in words. */
+/** What an address asks for. Whatever is wrong is left out; `wrong` says so in sentences. */
 export function parse(search) {
   const query = new URLSearchParams(search);
-  const wrong = [];
-  const axis = query.get("axis") ?? "step";
-  if (!Object.hasOwn(PLACES, axis)) wrong.push(`axis=${visible(axis)} is neither “step” nor “time”.`);
-  const place = Object.hasOwn(PLACES, axis) ? axis : "step";
-  const value = (name, { read, words }) => {
-    const found = read(query.get(name));
-    if (query.has(name) && found === null) wrong.push(`${name}=${visible(query.get(name))} is not ${words}.`);
-    return found;
-  };
-  const [process, step] = ["process", "step"].map((name) => value(name, PLACES.step));
-  const [from, to] = ["from", "to"].map((name) => value(name, PLACES[place]));
-  const at = value("at", PLACES.time);
-  const window = query.get("window");
-  if (query.has("window") && window !== "all" && !(count(window) >= 2)) {
-    wrong.push(`window=${visible(window)} is neither “all” nor a number of steps from 2 up.`);
-  }
-  const inWords = place === "time" ? dateTime : String;
-  if (query.has("from") !== query.has("to")) wrong.push("A range of steps needs both from= and to=.");
-  else if (from !== null && to !== null && from >= to) {
-    wrong.push(`There are no steps from ${inWords(from)} to ${inWords(to)}: to= has to be above from=.`);
-  }
+  const wrong = /** @type {string[]} */ ([]);
+  const axis = axisOf(query, wrong);
+  const step = placeOf(query, "step", PLACES.step, wrong);
+  const at = placeOf(query, "at", PLACES.time, wrong);
   return {
     wrong,
     run: query.get("run"),
-    process,
-    axis: place,
-    window: window === "all" ? "all" : Math.max(2, count(window) ?? DEFAULT_WINDOW),
-    range: from !== null && to !== null && from < to ? [from, to] : null,
+    process: placeOf(query, "process", PLACES.step, wrong),
+    axis,
+    window: windowOf(query, wrong),
+    range: rangeOf(query, axis, wrong),
     step,
     at: step === null ? null : at,
   };
+}
+
+function axisOf(query, wrong) {
+  const axis = query.get("axis") ?? "step";
+  if (Object.hasOwn(PLACES, axis)) return axis;
+  wrong.push(`axis=${visible(axis)} is neither “step” nor “time”.`);
+  return "step";
+}
+
+/** The value of `name`, read as `place` says; null where there is none or it is wrong. */
+function placeOf(query, name, { read, words }, wrong) {
+  const text = query.get(name);
+  const value = read(text);
+  if (text !== null && value === null) wrong.push(`${name}=${visible(text)} is not ${words}.`);
+  return value;
+}
+
+function windowOf(query, wrong) {
+  const text = query.get("window");
+  if (text === null || text === "all") return text ?? DEFAULT_WINDOW;
+  const steps = count(text);
+  if (steps !== null && steps >= 2) return steps;
+  wrong.push(`window=${visible(text)} is neither “all” nor a number of steps from 2 up.`);
+  return DEFAULT_WINDOW;
+}
+
+function rangeOf(query, axis, wrong) {
+  const [from, to] = ["from", "to"].map((name) => placeOf(query, name, PLACES[axis], wrong));
+  const inWords = axis === "time" ? dateTime : String;
+  if (query.has("from") !== query.has("to")) wrong.push("A range of steps needs both from= and to=.");
+  if (from === null || to === null) return null;
+  if (from < to) return [from, to];
+  wrong.push(`There are no steps from ${inWords(from)} to ${inWords(to)}: to= has to be above from=.`);
+  return null;
 }
 
 /** The address that shows `state`: everything at its default is left out. */
@@ -64,8 +81,8 @@ export function format(state) {
   if (range) {
     // Whole steps, or milliseconds, with nothing of the range cut off.
     const parts = axis === "time" ? 1_000 : 1;
-    query.set("from", Math.floor(range[0] * parts) / parts);
-    query.set("to", Math.ceil(range[1] * parts) / parts);
+    query.set("from", String(Math.floor(range[0] * parts) / parts));
+    query.set("to", String(Math.ceil(range[1] * parts) / parts));
   }
   if (step !== null) query.set("step", step);
   if (step !== null && axis === "time" && at !== null) query.set("at", at);
@@ -75,7 +92,7 @@ export function format(state) {
 
 /** The address of a run's dashboard in Grafana, or null where this exporter was not told of one. */
 export function grafanaOf(run) {
-  const base = document.querySelector("meta[name=grafana]")?.content;
+  const base = document.querySelector("meta[name=grafana]")?.getAttribute("content");
   return base ? `${base}/d/optwrap-run?${new URLSearchParams({ "var-run": run, "var-page": location.origin })}` : null;
 }
 

@@ -1,12 +1,15 @@
 /** The chart's panel: what is in view, what the crosshair is on, the way from one bad step to the next. */
 
-import { clock, integer, norm, parametersInWords, plural } from "../format.js";
-import { shownRecords, stepsInView, visibleRange } from "../model.js";
+import { clock, integer, norm, plural } from "../format.js";
+import { shownRecords, stepsInView, visibleRange } from "../view.js";
 import { STEPS_HELD } from "../steps.js";
-import { isBad, KINDS } from "../words.js";
+import { KINDS } from "../words.js";
 import { paths } from "../api.js";
 import { el, panelHead, setAttribute, setText, shape } from "../dom.js";
 import { createChart } from "../chart.js";
+import { createReadout } from "./readout.js";
+
+/** @import { State } from "../model.js" */
 
 const AXES = [
   ["step", "by step", "Along the numbers of the steps"],
@@ -34,9 +37,10 @@ const FOLLOW = { range: null, step: null, at: null };
 export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
   const { head, aside, link } = panelHead("norm-title", "Gradient norm", "Global L2 norm of the incoming gradients, logarithmic");
   const button = (text, title, onClick) => el("button", { type: "button", text, title, on: { click: onClick } });
-  let hovered = null;
-  let current = null;
-  let pointed = null;
+  let hovered = /** @type {number | null} */ (null);
+  let current = /** @type {State | null} */ (null);
+  /** The step that the crosshair was put on last. */
+  let pointed = /** @type {string | null} */ (null);
   const windows = WINDOWS.map(([value, text]) => {
     const node = button(text, `Follow the run: ${text} steps`, () => onView({ window: value, ...FOLLOW }));
     return { value, node };
@@ -52,7 +56,7 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     el("span", { class: "group", role: "group", "aria-label": "Axis" }, ...axes.map(({ node }) => node)),
     el("span", { class: "group", role: "group", "aria-label": "Steps in view" }, ...windows.map(({ node }) => node)),
   );
-  const readout = el("output", { class: "readout" });
+  const readout = createReadout();
   const host = el("div", { class: "chart" });
   const figure = el(
     "div",
@@ -66,10 +70,12 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
   );
   const summary = el("p", { class: "visually-hidden", id: "norm-summary" });
   const legend = el("ul", { class: "legend", "aria-label": "Legend" });
-  for (const [name, key, text, className] of LEGEND) {
-    legend.append(el("li", { title: KINDS[key]?.what ?? null, "data-key": key }, shape(name, className), el("span", { text })));
-  }
-  root.append(head, readout, figure, summary, legend);
+  const entries = LEGEND.map(([name, key, text, className]) => {
+    const item = el("li", { title: KINDS[key]?.what ?? null, "data-key": key }, shape(name, className), el("span", { text }));
+    legend.append(item);
+    return /** @type {[string, HTMLElement]} */ ([key, item]);
+  });
+  root.append(head, readout.node, figure, summary, legend);
   if (!uPlot) {
     host.classList.add("notice");
     host.textContent =
@@ -82,26 +88,23 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
         onFollow: () => onView(FOLLOW),
         onHover: (index) => {
           hovered = index;
-          say();
+          if (current) readout.update(current, hovered);
         },
       })
     : null;
 
+  /** Goes to the bad step before (-1) or after (+1) the one that is pointed at. */
   function walk(direction) {
+    const range = current && visibleRange(current);
+    if (!current || !range) return;
     const records = shownRecords(current);
-    const i = records.badBeside(from(records, direction), direction);
+    const i = badBeside(current.view, records, direction);
     if (i === undefined) return;
     const { step, time: at } = records.at(i);
     const x = records.x[i];
-    const [min, max] = visibleRange(current);
-    if (x >= min && x <= max) onView({ step, at, range: [min, max] });
+    const [min, max] = range;
+    if (x >= min && x <= max) onView({ step, at, range });
     else onRange([x - (max - min) / 2, x + (max - min) / 2], { step, at });
-  }
-
-  /** Where in the records the way to the next bad step begins. */
-  function from(records, direction) {
-    const { step, at } = current.view;
-    return step === null ? (direction < 0 ? Infinity : -Infinity) : records.indexOf(step, at);
   }
 
   figure.addEventListener("keydown", (event) => {
@@ -112,41 +115,17 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     event.preventDefault();
   });
 
-  /** What the crosshair is on, else the step that was gone to, else the last one. */
-  function say() {
-    if (!current) return;
-    const { offenders, view } = current;
-    const records = shownRecords(current);
-    if (records.length === 0) return setText(readout, "No step yet.");
-    const pointedAt = view.step === null ? records.indexOf(records.latest, records.latestTime) : records.indexOf(view.step, view.at);
-    const index = hovered ?? Math.min(records.length - 1, Math.max(0, Math.round(pointedAt)));
-    if (index >= records.length) return;
-    if (hovered === null && view.range && (view.range[0] > records.last || view.range[1] < records.first)) {
-      const [from, to, first, last] = [...view.range, records.first, records.last].map(records.byTime ? (time) => clock(time) : integer);
-      return setText(readout, `No step from ${from} to ${to}: there are those from ${first} to ${last}.`);
-    }
-    const { step, time, kind, raw, mini } = records.at(index);
-    const window = mini === null || !current.detail?.gauges?.every_k ? "" : ` · window ${mini} of ${current.detail.gauges.every_k}`;
-    const guilty = parametersInWords(offenders.get(step) ?? []);
-    const where = guilty === null ? "" : ` · ${guilty}`;
-    const label = hovered === null && view.step === null ? "Last step" : "Step";
-    setText(readout, `${label} ${integer(step)} · ${clock(time)} · norm ${norm(raw)} · ${KINDS[kind]?.word ?? kind}${window}${where}`);
-    // Read out where somebody went, not the step that came last.
-    setAttribute(readout, "aria-live", view.step !== null && hovered === null ? "polite" : "off");
-    setAttribute(readout, "class", isBad(kind) ? "readout bad" : "readout");
+  function updateButtons(view, records) {
+    const paused = view.range !== null;
+    resume.hidden = !paused;
+    for (const { value, node } of axes) setAttribute(node, "aria-pressed", String(view.axis === value));
+    for (const { value, node } of windows) setAttribute(node, "aria-pressed", String(!paused && view.window === value));
+    previous.disabled = badBeside(view, records, -1) === undefined;
+    next.disabled = badBeside(view, records, 1) === undefined;
   }
 
-  return ({ state }) => {
-    current = state;
-    const run = state.detail;
-    if (!run) return;
-    const { view } = state;
-    const records = shownRecords(state);
-    const range = visibleRange(state);
-    const { gradient_norm_limit: limit = null, every_k: everyK = null } = run.gauges ?? {};
-    setAttribute(link, "href", paths.steps(run.run, { process: state.process, ...stepsInView(state), points: STEPS_HELD }));
-    setAttribute(figure, "aria-label", `Gradient norm over ${view.axis === "time" ? "time" : "steps"}. ${KEYS}`);
-    chart?.update({ key: [run.run, state.version], records, visible: range, limit, everyK });
+  /** Puts the crosshair on a step that was gone to. */
+  function updateCrosshair(view, records) {
     const pointing = view.step === null ? null : `${view.axis} ${view.step} ${view.at}`;
     if (pointed !== pointing && pointing !== null && records.length) {
       const x = records.byTime ? records.time[Math.round(records.indexOf(view.step, view.at))] : view.step;
@@ -154,25 +133,41 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
       setTimeout(() => chart?.point(x));
     }
     pointed = pointing;
+  }
 
-    const paused = view.range !== null;
-    resume.hidden = !paused;
-    for (const { value, node } of axes) setAttribute(node, "aria-pressed", view.axis === value ? "true" : "false");
-    for (const { value, node } of windows) setAttribute(node, "aria-pressed", !paused && view.window === value ? "true" : "false");
+  /** Shows the entries of what is in view, and of what nearly always is. */
+  function updateLegend(kinds, limit, everyK) {
+    const shown = new Set(["norm", "applied", "skipped_not_finite", "skipped_large", ...kinds]);
+    if (limit !== null) shown.add("limit");
+    if (everyK !== null) shown.add("accumulated");
+    if (host.dataset.thinned === "true") shown.add("thinned");
+    for (const [key, item] of entries) item.hidden = !shown.has(key);
+  }
+
+  return (/** @type {{state: State}} */ { state }) => {
+    current = state;
+    const run = state.detail;
+    if (!run) return;
+    const { view } = state;
+    const records = shownRecords(state);
+    const range = visibleRange(state);
     const bad = range ? records.badWithin(...range) : [];
-    previous.disabled = records.badBeside(from(records, -1), -1) === undefined;
-    next.disabled = records.badBeside(from(records, 1), 1) === undefined;
-
-    const seen = new Set(bad.map((i) => records.kind[i]));
-    const usual = new Set(["norm", "applied", "skipped_not_finite", "skipped_large"]);
-    if (limit !== null) usual.add("limit");
-    if (everyK !== null) usual.add("accumulated");
-    if (host.dataset.thinned === "true") usual.add("thinned");
-    for (const item of legend.children) item.hidden = !usual.has(item.dataset.key) && !seen.has(item.dataset.key);
-
+    const { gradient_norm_limit: limit = null, every_k: everyK = null } = run.gauges ?? {};
+    setAttribute(link, "href", paths.steps(run.run, { process: state.process, ...stepsInView(state), points: STEPS_HELD }));
+    setAttribute(figure, "aria-label", `Gradient norm over ${view.axis === "time" ? "time" : "steps"}. ${KEYS}`);
+    chart?.update({ key: [run.run, state.version], records, visible: range, limit, everyK });
+    updateCrosshair(view, records);
+    updateButtons(view, records);
+    updateLegend(bad.map((i) => records.kind[i]), limit, everyK);
     setText(summary, range && records.length ? summarize(records, range, bad) : "No step yet.");
-    say();
+    readout.update(state, hovered);
   };
+}
+
+/** Index of the bad record before (-1) or after (+1) the step that is pointed at; undefined where there is none. */
+function badBeside({ step, at }, records, direction) {
+  const index = step === null ? -direction * Infinity : records.indexOf(step, at);
+  return records.badBeside(index, direction);
 }
 
 function summarize(records, [from, to], bad) {

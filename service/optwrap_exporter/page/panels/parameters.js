@@ -47,7 +47,7 @@ export function createParameters(root, { onJump }) {
   root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of parameters" }, table), more);
 
   /** null: as the exporter orders them, worst first. */
-  let order = null;
+  let order = /** @type {{key: string, down: boolean} | null} */ (null);
   let parameters = [];
   /** The paths of those that went bad first, where that tells a few parameters from the others. */
   let firsts = new Set();
@@ -61,8 +61,8 @@ export function createParameters(root, { onJump }) {
     draw();
   });
   copy.addEventListener("click", async () => {
-    const table = [COLUMNS.map(({ key }) => key), ...found().map((row) => COLUMNS.map(({ key }) => cellText(row[key])))];
-    const done = await copyText(table.map((row) => row.join("\t")).join("\n"));
+    const lines = [COLUMNS.map(({ key }) => key), ...found().map((row) => COLUMNS.map(({ key }) => cellText(row[key])))];
+    const done = await copyText(lines.map((cells) => cells.join("\t")).join("\n"));
     setText(copy, done ? "Copied" : "Not copied");
     setTimeout(() => setText(copy, "Copy"), 2_000);
   });
@@ -71,7 +71,9 @@ export function createParameters(root, { onJump }) {
   function found() {
     const wanted = filter.value.trim().toLowerCase();
     const rows = wanted ? parameters.filter(({ parameter }) => parameter.toLowerCase().includes(wanted)) : [...parameters];
-    return order ? rows.sort((a, b) => (order.down ? -1 : 1) * compare(a[order.key], b[order.key])) : rows;
+    if (!order) return rows;
+    const { key, down } = order;
+    return rows.sort((a, b) => (down ? -1 : 1) * compare(a[key], b[key]));
   }
 
   function create({ parameter }) {

@@ -1,6 +1,6 @@
 /** The pod at a glance: one cell for each process, by number; its colour and its shape are its health. */
 
-import { duration, integer, norm, plural, seconds, visible, wireNumber } from "../format.js";
+import { durationSince, integer, norm, plural, visible, wireNumber } from "../format.js";
 import { compareHealth, health } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
@@ -48,8 +48,8 @@ export function createPod(root, { onProcess }) {
   /** Cells by number, as they are drawn, in that order; `active` is the number of the one that is pointed at. */
   let cells = [];
   let nodes = [];
-  let active = null;
-  let hovered = null;
+  let active = /** @type {number | null} */ (null);
+  let hovered = /** @type {number | null} */ (null);
   let now = 0;
 
   const placeOf = (process) => cells.findIndex((cell) => cell.process === process);
@@ -169,8 +169,8 @@ function sentence({ process, host, health: name, since, last_report: last, gauge
   const streak = gauges?.not_finite_streak;
   return [
     `Process ${process} on ${visible(host ?? "–")}`,
-    `${wordOf(name)} for ${duration(now - seconds(since))}`,
-    last === null ? "no report yet" : `last report ${duration(now - seconds(last))} ago`,
+    `${wordOf(name)} for ${durationSince(since, now)}`,
+    last === null ? "no report yet" : `last report ${durationSince(last, now)} ago`,
     plural(totals?.steps ?? 0, "step"),
     streak > 0 ? `streak ${integer(streak)}` : null,
     `norm ${norm(wireNumber(gauges?.gradient_norm))}`,

@@ -1,6 +1,6 @@
 /** The list of runs, worst first; shown where there are several. */
 
-import { compact, duration, seconds, visible } from "../format.js";
+import { compact, durationSince, visible } from "../format.js";
 import { health } from "../words.js";
 import { ofRun } from "../url.js";
 import { paths } from "../api.js";
@@ -38,7 +38,7 @@ export function createRuns(root, shell, { onSelect }) {
       setAttribute(link, "class", tier);
       setAttribute(link, "aria-current", row.run === state.selected ? "page" : null);
       replaceShape(icon, tier);
-      setText(lines.lastChild, `${word} for ${duration(now - seconds(row.since))}`);
+      setText(lines.lastChild, `${word} for ${durationSince(row.since, now)}`);
       setAttribute(link, "title", `${visible(row.run)}: ${compact(row.totals.steps)} steps`);
     });
   };

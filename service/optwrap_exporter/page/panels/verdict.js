@@ -1,6 +1,6 @@
 /** The first glance: how the selected run is, in words, colour and shape, and since when. */
 
-import { clock, dateTime, duration, integer, parametersInWords, plural, seconds, visible } from "../format.js";
+import { clock, dateTime, durationSince, integer, parametersInWords, plural, seconds, visible } from "../format.js";
 import { beginning, lastReport } from "../model.js";
 import { paths } from "../api.js";
 import { health } from "../words.js";
@@ -33,40 +33,40 @@ export function createVerdict(root, announcer, { onJump }) {
   const report = fact("Last report", "How long ago the exporter last stored a report of this run");
   const attempt = fact("Attempt", "One launch of the training job; a restart or a resume begins another");
   const processes = fact("Processes", "Training processes that report, of those the job says it has");
-  let announced = null;
+  let announced = "";
 
-  return ({ state, now }) => {
-    const run = state.detail;
-    if (!run) return;
-    const lost = state.connection.phase === "lost";
+  function updateHealth(run, { lost, connection, now }) {
     const { tier, word: healthWord, says: sentence } = health(run.health);
-    const from = seconds(run.since);
     setAttribute(root, "class", `verdict ${lost ? "lost" : tier}`);
     setAttribute(root, "data-health", run.health);
     replaceShape(icon, tier);
     setText(name, visible(run.run));
-    const dashboard = grafanaOf(run.run);
-    setAttribute(grafana, "href", dashboard);
-    grafana.hidden = dashboard === null;
-    setAttribute(json, "href", paths.run(run.run));
     setText(word, lost ? `Last known: ${healthWord}` : healthWord);
-    // What nobody hears of lasts no longer.
-    setText(since, `for ${duration((lost ? state.connection.since : now) - from)}, since ${clock(from, now)}`);
-    setAttribute(since, "title", dateTime(from));
+    // Without reports nobody knows whether it lasts.
+    setText(since, `for ${durationSince(run.since, lost ? connection.since : now)}, since ${clock(seconds(run.since), now)}`);
+    setAttribute(since, "title", dateTime(seconds(run.since)));
     setText(says, lost ? "How the run is now is not known." : sentence(run));
 
+    // Said aloud when it changes, not when a clock ticks.
+    const news = `${run.run}: ${lost ? "disconnected from the exporter" : healthWord}`;
+    if (news !== announced) setText(announcer, news);
+    announced = news;
+  }
+
+  function updateBlame(state) {
     const first = beginning(state);
     const names = first && parametersInWords(first.detail.parameters ?? [], first.detail.parameter_count);
     blame.hidden = !names;
-    if (names) {
-      setText(blamed, names);
-      setText(began, `step ${integer(first.step)}`);
-      setAttribute(began, "value", first.step);
-      setAttribute(began, "title", `Show step ${integer(first.step)} in the chart`);
-    }
+    if (!names) return;
+    setText(blamed, names);
+    setText(began, `step ${integer(first.step)}`);
+    setAttribute(began, "value", first.step);
+    setAttribute(began, "title", `Show step ${integer(first.step)} in the chart`);
+  }
 
+  function updateFacts(run, state, now) {
     const last = lastReport(state);
-    setText(report.value, last === null ? "none yet" : `${duration(now - last)} ago`);
+    setText(report.value, last === null ? "none yet" : `${durationSince(last, now)} ago`);
     const attempts = run.attempts ?? [];
     const current = attempts.at(-1);
     setText(attempt.value, current ? `${integer(attempts.length)}, since ${clock(seconds(current.since), now)}` : "–");
@@ -75,12 +75,17 @@ export function createVerdict(root, announcer, { onJump }) {
     const reporting = run.processes?.length ?? 0;
     const all = row?.process_count;
     setText(processes.value, all && all !== reporting ? `${integer(reporting)} of ${integer(all)}` : integer(reporting));
+  }
 
-    // Said aloud when it changes, not when a clock ticks.
-    const news = `${run.run}: ${lost ? "disconnected from the exporter" : healthWord}`;
-    if (news !== announced) {
-      announced = news;
-      setText(announcer, news);
-    }
+  return ({ state, now }) => {
+    const run = state.detail;
+    if (!run) return;
+    const dashboard = grafanaOf(run.run);
+    setAttribute(grafana, "href", dashboard);
+    grafana.hidden = dashboard === null;
+    setAttribute(json, "href", paths.run(run.run));
+    updateHealth(run, { lost: state.connection.phase === "lost", connection: state.connection, now });
+    updateBlame(state);
+    updateFacts(run, state, now);
   };
 }
