@@ -57,9 +57,9 @@ format: setup ## put the sources into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-generated: setup ## what is committed and generated: openapi.json, docs/metrics.md, the dashboards, the runbooks' page
+generated: setup ## what is committed and generated: openapi.json, docs/reference/metrics.md, the dashboards, the runbooks' page
 	@$(BIN)/python -m optwrap_exporter.openapi > service/openapi.json
-	@$(BIN)/python -m optwrap_exporter.metrics > docs/metrics.md
+	@$(BIN)/python -m optwrap_exporter.metrics > docs/reference/metrics.md
 	@$(BIN)/python -m deploy.build
 
 bench: setup ## ratios to a baseline, each benchmark in one run

@@ -63,7 +63,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
     Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state; it is one to `isinstance`, and takes nothing else
     from it. A mini-step that is not finite, and that no skip function leaves out, makes the mean of its own window not
-    finite, and of no other. See `docs/differences-from-optax.md` for the rest.
+    finite, and of no other. See `docs/reference/differences-from-optax.md` for the rest.
 
     With `weighted=True` mini-steps count for as much as the `weight=` that `update` is given says, such as their number
     of tokens: the optimizer gets `sum(weight * gradient) / sum(weight)`, or with `use_grad_mean=False` the numerator. A

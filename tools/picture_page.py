@@ -1,4 +1,4 @@
-"""Pictures of the live page's states for docs/page.md: `python -m tools.picture_page` writes docs/images/.
+"""Pictures of the live page's states for docs/guides/page.md: `python -m tools.picture_page` writes docs/images/.
 
 A real exporter, jobs that report to it as training processes do, and a real Chromium. A picture is stale as soon as the
 page looks otherwise: make them anew with it, and look at every one.

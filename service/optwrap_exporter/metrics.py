@@ -1,6 +1,6 @@
-"""Every metric of the exporter, in one table; collector, docs/metrics.md, dashboards and alerts are checked against it.
+"""One table of every metric. Tests check the collector, docs/reference/metrics.md, dashboards and alerts against it.
 
-`python -m optwrap_exporter.metrics` prints docs/metrics.md.
+`python -m optwrap_exporter.metrics` prints docs/reference/metrics.md.
 """
 
 import dataclasses
@@ -219,12 +219,12 @@ BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})
 
 
 def document() -> str:
-    """docs/metrics.md."""
+    """docs/reference/metrics.md."""
     lines = [
         "# Metrics",
         "",
         "What `GET /metrics` answers, in Prometheus' text format or, if asked for, OpenMetrics. Made from the table in",
-        "`service/optwrap_exporter/metrics.py` by `python -m optwrap_exporter.metrics > docs/metrics.md`.",
+        "`service/optwrap_exporter/metrics.py` by `python -m optwrap_exporter.metrics > docs/reference/metrics.md`.",
         "",
         "Only what is committed to the store is shown. A counter is there from a process's first report on, at zero,",
         "for every reason; it counts what the run reported across restarts, resumes and rollbacks, and never falls.",

@@ -1,4 +1,4 @@
-"""The contract: what a training process may send, and what the exporter answers (docs/wire.md).
+"""The contract: what a training process may send, and what the exporter answers (docs/reference/wire.md).
 
 Requests (`Report` and its parts) are strict: every bound is checked here, unknown fields are refused, and nothing
 behind this module validates again. Responses are plain models; floats that are not finite travel as the strings

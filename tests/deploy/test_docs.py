@@ -1,4 +1,4 @@
-"""What docs/operating.md and deploy/README.md tell an operator to write, to run and to look at is right."""
+"""What docs/guides/operating.md and deploy/README.md tell an operator to write, to run and to look at is right."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from optwrap_exporter.cli import main
 
 from tests.deploy.places import ALERTS, DEPLOY, ROOT, load
 
-OPERATING: Final = ROOT / "docs" / "operating.md"
+OPERATING: Final = ROOT / "docs" / "guides" / "operating.md"
 TEXTS: Final = [OPERATING, DEPLOY / "README.md", DEPLOY / "runbooks.md"]
 
 

@@ -21,7 +21,7 @@ def router(registry: CollectorRegistry, statistics: Statistics) -> APIRouter:
         },
     )
     def scrape(request: Request) -> Response:
-        """Every metric, for Prometheus; docs/metrics.md says what each is."""
+        """Every metric, for Prometheus; docs/reference/metrics.md says what each is."""
         begun = time.perf_counter()
         accept = ",".join(request.headers.getlist("accept"))
         try:
