@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos check format bench generated clean
+.PHONY: help setup demo test thorough chaos check check-page format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -45,10 +45,12 @@ chaos: setup ## training, exporter and network go wrong in every way, drawn from
 thorough: setup ## every test, and every case of the long tables: much longer than 'test'
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --thorough --timeout 900 $(ARGS)
 
-check: setup $(LINTERS) ## ruff and mypy; eslint and tsc
+check: setup check-page ## ruff and mypy; eslint and tsc
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+check-page: $(LINTERS) ## eslint and tsc alone
 	@$(NPM) run check
 
 format: setup ## put the sources into shape
