@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos check check-page format bench generated clean
+.PHONY: help setup demo test thorough chaos check check-page docs format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -25,7 +25,7 @@ $(READY): constraints.txt pyproject.toml service/pyproject.toml service/hatch_bu
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(if $(JAX),sed -E 's/^(jax|jaxlib)==.*/\1==$(JAX)/' constraints.txt > $(PIP_CONSTRAINT))
 	@$(BIN)/python -m pip install --quiet --upgrade pip >&2
-	@$(BIN)/python -m pip install --quiet --editable service --editable . --group dev >&2
+	@$(BIN)/python -m pip install --quiet --editable service --editable . --group dev --group docs >&2
 	@touch $@
 
 $(LINTERS): service/package.json | $(READY)
@@ -53,6 +53,10 @@ check: setup check-page ## ruff and mypy; eslint and tsc
 check-page: $(LINTERS) ## eslint and tsc alone
 	@$(NPM) run check
 
+docs: setup ## the documentation site; warnings, broken links and public names without an entry fail
+	@$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 format: setup ## put the sources into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -66,4 +70,4 @@ bench: setup ## ratios to a baseline, each benchmark in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 clean: ## what set-up made
-	rm -rf .venv .venv-* service/optwrap_exporter/page/vendor service/node_modules
+	rm -rf .venv .venv-* service/optwrap_exporter/page/vendor service/node_modules docs/_build

@@ -48,7 +48,7 @@ def apply_gradients(
     counters are the same exactly.
 
     Donate the state and the parameters, in the order in which your step returns them: JAX pairs what is donated with
-    what is returned by order, and XLA then works in place.
+    what is returned by order, and XLA then works in place::
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def train_step(params, opt_state, batch):

@@ -111,5 +111,5 @@ def test_every_declared_need_is_pinned_at_the_version_installed() -> None:
     here = [line for line in lines if line.marker is None or line.marker.evaluate()]
     pinned = {canonicalize_name(line.name): str(line.specifier) for line in here}
     groups = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["dependency-groups"]
-    declared = needs(["optwrap[exporter]", "pip", *groups["dev"]]) - {"optwrap", "optwrap-exporter"}
+    declared = needs(["optwrap[exporter]", "pip", *groups["dev"], *groups["docs"]]) - {"optwrap", "optwrap-exporter"}
     assert {name: f"=={metadata.version(name)}" for name in declared} == {name: pinned.get(name) for name in declared}
