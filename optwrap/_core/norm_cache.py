@@ -1,8 +1,8 @@
 """Trace-time cache of gradient norms and finiteness.
 
 Nested wrappers ask the same questions about the same gradients. XLA merges equal computations on one device, but not
-across the branches of a condition, and on a mesh each copy would have its own all-reduce. So the outer wrapper puts what
-it has computed into this cache while it traces the transformation inside it.
+across the branches of a condition, and on a mesh each copy would have its own all-reduce. So the outer wrapper puts
+what it has computed into this cache while it traces the transformation inside it.
 
 An entry is found by the identity of its tracers. Arrays are never cached: they may outlive the trace.
 """
@@ -24,8 +24,8 @@ class Answer(NamedTuple):
     finite: jax.Array
     """bool[]: whether every value is finite."""
     counts: jax.Array | None = None
-    """How many values are not finite, by leaf, in `count_dtype`; it may be longer, with zeros for leaves of other dtypes.
-    None where they have not been counted."""
+    """How many values are not finite, by leaf, in `count_dtype`; it may be longer, with zeros for leaves of other
+    dtypes. None where they have not been counted."""
 
 
 class _Entry(NamedTuple):

@@ -66,8 +66,8 @@ def squared_norm(tree: Tree, together: Together = ALONE) -> jax.Array:
 def finite_probes(leaves: Sequence[Any]) -> list[jax.Array]:
     """A scalar for each floating or complex leaf: 0 where every value of it is finite, else NaN.
 
-    The sum of `0 * value`: a finite value adds 0, NaN and Inf add NaN, and nothing overflows. XLA multiplies and adds in
-    one pass. A test such as `isfinite` is written to memory first on a CPU, and a count may overflow.
+    The sum of `0 * value`: a finite value adds 0, NaN and Inf add NaN, and nothing overflows. XLA multiplies and adds
+    in one pass. A test such as `isfinite` is written to memory first on a CPU, and a count may overflow.
     """
     return [_finite_probe(leaf) for leaf in leaves]
 
@@ -294,8 +294,8 @@ def _chunks(leaves: Sequence[Any]) -> list[list[int]]:
     return chunks
 
 
-# The branches of conditions. They are functions of the module, because outside jit JAX compiles a condition anew whenever
-# its branches are other functions than before.
+# The branches of conditions. They are functions of the module, because outside jit JAX compiles a condition anew
+# whenever its branches are other functions than before.
 
 
 def _skip(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:

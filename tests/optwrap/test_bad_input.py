@@ -76,7 +76,8 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "on_limit another word": (
         lambda: optwrap.apply_if_finite(SGD, 3, on_limit="skip"),
         ValueError,
-        r"apply_if_finite: on_limit must be 'accept' or 'reject', got 'skip' \(str\): pass 'accept' or 'reject' for the steps after",
+        r"apply_if_finite: on_limit must be 'accept' or 'reject', got 'skip' \(str\): "
+        r"pass 'accept' or 'reject' for the steps after",
     ),
     "on_limit a bool": (lambda: optwrap.apply_if_finite(SGD, 3, on_limit=True), ValueError, r"on_limit .* got True"),
     "k zero": (
