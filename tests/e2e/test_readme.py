@@ -78,8 +78,8 @@ def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, in
     answer = httpx.get(f"{exporter.url}/v1/runs/{run}").json()
     assert answer["health"] == "finished"
     assert answer["totals"]["steps"] == 100
-    verdicts = answer["totals"]["verdicts"]
-    assert {k: verdicts[k] for k in expected} == expected
+    outcomes = answer["totals"]["outcomes"]
+    assert {k: outcomes[k] for k in expected} == expected
     assert [p["parameter"] for p in answer["parameters"]] == ["w"]
     # The commands that ask, asked of this exporter.
     for command in COMMANDS[3:]:
