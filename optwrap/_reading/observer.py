@@ -9,13 +9,15 @@ from optwrap._reading.unpack import Layout
 class Observer(Protocol):
     """Receives the readings of an instrumented optimizer: a `Monitor`, or any object with these two methods.
 
-    class Printer:
-        def describe(self, layout, *, stepping=False):
-            self.layout = layout
+    For example::
 
-        def observe(self, reading):
-            for words in np.atleast_2d(np.asarray(reading)):
-                print(optwrap.unpack(words, self.layout).outcome)
+        class Printer:
+            def describe(self, layout, *, stepping=False):
+                self.layout = layout
+
+            def observe(self, reading):
+                for words in np.atleast_2d(np.asarray(reading)):
+                    print(optwrap.unpack(words, self.layout).outcome)
     """
 
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:

@@ -98,6 +98,8 @@ class Reading:
 def unpack(words: Words, layout: Layout | None = None) -> Reading:
     """The contents of one reading.
 
+    For example::
+
         reading = optwrap.unpack(np.asarray(optwrap.reading(state)))
 
     Args:

@@ -16,7 +16,7 @@ def adopt(tx: Any, opt_state: Any, params: Any) -> Any:
     """The state with which `tx` continues from a state that was saved before `tx` was instrumented.
 
     Restore the old checkpoint into the state that the optimizer had then. `adopt` adds the state of every `instrument`
-    that is new in `tx`, with all counters at zero:
+    that is new in `tx`, with all counters at zero::
 
         old = restore(checkpoint, like=jax.eval_shape(before.init, params))
         opt_state = optwrap.adopt(optwrap.instrument(before, monitor), old, params)

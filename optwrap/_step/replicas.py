@@ -40,6 +40,8 @@ class ReplicaFlags:
 def replica_flags(grads: Any, axis_name: AxisName, *, mesh: jax.sharding.Mesh | None = None) -> ReplicaFlags:
     """Which replicas' own gradients hold a non-finite value. Call it before their mean, and pass the result on.
 
+    For example::
+
         grads = jax.grad(loss)(jax.lax.pcast(params, "data", to="varying"), batch)
         flags = optwrap.replica_flags(grads, "data")
         grads = jax.lax.pmean(grads, "data")

@@ -63,7 +63,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
     Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state. It is a subclass so that `isinstance` holds, and
     inherits nothing else. A non-finite mini-step that is not skipped spoils the mean of its own window, and of no
-    other. `docs/differences-from-optax.md` has the other differences.
+    other. `docs/reference/differences-from-optax.md` has the other differences.
 
     With `weighted=True`, `update` takes a `weight=`, such as the number of tokens of the mini-step. The optimizer gets
     `sum(weight * gradient) / sum(weight)`, or with `use_grad_mean=False` the numerator. A mini-step of weight 0 adds
@@ -219,7 +219,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         sum to 0, it takes no step. The device decides this, so `flush` can be called under `jit`, at any time.
 
         `flush` takes the wrapper's own state. If the wrapper is inside other transformations, take its state out of
-        theirs and put it back. Under `optwrap.instrument`:
+        theirs and put it back. Under `optwrap.instrument`::
 
             updates, inner = steps.flush(state.inner_state, params)
             state = state._replace(inner_state=inner)

@@ -1,4 +1,4 @@
-"""The commands, files and links in docs/operating.md, deploy/README.md and the runbooks are valid."""
+"""The commands, files and links in docs/guides/operating.md, deploy/README.md and the runbooks are valid."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from optwrap_exporter.cli.main import main
 
 from tests.deploy.places import ALERTS, DEPLOY, ROOT, load
 
-OPERATING: Final = ROOT / "docs" / "operating.md"
+OPERATING: Final = ROOT / "docs" / "guides" / "operating.md"
 TEXTS: Final = [OPERATING, DEPLOY / "README.md", DEPLOY / "runbooks.md"]
 
 

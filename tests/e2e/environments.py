@@ -5,6 +5,7 @@ there is missing because nothing declared it.
 """
 
 import dataclasses
+import os
 import subprocess
 import sys
 import venv
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +45,19 @@ class Environment:
         return self.run("-c", f"import {module}").returncode == 0
 
 
-def build_wheel(project: Path, into: Path) -> Path:
-    """The wheel of the project in that folder, built by its own backend."""
+def build(target: str, project: Path, into: Path, path: str = os.environ["PATH"]) -> Path:
+    """The archive of the project in that folder: "wheel" or "sdist", built by the project's backend."""
     built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into)],
+        [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(into)],
         cwd=project,
+        env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    (wheel,) = into.glob("*.whl")
-    return wheel
+    (archive,) = into.glob({"wheel": "*.whl", "sdist": "*.tar.gz"}[target])
+    return archive
 
 
 def needs(requirements: list[str]) -> set[str]:

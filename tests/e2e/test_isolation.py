@@ -4,28 +4,28 @@ import json
 import socket
 import subprocess
 import time
+import tomllib
 import urllib.request
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.e2e.environments import Environment, build_wheel, make, needs
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.e2e.environments import REPOSITORY, Environment, build, make, needs
 
 
 @pytest.fixture(scope="module")
 def exporter_only(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     directory = tmp_path_factory.mktemp("exporter-only")
-    return make(directory / "venv", build_wheel(REPOSITORY / "service", directory))
+    return make(directory / "venv", build("wheel", REPOSITORY / "service", directory))
 
 
 @pytest.fixture(scope="module")
 def library_only(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     directory = tmp_path_factory.mktemp("library-only")
-    return make(directory / "venv", build_wheel(REPOSITORY, directory))
+    return make(directory / "venv", build("wheel", REPOSITORY, directory))
 
 
 def test_exporter_environment_really_lacks_jax_and_optwrap(exporter_only: Environment) -> None:
@@ -107,8 +107,9 @@ print("trained")
 
 def test_every_declared_need_is_pinned_at_the_version_installed() -> None:
     """constraints.txt names all that set-up installs, so that nothing comes at a version nobody chose."""
-    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    pinned = {canonicalize_name(name): version for name, version in pins.items()}
-    declared = needs(["optwrap[dev,exporter]"]) - {"optwrap", "optwrap-exporter"}
-    assert {name: metadata.version(name) for name in declared} == {name: pinned.get(name) for name in declared}
+    lines = [Requirement(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
+    here = [line for line in lines if line.marker is None or line.marker.evaluate()]
+    pinned = {canonicalize_name(line.name): str(line.specifier) for line in here}
+    groups = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["dependency-groups"]
+    declared = needs(["optwrap[exporter]", "pip", *groups["dev"], *groups["docs"]]) - {"optwrap", "optwrap-exporter"}
+    assert {name: f"=={metadata.version(name)}" for name in declared} == {name: pinned.get(name) for name in declared}

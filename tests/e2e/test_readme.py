@@ -78,8 +78,8 @@ def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, in
     answer = httpx.get(f"{exporter.url}/v1/runs/{run}").json()
     assert answer["health"] == "finished"
     assert answer["totals"]["steps"] == 100
-    verdicts = answer["totals"]["verdicts"]
-    assert {k: verdicts[k] for k in expected} == expected
+    outcomes = answer["totals"]["outcomes"]
+    assert {k: outcomes[k] for k in expected} == expected
     assert [p["parameter"] for p in answer["parameters"]] == ["w"]
     # The commands that ask, asked of this exporter.
     for command in COMMANDS[3:]:
@@ -88,7 +88,9 @@ def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, in
 
 
 def test_the_example_of_the_replicas_names_the_one_that_brought_it(exporter, tmp_path: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (REPOSITORY / "docs" / "monitor.md").read_text(), re.M | re.S)
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", (REPOSITORY / "docs" / "guides" / "monitor.md").read_text(), re.M | re.S
+    )
     script = tmp_path / "train.py"
     script.write_text(code)
     ran = shell(f"{sys.executable} {script}", tmp_path, OPTWRAP_ENDPOINT=exporter.url)

@@ -38,7 +38,7 @@ def test_the_document_has_every_route_of_the_contract() -> None:
 
 
 def test_the_documentation_has_every_route() -> None:
-    text = (ROOT / "docs" / "exporter.md").read_text()
+    text = (ROOT / "docs" / "reference" / "exporter.md").read_text()
     for path in (*openapi.document()["paths"], "/", "/page/", "/docs", "/openapi.json"):
         assert re.search(rf"[`, ]{re.escape(path)}\b|[`, ]{re.escape(path)}[`.]", text), path
 

@@ -224,7 +224,7 @@ def test_forget_does_not_create_a_store(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_documentation_has_every_option_and_its_environment_variable() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "exporter.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "exporter.md").read_text()
     for command in (cli.main, *cli.main.commands.values()):
         assert command is cli.main or f"`optwrap-exporter {command.name}" in text
         for param in command.params:

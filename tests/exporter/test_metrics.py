@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_documentation_is_what_the_table_says() -> None:
-    assert (ROOT / "docs" / "metrics.md").read_text() == document(), (
-        "run python -m optwrap_exporter.metrics.table > docs/metrics.md"
+    assert (ROOT / "docs" / "reference" / "metrics.md").read_text() == document(), (
+        "run python -m optwrap_exporter.metrics.table > docs/reference/metrics.md"
     )
 
 

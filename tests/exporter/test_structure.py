@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(optwrap_exporter.__file__).parent
 
 MODULES = """
+_version
 settings
 wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
 ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict ledger.divergence
@@ -27,7 +28,7 @@ ORDER = MODULES.split()
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its name below the package, without the `__init__` modules, which import nothing."""
+    """Every module by its name below the package, without the `__init__` modules."""
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for path in PACKAGE.rglob("*.py")
@@ -65,8 +66,12 @@ def test_no_module_imports_the_library_or_jax(name: str) -> None:
 
 def test_the_subpackages_import_nothing_themselves() -> None:
     """So importing one module does not import its neighbours."""
-    for path in PACKAGE.rglob("__init__.py"):
+    for path in PACKAGE.glob("*/**/__init__.py"):
         assert imports(path) == set(), path
+
+
+def test_the_package_itself_imports_only_its_version() -> None:
+    assert imports(PACKAGE / "__init__.py") == {"optwrap_exporter._version", "optwrap_exporter._version.__version__"}
 
 
 def test_no_module_is_too_long() -> None:

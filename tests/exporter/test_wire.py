@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def documented() -> dict[str, Any]:
-    """The example of docs/wire.md."""
-    text = (ROOT / "docs" / "wire.md").read_text()
+    """The example of docs/reference/wire.md."""
+    text = (ROOT / "docs" / "reference" / "wire.md").read_text()
     found = re.search(r"```json\n(.*?)```", text, re.DOTALL)
     assert found is not None
     example: dict[str, Any] = json.loads(found.group(1))

@@ -1,4 +1,4 @@
-"""Where optax is not right and optwrap is: each test shows both, and is cited in docs/differences-from-optax.md.
+"""Where optax is wrong and optwrap is right. Each test shows both; docs/reference/differences-from-optax.md cites it.
 
 A test that begins to fail because optax was mended means that its section can go.
 """
@@ -22,7 +22,7 @@ from tests.optwrap.transformations import assert_same_types, stepper
 PARAMS = {"w": jnp.array([1.0, 2.0])}
 GOOD = {"w": jnp.array([0.5, 0.25])}
 BAD = {"w": jnp.array([0.5, jnp.nan])}
-DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "differences-from-optax.md"
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "differences-from-optax.md"
 
 
 def train(transformation: Any, batches: list[Any], params: Any = PARAMS, jit: bool = True) -> list[Any]:

@@ -36,7 +36,7 @@ OPTAX_DIFFERS = {(name, "complex64") for name in WRAPPERS if name.startswith("mu
     ("flatten", "mixed"),
     ("flatten", "empty"),
 }
-"""Where optax loses something on finite values: see docs/differences-from-optax.md."""
+"""Where optax loses something on finite values: see docs/reference/differences-from-optax.md."""
 
 ONE_EACH = SINGLES[: len(WRAPPERS)] + OURS_SINGLES[:1]
 EVERY_SINGLE = SINGLES + OURS_SINGLES

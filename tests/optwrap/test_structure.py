@@ -6,6 +6,7 @@ import optwrap
 from tests.structure import forbidden, out_of_order, root_of
 
 ALLOWED = {
+    "_version": (),
     "_core": (),
     "_wrappers": ("_core",),
     "_reading": (),

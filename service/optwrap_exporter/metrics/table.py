@@ -1,6 +1,6 @@
 """Every metric of the exporter, in one table. Collector, documentation, dashboards and alerts are tested against it.
 
-`python -m optwrap_exporter.metrics.table` prints docs/metrics.md.
+`python -m optwrap_exporter.metrics.table` prints docs/reference/metrics.md.
 """
 
 import dataclasses
@@ -214,12 +214,12 @@ BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})
 
 
 def document() -> str:
-    """The text of docs/metrics.md."""
+    """The text of docs/reference/metrics.md."""
     lines = [
         "# Metrics",
         "",
         "The metrics of `GET /metrics`, in Prometheus' text format or OpenMetrics. `python -m",
-        "optwrap_exporter.metrics.table > docs/metrics.md` writes this page.",
+        "optwrap_exporter.metrics.table > docs/reference/metrics.md` writes this page.",
         "",
         "A scrape shows only what is committed to the store. Every counter of a process starts at zero with its first",
         "report. It counts across restarts, resumes and rollbacks, and does not fall as long as the store exists. The",

@@ -4,11 +4,18 @@ import { SHAPES } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
+/** The element of index.html with this id. */
+export function byId(id) {
+  const node = document.getElementById(id);
+  if (!node) throw new Error(`index.html has no element #${id}`);
+  return node;
+}
+
 /**
  * Creates an element. `properties` are its attributes, except `text` and `on` ({event: listener}). Attributes and children
  * that are null are left out.
  */
-export function el(tag, properties = {}, ...children) {
+export function el(tag, /** @type {Record<string, any>} */ properties = {}, ...children) {
   const { text, on = {}, ...attributes } = properties;
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) setAttribute(node, name, value);
@@ -53,12 +60,11 @@ export function replaceShape(holder, name, className = "") {
 /**
  * Makes the children of `parent` match `items`. Elements of items that stay are kept, with their focus, selection and hover.
  *
- * @template Item
- * @param {Element} parent
- * @param {Item[]} items
- * @param {(item: Item) => unknown} keyOf
- * @param {(item: Item) => Element} create
- * @param {(node: Element, item: Item) => void} [update]
+ * @param {any} parent An element.
+ * @param {any[]} items
+ * @param {(item: any) => unknown} keyOf
+ * @param {(item: any) => Element} create
+ * @param {(node: any, item: any) => void} [update]
  */
 export function keyed(parent, items, keyOf, create, update) {
   const held = (parent.keyed ??= new Map());
@@ -77,7 +83,7 @@ export function keyed(parent, items, keyOf, create, update) {
       held.set(key, node);
     }
     update?.(node, item);
-    if (node === cursor) cursor = cursor.nextElementSibling;
+    if (node === cursor) cursor = node.nextElementSibling;
     else parent.insertBefore(node, cursor);
   }
 }

@@ -1,5 +1,6 @@
 /** Shows the worst run's health in the tab's title and icon, for a tab in the background. */
 
+import { byId } from "./dom.js";
 import { healthCounts } from "./model.js";
 import { health, SHAPES } from "./words.js";
 
@@ -27,6 +28,7 @@ export function updateTab(state) {
   const { d } = SHAPES[lost ? "idle" : tier];
   const colour = COLOURS[lost ? "idle" : tier];
   const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><path d="${d}" fill="${colour}" fill-rule="evenodd"/></svg>`;
-  document.getElementById("favicon").href = `data:image/svg+xml,${encodeURIComponent(svg)}`;
-  document.getElementById("favicon").dataset.tier = lost ? "lost" : tier;
+  const icon = byId("favicon");
+  icon.setAttribute("href", `data:image/svg+xml,${encodeURIComponent(svg)}`);
+  icon.dataset.tier = lost ? "lost" : tier;
 }

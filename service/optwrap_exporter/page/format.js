@@ -48,9 +48,9 @@ export function percent(part, whole) {
 }
 
 /** Seconds as "12 s", "3 min 20 s", "2 h 5 min", "3 d 4 h". */
-export function duration(seconds) {
-  if (!Number.isFinite(seconds)) return "–";
-  const s = Math.max(0, Math.floor(seconds));
+export function duration(time) {
+  if (!Number.isFinite(time)) return "–";
+  const s = Math.max(0, Math.floor(time));
   const pair = (big, bigUnit, small, smallUnit) => `${big} ${bigUnit}${small ? ` ${small} ${smallUnit}` : ""}`;
   if (s < 60) return `${s} s`;
   if (s < 3600) return pair(Math.floor(s / 60), "min", s % 60, "s");
@@ -71,6 +71,12 @@ export function seconds(time) {
   return Number.isNaN(parsed) ? null : parsed / 1000;
 }
 
+/** How long ago `time` was, as "12 s"; "–" if it is null. Takes the same times as `seconds`. */
+export function durationSince(time, now) {
+  const from = seconds(time);
+  return from === null ? "–" : duration(now - from);
+}
+
 /** "14:03:22" today, "Nov 22, 14:03:22" on another day, in the browser's time zone. */
 export function clock(time, now = Date.now() / 1000) {
   if (time === null || time === undefined) return "–";
@@ -85,7 +91,7 @@ export function clock(time, now = Date.now() / 1000) {
  * date.
  */
 export function dayAndTime(times, increment) {
-  let before = null;
+  let before = "";
   return times.map((time) => {
     const date = new Date(time * 1000);
     const day = date.toLocaleDateString("en", { month: "short", day: "numeric" });
@@ -110,6 +116,7 @@ export function plural(count, one, many = `${one}s`) {
 
 // Control characters, zero-width characters and those that change the direction of text. A name must not be able to hide
 // or reorder the text beside it.
+// eslint-disable-next-line no-control-regex
 const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 
 /** A name from the API with its invisible characters written out: "a\u202eb". */

@@ -1,10 +1,12 @@
 /** Assembles the page: one state, which actions change, and panels, which show it at most once per animation frame. */
 
 import { exporterNow } from "./api.js";
+import { byId } from "./dom.js";
 import { updateTab } from "./favicon.js";
-import { initialState, reduce, shownRecords, stepsAround, viewOf, visibleRange } from "./model.js";
+import { initialState, reduce } from "./model.js";
 import { createSession } from "./session.js";
 import { format, ofRun, parse } from "./url.js";
+import { shownRecords, stepsAround, viewOf, visibleRange } from "./view.js";
 import { loadChartLibrary } from "./chart/chart.js";
 import { createEmpty, createMissing } from "./panels/empty.js";
 import { createEvents } from "./panels/events.js";
@@ -18,7 +20,6 @@ import { createRuns } from "./panels/runs.js";
 import { createTiles } from "./panels/tiles.js";
 import { createTop } from "./panels/top.js";
 
-const byId = (id) => document.getElementById(id);
 const uPlot = await loadChartLibrary();
 
 /** How many records the chart shows on either side of a selected step, at most. */

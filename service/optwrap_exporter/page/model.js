@@ -5,7 +5,10 @@
 
 import { seconds } from "./format.js";
 import { AXES, Steps, STEPS_HELD } from "./steps.js";
+import { alongAxis, viewOf } from "./view.js";
 import { compareHealth } from "./words.js";
+
+/** @import { View } from "./view.js" */
 
 /** Maximum numbers of events, and of steps whose non-finite parameters are kept. */
 export const EVENTS_HELD = 20_000;
@@ -14,101 +17,103 @@ export const OFFENDERS_HELD = 2_000;
 /** A message of the stream has at most this many parameters, the worst. GET /v1/runs/{run} has all. */
 export const PARAMETERS_STREAMED = 1_000;
 
-/** How many of the newest steps the chart follows by default. */
-export const DEFAULT_WINDOW = 2_000;
+/**
+ * The page's state. The exporter's answers are kept as they came; openapi.json describes them.
+ *
+ * @typedef {object} State
+ * @property {{phase: "connecting" | "live" | "lost", since: number | null}} connection `since` is when the phase began.
+ * @property {any[] | null} runs The rows of GET /v1/runs; null before the first answer.
+ * @property {string | null} selected The name of the selected run.
+ * @property {boolean} missing Whether the exporter does not know the selected run.
+ * @property {View} view
+ * @property {string[]} notices Messages about wrong values in the page's address.
+ * @property {any} detail The selected run as GET /v1/runs/{run} returns it; null before the first answer.
+ * @property {number | null} process The process whose steps are shown.
+ * @property {number | null} wantedProcess The process that the user chose; null for the one that represents the run.
+ * @property {Steps} steps The step records by step number.
+ * @property {Steps} times The step records by time.
+ * @property {number} version Changes whenever the step records do.
+ * @property {any[]} events Newest first.
+ * @property {any} olderEvents The cursor of the events before the oldest one held; null if there are none.
+ * @property {Map<number, any[]>} offenders Non-finite parameters by step.
+ * @property {any[]} parameters The parameters that were ever non-finite.
+ */
 
-export function initialState(wanted = {}) {
+/** @returns {State} */
+export function initialState(/** @type {any} */ wanted = {}) {
   return {
-    /** `phase` is connecting, live or lost; `since` is when it began. */
     connection: { phase: "connecting", since: null },
-    /** The rows of GET /v1/runs; null before the first answer. */
     runs: null,
     selected: wanted.run ?? null,
-    /** Whether the exporter does not know the selected run. */
     missing: false,
     view: viewOf(wanted),
-    /** Messages about wrong values in the page's address. */
     notices: wanted.wrong ?? [],
     ...ofNoRun(wanted.process ?? null),
   };
 }
 
-/**
- * What the chart shows. `axis` is step or time. `window` is how many of the newest steps it follows. `range` is a fixed part
- * of the axis, in its unit, or null to follow. `step` is the selected step, or null. `at` is when that step was taken, or null
- * for the last time.
- */
-export function viewOf({ axis = "step", window = DEFAULT_WINDOW, range = null, step = null, at = null }) {
-  return { axis, window, range, step, at };
-}
-
-/** The records along the axis that the chart shows. */
-export function shownRecords(state) {
-  return state.view.axis === "time" ? state.times : state.steps;
-}
-
 const noRecords = () => ({ steps: new Steps(), times: new Steps(STEPS_HELD, AXES.time) });
 
-/**
- * The part of the state that belongs to one run, empty. `process` is the process whose steps are shown. `wantedProcess` is the
- * one the user chose, or null for the process that represents the run. `olderEvents` is the cursor of the events before the
- * oldest one held, or null if there are none.
- */
-function ofNoRun(process = null) {
+/** The part of the state that belongs to one run, empty. */
+function ofNoRun(/** @type {number | null} */ process = null) {
   const held = { ...noRecords(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [] };
   return { detail: null, process, wantedProcess: process, ...held };
 }
 
-/** The state after `action`; the same object if nothing changed. */
-export function reduce(state, action) {
-  switch (action.type) {
-    case "connection":
-      if (state.connection.phase === action.phase) return state;
-      return { ...state, connection: { phase: action.phase, since: action.at } };
-    case "runs": {
-      const runs = [...action.items].sort(byHealthThenName);
-      return { ...state, runs, selected: state.selected ?? runs[0]?.run ?? null };
-    }
-    case "select":
-      if (action.run === state.selected) return state;
-      return {
-        ...state,
-        ...ofNoRun(),
-        selected: action.run,
-        missing: false,
-        notices: [],
-        view: { ...state.view, range: null, step: null, at: null },
-      };
-    case "missing":
-      return action.run === state.selected ? { ...state, missing: true, detail: null } : state;
-    case "process":
-      return { ...state, wantedProcess: action.process, notices: [] };
-    case "no such process": {
-      const notice = `Process ${state.wantedProcess} has not reported in this run. The chart shows the steps of another process.`;
-      return { ...state, wantedProcess: null, notices: [...state.notices, notice] };
-    }
-    case "loaded":
-      return action.run.run === state.selected ? loaded(state, action) : state;
-    case "run":
-      return action.data.run === state.selected ? streamed(state, action.data) : state;
-    case "parameters":
-      return action.run === state.selected ? { ...state, parameters: action.parameters } : state;
-    case "report":
-      return action.data.run === state.selected ? reported(state, action.data) : state;
-    case "steps":
-      if (action.run !== state.selected) return state;
-      addSteps(state, action.columns);
-      return { ...state, version: state.version + 1 };
-    case "older events":
-      if (action.run !== state.selected) return state;
-      return { ...state, events: mergeEvents(state.events, action.items), olderEvents: action.cursor };
-    case "view":
-      return { ...state, view: { ...state.view, ...action.view } };
-    case "axis":
-      return state.view.axis === action.axis ? state : { ...state, view: alongAxis(state, action.axis) };
-    default:
-      throw new Error(`reduce: unknown action ${action.type}`);
-  }
+/** How an action of each type changes the state. Each returns the same object if nothing changes. */
+const CHANGES = {
+  connection: withConnection,
+  runs: withRuns,
+  select: withSelection,
+  missing: (state, { run }) => (run === state.selected ? { ...state, missing: true, detail: null } : state),
+  process: (state, { process }) => ({ ...state, wantedProcess: process, notices: [] }),
+  "no such process": withoutProcess,
+  loaded: (state, action) => (action.run.run === state.selected ? loaded(state, action) : state),
+  run: (state, { data }) => (data.run === state.selected ? streamed(state, data) : state),
+  parameters: (state, { run, parameters }) => (run === state.selected ? { ...state, parameters } : state),
+  report: (state, { data }) => (data.run === state.selected ? reported(state, data) : state),
+  steps: (state, { run, columns }) => (run === state.selected ? withSteps(state, columns) : state),
+  "older events": (state, action) => (action.run === state.selected ? withOlderEvents(state, action) : state),
+  view: (state, { view }) => ({ ...state, view: { ...state.view, ...view } }),
+  axis: (state, { axis }) => (state.view.axis === axis ? state : { ...state, view: alongAxis(state, axis) }),
+};
+
+/**
+ * The state after `action`; the same object if nothing changed.
+ * @returns {State}
+ */
+export function reduce(/** @type {State} */ state, action) {
+  if (!Object.hasOwn(CHANGES, action.type)) throw new Error(`reduce: unknown action ${action.type}`);
+  return CHANGES[action.type](state, action);
+}
+
+function withConnection(state, { phase, at }) {
+  return state.connection.phase === phase ? state : { ...state, connection: { phase, since: at } };
+}
+
+function withRuns(state, { items }) {
+  const runs = [...items].sort(byHealthThenName);
+  return { ...state, runs, selected: state.selected ?? runs[0]?.run ?? null };
+}
+
+function withSelection(state, { run }) {
+  if (run === state.selected) return state;
+  const view = { ...state.view, range: null, step: null, at: null };
+  return { ...state, ...ofNoRun(), selected: run, missing: false, notices: [], view };
+}
+
+function withoutProcess(state) {
+  const notice = `Process ${state.wantedProcess} has not reported in this run. The chart shows the steps of another process.`;
+  return { ...state, wantedProcess: null, notices: [...state.notices, notice] };
+}
+
+function withSteps(state, columns) {
+  addSteps(state, columns);
+  return { ...state, version: state.version + 1 };
+}
+
+function withOlderEvents(state, { items, cursor }) {
+  return { ...state, events: mergeEvents(state.events, items), olderEvents: cursor };
 }
 
 /** A full answer replaces everything: reports may have been committed while the page was not connected. */
@@ -238,53 +243,4 @@ export function streakStart(state) {
   const { health, gauges } = state.detail;
   if (health !== "gave_up" && !(gauges?.not_finite_streak > 0)) return null;
   return state.events.find(({ kind }) => kind === "streak_started") ?? null;
-}
-
-/** The range that the chart shows: the fixed range, or that of the last `window` steps; null if there are no steps. */
-export function visibleRange(state) {
-  const { axis, window, range } = state.view;
-  if (range) return range;
-  const records = shownRecords(state);
-  const { first, last } = records;
-  if (first === undefined) return null;
-  if (window === "all") return [first, last];
-  return [axis === "time" ? records.x[records.back(window)] : Math.max(first, last - window + 1), last];
-}
-
-/**
- * The first and last step to request from the exporter, to see all of a range of the shown axis. On the time axis they include
- * the records next to the range, as the line goes on to them. Null if no record is held.
- */
-export function stepsAround(state, [min, max]) {
-  if (state.view.axis === "step") return [Math.max(0, Math.floor(min)), Math.ceil(max)];
-  const [first, end] = state.times.within(min, max);
-  return extent(state.times.step.slice(Math.max(0, first - 1), end + 1));
-}
-
-/** The query parameters, {since, until}, that request exactly the steps in view. A bound that does not exist is left out. */
-export function stepsInView(state) {
-  const range = visibleRange(state);
-  const follows = state.view.range === null;
-  if (!range || (follows && state.view.window === "all")) return {};
-  const bounds = (first, last) => (follows ? { since: first } : { since: first, until: last });
-  if (state.view.axis === "step") return bounds(Math.ceil(range[0]), Math.floor(range[1]));
-  const [first, end] = state.times.within(...range);
-  return bounds(...(extent(state.times.step.slice(first, end)) ?? []));
-}
-
-/** The view that shows the same steps along another axis. */
-function alongAxis(state, axis) {
-  const { view } = state;
-  const changed = { ...view, axis, range: null };
-  if (view.range) {
-    const [first, end] = shownRecords(state).within(...view.range);
-    changed.range = extent((axis === "time" ? state.steps.time : state.times.step).slice(first, end));
-    if (changed.range && changed.range[0] === changed.range[1]) changed.range[1] += 1;
-  }
-  return changed;
-}
-
-function extent(values) {
-  if (!values.length) return null;
-  return values.reduce(([min, max], value) => [Math.min(min, value), Math.max(max, value)], [Infinity, -Infinity]);
 }

@@ -2,7 +2,8 @@
 
 import { getJson, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
-import { PARAMETERS_STREAMED, stepsAround, visibleRange } from "./model.js";
+import { PARAMETERS_STREAMED } from "./model.js";
+import { stepsAround, visibleRange } from "./view.js";
 
 /** Interval between polls of the list of runs (ms). A poll also notices that the exporter is back. */
 const POLL_INTERVAL = 3_000;
@@ -16,18 +17,23 @@ const MAX_LAG = 10;
 /** Minimum time between two requests of the same kind that messages of the stream cause (s). */
 const REQUEST_INTERVAL = 5;
 
+/** Whether one report came more than MAX_LAG seconds before another, which came at `latest`. */
+const isBehind = (report, latest) => (seconds(latest) ?? 0) - (seconds(report) ?? 0) > MAX_LAG;
+
+/** @typedef {{type: string, data: any}} Message */
+
 /** Whether the exporter answered that the run or process does not exist, or that its name is invalid. */
 const isUnknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
 
-const noRequests = () => ({ representative: 0, parameters: 0, bad: null, timer: null });
+const noRequests = () => ({ representative: 0, parameters: 0, bad: /** @type {number | null} */ (null), timer: 0 });
 
 export function createSession({ getState, dispatch, now }) {
-  let stream = null;
-  let streamedRun = null;
+  let stream = /** @type {ReturnType<typeof openStream> | null} */ (null);
+  let streamedRun = /** @type {string | null} */ (null);
   /** Messages that came while a full answer is being loaded; null if none is being loaded. */
-  let queued = null;
-  let pollTimer;
-  let hiddenTimer;
+  let queued = /** @type {Message[] | null} */ (null);
+  let pollTimer = 0;
+  let hiddenTimer = 0;
   /**
    * Times (s) of the last requests for the representative process and for all parameters, the number of non-finite steps at
    * the latter, and the timer of a request that waits.
@@ -48,7 +54,10 @@ export function createSession({ getState, dispatch, now }) {
       onOpen: () => load(run),
       onLost: () => connection("lost"),
       onMessage: (message) => {
-        if (queued) return queued.push(message);
+        if (queued) {
+          queued.push(message);
+          return;
+        }
         dispatch(message);
         if (message.type === "run") complete(run, message.data);
       },
@@ -56,7 +65,7 @@ export function createSession({ getState, dispatch, now }) {
   }
 
   async function load(run) {
-    const mine = [];
+    const mine = /** @type {Message[]} */ ([]);
     queued = mine;
     try {
       const { wantedProcess: process } = getState();
@@ -105,7 +114,7 @@ export function createSession({ getState, dispatch, now }) {
         dispatch({ type: "parameters", run, parameters: (await getJson(paths.run(run))).parameters });
       }
       const representative = getState().detail?.processes.find((row) => row.process === process);
-      const silent = representative && seconds(detail.last_report) - seconds(representative.last_report) > MAX_LAG;
+      const silent = representative && isBehind(representative.last_report, detail.last_report);
       if (wantedProcess === null && silent && now() > lastRequests.representative + REQUEST_INTERVAL) {
         lastRequests.representative = now();
         const answer = await getJson(paths.steps(run, { since: steps.last ?? 0, points: 2 }));
@@ -132,7 +141,7 @@ export function createSession({ getState, dispatch, now }) {
       const { selected, detail, connection: link } = getState();
       const row = items.find(({ run }) => run === selected);
       if (selected === null || (!row && !detail)) connection("live");
-      if (row && detail && link.phase === "live" && seconds(row.last_report) - seconds(detail.last_report) > MAX_LAG) restart();
+      if (row && detail && link.phase === "live" && isBehind(detail.last_report, row.last_report)) restart();
       if (document.hidden && streamedRun === null) connection("live");
       else follow(row ? selected : await ifKnown(selected));
     } catch {

@@ -35,6 +35,18 @@ export const AXES = {
   time: { x: "time", compare: (a, b) => a.time - b.time || a.step - b.step },
 };
 
+/**
+ * One step as the page holds it.
+ *
+ * @typedef {object} StepRecord
+ * @property {number} step
+ * @property {number} time When it was taken, by the training process's clock, in seconds since 1970.
+ * @property {string} kind One of KINDS in words.js.
+ * @property {number | null} norm The gradient norm; null if it is non-finite.
+ * @property {number | null} raw The gradient norm as reported; may be NaN or Infinity.
+ * @property {number | null} mini How many gradients the accumulation window held.
+ */
+
 /** Turns the API's columns into records sorted along an axis. Of records that are the same, the latest is kept. */
 export function recordsOf(columns, { compare } = AXES.step) {
   const records = columns.step.map((step, i) => {
@@ -53,6 +65,19 @@ export function recordsOf(columns, { compare } = AXES.step) {
 }
 
 export class Steps {
+  /** The columns, named as in StepRecord. */
+  step = /** @type {number[]} */ ([]);
+  time = /** @type {number[]} */ ([]);
+  kind = /** @type {string[]} */ ([]);
+  norm = /** @type {(number | null)[]} */ ([]);
+  raw = /** @type {(number | null)[]} */ ([]);
+  mini = /** @type {(number | null)[]} */ ([]);
+  /** Indices of the bad records, sorted. */
+  bad = /** @type {number[]} */ ([]);
+  /** The step that was taken last; less than the largest after a rollback. Undefined before the first. */
+  latest = /** @type {number | undefined} */ (undefined);
+  latestTime = -Infinity;
+
   constructor(held = STEPS_HELD, axis = AXES.step) {
     this.held = held;
     this.axis = axis;
@@ -61,26 +86,17 @@ export class Steps {
   }
 
   #clear() {
-    this.step = [];
-    this.time = [];
-    this.kind = [];
-    /** The gradient norm; null if it is non-finite. */
-    this.norm = [];
-    /** The gradient norm as reported; may be NaN or Infinity. */
-    this.raw = [];
-    this.mini = [];
-    /** Indices of the bad records, sorted. */
-    this.bad = [];
-    /** The step taken last. After a rollback it is less than the largest step. */
-    this.latest = undefined;
-    this.latestTime = -Infinity;
+    Object.assign(this, { step: [], time: [], kind: [], norm: [], raw: [], mini: [], bad: [], latest: undefined, latestTime: -Infinity });
   }
 
   get length() {
     return this.step.length;
   }
 
-  /** The column of positions on the axis. */
+  /**
+   * The column of positions on the axis.
+   * @returns {number[]}
+   */
   get x() {
     return this[this.axis.x];
   }
@@ -97,6 +113,7 @@ export class Steps {
     return this.axis === AXES.time;
   }
 
+  /** @returns {StepRecord} */
   at(i) {
     return { step: this.step[i], time: this.time[i], kind: this.kind[i], norm: this.norm[i], raw: this.raw[i], mini: this.mini[i] };
   }
@@ -129,7 +146,7 @@ export class Steps {
    * Index of the record of `step`: the one taken at `time`, if given, else the one taken last. If there is no such record,
    * the result is between the indices of its neighbours (for example 2.5).
    */
-  indexOf(step, time = null) {
+  indexOf(step, /** @type {number | null} */ time = null) {
     if (!this.byTime) {
       const i = lowerBound(this.step, step);
       return this.step[i] === step ? i : i - 0.5;

@@ -1,7 +1,7 @@
 /** Keeps the page's state in its address, so that a link shows the same view to others. */
 
 import { dateTime, seconds, visible } from "./format.js";
-import { DEFAULT_WINDOW } from "./model.js";
+import { DEFAULT_WINDOW } from "./view.js";
 
 const wholeNumber = (text) => (/^\d{1,15}$/.test(text ?? "") ? Number(text) : null);
 
@@ -20,37 +20,54 @@ const POSITIONS = {
 /** Reads a query string. Wrong values are ignored, and `wrong` has a message for each of them. */
 export function parse(search) {
   const query = new URLSearchParams(search);
-  const wrong = [];
-  const axis = query.get("axis") ?? "step";
-  if (!Object.hasOwn(POSITIONS, axis)) wrong.push(`axis=${visible(axis)} is not “step” or “time”.`);
-  const knownAxis = Object.hasOwn(POSITIONS, axis) ? axis : "step";
-  const value = (name, { read, words }) => {
-    const found = read(query.get(name));
-    if (query.has(name) && found === null) wrong.push(`${name}=${visible(query.get(name))} is not ${words}.`);
-    return found;
-  };
-  const [process, step] = ["process", "step"].map((name) => value(name, POSITIONS.step));
-  const [from, to] = ["from", "to"].map((name) => value(name, POSITIONS[knownAxis]));
-  const at = value("at", POSITIONS.time);
-  const window = query.get("window");
-  if (query.has("window") && window !== "all" && !(wholeNumber(window) >= 2)) {
-    wrong.push(`window=${visible(window)} is not “all” or a number of steps, 2 or more.`);
-  }
-  const inWords = knownAxis === "time" ? dateTime : String;
-  if (query.has("from") !== query.has("to")) wrong.push("A range needs both from= and to=.");
-  else if (from !== null && to !== null && from >= to) {
-    wrong.push(`The range from ${inWords(from)} to ${inWords(to)} is empty: to= must be greater than from=.`);
-  }
+  const wrong = /** @type {string[]} */ ([]);
+  const axis = axisOf(query, wrong);
+  const step = positionOf(query, "step", POSITIONS.step, wrong);
+  const at = positionOf(query, "at", POSITIONS.time, wrong);
   return {
     wrong,
     run: query.get("run"),
-    process,
-    axis: knownAxis,
-    window: window === "all" ? "all" : Math.max(2, wholeNumber(window) ?? DEFAULT_WINDOW),
-    range: from !== null && to !== null && from < to ? [from, to] : null,
+    process: positionOf(query, "process", POSITIONS.step, wrong),
+    axis,
+    window: windowOf(query, wrong),
+    range: rangeOf(query, axis, wrong),
     step,
     at: step === null ? null : at,
   };
+}
+
+function axisOf(query, wrong) {
+  const axis = query.get("axis") ?? "step";
+  if (Object.hasOwn(POSITIONS, axis)) return axis;
+  wrong.push(`axis=${visible(axis)} is not “step” or “time”.`);
+  return "step";
+}
+
+/** The value of `name`, read by `read`; null if it is absent or wrong. */
+function positionOf(query, name, { read, words }, wrong) {
+  const text = query.get(name);
+  const value = read(text);
+  if (text !== null && value === null) wrong.push(`${name}=${visible(text)} is not ${words}.`);
+  return value;
+}
+
+function windowOf(query, wrong) {
+  const text = query.get("window");
+  if (text === null || text === "all") return text ?? DEFAULT_WINDOW;
+  const steps = wholeNumber(text);
+  if (steps !== null && steps >= 2) return steps;
+  wrong.push(`window=${visible(text)} is not “all” or a number of steps, 2 or more.`);
+  return DEFAULT_WINDOW;
+}
+
+function rangeOf(query, axis, wrong) {
+  const [from, to] = ["from", "to"].map((name) => positionOf(query, name, POSITIONS[axis], wrong));
+  const inWords = axis === "time" ? dateTime : String;
+  if (query.has("from") !== query.has("to")) wrong.push("A range needs both from= and to=.");
+  if (from === null || to === null) return null;
+  if (from < to) return [from, to];
+  wrong.push(`The range from ${inWords(from)} to ${inWords(to)} is empty: to= must be greater than from=.`);
+  return null;
 }
 
 /** The query string that shows `state`. Defaults are left out. */
@@ -64,8 +81,8 @@ export function format(state) {
   if (range) {
     // Whole steps or milliseconds, rounded outwards so that the whole range stays in view.
     const parts = axis === "time" ? 1_000 : 1;
-    query.set("from", Math.floor(range[0] * parts) / parts);
-    query.set("to", Math.ceil(range[1] * parts) / parts);
+    query.set("from", String(Math.floor(range[0] * parts) / parts));
+    query.set("to", String(Math.ceil(range[1] * parts) / parts));
   }
   if (step !== null) query.set("step", step);
   if (step !== null && axis === "time" && at !== null) query.set("at", at);
@@ -75,7 +92,7 @@ export function format(state) {
 
 /** The address of the run's Grafana dashboard; null if the exporter has no --grafana-url. */
 export function grafanaOf(run) {
-  const base = document.querySelector("meta[name=grafana]")?.content;
+  const base = document.querySelector("meta[name=grafana]")?.getAttribute("content");
   return base ? `${base}/d/optwrap-run?${new URLSearchParams({ "var-run": run, "var-page": location.origin })}` : null;
 }
 

@@ -1,6 +1,6 @@
 /** The vocabulary of the page: the words, colours and shapes of every health and every outcome. */
 
-import { duration, integer, plural, seconds, visible } from "./format.js";
+import { durationSince, integer, plural, seconds, visible } from "./format.js";
 
 /** Health tiers, worst first. A tier has a colour and a shape. */
 export const TIERS = ["critical", "warning", "idle", "good"];
@@ -64,17 +64,19 @@ export function compareHealth(a, b) {
 }
 
 /**
- * When the health of a run or a process began, in seconds since 1970.
+ * When the health of a run or a process began, in seconds since 1970; null if it is unknown.
  *
  * The exporter's `since` of a stale process is when it became stale; the silence began with its last report.
  */
 export function healthBegan({ health: name, since, last_report: last }) {
-  return name === "stale" ? Math.min(seconds(since), seconds(last)) : seconds(since);
+  const began = seconds(since);
+  const lastReport = seconds(last);
+  return name === "stale" && began !== null && lastReport !== null ? Math.min(began, lastReport) : began;
 }
 
 /** "for 8 min" or, of a health that is one event in the past, "8 min ago". */
 export function healthAge(row, now) {
-  const age = duration(now - healthBegan(row));
+  const age = durationSince(healthBegan(row), now);
   return health(row.health).past ? `${age} ago` : `for ${age}`;
 }
 

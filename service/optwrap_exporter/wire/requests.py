@@ -1,4 +1,4 @@
-"""What a training process sends: the models of POST /v1/reports (docs/wire.md).
+"""What a training process sends: the models of POST /v1/reports (docs/reference/wire.md).
 
 The models are strict: they check every bound and forbid unknown fields. `wire.consistency` checks what the fields say
 about each other; nothing after it validates again.

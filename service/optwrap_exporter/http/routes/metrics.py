@@ -21,7 +21,7 @@ def router(registry: CollectorRegistry, statistics: Statistics) -> APIRouter:
         },
     )
     def scrape(request: Request) -> Response:
-        """Get every metric, for Prometheus. docs/metrics.md lists them."""
+        """Get every metric, for Prometheus. docs/reference/metrics.md lists them."""
         begun = time.perf_counter()
         accept = ",".join(request.headers.getlist("accept"))
         try:

@@ -11,7 +11,7 @@ export const STEP_INCREMENTS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e
  * @param {number | null} norm
  */
 export function logNorm(norm) {
-  return norm > 0 ? Math.log10(norm) : null;
+  return norm !== null && norm > 0 ? Math.log10(norm) : null;
 }
 
 /**

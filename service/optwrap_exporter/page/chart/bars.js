@@ -81,50 +81,68 @@ function barsByTime(plot, records, everyK, ratio) {
   const left = (i) => pixel(time[i] - (half(i - 1) ?? half(i) ?? 0));
   const right = (i) => pixel(time[i] + (half(i) ?? half(i - 1) ?? 0));
 
-  let elapsed = 0;
-  let steps = 0;
-  for (let i = begin; i + 1 < end; i += 1) {
-    if (isGap(records, i)) continue;
-    elapsed += time[i + 1] - time[i];
-    steps += Math.max(1, step[i + 1] - step[i]);
-  }
+  const perStep = secondsPerStep(records, begin, end);
   const perSecond = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
-  const roomy = steps === 0 || (elapsed / steps) * perSecond >= 3 * ratio;
-  const together = roomy ? 1 : (everyK ?? 1);
+  const roomy = perStep === null || perStep * perSecond >= 3 * ratio;
+  const groups = groupsByTime(records, begin, end, everyK, roomy ? 1 : (everyK ?? 1));
   // Slots have a fixed length and fixed times, so that the bars do not flicker while the plot follows the run.
   const slot = roomy ? 0 : 2 ** Math.ceil(Math.log2((2 * ratio) / perSecond));
 
   const bars = [];
-  const joined = (bar, next) => bar && bar.slot === next.slot && !next.afterGap;
-  let group = null;
-  const finish = () => {
-    if (group === null) return;
-    group.x = left(group.first);
-    group.right = right(group.last);
-    group.slot = slot ? Math.floor((time[group.first] + time[group.last]) / 2 / slot) : group.first;
-    group.thinned = step[group.last] - step[group.first] >= group.count;
-    const before = bars.at(-1);
-    if (before && !group.afterGap && step[group.first] > step[before.last] + 1) before.thinned = group.thinned = true;
-    if (joined(before, group)) {
-      join(before, group);
-      Object.assign(before, { right: group.right, last: group.last, thinned: before.thinned || group.thinned });
-    } else bars.push(group);
-    group = null;
-  };
+  for (const group of groups) {
+    const { first, last } = group;
+    append(bars, records, {
+      ...group,
+      x: left(first),
+      right: right(last),
+      slot: slot ? Math.floor((time[first] + time[last]) / 2 / slot) : first,
+      thinned: step[last] - step[first] >= group.count,
+    });
+  }
+  for (const bar of bars) bar.width = Math.max(ratio, bar.right - bar.x - (roomy && !bar.thinned ? ratio : 0));
+  return withPositions(plot, records, bars);
+}
+
+/** Appends a bar, or joins it to the one before where both are in one slot. Both are thinned where steps between them are missing. */
+function append(bars, { step }, bar) {
+  const before = bar.afterGap ? undefined : bars.at(-1);
+  if (before && step[bar.first] > step[before.last] + 1) before.thinned = bar.thinned = true;
+  if (before?.slot === bar.slot) {
+    join(before, bar);
+    Object.assign(before, { right: bar.right, last: bar.last, thinned: before.thinned || bar.thinned });
+  } else bars.push(bar);
+}
+
+/** The mean duration of a step outside gaps, in seconds; null where no two records tell it. */
+function secondsPerStep(records, begin, end) {
+  const { time, step } = records;
+  let seconds = 0;
+  let steps = 0;
+  for (let i = begin; i + 1 < end; i += 1) {
+    if (isGap(records, i)) continue;
+    seconds += time[i + 1] - time[i];
+    steps += Math.max(1, step[i + 1] - step[i]);
+  }
+  return steps === 0 ? null : seconds / steps;
+}
+
+/**
+ * The records from `begin` to `end` as bars of `together` steps each, split at gaps and where the step number goes back. Each
+ * has the indices of its `first` and `last` record, and `afterGap`.
+ */
+function groupsByTime(records, begin, end, everyK, together) {
+  const { step } = records;
+  const groups = [];
   for (let i = begin; i < end; i += 1) {
     const number = groupOf(step[i], together);
     const afterGap = i > 0 && isGap(records, i - 1);
-    if (group !== null && group.number === number && !afterGap && step[i] > step[group.last]) {
+    const group = groups.at(-1);
+    if (group && group.number === number && !afterGap && step[i] > step[group.last]) {
       join(group, barOf(records, i, everyK));
       group.last = i;
-    } else {
-      finish();
-      group = { ...barOf(records, i, everyK), first: i, last: i, number, afterGap };
-    }
+    } else groups.push({ ...barOf(records, i, everyK), first: i, last: i, number, afterGap });
   }
-  finish();
-  for (const bar of bars) bar.width = Math.max(ratio, bar.right - bar.x - (roomy && !bar.thinned ? ratio : 0));
-  return withPositions(plot, records, bars);
+  return groups;
 }
 
 function withPositions(plot, records, bars) {

@@ -6,6 +6,8 @@ import { gapsWithin } from "./gaps.js";
 import { drawGaps, drawGuides, drawLimit, drawMarks, drawStrips, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
 import { KINDS } from "../words.js";
 
+/** @import { Steps } from "../steps.js" */
+
 /** A chart narrower than this is drawn smaller (CSS pixels). */
 const NARROW = 560;
 /** The line crosses gaps in time that are narrower than this (CSS pixels). */
@@ -54,11 +56,12 @@ function readColours() {
  */
 export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   let colours = readColours();
-  let records = null;
+  /** Null before the first update, which is before the first drawing. */
+  let records = /** @type {Steps | null} */ (null);
   let byTime = false;
-  let range = [0, 1];
-  let limit = null;
-  let everyK = null;
+  let range = /** @type {[number, number]} */ ([0, 1]);
+  let limit = /** @type {number | null} */ (null);
+  let everyK = /** @type {number | null} */ (null);
   let narrow = host.clientWidth < NARROW;
   let drawnKey = "";
   /** While the pointer is down the plot does not move, so that a zoom selects what is visible. */
@@ -70,7 +73,8 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   function rangeY(_, low, high) {
     const min = low ?? -1;
     let max = high ?? 0;
-    if (limit > 0 && logNorm(limit) < max + 3) max = Math.max(max, logNorm(limit));
+    const limitAt = logNorm(limit);
+    if (limitAt !== null && limitAt < max + 3) max = Math.max(max, limitAt);
     const missing = Math.max(0, 1 - (max - min)) / 2;
     const span = Math.max(1, max - min);
     return [min - missing - span * ((2 * MARK) / (size().height - 90)), max + missing + span * 0.08];
@@ -93,7 +97,10 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             grid: { show: false },
             ticks: { show: false, size: 0 },
             ...(byTime ? {} : { incrs: STEP_INCREMENTS }),
-            values: (_, splits, __, ___, increment) => (records?.length ? (byTime ? dayAndTime(splits, increment) : splits.map(integer)) : []),
+            values: (_, splits, __, ___, increment) => {
+              if (!records?.length) return [];
+              return byTime ? dayAndTime(splits, increment) : splits.map(integer);
+            },
           },
           {
             ...axis,
@@ -112,7 +119,10 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             width: 1.5,
             // The line has gaps only where no step was taken for a long time. It crosses bad steps, so that a good step
             // between two bad ones stays visible.
-            gaps: (plot) => gaps().map((i) => [records.x[i], records.x[i + 1]].map((x) => plot.valToPos(x, "x", true))),
+            gaps: (plot) => {
+              const x = records?.x ?? [];
+              return gaps().map((i) => [plot.valToPos(x[i], "x", true), plot.valToPos(x[i + 1], "x", true)]);
+            },
             // A step between two gaps is always a point, as no line leads to it.
             points: { size: 4, fill: () => colours.line, filter: (_, __, all) => (all ? null : isolated()) },
           },
@@ -139,11 +149,14 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
               drawMarks(plot, bad, records, colours);
               const thinned = drawStrips(plot, records, everyK, colours, !narrow);
               // Tests cannot see a canvas: they read here what was drawn.
-              host.dataset.thinned = thinned;
-              host.dataset.marks = bad.length;
-              host.dataset.marked = bad.slice(-500).map((i) => records.step[i]).join(" ");
-              host.dataset.range = range.join(" ");
-              host.dataset.gaps = gaps().length;
+              const { step } = records;
+              Object.assign(host.dataset, {
+                thinned,
+                marks: bad.length,
+                marked: bad.slice(-500).map((i) => step[i]).join(" "),
+                range: range.join(" "),
+                gaps: gaps().length,
+              });
             },
           ],
           setCursor: [(plot) => onHover(plot.cursor.idx ?? null)],
@@ -161,12 +174,15 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     );
   }
 
-  const inView = () => records.badWithin(...range);
+  /** Indices of the bad records in view. */
+  const inView = () => records?.badWithin(...range) ?? [];
 
   /** The gaps in view that are wide enough to be drawn, each as the index of the record before it. */
   function gaps() {
+    if (!records) return [];
+    const { x } = records;
     const width = ((range[1] - range[0]) * MIN_GAP_WIDTH) / Math.max(1, host.clientWidth);
-    return gapsWithin(records, ...range).filter((i) => records.x[i + 1] - records.x[i] > width);
+    return gapsWithin(records, ...range).filter((i) => x[i + 1] - x[i] > width);
   }
 
   /** Indices of the records that have a gap on both sides. */
@@ -205,15 +221,16 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
 
   function draw() {
     if (!records) return;
+    const { x, norm } = records;
     plot.batch(() => {
-      plot.setData([records.x, records.norm.map(logNorm)], false);
+      plot.setData([x, norm.map(logNorm)], false);
       plot.setScale("x", { min: range[0], max: range[1] });
     });
   }
 
   return {
     /** Draws the chart, if anything changed. `visible` is the range to show; `key` changes whenever the records do. */
-    update(next) {
+    update(/** @type {{key: any, records: Steps, visible: [number, number] | null, limit: number | null, everyK: number | null}} */ next) {
       const key = JSON.stringify([next.key, next.visible, next.limit, next.everyK]);
       if (key === drawnKey || pointerDown) return;
       ({ records, limit, everyK } = next);
@@ -231,7 +248,10 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     },
   };
 
-  /** Adds half a step on either side, so that the first and last bars are whole. The width is never zero. */
+  /**
+   * Adds half a step on either side, so that the first and last bars are whole. The width is never zero.
+   * @returns {[number, number]}
+   */
   function padded(min, max) {
     if (max <= min) return [min - 1, max + 1];
     const space = (max - min) * 0.01;

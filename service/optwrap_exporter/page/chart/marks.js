@@ -118,9 +118,9 @@ export function drawGaps(plot, gaps, records, colours) {
  */
 export function drawStrips(plot, records, everyK, colours, labelled) {
   const bars = barsOf(plot, records, everyK, devicePixelRatio);
-  const draws = [["outcome", drawOutcomes]];
-  if (everyK > 0) draws.push(["window", drawWindows]);
-  draws.forEach(([name, fill], i) => {
+  const draws = [{ name: "outcome", fill: drawOutcomes }];
+  if (everyK > 0) draws.push({ name: "window", fill: drawWindows });
+  draws.forEach(({ name, fill }, i) => {
     drawStrip(plot, i, labelled ? name : null, colours, (top, height) => fill(plot.ctx, bars, top, height, colours));
   });
   return bars.some((bar) => bar.thinned);

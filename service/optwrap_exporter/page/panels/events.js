@@ -68,6 +68,8 @@ function valueInWords(value) {
   return Number.isInteger(number) ? integer(number) : norm(number);
 }
 
+/** @import { State } from "../model.js" */
+
 export function createEvents(root, { onStep, onOlder }) {
   const { head, link } = panelHead("events-title", "Events", "The events of this run, newest first");
   const list = el("ol", { class: "feed" });
@@ -76,8 +78,9 @@ export function createEvents(root, { onStep, onOlder }) {
   const older = el("button", { type: "button", text: "Show older" });
   const more = el("p", { class: "more" }, count, older);
   older.addEventListener("click", () => {
+    if (!current) return;
     limit += MORE;
-    draw();
+    draw(current);
     if (current.events.length < limit) onOlder();
   });
   root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Events, newest first" }, list), more);
@@ -110,11 +113,10 @@ export function createEvents(root, { onStep, onOlder }) {
   }
 
   let limit = ROWS;
-  let current = null;
+  let current = /** @type {State | null} */ (null);
   let shownRun = null;
 
-  function draw() {
-    const { events, olderEvents, detail } = current;
+  function draw({ events, olderEvents, detail }) {
     setAttribute(link, "href", paths.events(detail.run));
     none.hidden = events.length > 0;
     more.hidden = events.length <= limit && olderEvents === null;
@@ -128,6 +130,6 @@ export function createEvents(root, { onStep, onOlder }) {
     current = state;
     if (state.detail.run !== shownRun) limit = ROWS;
     shownRun = state.detail.run;
-    if (state.events !== before?.events || state.olderEvents !== before?.olderEvents) draw();
+    if (state.events !== before?.events || state.olderEvents !== before?.olderEvents) draw(state);
   };
 }

@@ -1,6 +1,6 @@
 /** The health panel: the state of the selected run in words, colour and shape, and since when. */
 
-import { clock, dateTime, duration, integer, parametersInWords, plural, seconds, visible } from "../format.js";
+import { clock, dateTime, durationSince, integer, parametersInWords, plural, seconds, visible } from "../format.js";
 import { lastReport, streakStart } from "../model.js";
 import { paths } from "../api.js";
 import { health, healthAge, healthBegan } from "../words.js";
@@ -33,7 +33,7 @@ export function createHealth(root, announcer, { onStep }) {
   const report = fact("Last report", "How long ago the exporter last stored a report of this run");
   const attempt = fact("Attempt", "An attempt is one launch of the training job. A restart begins another");
   const processes = fact("Processes", "How many training processes report, of those that the job has");
-  let announced = null;
+  let announced = "";
 
   function showHealth(run, { lost, at, now }) {
     const { tier, word: healthWord, sentence: explain, past } = health(run.health);
@@ -66,7 +66,7 @@ export function createHealth(root, announcer, { onStep }) {
   }
 
   function showFacts(run, expected, last, now) {
-    setText(report.value, last === null ? "none yet" : `${duration(now - last)} ago`);
+    setText(report.value, last === null ? "none yet" : `${durationSince(last, now)} ago`);
     const attempts = run.attempts ?? [];
     const current = attempts.at(-1);
     setText(attempt.value, current ? `${integer(attempts.length)}, since ${clock(seconds(current.since), now)}` : "–");

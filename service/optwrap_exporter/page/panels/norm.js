@@ -1,12 +1,15 @@
 /** The gradient norm panel: the chart, the controls of its view, and a line of text about one step. */
 
-import { clock, integer, norm, parametersInWords, plural } from "../format.js";
-import { shownRecords, stepsInView, visibleRange } from "../model.js";
+import { clock, integer, norm, plural } from "../format.js";
+import { shownRecords, stepsInView, visibleRange } from "../view.js";
 import { STEPS_HELD } from "../steps.js";
-import { isBad, KINDS } from "../words.js";
+import { KINDS } from "../words.js";
 import { paths } from "../api.js";
 import { el, panelHead, setAttribute, setText, shape } from "../dom.js";
 import { createChart } from "../chart/chart.js";
+import { createReadout } from "./readout.js";
+
+/** @import { State } from "../model.js" */
 
 const AXES = [
   ["step", "by step", "The x axis is the step number"],
@@ -34,9 +37,10 @@ const FOLLOW = { range: null, step: null, at: null };
 export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
   const { head, aside, link } = panelHead("norm-title", "Gradient norm", "Global L2 norm of the gradients of each step, on a logarithmic axis");
   const button = (text, title, onClick) => el("button", { type: "button", text, title, on: { click: onClick } });
-  let hovered = null;
-  let current = null;
-  let shownSelection = null;
+  let hovered = /** @type {number | null} */ (null);
+  let current = /** @type {State | null} */ (null);
+  /** The selection that the crosshair was last put on. */
+  let shownSelection = /** @type {string | null} */ (null);
   const windows = WINDOWS.map(([value, text]) => {
     const node = button(text, `Follow the newest steps: show ${text}`, () => onView({ window: value, ...FOLLOW }));
     return { value, node };
@@ -52,7 +56,7 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     el("span", { class: "group", role: "group", "aria-label": "Axis" }, ...axes.map(({ node }) => node)),
     el("span", { class: "group", role: "group", "aria-label": "Steps in view" }, ...windows.map(({ node }) => node)),
   );
-  const readout = el("output", { class: "readout" });
+  const readout = createReadout();
   const host = el("div", { class: "chart" });
   const figure = el(
     "div",
@@ -66,10 +70,12 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
   );
   const summary = el("p", { class: "visually-hidden", id: "norm-summary" });
   const legend = el("ul", { class: "legend", "aria-label": "Legend" });
-  for (const [name, key, text, className] of LEGEND) {
-    legend.append(el("li", { title: KINDS[key]?.what ?? null, "data-key": key }, shape(name, className), el("span", { text })));
-  }
-  root.append(head, readout, figure, summary, legend);
+  const entries = LEGEND.map(([name, key, text, className]) => {
+    const item = el("li", { title: KINDS[key]?.what ?? null, "data-key": key }, shape(name, className), el("span", { text }));
+    legend.append(item);
+    return /** @type {[string, HTMLElement]} */ ([key, item]);
+  });
+  root.append(head, readout.node, figure, summary, legend);
   if (!uPlot) {
     host.classList.add("notice");
     host.textContent =
@@ -82,26 +88,23 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
         onFollow: () => onView(FOLLOW),
         onHover: (index) => {
           hovered = index;
-          describe();
+          if (current) readout.update(current, hovered);
         },
       })
     : null;
 
+  /** Goes to the bad step before (-1) or after (+1) the selected step. */
   function walk(direction) {
+    const range = current && visibleRange(current);
+    if (!current || !range) return;
     const records = shownRecords(current);
-    const i = records.badBeside(searchFrom(records, direction), direction);
+    const i = badBeside(current.view, records, direction);
     if (i === undefined) return;
     const { step, time: at } = records.at(i);
     const x = records.x[i];
-    const [min, max] = visibleRange(current);
-    if (x >= min && x <= max) onView({ step, at, range: [min, max] });
+    const [min, max] = range;
+    if (x >= min && x <= max) onView({ step, at, range });
     else onRange([x - (max - min) / 2, x + (max - min) / 2], { step, at });
-  }
-
-  /** The index from which to search for the next bad step. */
-  function searchFrom(records, direction) {
-    const { step, at } = current.view;
-    return step === null ? (direction < 0 ? Infinity : -Infinity) : records.indexOf(step, at);
   }
 
   figure.addEventListener("keydown", (event) => {
@@ -112,41 +115,17 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
     event.preventDefault();
   });
 
-  /** Describes the step under the crosshair, else the selected step, else the last one. */
-  function describe() {
-    if (!current) return;
-    const { offenders, view } = current;
-    const records = shownRecords(current);
-    if (records.length === 0) return setText(readout, "No steps yet.");
-    const selected = view.step === null ? records.indexOf(records.latest, records.latestTime) : records.indexOf(view.step, view.at);
-    const index = hovered ?? Math.min(records.length - 1, Math.max(0, Math.round(selected)));
-    if (index >= records.length) return;
-    if (hovered === null && view.range && (view.range[0] > records.last || view.range[1] < records.first)) {
-      const [from, to, first, last] = [...view.range, records.first, records.last].map(records.byTime ? (time) => clock(time) : integer);
-      return setText(readout, `No steps from ${from} to ${to}. The recorded steps go from ${first} to ${last}.`);
-    }
-    const { step, time, kind, raw, mini } = records.at(index);
-    const window = mini === null || !current.detail?.gauges?.every_k ? "" : ` · window ${mini} of ${current.detail.gauges.every_k}`;
-    const names = parametersInWords(offenders.get(step) ?? []);
-    const parameters = names === null ? "" : ` · ${names}`;
-    const label = hovered === null && view.step === null ? "Last step" : "Step";
-    setText(readout, `${label} ${integer(step)} · ${clock(time)} · norm ${norm(raw)} · ${KINDS[kind]?.word ?? kind}${window}${parameters}`);
-    // Screen readers read a step that the user selected, but not each new step.
-    setAttribute(readout, "aria-live", view.step !== null && hovered === null ? "polite" : "off");
-    setAttribute(readout, "class", isBad(kind) ? "readout bad" : "readout");
+  function showButtons(view, records) {
+    const fixed = view.range !== null;
+    follow.hidden = !fixed;
+    for (const { value, node } of axes) setAttribute(node, "aria-pressed", String(view.axis === value));
+    for (const { value, node } of windows) setAttribute(node, "aria-pressed", String(!fixed && view.window === value));
+    previous.disabled = badBeside(view, records, -1) === undefined;
+    next.disabled = badBeside(view, records, 1) === undefined;
   }
 
-  return ({ state }) => {
-    current = state;
-    const run = state.detail;
-    if (!run) return;
-    const { view } = state;
-    const records = shownRecords(state);
-    const range = visibleRange(state);
-    const { gradient_norm_limit: limit = null, every_k: everyK = null } = run.gauges ?? {};
-    setAttribute(link, "href", paths.steps(run.run, { process: state.process, ...stepsInView(state), points: STEPS_HELD }));
-    setAttribute(figure, "aria-label", `Gradient norm over ${view.axis === "time" ? "time" : "steps"}. ${KEYS}`);
-    chart?.update({ key: [run.run, state.version], records, visible: range, limit, everyK });
+  /** Puts the crosshair on a newly selected step. */
+  function showCrosshair(view, records) {
     const selection = view.step === null ? null : `${view.axis} ${view.step} ${view.at}`;
     if (selection !== shownSelection && selection !== null && records.length) {
       const x = records.byTime ? records.time[Math.round(records.indexOf(view.step, view.at))] : view.step;
@@ -154,25 +133,41 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis }) {
       setTimeout(() => chart?.point(x));
     }
     shownSelection = selection;
+  }
 
-    const fixed = view.range !== null;
-    follow.hidden = !fixed;
-    for (const { value, node } of axes) setAttribute(node, "aria-pressed", view.axis === value ? "true" : "false");
-    for (const { value, node } of windows) setAttribute(node, "aria-pressed", !fixed && view.window === value ? "true" : "false");
+  /** Shows the entries of what is in view, and of the most common kinds. */
+  function showLegend(kinds, limit, everyK) {
+    const shown = new Set(["norm", "applied", "skipped_not_finite", "skipped_large", ...kinds]);
+    if (limit !== null) shown.add("limit");
+    if (everyK !== null) shown.add("accumulated");
+    if (host.dataset.thinned === "true") shown.add("thinned");
+    for (const [key, item] of entries) item.hidden = !shown.has(key);
+  }
+
+  return (/** @type {{state: State}} */ { state }) => {
+    current = state;
+    const run = state.detail;
+    if (!run) return;
+    const { view } = state;
+    const records = shownRecords(state);
+    const range = visibleRange(state);
     const bad = range ? records.badWithin(...range) : [];
-    previous.disabled = records.badBeside(searchFrom(records, -1), -1) === undefined;
-    next.disabled = records.badBeside(searchFrom(records, 1), 1) === undefined;
-
-    const present = new Set(bad.map((i) => records.kind[i]));
-    const always = new Set(["norm", "applied", "skipped_not_finite", "skipped_large"]);
-    if (limit !== null) always.add("limit");
-    if (everyK !== null) always.add("accumulated");
-    if (host.dataset.thinned === "true") always.add("thinned");
-    for (const item of legend.children) item.hidden = !always.has(item.dataset.key) && !present.has(item.dataset.key);
-
+    const { gradient_norm_limit: limit = null, every_k: everyK = null } = run.gauges ?? {};
+    setAttribute(link, "href", paths.steps(run.run, { process: state.process, ...stepsInView(state), points: STEPS_HELD }));
+    setAttribute(figure, "aria-label", `Gradient norm over ${view.axis === "time" ? "time" : "steps"}. ${KEYS}`);
+    chart?.update({ key: [run.run, state.version], records, visible: range, limit, everyK });
+    showCrosshair(view, records);
+    showButtons(view, records);
+    showLegend(bad.map((i) => records.kind[i]), limit, everyK);
     setText(summary, range && records.length ? summarize(records, range, bad) : "No steps yet.");
-    describe();
+    readout.update(state, hovered);
   };
+}
+
+/** The index of the bad record before (-1) or after (+1) the selected step; undefined if there is none. */
+function badBeside({ step, at }, records, direction) {
+  const index = step === null ? -direction * Infinity : records.indexOf(step, at);
+  return records.badBeside(index, direction);
 }
 
 function summarize(records, [from, to], bad) {

@@ -48,7 +48,7 @@ export function createParameters(root, { onStep }) {
   root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of parameters" }, table), more);
 
   /** The column to sort by; null for the exporter's order, worst first. */
-  let order = null;
+  let order = /** @type {{key: string, down: boolean} | null} */ (null);
   let parameters = [];
   /** The parameters that are marked "first". */
   let firsts = new Set();
@@ -62,8 +62,8 @@ export function createParameters(root, { onStep }) {
     draw();
   });
   copy.addEventListener("click", async () => {
-    const table = [COLUMNS.map(({ key }) => key), ...filteredRows().map((row) => COLUMNS.map(({ key }) => cellText(row[key])))];
-    const done = await copyText(table.map((row) => row.join("\t")).join("\n"));
+    const lines = [COLUMNS.map(({ key }) => key), ...filteredRows().map((row) => COLUMNS.map(({ key }) => cellText(row[key])))];
+    const done = await copyText(lines.map((cells) => cells.join("\t")).join("\n"));
     setText(copy, done ? "Copied" : "Not copied");
     setTimeout(() => setText(copy, "Copy"), 2_000);
   });
@@ -72,7 +72,9 @@ export function createParameters(root, { onStep }) {
   function filteredRows() {
     const wanted = filter.value.trim().toLowerCase();
     const rows = wanted ? parameters.filter(({ parameter }) => parameter.toLowerCase().includes(wanted)) : [...parameters];
-    return order ? rows.sort((a, b) => (order.down ? -1 : 1) * compare(a[order.key], b[order.key])) : rows;
+    if (!order) return rows;
+    const { key, down } = order;
+    return rows.sort((a, b) => (down ? -1 : 1) * compare(a[key], b[key]));
   }
 
   function create({ parameter }) {

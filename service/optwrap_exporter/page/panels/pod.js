@@ -1,6 +1,6 @@
 /** The pod panel: one cell for each process, by number. Its colour and shape show its health. */
 
-import { duration, integer, norm, plural, seconds, visible, wireNumber } from "../format.js";
+import { durationSince, integer, norm, plural, visible, wireNumber } from "../format.js";
 import { compareHealth, health, healthInWords } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
@@ -48,8 +48,8 @@ export function createPod(root, { onProcess }) {
   /** The cells and their elements, in the same order. `active` and `hovered` are numbers of processes. */
   let cells = [];
   let nodes = [];
-  let active = null;
-  let hovered = null;
+  let active = /** @type {number | null} */ (null);
+  let hovered = /** @type {number | null} */ (null);
   let now = 0;
 
   const indexOf = (process) => cells.findIndex((cell) => cell.process === process);
@@ -171,7 +171,7 @@ function describeCell(cell, now) {
   return [
     `Process ${process} on ${visible(host ?? "–")}`,
     healthInWords(cell, now),
-    last === null ? "no report yet" : `last report ${duration(now - seconds(last))} ago`,
+    last === null ? "no report yet" : `last report ${durationSince(last, now)} ago`,
     plural(totals?.steps ?? 0, "step"),
     streak > 0 ? `streak ${integer(streak)}` : null,
     `norm ${norm(wireNumber(gauges?.gradient_norm))}`,

@@ -1,6 +1,6 @@
 /** The processes panel: a table of the run's processes, worst first. */
 
-import { compact, duration, integer, norm, seconds, visible, wireNumber } from "../format.js";
+import { compact, durationSince, integer, norm, visible, wireNumber } from "../format.js";
 import { compareHealth, health } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, replaceShape, setAttribute, setText } from "../dom.js";
@@ -46,7 +46,7 @@ export function createProcesses(root) {
       replaceShape(status.firstChild.firstChild, tier);
       setText(status.firstChild.lastChild, word);
       setText(host.firstChild, visible(item.host ?? "–"));
-      setText(last, item.last_report === null ? "–" : `${duration(now - seconds(item.last_report))} ago`);
+      setText(last, item.last_report === null ? "–" : `${durationSince(item.last_report, now)} ago`);
       setText(steps, compact(item.totals?.steps));
       setText(streak, integer(item.gauges?.not_finite_streak));
       setText(lastNorm, norm(wireNumber(item.gauges?.gradient_norm)));

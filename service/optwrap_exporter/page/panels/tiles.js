@@ -56,11 +56,11 @@ function createStreak(root) {
       run.gauges ?? {};
     setText(value, integer(streak));
     setText(unit, limit === undefined ? "in a row" : `of ${integer(limit)}`);
-    guard(count ?? streak ?? 0, limit ?? 0);
-    const guarded = count === undefined || streak === undefined || count === streak ? "" : ` · guard counts ${integer(count)}`;
-    setText(foot, `longest ${integer(peak)}${guarded}`);
     const used = count ?? streak ?? 0;
-    setAttribute(box, "data-tone", used > 0 && limit !== undefined && used >= limit ? "critical" : streak > 0 ? "warning" : null);
+    guard(used, limit ?? 0);
+    setText(foot, `longest ${integer(peak)}${used === (streak ?? used) ? "" : ` · guard counts ${integer(used)}`}`);
+    const exhausted = used > 0 && used >= limit;
+    setAttribute(box, "data-tone", exhausted ? "critical" : streak > 0 ? "warning" : null);
     setAttribute(
       box,
       "title",

@@ -1,0 +1,55 @@
+/** One step in words, above the chart: the step under the crosshair, else the selected step, else the last one. */
+
+import { clock, integer, norm, parametersInWords } from "../format.js";
+import { shownRecords } from "../view.js";
+import { isBad, KINDS } from "../words.js";
+import { el, setAttribute, setText } from "../dom.js";
+
+/** @import { State } from "../model.js" */
+
+/** `update(state, hovered)`: `hovered` is the index of the record under the crosshair, or null. */
+export function createReadout() {
+  const node = el("output", { class: "readout" });
+
+  function update(/** @type {State} */ state, /** @type {number | null} */ hovered) {
+    const { view } = state;
+    const records = shownRecords(state);
+    if (records.length === 0) return setText(node, "No steps yet.");
+    const index = hovered ?? indexOfSelected(state, records);
+    if (index >= records.length) return;
+    if (hovered === null && isEmpty(view, records)) return setText(node, noSteps(view, records));
+    const record = records.at(index);
+    const label = hovered === null && view.step === null ? "Last step" : "Step";
+    setText(node, `${label} ${stepInWords(record, state)}`);
+    // Screen readers read a step that the user selected, but not each new step.
+    setAttribute(node, "aria-live", view.step !== null && hovered === null ? "polite" : "off");
+    setAttribute(node, "class", isBad(record.kind) ? "readout bad" : "readout");
+  }
+
+  return { node, update };
+}
+
+function indexOfSelected({ view }, records) {
+  const index = view.step === null ? records.indexOf(records.latest, records.latestTime) : records.indexOf(view.step, view.at);
+  return Math.min(records.length - 1, Math.max(0, Math.round(index)));
+}
+
+/** Whether the fixed range of the view has no records. */
+function isEmpty({ range }, records) {
+  return range !== null && (range[0] > records.last || range[1] < records.first);
+}
+
+function noSteps({ range }, records) {
+  const inWords = records.byTime ? (time) => clock(time) : integer;
+  const [from, to, first, last] = [...range, records.first, records.last].map(inWords);
+  return `No steps from ${from} to ${to}. The recorded steps go from ${first} to ${last}.`;
+}
+
+function stepInWords({ step, time, kind, raw, mini }, { detail, offenders }) {
+  const everyK = detail?.gauges?.every_k;
+  const parts = [integer(step), clock(time), `norm ${norm(raw)}`, KINDS[kind]?.word ?? kind];
+  if (mini !== null && everyK) parts.push(`window ${mini} of ${everyK}`);
+  const parameters = parametersInWords(offenders.get(step) ?? []);
+  if (parameters !== null) parts.push(parameters);
+  return parts.join(" · ");
+}

@@ -1,0 +1,71 @@
+"""The files that hosting services and tools read: valid by their schemas, and about this project as it is."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optwrap
+from tests.deploy.places import ROOT, load
+
+GITHUB = ROOT / ".github"
+SCHEMAS = {
+    GITHUB / "workflows" / "ci.yml": "github-workflows",
+    GITHUB / "ISSUE_TEMPLATE" / "bug.yml": "github-issue-forms",
+    GITHUB / "ISSUE_TEMPLATE" / "feature.yml": "github-issue-forms",
+    GITHUB / "ISSUE_TEMPLATE" / "config.yml": "github-issue-config",
+    ROOT / "CITATION.cff": "citation-file-format",
+}
+JOB: dict[str, Any] = load(GITHUB / "workflows" / "ci.yml")["jobs"]["run"]
+HOOKS: list[dict[str, Any]] = load(ROOT / ".pre-commit-config.yaml")["repos"][0]["hooks"]
+
+
+def test_every_file_of_these_kinds_has_a_schema_here() -> None:
+    found = {path for path in GITHUB.rglob("*") if path.is_file()} | {ROOT / "CITATION.cff"}
+    assert found == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
+def test_a_file_is_valid_by_its_schema(path: Path) -> None:
+    program = Path(sys.executable).with_name("check-jsonschema")
+    command = [program, "--builtin-schema", f"vendor.{SCHEMAS[path]}", "--default-filetype", "yaml", path]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_ci_runs_on_every_python_that_the_packages_declare() -> None:
+    for project in (ROOT, ROOT / "service"):
+        classifiers = tomllib.loads((project / "pyproject.toml").read_text())["project"]["classifiers"]
+        declared = [c.rpartition(" ")[2] for c in classifiers if c.startswith("Programming Language :: Python :: 3.")]
+        assert JOB["strategy"]["matrix"]["python"] == declared
+
+
+def test_ci_runs_what_decides_whether_a_change_lands() -> None:
+    assert [step["run"] for step in JOB["steps"] if "run" in step] == [".ci/run"]
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_licence_is_named_alike_everywhere() -> None:
+    assert (ROOT / "LICENSE").read_text().split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    assert load(ROOT / "CITATION.cff")["license"] == "Apache-2.0"
+
+
+def test_pre_commit_calls_programs_that_set_up_installed() -> None:
+    """And fetches none: every hook is a local one."""
+    assert [repository["repo"] for repository in load(ROOT / ".pre-commit-config.yaml")["repos"]] == ["local"]
+    assert {hook["language"] for hook in HOOKS} == {"system"}
+    targets = (ROOT / "Makefile").read_text()
+    for hook in HOOKS:
+        program, argument, *_ = [*hook["entry"].split(), ""]
+        if program == "make":
+            assert f"\n{argument}:" in targets
+        else:
+            assert Path(sys.executable).with_name(Path(program).name).exists(), program
+
+
+def test_the_changelog_begins_with_the_version_of_the_library() -> None:
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings[0].split()[1] == optwrap.__version__
