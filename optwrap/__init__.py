@@ -2,7 +2,7 @@
 
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 
-from optwrap._version import __version__
+from optwrap._version import __version__ as __version__
 from optwrap.accumulation import MultiSteps
 from optwrap.conditional import apply_if_finite
 from optwrap.fused import apply_gradients, settle
@@ -30,7 +30,6 @@ __all__ = [
     "MultiStepsState",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
-    "__version__",
     "adopt",
     "apply_gradients",
     "apply_if_finite",
