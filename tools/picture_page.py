@@ -49,8 +49,7 @@ class Training:
         self.clock.advance(STEP_SECONDS)
         job = self.reporter.job
         job.gauges["guard_not_finite_count"] = min(5, job.gauges["guard_not_finite_count"] + 1)
-        paths = {name.replace("__", "/"): values for name, values in offenders.items()}
-        job.step(outcome, "NaN", offenders=paths)
+        job.step(outcome, "NaN", None, **offenders)
         self.reporter.send()
 
     def large(self) -> None:

@@ -226,7 +226,6 @@ class Job(_Process):
         self,
         outcome: str = "applied",
         norm: float | str = 1.0,
-        *,
         replica: Mapping[str, Any] | None = None,
         **offenders: int,
     ) -> None:
