@@ -131,7 +131,9 @@ def _follow(
     entered = known is None or process.current != report.incarnation
     last_record, durations = _pace(None if entered else process.last_record, process.durations, report)
     longest = streaks.follow(known.streak if known is not None else NO_STREAK, report).longest
-    anchor = None if entered else process.gradient_step_at
+    anchor = process.gradient_step_at
+    if entered:  # reports that were received while another incarnation was current may have had gradient steps
+        anchor = known.totals.steps if known is not None and known.share.gradient_steps else None
     return dataclasses.replace(
         process.with_incarnation(incarnation),
         current=incarnation.incarnation,
@@ -177,10 +179,18 @@ def _gradient_step_at(before: int | None, incarnation: IncarnationState, gained:
         return before
     if not gained.gradient_steps:
         return incarnation.baseline.steps if before is None else before
-    if not len(columns) or columns.step[-1] < totals.steps:  # the last steps have no record
-        return totals.steps
+    first_new = totals.steps - gained.steps + 1
     taken = zip(columns.step, columns.outcome, strict=True)
-    return max((step for step, outcome in taken if outcome in GRADIENT_STEPS), default=totals.steps)
+    recorded = [step for step, outcome in taken if outcome in GRADIENT_STEPS and step >= first_new]
+    if len(recorded) == gained.gradient_steps:
+        return recorded[-1]
+    # Some gradient steps have no record: the last step without a record may be one.
+    unrecorded = totals.steps
+    for step in reversed(columns.step):
+        if step < unrecorded:
+            break
+        unrecorded -= 1
+    return max([unrecorded, *recorded[-1:]])
 
 
 def _peaks(peaks: tuple[Peak, ...], length: int, now: float) -> tuple[Peak, ...]:

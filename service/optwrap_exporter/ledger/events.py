@@ -179,7 +179,7 @@ def _conflict(old: Conditions, after: ProcessState, now: float) -> Iterator[NewE
         return
     parties = {"older": conflict.older, "newer": conflict.newer}
     detail = {name: {"attempt": party.attempt, "host": party.host} for name, party in parties.items()}
-    key = f"conflict/{after.process}/{conflict.older.incarnation}/{conflict.newer.incarnation}"
+    key = f"conflict/{after.process}/{conflict.older.incarnation}/{conflict.newer.incarnation}/{conflict.since:.3f}"
     yield NewEvent(after.process, "conflict", now, None, conflict.newer.attempt, detail, key)
 
 
