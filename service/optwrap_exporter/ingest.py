@@ -23,9 +23,9 @@ from optwrap_exporter.wire.requests import Report
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS: Final = 1.0
-"""When a client that was refused may try again."""
+"""Seconds after which a client that was refused may try again."""
 _RETIRE_SECONDS: Final = 0.05
-"""The longest that one tick may spend on deleting old data."""
+"""Seconds that one tick may spend on deleting old data."""
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,7 @@ class ConflictError(ExporterError):
 
 
 class BusyError(ExporterError):
-    """Too many reports are waiting, or too many gaps are between those of the incarnation (HTTP 429).
+    """Too many reports are waiting, or the seqs of the incarnation have too many gaps (HTTP 429).
 
     Attributes:
       retry_after: seconds after which to send the report again.
@@ -55,7 +55,7 @@ class BusyError(ExporterError):
 
     def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
-        super().__init__(f"too many reports are waiting: send this one again in {retry_after:g} s")
+        super().__init__(f"the exporter is busy: send the same report again in {retry_after:g} s")
 
 
 class ClosedError(ExporterError):
@@ -168,8 +168,9 @@ class Ingest:
           digest: `digest_of(report)`, if the caller has it already.
 
         Returns:
-          A future of the answer, which comes when the report is committed; or of a ConflictError, a StoreFullError or a
-          BusyError (too many gaps). Cancelling it removes the report from the queue if the writer has not begun it.
+          A future that is done when the report is committed: its result is the answer. Its exception can be a
+          ConflictError, a StoreFullError or a BusyError (too many gaps). If it is cancelled before the writer takes the
+          report, the report is not stored.
 
         Raises:
           BusyError: the queue is full.
@@ -194,7 +195,7 @@ class Ingest:
         return self.offer(report, digest).result()
 
     def tick(self) -> None:
-        """Commit the events that time alone brings and delete all old data. Waits for the writer.
+        """Commit changes of health that time alone brings, and delete all old data. Waits for the writer.
 
         Raises:
           ClosedError: the ingest is closed.
@@ -269,13 +270,15 @@ class Ingest:
                 raise ConflictError(
                     "seq",
                     f"incarnation {report.incarnation}, seq {report.seq}",
-                    "the content sent with this incarnation and seq before, or a new seq",
+                    "the same content as before under this incarnation and seq, or a new seq",
                 )
             return acknowledge(process, report, duplicate=True)
         plan = self._ledger.plan(report)
         if plan.before is not None and plan.before.attempt != report.attempt:
             raise ConflictError(
-                "attempt", report.attempt, f"the attempt of incarnation {report.incarnation}, {plan.before.attempt}"
+                "attempt",
+                report.attempt,
+                f"{plan.before.attempt}, as in earlier reports of incarnation {report.incarnation}",
             )
         if plan.too_many_gaps:  # earlier reports that the client still holds will close some
             raise BusyError(_RETRY_SECONDS)
@@ -284,7 +287,7 @@ class Ingest:
         return self._commit(plan, digest).answer()
 
     def _make_room(self, records: int = 0) -> bool:
-        """Make room for so many records. Returns whether older ones were deleted, which changes the ledger."""
+        """Make room for more records. Returns whether old records were deleted, which changes the ledger."""
         lost = self._store.make_room(records)
         self._ledger.count_not_stored(lost)
         return bool(lost)
@@ -303,7 +306,7 @@ class Ingest:
     def _safe_tick(self) -> None:
         try:
             self._on_tick()
-        except Exception as error:  # the next tick finds again what could not be stored now
+        except Exception as error:  # the next tick tries again
             _log.warning("could not store changes of health or delete old data; will try again: %s", error)
 
     def _on_tick(self, *, unlimited: bool = False) -> None:

@@ -14,7 +14,7 @@ DEFAULT_LISTEN: Final = "127.0.0.1:10425"
 DEFAULT_RETENTION_DAYS: Final = "30"
 DEFAULT_RETENTION_BYTES: Final = "1GiB"
 MIN_RETENTION_BYTES: Final = 1 << 20
-"""The smallest store that has room for the totals of a few runs."""
+"""The smallest size of a store: enough for the totals of a few runs."""
 
 _UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _UNITS_DECIMAL: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -68,7 +68,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     """More names that the Host header of a request may carry, in lower case."""
     grafana_url: str | None = None
-    """The address of Grafana as browsers see it; None if the page shall not link to it."""
+    """The address of Grafana as browsers see it. If None, the page does not link to Grafana."""
     log_level: str = "info"
 
     @property

@@ -110,6 +110,16 @@ def test_a_conflict_lasts_until_one_is_silent_for_long_enough_and_may_begin_agai
     assert lives.live(8, one, other)[-1] == "conflict"
 
 
+def test_a_second_conflict_of_two_attempts_is_another_event(lives: Lives) -> None:
+    one = lives.new("one")
+    lives.live(1, one)
+    other = lives.new("other")
+    lives.live(8, one, other)
+    lives.live(30, other)
+    lives.live(8, one, other)
+    assert len(lives.told) == len({event.key for event in lives.told}) == 2
+
+
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_conflict_ends_when_the_older_one_finishes(lives: Lives, process: int) -> None:
     one, other = lives.new("one"), lives.new("other", process=process)

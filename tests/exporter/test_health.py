@@ -9,7 +9,7 @@ from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
 from tests.exporter.ledgers import Watched
-from tests.exporter.trainer import START, Trainer, TurnedClock, take
+from tests.exporter.trainer import START, Trainer, TurnedClock, sent, take, with_records
 
 
 @pytest.fixture
@@ -176,6 +176,42 @@ def test_starvation_counts_from_where_the_state_was_resumed(watched: Watched, tr
         watched.say(again, "accumulated")
     assert watched.of()[0] == "ok"
     watched.say(again, "accumulated")
+    assert watched.of()[0] == "starved"
+
+
+def test_gradient_steps_before_an_incarnation_became_current_prevent_starvation(watched: Watched) -> None:
+    """A resumed job with its clock behind takes gradient steps until it becomes current, and then only evaluates."""
+    ahead, behind = TurnedClock(START + 3600), TurnedClock(START)
+    first, second = Trainer(ahead), Trainer(behind, attempt="second")
+    watched.say(first)
+    for second_of_training in range(15):
+        if second_of_training < 5:
+            for _ in range(200):
+                second.step()
+        watched.say(second, None)
+        watched.clock.advance(1)
+        behind.advance(1)
+    assert watched.ledger.views()[0].incarnation == second.incarnation
+    assert watched.of()[0] == "ok"
+
+
+@pytest.mark.parametrize("kept", [(0, 249), (*range(0, 100), 249), (249,)])
+def test_dropped_records_of_gradient_steps_prevent_starvation(
+    watched: Watched, trainer: Trainer, kept: tuple[int, ...]
+) -> None:
+    """200 gradient steps, then 50 skipped ones: the records between them are dropped."""
+    for index in range(250):
+        trainer.step() if index < 200 else trainer.step("skipped_large")
+    take(watched.ledger, sent(with_records(trainer.json(), *kept)))
+    assert watched.of()[0] == "ok"
+
+
+def test_starvation_counts_from_the_last_gradient_step_recorded(watched: Watched, trainer: Trainer) -> None:
+    """The only gradient step has a record, so every step without a record is another one."""
+    trainer.step()
+    for _ in range(120):
+        trainer.step("skipped_large")
+    take(watched.ledger, sent(with_records(trainer.json(), 0, 1)))
     assert watched.of()[0] == "starved"
 
 

@@ -59,7 +59,9 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _broken(_: Request, error: Exception) -> Response:
     # The server logs the traceback. Clients do not see it.
     del error
-    return refusal(500, "request", None, "nothing: this is an error in the exporter; its log has the details")
+    return refusal(
+        500, "request", None, "no other request helps: this is an error in the exporter, and its log has the details"
+    )
 
 
 def install(app: FastAPI) -> None:

@@ -1,7 +1,7 @@
 """Wakes the streams when something is committed. It buffers nothing for them.
 
-A stream reads on in the store from its last revision. So a slow stream costs no memory, and one that reconnects after
-an hour continues like one that never disconnected.
+A stream reads what it has not sent yet from the store. So a slow stream costs no memory, and a client that reconnects
+after an hour misses nothing.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from optwrap_exporter.wire.vocabulary import Health
 
 MOST_STREAMS: Final = 256
 HEALTH_SECONDS: Final = 1.0
-"""Seconds between checks for changes of health that time alone brings."""
+"""Seconds between checks for changes of health without a report."""
 
 
 class Follower:

@@ -5,9 +5,9 @@
     advance the conditions                       health.advance
     derive the events from before and after      events.derive_events
 
-An incarnation is *current* if its gauges and health are those of its process. A new incarnation becomes current unless
-its first report was sent before the current incarnation began: then its reports are late. A late report adds to the
-totals of its own incarnation and brings its step records; it changes neither gauges nor health.
+A process shows the gauges and the health of its *current* incarnation. A new incarnation becomes current, unless its
+client sent its first report before the current incarnation began: then its reports are late. A late report adds
+totals and step records. It changes neither gauges nor health.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS
 
 PEAK_SECONDS: Final = 300.0
-"""How long a streak counts as a recent peak."""
+"""Seconds for which a streak counts towards the peak that is shown."""
 _DURATIONS: Final = 31
-"""Reports whose seconds per step are kept."""
+"""Number of reports whose seconds per step are kept."""
 
 
 class Applied(NamedTuple):
-    """What a report, or time alone, made of a process."""
+    """A process after a report or after some time, and the new events."""
 
     process: ProcessState
     events: list[NewEvent]
@@ -60,9 +60,9 @@ def apply_report(
       run: the run before the report.
       incarnation: the report's incarnation with the report merged into it, from `merge`.
       report: the report.
-      disagreement: what it disagrees about with another process.
+      disagreement: the first step whose outcome another process reported differently; None if there is none.
       now: the exporter's clock.
-      listening: since when this exporter can have heard the process.
+      listening: when this exporter began to accept reports.
     """
     before = run.processes.get(report.process)
     known = before.incarnations.get(report.incarnation) if before is not None else None
@@ -103,8 +103,8 @@ def _becomes_current(
         return True
     if known is None:
         return report.sent_at >= current.first_sent_at
-    # An incarnation that was replaced becomes current again only if the other one has ended or is stale, and it is
-    # alive itself: it sent this report after all of the other one's, or its heartbeats say so (its clock was set back).
+    # This incarnation becomes current only if the current one has ended or is stale, and this one still reports: it
+    # sent this report after the last report of the current one. If its clock is behind, its heartbeats show it.
     gone = current.ended or health.stale_since(process, now, listening) is not None
     return gone and not incarnation.ended and (report.sent_at > current.latest_sent_at or incarnation.alive)
 
@@ -118,7 +118,7 @@ def _follow(
     gained: Counts,
     now: float,
 ) -> ProcessState:
-    """The process after a report of its current incarnation, with the conditions of before."""
+    """The process after a report of its current incarnation. Its conditions are not advanced yet."""
     process = before or ProcessState(
         process=report.process,
         incarnations={},
@@ -131,7 +131,9 @@ def _follow(
     entered = known is None or process.current != report.incarnation
     last_record, durations = _pace(None if entered else process.last_record, process.durations, report)
     longest = streaks.follow(known.streak if known is not None else NO_STREAK, report).longest
-    anchor = None if entered else process.gradient_step_at
+    anchor = process.gradient_step_at
+    if entered:  # reports that were received while another incarnation was current may have had gradient steps
+        anchor = known.totals.steps if known is not None and known.share.gradient_steps else None
     return dataclasses.replace(
         process.with_incarnation(incarnation),
         current=incarnation.incarnation,
@@ -159,7 +161,7 @@ def _last_finite_norm(before: float | None, report: Report) -> float | None:
 def _pace(
     last: TimedStep | None, durations: tuple[float, ...], report: Report
 ) -> tuple[TimedStep | None, tuple[float, ...]]:
-    """The last step record, and the seconds per step with those of this report."""
+    """The last step record, and the seconds per step of the last reports, this one included."""
     columns = report.steps
     if not len(columns):
         return last, durations
@@ -177,10 +179,18 @@ def _gradient_step_at(before: int | None, incarnation: IncarnationState, gained:
         return before
     if not gained.gradient_steps:
         return incarnation.baseline.steps if before is None else before
-    if not len(columns) or columns.step[-1] < totals.steps:  # the last steps have no record
-        return totals.steps
+    first_new = totals.steps - gained.steps + 1
     taken = zip(columns.step, columns.outcome, strict=True)
-    return max((step for step, outcome in taken if outcome in GRADIENT_STEPS), default=totals.steps)
+    recorded = [step for step, outcome in taken if outcome in GRADIENT_STEPS and step >= first_new]
+    if len(recorded) == gained.gradient_steps:
+        return recorded[-1]
+    # Some gradient steps have no record: the last step without a record may be one.
+    unrecorded = totals.steps
+    for step in reversed(columns.step):
+        if step < unrecorded:
+            break
+        unrecorded -= 1
+    return max([unrecorded, *recorded[-1:]])
 
 
 def _peaks(peaks: tuple[Peak, ...], length: int, now: float) -> tuple[Peak, ...]:

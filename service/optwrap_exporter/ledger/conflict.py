@@ -1,8 +1,8 @@
-"""Detects two live incarnations that report under one name at the same time. Pure.
+"""Detects two incarnations that report under one name at the same time. Pure.
 
 Two incarnations are in conflict if each was alive after the other had begun and neither has ended. An incarnation is
 alive if several reports in a row arrived at the pace at which they were sent. So clocks of different hosts are never
-compared, and neither a killed job nor a backlog that arrives all at once is a conflict.
+compared. Neither a killed job nor a backlog that arrives all at once is a conflict.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from optwrap_exporter.ledger.run import ProcessState, RunState
 def rival_of(
     run: RunState, process: ProcessState, incarnation: IncarnationState, now: float
 ) -> IncarnationState | None:
-    """The incarnation that is in conflict with this one; None if there is none.
+    """Another incarnation that is in conflict with this one; None if there is none.
 
     Args:
       run: the run. Its state of this process is not used.

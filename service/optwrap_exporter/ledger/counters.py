@@ -1,7 +1,7 @@
-"""Cumulative counts that can be added, subtracted and joined.
+"""Cumulative counts: sum, difference, maximum and minimum.
 
-`maximum` is a join: commutative, associative and idempotent. That is why totals do not depend on the order of reports,
-nor on how often a report arrives.
+`maximum` is commutative, associative and idempotent. So totals depend neither on the order of reports nor on how often
+a report arrives.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Key = TypeVar("Key")
 
 
 class Replica(NamedTuple):
-    """Identifies a replica. All three None: the replicas that are not told apart."""
+    """Identifies a replica. If all three fields are None: all replicas without an entry of their own."""
 
     number: int | None
     process: int | None
@@ -40,7 +40,7 @@ _NO_OUTCOMES: Final = OutcomeCounts()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counts:
-    """Immutable counts of steps: by outcome, non-finite ones, and those by parameter and by first replica."""
+    """Immutable counts: steps by outcome, and non-finite steps in all, by parameter and by first replica."""
 
     outcomes: OutcomeCounts = _NO_OUTCOMES
     not_finite_steps: int = 0

@@ -1,4 +1,4 @@
-"""Detects processes of one attempt that disagree about the outcome of a step: their parameters have diverged."""
+"""Detects that processes of one attempt report different outcomes of a step: their parameters have diverged."""
 
 import dataclasses
 from typing import Final, NamedTuple
@@ -11,7 +11,7 @@ _MOST_GROUPS: Final = 256
 
 
 class _Group(NamedTuple):
-    """Steps that can be compared. After a rollback the same step numbers are other steps."""
+    """Identifies steps that can be compared. After a rollback the same step number means another step."""
 
     run: str
     attempt: str
@@ -27,7 +27,7 @@ class _Recorded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Disagreement:
-    """What a report disagrees about with another process."""
+    """Steps whose outcome in a report differs from the outcome that another process reported."""
 
     step: int
     """The first such step."""
@@ -44,7 +44,7 @@ class StepOutcomes:
         self._groups: dict[_Group, dict[int, _Recorded]] = {}
 
     def disagreement(self, report: Report, generation: int) -> Disagreement | None:
-        """What the report disagrees about with an earlier report of another process; None if nothing."""
+        """The steps on which the report and an earlier one of another process disagree; None if there are none."""
         known = self._groups.get(_Group(report.run, report.attempt, generation), {})
         differ = sorted(
             (step, outcome)

@@ -1,6 +1,6 @@
-"""The events that a report, or time alone, brings: derived from the states before and after it. Pure.
+"""Derives the events of a report, or of time alone, from the states before and after it. Pure.
 
-An event's key is the same whenever it is derived again, so neither a crash nor a repeated report stores it twice.
+An event that is derived again has the same key. So neither a crash nor a repeated report stores it twice.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
 
 MOST_NAMED: Final = 20
-"""The most parameters that one event names. The offenders' records have all of them."""
+"""The most parameters that one event names. The stored offenders are complete."""
 
 OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
-"""Kinds that all processes of an attempt report alike. A run lists the first report of each."""
+"""Kinds of events that every process of an attempt reports. A run lists only the first report of each event."""
 
 _WITHIN_A_STEP: Final[dict[EventKind, int]] = {"streak_ended": 0, "streak_started": 1}
 """The order of the events of one step; all other kinds come last."""
@@ -53,7 +53,7 @@ def derive_events(
       after: the process after it.
       report: the report; None if only time has passed.
       now: the exporter's clock.
-      disagreement: what the report disagrees about with another process.
+      disagreement: the first step whose outcome another process reported differently; None if there is none.
     """
     old = before.conditions if before is not None else Conditions()
     if report is None:
@@ -72,7 +72,7 @@ def derive_events(
 
 
 def _started(before: ProcessState | None, report: Report, now: float) -> Iterator[NewEvent]:
-    """`started`: the first report of a process, unless an exporter whose store is lost had received earlier ones."""
+    """`started`: the first report of a process. Not if earlier reports were received by a store that is lost."""
     if before is not None or report.oldest_held > 1:
         return
     detail = {"host": report.source.host, "process_count": report.source.process_count}
@@ -83,7 +83,7 @@ def _started(before: ProcessState | None, report: Report, now: float) -> Iterato
 def _resumed(
     known: IncarnationState | None, after: ProcessState, incarnation: IncarnationState, report: Report, now: float
 ) -> Iterator[NewEvent]:
-    """`resumed`: an incarnation continues at some step after another one, or at a step that nobody reported."""
+    """`resumed`: an incarnation continues after another one, or from steps that were never reported."""
     if not incarnation.has_counters or (known is not None and known.has_counters):
         return
     previous, to = after.before(incarnation), report.at_start.steps
@@ -95,7 +95,7 @@ def _resumed(
 
 
 def _of_steps(known: IncarnationState | None, report: Report) -> list[NewEvent]:
-    """The events of step records and streaks, by step. A late report brings those of its records, but no streaks."""
+    """The events of step records and streaks, by step. A late report makes events of records only."""
     found = [*_of_records(report)]
     if continues(known, report):
         found += _of_streaks(known.streak if known is not None else NO_STREAK, report)
@@ -146,7 +146,7 @@ def _of_streaks(before: Streak, report: Report) -> Iterator[NewEvent]:
 
 
 def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
-    """`stale`, `stalled` and `starved`: the condition did not hold before, or holds since another time."""
+    """`stale`, `stalled` and `starved`: the condition is new, or began again."""
     new, incarnation = after.conditions, after.incarnation
     details: tuple[tuple[EventKind, float | None, float | None, dict[str, Any]], ...] = (
         ("stale", old.stale, new.stale, {"last_report": after.last_report}),
@@ -179,7 +179,7 @@ def _conflict(old: Conditions, after: ProcessState, now: float) -> Iterator[NewE
         return
     parties = {"older": conflict.older, "newer": conflict.newer}
     detail = {name: {"attempt": party.attempt, "host": party.host} for name, party in parties.items()}
-    key = f"conflict/{after.process}/{conflict.older.incarnation}/{conflict.newer.incarnation}"
+    key = f"conflict/{after.process}/{conflict.older.incarnation}/{conflict.newer.incarnation}/{conflict.since:.3f}"
     yield NewEvent(after.process, "conflict", now, None, conflict.newer.attempt, detail, key)
 
 
@@ -201,7 +201,7 @@ def _by_step(offenders: Iterable[Offender]) -> dict[int, list[Offender]]:
 
 
 def _parameters(offenders: list[Offender]) -> dict[str, Any]:
-    """The parameters in an event's detail: some of them, the first in the tree's order, the largest, and how many."""
+    """The parameters in an event's detail: at most MOST_NAMED of them, their number, the first and the largest one."""
     if not offenders:
         return {}
     return {

@@ -39,9 +39,9 @@ class Change:
     incarnation: IncarnationState | None = None
     """The report's incarnation, if the report was in order."""
     rival: IncarnationState | None = None
-    """The incarnation that is in conflict with it."""
+    """Another incarnation that is in conflict with it."""
     gained: Counts | None = None
-    """What the report added, if it is the newest of the current incarnation."""
+    """The counts that the report added. None if it is late or not from the current incarnation."""
 
 
 def advance(
@@ -54,7 +54,7 @@ def advance(
       after: the process after the change, with the conditions of `before`.
       change: what a report changed; None if only time has passed.
       now: the exporter's clock.
-      listening: since when this exporter can have heard the process.
+      listening: when this exporter began to accept reports.
     """
     old = after.conditions
     entered = before is None or before.current != after.current  # another incarnation is current now
@@ -80,14 +80,14 @@ def _ill(process: ProcessState, now: float, listening: float) -> bool:
 
 
 def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
-    """The current incarnation reported its end."""
+    """Since when the current incarnation has ended: it reported `finished` or `failed`."""
     if not after.incarnation.ended:
         return None
     return now if entered or old.ended is None else old.ended
 
 
 def _stale(old: Conditions, after: ProcessState, change: Change | None, now: float, listening: float) -> float | None:
-    """No report for too long."""
+    """Since when the process has not reported for too long."""
     if change is None:
         return stale_since(after, now, listening)
     return old.stale if change.gained is None else None
@@ -96,7 +96,7 @@ def _stale(old: Conditions, after: ProcessState, change: Change | None, now: flo
 def _stalled(
     old: Conditions, after: ProcessState, change: Change | None, *, entered: bool, now: float, listening: float
 ) -> float | None:
-    """Reports, but no step for too long. A process that does not report at all is stale, not stalled."""
+    """Since when the process has reported, but taken no step for too long. A process that does not report is stale."""
     if change is None:
         silent = stale_since(after, now, listening) is not None
         return old.stalled if silent else stalled_since(after, now, listening)
@@ -105,14 +105,14 @@ def _stalled(
 
 
 def _starved(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
-    """Steps, but no gradient step for too long."""
+    """Since when the process has taken steps, but no gradient step for too long."""
     if after.steps_without_gradient_step < after.starved_after:
         return None
     return now if entered or old.starved is None else old.starved
 
 
 def _skipping(old: Conditions, after: ProcessState, change: Change | None, entered: bool, now: float) -> float | None:
-    """The last step had non-finite gradients."""
+    """Since when every step has had non-finite gradients."""
     streak = after.gauges.not_finite_streak or 0
     if not streak:
         return None
@@ -122,7 +122,7 @@ def _skipping(old: Conditions, after: ProcessState, change: Change | None, enter
 
 
 def _gave_up(old: Conditions, change: Change | None, now: float) -> Lasting | None:
-    """A step with non-finite gradients was accepted."""
+    """When steps with non-finite gradients were accepted: the first and the last time."""
     if change is None or change.gained is None or not change.gained.outcomes.accepted_not_finite:
         return old.gave_up
     lasting = old.gave_up is not None and now < old.gave_up.last + GAVE_UP_SECONDS
@@ -132,7 +132,7 @@ def _gave_up(old: Conditions, change: Change | None, now: float) -> Lasting | No
 def _conflict(
     old: Conditions, after: ProcessState, change: Change | None, entered: bool, now: float
 ) -> Conflict | None:
-    """Two incarnations report under one name at the same time."""
+    """The conflict of two incarnations that report under one name at the same time."""
     known = None if entered else old.conflict
     if change is None or change.incarnation is None:
         return known
@@ -148,7 +148,7 @@ def _conflict(
 
 
 def stale_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """Since when the process has not reported for too long; None if it has, or has ended."""
+    """When the process became stale; None if it is not stale."""
     conditions = process.conditions
     if conditions.stale is not None or conditions.ended is not None:
         return conditions.stale
@@ -157,7 +157,7 @@ def stale_since(process: ProcessState, now: float, listening: float) -> float | 
 
 
 def stalled_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """Since when the process has not taken a step for too long; None if it has, or has ended."""
+    """When the process became stalled; None if it is not stalled."""
     conditions = process.conditions
     if conditions.stalled is not None or conditions.ended is not None:
         return conditions.stalled
@@ -203,10 +203,10 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
 
 
 def relevant(run: RunState, now: float) -> list[ProcessState]:
-    """The processes that make up the run now, by index.
+    """The processes that determine the health of the run, by index.
 
-    These are the processes of the newest attempt, and others that reported after it began. What a killed attempt left
-    behind does not count.
+    These are the processes of the newest attempt, and all others that reported after it began or still report.
+    Processes of a killed attempt are left out.
     """
     newest = max(run.processes.values(), key=lambda process: process.incarnation.first_report).incarnation.attempt
     began = attempt_began(run, newest)
@@ -240,7 +240,7 @@ def of_run(run: RunState, now: float, listening: float) -> HealthSince:
 
 
 def process_count(members: Iterable[ProcessState]) -> int:
-    """How many processes the job has, as the process that started last reports it."""
+    """The number of processes of the job, from the process that started last."""
     return max(members, key=lambda process: process.incarnation.first_report).source.process_count
 
 
@@ -248,9 +248,9 @@ def overall(healths: list[HealthSince], *, expected: int, began: float) -> Healt
     """The health of a run: that of its worst process, or degraded. It is finished only when all processes are.
 
     Args:
-      healths: of each process that reports.
+      healths: the health of each process.
       expected: the number of processes of the job.
-      began: when the first of them reported.
+      began: when the first of these processes reported.
     """
     found = {one.health for one in healths}
     if found != {"finished"}:
@@ -259,5 +259,5 @@ def overall(healths: list[HealthSince], *, expected: int, began: float) -> Healt
     if len(healths) < expected and HEALTHS.index(worst) > HEALTHS.index("degraded"):
         return HealthSince("degraded", began)
     times = [one.since for one in healths if one.health == worst]
-    # A run is ill as soon as one process is, and well again when all are.
+    # A run is unhealthy since its first unhealthy process, and ok or finished since the last process became so.
     return HealthSince(worst, max(times) if worst in {"ok", "finished"} else min(times))

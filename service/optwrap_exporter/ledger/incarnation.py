@@ -21,7 +21,7 @@ _ALIVE_AFTER: Final = 4
 
 
 class ParameterRecords(NamedTuple):
-    """What step records say about one parameter."""
+    """The step records of one parameter, summed up."""
 
     values: int
     """Non-finite values in its gradients."""
@@ -39,7 +39,7 @@ class ParameterRecords(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParameterState:
-    """What an incarnation knows about one parameter: a row of the store."""
+    """The counts of one parameter in an incarnation: a row of the store."""
 
     parameter: str
     totals: int
@@ -59,7 +59,7 @@ class StepSpan(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """A report that arrived as long after the one before it as it was sent after it."""
+    """A report that arrived on time: at the same interval after the previous report at which it was sent."""
 
     time: float
     """When it arrived, by the exporter's clock."""
@@ -98,7 +98,7 @@ class IncarnationState:
     latest_arrival: float
     """When that report arrived, by the exporter's clock."""
     heartbeats: tuple[Heartbeat, ...]
-    """The last heartbeats in a row. A live process sends them; a backlog or a late report does not count as one."""
+    """The last heartbeats in a row. Reports of a backlog arrive too fast to be heartbeats."""
     highest_seq: int
     received: Ranges
     """Every seq that is stored."""
@@ -114,11 +114,11 @@ class IncarnationState:
     """Whether every report received had an `oldest_held` above 1: the earlier ones went to a store that is lost."""
     dropped: DroppedRecords = _NONE_DROPPED
     not_stored: int = 0
-    """Step records that the store has no room for. The store owns this number and keeps it in a column of its own."""
+    """Step records that the store had no room for. The store keeps this number in a column of its own."""
     host: str = ""
     streak: Streak = NO_STREAK
     parameter_records: Mapping[str, ParameterRecords] = dataclasses.field(default_factory=dict)
-    """By parameter, what step records say about it."""
+    """By parameter, its step records summed up."""
     replica_spans: Mapping[Replica, StepSpan] = dataclasses.field(default_factory=dict)
     """By replica in the totals, the steps in which it was the first non-finite one, by the step records."""
 
@@ -144,7 +144,7 @@ class IncarnationState:
 
     @property
     def stepping(self) -> bool:
-        """Whether steps were taken between those heartbeats."""
+        """Whether steps were taken between the heartbeats."""
         return self.heartbeats[-1].steps > self.heartbeats[0].steps
 
     def parameter(self, path: str) -> ParameterState:
@@ -219,7 +219,7 @@ class IncarnationState:
 
 
 def plain_fields(of: type, *left_out: str) -> tuple[str, ...]:
-    """Names of the fields of a dataclass that JSON can hold as they are."""
+    """Names of the fields of a dataclass, without `left_out`. JSON can hold their values as they are."""
     return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
 
 
@@ -232,7 +232,7 @@ def continues(before: IncarnationState | None, report: Report) -> bool:
 
 
 class Position(NamedTuple):
-    """Where a new incarnation stands among those of its process."""
+    """The place of a new incarnation among the incarnations of its process."""
 
     order: float
     generation: int
@@ -244,7 +244,7 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
     Args:
       before: the incarnation so far; None if this is its first report.
       report: a report that is not in it yet.
-      position: where the incarnation stands; used if it is new.
+      position: the place of the incarnation in its process; used only if it is new.
       now: the exporter's clock.
     """
     old = before or IncarnationState(
@@ -267,7 +267,7 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
     totals = Counts.of(report.totals)
     partial, baseline = _baseline(before, report, totals)
     received = ranges.add(old.received, report.seq)
-    if len(received) > ranges.MOST:  # a seq below oldest_held cannot arrive any more
+    if len(received) > ranges.MOST:  # the client no longer sends a seq below oldest_held
         received = ranges.union([(1, report.oldest_held - 1), *received])
     after = dataclasses.replace(
         old,

@@ -27,10 +27,10 @@ Clock = Callable[[], float]
 """Seconds since 1970, like `time.time`."""
 
 LABELS: Final = 10
-"""Parameters of a run that get a metric label of their own, and replicas likewise."""
+"""The number of parameters of a run, and of replicas, that get metric labels of their own."""
 
 _RUNS: Final = "runs"
-"""The name of the list of runs in its cursors."""
+"""The name of the list of runs in cursors."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def too_many_gaps(self) -> bool:
-        """Whether the incarnation's seqs have more gaps than can be kept. Such a plan must not be committed."""
+        """Whether the received seqs have too many gaps. If so, the plan must not be committed."""
         return len(self.incarnation.received) > ranges.MOST
 
     def answer(self) -> Acknowledgement:
@@ -75,7 +75,7 @@ class Plan:
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report that is merged into `process`."""
+    """The answer to a report. `process` must include the report."""
     received = process.incarnations[report.incarnation].received
     return Acknowledgement(acknowledged=ranges.end_of_run(received, report.oldest_held), duplicate=duplicate)
 
@@ -96,7 +96,7 @@ class Ledger:
     # --- the writer's side ---
 
     def restore(self, runs: Iterable[RunState]) -> None:
-        """Adopt the runs of a store. From now on a process that was not stale has time to report again."""
+        """Adopt the runs of a store. Processes that were not stale become stale only after `stale_after` from now."""
         self._runs = {run.run: run for run in runs}
         self._listening = self._clock()
 
@@ -185,7 +185,7 @@ class Ledger:
         ]
 
     def lead(self, run: str) -> int | None:
-        """The process that stands for the run (`views.lead`); None if the run is unknown."""
+        """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
         state = self._runs.get(run)
         return views.lead(state, self._clock()).process if state else None
 
@@ -209,7 +209,7 @@ class Ledger:
         Args:
           run: its name.
           most_parameters: how many of the worst parameters to include; None includes all.
-          shown: the process rows that the caller has had. If given, only rows that differ are included, and `shown` is
+          shown: the process rows that the caller was shown last. If given, only other rows are included, and `shown` is
             updated.
         """
         state = self._runs.get(run)

@@ -25,7 +25,7 @@ def contains(ranges: Ranges, number: int) -> bool:
 
 
 def end_of_run(ranges: Ranges, start: int) -> int:
-    """The highest n such that every number from `start` to n is in the ranges; `start - 1` if `start` is not."""
+    """The last n such that all numbers from `start` to n are in the ranges; `start - 1` if `start` is not in them."""
     return next((last for first, last in reversed(ranges) if first <= start <= last), start - 1)
 
 

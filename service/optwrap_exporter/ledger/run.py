@@ -1,7 +1,7 @@
 """A process and a run as immutable values.
 
 Values that are costly to derive are cached in the state. `durable` and `from_durable` are what the store writes and
-reads, so that a restarted exporter has its ledger back without reading a single step record.
+reads, so that a restarted exporter restores its ledger without reading step records.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class Conditions:
     gave_up: Lasting | None = None
     conflict: Conflict | None = None
     cleared: float = 0.0
-    """When the last of them ended."""
+    """When the last of these conditions ended."""
 
 
 class TimedStep(NamedTuple):
@@ -89,7 +89,7 @@ class ProcessState:
     incarnations: Mapping[str, IncarnationState]
     """By id, in their order."""
     current: str
-    """The id of the current incarnation, whose gauges and health are the process's."""
+    """The id of the current incarnation. The process shows its gauges and its health."""
     interval: float
     source: Source
     gauges: Gauges
@@ -151,7 +151,7 @@ class ProcessState:
 
     @cached_property
     def parameter_records(self) -> Mapping[tuple[str, str], ParameterRecords]:
-        """By attempt and parameter, what step records say."""
+        """By attempt and parameter, the step records summed up."""
         found: dict[tuple[str, str], ParameterRecords] = {}
         for state in self.incarnations.values():
             for path, records in state.parameter_records.items():
@@ -230,7 +230,7 @@ def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationS
 
 
 def position_of(process: ProcessState | None, report: Report) -> Position:
-    """Where an incarnation stands whose first report this is: after the last one that was sent before it."""
+    """The place of a new incarnation: after the last one that sent its first report before this report."""
     if process is None:
         return Position(0.0, 0)
     known = list(process.incarnations.values())

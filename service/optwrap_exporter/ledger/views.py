@@ -1,4 +1,4 @@
-"""What the API and a scrape show of a run: pure functions of its state and the time."""
+"""What the API and /metrics show of a run: pure functions of its state and the time."""
 
 import dataclasses
 import math
@@ -109,7 +109,7 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
 
 
 class ShownRow(NamedTuple):
-    """What a process row was made of."""
+    """The values from which a process row was made."""
 
     process: ProcessState
     current: HealthSince
@@ -127,9 +127,9 @@ def detail(
     Args:
       run: the run.
       now: the exporter's clock.
-      listening: since when this exporter can have heard the run.
+      listening: when this exporter began to accept reports.
       most_parameters: how many of the worst parameters to include; None includes all.
-      shown: the process rows that the caller has had. If given, only rows that differ are included, and `shown` is
+      shown: the process rows that the caller was shown last. If given, only other rows are included, and `shown` is
         updated.
     """
     brief = summary(run, now, listening)
@@ -153,9 +153,9 @@ def detail(
 
 
 def lead(run: RunState, now: float) -> ProcessState:
-    """The process that stands for the run where all processes report the same: the lowest that still reports.
+    """The process whose gauges and steps the run shows: the lowest one that still reports.
 
-    A process that went silent or ended long before the others does not count.
+    A process that went silent or ended long before the others is left out.
     """
     members = health.relevant(run, now)
     last = max(process.last_report for process in members)
@@ -221,7 +221,10 @@ def _worst_replica_first(row: ReplicaRow) -> tuple[int, float, float, str]:
 
 
 def _parameter_records(run: RunState) -> dict[str, ParameterRecords]:
-    """By parameter, the sum over attempts of the process with the most values: all processes see the same values."""
+    """Step records by parameter, summed over attempts.
+
+    All processes of an attempt see the same values, so only the process with the most values counts.
+    """
     largest: dict[tuple[str, str], ParameterRecords] = {}
     for _, process in sorted(run.processes.items()):
         for key, found in process.parameter_records.items():
@@ -247,7 +250,7 @@ def _dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
 
 
 def _rows(run: RunState, now: float, listening: float, shown: Shown) -> Iterator[ProcessRow]:
-    """The rows that differ from `shown`. States are immutable, so the same state makes the same row."""
+    """The rows that differ from `shown`. States are immutable, so an unchanged state means an unchanged row."""
     for index, process in sorted(run.processes.items()):
         current = health.of_process(process, now, listening)
         before = shown.get(index)

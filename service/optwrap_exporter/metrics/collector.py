@@ -20,7 +20,7 @@ from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds after its last report until the gauges of an ended or stale process disappear."""
 COUNTERS_GO_AFTER: Final = 60 * 60.0
-"""The same for its counters. They stay longer so that a late scrape still sees the last increase."""
+"""Seconds after its last report until its counters disappear. A late scrape must still see the last increase."""
 
 _ENDED: Final = frozenset({"finished", "failed", "stale"})
 
@@ -39,7 +39,7 @@ _PLAIN_GAUGES: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class StoreFigures:
-    """What a scrape shows of the store."""
+    """The figures of the store that /metrics shows."""
 
     size: Callable[[], int]
     """Returns the bytes in use."""

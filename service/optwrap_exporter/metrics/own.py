@@ -32,7 +32,7 @@ class Statistics:
             self._seconds += seconds
 
     def reports(self) -> Mapping[str, int]:
-        """Number of reports by outcome; every outcome is there."""
+        """Number of reports by outcome, zeros included."""
         with self._lock:
             return dict(self._outcomes)
 

@@ -119,17 +119,21 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process(
         "optwrap_not_finite_streak", "gauge", "Steps in a row, up to the last one, whose gradients had a NaN or Inf."
     ),
-    _process("optwrap_not_finite_streak_peak", "gauge", "The longest such streak of the last 5 minutes."),
+    _process(
+        "optwrap_not_finite_streak_peak",
+        "gauge",
+        "The longest streak of steps with a NaN or Inf in the last 5 minutes.",
+    ),
     # promtool rejects a gauge whose name ends in _count. The name is optax's.
     _process(
         "optwrap_guard_not_finite_count",
         "unknown",
-        "Steps in a row that apply_if_finite has rejected. Of several, the one nearest its limit. A gauge.",
+        "Steps in a row that apply_if_finite has rejected. Of several wrappers, the one nearest its limit. A gauge.",
     ),
     _process(
         "optwrap_guard_not_finite_limit",
         "gauge",
-        "Steps in a row that this apply_if_finite rejects before it gives up.",
+        "Steps in a row that this apply_if_finite rejects before it gives up and accepts.",
     ),
     _process("optwrap_accumulation_mini_step", "gauge", "Mini-steps in the open accumulation window."),
     _process("optwrap_accumulation_every_k", "gauge", "Mini-steps per gradient step."),
@@ -174,7 +178,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process(
         "optwrap_process_health",
         "gauge",
-        "1 for the current health of the process, 0 for every other.",
+        "1 for the current health of the process, 0 for all other healths.",
         "health",
         note="`conflict`, `gave_up`, `failed`, `finished`, `stale`, `stalled`, `starved`, `skipping`, `starting`, "
         "`degraded`, `ok`. Of several that hold, the first one is shown.",

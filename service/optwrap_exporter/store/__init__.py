@@ -1,1 +1,1 @@
-"""What is kept on disk: SQLite."""
+"""The durable store: an SQLite database."""

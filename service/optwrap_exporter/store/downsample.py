@@ -83,7 +83,7 @@ def _each(db: sqlite3.Connection, span: Span) -> list[tuple[float, Block]]:
 def _pieces(
     db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int
 ) -> Iterator[tuple[float, Block]]:
-    """The blocks with a time of each; a block that spans more than a bucket is replaced by its steps."""
+    """Blocks with their times. A block that spans more than a bucket is replaced by its steps, one block each."""
     keys = [(number, *block.low[1:]) for number, block in blocks.items() if block.low is not None]
     times = sorted(
         db.execute(

@@ -11,11 +11,11 @@ from optwrap_exporter.store import rollups
 from optwrap_exporter.store.schema import OF_RUN, used_bytes
 
 Origin = tuple[str, int, str]
-"""Whose step records they are: run, process, incarnation."""
+"""The incarnation that step records come from: run, process, incarnation."""
 
 
 def drop_records(db: sqlite3.Connection, revision: int) -> Counter[int]:
-    """Delete the step records of all changes up to a revision, and the changes.
+    """Delete all changes up to a revision, with their step records.
 
     Returns:
       How many step records were deleted, by the id of their incarnation.
@@ -57,7 +57,7 @@ def make_room(db: sqlite3.Connection, target: int, count: int) -> Mapping[Origin
 
 
 def count_not_stored(db: sqlite3.Connection, incarnation_id: int, records: int) -> Origin:
-    """Count step records of an incarnation as not stored, and return whose they are."""
+    """Count step records of an incarnation as not stored, and return their origin."""
     db.execute("UPDATE incarnation SET not_stored = not_stored + ? WHERE id = ?", (records, incarnation_id))
     run, process, incarnation = db.execute(
         "SELECT run.run, process, incarnation FROM incarnation JOIN run ON run.id = run_id WHERE incarnation.id = ?",
@@ -67,7 +67,7 @@ def count_not_stored(db: sqlite3.Connection, incarnation_id: int, records: int) 
 
 
 def last_change_before(db: sqlite3.Connection, time: float, count: int) -> int | None:
-    """The last of at most `count` oldest changes, all before `time`; None if the oldest is not."""
+    """The last revision before `time` among the `count` oldest changes; None if there is none."""
     found = None
     for revision, at in db.execute("SELECT revision, time FROM change ORDER BY revision LIMIT ?", (count,)):
         if at >= time:

@@ -1,7 +1,7 @@
 """Rollups of step records: for every SIZE step numbers the count of steps and the smallest and largest norm.
 
-They let a million steps be counted and downsampled without reading them. A NaN norm counts as infinite here, so that a
-good step with one is kept.
+With them a million steps are counted and downsampled without being read. A NaN norm counts as infinite here, so that
+downsampling keeps a good step with a NaN norm.
 """
 
 import dataclasses

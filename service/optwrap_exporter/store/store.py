@@ -34,11 +34,11 @@ _READERS: Final = 4
 _AT_ONCE: Final = 64
 """Changes, or events, deleted in one transaction. It is short, because the next report waits for it."""
 _CROWDED: Final = 0.9
-"""The part of the limit that is filled. The rest is for the fluctuations of the B-trees."""
+"""The part of the limit that is filled. The rest absorbs the growth of the B-trees."""
 _RECORD_BYTES: Final = 100
-"""Roughly the most that a step record or an offender takes."""
+"""Roughly the most bytes that a step record or an offender takes."""
 _SLICE: Final = 1 << 16
-"""Bytes beyond what is needed that are freed at once."""
+"""Bytes that are freed in addition to what is needed, so that the next reports need not free any."""
 
 _DISK_ERRORS: Final = (sqlite3.OperationalError, sqlite3.DatabaseError)
 """What a full or failing disk, or a damaged file, raises. Subclasses of these are programming errors."""
@@ -51,7 +51,7 @@ class StoreError(ExporterError):
 
 
 class StoreFullError(ExporterError):
-    """Not even the totals of a report can be stored, so nothing of it was (HTTP 503)."""
+    """The store has no room even for the totals of a report. Nothing was stored (HTTP 503)."""
 
 
 def holds_store(directory: Path) -> bool:
@@ -190,7 +190,7 @@ class Store:
         """A connection in a read transaction, so all reads see one revision."""
         db = self._readers.get()
         if db is None:
-            self._readers.put(None)  # for the next one that waits
+            self._readers.put(None)  # wakes the next reader that waits
             raise RuntimeError(f"{self._path}: the store is closed")
         try:
             db.execute("BEGIN")
@@ -225,7 +225,7 @@ class Store:
           The revision, and the plan as it was stored: without step records if there was no room for them.
 
         Raises:
-          StoreFullError: not even the totals could be stored. Nothing was.
+          StoreFullError: there is no room even for the totals. Nothing was stored.
         """
         for version in (plan, plan.without_records()):
             try:

@@ -167,7 +167,7 @@ class Rows:
             columns.norm,
             columns.mini_step,
             columns.interpolated or itertools.repeat(False),
-            strict=False,  # the last one may be endless; the wire has checked the lengths of the others
+            strict=False,  # the last column may be endless; the wire has checked the lengths of the others
         )
         rows, counted = [], []
         for step, time, outcome, finite, norm, mini_step, estimated in records:

@@ -17,7 +17,7 @@ class Acknowledgement(_Answer):
     """The answer to a report."""
 
     acknowledged: int
-    """The highest seq up to which every report from oldest_held on is stored; oldest_held - 1 if that one is not."""
+    """Every report from oldest_held to this seq is stored. It is oldest_held - 1 if that report is not stored."""
     duplicate: Annotated[SkipJsonSchema[bool], Field(exclude=True)] = False
     """Whether the report was stored before. For the exporter's own metrics; not on the wire."""
 
@@ -59,7 +59,7 @@ class ReplicaRow(_Answer):
     """One replica that was the first with non-finite gradients."""
 
     replica: int | None
-    """The replica's index. Null sums up all replicas that the client does not tell apart."""
+    """The replica's index. Null: the sum over all replicas without an entry of their own."""
     process: int | None
     """The process of its first device; null if unknown."""
     device: str | None

@@ -1,7 +1,7 @@
 """Rejects reports whose fields contradict each other, and parses the body of a report.
 
-A report can keep every single bound and still describe counts that no training run can have. Stored, it would spoil
-totals, streaks and events for good.
+Every field of a report can be within its bounds while the report as a whole describes impossible counts. If it were
+stored, totals, streaks and events would be wrong for ever.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ _REPORT: Final = TypeAdapter(Annotated[Report, AfterValidator(_checked)])
 
 
 def _check_counters(totals: Counters, at_start: Counters) -> None:
-    """No count falls, and neither parameters nor replicas were non-finite in more steps than there were."""
+    """No count is below its value in `at_start`, and no count of non-finite steps exceeds the number of steps."""
     for name in ("steps", "gradient_steps", "not_finite_steps"):
         if getattr(totals, name) < getattr(at_start, name):
             raise inconsistent(f"totals.{name}", _at_least(getattr(at_start, name)), getattr(totals, name))
@@ -52,7 +52,7 @@ def _check_counters(totals: Counters, at_start: Counters) -> None:
         if before > at_start.not_finite_steps and not saturated:
             allowed = f"at most not_finite_steps, {at_start.not_finite_steps}"
             raise inconsistent(f"at_start.parameters.{path}", allowed, before)
-    # The differences are what is added up, so they are checked too.
+    # Totals are sums of the differences, so the differences are checked too.
     steps = totals.steps - at_start.steps
     not_finite = totals.not_finite_steps - at_start.not_finite_steps
     if not_finite > steps:
@@ -63,7 +63,7 @@ def _check_counters(totals: Counters, at_start: Counters) -> None:
         return
     first = sum(one.steps for one in totals.replicas) - sum(one.steps for one in at_start.replicas)
     if first > steps:
-        allowed = f"at most {steps} steps in all: a step since at_start has one first replica"
+        allowed = f"at most {steps} steps in all: each step since at_start has at most one first replica"
         raise inconsistent("totals.replicas", allowed, first)
     for path, count in totals.parameters.items():
         most = at_start.parameters.get(path, 0) + not_finite
@@ -77,7 +77,7 @@ def _at_least(at_start: int) -> str:
 
 
 def _check_step_records(report: Report) -> None:
-    """Step records rise by step number, are of steps since `at_start`, and no outcome exceeds its count."""
+    """Step numbers rise from `at_start` to `totals`, and no outcome occurs more often than it was counted."""
     totals, at_start, records = report.totals, report.at_start, report.steps
     before = at_start.steps
     for index, step in enumerate(records.step):
@@ -88,12 +88,12 @@ def _check_step_records(report: Report) -> None:
     for outcome, count in Counter(records.outcome).items():
         counted = getattr(totals.outcomes, outcome) - getattr(at_start.outcomes, outcome)
         if count > counted:
-            allowed = f"{outcome} at most {counted} times: totals less at_start"
+            allowed = f"{outcome} at most {counted} times: its count in totals minus its count in at_start"
             raise inconsistent("steps.outcome", allowed, f"{count} times")
 
 
 def _check_offenders(report: Report) -> None:
-    """Offenders are of steps in `steps`, and each parameter of a step is there once."""
+    """Offenders belong to steps in `steps`, and each parameter occurs once in a step."""
     steps = set(report.steps.step)
     seen: set[tuple[int, str]] = set()
     for index, offender in enumerate(report.offenders):
@@ -106,7 +106,7 @@ def _check_offenders(report: Report) -> None:
 
 
 def _check_replica_records(report: Report) -> None:
-    """Replica records are of steps in `steps`, each step once, and `of` is large enough for `replica` and `count`."""
+    """Replica records belong to steps in `steps`, one to a step, and `of` is at least `replica` plus `count`."""
     steps, seen = set(report.steps.step), set[int]()
     for index, record in enumerate(report.replicas):
         if record.step not in steps or record.step in seen:

@@ -1,11 +1,11 @@
-"""The package's errors, and how a wrong request is described to its sender.
+"""The package's errors, and the description of what is wrong with a request.
 
     ExporterError
       CursorError       wire.cursor   422  a cursor is damaged or belongs to another list
-      ConflictError     ingest        409  other content is stored under this incarnation and seq
-      BusyError         ingest        429  too many reports are waiting, or too many gaps are between them
+      ConflictError     ingest        409  other content under this incarnation and seq, or another attempt
+      BusyError         ingest        429  too many reports are waiting, or the seqs have too many gaps
       ClosedError       ingest        503  the exporter is shutting down
-      StoreFullError    store.store   503  not even the totals of a report can be stored
+      StoreFullError    store.store   503  the store has no room even for the totals of a report
       StoreError        store.store   --   the data directory cannot be used: the command exits with 2
       SchemaError       store.schema  --   the database is not a store of this version: becomes a StoreError
       StartError        http.server   --   the exporter cannot listen: the command exits with 2
@@ -79,8 +79,7 @@ def field_of(location: Iterable[int | str]) -> str:
 def error_details(error: ValidationError, most: int = 20) -> list[ErrorDetail]:
     """What is wrong with a request, at most `most` entries.
 
-    A value that fits no member of a union (a norm that is neither a number nor "NaN") makes one entry, not one for each
-    member.
+    A value that fits no member of a union (a norm that is neither a number nor "NaN") makes one entry in all.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     for item in error.errors(include_url=False):

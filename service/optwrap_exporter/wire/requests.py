@@ -1,7 +1,7 @@
 """What a training process sends: the models of POST /v1/reports (docs/reference/wire.md).
 
-The models are strict: they check every bound and forbid unknown fields. `wire.consistency` checks what the fields say
-about each other; nothing after it validates again.
+The models are strict: they check every bound and forbid unknown fields. `wire.consistency` checks that fields do not
+contradict each other. No later code validates a report again.
 """
 
 from typing import Annotated, Any, Final, Self
@@ -58,7 +58,7 @@ class ReplicaSteps(_Request):
     """How often one replica was the first with non-finite gradients."""
 
     replica: ReplicaNumber | None
-    """The replica's index. Null sums up all replicas that the client does not tell apart."""
+    """The replica's index. Null: the sum over all replicas without an entry of their own."""
     process: Process | None = None
     """The process of the replica's first device; null if unknown."""
     device: Text | None = None

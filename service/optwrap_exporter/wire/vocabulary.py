@@ -57,7 +57,7 @@ SKIP_REASONS: Final[dict[Outcome, SkipReason]] = {
 ENDED: Final[frozenset[State]] = frozenset({"finished", "failed"})
 """States after which a process reports no more steps."""
 HEALTHS: Final[tuple[Health, ...]] = get_args(Health)
-"""Every health, worst first. Where several hold, the first one is shown."""
+"""Every health, worst first. If several hold, the first one is shown."""
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
 
 LARGEST: Final = 2**53
@@ -67,7 +67,7 @@ LATEST: Final = 4_102_444_800.0
 MOST_PARAMETERS: Final = 100_000
 """The most parameters in one mapping, and the most offenders, replicas or step records in one report."""
 SATURATED: Final = 2**32 - 1
-"""Where the library's counters stop. A counter that has stopped says nothing about the others."""
+"""The library\'s counters stop here. A counter that has stopped cannot be compared with the others."""
 
 _NOT_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NO_CONTROLS: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"

@@ -24,7 +24,7 @@ RunName = Annotated[Run, Path(description="The run's name.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="The most items to return.")]
 Cursor = Annotated[str | None, Query(max_length=2000, description="The cursor of the previous page.")]
 ProcessNumber = Annotated[
-    int | None, Query(ge=0, le=65535, description="The process; by default the one that stands for the run.")
+    int | None, Query(ge=0, le=65535, description="The process; by default the one whose gauges the run shows.")
 ]
 StepNumber = Annotated[int | None, Query(ge=0, le=LARGEST, description="First or last step to return.")]
 
