@@ -1,19 +1,19 @@
 """What a training step costs with optwrap's telemetry, against the same step without: ratios, from one run.
 
-    python benchmarks/bench_step.py [--quick]
+    python benchmarks/bench_step.py [--quick] [--only TEXT]
 
-Every variant trains the same parameters with the same guarded adamw, through `apply_gradients`, and one with the adamw
-alone. The variants take turns in one process, in an order that is drawn anew each round, a few steps at a time up to
-`block_until_ready`; the figures are medians over the rounds, the ratios medians of each round's own ratio. The first
-cases have tiny parameters on purpose: what is left is what the host pays for each step, which is where telemetry costs.
-The other cases are models that compute something.
+Every variant trains the same parameters with the same guarded adamw, through `apply_gradients`; some with adamw alone.
+Parameters and state are donated. The variants take turns in one process, in an order that is drawn anew each round, a
+few steps at a time up to `block_until_ready`. The figures are medians over the rounds, the ratios medians of each
+round's own ratio. The first cases have leaves of 64 values on purpose: what is left is what the host pays for each
+step, which is where telemetry costs. The other cases are models that compute something.
 
-Some ratios are printed apart, below each table: observation (the reading returned and observed, against the same
-instrumented step that returns none), instrumentation (against the same wrapper, not instrumented) and end to end (the
-whole, and the telemetry of an optimizer with no wrapper, against the step with neither wrapper nor telemetry).
+Some ratios are printed below each table: observation (the reading returned and observed, against the same instrumented
+step that returns none), instrumentation (against the same optimizer, not instrumented) and end to end (reading
+observed, against the step with neither guard nor telemetry).
 
-Beside the time there is the processor time of the whole process, which other programs disturb less, and which has the
-reporting threads in it; and XLA's own figures of the compiled step, which repeat exactly.
+Beside the time there is the CPU time of the whole process, which other programs disturb less, and which includes the
+reporting threads; and XLA's own figures of the compiled step, which repeat exactly.
 """
 
 import argparse
@@ -21,26 +21,22 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import os
-import random
 import socket
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from rich.console import Console
 from rich.table import Table
 
 import optwrap
+from benchmarks.timing import Times, cost, machine, quartiles, ratio, take_turns, temporary_bytes, wait
 from examples.demo import model, optimizer
 from examples.demo.data import Batch, Corpus
 from examples.demo.exporter import Exporter, answer
@@ -51,6 +47,7 @@ GUARDED: Final = "bare"
 UNGUARDED: Final = "no guard"
 INSTRUMENTED: Final = "instrumented, nothing returned"
 OBSERVED: Final = "reading observed"
+UNGUARDED_INSTRUMENTED: Final = "no guard, instrumented, nothing returned"
 WATCHED: Final = "no guard, reading observed"
 TINY: Final = 64
 """Values in a leaf of the cases that measure the host's part."""
@@ -72,6 +69,16 @@ class Case:
     """In a row, for each variant in each round."""
 
 
+def returned(reading: Any) -> Any:
+    """Return the reading from the step."""
+    return reading
+
+
+def debugged(reading: Any) -> None:
+    """Hand the reading to the host by JAX's usual callback."""
+    jax.debug.callback(collections.deque(maxlen=1000).append, reading)
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One way to train a case."""
@@ -79,59 +86,49 @@ class Variant:
     title: str
     endpoint: str | None = None
     """Where a Monitor reports; None: no Monitor."""
-    emit: str | None = None
-    """How a reading leaves the step: "reading", "callback", "debug.callback"; None: it does not."""
+    leave: Callable[[Any], Any] | None = None
+    """What the traced step does with its reading; the step returns the result. None: nothing."""
+    callback: bool = False
+    """Whether the step is instrumented with emit="callback"."""
     instrumented: bool = True
     guarded: bool = True
 
 
 class Trainer:
-    """A variant of a case, compiled and warm."""
+    """A variant of a case, compiled and warm.
 
-    def __init__(self, case: Case, variant: Variant, run: str, stack: contextlib.ExitStack) -> None:
+    Args:
+      case: what is trained.
+      variant: how.
+      monitor: gets the readings; from the loop, unless the variant has emit="callback".
+    """
+
+    def __init__(self, case: Case, variant: Variant, monitor: optwrap.Observer | None) -> None:
         self.variant = variant
-        self.run = run
         self.steps = 0
-        self.seconds: list[float] = []
-        """Of a step, by round."""
-        self.cpu_seconds: list[float] = []
-        """Of all threads of the process, likewise."""
-        monitor = None
-        if variant.endpoint is not None:
-            monitor = stack.enter_context(optwrap.Monitor(run=run, endpoint=variant.endpoint))
+        self.times = Times()
         tx: Any = case.tx if variant.guarded else case.unguarded
         if variant.instrumented:
-            emit = "callback" if variant.emit == "callback" else "reading"
-            tx = optwrap.instrument(tx, monitor, emit=emit)  # type: ignore[arg-type]
-        heard: collections.deque[Any] = collections.deque(maxlen=1000)
+            tx = optwrap.instrument(tx, monitor, emit="callback" if variant.callback else "reading")
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(params: Any, state: Any) -> Any:
             params, state = optwrap.apply_gradients(tx, case.gradients(params), state, params)
-            reading = None
-            if variant.emit == "reading":
-                reading = optwrap.reading(state)
-            elif variant.emit == "debug.callback":
-                jax.debug.callback(heard.append, optwrap.reading(state))
-            return params, state, reading
+            return params, state, None if variant.leave is None else variant.leave(optwrap.reading(state))
 
         self._step = step
-        self._monitor = monitor
-        self._observe = monitor.observe if monitor is not None and variant.emit == "reading" else None
+        self._observe = monitor.observe if monitor is not None and variant.leave is returned else None
         self._params = case.params()
         self._state = tx.init(self._params)
         compiled = step.lower(self._params, self._state).compile()
-        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-        # Not every backend tells; "-" then.
         self.figures = [
-            "-" if memory is None else f"{memory.temp_size_in_bytes / 1024:.0f}",
-            "-" if cost is None else f"{cost['flops'] / 1e6:.2f}",
-            "-" if cost is None else f"{cost['bytes accessed'] / 1e6:.2f}",
+            f"{temporary_bytes(compiled) / 1024:.0f}",
+            f"{cost(compiled, 'flops') / 1e6:.2f}",
+            f"{cost(compiled, 'bytes accessed') / 1e6:.2f}",
         ]
         """XLA's: temporary KiB, millions of floating-point operations, MB accessed."""
         self.train(3)
-        self.seconds.clear()
-        self.cpu_seconds.clear()
+        self.times.clear()
 
     @property
     def state_leaves(self) -> int:
@@ -141,14 +138,12 @@ class Trainer:
     def train(self, steps: int) -> None:
         """Take `steps` steps and note what one of them took."""
         params, state = self._params, self._state
-        began, cpu_began = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            params, state, reading = self._step(params, state)
-            if self._observe is not None:
-                self._observe(reading)
-        jax.block_until_ready((params, state))  # type: ignore[no-untyped-call]  # jax gives it no types
-        self.seconds.append((time.perf_counter() - began) / steps)
-        self.cpu_seconds.append((time.process_time() - cpu_began) / steps)
+        with self.times.round(steps):
+            for _ in range(steps):
+                params, state, reading = self._step(params, state)
+                if self._observe is not None:
+                    self._observe(reading)
+            wait((params, state))
         self._params, self._state = params, state
         self.steps += steps
 
@@ -158,18 +153,15 @@ def guarded() -> optax.GradientTransformation:
     return optwrap.apply_if_finite(optax.adamw(1e-3), 10)
 
 
-def leaves(count: int, values: int, steps: int) -> Case:
-    """Adam with weight decay whose state, guard included, has `count` leaves, each of `values` values or a scalar."""
-    parameters = (count - 4) // 2  # mu and nu of each; adamw's count, and apply_if_finite's three
+def leaves(count: int, steps: int) -> Case:
+    """Parameters of `count` leaves of 64 values each, with little to compute."""
     tx = guarded()
 
     def params() -> Any:
-        return {f"layer_{i:03}": jnp.full(values, 1.0 + i) for i in range(parameters)}
+        return {f"layer_{i:03}": jnp.full(TINY, 1.0 + i) for i in range(count)}
 
-    assert len(jax.tree.leaves(tx.init(params()))) == count
-    size = "" if values == TINY else f", {parameters * values / 1e6:.1f} million parameters"
     return Case(
-        f"{count} state leaves{size}",
+        f"{count} leaves of {TINY} values",
         tx,
         optax.adamw(1e-3),
         params,
@@ -191,10 +183,10 @@ def transformer(steps: int) -> Case:
     return Case("the demo's transformer", tx, optimizer.bare(FULL), lambda: model.init(0, shape), gradients, steps)
 
 
-def perceptron(width: int, layers: int, steps: int) -> Case:
-    """A multi-layer perceptron, forward and backward, over a batch of 64."""
+def perceptron(width: int, layers: int, steps: int, batch_size: int = 64) -> Case:
+    """A multi-layer perceptron, forward and backward, over one batch."""
     keys = jax.random.split(jax.random.key(0), layers + 1)
-    batch = jax.random.normal(keys[-1], (64, width))
+    batch = jax.random.normal(keys[-1], (batch_size, width))
 
     def params() -> Any:
         return {
@@ -231,37 +223,49 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
             Variant(GUARDED, instrumented=False),
             Variant(UNGUARDED, instrumented=False, guarded=False),
             Variant(INSTRUMENTED),
-            Variant(OBSERVED, endpoint, "reading"),
-            Variant(WATCHED, endpoint, "reading", guarded=False),
-            Variant("reading observed, exporter absent", absent, "reading"),
-            Variant("reading observed, exporter hangs", hanging, "reading"),
-            Variant('emit="callback"', endpoint, "callback"),
-            Variant("jax.debug.callback of the reading", None, "debug.callback"),
+            Variant(UNGUARDED_INSTRUMENTED, guarded=False),
+            Variant(OBSERVED, endpoint, returned),
+            Variant(WATCHED, endpoint, returned, guarded=False),
+            Variant("reading observed, exporter absent", absent, returned),
+            Variant("reading observed, exporter hangs", hanging, returned),
+            Variant('emit="callback"', endpoint, callback=True),
+            Variant("jax.debug.callback of the reading", None, debugged),
         ]
-        trainers = [Trainer(case, variant, f"{run}-{i}", stack) for i, variant in enumerate(variants)]
-        order = random.Random(0)
+        runs = {f"{run}-{i}": variant for i, variant in enumerate(variants)}
+        trainers = {}
+        for name, variant in runs.items():
+            monitor = None
+            if variant.endpoint is not None:
+                monitor = stack.enter_context(optwrap.Monitor(run=name, endpoint=variant.endpoint))
+            trainers[name] = Trainer(case, variant, monitor)
         until = time.monotonic() + seconds
-        while time.monotonic() < until or len(trainers[0].seconds) < MIN_ROUNDS:
-            for trainer in order.sample(trainers, len(trainers)):
-                trainer.train(case.steps)
-    show(case, trainers, console)
-    for trainer in trainers:
+        take_turns(
+            {name: functools.partial(trainer.train, case.steps) for name, trainer in trainers.items()},
+            lambda rounds: rounds >= MIN_ROUNDS and time.monotonic() >= until,
+        )
+    show(case, list(trainers.values()), console)
+    for name, trainer in trainers.items():
         if trainer.variant.endpoint == endpoint:
-            told = answer(endpoint, trainer.run)
-            missing = told["dropped"]["steps"] + told["dropped"]["not_stored"]
-            console.print(f"{trainer.variant.title}: {told['totals']['steps']} of {trainer.steps} steps arrived, "
-                          f"{missing} step records were dropped")  # fmt: skip
-            if told["totals"]["steps"] != trainer.steps:
-                sys.exit("bench_step: the exporter's total is not the number of steps trained")
+            check_arrived(endpoint, name, trainer, console)
+
+
+def check_arrived(endpoint: str, run: str, trainer: Trainer, console: Console) -> None:
+    """Exit if the exporter has not counted exactly the steps trained."""
+    told = answer(endpoint, run)
+    missing = told["dropped"]["steps"] + told["dropped"]["not_stored"]
+    console.print(f"{trainer.variant.title}: {told['totals']['steps']} of {trainer.steps} steps arrived, "
+                  f"{missing} step records were dropped", highlight=False)  # fmt: skip
+    if told["totals"]["steps"] != trainer.steps:
+        sys.exit(f"{trainer.variant.title}: the exporter's total is not the number of steps trained")
 
 
 def show(case: Case, trainers: list[Trainer], console: Console) -> None:
     """The table of one case."""
     bare = trainers[0]
-    table = Table(title=f"{case.title}; {len(bare.seconds)} rounds of {case.steps} steps", title_justify="left")
+    table = Table(title=f"{case.title}; {len(bare.times.seconds)} rounds of {case.steps} steps", title_justify="left")
     table.add_column("step")
     for heading in (
-        "leaves",
+        "state leaves",
         "ms",
         "ratio",
         "its quartiles",
@@ -273,38 +277,32 @@ def show(case: Case, trainers: list[Trainer], console: Console) -> None:
     ):
         table.add_column(heading, justify="right")
     for trainer in trainers:
-        low, middle, high = ratios(trainer.seconds, bare.seconds)
+        low, middle, high = quartiles(trainer.times.seconds, bare.times.seconds)
         table.add_row(
             trainer.variant.title,
             f"{trainer.state_leaves}",
-            f"{statistics.median(trainer.seconds) * 1e3:.3f}",
+            f"{trainer.times.ms:.3f}",
             f"{middle:.2f}",
             f"{low:.2f} to {high:.2f}",
-            f"{statistics.median(trainer.cpu_seconds) * 1e3:.3f}",
-            f"{ratios(trainer.cpu_seconds, bare.cpu_seconds)[1]:.2f}",
+            f"{trainer.times.cpu_ms:.3f}",
+            f"{quartiles(trainer.times.cpu_seconds, bare.times.cpu_seconds)[1]:.2f}",
             *trainer.figures,
         )
     console.print(table)
-    by_title = {trainer.variant.title: trainer for trainer in trainers}
+    times = {trainer.variant.title: trainer.times for trainer in trainers}
     for what, ours, baseline in (
         ("observation", OBSERVED, INSTRUMENTED),
         ("instrumentation", INSTRUMENTED, GUARDED),
+        ("instrumentation, without a guard", UNGUARDED_INSTRUMENTED, UNGUARDED),
         ("end to end", OBSERVED, UNGUARDED),
         ("end to end, without a guard", WATCHED, UNGUARDED),
     ):
-        low, middle, high = ratios(by_title[ours].seconds, by_title[baseline].seconds)
-        cpu = ratios(by_title[ours].cpu_seconds, by_title[baseline].cpu_seconds)[1]
-        more = statistics.median(by_title[ours].seconds) - statistics.median(by_title[baseline].seconds)
+        cpu = quartiles(times[ours].cpu_seconds, times[baseline].cpu_seconds)[1]
         console.print(
-            f"{what}: {middle:.3f} ({low:.3f} to {high:.3f}), processor time {cpu:.3f}, {more * 1e3:+.3f} ms: "
-            f"{ours} against {baseline}",
+            f"{what}: {ratio(times[ours].seconds, times[baseline].seconds)}, CPU time {cpu:.3f}, "
+            f"{times[ours].ms - times[baseline].ms:+.3f} ms: {ours} against {baseline}",
             highlight=False,
         )
-
-
-def ratios(ours: list[float], bare: list[float]) -> list[float]:
-    """Quartiles of each round's own ratio: what slows the machine for a while slows both halves of it."""
-    return statistics.quantiles((np.array(ours) / np.array(bare)).tolist(), n=4)
 
 
 def main() -> None:
@@ -316,17 +314,12 @@ def main() -> None:
     options = parser.parse_args()
     seconds = options.seconds or (2.0 if options.quick else 15.0)
     if options.quick:
-        cases = [leaves(10, TINY, 20), leaves(50, TINY, 20)]
+        cases = [leaves(10, 20), leaves(50, 20)]
     else:
-        cases = [leaves(count, TINY, 20) for count in (10, 50, 200, 600)]
+        cases = [leaves(count, 20) for count in (3, 10, 50, 200, 600)]
         cases += [perceptron(16, 2, 20), perceptron(512, 4, 10), perceptron(1024, 10, 3), transformer(5)]
     console = Console(width=150)
-    device = jax.devices()[0]
-    console.print(
-        f"jax {jax.__version__}, optax {optax.__version__}, optwrap {version('optwrap')}, {device.platform} "
-        f"({device.device_kind}), {os.cpu_count()} CPU cores",
-        highlight=False,
-    )
+    console.print(machine(), highlight=False)
     with tempfile.TemporaryDirectory() as directory, Exporter("127.0.0.1:0", Path(directory)) as exporter:
         for number, case in enumerate(case for case in cases if options.only in case.title):
             measure(case, exporter.endpoint, seconds, f"case-{number}", console)

@@ -14,10 +14,6 @@ It runs on whatever device JAX finds.
 import argparse
 import dataclasses
 import functools
-import os
-import random
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -28,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 import optwrap
+from benchmarks.timing import MIB, Times, cost, machine, ratio, take_turns, temporary_bytes, wait
 
 K: Final = 8
 """Mini-steps per window."""
 WARM_UP: Final = 2
 """Windows that are not measured."""
-MIB: Final = 2**20
 
 Build = Callable[[Any, optax.GradientTransformation], optax.GradientTransformation]
 
@@ -100,16 +96,17 @@ FORMS: Final = ("bare", "optax", "update", "apply_gradients", "instrumented")
 class Trainer:
     """One form of a case, compiled, and its training under way."""
 
-    def __init__(self, case: Case, form: str, values: int) -> None:
+    def __init__(self, case: Case, form: str, gradients: Any) -> None:
         inner = optax.adamw(1e-3)
         transformation = inner if form == "bare" else case.build(optax if form == "optax" else optwrap, inner)
         if form == "instrumented":
             transformation = optwrap.instrument(transformation)
-        self._params: Any = tree(values, case.leaves, seed=0)
+        self._params: Any = tree(case.values, case.leaves, seed=0)
         if case.pair and form != "bare":
             pair = optax.LookaheadParams.init_synced(self._params)
             self._params = jax.tree.map(jnp.copy, pair)  # what is donated must not be there twice
         self._state = jax.jit(transformation.init)(self._params)
+        self._gradients = gradients
 
         # Results in the order of what is donated: JAX pairs them by it.
         @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -119,30 +116,28 @@ class Trainer:
             updates, state = transformation.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        like = self._params.fast if isinstance(self._params, optax.LookaheadParams) else self._params
-        self._step = step.lower(self._params, self._state, like).compile()
-        self.seconds: list[float] = []
-        """Of a step, by measured round."""
+        self._step = step.lower(self._params, self._state, gradients).compile()
+        self.times = Times()
+        for _ in range(WARM_UP):
+            self.window()
+        self.times.clear()
 
-    def window(self, gradients: Any) -> float:
-        """Train K steps; seconds per step."""
-        start = time.perf_counter()
-        for _ in range(K):
-            self._params, self._state = self._step(self._params, self._state, gradients)
-        jax.block_until_ready((self._params, self._state))  # type: ignore[no-untyped-call]  # jax gives it no types
-        return (time.perf_counter() - start) / K
+    def window(self) -> None:
+        """Train K steps, and note what one of them took."""
+        with self.times.round(K):
+            for _ in range(K):
+                self._params, self._state = self._step(self._params, self._state, self._gradients)
+            wait((self._params, self._state))
 
     @property
     def temporary(self) -> float:
         """MiB of temporary values that XLA allots to the step."""
-        figures = self._step.memory_analysis()
-        return float("nan") if figures is None else float(figures.temp_size_in_bytes) / MIB  # not every backend tells
+        return temporary_bytes(self._step) / MIB
 
     @property
     def accessed(self) -> float:
         """MiB that the step reads and writes if every branch is taken."""
-        figures = self._step.cost_analysis()
-        return float("nan") if figures is None else float(figures["bytes accessed"]) / MIB
+        return cost(self._step, "bytes accessed") / MIB
 
 
 def tree(values: int, leaves: int, seed: int) -> dict[str, jax.Array]:
@@ -153,42 +148,38 @@ def tree(values: int, leaves: int, seed: int) -> dict[str, jax.Array]:
     return {f"w{i:04}": jax.random.normal(key, shape) for i, key in enumerate(keys)}
 
 
-def measure(case: Case, quick: bool, rounds: int) -> dict[str, Trainer]:
+def gradients_of(case: Case, form: str) -> Any:
+    """The gradients of every step; those of the bare form have no NaN."""
+    gradients = tree(case.values, case.leaves, seed=1)
+    if case.bad and form != "bare":
+        return {
+            name: leaf.at[0].set(jnp.nan) if name.startswith(case.bad) else leaf for name, leaf in gradients.items()
+        }
+    return gradients
+
+
+def measure(case: Case, rounds: int) -> dict[str, Trainer]:
     """Every form of a case, after its rounds."""
-    values = case.quick if quick else case.values
-    gradients = tree(values, case.leaves, seed=1)
-    bad = {
-        name: leaf.at[0].set(jnp.nan) if case.bad and name.startswith(case.bad) else leaf
-        for name, leaf in gradients.items()
-    }
-    trainers = {form: Trainer(case, form, values) for form in FORMS}
-    order = list(trainers.items())
-    for turn in range(WARM_UP + rounds):
-        random.shuffle(order)
-        for form, trainer in order:
-            seconds = trainer.window(bad if form != "bare" else gradients)
-            if turn >= WARM_UP:
-                trainer.seconds.append(seconds)
+    bare, others = gradients_of(case, "bare"), gradients_of(case, "optax")
+    trainers = {form: Trainer(case, form, bare if form == "bare" else others) for form in FORMS}
+    take_turns({form: trainer.window for form, trainer in trainers.items()}, lambda done: done >= rounds)
     return trainers
-
-
-def ratio(trainers: Mapping[str, Trainer], form: str, baseline: str) -> str:
-    """The median of each round's ratio, with its quartiles."""
-    rounds = zip(trainers[form].seconds, trainers[baseline].seconds, strict=True)
-    low, middle, high = statistics.quantiles([seconds / base for seconds, base in rounds], n=4)
-    return f"{middle:.3f} ({low:.2f} to {high:.2f})"
 
 
 def rows(name: str, trainers: Mapping[str, Trainer]) -> Sequence[tuple[str, ...]]:
     """The table's rows of a case."""
+
+    def of(form: str, baseline: str) -> str:
+        return ratio(trainers[form].times.seconds, trainers[baseline].times.seconds)
+
     return [
         (
             name if form == FORMS[0] else "",
             form,
-            f"{statistics.median(trainer.seconds) * 1e3:.2f}",
-            "" if form in ("bare", "optax") else ratio(trainers, form, "optax"),
-            "" if form == "bare" else ratio(trainers, form, "bare"),
-            ratio(trainers, form, "apply_gradients") if form == "instrumented" else "",
+            f"{trainer.times.ms:.2f}",
+            "" if form in ("bare", "optax") else of(form, "optax"),
+            "" if form == "bare" else of(form, "bare"),
+            of(form, "apply_gradients") if form == "instrumented" else "",
             f"{trainer.temporary:.0f}",
             f"{trainer.accessed:.0f}",
         )
@@ -220,14 +211,13 @@ def main() -> None:
         table.add_column(heading, justify="right")
     for place, (name, case) in enumerate(chosen.items(), start=1):
         console.print(f"{place} of {len(chosen)}: {name}", highlight=False)
-        for row in rows(name, measure(case, options.quick, rounds)):
+        sized = dataclasses.replace(case, values=case.quick) if options.quick else case
+        for row in rows(name, measure(sized, rounds)):
             table.add_row(*row)
         table.add_section()
     console.print(table)
-    device = jax.devices()[0]
     console.print(
-        f"medians of {rounds} rounds' ratios (quartiles); jax {jax.__version__}, optax {optax.__version__}, "
-        f"{device.platform} ({device.device_kind}), {os.cpu_count()} CPU cores; {K} steps a round",
+        f"medians of {rounds} rounds' ratios (quartiles); {machine()}; {K} steps a round",
         highlight=False,
     )
 
