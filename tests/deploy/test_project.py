@@ -30,8 +30,8 @@ def test_every_file_of_these_kinds_has_a_schema_here() -> None:
 
 @pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
 def test_a_file_is_valid_by_its_schema(path: Path) -> None:
-    program = Path(sys.executable).with_name("check-jsonschema")
-    command = [program, "--builtin-schema", f"vendor.{SCHEMAS[path]}", "--default-filetype", "yaml", path]
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
+    command = [program, "--builtin-schema", f"vendor.{SCHEMAS[path]}", "--default-filetype", "yaml", str(path)]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 
@@ -59,9 +59,10 @@ def test_pre_commit_calls_programs_that_set_up_installed() -> None:
     assert {hook["language"] for hook in HOOKS} == {"system"}
     targets = (ROOT / "Makefile").read_text()
     for hook in HOOKS:
-        program, argument, *_ = [*hook["entry"].split(), ""]
+        entry: list[str] = hook["entry"].split()
+        program = entry[0]
         if program == "make":
-            assert f"\n{argument}:" in targets
+            assert f"\n{entry[1]}:" in targets
         else:
             assert Path(sys.executable).with_name(Path(program).name).exists(), program
 

@@ -109,7 +109,7 @@ def test_every_declared_need_is_pinned_at_the_version_installed() -> None:
     """constraints.txt names all that set-up installs, so that nothing comes at a version nobody chose."""
     lines = [Requirement(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
     here = [line for line in lines if line.marker is None or line.marker.evaluate()]
-    pinned = {canonicalize_name(line.name): str(line.specifier) for line in here}
+    pinned: dict[str, str] = {canonicalize_name(line.name): str(line.specifier) for line in here}
     groups = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["dependency-groups"]
     declared = needs(["optwrap[exporter]", "pip", *groups["dev"], *groups["docs"]]) - {"optwrap", "optwrap-exporter"}
     assert {name: f"=={metadata.version(name)}" for name in declared} == {name: pinned.get(name) for name in declared}
