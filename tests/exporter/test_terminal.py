@@ -164,7 +164,7 @@ def test_more_runs_than_a_page_are_all_shown(site: Served, capsys: pytest.Captur
 
 def test_a_server_that_is_not_an_exporter_is_an_error(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["status", f"{site.url}/page"]) == 2
-    assert "not an optwrap exporter" in capsys.readouterr().err
+    assert "expected the answer of an optwrap exporter" in capsys.readouterr().err
 
 
 def test_control_characters_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,9 @@ class Exporter:
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise Unreachable(f"{self._url}{path} answered {answer.status_code}: this is not an optwrap exporter")
+            raise Unreachable(
+                f"{self._url}{path} answered {answer.status_code}: expected the answer of an optwrap exporter"
+            )
         return body
 
     def _items(self, path: str) -> Iterator[Json]:

@@ -1,4 +1,4 @@
-"""Renders runs for a terminal: one line each, the first non-finite parameters of ill runs, and the last events."""
+"""Renders runs for a terminal: one line each, the first parameters of unhealthy runs, and the last events."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -69,13 +69,13 @@ def advance(
         cleared=old.cleared,
     )
     advanced = dataclasses.replace(after, conditions=conditions)
-    if before is not None and _ill(before, now, listening) and not _ill(advanced, now, listening):
+    if before is not None and _unhealthy(before, now, listening) and not _unhealthy(advanced, now, listening):
         conditions = dataclasses.replace(conditions, cleared=now)
         advanced = dataclasses.replace(after, conditions=conditions)
     return advanced
 
 
-def _ill(process: ProcessState, now: float, listening: float) -> bool:
+def _unhealthy(process: ProcessState, now: float, listening: float) -> bool:
     return of_process(process, now, listening).health != "ok"
 
 

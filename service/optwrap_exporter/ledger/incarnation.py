@@ -54,7 +54,7 @@ class StepSpan(NamedTuple):
     last: int
 
     def joined(self, other: "StepSpan") -> "StepSpan":
-        """From the first to the last step of both."""
+        """The span that covers both."""
         return StepSpan(min(self.first, other.first), max(self.last, other.last))
 
 
@@ -157,7 +157,7 @@ class IncarnationState:
         )
 
     def changed_parameters(self, before: "IncarnationState | None") -> list[str]:
-        """Parameters whose row differs from the one in `before`, in the tree's order as far as it is known."""
+        """Parameters whose counts differ from those in `before`, in the tree's order if it is known."""
         old = before or _EMPTY
         paths: dict[str, None] = {}
         for mine, theirs in (

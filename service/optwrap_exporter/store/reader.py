@@ -84,7 +84,7 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
 def _sampled(
     db: sqlite3.Connection, span: Span, blocks: dict[int, rollups.Block], buckets: int, axis: Axis
 ) -> list[_Row]:
-    """The good steps with the smallest and the largest norm of each of at most `buckets` buckets."""
+    """Good steps, downsampled: those with the smallest and the largest norm of each bucket."""
     if buckets < 1:
         return []
     joined = (downsample.along_time if axis == "time" else downsample.along_steps)(db, span, blocks, buckets)

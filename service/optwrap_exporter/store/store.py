@@ -60,7 +60,7 @@ def holds_store(directory: Path) -> bool:
 
 
 class Store:
-    """Everything durable. Close it, or use it as a context manager.
+    """The store of one exporter. Close it, or use it as a context manager.
 
     Args:
       directory: created with mode 0700 if it is missing. It is locked: another exporter cannot use it.

@@ -37,7 +37,7 @@ class Rows:
         self._incarnations.clear()
 
     def runs(self) -> Iterator[RunState]:
-        """Every run in its last written state."""
+        """Every run, in the state that was written last."""
         return _runs(self._db)
 
     def digest(self, report: Report) -> bytes | None:
