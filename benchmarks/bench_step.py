@@ -1,19 +1,19 @@
-"""What a training step costs with optwrap's telemetry, against the same step without: ratios, from one run.
+"""Measures the cost of optwrap's telemetry: the time of a training step with it, as a ratio to the step without.
 
     python benchmarks/bench_step.py [--quick]
 
-Every variant trains the same parameters with the same guarded adamw, through `apply_gradients`, and one with the adamw
-alone. The variants take turns in one process, in an order that is drawn anew each round, a few steps at a time up to
-`block_until_ready`; the figures are medians over the rounds, the ratios medians of each round's own ratio. The first
-cases have tiny parameters on purpose: what is left is what the host pays for each step, which is where telemetry costs.
-The other cases are models that compute something.
+All variants train the same parameters through `apply_gradients`, with the same guarded adamw; one has no guard. The
+variants take turns in one process, a few steps at a time up to `block_until_ready`, in a random order in each round.
+The times are medians over the rounds, and the ratios are medians of the ratios in each round. The first cases have tiny
+parameters, so that they measure the host's work for each step, where telemetry costs most. The other cases are models
+that compute something.
 
-Some ratios are printed apart, below each table: observation (the reading returned and observed, against the same
-instrumented step that returns none), instrumentation (against the same wrapper, not instrumented) and end to end (the
-whole, and the telemetry of an optimizer with no wrapper, against the step with neither wrapper nor telemetry).
+Three ratios are printed below each table. Observation: a step whose reading is returned and observed, against the same
+instrumented step that returns none. Instrumentation: against the same wrapper without it. End to end: wrapper and
+telemetry, and telemetry alone, against the step with neither.
 
-Beside the time there is the processor time of the whole process, which other programs disturb less, and which has the
-reporting threads in it; and XLA's own figures of the compiled step, which repeat exactly.
+The tables also have the processor time of the whole process, which other programs disturb less, and which includes the
+reporting threads; and XLA's figures for the compiled step, which are the same in every run.
 """
 
 import argparse
@@ -53,12 +53,12 @@ INSTRUMENTED: Final = "instrumented, nothing returned"
 OBSERVED: Final = "reading observed"
 WATCHED: Final = "no guard, reading observed"
 TINY: Final = 64
-"""Values in a leaf of the cases that measure the host's part."""
+"""Values per leaf in the cases that measure the host's work."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """A model with its optimizer and data."""
 
     title: str
     tx: optax.GradientTransformation
@@ -86,7 +86,7 @@ class Variant:
 
 
 class Trainer:
-    """A variant of a case, compiled and warm."""
+    """A variant of a case, compiled and warmed up."""
 
     def __init__(self, case: Case, variant: Variant, run: str, stack: contextlib.ExitStack) -> None:
         self.variant = variant
@@ -122,7 +122,7 @@ class Trainer:
         self._state = tx.init(self._params)
         compiled = step.lower(self._params, self._state).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-        # Not every backend tells; "-" then.
+        # Not every backend has these figures; "-" then.
         self.figures = [
             "-" if memory is None else f"{memory.temp_size_in_bytes / 1024:.0f}",
             "-" if cost is None else f"{cost['flops'] / 1e6:.2f}",
@@ -139,7 +139,7 @@ class Trainer:
         return len(jax.tree.leaves(self._state))
 
     def train(self, steps: int) -> None:
-        """Take `steps` steps and note what one of them took."""
+        """Take `steps` steps, and record the mean time of one."""
         params, state = self._params, self._state
         began, cpu_began = time.perf_counter(), time.process_time()
         for _ in range(steps):
@@ -160,7 +160,9 @@ def guarded() -> optax.GradientTransformation:
 
 def leaves(count: int, values: int, steps: int) -> Case:
     """Adam with weight decay whose state, guard included, has `count` leaves, each of `values` values or a scalar."""
-    parameters = (count - 4) // 2  # mu and nu of each; adamw's count, and apply_if_finite's three
+    parameters = (
+        count - 4
+    ) // 2  # mu and nu of each leaf, the count of adamw, and the three scalars of apply_if_finite
     tx = guarded()
 
     def params() -> Any:
@@ -215,7 +217,7 @@ def perceptron(width: int, layers: int, steps: int) -> Case:
 
 @contextlib.contextmanager
 def nobody() -> Iterator[tuple[str, str]]:
-    """Two endpoints: where nobody listens, and where connections are taken and never answered."""
+    """Two endpoints: a port on which nobody listens, and one that accepts connections and never answers."""
     with socket.socket() as absent, socket.socket() as hanging:
         for sock in (absent, hanging):
             sock.bind(("127.0.0.1", 0))
@@ -224,7 +226,7 @@ def nobody() -> Iterator[tuple[str, str]]:
 
 
 def measure(case: Case, endpoint: str, seconds: float, run: str, console: Console) -> None:
-    """Train every variant of `case` in turns for so long, print the table, and check that everything arrived."""
+    """Train every variant of `case` in turns for some seconds, print the table, and check that everything arrived."""
     with contextlib.ExitStack() as stack:
         absent, hanging = stack.enter_context(nobody())
         variants = [
@@ -303,7 +305,7 @@ def show(case: Case, trainers: list[Trainer], console: Console) -> None:
 
 
 def ratios(ours: list[float], bare: list[float]) -> list[float]:
-    """Quartiles of each round's own ratio: what slows the machine for a while slows both halves of it."""
+    """Quartiles of the ratios in each round. Other load on the machine slows both times of a round alike."""
     return statistics.quantiles((np.array(ours) / np.array(bare)).tolist(), n=4)
 
 

@@ -1,14 +1,14 @@
-"""What a step under each wrapper costs against the same under optax's, and against no wrapper: ratios, from one run.
+"""Measures the time of a step under each wrapper, as a ratio to optax's wrapper and to no wrapper.
 
     python benchmarks/bench_wrappers.py [--quick] [--only NAME] [--rounds N]
 
-Every case trains the same float32 parameters with adamw, gradients given, parameters and state donated, in up to five
-forms: with no wrapper at all (bare), under optax's wrapper, under optwrap's by `update` and `apply_updates`, under
-optwrap's by `apply_gradients`, and the last instrumented. The forms take turns in one process, one window of K steps at
-a time, in an order that is drawn anew each round; a time is that of a step, averaged over its window, the median over
-the rounds, and a ratio the median of the rounds' own ratios. XLA's own figures of the compiled step, which repeat
-exactly, stand beside the times: memory for temporary values, and bytes read and written if every branch were taken.
-It runs on whatever device JAX finds.
+Every case trains the same float32 parameters with adamw. The gradients are inputs, and parameters and state are
+donated. There are up to five forms: no wrapper (bare), optax's wrapper, optwrap's with `update` and `apply_updates`,
+optwrap's with `apply_gradients`, and the last one instrumented. The forms take turns in one process, one window of K
+steps at a time, in a random order in each round. A time is the mean of a step in its window, and the median over the
+rounds. A ratio is the median of the ratios in each round. The table also has XLA's figures for the compiled step, which
+are the same in every run: memory for temporary values, and bytes read and written if every branch were taken. It runs
+on any device.
 """
 
 import argparse
@@ -98,7 +98,7 @@ FORMS: Final = ("bare", "optax", "update", "apply_gradients", "instrumented")
 
 
 class Trainer:
-    """One form of a case, compiled, and its training under way."""
+    """One form of a case, compiled, with the current parameters and state of its training."""
 
     def __init__(self, case: Case, form: str, values: int) -> None:
         inner = optax.adamw(1e-3)
@@ -108,10 +108,10 @@ class Trainer:
         self._params: Any = tree(values, case.leaves, seed=0)
         if case.pair and form != "bare":
             pair = optax.LookaheadParams.init_synced(self._params)
-            self._params = jax.tree.map(jnp.copy, pair)  # what is donated must not be there twice
+            self._params = jax.tree.map(jnp.copy, pair)  # an array must not be donated twice
         self._state = jax.jit(transformation.init)(self._params)
 
-        # Results in the order of what is donated: JAX pairs them by it.
+        # Results in the order of the donated arguments, because JAX matches them by order.
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
             if form in ("apply_gradients", "instrumented"):
@@ -134,9 +134,11 @@ class Trainer:
 
     @property
     def temporary(self) -> float:
-        """MiB of temporary values that XLA allots to the step."""
+        """MiB of temporary values that XLA allocates for the step."""
         figures = self._step.memory_analysis()
-        return float("nan") if figures is None else float(figures.temp_size_in_bytes) / MIB  # not every backend tells
+        return (
+            float("nan") if figures is None else float(figures.temp_size_in_bytes) / MIB
+        )  # not every backend has these figures
 
     @property
     def accessed(self) -> float:
@@ -154,7 +156,7 @@ def tree(values: int, leaves: int, seed: int) -> dict[str, jax.Array]:
 
 
 def measure(case: Case, quick: bool, rounds: int) -> dict[str, Trainer]:
-    """Every form of a case, after its rounds."""
+    """Run every form of a case for some rounds; returns them."""
     values = case.quick if quick else case.values
     gradients = tree(values, case.leaves, seed=1)
     bad = {
