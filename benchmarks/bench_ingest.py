@@ -1,8 +1,8 @@
-"""How many reports a second one exporter takes, end to end, against what its HTTP server answers without taking any.
+"""Measures how many reports per second one exporter stores, and how many requests per second its HTTP server answers.
 
-Real exporter process, real store on disk, loopback; each client is a process of its own with one connection that it
-keeps, sending the next report when the last is acknowledged, as a Monitor does. Every report brings STEPS step records,
-one of them bad. At the end the totals that the exporter answers must be those that were sent.
+The exporter is a real process with its store on disk, over loopback. Each client is a process with one open connection,
+and sends a report when the last one is acknowledged, as a Monitor does. Every report has STEPS step records, one of
+them bad. At the end the exporter's totals must be equal to those that were sent.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def report(client: int, seq: int) -> bytes:
 
 
 def post(connection: http.client.HTTPConnection, body: bytes) -> None:
-    """Send a report until it is taken; an exporter that asks to wait is waited for."""
+    """Send a report until it is stored, and wait whenever the exporter answers with Retry-After."""
     while True:
         connection.request("POST", "/v1/reports", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
@@ -93,7 +93,7 @@ def post(connection: http.client.HTTPConnection, body: bytes) -> None:
 
 
 def send(port: int, client: int, count: int, ready: multiprocessing.synchronize.Barrier) -> None:
-    """One client: `count` reports made beforehand, then sent one after the other."""
+    """One client: makes `count` reports, then sends them one after the other."""
     bodies = [report(client, seq) for seq in range(1, count + 1)]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.connect()
@@ -105,7 +105,7 @@ def send(port: int, client: int, count: int, ready: multiprocessing.synchronize.
 
 @contextlib.contextmanager
 def exporter() -> Iterator[int]:
-    """An exporter on a directory that is thrown away; its port."""
+    """Runs an exporter with its store in a temporary directory; yields its port."""
     with tempfile.TemporaryDirectory() as directory:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTWRAP_")}
         command = [
@@ -131,7 +131,7 @@ def exporter() -> Iterator[int]:
 
 
 def answers_per_second(port: int, path: str, count: int) -> float:
-    """Answers to GET `path` over one connection, a second: what HTTP alone costs here."""
+    """Answers per second to GET `path` over one connection: the cost of HTTP alone."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     begun = time.perf_counter()
     for _ in range(count):
@@ -141,7 +141,7 @@ def answers_per_second(port: int, path: str, count: int) -> float:
 
 
 def reports_per_second(port: int, first: int, clients: int, count: int) -> float:
-    """Reports taken a second, `count` from each of `clients` at once; checks that all of them arrived."""
+    """Reports stored per second, `count` from each of `clients` at once; checks that all of them arrived."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(clients + 1)
     numbers = range(first, first + clients)

@@ -1,4 +1,4 @@
-"""The time from the end of a bad step on the device to its event in the exporter's answer.
+"""Measures the time from the end of a bad step on the device to its event in the exporter's answer.
 
     python benchmarks/bench_latency.py [--steps N]
 

@@ -33,7 +33,7 @@ WATCH = """(wanted) => {
 
 
 def fill(url: str, run: str, steps: int, bad: int) -> list[int]:
-    """Report a run of steps of 0.1 s in accumulation windows of four; return its bad steps."""
+    """Report a run with steps of 0.1 s in accumulation windows of four; return its bad steps."""
     clock = TurnedClock()
     training = Reporter(Job(run=run, clock=clock, interval=3600.0), url)
     training.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
@@ -58,7 +58,7 @@ def fill(url: str, run: str, steps: int, bad: int) -> list[int]:
 
 
 def opened(browser: Browser, address: str, marks: list[int]) -> float:
-    """Seconds until the page shows all these bad steps."""
+    """Seconds until the page shows all of these bad steps."""
     context = browser.new_context(viewport=DESK)  # type: ignore[arg-type]  # playwright's TypedDict
     page = context.new_page()
     page.add_init_script(f"({WATCH})({len(marks)})")

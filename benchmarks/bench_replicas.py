@@ -1,7 +1,7 @@
-"""What it costs a data-parallel step to ask each replica whether its own gradients are finite.
+"""Measures the cost of `replica_flags` in a data-parallel step.
 
-The same instrumented step under `shard_map`, with `replica_flags` and without, in turns; and XLA's own figures of both,
-which repeat exactly. The devices are simulated ones of a CPU.
+Runs the same instrumented step under `shard_map`, with `replica_flags` and without, in turns. Also prints XLA's figures
+for both programs, which are the same in every run. The devices are simulated on a CPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CASES: Final = {2: (4_000_000, 64), 8: (1_000_000, 50)}
 
 
 def stepped(tx: Any, mesh: Mesh, *, asking: bool) -> Any:
-    """The step, its state and parameters donated; gradients are the parameters, times the replica's own number."""
+    """The step, with state and parameters donated. Its gradients are the parameters times the replica's index."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P())

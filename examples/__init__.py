@@ -1,1 +1,1 @@
-"""Ways of using optwrap, each a program of its own."""
+"""Examples of optwrap. Each is a program."""

@@ -1,7 +1,7 @@
-"""The step reports by itself, through a host callback: the loop stays as it is.
+"""The step reports through a host callback, and the training loop does not change.
 
-Run it with `python -m examples.host_callback`. With an exporter on this machine (`optwrap-exporter`) it can be
-watched, as the run "host-callback"; without one it trains all the same.
+Run it with `python -m examples.host_callback`. If an exporter (`optwrap-exporter`) runs on this machine, its page shows
+the run "host-callback". The training does not need one.
 """
 
 import functools
@@ -26,7 +26,7 @@ def loss(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def main() -> None:
-    """Train for STEPS mini-steps, two to a step of the optimizer, and say what became of them."""
+    """Train for STEPS mini-steps, two per optimizer step, and print how many steps were taken."""
     rng = np.random.default_rng(0)
     params: Any = {
         "hidden": {"w": rng.normal(size=(4, 32)).astype(np.float32), "b": np.zeros(32, np.float32)},
@@ -52,7 +52,7 @@ def main() -> None:
                 y[0] = np.nan
             params, opt_state, value = step(params, opt_state, x, y)
 
-        last = float(value)  # waits for the last step, which reports when the device gets to it
+        last = float(value)  # wait for the last step: it reports only when the device runs it
 
     taken = int(opt_state.inner_state.gradient_step)
     print(f"{STEPS} mini-steps, {taken} steps of the optimizer, the corrupted batches skipped; loss {last:.4f}")

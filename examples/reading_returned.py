@@ -1,7 +1,7 @@
-"""The step returns a reading, and the loop hands it to the monitor: two lines more than without.
+"""The step returns a reading, and the loop passes it to the monitor: two more lines than without.
 
-Run it with `python -m examples.reading_returned`. With an exporter on this machine (`optwrap-exporter`) it can be
-watched, as the run "reading-returned"; without one it trains all the same.
+Run it with `python -m examples.reading_returned`. If an exporter (`optwrap-exporter`) runs on this machine, its page
+shows the run "reading-returned". The training does not need one.
 """
 
 import functools
@@ -26,7 +26,7 @@ def loss(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def main() -> None:
-    """Train for STEPS steps, and say what became of them."""
+    """Train for STEPS steps, and print how many were skipped."""
     rng = np.random.default_rng(0)
     params: Any = {
         "hidden": {"w": rng.normal(size=(4, 32)).astype(np.float32), "b": np.zeros(32, np.float32)},

@@ -1,7 +1,7 @@
-"""Batches of unequal length count by their tokens, and the last window of an epoch is flushed.
+"""Batches are weighted by their number of tokens, and the last window of each epoch is flushed.
 
-Run it with `python -m examples.weighted_epochs`. With an exporter on this machine (`optwrap-exporter`) it can be
-watched, as the run "weighted-epochs"; without one it trains all the same.
+Run it with `python -m examples.weighted_epochs`. If an exporter (`optwrap-exporter`) runs on this machine, its page
+shows the run "weighted-epochs". The training does not need one.
 """
 
 from typing import Any
@@ -17,17 +17,17 @@ EPOCHS, BATCHES, LONGEST = 6, 10, 64
 
 
 def loss(params: dict[str, Any], x: jax.Array, y: jax.Array, present: jax.Array) -> jax.Array:
-    """Mean squared error over the tokens that are present: the others only pad."""
+    """Mean squared error over the tokens that are present; the others are padding."""
     error = (x @ params["w"] - y) ** 2
     return jnp.sum(jnp.where(present, error, 0.0)) / jnp.sum(present)
 
 
 def main() -> None:
-    """Train for EPOCHS, and say how many steps came of them."""
+    """Train for EPOCHS epochs, and print how many steps were taken."""
     rng = np.random.default_rng(0)
     target = np.linspace(-1.0, 1.0, 8, dtype=np.float32)
     lengths = rng.integers(0, LONGEST + 1, BATCHES)
-    lengths[3] = 0  # nothing but padding: whatever its gradient is, it weighs nothing
+    lengths[3] = 0  # only padding: its gradient is NaN, and its weight is 0
     inputs = rng.normal(size=(BATCHES, LONGEST, 8)).astype(np.float32)
 
     with optwrap.Monitor(run="weighted-epochs") as monitor:
@@ -43,7 +43,7 @@ def main() -> None:
 
         @jax.jit
         def end_epoch(params: Any, opt_state: Any) -> Any:
-            # The window is the wrapper's, which is inside the instrumentation.
+            # flush takes the state of MultiSteps, which is inside that of the instrumentation.
             updates, inner = steps.flush(opt_state.inner_state, params)
             return optax.apply_updates(params, updates), opt_state._replace(inner_state=inner)
 

@@ -1,4 +1,4 @@
-"""optax's optimizer wrappers, right when gradients are not finite, and their counters out of the jitted step."""
+"""optax's optimizer wrappers with their non-finite bugs fixed, and a way to read their counters from a jitted step."""
 
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 

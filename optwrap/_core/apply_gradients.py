@@ -20,14 +20,14 @@ class Fused(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # opt
     """A transformation with a third function, `apply`, that does the work of `update` and `optax.apply_updates`.
 
     optax treats it like any other transformation. A transformation around it that has no `apply` itself, such as
-    `optax.chain`, hides it; then `update` and `optax.apply_updates` are called. The same holds for a copy made by
-    `_replace` or `jax.tree.map`, which know only two functions.
+    `optax.chain`, hides it; then `update` and `optax.apply_updates` are called. A copy made by `_replace` or
+    `jax.tree.map` has only the two functions, too.
     """
 
     apply: Apply | None
 
     def __new__(cls, init: Any, update: Any, apply: Apply | None = None) -> "Fused":
-        """Make it from its functions. Without `apply` it is an ordinary transformation."""
+        """Make a transformation from its functions. Without `apply` it is an ordinary one."""
         self: Fused = super().__new__(cls, init, update)
         self.apply = apply
         return self
@@ -39,12 +39,12 @@ def apply_gradients(
     """One step of the optimizer: `tx.update` and `optax.apply_updates` in one, and faster.
 
     If `tx` is a wrapper of optwrap (`instrument` included), its condition encloses both the update and its application:
-    a step that is skipped, or that only accumulates, touches neither the parameters nor the state inside the wrapper.
+    a step that is skipped, or that only accumulates, changes neither the parameters nor the state inside the wrapper.
     The same holds for wrappers of optwrap directly inside it. For any other transformation (`optax.chain`,
     `optax.inject_hyperparams`, optax's own wrappers) the two functions are called one after the other.
 
-    A step that is taken is bitwise equal to the inner optimizer's own jitted update and apply. The two calls around a
-    wrapper may differ from that by rounding, because XLA compiles them differently; flags and counters are equal.
+    A step that is taken is bitwise equal to the inner optimizer's own jitted update and apply. The two separate
+    calls may differ from that by rounding, because XLA compiles them differently; flags and counters are equal.
 
     Donate the parameters and the state in the order in which your step returns them: JAX matches donated arguments and
     results by order, and XLA then works in place::
@@ -95,9 +95,9 @@ def add(params: Tree, updates: Tree) -> Tree:
 def settle(state: Tree) -> Tree:
     """The state with zeros in every empty accumulation window.
 
-    optax adds to what an empty window (`mini_step` 0) holds, so a NaN that is left there stays. optwrap's first
-    mini-step overwrites it, and its own steps leave zeros. Use this on a state that optax has left with NaN, before
-    optax goes on with it.
+    In an empty window (`mini_step` 0) optax's accumulator may still hold NaN, and optax adds the next gradients to it.
+    optwrap overwrites the accumulator in the first mini-step, and leaves zeros after the last. Call this before optax
+    continues from such a state.
 
     Args:
       state: any optimizer state, with `MultiStepsState` anywhere in it. Under a `jax.vmap`-ed training states may have

@@ -18,7 +18,7 @@ _MAX_PATHS: Final = 6
 
 
 def is_concrete(value: object) -> bool:
-    """Whether the value can be read now: it is no tracer, and no array with parts on other processes."""
+    """Whether the value can be read now: it is not a tracer, and no part of it is on another process."""
     if isinstance(value, jax.core.Tracer):
         return False
     return not isinstance(value, jax.Array) or value.is_fully_addressable
@@ -33,10 +33,10 @@ def shown(value: object) -> str:
 
 
 def integer_type(argument: str, value: Any, allowed: str, remedy: str) -> None:
-    """Check for a scalar integer of Python, numpy or JAX, traced or not; a bool is none.
+    """Check for a scalar integer of Python, numpy or JAX, traced or not. A bool is not accepted.
 
     Raises:
-      TypeError: it is none.
+      TypeError: it is not such an integer.
     """
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         fits = bool(np.issubdtype(value.dtype, np.integer)) and np.ndim(value) == 0
@@ -47,7 +47,7 @@ def integer_type(argument: str, value: Any, allowed: str, remedy: str) -> None:
 
 
 def integer(argument: str, value: Any, least: int, remedy: str) -> ArrayLike:
-    """Check for a scalar integer from `least` to 2**31 - 1. Of a traced one only the type is checked.
+    """Check for a scalar integer from `least` to 2**31 - 1. If it is traced, only its type is checked.
 
     Returns:
       The Python int if the value is known now, else the traced array.
@@ -67,7 +67,7 @@ def integer(argument: str, value: Any, least: int, remedy: str) -> ArrayLike:
 
 
 def real(argument: str, value: Any, most: float, remedy: str) -> ArrayLike:
-    """Check for a scalar real number from 0 to `most`, not NaN. Of a traced one only the type is checked.
+    """Check for a scalar real number from 0 to `most`, not NaN. If it is traced, only its type is checked.
 
     Returns:
       The value. An integer that is known now becomes a float: it may be too large for JAX's integers.
@@ -100,7 +100,7 @@ def flag(argument: str, value: Any, remedy: str) -> bool:
     """Check for a bool that is known now: of Python or numpy, or the integers 0 and 1.
 
     Raises:
-      TypeError: it is none.
+      TypeError: it is not one of these.
     """
     if isinstance(value, bool | np.bool_) or (isinstance(value, int | np.integer) and value in (0, 1)):
         return bool(value)
@@ -125,13 +125,13 @@ def state(wrapper: str, value: Any, expected: type[State]) -> State:
     """Check for the state of a wrapper: an instance of the class that its `init` returns.
 
     Raises:
-      TypeError: it is of another class: another wrapper's, or a checkpoint restored without a target.
+      TypeError: it is of another class: the state of another wrapper, or a checkpoint restored without a target.
     """
     if not isinstance(value, expected):
         raise TypeError(
             f"{wrapper}: state must be the {expected.__name__} that init returns, got {shown(value)} "
-            f"({type(value).__name__}): pass the state of this very transformation, as init made it or the last update "
-            "returned it; restore a checkpoint into a state made by init"
+            f"({type(value).__name__}): pass the state that init or the last update of this transformation returned; "
+            "restore a checkpoint into a state made by init"
         )
     return value
 
@@ -156,12 +156,12 @@ def alike(argument: str, tree: Any, expected: Any, whose: str, remedy: str, *, m
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(expected)]
     differences = [f"{path} is missing" for path in wanted if path not in got]
     if not more:
-        differences += [f"{path} is not among them" for path in got if path not in wanted]
+        differences += [f"{path} is unexpected" for path in got if path not in wanted]
         if structures[0] != structures[1] and not differences:
             differences = [f"got the structure {structures[0]}, expected {structures[1]}"]
     if differences:
-        said = "; ".join(differences[:_MAX_PATHS]) + ("; ..." if len(differences) > _MAX_PATHS else "")
-        raise ValueError(f"{argument} must have the leaves of {whose}: {said}: {remedy}")
+        listed = "; ".join(differences[:_MAX_PATHS]) + ("; ..." if len(differences) > _MAX_PATHS else "")
+        raise ValueError(f"{argument} must have the leaves of {whose}: {listed}: {remedy}")
     for path, shape in wanted.items():
         if got[path] != shape:
             raise ValueError(f"{argument}{path} must have the shape of {whose}, {shape}, got {got[path]}: {remedy}")
@@ -171,7 +171,7 @@ def gradients(wrapper: str, grads: Any, params: Any) -> None:
     """Check that gradients have the shapes of the parameters with the same paths.
 
     Per-sample gradients, which some optimizers take, may have more axes in front. Leaves that only one of the two trees
-    has are left to the optimizer: frozen parameters may have no gradients.
+    has are not checked, because frozen parameters may have no gradients.
 
     Args:
       wrapper: the name of the wrapper in the message.
@@ -187,8 +187,8 @@ def gradients(wrapper: str, grads: Any, params: Any) -> None:
     for path, shape in _shapes(grads).items():
         if path in wanted and not _ends_with(shape, wanted[path]):
             raise ValueError(
-                f"{wrapper}: updates{path} must have the shape of its parameter, {wanted[path]}, or that and further "
-                f"axes in front, got {shape}: pass the gradients of these parameters"
+                f"{wrapper}: updates{path} must have the shape of its parameter, {wanted[path]}, or that shape with "
+                f"further axes in front, got {shape}: pass the gradients of these parameters"
             )
 
 
@@ -216,8 +216,8 @@ def _shapes(tree: Any) -> dict[str, Shape]:
 def transformation(argument: str, value: Any) -> Any:
     """The value as an `optax.GradientTransformationExtraArgs`.
 
-    Accepts a transformation, any object with `init` and `update`, and any with a method `gradient_transformation`, such
-    as `MultiSteps`.
+    Accepts a transformation, any other object with `init` and `update`, and an object with a method
+    `gradient_transformation`, such as `MultiSteps`.
 
     Raises:
       TypeError: it is none of these.

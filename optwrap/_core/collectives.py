@@ -25,7 +25,7 @@ def varying(aval: Any) -> frozenset[str]:
 
 
 def vary(leaf: jax.Array, axes: frozenset[str]) -> jax.Array:
-    """The leaf, with a type that varies along these axes too."""
+    """The leaf, with a type that also varies along these axes."""
     missing = tuple(sorted(axes - varying(jax.typeof(leaf))))
     return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
@@ -34,14 +34,14 @@ class Together(NamedTuple):
     """The mesh axes over which values are reduced.
 
     A value is reduced only over the axes along which it differs between devices, so that a replicated value is not
-    added up once per device. Under `shard_map` with check_vma a value's type says along which axes it varies. For other
-    axes every value is assumed to differ.
+    added up once per device. Under `shard_map` with check_vma a value's type shows along which axes it varies. For
+    other axes every value is assumed to differ.
     """
 
     typed: frozenset[str] | None
-    """The axes for which a value's type says whether it varies; None for all axes that there are."""
+    """The axes along which a value's type shows whether it varies; None for every axis."""
     untyped: frozenset[str]
-    """The axes for which it does not."""
+    """The axes along which its type does not show that."""
 
     def axes(self, value: jax.Array) -> tuple[str, ...]:
         """The axes over which this value is to be reduced, sorted."""
@@ -89,10 +89,10 @@ ALONE: Final = Together(frozenset(), frozenset())
 
 
 def _sum_once(values: Sequence[jax.Array]) -> jax.Array:
-    """The sum of scalars, such that XLA computes it once.
+    """The sum of scalars, computed only once by XLA.
 
-    Without the barriers XLA makes a chain of additions of it, and repeats the chain in every fusion that uses the sum:
-    with hundreds of parameters that is most of the time it takes to compile.
+    Without the barriers XLA turns it into a chain of additions, and repeats the chain in every fusion that uses the
+    sum. With hundreds of parameters this takes most of the compile time.
     """
     once = lax.optimization_barrier  # JAX leaves it untyped
     total: jax.Array = once(jnp.sum(once(jnp.stack(values))))  # type: ignore[no-untyped-call]
@@ -123,14 +123,14 @@ class Axes:
         Args:
           argument: its name in messages: `apply_if_finite: axis_name`.
           axis_name: its value.
-          every_typed: whether to reduce also over axes that are not named, if a value's type says that it varies along
+          every_typed: whether to reduce also over axes that are not named, if a value's type shows that it varies along
             them.
           called: in messages, the function that has to be called under these axes.
           remedy: in messages, what to do if there is no such axis.
 
         Raises:
-          TypeError: it is no string and no tuple of strings.
-          ValueError: a name is there twice.
+          TypeError: it is neither a string nor a tuple of strings.
+          ValueError: a name occurs twice.
         """
         names = (axis_name,) if isinstance(axis_name, str) else () if axis_name is None else axis_name
         allowed = "the name of a mesh axis, a tuple of names, or None"
@@ -149,12 +149,12 @@ class Axes:
         self._remedy = remedy
 
     def here(self) -> Together:
-        """The axes, as they are in the function that is being traced.
+        """The axes to reduce over in the function that is being traced.
 
         Raises:
           ValueError: the function is not traced under an axis of that name.
         """
-        # The index along an axis differs on each device. If its type does not say so, types say nothing of that axis.
+        # The index along an axis differs on each device. If its type does not show that, types do not track this axis.
         typed = frozenset(name for name in self.names if varying(jax.typeof(self._index(name))))
         return Together(None if self._every_typed else typed, frozenset(self.names) - typed)
 

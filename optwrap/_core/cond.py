@@ -22,8 +22,8 @@ class Step(NamedTuple):
     state: Any
     """Its new state, or the state before."""
     taken: jax.Array
-    """bool[]: whether the step was taken. It equals the condition, but it is an output of the branches: what depends on
-    it is computed after them, so XLA can overwrite in place what they read."""
+    """bool[]: whether the step was taken. It equals the condition, but it is an output of the branches. Whatever
+    depends on it is computed after them, so XLA can overwrite their inputs in place."""
 
 
 class Applied(NamedTuple):
@@ -93,7 +93,7 @@ def _one_of(
     name: str,
     keep_dtypes: bool,
 ) -> tuple[Tree, Tree, jax.Array]:
-    """Returns `step()`, or what was there before: `params` (zeros like the updates if it is None) and `state`."""
+    """Returns `step()`, or the old `params` (zeros like the updates if it is None) and the old `state`."""
     params, state = jax.tree.map(jnp.asarray, (params, state))
     old_types, old_params = jax.tree.map(jax.typeof, (state, params))
     returned: tuple[Tree, Tree] | None = None
@@ -133,8 +133,8 @@ def _one_of(
 def empty_if(condition: jax.Array, tree: Tree) -> Tree:
     """Zeros if the condition holds, else `tree` unchanged; in place, if XLA may overwrite `tree`.
 
-    XLA would fuse a select with the computation of `tree` and keep a copy. It does not fuse a loop that runs once or
-    not at all. A loop has no transpose, so the derivative is defined below.
+    XLA would fuse a select with the computation of `tree` and keep a copy. It does not fuse a while loop, so this is a
+    loop that runs once or not at all. Such a loop has no transpose, so the derivative is defined below.
 
     Args:
       condition: bool[].
@@ -167,14 +167,14 @@ def _emptied(carry: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
 
 def _check_same_shape(name: str, what: str, old: Tree, new: Tree) -> None:
     remedy = (
-        "a skipped step keeps what it had, so init and update must return alike; wrap a transformation whose "
-        "state keeps its structure and shapes"
+        "a skipped step keeps the old arrays, so both must have the same structure and shapes; wrap a "
+        "transformation that keeps them"
     )
     returned = f"{name}: the wrapped transformation's update returned"
     expected: Any = jax.tree.structure(old)
     if jax.tree.structure(new) != expected:
         raise TypeError(
-            f"{returned} a {what} of another structure than it was given: "
+            f"{returned} a {what} with another structure than its input: "
             f"{jax.tree.structure(new)}, expected {expected}: {remedy}"
         )
     for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):

@@ -1,4 +1,4 @@
-"""Declarations: the limits, schedules and periods that a wrapper has and its state does not hold.
+"""Declarations: the limits, schedules and periods of a wrapper that are not in its state.
 
 The states are optax's own classes, and have no field for a limit. So a wrapper *declares* its limit in `init`. To learn
 the limits, `instrument` traces `init` again under `collecting()`. Outside of that `declare` does nothing.
@@ -19,9 +19,9 @@ class Guard(NamedTuple):
     """Declared by apply_if_finite for its ApplyIfFiniteState."""
 
     max_consecutive_errors: ArrayLike
-    """Errors in a row that it rejects before it gives up (int32)."""
+    """Non-finite steps in a row that it rejects before it gives up (int32)."""
     gives_up: bool = True
-    """Whether it gives up; if not, it rejects the errors after the limit too."""
+    """Whether it gives up after the limit. If not, it also rejects the non-finite steps after it."""
 
 
 class Window(NamedTuple):

@@ -1,7 +1,7 @@
 """Whether gradients are finite, how large they are, and how many of their values are non-finite.
 
-Everything here compiles to one reduction for each leaf, and to little more for the rare step in which something is
-non-finite: with hundreds of leaves, every further operation per leaf takes XLA seconds to compile.
+Everything here compiles to one reduction per leaf, and little more for the rare step with a non-finite value. With
+hundreds of leaves, each further operation per leaf adds seconds of compile time.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from optwrap._core.trees import Tree
 
 _CHUNK: Final = 2**19
 """Values that are examined under one condition. Larger chunks need more temporary memory on a CPU: 4 bytes a value.
-Smaller ones mean more conditions, and XLA takes as long to compile a condition as ten reductions."""
+Smaller chunks need more conditions, and XLA compiles ten reductions in the time of one condition."""
 
 _SCALE: Final = 2.0**-96
-"""A power of two, so multiplying by it is exact. It makes 4.3e9 of float32's largest value, so squares do not overflow.
-Values that underflow are too small to change the sum."""
+"""A power of two, so that multiplying by it is exact. float32's largest value times it is 4.3e9, so squares do not
+overflow. Values that underflow are too small to change the sum."""
 
 _PLAIN: Final = (jnp.inexact, jnp.integer, jnp.bool_)
 
@@ -42,8 +42,9 @@ def squared_norms(tree: Tree) -> list[jax.Array]:
     """The sum of squared absolute values of each leaf, in the tree's order.
 
     Returns:
-      one scalar per numeric leaf: float64[] for float64 and complex128 leaves, else float32[]. It is not finite where a
-      value of the leaf is not, or where the squares overflow. Leaves without numbers (PRNG keys, float0) are left out.
+      One scalar per numeric leaf: float64[] for float64 and complex128 leaves, else float32[]. It is non-finite if a
+      value of the leaf is non-finite, or if the squares overflow. Leaves without numbers (PRNG keys, float0) are left
+      out.
     """
     return [
         _squared_norm(leaf) if (cached := cached_norm(leaf)) is None else cached
@@ -62,13 +63,13 @@ def finite_probes(leaves: Sequence[Any]) -> list[jax.Array]:
     """A scalar for each floating or complex leaf: 0 where every value of it is finite, else NaN.
 
     It is the sum of `0 * value`: a finite value adds 0, NaN and Inf add NaN, and nothing overflows. XLA multiplies and
-    adds in one pass. The result of `isfinite` XLA:CPU would write to memory before it reduces it.
+    adds in one pass. With `isfinite`, XLA:CPU would first write an array of flags to memory.
     """
     return [_finite_probe(leaf) for leaf in leaves]
 
 
 def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
-    """Whether every value of the tree is finite: bool[]. It depends on no count, which could overflow."""
+    """Whether every value of the tree is finite: bool[]. This uses no count, because a count could overflow."""
     leaves = inexact_leaves(tree)
     if not leaves:
         return jnp.array(True)
@@ -81,20 +82,20 @@ def suspects(leaves: Sequence[Any], probes: Sequence[jax.Array]) -> list[jax.Arr
     """For each chunk of leaves, whether a value in it may be non-finite on this device: bool[].
 
     Args:
-      leaves: floating or complex leaves, one at least.
-      probes: for each leaf a scalar that is not finite if a value of the leaf is not: what `finite_probes` or
-        `squared_norms` return.
+      leaves: floating or complex leaves, at least one.
+      probes: one scalar per leaf, non-finite if a value of the leaf is: the result of `finite_probes` or
+        `squared_norms`.
     """
     return [jnp.any(~jnp.isfinite(jnp.stack([probes[i] for i in chunk]))) for chunk in _chunks(leaves)]
 
 
 def nonfinite_counts(leaves: Sequence[Any], suspects: Sequence[jax.Array], together: Together = ALONE) -> jax.Array:
-    """How many values of each floating or complex leaf are not finite.
+    """The number of non-finite values in each floating or complex leaf.
 
     Args:
-      leaves: the values, one leaf at least.
-      suspects: what `suspects` returns for them. Only those chunks are counted.
-      together: the devices that count together.
+      leaves: the leaves, at least one.
+      suspects: the result of `suspects` for them. Only the chunks for which it is true are counted.
+      together: the devices over which counts are summed.
 
     Returns:
       One count for each leaf, of the default integer dtype (int32, or int64 where 64-bit types are enabled), saturated
@@ -110,14 +111,14 @@ def counts_and_norm(
     """The non-finite counts and the L2 norm of leaves whose sum of squares is not finite.
 
     Args:
-      leaves: floating or complex leaves, one at least.
-      norms: what `squared_norms` returns for them.
-      total: the sum of the norms over the devices: NaN or infinite.
-      together: the devices that have parts of the leaves.
+      leaves: floating or complex leaves, at least one.
+      norms: the result of `squared_norms` for them.
+      total: the sum of `norms` over leaves and devices: NaN or infinite.
+      together: the devices that hold parts of the leaves.
 
     Returns:
-      The counts, as `nonfinite_counts` returns them, and the norm, a scalar of the dtype of `total`. The norm is right
-      also if all values are finite and only their squares overflow. If a value is not finite, it is NaN or infinite.
+      The counts, as `nonfinite_counts` returns them, and the norm, a scalar of the dtype of `total`. If all values are
+      finite and only their squares overflow, this is the true norm. If a value is non-finite, it is NaN or infinite.
     """
     # If the scale were a constant, XLA would square it, which gives 0, where a leaf is a scalar.
     scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
@@ -149,7 +150,7 @@ def _examine_chunks(
 
 
 def count_dtype() -> np.dtype[Any]:
-    """The default integer dtype, in which values are counted: int32, or int64 where 64-bit types are enabled."""
+    """The dtype of counts, which is the default integer dtype: int32, or int64 where 64-bit types are enabled."""
     return jax.dtypes.canonicalize_dtype(np.int64)
 
 

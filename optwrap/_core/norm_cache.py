@@ -1,7 +1,7 @@
 """Trace-time cache of gradient norms and finiteness.
 
-Nested wrappers ask the same questions about the same gradients. XLA merges equal computations on one device, but not
-across the branches of a condition, and on a mesh each copy would have its own all-reduce. So the outer wrapper puts its
+Nested wrappers need the same norms of the same gradients. XLA merges equal computations on one device, but not across
+the branches of a condition, and on a mesh each copy would have its own all-reduce. So the outer wrapper puts its
 results into this cache while it traces the transformation inside it.
 
 An entry is found by the identity of its tracers. Arrays are never cached: they may outlive the trace.
@@ -19,12 +19,12 @@ from optwrap._core.collectives import Together
 
 
 class Answer(NamedTuple):
-    """What is known about some leaves."""
+    """The cached result for a list of leaves."""
 
     finite: jax.Array
     """bool[]: whether every value is finite."""
     counts: jax.Array | None = None
-    """How many values of each leaf are not finite, in `count_dtype`; None if they have not been counted."""
+    """The number of non-finite values in each leaf, in `count_dtype`; None if they have not been counted."""
 
 
 class _Entry(NamedTuple):

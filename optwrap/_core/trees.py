@@ -19,7 +19,7 @@ Tree = Any
 def select(condition: jax.Array, chosen: Tree, otherwise: Tree) -> Tree:
     """`chosen` if the condition holds, else `otherwise`; the result has the dtypes of `otherwise`.
 
-    A multiplication by 0 and 1 would let NaN and Inf of the other side through.
+    Not a multiplication by 0 and 1, because 0 * NaN is NaN.
     """
     return jax.tree.map(
         lambda a, b: select_leaf(condition, cast(a, jnp.result_type(b)), jnp.asarray(b)), chosen, otherwise
@@ -27,7 +27,7 @@ def select(condition: jax.Array, chosen: Tree, otherwise: Tree) -> Tree:
 
 
 def select_leaf(condition: jax.Array, chosen: jax.Array, otherwise: jax.Array) -> jax.Array:
-    """`select` for one leaf; both must have one type. Unlike jnp.where, a jitted function, it is quick to trace."""
+    """`select` for two leaves of the same type. It traces faster than jnp.where, which is a jitted function."""
     leaf: jax.Array = lax.select(condition, chosen, otherwise)
     return leaf
 
@@ -50,7 +50,7 @@ def common_dtype(*dtypes: Any) -> np.dtype[Any]:
 
 
 def computable(leaf: Any) -> Any:
-    """The leaf, in float32 if its dtype is tiny (8-bit floats, 4-bit integers), which JAX does not promote."""
+    """The leaf; as float32 if JAX does not promote its dtype (floats of at most 8 bits, integers of less than 8)."""
     return cast(leaf, jnp.float32) if _is_tiny(jnp.result_type(leaf)) else leaf
 
 
@@ -91,6 +91,6 @@ def _placeholder_type() -> type:
 def is_placeholder(params: Tree) -> bool:
     """Whether these are the placeholder parameters with which `optax.tree.map_params` calls `init`.
 
-    They have no leaves and match no mask. They must reach the inner `init` unchanged.
+    They have no leaves and match no mask, so a wrapper passes them on to the inner `init` unchanged.
     """
     return isinstance(params, _placeholder_type())

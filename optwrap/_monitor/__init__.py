@@ -1,4 +1,4 @@
-"""What runs on the host: `Monitor`, its reporting thread, and the way of a reading to the exporter.
+"""The host's part: `Monitor`, its reporting thread, and the path of a reading to the exporter.
 
 observe -> queue (Inbox) -> intake -> account (totals by incarnation, records in the backlog) -> outbox (reports, by
 encode) -> transport -> exporter. The reporter drives all of it; the thread starts and ends the reporter.

@@ -1,9 +1,10 @@
-"""Adds up what readings count, incarnation by incarnation. Pure: no clock, no I/O, no thread.
+"""Adds up the counts of readings by incarnation. Pure: no clock, no I/O, no thread.
 
 An *incarnation* is a stretch of training in which the optimizer's counters only rise. A new one begins when the process
-starts, and whenever the counters fall because an older state was restored. It adds to the run its last totals less its
-totals at the start, and the run is the sum over incarnations. That sum is right once the last report of each
-incarnation has arrived, whatever else was lost, repeated or late. So totals are never dropped here, only step records.
+starts, and whenever the counters fall because an older state was restored. The total of a run is the sum over its
+incarnations of the last totals minus the totals at the start. That sum is right once the last report of each
+incarnation has arrived, even if others were lost, repeated or late. So totals are never dropped here, only step
+records.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Final, TypeVar
 
 from optwrap._monitor.backlog import Backlog, Entry, Record
 from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
-from optwrap._reading.replicas import OTHERS, Brought, Replica
+from optwrap._reading.replicas import OTHERS, NonfiniteReplicas, Replica
 from optwrap._reading.unpack import Layout, Reading, Totals
 
 MAX_REPLICAS: Final = 64
@@ -35,7 +36,7 @@ def subtract(a: Totals, b: Totals) -> Totals:
 
 
 def before_step(reading: Reading) -> Totals:
-    """The totals just before the step that `reading` shows."""
+    """The totals just before the step of `reading`."""
     if reading.outcome is None:
         return reading.totals
     own = Totals(
@@ -59,7 +60,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
 
 
 def _continues(last: Reading, reading: Reading) -> bool:
-    """Whether steps alone can lead from `last` to `reading`: there are more steps, and no count fell."""
+    """Whether `reading` can be a later step of the same incarnation: there are more steps, and no count fell."""
     before, now = last.totals, reading.totals
     return (
         now.steps > before.steps
@@ -77,7 +78,7 @@ def _bad_steps(totals: Totals) -> int:
 
 @dataclasses.dataclass(eq=False)
 class Incarnation:
-    """The counts of one incarnation, and what became of its reports. Compared by identity."""
+    """The counts of one incarnation, and the state of its reports. Compared by identity."""
 
     id: str
     at_start: Totals
@@ -93,17 +94,17 @@ class Incarnation:
     dropped_bad_steps: int = 0
     """Records of bad steps that were dropped."""
     unreported: bool = False
-    """Whether anything beside step records has changed since the last report."""
+    """Whether anything except step records has changed since the last report."""
     held: int = 0
     """Number of its reports that are built and not acknowledged."""
     maybe_stored: bool = False
-    """Whether the exporter has, or may have, a report of it."""
+    """Whether the exporter may have stored one of its reports."""
     refusals: int = 0
     """Number of reports refused in a row."""
 
     @property
     def counted(self) -> Totals:
-        """What this incarnation adds to the run."""
+        """The part of the run's totals that this incarnation counted."""
         return subtract(self.totals, self.at_start)
 
     def count_dropped(self, steps: int, bad_steps: int) -> None:
@@ -127,7 +128,7 @@ class Observation:
     """The layout by which its parameters were named."""
     interpolated: bool = False
     """Whether `time` is an estimate."""
-    brought: Brought | None = None
+    nonfinite_replicas: NonfiniteReplicas | None = None
     """The replicas whose own gradients were non-finite; None if there were none, or if that is unknown."""
     lost: int = 0
     """Steps before it whose readings were lost in this process."""
@@ -139,8 +140,8 @@ class Account:
     Args:
       new_id: makes the id of an incarnation.
       max_rows: limit of the waiting records, in table rows.
-      max_incarnations: limit of the incarnations kept. Beyond it, one that the exporter cannot have heard of is merged
-        into the one before it, so that the sum over incarnations stays right.
+      max_incarnations: limit of the incarnations kept. Beyond it, one without a stored report is merged into the one
+        before it, so that the sum over incarnations stays right.
     """
 
     def __init__(self, new_id: Callable[[], str], *, max_rows: int = 65_536, max_incarnations: int = 32) -> None:
@@ -170,7 +171,7 @@ class Account:
         reading, last = observation.reading, self._last
         if last is not None and observation.layout == last.layout and _continues(last.reading, reading):
             if observation.lost:
-                # A record can be lost only where a step number is missing.
+                # At most the steps between the two readings are lost.
                 lost = min(observation.lost, reading.step - last.reading.step - 1)
                 bad = min(lost, max(0, _bad_steps(before_step(reading)) - _bad_steps(last.reading.totals)))
                 self.current.count_dropped(lost - bad, bad)
@@ -180,7 +181,7 @@ class Account:
                 self._begin(at_start)
             self.current.count_dropped(observation.lost, 0)
         self._last = observation
-        replicas = _count_replica(self.current.totals.replicas, observation.brought)
+        replicas = _count_replica(self.current.totals.replicas, observation.nonfinite_replicas)
         self.current.totals = dataclasses.replace(reading.totals, replicas=replicas)
         self.current.gauges = reading.gauges
         self.current.unreported = True
@@ -209,7 +210,7 @@ class Account:
             into.totals = add(into.totals, removed.counted)
             into.state = "running" if "running" in (into.state, removed.state) else into.state
         elif idle:
-            # This takes an exporter that alternately stores, refuses and loses reports, and a rollback each time.
+            # Rare: the exporter alternately stores, refuses and loses reports, with a rollback each time.
             into, removed = self.current, self.incarnations.pop(idle[0][0])
         else:
             return
@@ -229,7 +230,7 @@ class Account:
             norm=reading.norm,
             mini_step=None if mini_step is None else int(mini_step),
             nonfinite_parameters=reading.nonfinite_parameters,
-            brought=observation.brought,
+            nonfinite_replicas=observation.nonfinite_replicas,
         )
         condition = (record.bad, outcome == "accepted_not_finite")
         if condition != self._last_condition:
@@ -237,10 +238,10 @@ class Account:
         self.count_dropped(self.backlog.add(self.current, record))
 
 
-def _count_replica(replicas: Mapping[Replica, int], brought: Brought | None) -> Mapping[Replica, int]:
+def _count_replica(replicas: Mapping[Replica, int], found: NonfiniteReplicas | None) -> Mapping[Replica, int]:
     """`replicas` with one step more for the first replica that was non-finite."""
-    if brought is None:
+    if found is None:
         return replicas
-    listed = brought.first in replicas or len(replicas) < MAX_REPLICAS
-    first = brought.first if listed else OTHERS
+    listed = found.first in replicas or len(replicas) < MAX_REPLICAS
+    first = found.first if listed else OTHERS
     return {**replicas, first: replicas.get(first, 0) + 1}

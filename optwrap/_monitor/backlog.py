@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from optwrap._reading.counters import GOOD_OUTCOMES
-from optwrap._reading.replicas import Brought
+from optwrap._reading.replicas import NonfiniteReplicas
 
 Owner = TypeVar("Owner")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """What one step did."""
+    """The record of one step."""
 
     step: int
     time: float
@@ -28,7 +28,7 @@ class Record:
     mini_step: int | None
     nonfinite_parameters: Mapping[str, int]
     """Number of non-finite values in the gradient, by parameter."""
-    brought: Brought | None = None
+    nonfinite_replicas: NonfiniteReplicas | None = None
     """The replicas whose own gradients were non-finite; None if there were none, or if that is unknown."""
 
     @property
@@ -38,8 +38,8 @@ class Record:
 
     @property
     def weight(self) -> int:
-        """Its size in table rows; limits of memory and of reports are in this unit."""
-        return 1 + len(self.nonfinite_parameters) + (self.brought is not None)
+        """Its size in table rows, the unit of the limits of memory and of reports."""
+        return 1 + len(self.nonfinite_parameters) + (self.nonfinite_replicas is not None)
 
 
 class Entry(NamedTuple, Generic[Owner]):
@@ -91,7 +91,7 @@ class Backlog(Generic[Owner]):
         return taken
 
     def put_back(self, entries: Iterable[Entry[Owner]]) -> list[Entry[Owner]]:
-        """Undo the latest `take`; returns the records dropped because new ones came meanwhile."""
+        """Undo the latest `take`; returns the records dropped because new ones were added meanwhile."""
         for entry in reversed(list(entries)):
             self._queue(entry.owner, entry.record).appendleft(entry)
             self.weight += entry.record.weight

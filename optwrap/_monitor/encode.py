@@ -1,4 +1,4 @@
-"""From an incarnation and its step records to the JSON of one report. docs/reference/wire.md describes the fields."""
+"""Encodes an incarnation and its step records as the JSON of one report. docs/reference/wire.md describes the fields."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from optwrap._reading.unpack import Totals
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Who reports."""
+    """The identity of the reporting process."""
 
     run: str
     process: int
@@ -37,11 +37,11 @@ def encode(
     """The body of one report.
 
     Args:
-      identity: who reports.
-      incarnation: whose counts, gauges and `seq`.
-      records: of its steps, in order.
+      identity: the reporting process.
+      incarnation: the counts, gauges and `seq`.
+      records: records of its steps, in order.
       oldest_held: the lowest `seq` that is not acknowledged.
-      source: what the process runs on, as the wire has it.
+      source: the wire's `source`: host, platform, devices and versions.
       sent_at: seconds since 1970.
     """
     body = {
@@ -67,9 +67,9 @@ def encode(
         "dropped": {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps},
     }
     replicas = [
-        {"step": record.step, **_replica(brought.first), "count": brought.replicas, "of": brought.of}
+        {"step": record.step, **_replica(found.first), "count": found.count, "of": found.total}
         for record in records
-        if (brought := record.brought) is not None
+        if (found := record.nonfinite_replicas) is not None
     ]
     if replicas:
         body["replicas"] = replicas
@@ -95,7 +95,7 @@ def _replica(replica: Replica) -> dict[str, Any]:
 
 
 def _by_path(counts: Mapping[str, int], combine: Callable[[int, int], int]) -> dict[str, int]:
-    """The counts by path, escaped; where several paths become the same one, their counts are combined."""
+    """The counts by escaped path. If several paths become the same one, their counts are combined."""
     found: dict[str, int] = {}
     for parameter, count in counts.items():
         path = _path(parameter)
@@ -104,7 +104,7 @@ def _by_path(counts: Mapping[str, int], combine: Callable[[int, int], int]) -> d
 
 
 def _path(parameter: str) -> str:
-    """A parameter's path, as the wire permits it: 1 to 1024 characters, none of them a control character."""
+    """A parameter's path in the form that the wire allows: 1 to 1024 characters, none of them a control character."""
     if parameter.isascii() and parameter.isprintable() and 0 < len(parameter) <= 1024:
         return parameter
     # Cc are control characters; Cs are lone surrogates, which UTF-8 cannot encode.
@@ -137,7 +137,7 @@ def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
 
 
 def _number(value: float) -> float | str:
-    """A number; one that is not finite by its name, since JSON has no other way."""
+    """The number, or its name if it is non-finite, because JSON has no such numbers."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

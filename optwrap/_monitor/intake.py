@@ -1,4 +1,4 @@
-"""Takes readings from the inbox to the account, in the reporting thread and without waiting for a device."""
+"""Moves readings from the inbox to the account, in the reporting thread, without waiting for a device."""
 
 import contextlib
 import time
@@ -12,26 +12,26 @@ from optwrap._monitor.account import Account, Observation
 from optwrap._monitor.log import LogOnce, origin
 from optwrap._monitor.queue import Inbox, Item
 from optwrap._reading.counters import Words
-from optwrap._reading.replicas import Brought, brought
+from optwrap._reading.replicas import NonfiniteReplicas, nonfinite_replicas
 from optwrap._reading.unpack import Layout, Reading, unpack
 
 _YIELD_EVERY: Final = 4
-"""Readings after which this thread sleeps for an instant, so that the training loop gets the interpreter lock.
+"""After this many readings the thread sleeps for 10 us, so that the training loop gets the interpreter lock.
 
-`time.sleep(0)` is not enough: this thread has the lock again before the waiting one wakes up, and then keeps it for
+`time.sleep(0)` is not enough: this thread would take the lock again before the waiting one wakes up, and keep it for
 Python's switch interval of 5 ms."""
 
 
 class Intake:
     """Reads the observed arrays in order, as soon as the device has computed them, and adds them to the account.
 
-    A step that hangs on the device holds back the readings behind it, not this thread: reports go on, and show that no
-    step was taken.
+    While a step hangs on the device, later readings wait, but this thread does not: it goes on reporting, without new
+    steps.
 
     Args:
       inbox: where readings come from.
       account: where they are counted.
-      once: logs what could not be read.
+      once: logs readings that could not be read.
       yield_: lets other threads run; called after every few readings.
     """
 
@@ -43,7 +43,7 @@ class Intake:
         self._once = once
         self._yield = yield_
         self._head: Item | None = None
-        """The oldest reading, out of the inbox and not computed yet."""
+        """The oldest reading: taken out of the inbox, but not computed yet."""
         self._last_number = 0
         self._last_time: float | None = None
 
@@ -71,14 +71,14 @@ class Intake:
     def _next(self) -> Item | None:
         first = self._inbox.first
         if first is not None and not self._last_number:
-            # Release the array; the item itself stays, as the sign that a reading was observed.
+            # Release the array, but keep the item: it shows that a reading was observed.
             self._inbox.first = first._replace(observed=None)
             return first
         item = self._inbox.take()
         return self._inbox.take() if item is not None and item.number == 1 else item
 
     def _new_rows(self, words: Words) -> Words:
-        """The rows after the last reading counted, if it is one of them; otherwise all rows."""
+        """The rows after the row that was counted last; all rows if it is not among them."""
         for i in range(len(words), 0, -1):
             if self._account.repeats(words[i - 1].tobytes()):
                 return words[i:]
@@ -100,13 +100,13 @@ class Intake:
                         time=step.time,
                         layout=layout,
                         interpolated=step.interpolated,
-                        brought=_brought(step.reading, layout, item.observed),
-                        # Evicted readings are taken to have been of as many steps as this one.
+                        nonfinite_replicas=_nonfinite_replicas(step.reading, layout, item.observed),
+                        # An evicted reading is assumed to have had as many steps as this one.
                         lost=evicted * len(steps) if i == 0 else 0,
                     )
                 )
         except Exception as error:
-            # Our own errors are ValueErrors, JAX's are RuntimeErrors; any other needs its traceback.
+            # A ValueError is ours and a RuntimeError is JAX's; for any other log the traceback.
             unexpected = None if isinstance(error, ValueError | RuntimeError) else error
             self._once.warn(
                 origin(error),
@@ -117,14 +117,14 @@ class Intake:
 
 
 class Step(NamedTuple):
-    """One step of those observed at once."""
+    """One step of a block of steps that were observed at once."""
 
     reading: Reading
     words: Words
     time: float
     """Seconds since 1970."""
     interpolated: bool
-    """Whether `time` is an estimate."""
+    """Whether `time` is an estimate, as in a block of several steps."""
 
 
 def is_ready(observed: object) -> bool:
@@ -143,10 +143,12 @@ def on_host(observed: object) -> Words:
 
     Raises:
       ValueError: it is not a uint32 array of one or two axes.
-      Exception: what JAX raises if the step that made the array failed, or if its buffer was donated.
+      Exception: JAX raises because the step that made the array failed, or because its buffer was donated.
     """
     if isinstance(observed, jax.core.Tracer):
-        raise ValueError("observe: got a traced value; return the reading from the jitted step and observe the result")
+        raise ValueError(
+            "observe: got a traced value; allowed: an array; return the reading from the jitted step, then observe it"
+        )
     if not isinstance(observed, jax.Array | np.ndarray):
         raise ValueError(f"observe: got a {type(observed).__name__}; allowed: what optwrap.reading() returns")
     if observed.dtype != np.uint32 or observed.ndim not in (1, 2) or not observed.size:
@@ -158,7 +160,7 @@ def on_host(observed: object) -> Words:
         # device_get is an explicit transfer, which jax.transfer_guard("disallow") permits.
         if observed.is_fully_addressable or observed.is_fully_replicated:
             return np.array(jax.device_get(observed))
-        # Each process holds some of the rows. Any of them will do: they are replicas, or an error.
+        # Each process holds some of the rows. They are replicas of one step; `read_steps` raises if they are not.
         parts = {str(shard.index): shard.data for shard in observed.addressable_shards}
         return np.concatenate([jax.device_get(part) for part in parts.values()])
     return observed
@@ -192,7 +194,7 @@ def read_steps(
     if steps != list(range(steps[0], steps[0] + len(steps))):
         shown = ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
         raise ValueError(
-            f"observe: got {len(steps)} rows, of the steps {shown}; allowed with a leading axis: consecutive steps "
+            f"observe: got {len(steps)} rows of steps {shown}; allowed with a leading axis: consecutive steps "
             "(from lax.scan), or equal rows (from pmap)"
         )
     n = len(steps)
@@ -203,7 +205,9 @@ def read_steps(
     ]
 
 
-def _brought(reading: Reading, layout: Layout | None, observed: object) -> Brought | None:
+def _nonfinite_replicas(reading: Reading, layout: Layout | None, observed: object) -> NonfiniteReplicas | None:
     if reading.replica is None or not reading.replicas_not_finite:
         return None
-    return brought(reading.replica, reading.replicas_not_finite, layout.replicas if layout else None, observed)
+    return nonfinite_replicas(
+        reading.replica, reading.replicas_not_finite, layout.replicas if layout else None, observed
+    )

@@ -1,4 +1,4 @@
-"""The logger of the library, and how it avoids logging the same thing again and again."""
+"""The logger of the library, and `LogOnce`, which logs each kind of warning once."""
 
 import logging
 import traceback
@@ -7,7 +7,7 @@ from typing import Final
 log: Final = logging.getLogger("optwrap")
 
 _MAX_KEYS: Final = 64
-"""Different warnings that one LogOnce logs; a limit is needed because keys can come from an exporter's answers."""
+"""Limit of the warnings that one LogOnce logs. It is needed because keys can come from an exporter's answers."""
 
 
 def origin(error: BaseException) -> object:

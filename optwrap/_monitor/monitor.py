@@ -1,4 +1,4 @@
-"""`Monitor`: from a training loop to the exporter. The loop never waits for it and never fails because of it."""
+"""`Monitor`: reports from a training loop to the exporter. It never blocks the loop and never raises into it."""
 
 import contextlib
 import dataclasses
@@ -21,21 +21,21 @@ _FINAL_STATES: Final = ("finished", "failed")
 class Monitor:
     """Reports the counters of an instrumented optimizer to an exporter, from a thread of its own.
 
-    The Monitor says hello as soon as it knows which process it is in, and then reports every `interval` seconds, with
-    or without new steps. A first bad step is reported at once. Training never depends on it: the exporter may be
-    absent, hang, restart or refuse reports. Memory is bounded: step records can be dropped, those of good steps first,
-    and every drop is counted; totals are never dropped. The logger "optwrap" gets one line when the exporter is lost,
-    and one when it is back.
+    The Monitor sends a first report, the hello, as soon as it knows its process index, and then one every `interval`
+    seconds, with or without new steps. The first bad step of a streak is reported at once. Training never depends on
+    the exporter, which may be absent, hang, restart or refuse reports. Memory is bounded: step records can be dropped,
+    those of good steps first, and every drop is counted; totals are never dropped. The logger "optwrap" gets one line
+    when the exporter is lost, and one when it is back.
 
-    A Monitor never initialises JAX's devices, so it may be made before `jax.distributed.initialize`. Unless `process`
-    is given (and `attempt`, for processes other than 0), the hello waits until the program has initialised them.
+    A Monitor never initialises JAX's devices, so it may be made before `jax.distributed.initialize`. The hello waits
+    until the program has initialised them, unless `process` is given (and `attempt`, for processes other than 0).
 
-    Each instrumented optimizer needs a Monitor and a run of its own. After a fork the parent goes on reporting; the
-    child reports only if it observes, and then like a newly started process.
+    Each instrumented optimizer needs its own Monitor and its own run. After a fork the parent continues to report. The
+    child reports only if it observes, as a newly started process does.
 
-    As a context manager a Monitor closes as "failed" if an exception leaves the block, otherwise as "finished". A
-    Monitor that is never closed closes when the interpreter exits, as "failed" after an uncaught exception, and waits
-    at most 2 s for its last report. `sys.exit(status)` outside a block is not seen as a failure, because Python's exit
+    As a context manager a Monitor closes as "failed" if an exception leaves the block, otherwise as "finished". If it
+    is never closed, it closes when the interpreter exits (as "failed" after an uncaught exception), and waits at most
+    2 s for its last report. `sys.exit(status)` outside a block is not seen as a failure, because Python's exit
     handlers do not get the status: use the block, or call `close("failed")`.
 
     Args:
@@ -45,8 +45,8 @@ class Monitor:
         started and no name is needed. Default: OPTWRAP_ENDPOINT, else http://127.0.0.1:10425.
       process: index of this process in the job, from 0. Default: `jax.process_index()`.
       attempt: name of this launch, the same in all its processes: 1 to 128 of `A-Z a-z 0-9 . _ : -`. Default:
-        OPTWRAP_ATTEMPT, else Slurm's job, restart and step ids, else what process 0 publishes through the service of
-        `jax.distributed`, else an id of this process's own.
+        OPTWRAP_ATTEMPT, else Slurm's job, restart and step ids, else the id that process 0 publishes through
+        `jax.distributed`, else an id of this process alone.
       token_file: path of a file that holds the exporter's token, read for every report. If it is missing or unreadable,
         that is logged once, and reports go without a token until it can be read. Default: OPTWRAP_TOKEN_FILE, else no
         token.
@@ -73,7 +73,7 @@ class Monitor:
         """Where `observe` puts a reading; None if the Monitor is off, closed, or has no thread yet after a fork."""
         self._closed = False
         self._instrumentation: weakref.ref[object] | None = None
-        """The instrumentation whose step was traced last."""
+        """The instrumentation whose `update` was traced last."""
         self._worker: Worker | None = None
         self._settings = resolve(
             parts.environ,
@@ -97,7 +97,7 @@ class Monitor:
         return f"Monitor(run={self._settings.run!r}, endpoint={self._settings.endpoint.text!r})"
 
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:
-        """Take the parameters' names. `instrument` calls this whenever it is traced.
+        """Receive the parameters' names. `instrument` calls this whenever `init` or `update` is traced.
 
         Args:
           layout: the parameters' paths.
@@ -130,16 +130,16 @@ class Monitor:
     def observe(self, reading: object) -> None:
         """Report one step, or several. Never blocks, not even for the device, and never raises.
 
-        Observe what each step returns, and nothing else: not a restored state by hand, whose last step would be counted
-        again. Counters are cumulative: if a step is not observed, only its step record is missing. Counting starts just
-        before the first reading, so steps before it are not counted; to observe only every n-th step, observe the
-        reading of the fresh state first. Counters that fall, because an older state was restored, start a new
-        incarnation. The same reading twice is counted once.
+        Observe the reading that each step returns, and nothing else. Do not observe a restored state: its last step
+        would be counted again. Counters are cumulative: if a step is not observed, only its step record is missing.
+        Counting starts just before the first reading, so steps before it are not counted; to observe only every n-th
+        step, observe the reading of the fresh state first. Counters that fall, because an older state was restored,
+        start a new incarnation. The same reading twice is counted once.
 
-        With emit="callback" the step observes by itself.
+        With emit="callback" the step calls this.
 
         Args:
-          reading: what `optwrap.reading` returned, uint32[words], on the host or on any devices, possibly still being
+          reading: the result of `optwrap.reading`, uint32[words], on the host or on any devices, possibly still being
             computed; do not donate it. Or uint32[n, words]: n consecutive steps (from lax.scan; their times are spread
             evenly since the last reading and marked as interpolated), or n equal rows, replicas of one step (from
             pmap). Anything else is ignored, with one line in the log.
@@ -158,7 +158,7 @@ class Monitor:
           timeout: limit in seconds.
 
         Returns:
-          Whether it has; True if nothing is reported at all.
+          True if everything is stored, or if the Monitor is off. False after the timeout or a refusal.
         """
         worker = self._worker
         if worker is None or worker.thread is None:
@@ -183,7 +183,7 @@ class Monitor:
           state: how the run ended.
 
         Raises:
-          ValueError: `state` is neither of these.
+          ValueError: `state` is not one of these.
         """
         if state not in _FINAL_STATES:
             raise ValueError(f"close: state is {state!r}; allowed: {' or '.join(map(repr, _FINAL_STATES))}")
@@ -208,7 +208,7 @@ class Monitor:
         return "" if self._settings is None else self._settings.run
 
     def _is_another(self, layout: Layout) -> bool:
-        """Whether another instrumentation than this layout's traced its step last, and still exists."""
+        """Whether the step traced last belongs to another instrumentation than this layout, which still exists."""
         last, self._instrumentation = self._instrumentation and self._instrumentation(), layout.source
         return last is not None and layout.source is not None and last is not layout.source()
 

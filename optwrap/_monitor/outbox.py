@@ -17,18 +17,18 @@ class Report:
     seq: int
     body: bytes
     entries: tuple[Entry[Incarnation], ...]
-    """The step records in it, to be counted as dropped or sent in parts if the exporter refuses the report."""
+    """Its step records. If the exporter refuses the report, they are sent in parts or counted as dropped."""
 
 
 class Outbox:
     """Builds reports, and holds them until the exporter acknowledges them.
 
-    A report is built only when it can be sent. While the exporter is away, records wait in the account, where good ones
-    are dropped before bad ones, and not in frozen reports.
+    A report is built only when it can be sent. While the exporter is away, records wait in the account and not in
+    frozen reports, because the account drops good records before bad ones.
 
     Args:
-      account: what is reported.
-      identity: who reports it.
+      account: the counts and records to report.
+      identity: the reporting process.
       max_rows: limit of the step records and their parameters in one report.
       max_held: limit of the reports that are built and not acknowledged.
     """
@@ -47,7 +47,7 @@ class Outbox:
         return not self.held and self._next() is None
 
     def build_hello(self, source: Mapping[str, Any], now: float) -> Report:
-        """The first report, held from now on: all counters zero, whatever has been counted meanwhile.
+        """Build and hold the first report. All its counters are zero, even if steps have been counted already.
 
         A counter has to exist at zero before it rises: Prometheus does not see the first increase of a new series.
         """
@@ -56,10 +56,10 @@ class Outbox:
         return self._hold(incarnation, blank, (), source, now)
 
     def build(self, source: Mapping[str, Any], now: float, *, heartbeat: bool) -> Report | None:
-        """The next report, held from now on; None if there is nothing to report, or if too many are held.
+        """Build and hold the next report; None if there is nothing to report, or if too many are held.
 
         Args:
-          source: what the process runs on, as the wire has it.
+          source: the wire's `source`: host, platform, devices and versions.
           now: seconds since 1970.
           heartbeat: report the current incarnation even if nothing has changed.
         """
@@ -86,8 +86,8 @@ class Outbox:
     def give_up(self, report: Report, *, seq_is_taken: bool = False) -> None:
         """Release a report that the exporter refuses for good, and count its records as dropped.
 
-        Its totals go into the next report. That one is of another incarnation if there is one: the fault may be with
-        this incarnation only.
+        Its totals go into a later report. If another incarnation has something to report, that one is reported first,
+        because the fault may be with this incarnation only.
 
         Args:
           report: the report.
@@ -108,7 +108,7 @@ class Outbox:
         return True
 
     def _next(self) -> Incarnation | None:
-        """Of the incarnations with something to report, the one refused least often; the oldest of several."""
+        """The next incarnation to report: the oldest of those with the fewest refusals; None if there is none."""
         ready = (
             incarnation
             for incarnation in self._account.incarnations
@@ -146,13 +146,13 @@ class Outbox:
         report.incarnation.held -= 1
 
     def _withdraw(self, report: Report, *, reuse_seq: bool) -> None:
-        """Release a report that is not stored, and have its totals reported again."""
+        """Release a report that is not stored; its totals will be reported again."""
         self._release(report)
         incarnation = report.incarnation
         incarnation.unreported = True
         if reuse_seq and report.seq == incarnation.seq:
-            # Otherwise the first report that the exporter stores would say oldest_held > 1, which means that it had
-            # earlier ones and lost them: it would not count what came before.
+            # Otherwise the first report that the exporter stores would have oldest_held > 1. The exporter would
+            # conclude that it had stored earlier reports and lost them, and would not count the steps before this one.
             incarnation.seq -= 1
 
 

@@ -1,4 +1,4 @@
-"""What the training loop's threads and the reporting thread share: a bounded queue of readings, and some signals."""
+"""The data shared by the training loop and the reporting thread: a bounded queue of readings, and some signals."""
 
 import contextlib
 import itertools
@@ -19,13 +19,13 @@ class Item(NamedTuple):
     number: int
     """1, 2, ... in the order of the calls."""
     observed: object
-    """What was passed to `observe`."""
+    """The argument of `observe`."""
     time: float
     """Seconds since 1970."""
 
 
 class Closing(NamedTuple):
-    """How the run ended, and until when the last report may be sent."""
+    """The final state of the run, and the deadline of the last report."""
 
     state: str
     """"finished" or "failed"."""
@@ -47,15 +47,15 @@ class Flush:
 class Wakeup:
     """Wakes the reporting thread; `set` is safe in signal handlers and finalizers.
 
-    A threading.Event is not: a handler that interrupts `Event.set` and calls it again in the same thread waits for a
-    lock that the thread itself holds. SimpleQueue.put is reentrant.
+    A threading.Event is not: if a signal handler interrupts `Event.set` and calls it again, the thread waits for a lock
+    that it holds itself. SimpleQueue.put is reentrant.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def set(self) -> None:
-        """Wake the thread that waits, or the next one that does."""
+        """Wake the waiting thread. If none is waiting, the next `wait` returns at once."""
         if self._queue.empty():
             self._queue.put(None)
 
@@ -69,8 +69,8 @@ class Inbox:
     """The queue of observed readings, and the requests to flush and to close. No method needs a lock.
 
     Args:
-      size: readings that the queue holds; a further one evicts the oldest. Counters are cumulative, so the newest
-        reading is the one to keep.
+      size: limit of the queued readings; a further one evicts the oldest, because counters are cumulative and the
+        newest reading has them all.
       time: returns seconds since 1970.
     """
 
@@ -79,9 +79,9 @@ class Inbox:
 
     def __init__(self, size: int, time: Callable[[], float]) -> None:
         self.items: deque[tuple[int, object, float]] = deque(maxlen=size)
-        """Each the fields of an Item."""
+        """The fields of an Item, as plain tuples."""
         self.first: Item | None = None
-        """The first item ever put. Counting starts from it, so it is kept where later items cannot evict it."""
+        """The first item ever put. Counting starts from it, so it is kept here, where later items cannot evict it."""
         self.layout: Layout | None = None
         """The parameters' names; None until an instrumentation describes them."""
         self.closing: Closing | None = None

@@ -1,4 +1,4 @@
-"""The loop of the reporting thread: counts what was observed, sends reports, and survives whatever the exporter does.
+"""The loop of the reporting thread: counts the observed readings, sends reports, and survives failures of the exporter.
 
 The training loop never waits for anything in here, except in `flush` and `close`, which take a timeout.
 """
@@ -29,13 +29,13 @@ _RETRY_STATUSES: Final = frozenset({408, 429})
 _CONFLICT: Final = 409
 _TOO_LARGE: Final = 413
 _MAX_SERVER_ERRORS: Final = 8
-"""Answers of 500 in a row after which the report is taken to be the cause, and is given up."""
+"""After this many answers of 500 in a row the report is assumed to be the cause, and is given up."""
 _READ_EVERY: Final = 0.1
 """Longest time in seconds between two reads of the inbox, and so before a bad step is noticed."""
 _URGENT_AFTER: Final = 0.2
 """Shortest time in seconds between a report and an urgent one."""
 _POLL_EVERY: Final = 0.005
-"""Seconds between two looks at a device that is still computing, while `flush` or `close` waits."""
+"""Seconds between two checks of a device that is still computing, while `flush` or `close` waits."""
 _MAX_JSON_INTEGER: Final = 2**53
 
 
@@ -48,7 +48,7 @@ class Clock:
     monotonic: Callable[[], float] = monotonic
     sleep: Callable[[float], None] = sleep
     jitter: Callable[[], float] = dataclasses.field(default_factory=lambda: random.Random().random)
-    """Returns a number from 0 to 1. It has a generator of its own: the training program's draws stay as they are."""
+    """Returns a number from 0 to 1. Its generator is its own, so the training program's random draws do not change."""
 
 
 class Reporter:
@@ -59,7 +59,7 @@ class Reporter:
       inbox: where readings come from.
       account: where readings are counted.
       transport: sends reports.
-      source: says who reports.
+      source: finds the identity of the process.
       clock: the time.
     """
 
@@ -75,16 +75,16 @@ class Reporter:
         self._once = LogOnce()
         self._intake = Intake(inbox, account, self._once)
         self._outbox: Outbox | None = None
-        """None until it is known who reports."""
+        """None until the process index and the attempt are known."""
         self._due = clock.monotonic()
         """When the next report or the next retry is due."""
         self._started = clock.time() - self._due
         """Time at which the monotonic clock was 0."""
         self._sent = -math.inf
         self._blocked_until = self._due
-        """Until then the exporter's Retry-After forbids any report."""
+        """No report is sent before this time, because of the exporter's Retry-After."""
         self._failures = 0
-        """Attempts in a row that got no usable answer."""
+        """Attempts in a row without a usable answer."""
         self._lost_at: float | None = None
         """When the exporter was lost; None while it can be reached."""
         self._refused = False
@@ -92,7 +92,7 @@ class Reporter:
 
     @property
     def delivered(self) -> bool:
-        """Whether the exporter has acknowledged everything that was counted."""
+        """Whether the exporter has acknowledged all counts and records."""
         return self._outbox is not None and self._outbox.empty and not self._refused
 
     def run(self) -> None:
@@ -109,7 +109,7 @@ class Reporter:
                 self._inbox.flushes.popleft().done.set()
 
     def cycle(self) -> None:
-        """Count what was observed, and send a report if one is due."""
+        """Count the observed readings, and send a report if one is due."""
         flushes = [flush for flush in list(self._inbox.flushes) if not flush.done.is_set()]
         if any(not flush.started for flush in flushes):
             # A new flush gets one attempt at once, however long the exporter has been away.
@@ -117,7 +117,7 @@ class Reporter:
             self._due = self._clock.monotonic()
             for flush in flushes:
                 flush.started = True
-        # Read the inbox even before it is known who reports: a bad step must not be evicted from it.
+        # Read the inbox even while the process index is unknown: a bad step must not be evicted from it.
         drained = self._intake.drain()
         outbox = self._prepare_outbox()
         if outbox is None:
@@ -147,7 +147,7 @@ class Reporter:
         closing, outbox, clock = self._inbox.closing, self._prepare_outbox(), self._clock
         if closing is None or outbox is None:
             return
-        # Half of the time is for the device to finish what was observed, half for the exporter.
+        # Half of the time is for the device to finish the observed readings, half for the exporter.
         half = (clock.monotonic() + closing.deadline) / 2
         while not self._intake.drain() and clock.monotonic() < half:
             clock.sleep(_POLL_EVERY)
@@ -165,12 +165,12 @@ class Reporter:
     def _now(self) -> float:
         """Seconds since 1970 for `sent_at`: the time at the start, continued by the monotonic clock.
 
-        The exporter orders incarnations and measures the distance of reports by it, so it must never be set back.
+        The exporter orders incarnations and measures the time between reports with it, so it must never go backwards.
         """
         return self._started + self._clock.monotonic()
 
     def _guarded(self, work: Callable[[], object]) -> None:
-        """Call `work`; an exception, which is a bug of ours, is logged and does not end the thread."""
+        """Call `work`. An exception is a bug in optwrap: it is logged and does not end the thread."""
         try:
             work()
         except Exception as error:
@@ -186,7 +186,7 @@ class Reporter:
         self._guarded(self._intake.drain)
 
     def _prepare_outbox(self) -> Outbox | None:
-        """The outbox, which starts with the hello; None while it is unknown who reports."""
+        """The outbox, whose first report is the hello; None while the process index or the attempt is unknown."""
         if self._outbox is None:
             if self._inbox.first is not None:
                 self._source.note_step()
@@ -201,7 +201,7 @@ class Reporter:
         return self._outbox
 
     def _send(self, outbox: Outbox, *, heartbeat: bool, deadline: float | None = None) -> None:
-        """Send the held reports again, then new ones; if there is neither, a heartbeat if wanted."""
+        """Send the held reports again, then new ones. If there are none and `heartbeat` is true, send a heartbeat."""
         self._sent = now = self._clock.monotonic()
         self._account.urgent = False
         for held in list(outbox.held):
@@ -216,7 +216,7 @@ class Reporter:
         self._due = now + self._settings.interval
 
     def _deliver(self, outbox: Outbox, report: Report, deadline: float | None) -> bool:
-        """Send one report; returns whether to send further ones now."""
+        """Send one report; returns whether the next one can be sent now."""
         within = None if deadline is None else deadline - self._clock.monotonic()
         if within is not None and within <= 0:
             return False
@@ -258,7 +258,7 @@ class Reporter:
     def _failed(self, why: str, retry_after: float | None) -> bool:
         """Schedule a retry; logs the first failure in a row. Returns False, as `_deliver` does."""
         now = self._clock.monotonic()
-        # Full jitter: the processes of a job lose their exporter together and must not all come back at once.
+        # Full jitter: all processes of a job lose their exporter together, and must not all retry at once.
         self._due = now + self._clock.jitter() * min(MAX_BACKOFF, 2.0 ** min(self._failures, 10))
         self._blocked_until = now + min(retry_after or 0.0, MAX_RETRY_AFTER)
         self._failures += 1

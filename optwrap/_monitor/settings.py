@@ -32,7 +32,7 @@ class Endpoint:
     host: str = "localhost"
     port: int = 0
     prefix: str = ""
-    """What precedes /v1/reports in the path of a request: empty, or a path that begins with `/`."""
+    """The path before /v1/reports in a request: empty, or a path that begins with `/`."""
     socket_path: str | None = None
 
 
@@ -43,9 +43,9 @@ class Settings:
     run: str
     endpoint: Endpoint
     process: int | None
-    """None: ask JAX for its process index."""
+    """Process index; None to ask JAX."""
     attempt: str | None
-    """None: agree on one with the other processes."""
+    """None to agree on one with the other processes."""
     token_file: str | None
     interval: float
     """Seconds between reports."""
@@ -125,7 +125,7 @@ def _endpoint(given: object, names: str) -> Endpoint | None:
     if isinstance(given, str) and given.startswith("unix://"):
         path = given.removeprefix("unix://")
         if not path.startswith("/") or "\0" in path:
-            raise ValueError(f"{names}: got {given!r}; allowed: {_ENDPOINTS}; a socket's path is absolute")
+            raise ValueError(f"{names}: got {given!r}; allowed: {_ENDPOINTS}; the socket's path must be absolute")
         if not hasattr(socket, "AF_UNIX"):
             raise ValueError(f"{names}: got {given!r}; this platform has no Unix sockets; allowed: http://HOST:PORT")
         if len(os.fsencode(path)) > 107:

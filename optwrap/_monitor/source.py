@@ -1,4 +1,4 @@
-"""What this process is and what it runs on, asked from JAX without ever initialising its devices."""
+"""The identity of this process, its platform and its devices, without ever initialising JAX's devices."""
 
 import contextlib
 import importlib.metadata
@@ -12,7 +12,7 @@ _ATTEMPT_TIMEOUT: Final = 10.0
 
 
 class Source(Protocol):
-    """Says who reports, as soon as it is known."""
+    """Finds the identity of the reporting process."""
 
     def process(self) -> int | None:
         """The process's index; None while it is unknown."""
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """The wire's `source`, as far as it is known."""
+        """The wire's `source`; fields that are not known yet are empty."""
         ...
 
     def note_step(self) -> None:
@@ -92,8 +92,8 @@ class JaxSource:
     def attempt(self, run: str, incarnation: str, now: float) -> str | None:
         """The given name, or the one that process 0 publishes in JAX's coordination service.
 
-        This is no collective: nothing runs on a device, and only the reporting threads wait, at most 10 s. Without an
-        answer, or without that service, the launch is named after this process's first incarnation.
+        This is not a collective: nothing runs on a device, and only the reporting threads wait, at most 10 s. Without
+        an answer, or without that service, the name is the id of this process's first incarnation.
         """
         if self._attempt is None and (self._ask_jax() or self._process == 0):
             self._attempt = self._agree(run, incarnation, now)
@@ -109,7 +109,7 @@ class JaxSource:
         self._stepped = True
 
     def _ask_jax(self) -> bool:
-        """Learn what JAX knows, if its devices are initialised; returns whether they are."""
+        """Read the devices and the process index from JAX, if its devices are initialised; returns whether they are."""
         if not self._initialized and backend_is_initialized(self._stepped):
             device = jax.local_devices()[0]
             self._described |= {
@@ -151,5 +151,5 @@ def _version() -> str:
 
 
 def _text(text: str) -> str:
-    """The text as the wire permits it: printable, at most 256 characters."""
+    """The text in the form that the wire allows: printable, at most 256 characters."""
     return "".join(c if c.isprintable() else "?" for c in text)[:256]

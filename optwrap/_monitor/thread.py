@@ -1,6 +1,6 @@
-"""The reporting thread from outside: how it starts, and how it ends with the Monitor, with the process or after a fork.
+"""Starts the reporting thread, and ends it with its Monitor or with the process.
 
-`Worker` has no reference to its Monitor, so that a Monitor that nobody uses is collected while its thread runs.
+`Worker` has no reference to its Monitor, so that an unused Monitor is collected while its thread runs.
 """
 
 import atexit
@@ -23,12 +23,12 @@ from optwrap._monitor.transport import HttpTransport, Transport
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for which `close`, and the end of the process, wait for the last report."""
 _MARGIN: Final = 0.2
-"""Seconds by which the reporting thread stops earlier than that, so that it has ended when the waiting ends."""
+"""The reporting thread stops this many seconds before CLOSE_TIMEOUT, so that it has ended when `close` returns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a Monitor is made of; tests replace some of it."""
+    """The replaceable parts of a Monitor, for tests."""
 
     environ: Mapping[str, str] = dataclasses.field(default_factory=lambda: os.environ)
     clock: Clock = dataclasses.field(default_factory=Clock)
@@ -45,7 +45,7 @@ class Worker:
 
     Args:
       settings: the Monitor's settings.
-      parts: what it is made of.
+      parts: the Monitor's parts.
     """
 
     def __init__(self, settings: Settings, parts: Parts) -> None:
@@ -78,7 +78,7 @@ class Worker:
                 if any(thread.duplicates(other) for other in threading.enumerate()):
                     log.warning(
                         "optwrap: this process has a second Monitor that reports run %s to %s; the exporter will show "
-                        "a conflict; close the first Monitor, or give each a run of its own",
+                        "a conflict; close the first Monitor, or give each its own run",
                         self._settings.run,
                         self._settings.endpoint.text,
                     )
@@ -115,7 +115,7 @@ class Worker:
 
 
 class _ReportingThread(threading.Thread):
-    """The thread; its class tells it from the other threads of the process."""
+    """The thread. Its class distinguishes it from the other threads of the process."""
 
     def __init__(self, target: Callable[[], None], settings: Settings, inbox: Inbox) -> None:
         super().__init__(target=target, name="optwrap-monitor", daemon=True)

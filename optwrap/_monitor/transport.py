@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that an error names."""
+        """The names of the fields that the exporter's error lists."""
         try:
             return tuple(str(one["field"]) for one in json.loads(self.body)["detail"])
         except (ValueError, TypeError, KeyError):
@@ -53,7 +53,7 @@ class Answer:
 
 
 class TransportError(OptwrapError):
-    """A report got no answer, or none that an exporter gives; the message says why."""
+    """A report got no answer, or an answer that is not from an exporter. The message has the cause."""
 
 
 class Transport(Protocol):
@@ -126,8 +126,8 @@ class HttpTransport:
 
     Args:
       endpoint: the exporter.
-      token_file: path of a file with the bearer token. It is read for every report, so it can be replaced, or appear
-        later; while it cannot be read, the last token is sent, if there was one.
+      token_file: path of a file with the bearer token. It is read for every report, so it may be replaced, or
+        appear later. While it cannot be read, the last token is sent, if there was one.
       connect_timeout: seconds.
       answer_timeout: seconds from the first byte sent to the last byte received.
     """

@@ -1,6 +1,6 @@
 """The packed counters: one uint32 array that is both the state of `instrument` and the reading that the host gets.
 
-This module alone knows which word means what. It works on both sides: `pack` and `split` take JAX arrays inside the
+Only this module knows the meaning of each word. It works on both sides: `pack` and `split` take JAX arrays inside the
 jitted step and numpy arrays on the host.
 
 The words, in this order: the layout version, the number of accumulation windows, then the fields of `Counters` as they
@@ -26,7 +26,7 @@ OUTCOMES: Final = (
     "skipped_other",
     "accepted_not_finite",
 )
-"""What can become of a step, in the order of `Counters.outcomes`."""
+"""The outcomes of a step, in the order of `Counters.outcomes`."""
 
 GOOD_OUTCOMES: Final = frozenset({"applied", "accumulated"})
 """The outcomes of a step in which nothing went wrong."""
@@ -52,13 +52,13 @@ GAUGES: Final = (
 """Every gauge that a `Reading` can have."""
 
 ABSENT: Final = -1
-"""The value of a gauge that no wrapper has, or that a wrapper hides. Not NaN: `jax_debug_nans` would stop each step."""
+"""The value of a gauge that no wrapper has. Not NaN, because `jax_debug_nans` would raise when `init` runs eagerly."""
 
 MAX_COUNT: Final = np.uint32(2**32 - 1)
 """Counters stay at this value once they reach it."""
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
-"""One reading on the host, uint32[words]; with leading axes several."""
+"""One reading on the host, uint32[words], or several with leading axes."""
 
 
 class Counters(NamedTuple):
@@ -85,7 +85,7 @@ class Counters(NamedTuple):
     gradient_norm: jax.Array
     """float32[]: global L2 norm of the last step's incoming gradients."""
     gradient_norm_limit: jax.Array
-    """float32[]: the norm from which a step is skipped as large; ABSENT if there is no such limit."""
+    """float32[]: a step with this norm or a larger one is skipped; ABSENT if there is no such limit."""
     gauges: jax.Array
     """int32[7]: INTEGER_GAUGES after the last step; ABSENT where no wrapper has that gauge."""
     replica: jax.Array
@@ -94,7 +94,7 @@ class Counters(NamedTuple):
     replicas_not_finite: jax.Array
     """int32[]: how many replicas' gradients were non-finite in the last step; ABSENT without `replica_flags`."""
     window_not_finite: jax.Array
-    """bool[W]: whether each accumulation window, as it is now, holds a non-finite value."""
+    """bool[W]: whether each accumulation window holds a non-finite value after the last step."""
     parameters: jax.Array
     """uint32[P]: steps in which that parameter's gradient had a non-finite value."""
     not_finite_values: jax.Array
@@ -106,7 +106,7 @@ _SIGNED: Final = ("outcome", "gauges", "replica", "replicas_not_finite")
 _FLOATS: Final = ("gradient_norm", "gradient_norm_limit")
 _BOOLS: Final = ("finite", "window_not_finite")
 _OF_A_PROGRAM: Final = ("window_not_finite", "parameters", "not_finite_values")
-"""The fields at the end, whose length is not the same for every program."""
+"""The last fields, whose lengths depend on the optimizer and its parameters."""
 
 HEAD: Final = 2 + sum(_VECTORS.get(name, 1) for name in Counters._fields if name not in _OF_A_PROGRAM)
 """Words before those of the windows and parameters."""
@@ -116,7 +116,7 @@ def pack(counters: Counters) -> jax.Array:
     """The packed array of these fields: uint32[..., HEAD + W + 2 P].
 
     Args:
-      counters: arrays of the dtypes that `Counters` says, with the same leading axes.
+      counters: arrays of the dtypes that `Counters` documents, with the same leading axes.
     """
     lead = jnp.shape(counters.outcomes)[:-1]
     head = jnp.array([VERSION, counters.window_not_finite.shape[-1]], jnp.uint32)
@@ -128,10 +128,10 @@ def pack(counters: Counters) -> jax.Array:
 
 
 def split(words: Any, windows: int) -> Counters:
-    """The fields of a packed array: slices of it, with the dtypes that `Counters` says.
+    """The fields of a packed array: slices of it, with the dtypes that `Counters` documents.
 
     Args:
-      words: uint32[..., HEAD + W + 2 P], of JAX or numpy.
+      words: uint32[..., HEAD + W + 2 P], a JAX or numpy array.
       windows: W.
     """
     fields = {}
@@ -144,16 +144,16 @@ def split(words: Any, windows: int) -> Counters:
 def advance(words: jax.Array, windows: int, events: Mapping[str, Any], values: Mapping[str, Any]) -> jax.Array:
     """The packed array after a step.
 
-    All of it is one elementwise computation over the vector, so that XLA makes one kernel of it. A concatenation of the
-    fields would be a kernel for each.
+    This is one elementwise computation over the vector, so XLA compiles it to one kernel. A concatenation of the fields
+    would need one kernel for each.
 
     Args:
       words: uint32[HEAD + W + 2 P], the packed array before the step.
       windows: W.
-      events: by the name of a field of counts, bool: which of them to increase by one. They saturate at `MAX_COUNT`.
-      values: by the name of a field, its new value.
+      events: by field name, the counts to increase by one (bool). They saturate at `MAX_COUNT`.
+      values: by field name, the new value.
 
-      For a field that is a scalar, both are scalars; for another one, a list of scalars, or an array of one axis.
+    Each entry of `events` and `values` is a scalar if the field is one; otherwise a list of scalars, or a vector.
     """
     index = lax.iota(jnp.int32, words.shape[-1])
     positions = _positions(words.shape[-1], windows)
@@ -178,7 +178,7 @@ def advance(words: jax.Array, windows: int, events: Mapping[str, Any], values: M
 
 
 def parameter_count(length: int, windows: int) -> int:
-    """P, of a packed array of this many words.
+    """P, the number of parameters in a packed array of this length.
 
     Raises:
       ValueError: no packed array with that many windows has this length.
@@ -186,14 +186,14 @@ def parameter_count(length: int, windows: int) -> int:
     rest = length - HEAD - windows
     if rest < 0 or rest % 2:
         raise ValueError(
-            f"counters: expected {HEAD} words, {windows} of accumulation windows and two for each parameter, got "
-            f"{length} words: they were made by another version of optwrap, or for another optimizer"
+            f"counters: expected {HEAD + windows} words (with {windows} accumulation windows) and two per parameter, got "
+            f"{length} words: pass a state or reading of this optimizer, made by this version of optwrap"
         )
     return rest // 2
 
 
 def window_count(words: Words) -> int:
-    """W, of one reading on the host; it has to have two words at least."""
+    """W, the number of accumulation windows, from a reading on the host with at least two words."""
     return int(words[1])
 
 

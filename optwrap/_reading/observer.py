@@ -1,4 +1,4 @@
-"""`Observer`: what `instrument` asks of a monitor."""
+"""`Observer`: the interface of a monitor that `instrument` calls."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,16 +21,16 @@ class Observer(Protocol):
     """
 
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:
-        """Note the parameters' names. `instrument` calls this when it traces, possibly often.
+        """Receive the parameters' names. `instrument` calls this whenever `init` or `update` is traced.
 
         Args:
-          layout: what is static about the readings that follow.
+          layout: the static description of the readings that follow.
           stepping: whether `update` is being traced, not `init`.
         """
 
     def observe(self, reading: Any) -> None:
         """Take one reading, uint32[words], or several, uint32[n, words]. Must not block, and must not raise.
 
-        With emit="callback" the readings are numpy arrays, and JAX may deliver one twice. A leading axis there is that
-        of a `vmap`: optimizers of their own, not consecutive steps.
+        With emit="callback" the readings are numpy arrays, and JAX may deliver one twice. A leading axis is then that
+        of a `vmap`: separate optimizers, not consecutive steps.
         """

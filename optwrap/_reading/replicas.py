@@ -1,8 +1,7 @@
-"""Which process and devices a replica of data-parallel training is.
+"""The process and devices of a replica of data-parallel training. Runs on the host.
 
-The step gives a replica's index along the mesh's axes. Which devices that is only the mesh knows: the mesh in the
-reading's sharding, or the one that was passed to `replica_flags`. Without a mesh the index alone is reported. This runs
-on the host.
+The step reports the index of a replica along the mesh's axes. Its devices are looked up in the mesh of the reading's
+sharding, or else in the mesh that was passed to `replica_flags`. Without a mesh only the index is reported.
 """
 
 import dataclasses
@@ -17,51 +16,51 @@ _MAX_RANGES: Final = 8
 
 
 class Replica(NamedTuple):
-    """One replica, as far as it is known."""
+    """One replica. Fields that are unknown are None."""
 
     number: int | None
-    """Its index along the axes of the replicas, row-major; None for all replicas that are counted together."""
+    """Its index along the axes of the replicas, row-major; None in `OTHERS`."""
     process: int | None
     """`process_index` of its first device."""
     device: str | None
-    """Its devices by platform and id, as JAX numbers them: `tpu:5`, or for several `tpu:4-7`, `cpu:1,5`."""
+    """Its devices by platform and JAX's device id: `tpu:5`, or for several `tpu:4-7`, `cpu:1,5`."""
 
 
 OTHERS: Final = Replica(None, None, None)
-"""All replicas that are counted together."""
+"""Stands for all replicas that are not listed separately."""
 
 
-class Brought(NamedTuple):
+class NonfiniteReplicas(NamedTuple):
     """The replicas with non-finite gradients in a step; there is at least one."""
 
     first: Replica
     """The one with the lowest index."""
-    replicas: int
-    """How many there were."""
-    of: int | None
-    """How many replicas there are; None if unknown."""
+    count: int
+    """Number of replicas with non-finite gradients."""
+    total: int | None
+    """Number of all replicas; None if unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Replicas:
-    """The replicas of a step, as known when it is traced."""
+    """The number and placement of a step's replicas, known when the step is traced."""
 
     count: int
-    """How many there are."""
+    """Number of replicas."""
     axes: tuple[str, ...] | None = None
-    """The mesh axes along which they lie, the slowest first; None if unknown."""
+    """The mesh axes along which the replicas lie, the slowest first; None if unknown."""
     mesh: jax.sharding.Mesh | None = None
-    """The mesh that these are axes of; None if unknown."""
+    """The mesh with these axes; None if unknown."""
 
 
-def brought(index: int, count: int, replicas: Replicas | None, observed: object) -> Brought:
+def nonfinite_replicas(index: int, count: int, replicas: Replicas | None, observed: object) -> NonfiniteReplicas:
     """The replicas with non-finite gradients in a step, with process and device where they are known.
 
     Args:
-      index: of the first of them.
-      count: how many they are.
+      index: index of the first of them.
+      count: number of them.
       replicas: the replicas of the step that was traced last; None if it had no flags.
-      observed: the reading as it was observed: an array whose sharding may say which mesh the step ran on.
+      observed: the observed reading. If it is a JAX array, its sharding may have the mesh of the step.
     """
     mesh_of_reading = getattr(getattr(observed, "sharding", None), "mesh", None)
     if (
@@ -69,16 +68,16 @@ def brought(index: int, count: int, replicas: Replicas | None, observed: object)
         or index + count > replicas.count
         or _size(mesh_of_reading, replicas) not in {None, replicas.count}
     ):
-        # The step that was traced last is another one, with other replicas.
-        return Brought(Replica(index, None, None), count, None)
+        # The reading is from another step than the one traced last, with other replicas.
+        return NonfiniteReplicas(Replica(index, None, None), count, None)
     for mesh in (mesh_of_reading, replicas.mesh):
         if _size(mesh, replicas) == replicas.count:
-            return Brought(Replica(index, *named(_devices(mesh, replicas)[index])), count, replicas.count)
-    return Brought(Replica(index, None, None), count, replicas.count)
+            return NonfiniteReplicas(Replica(index, *named(_devices(mesh, replicas)[index])), count, replicas.count)
+    return NonfiniteReplicas(Replica(index, None, None), count, replicas.count)
 
 
 def named(devices: Sequence[Any]) -> tuple[int, str]:
-    """Process and name of a replica with these devices."""
+    """The process and the device text of a replica with these devices."""
     first = devices[0]
     return int(first.process_index), f"{first.platform}:{_ranges(sorted(int(device.id) for device in devices))}"
 

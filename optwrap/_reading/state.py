@@ -10,7 +10,7 @@ import jax.numpy as jnp
 class InstrumentState(NamedTuple):
     """State of `instrument`: the state of the wrapped transformation, and the counters.
 
-    The counters go into checkpoints with the state, so they are those of the whole training, not of one process.
+    The counters are saved in checkpoints with the state, so they cover the whole training, not one process.
     """
 
     inner_state: Any
@@ -29,15 +29,17 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
 
     Returns:
       uint32[words], 25 words, one for each accumulation window and two for each parameter. A new array, safe to keep
-      when `state` is donated; the same on every device. Axes that the whole state leads with (vmap, pmap) stay in
-      front. `optwrap.unpack` reads it.
+      when `state` is donated; the same on every device. If the state has leading axes (vmap, pmap), so has the reading.
+      `optwrap.unpack` reads it.
 
     Raises:
-      TypeError: `name` is no string.
+      TypeError: `name` is not a string.
       ValueError: there is no such instrumentation in `state`, or several.
     """
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"reading: name must be a string, got {name!r} ({type(name).__name__})")
+        raise TypeError(
+            f"reading: name must be a string, got {name!r} ({type(name).__name__}): pass the name given to instrument"
+        )
     every = list(_instrumentations((), state))
     fitting = [(path, key, counters) for path, key, counters in every if name in (None, key)]
     if len(fitting) == 1:
@@ -49,9 +51,9 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
     elif not fitting:
         remedy = "pass the name of one of these"
     elif name is None:
-        remedy = "say which with reading(state, name=...)"
+        remedy = "choose one with reading(state, name=...)"
         if len({key for _, key, _ in every}) < len(every):
-            remedy = "give each its own, instrument(tx, name=...), and " + remedy
+            remedy = "give each its own name, instrument(tx, name=...), and " + remedy
     else:
         remedy = "give each its own name, instrument(tx, name=...)"
     wanted = "one instrumentation" if name is None else f"one instrumentation named {name!r}"

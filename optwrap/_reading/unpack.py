@@ -26,14 +26,14 @@ from optwrap._reading.replicas import Replica, Replicas
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What is static about an instrumentation's readings. A monitor is told when the step is traced."""
+    """The static description of an instrumentation's readings. `instrument` passes it to the monitor when traced."""
 
     parameters: tuple[str, ...]
     """Path of each parameter, in the order of the tree's leaves: `decoder/layer_3/mlp/w`."""
     source: "weakref.ref[object] | None" = dataclasses.field(default=None, compare=False, repr=False)
     """Identity of the instrumentation; tells two with the same parameters apart."""
     replicas: Replicas | None = dataclasses.field(default=None, compare=False, repr=False)
-    """The replicas that `replica_flags` are about; None if the traced step was given none."""
+    """The replicas that `replica_flags` cover; None if the traced step had no flags."""
 
     @functools.cached_property
     def fingerprint(self) -> int:
@@ -52,8 +52,8 @@ class Totals:
     parameters: Mapping[str, int]
     """Steps with non-finite values by parameter, in the tree's order; parameters that had none are left out."""
     replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
-    """Steps in which that replica was the first with non-finite gradients. The host counts these; a reading alone does
-    not have them."""
+    """Steps in which that replica was the first with non-finite gradients. The Monitor counts these; `unpack` returns
+    none."""
 
     @property
     def steps(self) -> int:
@@ -103,12 +103,12 @@ def unpack(words: Words, layout: Layout | None = None) -> Reading:
         reading = optwrap.unpack(np.asarray(optwrap.reading(state)))
 
     Args:
-      words: uint32[words] on the host, what `optwrap.reading` returned. A row of it where that has leading axes.
+      words: uint32[words] on the host: the result of `optwrap.reading`, or one row of it if it has leading axes.
       layout: the parameters' names, as `Observer.describe` gets them; without it they are `leaf_0`, `leaf_1`, ...
 
     Raises:
-      ValueError: `words` is no reading, one of another version of optwrap, or one of another instrumentation than
-        `layout` is of.
+      ValueError: `words` is not a reading, was made by another version of optwrap, or belongs to another
+        instrumentation than `layout`.
     """
     counters = _split(words)
     size = len(counters.parameters)
@@ -163,7 +163,8 @@ def _split(words: Words) -> Counters:
     if int(words[0]) != VERSION:
         raise ValueError(
             f"reading: the first word is {int(words[0]):#x}, expected {VERSION:#x}: it was not made by this version of "
-            "optwrap"
+            "optwrap; read it with the version that made it, or continue with counters at zero: "
+            "optwrap.adopt(tx, state.inner_state, params)"
         )
     windows = window_count(words)
     parameter_count(len(words), windows)

@@ -1,4 +1,4 @@
-"""What runs inside the jitted step: the instrumentation.
+"""The instrumentation, which runs inside the jitted step.
 
 Modules, lowest first: paths wrappers grad_summary gauges outcomes replicas count callback adopt instrument.
 """

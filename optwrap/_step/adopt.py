@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
-from optwrap._core.checks import shown
+from optwrap._core.checks import is_concrete, shown
+from optwrap._reading.counters import VERSION
 from optwrap._reading.state import InstrumentState
 
 Fresh = Iterator[dict[str, jax.Array]]
@@ -22,9 +24,8 @@ def adopt(tx: Any, opt_state: Any, params: Any) -> Any:
         opt_state = optwrap.adopt(optwrap.instrument(before, monitor), old, params)
 
     The arrays in `opt_state` are kept as they are, on their devices; the new counters are placed as a jitted `init`
-    places them. An instrumentation that `opt_state` already has keeps its counters, so adopting a state twice does no
-    harm. Steps are counted from the adopted state on, however long the training has already run. A window that is
-    partly filled is assumed to hold finite values.
+    places them. An instrumentation that `opt_state` already has keeps its counters, so it is safe to adopt a state
+    twice. Earlier steps of the training are not counted. A partly filled window is assumed to hold finite values.
 
     Args:
       tx: the instrumented transformation, or one with instrumented transformations inside: nested, chained, in
@@ -36,8 +37,8 @@ def adopt(tx: Any, opt_state: Any, params: Any) -> Any:
       A state with the structure of `tx.init(params)`.
 
     Raises:
-      ValueError: `opt_state` is the state of another optimizer, or of one for other parameters; the message says where
-        the two first differ.
+      ValueError: `opt_state` is the state of another optimizer, or of the same one for other parameters. The message
+        has the path of the first difference. Or another version of optwrap made its counters.
     """
     wanted = jax.eval_shape(tx.init, params)
     # Under jit the counters are placed as a jitted init places them, and the rest of init is never computed.
@@ -58,17 +59,19 @@ def _instrumented(tree: Any) -> list[InstrumentState]:
 
 
 def _adopted(wanted: Any, given: Any, fresh: Fresh, where: str) -> Any:
-    """`given` in the structure of `wanted`; counters that it lacks are taken from `fresh`."""
+    """`given` with the structure of `wanted`; missing counters are taken from `fresh`."""
     structure: Any
     expected, structure = jax.tree.flatten(wanted, is_leaf=_is_instrumented)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(wanted, is_leaf=_is_instrumented)]
     try:
-        parts = structure.flatten_up_to(given)
+        # Without the values: JAX's message would contain all of them.
+        structure.flatten_up_to(jax.tree.map(lambda _: ..., given))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{where}: expected the state of the same optimizer, instrumented or not, got a {type(given).__name__} of "
-            f"another structure: {error}: restore the checkpoint into the state that the optimizer had then"
+            f"another structure: {str(error)[:300]}: restore the checkpoint into the state that the optimizer had then"
         ) from error
+    parts = structure.flatten_up_to(given)
     return structure.unflatten(
         _adopted_part(one, part, fresh, where + jax.tree_util.keystr(path))
         for one, part, path in zip(expected, parts, paths, strict=True)
@@ -76,7 +79,7 @@ def _adopted(wanted: Any, given: Any, fresh: Fresh, where: str) -> Any:
 
 
 def _adopted_part(wanted: Any, given: Any, fresh: Fresh, where: str) -> Any:
-    """`given` as a leaf or an instrumentation's state like `wanted`."""
+    """`_adopted` for one part of the state: a leaf, or the state of an instrumentation."""
     if not _is_instrumented(wanted):
         if getattr(given, "shape", None) != wanted.shape or getattr(given, "dtype", None) != wanted.dtype:
             raise ValueError(
@@ -90,12 +93,24 @@ def _adopted_part(wanted: Any, given: Any, fresh: Fresh, where: str) -> Any:
         return InstrumentState(_adopted(wanted.inner_state, given, fresh, f"{where}.inner_state"), counters)
     if (of := list(given.counters)) != (names := list(wanted.counters)):
         raise ValueError(
-            f"{where}: expected the instrumentation {names[0]!r}, got {of[0]!r}: give instrument the name that the "
-            "checkpoint was made under"
+            f"{where}: expected the instrumentation {names[0]!r}, got {of[0]!r}: give instrument the name "
+            "with which the checkpoint was made"
         )
-    # The inner state first: if it is of another optimizer, that is what the error should say.
+    # The inner state first: if it belongs to another optimizer, the error should be about that.
     inner_state = _adopted(wanted.inner_state, given.inner_state, fresh, f"{where}.inner_state")
-    return InstrumentState(inner_state, _adopted(wanted.counters, given.counters, fresh, f"{where}.counters"))
+    kept = _adopted(wanted.counters, given.counters, fresh, f"{where}.counters")
+    _check_version(kept[names[0]], f"{where}.counters[{names[0]!r}]")
+    return InstrumentState(inner_state, kept)
+
+
+def _check_version(counters: Any, where: str) -> None:
+    if isinstance(counters, jax.Array | np.ndarray) and is_concrete(counters):
+        versions = np.unique(jax.device_get(counters)[..., 0])
+        if versions.size and (versions != VERSION).any():
+            raise ValueError(
+                f"{where}: expected counters with the layout version {VERSION:#x}, got {int(versions[0]):#x}: another "
+                "version of optwrap made them; to count from zero, adopt the inner_state of this instrumentation"
+            )
 
 
 def _belongs_inside(given: InstrumentState, wanted: InstrumentState) -> bool:

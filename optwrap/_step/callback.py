@@ -1,9 +1,9 @@
 """emit="callback": the jitted step hands its own reading to the monitor.
 
 The callback is a `jax.pure_callback`, because a callback with effects takes the program off jit's fast path. XLA may
-run a pure callback twice, or drop it if nothing needs its result. The result, 0, therefore goes into the counters that
-the step returns, and the receiver must accept the same reading twice. The whole reading is one operand, because an
-accelerator transfers each operand by itself.
+run a pure callback twice, or drop it if its result is unused. So its result, 0, is combined with the counters that the
+step returns, and the observer must accept the same reading twice. The whole reading is one operand, because an
+accelerator transfers each operand separately.
 """
 
 import logging
@@ -28,10 +28,10 @@ def report(words: jax.Array, observer: Observer) -> jax.Array:
 
     Args:
       words: the packed counters after the step, uint32[words].
-      observer: who receives them, as a numpy array.
+      observer: receives them as a numpy array.
 
     Returns:
-      The same words. They depend on the callback, so it runs before whoever needs them.
+      The same words. They depend on the callback, so it runs before anything that uses them.
     """
     zero: jax.Array = jax.pure_callback(
         _calling(observer), np.zeros([], np.uint32), lax.stop_gradient(words), vmap_method="expand_dims"
@@ -40,19 +40,22 @@ def report(words: jax.Array, observer: Observer) -> jax.Array:
 
 
 def _calling(observer: Observer) -> Callable[[Any], Words]:
-    """The host's function: hands what it is given to `observer`, and returns 0 whatever happens."""
+    """The function that runs on the host: passes the words to `observer`, and returns 0 even if that raises."""
     logged: set[type[Exception]] = set()
 
     def call(words: Any) -> Words:
         try:
             rows = np.array(words, np.uint32).reshape(-1, np.shape(words)[-1])
-            # Several rows come from a vmap. Equal ones are one optimizer that does not depend on the mapped axis.
+            # Several rows come from a vmap. If all are equal, the optimizer does not depend on the mapped axis.
             observer.observe(rows[0] if (rows == rows[0]).all() else rows)
         except Exception as error:
-            # Raised into the step it would end the training, with the donated state already gone.
+            # If this raised, the step would fail and the training would lose its donated state.
             if type(error) not in logged:
                 logged.add(type(error))
-                _log.exception("optwrap: a reading was lost, as others like it will be: %r raised", observer)
+                _log.exception(
+                    "optwrap: a reading was lost because %r raised; further errors of this type are not logged",
+                    observer,
+                )
         return np.zeros(np.shape(words)[:-1], np.uint32)
 
     return call

@@ -1,4 +1,4 @@
-"""The counters before the first step, and after each."""
+"""The packed counters: before the first step, and after each step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from optwrap._step.wrappers import Wrapper
 
 
 class Leaves(NamedTuple):
-    """The parameters that the gradients of a step belong to, and the replicas that they come from."""
+    """The parameters of a step's gradients, and the flags of its replicas."""
 
     layout: Layout
     """All parameters' names."""

@@ -19,7 +19,7 @@ class Gauges(NamedTuple):
     integers: list[jax.Array]
     """7 of int32[], in the order of INTEGER_GAUGES; ABSENT where no wrapper has that gauge."""
     gradient_norm_limit: jax.Array
-    """float32[]: the norm from which a step is skipped as large; ABSENT if there is no such limit."""
+    """float32[]: a step with this norm or a larger one is skipped; ABSENT if there is no such limit."""
 
 
 def gauges(wrappers: Sequence[Wrapper]) -> Gauges:
@@ -28,10 +28,10 @@ def gauges(wrappers: Sequence[Wrapper]) -> Gauges:
     If there are several wrappers of a kind, one is reported:
 
     * MultiSteps and lookahead: the outermost.
-    * apply_if_finite: the one nearest its limit, whether or not it was called in this step; if no limit is known, the
+    * apply_if_finite: the one nearest to its limit, even if it was not called in this step; if no limit is known, the
       one with the largest count.
-    * the norm limit: that of the outermost MultiSteps or skip_if. A limit inside a window is left out, because it does
-      not apply to the incoming gradients.
+    * the norm limit: that of the outermost MultiSteps or skip_if. A limit inside a window is not reported, because it
+      does not apply to the incoming gradients.
     """
     every = tuple(depth_first(wrappers))
     values: dict[str, jax.Array | None] = {}
@@ -73,7 +73,7 @@ def _norm_limit(wrapper: Wrapper) -> jax.Array | None:
 
 
 def _nearest(guards: Sequence[Wrapper]) -> tuple[jax.Array, jax.Array | None]:
-    """Count and limit of the guard that has the fewest errors left before it gives up; the outermost if two have."""
+    """Count and limit of the guard that has the fewest errors left before it gives up; the outermost of several."""
     limited = [(guard.new.notfinite_count, limit) for guard in guards if (limit := _limit(guard)) is not None]
     if not limited:
         counts = [guard.new.notfinite_count for guard in guards]

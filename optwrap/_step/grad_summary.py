@@ -1,7 +1,7 @@
 """One pass over the gradients: their finiteness, their norm, and the non-finite values of each parameter.
 
-Inside `shard_map` values differ between devices, but counts must not. So everything is summed over the mesh axes along
-which it varies, and over the axes that the user named. Under plain jit there are no such axes; the compiler does it.
+Inside `shard_map` gradients differ between devices, but the counts must be equal. So each sum goes over the mesh axes
+along which its value varies, and over the axes that the user named. Under plain jit the compiler does this.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ Update = TypeVar("Update", bound=Callable[..., Any])
 
 _EVERY_AXIS: Final = Together(None, frozenset())
 _together: Final = contextvars.ContextVar("optwrap_together", default=_EVERY_AXIS)
-"""The mesh axes to reduce over. The default is every axis along which a value varies, as far as its type says."""
+"""The mesh axes to reduce over. The default is every axis along which a value varies by its type."""
 
 
 def reducing_over(axes: Axes, update: Update) -> Update:
-    """Wraps `update` so that everything in this module reduces over these axes, too, while it runs."""
+    """Wraps `update`: while it runs, everything in this module also reduces over these axes."""
 
     @functools.wraps(update)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -56,9 +56,9 @@ class Summary(NamedTuple):
 def summarized(tree: Any) -> Iterator[Summary]:
     """Summarizes `tree` in one pass, and counts values only if something is wrong.
 
-    A sum of squares is finite only if every value is, so the norm decides. If it is not finite, the values are counted.
-    That finds the leaves, and tells finite gradients whose squares overflow from non-finite ones. Inside the block the
-    wrappers take norms and counts from the summary.
+    A finite sum of squares shows that every value is finite. If it is not finite, the values are counted: this finds
+    the leaves with non-finite values, and tells an overflow of finite values from non-finite ones. Inside the block the
+    wrappers use the norms and counts of the summary.
     """
     every = jax.tree.leaves(tree)
     leaves = inexact_leaves(every)
@@ -92,5 +92,5 @@ def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
 
 
 def on_any_device(value: jax.Array) -> jax.Array:
-    """The largest value over the devices on which it may differ; for a bool, whether it is true on any of them."""
+    """The largest value over the devices on which it may differ; a bool is true if it is true on any device."""
     return _together.get().largest(value)

@@ -1,4 +1,4 @@
-"""`instrument`: wraps an optimizer and counts, inside the jitted step, what becomes of every call of `update`."""
+"""`instrument`: wraps an optimizer and counts, inside the jitted step, the outcome of every call of `update`."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ from optwrap._step.replicas import flags_and_replicas
 from optwrap._step.wrappers import wrappers
 
 DEFAULT_NAME: Final = "instrument"
-"""The name of an instrumentation that was given none."""
+"""The name of an instrumentation if `name` is None."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EMITS: Final = ("reading", "callback")
@@ -40,43 +40,44 @@ def instrument(
     name: str | None = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Counts what becomes of every call of `tx.update`, and changes nothing in what `tx` does.
+    """Counts the outcome of every call of `tx.update`. The updates and the state of `tx` stay the same.
 
-    Every call has exactly one outcome. It is judged from the outermost wrapper inwards:
+    Every call has exactly one outcome. It is found from the outermost wrapper inwards:
 
     * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` or `skip_if` rejected the gradients,
-      or `MultiSteps` skipped the mini-step. Not finite if the wrapper was given a non-finite value; else large if its
-      skip function returns a `norm_squared`, as `skip_large_updates` does; else other.
-    * `accumulated`: a window of `MultiSteps` took the gradients in, finite or not, and is not complete.
-    * `accepted_not_finite`: the inner optimizer consumed a non-finite value: the guard gave up, there was none, or the
-      window had taken it in. (optax's own `MultiSteps` calls the inner optimizer in the middle of a window too, and
-      lets non-finite updates through.)
+      or `MultiSteps` skipped the mini-step. `skipped_not_finite` if the wrapper's input had a non-finite value; else
+      `skipped_large` if its skip function returns a `norm_squared`, as `skip_large_updates` does; else `skipped_other`.
+    * `accumulated`: a window of `MultiSteps` accumulated the gradients, finite or not, and is not complete.
+    * `accepted_not_finite`: a non-finite value reached the inner optimizer: there was no guard, the guard gave up, or
+      the window had accumulated the value. (optax's own `MultiSteps` also calls the inner optimizer in the middle of a
+      window, and returns its non-finite updates.)
     * `applied`: otherwise.
 
-    If several wrappers stand side by side (`optax.chain`, `optax.multi_transform`), the call has the first outcome of
-    any of them in the order accepted, skipped, applied, accumulated. If all windows only accumulated, but parameters
-    outside the windows moved, it is applied. A call with non-finite gradients, or one that a wrapper skipped, is
-    accepted all the same if an update that comes back is not finite: the value was outside the mask of `masked`, or
-    something around the wrapper, such as `optax.contrib.mechanize`, let it through. If the mean of a window overflows
-    although all its gradients were finite, a guard inside the window notices; without one nothing does.
+    If there are several wrappers side by side (`optax.chain`, `optax.multi_transform`), the call has the most severe of
+    their outcomes, in the order accepted, skipped, applied, accumulated. If all windows only accumulated, but
+    parameters outside the windows changed, the outcome is `applied`. If the gradients were non-finite or a wrapper
+    skipped them, and a returned update is still non-finite, the outcome is `accepted_not_finite`: the value was outside
+    the mask of `masked`, or a transformation around the wrapper, such as `optax.contrib.mechanize`, used it. If the
+    mean of a window overflows although all its gradients were finite, only a guard inside the window detects that.
 
-    With `apply_gradients` there are no updates to look at where something stands around the wrappers, only the new
-    parameters. If the parameters were not finite before, such calls all count as accepted.
+    Under `apply_gradients` a transformation around the wrappers returns new parameters, not updates. If the parameters
+    were already non-finite, such calls count as `accepted_not_finite`.
 
-    Also counted: the norm of the incoming gradients, the non-finite values by parameter, and the wrappers' own counters
-    and limits. All of it is one array in the state and goes into checkpoints with it; `optwrap.reading` returns it.
+    The state also has the norm of the incoming gradients, the number of non-finite values by parameter, and the
+    counters and limits of the wrappers. All of this is one array, which is saved in checkpoints; `optwrap.reading`
+    returns it.
 
     `update` also takes `replica_flags`, the result of `optwrap.replica_flags` before the mean. It is passed on to `tx`
-    only if `tx` holds another instrumentation.
+    only if `tx` contains another instrumentation.
 
-    optax's own wrappers do not declare their limits, so those gauges are absent. Whether optax's `apply_if_finite` gave
-    up is seen from its effects: updates that are not zero, or a changed step counter in the inner state.
+    optax's own wrappers do not declare their limits, so those gauges are absent. optax's `apply_if_finite` is assumed
+    to have given up if its updates are not zero, or if a step counter in its inner state changed.
 
     Args:
       tx: the transformation to watch: any `optax.GradientTransformation`, or an object with `init` and `update` such
         as `MultiSteps`; optwrap's or optax's, nested and chained.
-      monitor: the `Monitor`, or another `Observer`, that gets the readings. When `init` and `update` are traced it is
-        told the parameters' names.
+      monitor: the `Monitor`, or another `Observer`, that gets the readings. When `init` and `update` are traced,
+        they pass it the parameters' names.
       emit: with "reading", your jitted step returns `optwrap.reading(state)` and your loop passes it to
         `monitor.observe`. With "callback" the step calls `monitor.observe` through a host callback, and your loop does
         not change. That needs a backend with host callbacks (CPU, CUDA, ROCm, TPU) and does not work under
@@ -85,8 +86,8 @@ def instrument(
         (Ctrl-C, for one), JAX raises a `jax.errors.JaxRuntimeError` from the step in place of that exception.
       name: tells several instrumentations in one optimizer apart: 1 to 64 of `[A-Za-z0-9._-]`, "instrument" if None.
       axis_name: axes of the `pmap`, or of the `shard_map` with check_vma=False, in which `update` is called, along
-        which the gradients differ: a name or a tuple of names. Without it the reading there is one device's view. Under
-        `shard_map` with check_vma it is not needed: types say what differs.
+        which the gradients differ: a name or a tuple of names. Without it each device counts its own gradients. Under
+        `shard_map` with check_vma it is not needed, because types show what differs.
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
@@ -94,7 +95,7 @@ def instrument(
     Raises:
       TypeError: an argument, or `replica_flags` in `update`, has the wrong type.
       ValueError: `emit` or `name` is not allowed, or emit="callback" has no monitor; in `update`: the gradients have
-        other leaves than the parameters that `init` was given, or other shapes than those given with them.
+        other leaves than the parameters in `init`, or other shapes than the parameters in `update`.
     """
     inner = transformation("tx", tx)
     key = _checked_name(name)
@@ -124,7 +125,7 @@ def instrument(
         return new_updates, after(call, state, inner_state, params, leaves)
 
     def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
-        if not isinstance(inner, Fused) or inner.apply is None:  # then there are updates to judge by
+        if not isinstance(inner, Fused) or inner.apply is None:  # then the updates are available
             new_updates, state = update(grads, state, params, **extra_args)
             return add(params, new_updates), state
         leaves, extra_args = described(grads, state, params, extra_args)
@@ -136,7 +137,7 @@ def instrument(
     def described(
         gradients: Any, state: InstrumentState, params: Any, extra_args: dict[str, Any]
     ) -> tuple[Leaves, dict[str, Any]]:
-        """Tell the monitor about the step; returns what the gradients belong to, and the extra arguments of `tx`."""
+        """Describe the step to the monitor; returns the gradients' parameters, and the extra arguments for `tx`."""
         check_gradients("instrument", gradients, gradient_tree(params))
         words = _counters_of(state, key)
         size = parameter_count(words.shape[-1], count_windows(state.inner_state))
@@ -159,7 +160,7 @@ def instrument(
 
 
 class _Identity:
-    """An object of its own for each instrumentation, so that a monitor can tell two apart."""
+    """One object per instrumentation, so that a monitor can tell two apart."""
 
 
 def _checked_name(name: str | None) -> str:
@@ -181,7 +182,7 @@ def _check_emission(monitor: Any, emit: Any) -> None:
         )
     if emit not in _EMITS:
         raise ValueError(
-            f"emit must be one of {', '.join(map(repr, _EMITS))}, got {shown(emit)}: leave it out for the first"
+            f"emit must be one of {', '.join(map(repr, _EMITS))}, got {shown(emit)}: leave it out for 'reading'"
         )
     if emit == "callback" and monitor is None:
         raise ValueError(
@@ -194,19 +195,19 @@ def _counters_of(state: Any, key: str) -> jax.Array:
     if not isinstance(state, InstrumentState):
         raise TypeError(
             f"state must be the InstrumentState that this transformation's init returned, got {type(state).__name__}: "
-            "call init of the instrumented transformation, and pass on what update returns"
+            "pass the state that init or the last update of the instrumented transformation returned"
         )
     if key not in state.counters:
         names = ", ".join(map(repr, state.counters))
         raise ValueError(
-            f"state must be that of the instrumentation named {key!r}, got one of {names}: give instrument the name "
-            "that the state, or its checkpoint, was made under"
+            f"state must be that of the instrumentation named {key!r}, got that of {names}: give instrument the name "
+            "with which the state or its checkpoint was made"
         )
     return state.counters[key]
 
 
 def _leaves(updates: Any, params: Any, size: int) -> Leaves:
-    """The names of the `size` parameters, and which of them the gradients are of."""
+    """The names of the `size` parameters, and which of them have a gradient."""
     paths = parameter_paths(updates)
     if len(paths) == size:
         return Leaves(Layout(paths), None)
@@ -214,6 +215,6 @@ def _leaves(updates: Any, params: Any, size: int) -> Leaves:
     if len(every) == size and set(paths) <= set(every):  # frozen parameters, whose gradients are None
         return Leaves(Layout(every), [every.index(path) for path in paths])
     raise ValueError(
-        f"updates must have the {size} leaves of the parameters that init was given, or, where update is given params, "
-        f"some of them, got {len(paths)} leaves, {shown(paths)}: call init with the parameters that are trained"
+        f"updates must have the {size} leaves of the parameters in init (or some of them, if update also gets params), "
+        f"got {len(paths)} leaves, {shown(paths)}: pass the gradients of the parameters that init was called with"
     )

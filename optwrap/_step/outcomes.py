@@ -1,14 +1,14 @@
 """The outcome of one call of `update`, judged from the wrappers' states before and after it.
 
-The judgement goes from the outermost wrapper inwards. Each wrapper either stops what it is given (skipped, accumulated)
-or passes it on to what is inside it, which is judged next. A wrapper that was not called in this step is not judged:
-its state is that of an earlier call. If wrappers stand side by side (`optax.chain`, `optax.multi_transform`), the call
-has the most severe of their outcomes. What cannot be undone is the most severe:
+The outcome is found from the outermost wrapper inwards. Each wrapper either stops its input (skipped, accumulated) or
+passes it on to the wrappers inside it, which are judged next. A wrapper that was not called in this step is not judged,
+because its state is that of an earlier call. If there are several wrappers side by side (`optax.chain`,
+`optax.multi_transform`), the call has the most severe of their outcomes. Damage that cannot be undone is most severe:
 
     accepted although not finite  >  skipped (not finite, large, other)  >  applied  >  accumulated
 
-A transformation around or beside a wrapper leaves no trace in the wrapper's state. So the updates are looked at too, in
-the calls where that matters: those in which a value was not finite, a step was skipped, or windows only accumulated.
+A transformation around or beside a wrapper leaves no trace in the wrapper's state. So the updates are read too, but
+only if a value was non-finite, a step was skipped, or windows only accumulated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,15 +45,15 @@ class Call(NamedTuple):
     before: Any
     """The optimizer's state before it."""
     gradients: Any
-    """What came in."""
+    """The incoming gradients."""
     returned: Any
-    """What came out: updates, or new parameters."""
+    """The returned updates, or the new parameters if `applied`."""
     summary: Summary
     """Finiteness and norm of the gradients."""
     applied: bool = False
-    """Whether what came out are new parameters (`optwrap.apply_gradients`). The parameters before the call are not kept
-    beside them: XLA overwrites them in place, and would copy them in every step if anything read them later. So where
-    only what came out can tell, parameters that were not finite before the call count as its doing."""
+    """Whether `returned` are new parameters (`optwrap.apply_gradients`). The old parameters are not kept, because XLA
+    overwrites them in place, and would have to copy them in every step. So if the outcome depends on `returned` and the
+    parameters were non-finite before the call, the call counts as `accepted_not_finite`."""
 
 
 def judge(wrappers: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -61,7 +61,7 @@ def judge(wrappers: Sequence[Wrapper], call: Call, windows: jax.Array) -> tuple[
 
     Args:
       wrappers: the optimizer's outermost wrappers.
-      call: what went in and came out.
+      call: the call.
       windows: bool[W], for each accumulation window whether it held a non-finite value before the call.
 
     Returns:
@@ -81,18 +81,18 @@ def count_windows(state: Any) -> int:
 
 
 class _Input(NamedTuple):
-    """What a part of the optimizer was given."""
+    """The input of a part of the optimizer."""
 
     finite: jax.Array
-    """bool[]: whether all of it was finite."""
+    """bool[]: whether all values are finite."""
     leaves: jax.Array | None
-    """bool[P]: the same by leaf of the incoming gradients; None if the part was given a window's content."""
+    """bool[P]: the same by leaf of the incoming gradients; None if the input is the content of a window."""
     alone: bool
     """Whether this part's updates are what the optimizer returned, unchanged."""
 
 
 class _Context:
-    """What is the same for every part of the optimizer, and the windows' flags as they are judged."""
+    """The data that every part of the optimizer shares, and the windows' flags."""
 
     def __init__(self, call: Call, windows: jax.Array) -> None:
         self.paths = tuple(_leaves_by_path(call.gradients))
@@ -100,13 +100,13 @@ class _Context:
         self.moves = call.gradients if call.applied else call.returned
         """Zero where a parameter does not move."""
         self.windows_before = iter(windows)
-        """Each window takes the next one, depth first."""
+        """The flags of the windows that are not judged yet, depth first."""
         self.windows_after: list[jax.Array] = []
-        """In the same order."""
+        """The flags of the windows that are judged, in the same order."""
 
 
 def _judge(wrappers: Sequence[Wrapper], state: Any, given: _Input, context: _Context) -> jax.Array:
-    """The severity (int32[]) of what became of `given` in a part of the optimizer.
+    """The severity (int32[]) of the outcome of `given` in a part of the optimizer.
 
     Args:
       wrappers: the outermost wrappers in the part.
@@ -128,9 +128,9 @@ def _judge(wrappers: Sequence[Wrapper], state: Any, given: _Input, context: _Con
 def _applied_if_moved(severity: jax.Array, wrappers: Sequence[Wrapper], context: _Context) -> jax.Array:
     """`severity`, but "applied" if all windows only accumulated while parameters outside the windows moved.
 
-    Zero updates are no step: frozen parameters have those. (`apply_gradients` has no updates to look at, so gradients
-    that are not zero must do, and a frozen parameter looks like any other.) Windows whose leaves are not those of the
-    gradients, as under `flatten`, are taken to hold all of them.
+    Frozen parameters have zero updates, so zero updates do not count as a move. (`apply_gradients` has no updates, so
+    nonzero gradients count as a move, even those of a frozen parameter.) If the leaves of a window are not those of the
+    gradients, as under `flatten`, it is assumed to hold all of them.
     """
     windows = [wrapper.old for wrapper in depth_first(wrappers) if isinstance(wrapper.old, optax.MultiStepsState)]
     held = {path for window in windows for path in _leaves_by_path(window.acc_grads)}
@@ -145,16 +145,16 @@ def _applied_if_moved(severity: jax.Array, wrappers: Sequence[Wrapper], context:
 def _accepted_if_let_through(severity: jax.Array, given: _Input, context: _Context) -> jax.Array:
     """`severity`, but "accepted" if a non-finite value got past the wrappers.
 
-    The wrappers may not have been given it, or a transformation around them may use the gradients too. The updates are
-    looked at only in a call with non-finite gradients or a skip: an optimizer whose state is already NaN returns NaN in
-    every call.
+    The value may not have been in their input, or a transformation around them may also use the gradients. The updates
+    are read only in a call with non-finite gradients or a skip, because an optimizer whose state is already NaN returns
+    NaN in every call.
     """
     suspect = (severity < _ACCEPTED) & (~given.finite | (severity >= _OTHER))
     return jnp.where(_any_if(suspect, _not_finite, context.returned), _ACCEPTED, severity)
 
 
 def _judge_wrapper(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array:
-    """The severity (int32[]) of what became of `given` in this wrapper."""
+    """The severity (int32[]) of the outcome of `given` in this wrapper."""
     match wrapper.old:
         case optax.ApplyIfFiniteState():
             return _judge_guard(wrapper, given, context)
@@ -162,14 +162,14 @@ def _judge_wrapper(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Ar
             return _judge_window(wrapper, given, context)
         case SkipIfState():
             return _judge_skip(wrapper, given, context)
-    # lookahead passes on what it is given, and changes what comes back.
+    # lookahead passes its input on unchanged, and changes the updates.
     return _judge(wrapper.inside, wrapper.old.fast_state, given._replace(alone=False), context)
 
 
 def _judge_guard(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array:
     old, new, limits = wrapper.old, wrapper.new, wrapper.limits
-    # The guard's own flag counts, not `given`: it may have been given only some leaves, or a mean that overflowed. The
-    # flag is of this call only if the total rose, or can rise no more.
+    # Use the guard's own flag, not `given`: its input may be only some of the leaves, or a mean that overflowed. The
+    # flag belongs to this call only if the total rose, or is saturated.
     called = (new.total_notfinite != old.total_notfinite) | (new.total_notfinite == INT32_MAX)
     # optax.contrib.sam turns the flag into an integer.
     bad = ~new.last_finite.astype(jnp.bool_) & called
@@ -188,8 +188,8 @@ def _judge_skip(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array
     old, new = wrapper.old, wrapper.new
     skipped = new.last_skipped & ((new.total_skipped != old.total_skipped) | (new.total_skipped == INT32_MAX))
     called = skipped | (new.gradient_step != old.gradient_step) | (new.gradient_step == INT32_MAX)
-    # It may have been given only some of the leaves, or other values than came in; the skip function's state is about
-    # those. But an infinite norm may also have overflowed.
+    # Its input may be only some of the leaves, or other values than the gradients, so use the skip function's state.
+    # But an infinite norm may also be an overflow.
     state = new.skip_state if isinstance(new.skip_state, Mapping) else {}
     finite = given.finite
     if "num_not_finite" in state:
@@ -210,25 +210,25 @@ def _judge_window(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Arr
 
     before = next(context.windows_before)
     if limits is not None:
-        before = before & (old.mini_step != 0)  # the window may have been flushed since
+        before = before & (old.mini_step != 0)  # the window may have been flushed
     bad = ~finite
     if limits is not None and limits.weighted:
-        bad = bad & (new.skip_state["weight"] > 0)  # a mini-step of weight 0 is not taken in
+        bad = bad & (new.skip_state["weight"] > 0)  # a mini-step of weight 0 is not accumulated
     after = jnp.where(skipped, before, before | bad)
-    # An empty window holds nothing. But optax empties its window as 0 * x, so a non-finite value stays in it for good.
+    # optwrap empties a window with zeros. optax multiplies by 0, so a non-finite value stays in it for ever.
     context.windows_after.append(after if limits is None else after & (new.mini_step != 0))
 
     inside = _judge(wrapper.inside, old.inner_opt_state, given._replace(finite=~after, leaves=None), context)
     accumulated = jnp.array(_ACCUMULATED)
     if limits is None:
-        # optax calls the inner optimizer in every mini-step and multiplies what it returns by 0: NaN goes through.
+        # optax calls the inner optimizer in every mini-step and multiplies its updates by 0: NaN stays NaN.
         leaked = _any_if(after & ~skipped & ~emitted, _not_finite, context.returned)
         accumulated = jnp.where(leaked, _ACCEPTED, _ACCUMULATED)
     return jnp.where(skipped, _skip_severity(finite, new.skip_state), jnp.where(emitted, inside, accumulated))
 
 
 def _finite_in(accumulated: Any, given: _Input, paths: tuple[Any, ...]) -> jax.Array:
-    """Whether the leaves that are accumulated were finite; under `masked` these are only some of the input's."""
+    """Whether the accumulated leaves were finite; under `masked` these are only some of the input's leaves."""
     taken = _leaves_by_path(accumulated)
     indices = [index for index, path in enumerate(paths) if path in taken]
     if given.leaves is None or len(indices) != len(taken) or len(indices) == len(paths):
@@ -237,23 +237,28 @@ def _finite_in(accumulated: Any, given: _Input, paths: tuple[Any, ...]) -> jax.A
 
 
 def _skip_severity(finite: jax.Array, skip_state: Any) -> jax.Array:
-    """The severity (int32[]) of a skip, from whether the input was finite and from the skip function's state."""
+    """The severity (int32[]) of a skip.
+
+    Args:
+      finite: bool[], whether the input was finite.
+      skip_state: the skip function's state.
+    """
     state = skip_state if isinstance(skip_state, Mapping) else {}
     if "num_not_finite" in state:
         finite = finite & (state["num_not_finite"] == 0)
     if "norm_squared" in state:
         finite = finite & ~jnp.isnan(state["norm_squared"])
-    # A window of one mini-step that weighs nothing stays as it was, whatever the norm: that is no large step.
+    # A one-mini-step window of weight 0 also leaves both counters unchanged: it was not skipped for its norm.
     large = jnp.where(state.get("should_skip", True), _LARGE, _OTHER) if "norm_squared" in state else _OTHER
     return jnp.where(finite, large, _NOT_FINITE)
 
 
 def _inner_has_stepped(old: Any, new: Any, bad: jax.Array, alone: bool, updates: Any) -> jax.Array:
-    """Whether non-finite values (`bad`) reached the inner optimizer, seen from their effects (bool[]).
+    """Whether the non-finite values (`bad`) reached the inner optimizer of a guard with an unknown limit: bool[].
 
-    For a guard of optax, whose limit is not known. What it rejects leaves the inner state unchanged and returns zero
-    updates. Only the counters in the state are compared: to compare moments, old and new would have to be kept in every
-    step.
+    optax's guards do not declare a limit. When the guard rejects a step, the inner state stays unchanged and the
+    updates are zero. Only the counters in the state are compared, because to compare moments every step would have to
+    keep the old and the new ones.
     """
     counters = [
         (before, after)
@@ -267,7 +272,7 @@ def _inner_has_stepped(old: Any, new: Any, bad: jax.Array, alone: bool, updates:
 
 
 def _any_if(condition: jax.Array, test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
-    """Whether `condition` holds, and `test` for any value of `tree`: bool[]. Otherwise `tree` is not read."""
+    """Whether `condition` holds and `test` is true for any value of `tree`: bool[]. Reads `tree` only if needed."""
     result: jax.Array = lax.cond(on_any_device(condition), lambda: anywhere(test, tree), lambda: jnp.array(False))
     return result
 

@@ -11,8 +11,8 @@ def parameter_paths(tree: Any) -> tuple[str, ...]:
     """The path of each leaf, in the tree's order, all different: `decoder/layer_3/mlp/w`.
 
     Paths that would be the same (`{"a/b": x, "a": {"b": y}}`) are written with brackets: `['a/b']`, `['a']['b']`. flax
-    puts parameters into boxes, whose `value` is left out of the path: the same parameter may come with and without its
-    box. A tree that is a single leaf has the path `params`.
+    puts parameters into boxes. Their `value` is left out of the path, so that a parameter has the same path with and
+    without its box. A tree that is a single leaf has the path `params`.
     """
     keys = [_unboxed(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     paths = [keystr(path, simple=True, separator="/") or "params" for path in keys]

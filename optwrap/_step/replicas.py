@@ -1,6 +1,6 @@
 """`replica_flags`: which replicas of data-parallel training have non-finite gradients.
 
-It has to be asked before the mean over the replicas: after it every replica has the same NaN.
+It must be called before the mean over the replicas, because after it every replica has the same NaN.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from optwrap._reading.counters import ABSENT
 from optwrap._reading.replicas import Replicas
 
 _REMEDY: Final = (
-    "compute the gradients inside jax.shard_map or jax.pmap over such an axis, and call it there, before their mean; "
-    "under plain jit they are already summed over the devices, and nothing tells which brought a non-finite value"
+    "compute the gradients inside jax.shard_map or jax.pmap over such an axis, and call replica_flags there, before "
+    "their mean; under plain jit gradients are already summed over the devices"
 )
 
 
@@ -27,12 +27,12 @@ _REMEDY: Final = (
 class ReplicaFlags:
     """Which replicas have non-finite gradients, and where the replicas are. A pytree with one leaf, the flags.
 
-    It keeps what it knows when it leaves a `shard_map`, a `pmap` or a `jit`. Combine two, such as those of two
-    micro-batches, with `jax.tree.map(jnp.logical_or, flags, more)`.
+    It can be returned from `shard_map`, `pmap` and `jit`. Combine the flags of two micro-batches with
+    `jax.tree.map(jnp.logical_or, flags, more)`.
     """
 
     flags: jax.Array
-    """bool[R]: one for each replica, true if a value of its own gradients is not finite."""
+    """bool[R]: for each replica whether a value of its own gradients is non-finite."""
     replicas: Replicas = dataclasses.field(metadata={"static": True})
     """Number of replicas, and their axes and mesh."""
 
@@ -58,14 +58,14 @@ def replica_flags(grads: Any, axis_name: AxisName, *, mesh: jax.sharding.Mesh | 
         micro-batches, the accumulated ones.
       axis_name: the axes of the `shard_map`, `pmap` or `vmap` along which the replicas lie, a name or a tuple of names.
         Along any other axis of the `shard_map` a replica's devices hold parts of its gradients.
-      mesh: the mesh that these are axes of. It is needed only with emit="callback", to name the process and device: a
+      mesh: the mesh with these axes. It is needed only with emit="callback", to name the process and device: a
         returned reading has the mesh in its sharding.
 
     Returns:
       The flags, bool[R] with R the number of replicas, row-major in the order of `axis_name`; the same on each device.
 
     Raises:
-      TypeError: `axis_name` is no name and no tuple of names, or `mesh` no `jax.sharding.Mesh`.
+      TypeError: `axis_name` is neither a name nor a tuple of names, or `mesh` is not a `jax.sharding.Mesh`.
       ValueError: the function is not traced under such an axis, as under plain jit; or the gradients are already the
         same along it; or `mesh` has no such axes, or axes of other sizes.
     """
@@ -79,18 +79,18 @@ def replica_flags(grads: Any, axis_name: AxisName, *, mesh: jax.sharding.Mesh | 
     _check_differ(grads, axes.names, together.untyped)
     index, count = lax.axis_index(axes.names), int(lax.axis_size(axes.names))
     _check_mesh(mesh, axes.names)
-    # Each replica adds its own row to a sum. The type of a sum says that it is the same on each device; that of an
-    # all-gather does not.
+    # Each replica adds its own row to a sum. JAX knows that a psum is equal on all devices; for an all-gather it does
+    # not know that.
     row = (jnp.arange(count, dtype=jnp.int32) == index) & ~all_finite(grads)
     flags = together.total_count(row.astype(jnp.int32), 1) > 0
     return ReplicaFlags(flags, Replicas(count, axes.names, mesh))
 
 
 def flags_and_replicas(given: Any) -> tuple[Any, Replicas | None]:
-    """The flags, bool[R], and where their replicas are; None for both if there are no flags.
+    """The flags, bool[R], and their replicas; None for both if there are no flags.
 
     Args:
-      given: what an optimizer was given as `replica_flags`: a `ReplicaFlags`, a bool[R], or None.
+      given: the extra argument `replica_flags`: a `ReplicaFlags`, a bool[R], or None.
 
     Raises:
       TypeError: it is none of these.
@@ -118,20 +118,20 @@ def first_and_count(flags: jax.Array | None) -> tuple[jax.Array, jax.Array]:
 
 
 def _untyped_axes() -> frozenset[str]:
-    """The axes of the shard_map along which a value's type does not say whether it varies."""
+    """The axes of the shard_map along which a value's type does not show whether it varies."""
     every = jax.sharding.get_abstract_mesh().manual_axes
     return frozenset(axis for axis in every if not varying(jax.typeof(lax.axis_index(axis))))
 
 
 def _check_differ(grads: Any, names: tuple[str, ...], untyped: frozenset[str]) -> None:
-    """Check that the gradients differ along these axes, where types say whether they do."""
+    """Check that the gradients differ along these axes, if their types show that."""
     differ = frozenset[str]().union(*(varying(jax.typeof(leaf)) for leaf in jax.tree.leaves(grads) if is_inexact(leaf)))
     for name in names:
         if name not in untyped and name not in differ and any(map(is_inexact, jax.tree.leaves(grads))):
             raise ValueError(
                 f"replica_flags: grads must be each replica's own, got gradients that are the same along {name!r}: "
-                "call it before their mean. With check_vma jax.grad sums the gradients of replicated parameters by "
-                f'itself: take those of jax.lax.pcast(params, {name!r}, to="varying")'
+                "call it before their mean. With check_vma jax.grad already sums the gradients of replicated "
+                f'parameters: differentiate jax.lax.pcast(params, {name!r}, to="varying") instead'
             )
 
 

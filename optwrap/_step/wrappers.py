@@ -1,4 +1,4 @@
-"""The wrappers in an optimizer's state, with the limits, schedules and periods that the state itself does not hold.
+"""The wrappers in an optimizer's state, with their limits, schedules and periods, which the state does not hold.
 
 optwrap's own wrappers declare them when their `init` is traced (`optwrap._core.declarations`); optax's do not.
 """
@@ -19,28 +19,27 @@ from optwrap._core.trees import as_int32
 from optwrap._wrappers.skip_if import SkipIfState
 
 WRAPPERS: Final = (optax.ApplyIfFiniteState, optax.MultiStepsState, optax.LookaheadState, SkipIfState)
-"""The states of the wrappers that the outcome and the gauges are read from."""
+"""The states from which the outcome and the gauges are read."""
 
 _INJECTED: Final = (optax.schedules.InjectHyperparamsState, optax.schedules.InjectStatefulHyperparamsState)
 
 
 class Limits(NamedTuple):
-    """What a wrapper of optwrap declared, as values of the step under way."""
+    """The declarations of a wrapper of optwrap, as values of the current step."""
 
     limit: jax.Array | None
-    """int32[]: for apply_if_finite the errors in a row that it rejects, for MultiSteps the mini-steps of the current
-    window, for lookahead the fast steps per synchronisation; None if it depends on something that the state does not
-    hold."""
+    """int32[]: for apply_if_finite the non-finite steps in a row that it rejects, for MultiSteps the mini-steps of the
+    current window, for lookahead the fast steps per synchronisation; None if it cannot be computed from the state."""
     squared_norm: jax.Array | None
-    """float32[]: the squared norm from which a step is skipped as large; None if there is no such limit."""
+    """float32[]: a step with this squared norm or a larger one is skipped; None if there is no such limit."""
     gives_up: bool = True
-    """For apply_if_finite: whether it accepts the errors after the limit."""
+    """For apply_if_finite: whether it accepts the non-finite steps after the limit."""
     weighted: bool = False
     """For MultiSteps: whether its skip_state holds the weight of the last mini-step."""
 
 
 class Wrapper(NamedTuple):
-    """One wrapper in the optimizer, before and after the call under way."""
+    """One wrapper in the optimizer, before and after the current call."""
 
     old: Any
     """Its state before: one of WRAPPERS."""
@@ -53,12 +52,12 @@ class Wrapper(NamedTuple):
 
 
 def wrappers(init: Callable[[Any], Any], params: Any, old: Any, new: Any) -> tuple[Wrapper, ...]:
-    """The outermost wrappers of an optimizer, with what they declare.
+    """The outermost wrappers of an optimizer, with their declarations.
 
     Args:
-      init: the optimizer's `init`. It is traced for what it declares; the step computes nothing of it.
-      params: what `init` takes.
-      old: the optimizer's state before the call under way.
+      init: the optimizer's `init`. It is only traced, to collect the declarations; the step does not compute it.
+      params: the argument of `init`.
+      old: the optimizer's state before the current call.
       new: its state after.
     """
     declared = iter(_declared(init, params, new))
@@ -93,7 +92,7 @@ _LimitsOf = Callable[[Any], Limits]
 
 
 def _declared(init: Callable[[Any], Any], params: Any, new: Any) -> list[_LimitsOf | None]:
-    """What each wrapper in `new` declares, depth first; None for a wrapper that declares nothing."""
+    """The declared limits of each wrapper in `new`, depth first; None for a wrapper that declares nothing."""
     declared: list[_LimitsOf | None] = []
 
     def trace(params: Any) -> None:
@@ -111,7 +110,7 @@ def _declared(init: Callable[[Any], Any], params: Any, new: Any) -> list[_Limits
     try:
         jax.eval_shape(trace, params)
     except Exception as error:
-        # The training has got this far without tracing `init` in update, so it can go on without.
+        # Only the gauges of limits need this trace, so the training goes on.
         first_line = str(error).partition("\n")[0]
         warnings.warn(
             "instrument: the init of the optimizer cannot be traced in update, so limits and schedules are not "
@@ -124,11 +123,11 @@ def _declared(init: Callable[[Any], Any], params: Any, new: Any) -> list[_Limits
 
 
 def _limits_of(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _LimitsOf:
-    """The limits that `declaration`, made while `init` was traced, means for a live state.
+    """A function from a wrapper's state to its limits, from a declaration that was made while `init` was traced.
 
     Under `optax.inject_hyperparams` a declared value is a tracer of that trace, and `injected` pairs those tracers with
-    the hyperparameters of the live state. Nothing that is returned may refer to such a tracer: the trace is over then,
-    and `jax.checking_leaks` would call it a leak.
+    the hyperparameters of the current state. The function must not refer to such a tracer, because `jax.checking_leaks`
+    would report a leak.
     """
 
     def live(value: ArrayLike | None) -> ArrayLike | None:
@@ -154,7 +153,7 @@ def _limits_of(declaration: Declaration, injected: list[tuple[Any, Any]]) -> _Li
 def _live_schedule(
     schedule: Callable[[jax.Array], ArrayLike], live: Callable[[ArrayLike | None], ArrayLike | None]
 ) -> Callable[[jax.Array], ArrayLike | None]:
-    """The schedule, with every value that it captures replaced by the live one; returns None if one has none."""
+    """The schedule, with each captured tracer replaced by its live value. It returns None if a value is unknown."""
     traced = jax.make_jaxpr(schedule)(np.zeros([], np.int32))
     captured = [live(value) for value in traced.consts]
     if any(value is None for value in captured):

@@ -68,8 +68,8 @@ def apply_if_finite(
 ) -> optax.GradientTransformationExtraArgs:
     """Skip the steps whose incoming updates are not all finite, up to a number in a row.
 
-    A skipped step returns zero updates and leaves the inner state unchanged. Of a streak of such steps the first
-    `max_consecutive_errors` are skipped; then the wrapper gives up and takes every step until a finite one ends the
+    A skipped step returns zero updates and leaves the inner state unchanged. In a streak of non-finite steps the first
+    `max_consecutive_errors` are skipped. Then the wrapper gives up and takes every step until a finite one ends the
     streak. With `on_limit="reject"` it never gives up, and the limit is only reported. Counts saturate at 2**31 - 1.
 
         >>> tx = apply_if_finite(optax.sgd(1.0), max_consecutive_errors=2)
@@ -78,14 +78,14 @@ def apply_if_finite(
         >>> print(updates, state.notfinite_count)
         [0. 0.] 1
 
-    Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. It also works if the inner transformation
-    returns updates or a state of other dtypes than it is given, or updates of another structure.
+    Drop-in for `optax.apply_if_finite` (optax 0.2.8), with the same state. The inner transformation may also return
+    updates or a state with other dtypes than its inputs, or updates with another structure.
 
     Args:
       inner: the transformation to guard.
       max_consecutive_errors: steps in a row that may be skipped; an integer from 0 (every step is taken, and counted)
         to 2**31 - 1 (the wrapper never gives up). May be traced.
-      on_limit: what happens to the non-finite steps after those: "accept", as in optax, or "reject".
+      on_limit: whether to "accept" (as optax does) or "reject" the non-finite steps after the limit.
       axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ. The
         devices along them decide together: if the gradients of one are not finite, all skip the step.
 
@@ -95,8 +95,8 @@ def apply_if_finite(
       args are passed on to the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation, `max_consecutive_errors` no integer, or `axis_name` no name; in `update`:
-        `state` is no `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
+      TypeError: `inner` is not a transformation, `max_consecutive_errors` not an integer, or `axis_name` not a name; in
+        `update`: `state` is not an `ApplyIfFiniteState`, or the inner state changes its structure or shapes.
       ValueError: `max_consecutive_errors` is out of range, or `on_limit` not allowed; in `update`: there is no axis
         `axis_name`, or the updates have other shapes than the parameters given with them.
     """

@@ -1,4 +1,4 @@
-"""`flatten`: gives the inner transformation few long vectors in place of many small arrays."""
+"""`flatten`: gives the inner transformation a few long vectors instead of many small arrays."""
 
 import math
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _WHOLE: Final = P()  # type: ignore[no-untyped-call]  # JAX leaves it untyped
 
 
 def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Give the inner transformation one vector in place of a tree of arrays.
+    """Give the inner transformation one vector instead of a tree of arrays.
 
     This saves time if there are many small arrays. Arrays of several dtypes become a dict with one vector per dtype,
-    keyed by the dtype's name; a tree without arrays becomes an empty dict. A transformation that treats each value by
-    itself gives the same result as without `flatten`; one that treats each array, such as a norm per layer, does not.
-    On a mesh sharded arrays are gathered.
+    keyed by the dtype's name; a tree without arrays becomes an empty dict. An elementwise transformation
+    gives the same result as without `flatten`. One that works on whole arrays, such as a norm per layer, does not. On a
+    mesh, sharded arrays are gathered.
 
     Drop-in for `optax.flatten` (optax 0.2.8), with the same state if all arrays have one dtype.
 
@@ -30,11 +30,11 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
       inner: the transformation that gets the vectors.
 
     Returns:
-      A transformation with the state of `inner`. If the parameters have several dtypes and the updates have others,
-      `update` must be given the parameters. Extra args are passed on unchanged.
+      A transformation with the state of `inner`. If the parameters have several dtypes, and the updates have other
+      dtypes than the parameters, `update` needs the parameters. Extra args are passed on unchanged.
 
     Raises:
-      TypeError: `inner` is no transformation.
+      TypeError: `inner` is not a transformation.
       ValueError: in `update`: updates and parameters have different structures or shapes.
     """
     inner = _checks.transformation("flatten: inner", inner)
@@ -60,8 +60,8 @@ def flatten(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
 
 def _groups(updates: Tree, params: Tree | None) -> list[str]:
-    """For each array of the updates, the name of the vector that it goes into."""
-    # By the parameters' dtypes if they are known, because the state was made from those.
+    """For each array of the updates the name of its vector."""
+    # The parameters' dtypes if they are known, because the state was made from the parameters.
     groups = _dtypes(updates if params is None else gradient_tree(params))
     if len(groups) != len(jax.tree.leaves(updates)):
         raise ValueError(
@@ -86,19 +86,19 @@ def _check_shapes(updates: Tree, params: Tree) -> None:
 
 
 def _each(function: Callable[[Tree], Tree], tree: Tree) -> Tree:
-    """`function(tree)`; for the pair of `lookahead`, of both its trees."""
+    """`function(tree)`. If `tree` is the pair of `lookahead`, `function` is applied to both of its trees."""
     if isinstance(tree, optax.LookaheadParams):
         return optax.LookaheadParams(fast=function(tree.fast), slow=function(tree.slow))
     return function(tree)
 
 
 def _dtypes(tree: Tree) -> list[str]:
-    """For each leaf the name of its dtype, which names the vector that it goes into."""
+    """For each leaf the name of its dtype, which is also the name of its vector."""
     return [str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def _vectors(tree: Tree, groups: list[str]) -> Tree:
-    """A dict with the leaves of each group as one vector; if there is one group, its vector alone."""
+    """A dict with one vector for each group of leaves; if there is only one group, the vector itself."""
     leaves = jax.tree.leaves(tree)
     vectors = {
         group: _concatenated([leaf for leaf, its in zip(leaves, groups, strict=True) if its == group])
@@ -139,7 +139,7 @@ def _unflattened(flat: Tree, like: Tree, groups: list[str]) -> Tree:
         start, size = offsets[group], math.prod(jnp.shape(leaf))
         offsets[group] = start + size
         array = vectors[group][start : start + size].reshape(jnp.shape(leaf))
-        # An array that was widened to share a vector gets its own dtype back.
+        # The array was widened to share a vector: cast it back.
         array = cast(array, jnp.result_type(leaf)) if group in mixed else array
         arrays.append(_resharded(array, jax.typeof(leaf).sharding.spec))
     return jax.tree.unflatten(structure, arrays)

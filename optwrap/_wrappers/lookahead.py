@@ -1,4 +1,4 @@
-"""`lookahead`: slow weights that follow fast ones."""
+"""`lookahead`: slow weights that follow fast weights."""
 
 from typing import Any, Final
 
@@ -22,13 +22,13 @@ def lookahead(
     slow_step_size: ArrayLike,
     reset_state: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let a fast optimizer run ahead. Every `sync_period` steps, slow weights move towards it, and it starts from them.
+    """Run a fast optimizer. Every `sync_period` steps slow weights move towards the fast ones, which restart from them.
 
-    Parameters and updates are pairs, `LookaheadParams(fast, slow)`. Gradients have the tree of the fast parameters. The
-    updates must reach `optax.apply_updates` unchanged, or fast and slow weights are not equal after a synchronisation.
+    Parameters and updates are pairs, `LookaheadParams(fast, slow)`. Gradients have the tree of the fast parameters.
+    Pass the updates to `optax.apply_updates` unchanged: otherwise fast and slow weights differ after a synchronisation.
 
-    Drop-in for `optax.lookahead` (optax 0.2.8), with the same state. It also takes extra args, and a step without a
-    synchronisation leaves the slow parameters unchanged whatever the gradients are.
+    Drop-in for `optax.lookahead` (optax 0.2.8), with the same state. It also takes extra args. A step without a
+    synchronisation never changes the slow parameters, even if gradients are non-finite.
 
     Args:
       fast_optimizer: the optimizer of the fast parameters.
@@ -38,11 +38,12 @@ def lookahead(
       reset_state: whether a synchronisation also resets the fast optimizer's state to that of `init`.
 
     Returns:
-      A transformation with state `LookaheadState(fast_state, steps_since_sync: int32[])`. Its `init` also takes the
-      fast parameters alone; its `update` needs the pair.
+      A transformation with state `LookaheadState(fast_state, steps_since_sync: int32[])`. `init` takes the pair
+      or the fast parameters alone; `update` needs the pair.
 
     Raises:
-      TypeError: an argument has the wrong type; in `update`: `params` is no pair, or `state` no `LookaheadState`.
+      TypeError: an argument has the wrong type; in `update`: `params` is not a pair, or `state` not a
+        `LookaheadState`.
       ValueError: `sync_period` is below 1, or `slow_step_size` outside 0 to 1; in `update`: the gradients, or the slow
         parameters, have other leaves or shapes than the fast parameters.
 
@@ -54,14 +55,17 @@ def lookahead(
         "lookahead: sync_period", sync_period, 1, "pass the number of fast steps per synchronisation"
     )
     _checks.real(
-        "lookahead: slow_step_size", slow_step_size, 1.0, "pass the part of the way that slow weights move, 0 to 1"
+        "lookahead: slow_step_size",
+        slow_step_size,
+        1.0,
+        "pass the fraction of the distance that slow weights move, 0 to 1",
     )
     reset_state = _checks.flag(
         "lookahead: reset_state", reset_state, "pass whether a synchronisation resets the fast optimizer's state"
     )
 
     def init(params: Tree) -> optax.LookaheadState:
-        # The fast parameters alone are allowed, so that a wrapper around this one can pass a tree like the gradients.
+        # Fast parameters alone are allowed, because a wrapper around this one may only have a tree like the gradients.
         fast = params if is_placeholder(params) else getattr(params, "fast", params)
         state = optax.LookaheadState(
             fast_state=fast_optimizer.init(fast),
@@ -109,7 +113,7 @@ def lookahead(
         sync = synchronises(state)
 
         def alike(either: optax.LookaheadParams) -> optax.LookaheadParams:
-            # Both branches must have the same type: the same varying axes, and not weak.
+            # Both branches must return the same types: the same varying axes, and no weak types.
             def typed(leaf: jax.Array, fast: jax.Array, slow: jax.Array) -> jax.Array:
                 axes = frozenset().union(*(varying(jax.typeof(jnp.asarray(x))) for x in (fast, slow, sync)))
                 return vary(cast(leaf, jnp.result_type(leaf)), axes)

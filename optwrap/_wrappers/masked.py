@@ -1,4 +1,4 @@
-"""`masked`: a transformation for a part of the parameters."""
+"""`masked`: applies a transformation to some of the parameters."""
 
 import operator
 from collections.abc import Callable
@@ -22,14 +22,14 @@ def masked(
 ) -> optax.GradientTransformationExtraArgs:
     """Transform the updates where the mask is true, and pass the others through unchanged.
 
-    In place of what is masked out the inner transformation gets `MaskedNode()`, a node without leaves, and so keeps no
-    state for it.
+    The inner transformation gets `MaskedNode()`, a node without leaves, in place of each masked-out parameter, so it
+    keeps no state for it.
 
     Drop-in for `optax.masked` (optax 0.2.8), with the same state.
 
     Args:
       inner: the transformation for the parameters where the mask is true.
-      mask: a tree of bools with the structure of the parameters, or a prefix of it in which one bool stands for a whole
+      mask: a tree of bools with the structure of the parameters, or a prefix of it, in which one bool is for a whole
         subtree; or a function that returns such a tree, called with the parameters in `init` and with the updates in
         `update`. A tree counts as a function only if all its leaves are callable. The bools must be known when tracing.
       mask_compatible_extra_args: whether extra args with the tree structure of the updates are masked too.
@@ -38,8 +38,8 @@ def masked(
       A transformation with state `MaskedState(inner_state)`. Extra args are passed on to the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation; a leaf of the mask, or `mask_compatible_extra_args`, is no bool; in
-        `update`: `state` is no `MaskedState`.
+      TypeError: `inner` is not a transformation; a leaf of the mask, or `mask_compatible_extra_args`, is not a bool; in
+        `update`: `state` is not a `MaskedState`.
       ValueError: the mask does not fit the parameters or the updates, or the updates have other shapes than the
         parameters given with them.
     """
@@ -103,7 +103,7 @@ def _merged(mask: Tree, chosen: Tree, others: Tree) -> Tree:
 
 
 def _checked_mask(mask: Tree) -> Tree:
-    """The mask with Python bools at its leaves."""
+    """The mask with Python bools as leaves."""
 
     def checked(path: Any, leaf: Any) -> bool:
         plain = isinstance(leaf, bool | np.bool_) or (isinstance(leaf, int | np.integer) and leaf in (0, 1))

@@ -16,7 +16,7 @@ from optwrap._core.declarations import Window, declare
 from optwrap._core.trees import Tree, gradient_tree, select
 from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, SkipFunction, not_skipped_if, should_skip_of
 from optwrap._wrappers.weights import Weights, no_weights, weights_in
-from optwrap._wrappers.window import accumulated, carried, checked_dtype, every_k, handed_on, zeros
+from optwrap._wrappers.window import accumulated, as_gradients, checked_dtype, every_k, next_accumulator, zeros
 
 
 class Decision(NamedTuple):
@@ -61,15 +61,16 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         >>> print(updates, steps.has_updated(state))
         [-2. -3.] True
 
-    Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state. It is a subclass so that `isinstance` holds, and
-    inherits nothing else. A non-finite mini-step that is not skipped spoils the mean of its own window, and of no
-    other. `docs/reference/differences-from-optax.md` has the other differences.
+    Drop-in for `optax.MultiSteps` (optax 0.2.8), with the same state. It is a subclass of it only so that
+    `isinstance` is true: no method is inherited. A non-finite mini-step that is not skipped makes the mean of its own
+    window non-finite, but not that of the next one. `docs/reference/differences-from-optax.md` lists the differences.
 
     With `weighted=True`, `update` takes a `weight=`, such as the number of tokens of the mini-step. The optimizer gets
     `sum(weight * gradient) / sum(weight)`, or with `use_grad_mean=False` the numerator. A mini-step of weight 0 adds
-    nothing, whatever its gradients are, but counts as a mini-step; so does one with a traced weight that is negative or
-    not finite. A window whose weights sum to 0 ends without a step of the optimizer: `gradient_step` stays. The weights
-    are kept in `skip_state`, so neither optax nor a `MultiSteps` without weights can continue from such a state.
+    nothing, even if its gradients are non-finite, but counts as a mini-step. A traced weight that is negative or
+    non-finite counts as 0. A window whose weights sum to 0 ends without a step of the optimizer, and `gradient_step`
+    does not rise. The weights are kept in `skip_state`, so neither optax nor a `MultiSteps` without weights can
+    continue from this state.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
           should_skip_update_fn: chooses the mini-steps to skip. A skipped mini-step changes only `skip_state`.
           accumulator_dtype: floating dtype of the accumulator, or None for that of the parameters. With float32,
             float64 parameters have a float64 accumulator; complex parameters always have a complex one.
-          weighted: whether mini-steps have weights: then every `update` must be given one, `weight=`.
+          weighted: whether mini-steps have weights. If so, every `update` needs a `weight=`.
           axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ.
-            The devices along them decide together: a mini-step that one of them skips is skipped by all, and the
-            `skip_state` of `skip_not_finite` and `skip_large_updates` is about the gradients of all. Another skip
-            function runs on each device by itself, and its `skip_state` is each device's own, except `should_skip`.
+            The devices along them decide together: if one of them skips a mini-step, all skip it. The `skip_state` of
+            `skip_not_finite` and `skip_large_updates` then covers the gradients of all. Any other skip function runs on
+            each device separately, and its `skip_state` may differ between devices, except `should_skip`.
 
         Raises:
           TypeError: an argument has the wrong type; in `update`: the schedule or the skip function returns the wrong
@@ -159,7 +160,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
           state: the state before it.
           params: the parameters, if the optimizer needs them.
           **extra_args: passed on to the optimizer, which gets those of the mini-step that completes the window. With
-            `weighted=True` there must be a `weight`, a real scalar from 0, traced or not, which is not passed on.
+            `weighted=True` a `weight` is required: a real scalar from 0, possibly traced. It is not passed on.
 
         Returns:
           The optimizer's updates if this mini-step completes the window, else zeros of their shapes; and the new state.
@@ -167,21 +168,21 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
           with a larger k, the next mini-step completes it.
 
         Raises:
-          TypeError: `state` is no `MultiStepsState`; `weight` is missing, or no real scalar.
-          ValueError: `updates` have other leaves or shapes than the parameters that `init` was given; `weight` is known
-            now, and not from 0 to 1e30; `state` holds no weights although `weighted=True`.
+          TypeError: `state` is not a `MultiStepsState`; `weight` is missing, or not a real scalar.
+          ValueError: `updates` have other leaves or shapes than the parameters in `init`; `weight` is not traced, and
+            not from 0 to 1e30; `state` has no weights although `weighted=True`.
         """
         weight, extra_args = self._weight(extra_args)
         decision = self._decide(updates, state, params, weight)
         window = accumulated(updates, state, decision.skip, decision.weights, mean=self._use_grad_mean)
         step = step_if(
             decision.emit,
-            lambda: self._opt.update(handed_on(window, updates), state.inner_opt_state, params, **extra_args),
+            lambda: self._opt.update(as_gradients(window, updates), state.inner_opt_state, params, **extra_args),
             state.inner_opt_state,
             name="MultiSteps",
             keep_dtypes=True,
         )
-        return step.updates, decision.state(step.state, carried(window, step.taken, state))
+        return step.updates, decision.state(step.state, next_accumulator(window, step.taken, state))
 
     def apply(
         self, grads: Tree, state: optax.MultiStepsState, params: Tree, **extra_args: Any
@@ -202,24 +203,27 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         window = accumulated(grads, state, decision.skip, decision.weights, mean=self._use_grad_mean)
         applied = apply_if(
             decision.emit,
-            lambda: apply_gradients(self._opt, handed_on(window, grads), state.inner_opt_state, params, **extra_args),
+            lambda: apply_gradients(
+                self._opt, as_gradients(window, grads), state.inner_opt_state, params, **extra_args
+            ),
             params,
             state.inner_opt_state,
             name="MultiSteps",
             keep_dtypes=True,
         )
-        return applied.params, decision.state(applied.state, carried(window, applied.taken, state))
+        return applied.params, decision.state(applied.state, next_accumulator(window, applied.taken, state))
 
     def flush(
         self, state: optax.MultiStepsState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, optax.MultiStepsState]:
-        """Let the optimizer take its step with the mini-steps in the window, as at the end of an epoch.
+        """Take a step of the optimizer with the mini-steps that are in the window, for example at the end of an epoch.
 
         The optimizer gets their mean (or sum) in the dtypes of the parameters. If the window is empty, or its weights
-        sum to 0, it takes no step. The device decides this, so `flush` can be called under `jit`, at any time.
+        sum to 0, the optimizer takes no step. The device decides this, so `flush` can be called under `jit`, at any
+        time.
 
         `flush` takes the wrapper's own state. If the wrapper is inside other transformations, take its state out of
-        theirs and put it back. Under `optwrap.instrument`::
+        their state and put the new one back. Under `optwrap.instrument`::
 
             updates, inner = steps.flush(state.inner_state, params)
             state = state._replace(inner_state=inner)
@@ -229,20 +233,20 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
         Args:
           state: the state after the last mini-step.
-          params: the parameters; without them the optimizer gets the dtypes of the accumulator.
+          params: the parameters; without them the optimizer gets gradients in the dtypes of the accumulator.
           **extra_args: passed on to the optimizer.
 
         Returns:
           The optimizer's updates, or zeros if it takes no step; and the state with an empty window.
 
         Raises:
-          TypeError: `state` is no `MultiStepsState`.
+          TypeError: `state` is not a `MultiStepsState`.
         """
         state = _checks.state("MultiSteps", state, optax.MultiStepsState)
         grads = state.acc_grads if params is None else gradient_tree(params)
 
         def step() -> tuple[Tree, Tree]:
-            window = handed_on(state.acc_grads, grads)
+            window = as_gradients(state.acc_grads, grads)
             returned: tuple[Tree, Tree] = self._opt.update(window, state.inner_opt_state, params, **extra_args)
             return returned
 
@@ -261,9 +265,9 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
     def has_updated(self, state: optax.MultiStepsState, previous: optax.MultiStepsState | None = None) -> jax.Array:
         """Whether the optimizer took a step in the mini-step (or flush) that led to this state.
 
-        With `previous` the answer is right for every skip function, up to 2**31 - 1 optimizer steps, where the counter
-        saturates. Without it, a skip right after a completed window is recognised only if `skip_state` is a mapping
-        with `should_skip`, as it is for `skip_not_finite` and `skip_large_updates`. A flush of an empty window does not
+        With `previous` the answer is right for every skip function, until the counter saturates at 2**31 - 1 steps.
+        Without it, a skip right after a completed window is recognised only if `skip_state` is a mapping with
+        `should_skip`, as it is for `skip_not_finite` and `skip_large_updates`. A flush of an empty window does not
         change the state, so the answer stays the same.
 
         Args:
@@ -274,7 +278,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
           bool[].
 
         Raises:
-          TypeError: one of them is no `MultiStepsState`.
+          TypeError: one of them is not a `MultiStepsState`.
         """
         state = _checks.state("MultiSteps.has_updated", state, optax.MultiStepsState)
         updated = jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
@@ -297,14 +301,14 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
         return Fused(self.init, self.update, self.apply if can_apply else None)
 
     def _weight(self, extra_args: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The weight of this mini-step, None without weights; and the extra args for the optimizer."""
+        """The weight of this mini-step (None if not weighted), and the extra args for the optimizer."""
         if not self._weighted:
             return None, extra_args
         if extra_args.get("weight") is None:
             raise TypeError(
                 "MultiSteps: weight must be given to update, since weighted=True, got none: pass weight=, the weight "
-                "of this mini-step, or leave out weighted; a weighted MultiSteps around this one takes the weight and "
-                "passes none on: make only one of the two weighted"
+                "of this mini-step, or leave out weighted; of two nested MultiSteps make only one weighted, because "
+                "the outer one does not pass its weight on"
             )
         return extra_args["weight"], {name: value for name, value in extra_args.items() if name != "weight"}
 

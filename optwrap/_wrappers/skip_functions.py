@@ -78,7 +78,7 @@ def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict
     else:
         probes = finite_probes(leaves)
         finite = jnp.isfinite(together.total(probes))
-        # Counting costs more than deciding, and is needed only where there is something to count.
+        # Counting costs more than deciding, so count only if there is a non-finite value.
         num_not_finite = jax.lax.cond(finite, _no_count, _count(together), finite, leaves, suspects(leaves, probes))
     return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}
 
@@ -100,8 +100,8 @@ def skip_large_updates(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Skips steps whose squared L2 norm is not below a limit.
 
-    `functools.partial(skip_large_updates, max_squared_norm=...)` is a `ShouldSkipUpdateFunction`. A norm at the limit
-    and a norm that is NaN are skipped, too. Drop-in for `optax.skip_large_updates` (optax 0.2.8).
+    `functools.partial(skip_large_updates, max_squared_norm=...)` is a `ShouldSkipUpdateFunction`. A norm equal to the
+    limit is skipped, and so is NaN. Drop-in for `optax.skip_large_updates` (optax 0.2.8).
 
     Args:
       updates: the incoming updates.
@@ -133,7 +133,7 @@ def _skip_large_updates(
 
 
 class SkipFunction:
-    """A checked skip function. All devices that decide together get the same decision from it."""
+    """A checked skip function. All devices that decide together get the same decision."""
 
     def __init__(self, argument: str, function: Any, *, together: bool) -> None:
         """Check the argument.
@@ -164,8 +164,8 @@ class SkipFunction:
         """Returns `should_skip`, bool[], and the skip state.
 
         `skip_not_finite` and `skip_large_updates` see the updates on all devices. Any other function is called on each
-        device; if it returns true on one, all devices skip. Its state stays each device's own, except `should_skip` in
-        a mapping.
+        device; if it returns true on one, all devices skip. Its state may differ between devices, except `should_skip`
+        in a mapping.
 
         Raises:
           TypeError: the function did not return a pair that begins with an array.
@@ -183,8 +183,8 @@ class SkipFunction:
         return skip, _with_should_skip(skip_state, lambda _: skip)
 
     def first_state(self, params: Tree) -> Any:
-        """The skip state before the first step: what the function returns for zero gradients."""
-        # Every device decides alike about zeros, and `init` may be called outside the mesh axes.
+        """The skip state before the first step: the function's result for zero gradients."""
+        # Not together: zeros give the same result on every device, and `init` may be called outside the mesh axes.
         zeros = jax.tree.map(jnp.zeros_like, gradient_tree(params))
         return self(zeros, jnp.zeros([], jnp.int32), params)[1]
 
@@ -213,7 +213,7 @@ def should_skip_of(skip_state: Any) -> ArrayLike | None:
 
 
 def not_skipped_if(taken: jax.Array, skip_state: Any) -> Any:
-    """The skip state after a step that did not call the skip function: `should_skip` is false if the step was taken."""
+    """The skip state after a step without a call of the skip function: `should_skip` is false if it was taken."""
     return _with_should_skip(skip_state, lambda should_skip: jnp.where(taken, False, should_skip))
 
 

@@ -38,8 +38,8 @@ def skip_if(
 ) -> optax.GradientTransformationExtraArgs:
     """Skip the steps that a skip function chooses.
 
-    A skipped step returns zero updates and leaves the inner state unchanged, however many there are in a row. It takes
-    the skip functions of `MultiSteps`, for training that does not accumulate. optax has no counterpart.
+    A skipped step returns zero updates and leaves the inner state unchanged. There is no limit on skips in a row.
+    `skip_if` takes the skip functions of `MultiSteps`, for training without accumulation. optax has no counterpart.
 
         >>> spikes = functools.partial(optwrap.skip_large_updates, max_squared_norm=100.0)
         >>> tx = skip_if(optax.sgd(1.0), spikes)
@@ -54,16 +54,16 @@ def skip_if(
         `ShouldSkipUpdateFunction`. It is called once in `init`, with zeros, and once in every `update`, with the
         incoming updates, the steps taken so far and the parameters.
       axis_name: axes of the `shard_map` or `pmap` in which `update` is called, along which the gradients differ. The
-        devices along them decide together: a step that one of them skips is skipped by all.
+        devices along them decide together: if one of them skips a step, all skip it.
 
     Returns:
       A transformation with state `SkipIfState(gradient_step: int32[], last_skipped: bool[], total_skipped: int32[],
       skip_state, inner_state)`. Extra args are passed on to the inner transformation.
 
     Raises:
-      TypeError: `inner` is no transformation, `should_skip_fn` not callable, or `axis_name` no name; the skip function
-        returns no pair, or a pair whose first is no array; in `update`: `state` is no `SkipIfState`, or the inner state
-        changes its structure or shapes.
+      TypeError: `inner` is not a transformation, `should_skip_fn` not callable, or `axis_name` not a name; the skip
+        function does not return a pair that begins with an array; in `update`: `state` is not a `SkipIfState`, or the
+        inner state changes its structure or shapes.
       ValueError: `max_squared_norm` of `skip_large_updates` is negative or NaN; the skip function returns an array that
         is not bool[]; in `update`: there is no axis `axis_name`, or the updates have other shapes than the parameters
         given with them.

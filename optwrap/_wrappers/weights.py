@@ -1,7 +1,7 @@
 """The weights of mini-steps, for `MultiSteps(..., weighted=True)`.
 
-The state of `MultiSteps` is optax's own and has no field for weights. They are in its `skip_state`, beside the state of
-the skip function.
+The state of `MultiSteps` is optax's own class, which has no field for weights. They are in its `skip_state`, beside the
+state of the skip function.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from jax.typing import ArrayLike
 from optwrap._core import checks as _checks
 
 LARGEST: Final = 1e30
-"""The largest weight. The sum of hundreds of millions of such weights still fits float32."""
+"""The largest weight. A sum of 3e8 weights of this size still fits into float32."""
 _KEYS: Final = ("weight", "weight_sum")
 
 
 class Weights(NamedTuple):
-    """The weights of a window. Scalars of the default floating dtype: float32, or float64 where 64 bits are enabled."""
+    """The weights of a window: scalars of the default floating dtype, float32 or (with 64-bit types) float64."""
 
     own: jax.Array
-    """The weight of the last mini-step, 0 if it does not count."""
+    """The weight of the last mini-step; 0 if the given weight was invalid."""
     total: jax.Array
     """The sum over the window, this mini-step included; saturated at the dtype's largest value."""
 
@@ -37,8 +37,8 @@ class Weights(NamedTuple):
           empty: bool[], whether the window was empty before.
 
         Raises:
-          TypeError: `weight` is no real scalar.
-          ValueError: `weight` is known now, and not from 0 to LARGEST.
+          TypeError: `weight` is not a real scalar.
+          ValueError: `weight` is not traced, and not from 0 to LARGEST.
         """
         remedy = "pass the weight of this mini-step, such as its number of tokens"
         weight = _checks.real("MultiSteps: weight", weight, LARGEST, remedy)
@@ -49,13 +49,14 @@ class Weights(NamedTuple):
 
     @property
     def share(self) -> jax.Array:
-        """The last mini-step's part of the window's weight, 0 to 1; 0 if the window weighs nothing."""
+        """The last mini-step's fraction of the window's weight, 0 to 1; 0 if that weight is 0."""
         return self.own / jnp.where(self.total > 0, self.total, jnp.ones_like(self.total))
 
     def beside(self, skip_state: Any) -> dict[str, Any]:
         """A dict with these weights and a skip function's state.
 
-        If the state is a mapping its entries are copied; any other state is under `skip_state`, and none is left out.
+        If the state is a mapping, its entries are copied. Any other state is stored under `skip_state`, unless it has
+        no leaves.
 
         Raises:
           ValueError: the mapping has entries named weight or weight_sum itself.
@@ -63,7 +64,7 @@ class Weights(NamedTuple):
         if isinstance(skip_state, Mapping):
             if any(key in skip_state for key in _KEYS):
                 raise ValueError(
-                    f"MultiSteps: should_skip_update_fn: its skip_state must not have the keys weight and weight_sum, "
+                    "MultiSteps: the skip_state of should_skip_update_fn must not have the keys weight and weight_sum, "
                     f"got {sorted(skip_state)}: rename them, because weighted=True keeps its own weights there"
                 )
             entries = dict(skip_state)
@@ -88,6 +89,6 @@ def weights_in(skip_state: Any) -> Weights:
         got = sorted(skip_state) if isinstance(skip_state, Mapping) else _checks.shown(skip_state)
         raise ValueError(
             f"MultiSteps: state.skip_state must hold weight and weight_sum, got {got}: pass a state made with weighted="
-            "True; flush a state that has accumulated without weights, and make a new one"
+            "True; a state that was made without weights cannot be used: flush it, and make a new one with init"
         )
     return Weights(skip_state["weight"], skip_state["weight_sum"])

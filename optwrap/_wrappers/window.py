@@ -1,4 +1,4 @@
-"""The accumulation window of `MultiSteps`: its length, its content, and what the optimizer gets."""
+"""The accumulation window of `MultiSteps`: its length, its content, and the gradients for the optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +18,20 @@ def every_k(every_k_schedule: Any) -> Callable[[jax.Array], jax.Array]:
     """The schedule as a function from the gradient step to k: int32[], at least 1.
 
     Raises:
-      TypeError: the schedule is neither a function nor an integer; when called: it returns no integer.
+      TypeError: the schedule is neither a function nor an integer; when called: it does not return an integer.
       ValueError: it is an integer below 1; when called: it returns a Python or numpy integer below 1.
     """
     remedy = "pass the number of mini-steps per optimizer step"
     if not callable(every_k_schedule):
-        k = _checks.integer("MultiSteps: every_k_schedule", every_k_schedule, 1, remedy + ", or a function that does")
+        k = _checks.integer(
+            "MultiSteps: every_k_schedule", every_k_schedule, 1, remedy + ", or a function that returns it"
+        )
         return lambda _: as_int32(k, 1)
 
     def schedule(gradient_step: jax.Array) -> jax.Array:
         k = every_k_schedule(gradient_step)
-        returned = "MultiSteps: what every_k_schedule returns"
-        # The device cannot raise: of a traced k the type is checked, and the value is clipped.
+        returned = "MultiSteps: the result of every_k_schedule"
+        # The device cannot raise, so only the type of a traced k is checked, and its value is clipped.
         if isinstance(k, jax.Array):
             _checks.integer_type(returned, k, "an integer scalar", remedy)
         else:
@@ -43,7 +45,7 @@ def checked_dtype(dtype: Any) -> np.dtype[Any] | None:
     """Check the `accumulator_dtype`: floating or complex, or None.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: it is not one of these.
     """
     if dtype is None:
         return None
@@ -58,7 +60,7 @@ def checked_dtype(dtype: Any) -> np.dtype[Any] | None:
 
 
 def zeros(grads: Tree, dtype: np.dtype[Any] | None) -> Tree:
-    """An empty accumulator for gradients like these, of this dtype; for None of their own."""
+    """An empty accumulator with the shapes of the gradients, and with this dtype, or their own dtypes if it is None."""
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=_widened(dtype, jnp.result_type(leaf))), grads)
 
 
@@ -77,33 +79,33 @@ def accumulated(
     first, taken = state.mini_step == 0, state.mini_step + 1
 
     def share(update: Any, before: jax.Array) -> jax.Array:
-        """What this mini-step adds."""
+        """The amount that this mini-step adds to the accumulator."""
         if weights is None:
             return (update - before) / taken if mean else jnp.asarray(update)
         part = (update - before) * weights.share if mean else update * weights.own
-        return jnp.where(weights.own > 0, part, jnp.zeros_like(part))  # a product with 0 would keep NaN
+        return jnp.where(weights.own > 0, part, jnp.zeros_like(part))  # not a product: 0 * NaN is NaN
 
-    def taken_in(update: Any, held: jax.Array) -> jax.Array:
+    def add_share(update: Any, held: jax.Array) -> jax.Array:
         update, held = computable(update), computable(held)
-        # The first mini-step overwrites: what an empty accumulator holds, NaN for one, belongs to no window.
+        # The first mini-step overwrites the accumulator, which may still hold NaN from an earlier window of optax.
         before = select_leaf(first, jnp.zeros_like(held), held)
         with jax.numpy_dtype_promotion("standard"):
             after = jnp.add(before, share(update, before))
         return after if skip is None else select_leaf(skip, cast(held, after.dtype), after)
 
-    return jax.tree.map(taken_in, updates, state.acc_grads)
+    return jax.tree.map(add_share, updates, state.acc_grads)
 
 
-def handed_on(window: Tree, updates: Tree) -> Tree:
-    """The window's content for the optimizer, in the dtypes of the updates."""
+def as_gradients(window: Tree, updates: Tree) -> Tree:
+    """The content of the window as gradients for the optimizer: in the dtypes of the updates."""
     return jax.tree.map(lambda leaf, update: cast(leaf, jnp.result_type(update)), window, updates)
 
 
-def carried(window: Tree, emitted: jax.Array, state: optax.MultiStepsState) -> Tree:
-    """The accumulator after the mini-step, in the dtypes that it had; zeros if the mini-step completed the window.
+def next_accumulator(window: Tree, emitted: jax.Array, state: optax.MultiStepsState) -> Tree:
+    """The accumulator after the mini-step, in its own dtypes; zeros if the mini-step completed the window.
 
-    `emitted` is a result of the optimizer's step, which reads the window. So XLA empties the window after that step, in
-    place.
+    `emitted` is a result of the optimizer's step, which reads the window. So XLA empties the window after that step,
+    and can do it in place.
     """
     return empty_if(emitted, jax.tree.map(lambda leaf, before: cast(leaf, before.dtype), window, state.acc_grads))
 

@@ -17,7 +17,7 @@ from optwrap._monitor.encode import Identity
 from optwrap._monitor.encode import totals as as_json
 from optwrap._monitor.outbox import Outbox
 from optwrap._reading.counters import OUTCOMES
-from optwrap._reading.replicas import OTHERS, Brought, Replica
+from optwrap._reading.replicas import OTHERS, NonfiniteReplicas, Replica
 from optwrap._reading.unpack import Totals, unpack
 from tests.optwrap import monitoring
 from tests.optwrap.monitoring import PARAMETERS, Training, counts
@@ -205,7 +205,9 @@ def test_totals_are_json() -> None:
 REPLICAS = st.builds(Replica, st.integers(0, 200), st.integers(0, 9) | st.none(), st.just("tpu:5") | st.none())
 BROUGHT = st.none() | REPLICAS.flatmap(
     lambda first: st.integers(1, 50).flatmap(
-        lambda n: st.builds(Brought, st.just(first), st.just(n), st.none() | st.integers((first.number or 0) + n, 400))
+        lambda n: st.builds(
+            NonfiniteReplicas, st.just(first), st.just(n), st.none() | st.integers((first.number or 0) + n, 400)
+        )
     )
 )
 
@@ -213,19 +215,21 @@ BROUGHT = st.none() | REPLICAS.flatmap(
 @hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(st.lists(st.tuples(BROUGHT, st.booleans()), max_size=90))
 def test_incarnations_add_up_to_the_replicas_observed_and_their_reports_are_valid(
-    steps: list[tuple[Brought | None, bool]],
+    steps: list[tuple[NonfiniteReplicas | None, bool]],
 ) -> None:
     """Whatever is rolled back; beyond the first few of an incarnation, replicas are counted together."""
     book = account()
     outbox = Outbox(book, Identity("r", 0, "a", 1.0))
     training, saved = Training(distinct=True), Training(distinct=True)
-    expected: list[Brought] = []
+    expected: list[NonfiniteReplicas] = []
     for which, (found, back) in enumerate(steps):
         if back:
             training = saved.saved()
         training.step("skipped_not_finite", {"head": 1})
         words = np.array(training.words())
-        book.add(Observation(unpack(words, training.layout), b"%d" % which, 1.0, training.layout, brought=found))
+        book.add(
+            Observation(unpack(words, training.layout), b"%d" % which, 1.0, training.layout, nonfinite_replicas=found)
+        )
         expected += [found] if found else []
         if which % 7 == 0:
             saved = training.saved()
@@ -246,4 +250,4 @@ def test_incarnations_add_up_to_the_replicas_observed_and_their_reports_are_vali
         valid = wire.Report.model_validate_json(report.body)
         reported += [(one.replica, one.process, one.device, one.count, one.of) for one in valid.replicas]
         outbox.acknowledge(report.incarnation, report.seq)
-    assert Counter(reported) == Counter((*one.first, one.replicas, one.of) for one in expected)
+    assert Counter(reported) == Counter((*one.first, one.count, one.total) for one in expected)

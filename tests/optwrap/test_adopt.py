@@ -180,6 +180,24 @@ def test_the_state_of_something_else_is_refused(state: Any, message: str) -> Non
         optwrap.adopt(GUARDED, state, PARAMS)
 
 
+def test_the_error_about_a_structure_has_no_values() -> None:
+    """The message of a large model must not print its parameters."""
+    with pytest.raises(ValueError, match="expected the state of the same optimizer") as raised:
+        optwrap.adopt(GUARDED, optax.adam(1e-3).init(PARAMS), PARAMS)
+    assert "Array(" not in str(raised.value)
+    assert len(str(raised.value)) < 700
+
+
+def test_counters_of_another_layout_version_are_rejected() -> None:
+    """They would be updated as if they had this layout. Adopting the inner state starts them at zero."""
+    state = GUARDED.init(PARAMS)
+    words = state.counters["instrument"]
+    old = state._replace(counters={"instrument": words.at[0].add(-1)})
+    with pytest.raises(ValueError, match=r"counters\['instrument'\].*layout version 0x.*adopt the inner_state"):
+        optwrap.adopt(GUARDED, old, PARAMS)
+    assert optwrap.unpack(np.asarray(optwrap.reading(optwrap.adopt(GUARDED, old.inner_state, PARAMS)))).step == 0
+
+
 CHANGED: dict[str, Callable[[], Any]] = {
     "guard": lambda: optwrap.apply_if_finite(optax.adam(1e-3), 2),
     "window": lambda: optwrap.MultiSteps(optax.adam(1e-3), 2),

@@ -92,17 +92,17 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "schedule of floats": (
         lambda: updated(optwrap.MultiSteps(SGD, optax.linear_schedule(2, 4, 10))),
         TypeError,
-        r"MultiSteps: what every_k_schedule returns must be an integer scalar, got an array float32\[\]",
+        r"MultiSteps: the result of every_k_schedule must be an integer scalar, got an array float32\[\]",
     ),
     "schedule of vectors": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: jnp.array([2, 3]))),
         TypeError,
-        r"what every_k_schedule returns must be an integer scalar, got an array int32\[2\]",
+        r"the result of every_k_schedule must be an integer scalar, got an array int32\[2\]",
     ),
     "schedule of bools": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: True)),
         TypeError,
-        r"what every_k_schedule returns must be an integer from 1 .*, got True",
+        r"the result of every_k_schedule must be an integer from 1 .*, got True",
     ),
     "period zero": (
         lambda: optwrap.lookahead(SGD, 0, 0.5),
@@ -121,12 +121,12 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a schedule of zeros": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: 0)),
         ValueError,
-        r"what every_k_schedule returns must be an integer from 1 to 2147483647, got 0: pass the number of mini-steps",
+        r"the result of every_k_schedule must be an integer from 1 to 2147483647, got 0: pass the number of mini-steps",
     ),
     "a schedule of negative numpy integers": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: np.int64(-1))),
         ValueError,
-        r"what every_k_schedule returns must be an integer from 1 .* got -1",
+        r"the result of every_k_schedule must be an integer from 1 .* got -1",
     ),
     # switches
     "use_grad_mean a string": (
@@ -288,7 +288,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a state with another structure": (
         lambda: updated(optwrap.MultiSteps(changing(None, jnp.zeros(3)), 2)),
         TypeError,
-        r"MultiSteps: .* returned a state of another structure than it was given",
+        r"MultiSteps: .* returned a state with another structure than its input",
     ),
 }
 

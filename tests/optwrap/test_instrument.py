@@ -370,5 +370,7 @@ def test_a_state_of_something_else_is_refused() -> None:
     with pytest.raises(TypeError, match=r"state must be the InstrumentState .* got tuple"):
         tx.update(FLOAT32, (), FLOAT32)
     other = instrument(momentum(), name="other").init(FLOAT32)
-    with pytest.raises(ValueError, match=r"state must be that of the instrumentation named 'main', got one of 'other'"):
+    with pytest.raises(
+        ValueError, match=r"state must be that of the instrumentation named 'main', got that of 'other'"
+    ):
         tx.update(FLOAT32, other, FLOAT32)

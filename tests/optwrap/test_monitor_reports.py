@@ -117,7 +117,7 @@ def test_rows_that_are_neither_consecutive_nor_equal_are_ignored(caplog: pytest.
         sim.inbox.put(np.stack([first, third]))
     sim.run(1.0)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "optwrap"]
-    assert "rows, of the steps 1, 3" in line
+    assert "rows of steps 1, 3" in line
     assert sim.books.totals() == {}
     sim.observe()
     sim.run(1.0)

@@ -95,8 +95,8 @@ def test_a_layout_is_told_by_its_names_in_their_order() -> None:
         ([VERSION] * 30, r"got list"),
         (np.zeros(24, np.uint32), r"got uint32\[24\]"),
         (np.zeros(27, np.uint32), rf"the first word is 0x0, expected {VERSION:#x}"),
-        (np.array([VERSION, 0, *[0] * 24], np.uint32), r"expected 25 words, 0 of accumulation windows .* got 26 words"),
-        (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 25 words, 9 of accumulation windows .* got 27 words"),
+        (np.array([VERSION, 0, *[0] * 24], np.uint32), r"expected 25 words \(with 0 .* got 26 words"),
+        (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 34 words \(with 9 .* got 27 words"),
     ],
 )
 def test_what_is_no_reading_is_refused(words: Any, says: str) -> None:
@@ -152,7 +152,7 @@ def test_of_several_the_name_decides() -> None:
         (
             two("actor", "critic"),
             None,
-            r"found 'actor' at state\['opt'\]\[0\], 'critic' at state\['opt'\]\[1\]: say which",
+            r"found 'actor' at state\['opt'\]\[0\], 'critic' at state\['opt'\]\[1\]: choose one",
         ),
         (two("actor", "critic"), "main", r"found 'actor' .*, 'critic' .*: pass the name of one of these"),
         (two(None, None), None, r"found 'instrument' at .*\[0\], 'instrument' at .*\[1\]: give each its own"),

@@ -20,7 +20,7 @@ from optwrap_exporter.wire import requests as wire
 import optwrap
 from optwrap._monitor.monitor import Monitor
 from optwrap._monitor.thread import Parts
-from optwrap._reading.replicas import Brought, Replica, Replicas, brought, named
+from optwrap._reading.replicas import NonfiniteReplicas, Replica, Replicas, named, nonfinite_replicas
 from optwrap._reading.unpack import unpack
 from tests.optwrap.monitoring import Books, StubExporter
 
@@ -522,7 +522,7 @@ def test_where_the_reading_lies_says_which_devices_a_replica_is(way: Way) -> Non
     axes = (way.replicas,) if isinstance(way.replicas, str) else way.replicas
     known = Replicas(int(np.prod([way.shape[axis] for axis in axes])), axes, Mesh(way.mesh.devices[::-1], way.shape))
     for row in filter(None, truth(way)):
-        assert brought(row[0], row[3], known, words) == Brought(Replica(*row[:3]), *row[3:])
+        assert nonfinite_replicas(row[0], row[3], known, words) == NonfiniteReplicas(Replica(*row[:3]), *row[3:])
 
 
 def test_a_replica_of_many_devices_is_named_shortly() -> None:
@@ -547,8 +547,10 @@ def test_a_mesh_that_is_not_the_replicas_names_nobody() -> None:
     mesh = WAYS["one axis"].mesh
     for known in (None, Replicas(8), Replicas(8, ("x",), mesh), Replicas(4, ("data",), mesh)):
         of = known.count if known else None
-        assert brought(1, 2, known, np.zeros(3)) == Brought(Replica(1, None, None), 2, of)
-    assert brought(3, 2, Replicas(8, ("data",), mesh), None) == Brought(Replica(3, 0, "cpu:3"), 2, 8)
+        assert nonfinite_replicas(1, 2, known, np.zeros(3)) == NonfiniteReplicas(Replica(1, None, None), 2, of)
+    assert nonfinite_replicas(3, 2, Replicas(8, ("data",), mesh), None) == NonfiniteReplicas(
+        Replica(3, 0, "cpu:3"), 2, 8
+    )
 
 
 def test_the_step_of_one_mesh_is_not_told_of_with_the_replicas_of_another(stub: StubExporter) -> None:

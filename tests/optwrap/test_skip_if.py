@@ -170,7 +170,7 @@ def skip(returned: Any) -> Callable[[], Any]:
         (
             lambda: optwrap.skip_if(momentum(), optwrap.skip_not_finite).update(FLOAT32, momentum().init(FLOAT32)),
             TypeError,
-            r"skip_if: state must be the SkipIfState that init returns, got .* \(tuple\): pass the state of this very",
+            r"skip_if: state must be the SkipIfState that init returns, got .* \(tuple\): pass the state that init",
         ),
         (
             lambda: optwrap.skip_if(momentum(), optwrap.skip_not_finite, axis_name=3),

@@ -400,7 +400,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
             momentum(), 2, should_skip_update_fn=lambda *_: (jnp.array(False), {"weight": jnp.ones([])}), weighted=True
         ).init(FLOAT32),
         ValueError,
-        r"should_skip_update_fn: its skip_state must not have the keys weight and weight_sum, got .*weight.*: rename",
+        r"the skip_state of should_skip_update_fn must not have the keys weight and weight_sum, got .*weight.*: rename",
     ),
 }
 
