@@ -35,7 +35,7 @@ class NonfiniteReplicas(NamedTuple):
 
     first: Replica
     """The one with the lowest index."""
-    count: int
+    affected: int
     """Number of replicas with non-finite gradients."""
     total: int | None
     """Number of all replicas; None if unknown."""
