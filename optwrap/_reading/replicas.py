@@ -83,7 +83,7 @@ def named(devices: Sequence[Any]) -> tuple[int, str]:
 
 
 def _size(mesh: object, replicas: Replicas) -> int | None:
-    """The product of a mesh's sizes along the axes of the replicas; None if it is no mesh, or has no such axes."""
+    """The product of a mesh's sizes along the axes of the replicas; None if it is not a mesh, or has no such axes."""
     axes = replicas.axes
     if not isinstance(mesh, jax.sharding.Mesh) or axes is None or not set(axes) <= set(mesh.axis_names):
         return None
