@@ -108,10 +108,10 @@ def flag(argument: str, value: Any, remedy: str) -> bool:
 
 
 def one_of(argument: str, value: Any, allowed: Sequence[str], remedy: str) -> None:
-    """Check for one of a few strings.
+    """Check for one of the allowed strings.
 
     Raises:
-      ValueError: it is none of them.
+      ValueError: it is another value.
     """
     if not (isinstance(value, str) and value in allowed):
         names = " or ".join(map(repr, allowed))
@@ -220,7 +220,7 @@ def transformation(argument: str, value: Any) -> Any:
     `gradient_transformation`, such as `MultiSteps`.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: it is not one of these.
     """
     if callable(as_transformation := getattr(value, "gradient_transformation", None)):
         offered = as_transformation()

@@ -1,6 +1,6 @@
 """Runs the wrapped transformation under a condition that is decided on the device.
 
-`step_if` runs its update. `apply_if` also applies the update: a skipped step touches neither parameters nor state.
+`step_if` runs its update. `apply_if` also applies the update: a skipped step changes neither parameters nor state.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def step_if(
     """Returns `step()` if the condition holds, else zero updates and `state` unchanged.
 
     The updates may differ from the gradients in structure or dtype: lookahead returns a pair, and bfloat16 parameters
-    may have float32 gradients. So the zeros take their shapes from what the step returns. The step is traced once.
+    may have float32 gradients. So the zeros have the shapes of the step's result. The step is traced once.
 
     Args:
       condition: bool[].

@@ -117,7 +117,7 @@ class Incarnation:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """A reading, and what is known about how it was observed."""
+    """A reading, and when and how it was observed."""
 
     reading: Reading
     identity: bytes

@@ -67,7 +67,7 @@ def encode(
         "dropped": {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps},
     }
     replicas = [
-        {"step": record.step, **_replica(found.first), "count": found.count, "of": found.total}
+        {"step": record.step, **_replica(found.first), "count": found.affected, "of": found.total}
         for record in records
         if (found := record.nonfinite_replicas) is not None
     ]

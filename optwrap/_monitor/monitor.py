@@ -19,7 +19,7 @@ _FINAL_STATES: Final = ("finished", "failed")
 
 
 class Monitor:
-    """Reports the counters of an instrumented optimizer to an exporter, from a thread of its own.
+    """Reports the counters of an instrumented optimizer to an exporter, in its own thread.
 
     The Monitor sends a first report, the hello, as soon as it knows its process index, and then one every `interval`
     seconds, with or without new steps. The first bad step of a streak is reported at once. Training never depends on

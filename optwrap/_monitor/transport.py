@@ -117,7 +117,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, opened: _DeadlineSocket, endpoint: Endpoint) -> None:
         super().__init__(endpoint.host, endpoint.port or None)
         self.opened = self.sock = opened
-        # http.client must not reconnect by itself: its socket would have no deadline and could not be a Unix socket.
+        # http.client must not reconnect: its new socket would have no deadline and could not be a Unix socket.
         self.auto_open = 0
 
 

@@ -186,8 +186,8 @@ def parameter_count(length: int, windows: int) -> int:
     rest = length - HEAD - windows
     if rest < 0 or rest % 2:
         raise ValueError(
-            f"counters: expected {HEAD + windows} words (with {windows} accumulation windows) and two per parameter, got "
-            f"{length} words: pass a state or reading of this optimizer, made by this version of optwrap"
+            f"counters: expected {HEAD + windows} words (for {windows} accumulation windows) plus two per parameter, "
+            f"got {length} words: pass a state or reading of this optimizer, made by this version of optwrap"
         )
     return rest // 2
 

@@ -35,7 +35,7 @@ class NonfiniteReplicas(NamedTuple):
 
     first: Replica
     """The one with the lowest index."""
-    count: int
+    affected: int
     """Number of replicas with non-finite gradients."""
     total: int | None
     """Number of all replicas; None if unknown."""
@@ -83,7 +83,7 @@ def named(devices: Sequence[Any]) -> tuple[int, str]:
 
 
 def _size(mesh: object, replicas: Replicas) -> int | None:
-    """The product of a mesh's sizes along the axes of the replicas; None if it is no mesh, or has no such axes."""
+    """The product of a mesh's sizes along the axes of the replicas; None if it is not a mesh, or has no such axes."""
     axes = replicas.axes
     if not isinstance(mesh, jax.sharding.Mesh) or axes is None or not set(axes) <= set(mesh.axis_names):
         return None

@@ -93,7 +93,7 @@ def flags_and_replicas(given: Any) -> tuple[Any, Replicas | None]:
       given: the extra argument `replica_flags`: a `ReplicaFlags`, a bool[R], or None.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: it is not one of these.
     """
     if given is None:
         return None, None

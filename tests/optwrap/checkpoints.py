@@ -1,4 +1,4 @@
-"""The ways of writing a tree down and reading it back that JAX's users have."""
+"""Saves and restores a tree with the checkpoint libraries of JAX."""
 
 import pathlib
 from typing import Any

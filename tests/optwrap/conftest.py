@@ -1,4 +1,4 @@
-"""What holds for every test of the library: strict shapes, no warnings, several devices."""
+"""Settings for every test of the library: strict shapes, no warnings, several devices."""
 
 import pathlib
 import weakref
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trees of these tests have leaves that are counted alone and leaves that are counted together."""
+    """Small chunks, so that the tests' trees have leaves in a chunk of their own and leaves that share one."""
     monkeypatch.setattr("optwrap._core.finite._CHUNK", 12)
 
 

@@ -1,4 +1,4 @@
-"""What is in a compiled program: its collectives, and whether they run in every step or in a branch only."""
+"""The collectives of a compiled program, and whether they run in every step or only in a branch."""
 
 import math
 import re

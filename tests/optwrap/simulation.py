@@ -1,7 +1,7 @@
-"""Optimizers and their wrappers in plain numpy, step by step, with what becomes of each call known as it happens.
+"""Optimizers and their wrappers in plain numpy. Each part returns the outcome of its call.
 
 The ground truth for `instrument`, which sees only the states before and after a call. Here nothing is inferred: each
-part is called with the values it gets, and says what it did with them. Gradients are dicts of float32 arrays.
+part is called with its actual input, and returns the outcome. Gradients are dicts of float32 arrays.
 """
 
 import copy
@@ -13,13 +13,13 @@ import numpy as np
 
 Leaves = dict[str, np.ndarray[Any, Any]]
 
-GRAVITY = ("accumulated", "applied", "skipped_other", "skipped_large", "skipped_not_finite", "accepted_not_finite")
+SEVERITY = ("accumulated", "applied", "skipped_other", "skipped_large", "skipped_not_finite", "accepted_not_finite")
 
 
-def gravest(fates: list[str | None]) -> str | None:
-    """Of several parts side by side; None if none of them has a say."""
-    known = [fate for fate in fates if fate is not None]
-    return max(known, key=GRAVITY.index) if known else None
+def most_severe(outcomes: list[str | None]) -> str | None:
+    """The most severe outcome of several parts side by side; None if none of them has an outcome."""
+    known = [outcome for outcome in outcomes if outcome is not None]
+    return max(known, key=SEVERITY.index) if known else None
 
 
 def is_finite(leaves: Leaves) -> bool:
@@ -31,20 +31,20 @@ def zeros(leaves: Leaves) -> Leaves:
 
 
 @dataclasses.dataclass
-class Told:
-    """What a part did with what it was given."""
+class Result:
+    """The updates and the outcome of one call of a part."""
 
     updates: Leaves
-    fate: str | None = None
+    outcome: str | None = None
     """None for a part without a wrapper."""
 
 
 class Part:
-    """A transformation; `inside` are those that it wraps."""
+    """A transformation; `inside` are the transformations that it wraps."""
 
     inside: "tuple[Part, ...]" = ()
 
-    def __call__(self, given: Leaves) -> Told:
+    def __call__(self, given: Leaves) -> Result:
         raise NotImplementedError
 
     def walk(self) -> "Iterator[Part]":
@@ -53,30 +53,31 @@ class Part:
             yield from part.walk()
 
     def windowed(self, names: set[str]) -> set[str]:
-        """Those of the leaves it is given that go into a window."""
+        """The leaves of its input that go into a window."""
         return set().union(*(part.windowed(names) for part in self.inside))
 
-    def around(self, given: Leaves, told: Told) -> Told:
-        """`told`, with what the updates say of what stands around and beside the wrappers in this part."""
-        fate = told.fate
-        moved = {name for name, leaf in told.updates.items() if leaf.any()} - self.windowed(set(given))
-        if fate == "accumulated" and moved:
-            fate = "applied"
-        if fate is not None and (not is_finite(given) or fate.startswith("skipped")) and not is_finite(told.updates):
-            fate = "accepted_not_finite"
-        return dataclasses.replace(told, fate=fate)
+    def around(self, given: Leaves, result: Result) -> Result:
+        """`result`, corrected by the updates for the transformations around and beside the wrappers in this part."""
+        outcome = result.outcome
+        moved = {name for name, leaf in result.updates.items() if leaf.any()} - self.windowed(set(given))
+        if outcome == "accumulated" and moved:
+            outcome = "applied"
+        suspect = not is_finite(given) or (outcome is not None and outcome.startswith("skipped"))
+        if outcome is not None and suspect and not is_finite(result.updates):
+            outcome = "accepted_not_finite"
+        return dataclasses.replace(result, outcome=outcome)
 
 
 class Adam(Part):
-    """As far as it matters here: where it has once consumed NaN or Inf its updates are NaN for ever."""
+    """A simplified adam: once an element has got NaN or Inf, its updates are NaN for ever."""
 
     def __init__(self) -> None:
         self.spoilt: dict[str, Any] = {}
 
-    def __call__(self, given: Leaves) -> Told:
+    def __call__(self, given: Leaves) -> Result:
         for name, leaf in given.items():
             self.spoilt[name] = self.spoilt.get(name, False) | ~np.isfinite(leaf)
-        return Told({name: np.where(self.spoilt[name], np.nan, -0.001).astype(np.float32) for name in given})
+        return Result({name: np.where(self.spoilt[name], np.nan, -0.001).astype(np.float32) for name in given})
 
 
 @dataclasses.dataclass
@@ -85,8 +86,8 @@ class Elementwise(Part):
 
     function: Callable[[Any], Any]
 
-    def __call__(self, given: Leaves) -> Told:
-        return Told({name: np.asarray(self.function(leaf), np.float32) for name, leaf in given.items()})
+    def __call__(self, given: Leaves) -> Result:
+        return Result({name: np.asarray(self.function(leaf), np.float32) for name, leaf in given.items()})
 
 
 class Guard(Part):
@@ -99,13 +100,13 @@ class Guard(Part):
         self.gives_up = gives_up
         self.count = 0
 
-    def __call__(self, given: Leaves) -> Told:
+    def __call__(self, given: Leaves) -> Result:
         finite = is_finite(given)
         self.count = 0 if finite else self.count + 1
         if finite or (self.gives_up and self.count > self.limit):
-            told = self.inside[0](given)
-            return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"))
-        return Told(zeros(given), "skipped_not_finite")
+            result = self.inside[0](given)
+            return Result(result.updates, result.outcome or ("applied" if finite else "accepted_not_finite"))
+        return Result(zeros(given), "skipped_not_finite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Skipping:
     max_squared_norm: float
 
     def why(self, given: Leaves) -> str | None:
-        """The outcome on gradients that it leaves out; None for others."""
+        """The outcome of gradients that it skips; None for others."""
         if not self._skips(given):
             return None
         if not is_finite(given):
@@ -145,12 +146,12 @@ class SkipIf(Part):
         self.inside = (inner,)
         self.skipping = skipping
 
-    def __call__(self, given: Leaves) -> Told:
+    def __call__(self, given: Leaves) -> Result:
         finite = is_finite(given)
         if (why := self.skipping.why(given)) is not None:
-            return Told(zeros(given), why)
-        told = self.inside[0](given)
-        return Told(told.updates, told.fate or ("applied" if finite else "accepted_not_finite"))
+            return Result(zeros(given), why)
+        result = self.inside[0](given)
+        return Result(result.updates, result.outcome or ("applied" if finite else "accepted_not_finite"))
 
 
 class Window(Part):
@@ -165,9 +166,9 @@ class Window(Part):
         self.gradient_step = 0
         self.accumulated: Leaves = {}
 
-    def __call__(self, given: Leaves) -> Told:
+    def __call__(self, given: Leaves) -> Result:
         if (why := self.skipping.why(given)) is not None:
-            return Told(zeros(given), why)
+            return Result(zeros(given), why)
         if not self.accumulated or (self.mini_step == 0 and not self.leaky):
             self.accumulated = zeros(given)
         share = np.float32(self.mini_step + 1)
@@ -178,14 +179,14 @@ class Window(Part):
         if emit:
             self.gradient_step += 1
             self.accumulated = {name: 0 * leaf for name, leaf in window.items()} if self.leaky else {}
-            told = self.inside[0](window)
-            fate = told.fate or ("applied" if is_finite(window) else "accepted_not_finite")
-            return Told(told.updates, fate)
+            result = self.inside[0](window)
+            outcome = result.outcome or ("applied" if is_finite(window) else "accepted_not_finite")
+            return Result(result.updates, outcome)
         self.accumulated = window
         updates = zeros(given)
         if self.leaky:
             updates = {name: 0 * leaf for name, leaf in copy.deepcopy(self.inside[0])(window).updates.items()}
-        return Told(updates, "accumulated" if is_finite(updates) else "accepted_not_finite")
+        return Result(updates, "accumulated" if is_finite(updates) else "accepted_not_finite")
 
     def windowed(self, names: set[str]) -> set[str]:
         return names
@@ -200,7 +201,7 @@ class Lookahead(Part):
         self.declared = declared
         self.steps_since_sync = 0
 
-    def __call__(self, given: Leaves) -> Told:
+    def __call__(self, given: Leaves) -> Result:
         self.steps_since_sync = (self.steps_since_sync + 1) % self.period
         return self.inside[0](given)
 
@@ -212,31 +213,31 @@ class Masked(Part):
         self.inside = (inner,)
         self.names = names
 
-    def __call__(self, given: Leaves) -> Told:
-        told = self.inside[0]({name: leaf for name, leaf in given.items() if name in self.names})
-        return dataclasses.replace(told, updates={**given, **told.updates})
+    def __call__(self, given: Leaves) -> Result:
+        result = self.inside[0]({name: leaf for name, leaf in given.items() if name in self.names})
+        return dataclasses.replace(result, updates={**given, **result.updates})
 
     def windowed(self, names: set[str]) -> set[str]:
         return self.inside[0].windowed(names & self.names)
 
 
 class Chain(Part):
-    """One after another; each leaf to those that take it."""
+    """Its parts one after another."""
 
     def __init__(self, *parts: Part) -> None:
         self.inside = parts
 
-    def __call__(self, given: Leaves) -> Told:
-        all_told, handed_on = [], given
+    def __call__(self, given: Leaves) -> Result:
+        results, passed_on = [], given
         for part in self.inside:
-            all_told.append(part(handed_on))
-            handed_on = all_told[-1].updates
-        return self.around(given, Told(handed_on, gravest([told.fate for told in all_told])))
+            results.append(part(passed_on))
+            passed_on = results[-1].updates
+        return self.around(given, Result(passed_on, most_severe([result.outcome for result in results])))
 
 
 @dataclasses.dataclass
 class Step:
-    """What is to be read after one call."""
+    """The expected reading after one call."""
 
     outcome: str
     finite: bool
@@ -249,15 +250,15 @@ class Step:
 
 
 def simulate(optimizer: Part, gradients: list[Leaves]) -> list[Step]:
-    """What an instrumented `optimizer` is to report of each of these calls."""
-    outcomes = dict.fromkeys(GRAVITY, 0)
+    """The readings that the instrumented `optimizer` should give for these calls."""
+    outcomes = dict.fromkeys(SEVERITY, 0)
     parameters: dict[str, int] = {}
     streak = peak = not_finite_steps = 0
     steps = []
     for given in gradients:
         finite = is_finite(given)
-        told = optimizer.around(given, optimizer(given))
-        outcome = told.fate or ("applied" if finite else "accepted_not_finite")
+        result = optimizer.around(given, optimizer(given))
+        outcome = result.outcome or ("applied" if finite else "accepted_not_finite")
         nonfinite_parameters = {
             name: int(np.sum(~np.isfinite(leaf))) for name, leaf in given.items() if not is_finite({"": leaf})
         }

@@ -250,4 +250,4 @@ def test_incarnations_add_up_to_the_replicas_observed_and_their_reports_are_vali
         valid = wire.Report.model_validate_json(report.body)
         reported += [(one.replica, one.process, one.device, one.count, one.of) for one in valid.replicas]
         outbox.acknowledge(report.incarnation, report.seq)
-    assert Counter(reported) == Counter((*one.first, one.count, one.total) for one in expected)
+    assert Counter(reported) == Counter((*one.first, one.affected, one.total) for one in expected)

@@ -1,4 +1,4 @@
-"""A state from before it was instrumented, restored and gone on with under the instrumented optimizer."""
+"""`adopt`: a restored state of an optimizer that was not instrumented continues under the instrumented one."""
 
 import functools
 import pathlib
@@ -57,7 +57,7 @@ def stepped(tx: Any) -> Callable[..., Any]:
 def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
     name: str, through: Any, tmp_path: pathlib.Path
 ) -> None:
-    """The same bits in every step that is left; the structure is that of init; the counters are of these steps."""
+    """The remaining steps give the same bits; the structure is that of init; the counters count these steps."""
     plain = OPTIMIZERS[name](lambda tx: tx)
     watched = OPTIMIZERS[name](optwrap.instrument)
     params, state, step = PARAMS, plain.init(PARAMS), stepped(plain)
@@ -81,7 +81,7 @@ def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
 
 
 def test_a_monitor_counts_from_there() -> None:
-    """Observed once before the loop, as any restored state: what was before is nobody's, and no step is lost."""
+    """The adopted state is observed once before the loop: earlier steps are not counted, and no later step is lost."""
     stub = StubExporter()
     try:
         plain = optwrap.apply_if_finite(optax.adam(1e-3), 2)
@@ -128,7 +128,7 @@ def test_what_is_sharded_stays_sharded_and_the_counters_are_where_a_jitted_init_
 
 
 def test_a_state_that_is_instrumented_already_is_left_as_it_is() -> None:
-    """Also where only the outer one of two is new."""
+    """Even if only the outer one of two instrumentations is new."""
     inner = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2), name="inner")
     _, state = stepped(inner)(PARAMS, inner.init(PARAMS), gradients(np.nan))
     again = optwrap.adopt(inner, state, PARAMS)
@@ -140,7 +140,7 @@ def test_a_state_that_is_instrumented_already_is_left_as_it_is() -> None:
 
 
 def test_a_state_that_is_stacked_for_pmap_is_adopted_row_by_row() -> None:
-    """The state of each device is one of its own."""
+    """Each device has its own state."""
     plain = optwrap.apply_if_finite(optax.adam(1e-3), 2)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), (plain.init(PARAMS), PARAMS))
     tx = optwrap.instrument(plain)
@@ -175,7 +175,7 @@ GUARDED = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2))
     ids=["no guard", "another wrapper", "nothing", "a restored dict", "other parameters", "another name"],
 )
 def test_the_state_of_something_else_is_refused(state: Any, message: str) -> None:
-    """By the place where the two differ, with what to do."""
+    """The error has the path of the first difference, and the remedy."""
     with pytest.raises(ValueError, match=message):
         optwrap.adopt(GUARDED, state, PARAMS)
 
@@ -210,7 +210,7 @@ CHANGED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("after", CHANGED)
 @pytest.mark.parametrize("before", CHANGED)
 def test_wrappers_that_changed_between_two_runs_are_seen_at_once(before: str, after: str) -> None:
-    """Where the two differ first, whichever of the two was instrumented; the same ones go on."""
+    """An error if the wrappers differ, instrumented before or not; no error if they are the same."""
     tx = optwrap.instrument(CHANGED[after]())
     for state in (CHANGED[before]().init(PARAMS), optwrap.instrument(CHANGED[before]()).init(PARAMS)):
         if before == after:

@@ -17,12 +17,12 @@ SGD = optax.sgd(0.1)
 
 
 def skipping(returned: Any) -> Callable[..., Any]:
-    """MultiSteps' init with a skip function that returns this."""
+    """Calls init of MultiSteps with a skip function that returns this."""
     return lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=lambda *_: returned).init(PARAMS)
 
 
 def updated(transformation: Any, params: Any = PARAMS) -> Any:
-    """The first update, traced only: nothing reaches XLA."""
+    """Traces the first update. Nothing is compiled."""
     state = jax.eval_shape(transformation.init, params)
     return jax.eval_shape(transformation.update, PARAMS, state, params)
 
@@ -304,7 +304,7 @@ def changing(before: Any, after: Any) -> optax.GradientTransformation:
 def test_wrong_arguments_are_named_with_their_value_and_a_remedy(
     wrong: Callable[[], Any], error: type[Exception], message: str
 ) -> None:
-    """At the latest when traced: none of these calls compiles or runs anything that it should not."""
+    """At construction, or at the latest when traced: nothing is compiled or run."""
     with pytest.raises(error, match=message):
         wrong()
 
@@ -339,7 +339,7 @@ def test_the_ends_of_every_range_are_allowed() -> None:
 
 
 def test_traced_values_are_brought_into_range() -> None:
-    """A traced k or period below 1 counts as 1, a negative limit as 0: on the device nothing can raise."""
+    """A traced k or period below 1 counts as 1, a negative limit as 0, because the device cannot raise."""
 
     def counts(n: Any) -> Any:
         gradients = {"w": jnp.full((2, 3), jnp.nan), "b": jnp.ones(3)}
@@ -358,7 +358,7 @@ def test_traced_values_are_brought_into_range() -> None:
 
 @pytest.mark.parametrize("limit", [10**12, np.int64(10**10), np.uint64(2**63)])
 def test_a_norm_may_be_any_integer(limit: Any) -> None:
-    """Also one that no integer of JAX's holds."""
+    """Even one that does not fit into any of JAX's integer dtypes."""
     skip = functools.partial(optwrap.skip_large_updates, max_squared_norm=limit)
     for norm_squared, skipped in ((0.9 * float(limit), False), (1.1 * float(limit), True)):
         updates = jnp.full(1, norm_squared**0.5)

@@ -1,4 +1,4 @@
-"""emit="callback": the step reports by itself what the returned reading would have said, each step once."""
+"""emit="callback": the step reports the same reading that it would have returned, once per step."""
 
 import functools
 import logging
@@ -49,7 +49,7 @@ def optimizer() -> Any:
 
 @functools.cache
 def both() -> tuple[Any, Listening, Any]:
-    """A step that returns its reading and another that reports by itself, compiled once."""
+    """A step that returns its reading, and one that reports through the callback, each compiled once."""
     listening = Listening()
     txs = instrument(optimizer()), instrument(optimizer(), listening, emit="callback")
 
@@ -140,7 +140,7 @@ def test_an_observer_that_raises_stops_no_step(caplog: pytest.LogCaptureFixture)
 
 
 def test_what_is_no_exception_ends_the_step() -> None:
-    """KeyboardInterrupt, for one, is not swallowed; JAX makes an error of its own of it, as the docstring says."""
+    """KeyboardInterrupt, for example, is not swallowed; JAX raises its own error instead, as documented."""
 
     class Interrupted(Listening):
         def observe(self, reading: Any) -> None:
@@ -183,7 +183,7 @@ def test_gradients_flow_past_it() -> None:
 
 
 def test_a_reading_of_many_parameters_arrives_whole() -> None:
-    """Some backends stage large operands otherwise than small ones."""
+    """Some backends transfer large operands differently from small ones."""
     params = {f"p{i:05}": np.float32(i) for i in range(400)}
     wide = {"w": jnp.zeros(3), "more": params}
     tx = instrument(optax.identity(), listening := Listening(), emit="callback")

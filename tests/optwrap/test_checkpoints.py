@@ -1,4 +1,4 @@
-"""A training saved under one library goes on under the other, at whatever moment, as if nothing had changed."""
+"""A checkpoint of one library continues under the other, from any step, with the same bits."""
 
 import functools
 import pathlib
@@ -48,7 +48,7 @@ THROUGH = pytest.mark.parametrize("through", [through_orbax, through_flax])
 
 
 def batches_for(case: Case, tree: Tree) -> list[Tree]:
-    """Gradients for every step; some of them not finite, where optax, too, knows what to do with those."""
+    """Gradients for every step. Some are non-finite, if optax handles those correctly in this case."""
     batches = [gradients(tree, step) for step in range(STEPS)]
     if case.rejects_outermost or case.name in {f"lookahead-{guard}" for guard in GUARDS}:
         for step in BAD_STEPS:
@@ -57,7 +57,7 @@ def batches_for(case: Case, tree: Tree) -> list[Tree]:
 
 
 def assert_goes_on(case: Case, tree: Tree, first: Any, through: Through, directory: pathlib.Path) -> None:
-    """Save under `first`, after every step or some, restore under the other, and take all the steps that are left."""
+    """Save under `first` after some or all steps, restore under the other, and take the remaining steps."""
     second = optax if first is optwrap else optwrap
     batches = batches_for(case, tree)
     trail = run(case, first, tree, batches)
@@ -80,14 +80,14 @@ def assert_goes_on(case: Case, tree: Tree, first: Any, through: Through, directo
 def test_a_checkpoint_of_one_library_is_gone_on_with_by_the_other(
     case: Case, first: str, through: Through, tmp_path: pathlib.Path
 ) -> None:
-    """In a window's middle, right after a step, right after a skip: the steps that are left give the same bits."""
+    """In the middle of a window, after a step, after a skip: the remaining steps give the same bits."""
     assert_goes_on(case, FLOAT32, LIBRARIES[first], through, tmp_path)
 
 
 @BOTH_WAYS
 @pytest.mark.parametrize("case", NESTED, ids=lambda case: case.name)
 def test_so_is_one_of_two_nested_wrappers(case: Case, first: str, tmp_path: pathlib.Path) -> None:
-    """The same for nestings of two; through orbax, which takes its time, one way for every other of them."""
+    """The same for nestings of two. orbax is slow, so only every other nesting uses it, in one direction."""
     through = through_orbax if NESTED.index(case) % 2 == (first == "optax") else through_flax
     assert_goes_on(case, FLOAT32, LIBRARIES[first], through, tmp_path)
 
@@ -110,7 +110,7 @@ def instrumented(case: Case, library: Any) -> tuple[Any, Callable[[Tree, Tree, T
 
 
 def test_the_moments_are_those_that_matter() -> None:
-    """Among those saved are a window's middle, the step after an emit, and skips after an emit and in a middle."""
+    """The saved steps include the middle of a window, a step after an emit, and skips in both places."""
     (case,) = [case for case in SINGLES if case.name == "multi_steps_skip_not_finite"]
     states = [after.state for after in run(case, optwrap, FLOAT32, batches_for(case, FLOAT32))]
     moments = [
@@ -132,7 +132,7 @@ def test_the_moments_are_those_that_matter() -> None:
 @BOTH_WAYS
 @pytest.mark.parametrize("case", SINGLES[:6], ids=lambda case: case.name)
 def test_the_counters_of_a_checkpoint_are_carried_on(case: Case, first: str, tmp_path: pathlib.Path) -> None:
-    """Instrumented, too: restored around the other library's wrapper, the totals end where they would have."""
+    """Restored around the other library's wrapper, the instrumentation ends with the same totals."""
     batches = batches_for(case, FLOAT32)
     half = STEPS // 2
     libraries = [optax, optwrap] if first == "optax" else [optwrap, optax]

@@ -151,7 +151,7 @@ def test_every_contributed_optimizer_trains_in_every_wrapper(name: str, case: Ca
 
 @where(OPTAX_RAISES)
 def test_some_train_in_ours_only(name: str, case: Case) -> None:
-    """What optax cannot trace gives the bits of the optimizer alone."""
+    """Optax cannot trace these; ours gives the same bits as the optimizer alone."""
     with pytest.raises(TypeError):
         trained(name, case, optax)
     params, state = trained(name, case, optwrap)
@@ -161,14 +161,14 @@ def test_some_train_in_ours_only(name: str, case: Case) -> None:
 
 @where(NEITHER)
 def test_some_train_in_neither(name: str, case: Case) -> None:
-    """An error, when the step is traced, in both."""
+    """Both raise when the step is traced."""
     for library in (optax, optwrap):
         with pytest.raises((TypeError, ValueError, IndexError)):
             trained(name, case, library)
 
 
 def test_the_table_has_every_contributed_optimizer() -> None:
-    """Each function of `optax.contrib` that makes a transformation, but for the parts of others."""
+    """Each function of `optax.contrib` that returns an optimizer."""
     functions = {name for name, value in vars(contrib).items() if inspect.isfunction(value)}
     whole = {name for name in functions if not name.startswith("scale_by_")} - NO_OPTIMIZERS
     assert whole <= set(OPTIMIZERS)

@@ -1,6 +1,6 @@
-"""Where optax is wrong and optwrap is right. Each test shows both; docs/reference/differences-from-optax.md cites it.
+"""The bugs of optax that optwrap fixes: each test shows both, and docs/reference/differences-from-optax.md cites it.
 
-A test that begins to fail because optax was mended means that its section can go.
+If a test begins to fail because optax fixed the bug, delete the test and its section.
 """
 
 import functools
@@ -41,7 +41,7 @@ def has_nan(tree: Any) -> bool:
 
 
 def test_a_bad_mini_step_is_forgotten_with_its_window() -> None:
-    """One NaN: optax has NaN updates at once and a NaN accumulator for ever, we lose that window at most."""
+    """After one NaN optax's updates are NaN at once and its accumulator for ever; ours loses that window at most."""
 
     def trained(library: Any) -> list[Any]:
         return train(library.MultiSteps(optax.sgd(0.1), 2), [BAD, GOOD, GOOD, GOOD])
@@ -106,7 +106,7 @@ def test_k_may_be_any_integer_scalar(k: Any) -> None:
 
 
 def test_k_below_one_does_not_accumulate_for_ever() -> None:
-    """With k = 0 optax never takes a step; we refuse the number, and read a schedule's as 1."""
+    """With k = 0 optax never takes a step. Ours raises, or counts a schedule's 0 as 1."""
     assert train(optax.MultiSteps(optax.sgd(0.1), 0), [GOOD] * 5)[-1].state.gradient_step == 0
     with pytest.raises(ValueError, match=r"every_k_schedule must be an integer from 1 .* got 0"):
         optwrap.MultiSteps(optax.sgd(0.1), 0)
@@ -116,7 +116,7 @@ def test_k_below_one_does_not_accumulate_for_ever() -> None:
 
 
 def test_k_may_come_down_within_a_window() -> None:
-    """A traced k below the mini-steps already taken: optax passes the end of the window by, we end it."""
+    """If k falls below the mini-steps already taken, optax misses the end of the window; ours ends it."""
 
     def steps(library: Any) -> list[int]:
         factory = optax.inject_hyperparams(
@@ -137,7 +137,7 @@ def test_k_may_come_down_within_a_window() -> None:
 
 
 def test_has_updated_is_false_after_a_skip() -> None:
-    """A mini-step skipped right after a step: optax says that it has updated."""
+    """After a mini-step that is skipped right after a step, optax's has_updated returns True."""
 
     def said(library: Any) -> list[bool]:
         wrapper = library.MultiSteps(optax.sgd(0.1), 1, should_skip_update_fn=library.skip_not_finite)
@@ -159,7 +159,7 @@ def test_mini_steps_may_have_weights() -> None:
 
 
 def test_a_window_may_be_flushed() -> None:
-    """Of three batches in windows of two, optax leaves the last waiting; ours takes the step when told to."""
+    """Of three batches in windows of two, optax never applies the last one; ours does with `flush`."""
     assert not hasattr(optax.MultiSteps, "flush")
     batches = [GOOD, GOOD, {"w": jnp.array([3.0, 1.0])}]
     waiting = train(optax.MultiSteps(optax.sgd(1.0), 2), batches)[-1]
@@ -183,7 +183,7 @@ def test_gradient_transformation_passes_extra_args_on() -> None:
 
 
 def test_accumulators_hold_float64_and_complex() -> None:
-    """In float32, as with optax, the one is rounded and the other loses its imaginary part."""
+    """Optax accumulates both in float32: float64 is rounded, and complex loses its imaginary part."""
 
     def mean(library: Any, values: list[Any]) -> Any:
         params = jnp.zeros_like(values[0])
@@ -202,7 +202,7 @@ def test_accumulators_hold_float64_and_complex() -> None:
 
 
 def test_windows_of_tiny_dtypes() -> None:
-    """JAX mixes floats of 8 bits with nothing, so that optax raises; ours computes in float32."""
+    """JAX does not promote 8-bit floats, so optax raises; ours computes in float32."""
     grads = jnp.asarray([1.5, 3.0], jnp.float8_e4m3fn)
     for dtype in (jnp.bfloat16, jnp.float32, None):
         after = train(optwrap.MultiSteps(optax.identity(), 2, accumulator_dtype=dtype), [grads, grads], grads)[-1]
@@ -224,7 +224,7 @@ def test_accumulator_dtype_none_is_that_of_the_parameters() -> None:
 
 
 def test_multi_steps_under_strict_dtype_promotion() -> None:
-    """Here optax raises: it relies on implicit promotion."""
+    """Optax raises, because it relies on implicit promotion."""
     with jax.numpy_dtype_promotion("strict"):
         with pytest.raises(ValueError, match="promotion"):
             train(optax.MultiSteps(optax.sgd(0.1), 2), [GOOD] * 2)
@@ -233,7 +233,7 @@ def test_multi_steps_under_strict_dtype_promotion() -> None:
 
 @pytest.mark.parametrize("billions", [3, 4])
 def test_skip_not_finite_sees_any_number_of_bad_values(billions: int) -> None:
-    """Of 3 and of 4 times 2**30 NaNs optax skips neither: its count in int32 is negative, and zero."""
+    """Optax does not skip 3 * 2**30 or 4 * 2**30 NaNs: its int32 count is negative or zero."""
     values = jnp.full(2**26, jnp.nan, jnp.float16)
     leaves = billions * 2**30 // values.size
 
@@ -249,7 +249,7 @@ def test_skip_not_finite_sees_any_number_of_bad_values(billions: int) -> None:
 
 
 def test_skip_large_updates_measures_narrow_and_complex_gradients() -> None:
-    """Squares overflow in float16, and those of complex numbers cancel: optax takes both."""
+    """Squares overflow in float16, and squares of complex numbers cancel: optax skips neither."""
 
     def squared(library: Any, updates: Any) -> float:
         return float(library.skip_large_updates(updates, 0, None, max_squared_norm=1e6)[1]["norm_squared"])
@@ -306,7 +306,7 @@ def test_apply_if_finite_takes_gradients_wider_than_the_parameters() -> None:
 
 
 def test_a_guard_need_not_give_up() -> None:
-    """After the limit optax has NaN parameters; told to reject, ours has none, however long the streak is."""
+    """After the limit optax's parameters are NaN; ours stay finite with on_limit="reject"."""
     batches = [GOOD, *[BAD] * 9, GOOD]
     assert has_nan(train(optax.apply_if_finite(optax.adam(0.1), 3), batches)[-1].params)
     ours = train(optwrap.apply_if_finite(optax.adam(0.1), 3, on_limit="reject"), batches)
@@ -318,7 +318,7 @@ def test_a_guard_need_not_give_up() -> None:
 
 
 def test_devices_decide_together() -> None:
-    """NaN on one device of eight: with optax that one is left behind, ours all leave out the step and say so."""
+    """NaN on one device of eight: with optax only that device skips; with ours all skip and count it."""
     values = jnp.ones(8).at[3].set(jnp.nan)
 
     def after(wrapper: Any) -> Any:
@@ -377,7 +377,7 @@ def test_a_reset_keeps_flags_and_keys() -> None:
 
 
 def test_lookahead_passes_extra_args_on() -> None:
-    """That of optax takes none."""
+    """Optax's lookahead takes no extra args."""
     pair = optax.LookaheadParams.init_synced(PARAMS)
 
     def update(library: Any) -> Any:
@@ -402,7 +402,7 @@ def test_flatten_keeps_dtypes() -> None:
 
 
 def test_flatten_on_an_explicit_mesh() -> None:
-    """Of an array in parts along its second axis optax cannot make a vector."""
+    """Optax cannot flatten an array that is sharded along its second axis."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         params = jax.device_put(jnp.ones((2, 8)), NamedSharding(mesh, P(None, "x")))
@@ -432,7 +432,7 @@ def test_flatten_takes_trees_without_arrays_or_without_values() -> None:
 
 
 def test_instrument_measures_in_a_scan() -> None:
-    """The init of optax.monitor returns no keys and its update some: it can be no carry of a scan."""
+    """optax.monitor's init returns no keys and its update returns some, so it cannot be the carry of a scan."""
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), GOOD, BAD, GOOD)
 
     def scanned(transformation: Any) -> Any:

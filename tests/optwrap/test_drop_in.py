@@ -70,7 +70,7 @@ def test_transformations_take_extra_args(name: str) -> None:
 
 
 def test_multi_steps_is_one_of_optaxs_and_calls_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs ask for the class; every function it has there is one of ours, a step, a flush and a chain included."""
+    """`isinstance` is true, but no method of optax's class is called."""
     theirs = {name: value for name, value in vars(optax.MultiSteps).items() if inspect.isfunction(value)}
     theirs["inner_opt"] = optax.MultiSteps.inner_opt
 
@@ -102,7 +102,7 @@ OWN = [name for name in optwrap.__all__ if not getattr(optwrap, name).__module__
 
 @pytest.mark.parametrize("name", OWN)
 def test_docstrings_name_every_parameter(name: str) -> None:
-    """Of each function and class of ours, and of a class's public methods."""
+    """Each public function and class, and each public method of a class."""
     found = getattr(optwrap, name)
     assert inspect.getdoc(found)
     for function in documented(found):

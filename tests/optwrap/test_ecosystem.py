@@ -138,7 +138,7 @@ def test_models_of_other_libraries_train_as_with_optax(case: Case, train: Train)
 
 
 def test_nnx_has_no_pair_for_lookahead() -> None:
-    """With optax's neither."""
+    """Optax has the same limitation."""
     for library in (optax, optwrap):
         with pytest.raises((TypeError, AttributeError)):
             with_nnx(Case("lookahead", ()), library.lookahead(momentum(), 2, 0.5))

@@ -42,7 +42,7 @@ trees = st.lists(st.sampled_from(DTYPES).flatmap(arrays), max_size=3)
 @settings(max_examples=60, deadline=None)
 @given(tree=trees)
 def test_all_finite_is_what_numpy_says(tree: list[Any]) -> None:
-    """Also where squares overflow although every value is finite."""
+    """Even if squares of finite values overflow."""
     expected = all(np.isfinite(leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf).all() for leaf in tree)
     assert bool(finite.all_finite(tree)) == expected
 
@@ -112,7 +112,7 @@ def test_any_integer_is_brought_into_int32(value: Any) -> None:
 
 
 def test_equal_questions_are_asked_once() -> None:
-    """In a step that asks twice whether the same gradients are finite, XLA merges the two."""
+    """If a step checks the same gradients twice, XLA merges the two checks."""
 
     def asked(times: int) -> str:
         def ask(tree: Any) -> Any:
@@ -136,7 +136,7 @@ def test_placeholders_are_known() -> None:
 
 @pytest.mark.parametrize("shape", [(), (3,), (128, 128)])
 def test_the_program_grows_as_the_leaves_do(shape: tuple[int, ...]) -> None:
-    """What asks one leaf after the other must not make of them an expression in which each holds all before it."""
+    """A chain over leaves must not become an expression that repeats all earlier leaves for each one."""
 
     def size(leaves: int) -> int:
         tree = [jax.ShapeDtypeStruct(shape, jnp.float32)] * leaves

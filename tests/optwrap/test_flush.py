@@ -1,4 +1,4 @@
-"""A window that is not full: flushed at the end of an epoch, and told apart afterwards."""
+"""`flush`: the step of an incomplete window, for example at the end of an epoch."""
 
 import functools
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_flushing_takes_the_step_of_what_there_is(skip: str, mean: bool, calls: 
 
 
 def test_a_flush_right_after_a_skip_is_seen() -> None:
-    """The skip state then says that nothing was left out; an empty flush leaves it as it was."""
+    """After a flush `should_skip` is false; the flush of an empty window does not change it."""
     training = trained("not_finite", True)
     _, state, *_ = training.step(gradients(FLOAT32, 0), training.init(FLOAT32), FLOAT32)
     _, state, *_ = training.step(bad(FLOAT32), state, FLOAT32)
@@ -123,7 +123,7 @@ def test_a_flush_right_after_a_skip_is_seen() -> None:
 
 
 def test_has_updated_where_the_counter_stands_still() -> None:
-    """At 2**31 - 1 it is right wherever the skip state says what was skipped, and in the midst of a window."""
+    """At 2**31 - 1 it is right in the middle of a window, and if the skip state has `should_skip`."""
     training = trained("not_finite", True)
     full = training.init(FLOAT32)._replace(gradient_step=FULL)
     said = []
@@ -136,7 +136,7 @@ def test_has_updated_where_the_counter_stands_still() -> None:
 
 
 def test_what_is_not_finite_is_flushed_with_its_window_and_guarded_like_it() -> None:
-    """Without a guard it reaches the optimizer; a guard inside rejects it; the next window knows nothing of it."""
+    """Without a guard it reaches the optimizer; a guard inside rejects it; the next window is not affected."""
     for guarded in (False, True):
         inner = optwrap.apply_if_finite(momentum(), 5) if guarded else momentum()
         training = Trained(optwrap.MultiSteps(inner, 4))
@@ -159,7 +159,7 @@ def test_a_schedule_goes_on_after_a_flush() -> None:
 
 
 def test_extra_args_reach_the_optimizer() -> None:
-    """Those of the flush."""
+    """The optimizer gets the extra args of the flush."""
 
     def update(updates: Any, state: Any, params: Any = None, *, scale: Any) -> Any:
         del params

@@ -194,7 +194,7 @@ def test_an_instrumentation_counts_the_same(case: Case) -> None:
 
 
 def test_parameters_not_finite_before_are_no_guards_fault_where_it_is_outermost() -> None:
-    """Around it only the new parameters tell: there such a call counts as accepted, although the guard left it out."""
+    """With a transformation around it, only the new parameters are known: a skipped call counts as accepted."""
     params, grads = {"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([jnp.nan, jnp.nan])}
     guard = optwrap.apply_if_finite(optax.sgd(0.1), 3)
     for tx, outcome in ((guard, "skipped_not_finite"), (optwrap.masked(guard, True), "accepted_not_finite")):
@@ -232,7 +232,7 @@ def test_a_chain_is_the_two_calls() -> None:
 @pytest.mark.thin(3)
 @by_name(CHOSEN)
 def test_parameters_and_state_are_overwritten_in_place(case: Case) -> None:
-    """Each array of state and parameters, donated, is one whose place a result of the step takes."""
+    """XLA reuses the buffer of each donated array for a result of the step."""
     for transformation in (case.build(optwrap), *([] if len(case.wraps) > 1 else [instrumented(case)])):
         params = case.params({"layer": {"w": jnp.ones((64, 256))}, "b": jnp.ones(256)})
         state = jax.jit(transformation.init)(params)
@@ -252,7 +252,7 @@ def test_parameters_and_state_are_overwritten_in_place(case: Case) -> None:
 
 @pytest.mark.parametrize("skip", [None, "not_finite", "large"])
 def test_accumulation_takes_no_memory(skip: str | None) -> None:
-    """XLA allots nothing the size of the parameters: the window is filled and emptied where it is."""
+    """XLA allocates nothing of the parameters' size: the window is filled and emptied in place."""
     params = {f"w{i}": jnp.ones((256, 256)) for i in range(8)}
     transformation = multi_steps(optwrap, optax.adamw(0.1), 4, skip=skip)
     state = transformation.init(params)
@@ -317,7 +317,7 @@ def test_extra_args_reach_the_optimizer() -> None:
 
 
 def test_settle_empties_what_an_empty_window_holds() -> None:
-    """A state that optax has poisoned is one on which optax goes on rightly; open windows are as they were."""
+    """Optax continues correctly from a settled state; windows that are not empty do not change."""
     params = {"w": jnp.ones(3)}
     tx = optax.MultiSteps(optax.sgd(0.5), 2)
     state = tx.init(params)
@@ -341,7 +341,7 @@ def test_settle_empties_what_an_empty_window_holds() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"use_grad_mean": False}, {"weighted": True}], ids=["mean", "sum", "weighted"])
 def test_what_an_empty_window_holds_is_of_no_window(options: dict[str, Any]) -> None:
-    """Steps from a state that is not settled are those from the settled one, bit for bit, by either form."""
+    """Steps from the unsettled and from the settled state give the same bits."""
     tx = optwrap.MultiSteps(optax.sgd(0.5), 2, should_skip_update_fn=optwrap.skip_not_finite, **options)
     extra = {"weight": 2.0} if "weighted" in options else {}
 
@@ -400,7 +400,7 @@ def test_wrong_arguments_are_named(tx: Any, params: Any, message: str) -> None:
 @pytest.mark.parametrize("wrap", ["apply_if_finite", "multi_steps", "lookahead"])
 @pytest.mark.parametrize("params", [jnp.full((2,), 1.0), [1.0, 2.0]], ids=["weak array", "Python numbers"])
 def test_weak_parameters_become_strong_and_lose_nothing(wrap: str, params: Any) -> None:
-    """As by the two calls: else every later step would be rounded to the dtype of narrower gradients."""
+    """Otherwise every later step would be rounded to the dtype of narrower gradients."""
     case = next(case for case in SINGLES if case.name == wrap)
     tx = case.build(optwrap, optax.sgd(1e-3))
     ours = theirs = case.params(params)
@@ -418,7 +418,7 @@ def test_weak_parameters_become_strong_and_lose_nothing(wrap: str, params: Any) 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_lookahead_in_shard_map_takes_parameters_that_are_everywhere(reset: bool) -> None:
-    """Gradients that differ from device to device make their own of parameters that did not."""
+    """Gradients that vary along an axis make replicated parameters vary, too."""
     mesh = jax.make_mesh((4,), ("x",))
     tx = optwrap.lookahead(optwrap.apply_if_finite(optax.adam(0.1), 2), 2, 0.5, reset_state=reset)
     grads = jnp.arange(24.0).reshape(4, 3, 2) / 8
@@ -444,7 +444,7 @@ def test_lookahead_in_shard_map_takes_parameters_that_are_everywhere(reset: bool
 
 
 def test_optax_multi_steps_gets_its_extra_args() -> None:
-    """As a transformation it drops them; itself it does not."""
+    """Optax's transformation drops them, but the MultiSteps object passes them on."""
     tx = optax.MultiSteps(optax.contrib.reduce_on_plateau(patience=0), 1)
     params = jnp.ones(2)
     state = tx.init(params)
@@ -486,7 +486,7 @@ class Halving(optwrap.MultiSteps):
 
 @pytest.mark.parametrize("around", [lambda tx: tx, optwrap.instrument, lambda tx: optwrap.apply_if_finite(tx, 2)])
 def test_a_subclass_with_an_update_of_its_own_takes_that_step(around: Any) -> None:
-    """Whoever applies it: the step that it inherits would pass its update by."""
+    """apply_gradients must not bypass the overridden update."""
     tx, params = around(Halving(optax.sgd(1.0), 1)), {"a": jnp.ones(3)}
     stepped, _ = optwrap.apply_gradients(tx, {"a": jnp.full(3, 4.0)}, tx.init(params), params)
     np.testing.assert_array_equal(stepped["a"], -np.ones(3))

@@ -1,4 +1,4 @@
-"""`instrument` around any transformation: the training goes on as without it, the state stays one like any other."""
+"""`instrument` does not change the training, and its state works like any optimizer state."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ def instrumented(case: Case) -> tuple[Any, Any]:
 @settings(max_examples=8, deadline=None)
 @given(faults=st.lists(st.sampled_from([0.0, 1.0, 100.0, 1e30, np.nan, np.inf]), min_size=5, max_size=5))
 def test_params_and_inner_state_are_bit_for_bit_those_without_it(case: Case, faults: list[float]) -> None:
-    """Also where gradients are not finite, and whatever the wrapper does about them."""
+    """Even if gradients are non-finite."""
     batches = [spoilt(gradients(FLOAT32, step), value) for step, value in enumerate(faults)]
     init, step = instrumented(case)
     params = case.params(FLOAT32)
@@ -204,7 +204,7 @@ def test_a_stack_of_optimizers_under_vmap_counts_each_by_itself() -> None:
 
 
 def test_gradients_flow_through_an_instrumented_update() -> None:
-    """Of what a training with some learning rate came to, by that learning rate."""
+    """The derivative of the result of a training by its learning rate."""
 
     def outcome(rate: Any, wrap: Any) -> Any:
         tx = wrap(optwrap.apply_if_finite(optax.sgd(rate, momentum=0.5), 2))
@@ -303,7 +303,7 @@ def test_paths_name_each_parameter_differently(tree: Any, expected: tuple[str, .
 
 
 def test_a_parameter_in_a_box_is_called_as_without_it() -> None:
-    """Modules of flax hand boxes to init, and to update what is in them."""
+    """Flax passes boxes to init and unboxed arrays to update."""
 
     @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=[])
     @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""What stands around a guard may let through what the guard itself left out: the outcome says what the updates show."""
+"""A transformation around a guard may return values that the guard skipped: the outcome follows the updates."""
 
 import functools
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def finite(tree: Any) -> bool:
 def test_a_call_is_left_out_only_if_nothing_not_finite_came_back(
     around: str, guard: str, faults: list[float], where: str
 ) -> None:
-    """No guard gives up here: so a call is accepted exactly if the parameters got what is not finite."""
+    """No guard gives up here, so a call is accepted exactly if its updates are non-finite."""
     init, step = stepping(around, guard)
     params: Any = jax.tree.map(jnp.asarray, PARAMS)
     state = init(params)
@@ -106,7 +106,7 @@ def test_a_call_is_left_out_only_if_nothing_not_finite_came_back(
 
 
 def test_where_nothing_stands_around_a_guard_its_updates_are_not_looked_at() -> None:
-    """What it returns in a call it leaves out is zero: looking costs memory and time that need not be spent."""
+    """Its updates in a skipped call are zero, so reading them would only cost time and memory."""
 
     def looks(tx: Any) -> int:
         tx = instrument(tx)

@@ -58,7 +58,7 @@ def same(words: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_of_sharded_parameters_the_reading_is_replicated_and_that_of_one_device(kind: AxisType) -> None:
-    """Whether XLA places the counters or their types say where they are; and donation takes nothing away."""
+    """On Auto and Explicit meshes, with the state donated."""
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind, kind))
     tx = instrument(optimizer())
 

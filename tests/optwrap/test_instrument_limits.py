@@ -1,4 +1,4 @@
-"""Limits, schedules and periods that the states do not hold: told by optwrap's wrappers, absent for optax's."""
+"""Limits, schedules and periods: declared by optwrap's wrappers, absent for optax's."""
 
 import functools
 from typing import Any
@@ -102,7 +102,7 @@ def test_injected_hyperparameters_are_followed_as_they_are_now(k: Any) -> None:
 
 
 def test_a_limit_that_was_computed_is_absent_and_the_outcome_right() -> None:
-    """It cannot be followed out of the trace of init; whether the guard gave up is then seen from what it did."""
+    """It is a tracer of init's trace, so its value is unknown; whether the guard gave up follows from its updates."""
     make = optax.inject_hyperparams(lambda errors: optwrap.apply_if_finite(optax.sgd(0.1), errors + 1))
     bad = {**FLOAT32, "b": jnp.full(3, jnp.nan)}
     state, outcomes = None, []
@@ -127,7 +127,7 @@ def test_a_limit_traced_by_the_step_itself_is_absent_and_the_outcome_right() -> 
 
 
 def test_an_init_that_cannot_be_traced_costs_the_limits_and_nothing_else() -> None:
-    """One that looks at values, called eagerly by a training that works without an instrument."""
+    """An init that reads values works only eagerly; the training goes on without limits."""
 
     def init(params: Any) -> Any:
         assert float(jnp.sum(params["b"])) < 1e9
@@ -143,7 +143,7 @@ def test_an_init_that_cannot_be_traced_costs_the_limits_and_nothing_else() -> No
 
 
 def test_nothing_of_the_second_init_is_computed_in_the_step() -> None:
-    """It is traced for what it says, and leaves no operation behind."""
+    """It is only traced for its declarations, and adds no operation to the step."""
 
     def init(params: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.linalg.det(leaf @ leaf.T) * jnp.ones(()), params)

@@ -1,4 +1,4 @@
-"""Every nesting, under every fault: what `instrument` reads off the states is what happened."""
+"""Every nesting, with every fault: the readings equal those of the simulation."""
 
 import dataclasses
 import functools
@@ -78,7 +78,7 @@ def sgd() -> Any:
 
 
 def sign() -> Any:
-    """Of Inf it makes 1: what it returns does not show what it got."""
+    """Maps Inf to 1, so its output does not show a non-finite input."""
     return stateless(jnp.sign, np.sign)
 
 

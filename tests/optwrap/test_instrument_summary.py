@@ -28,7 +28,7 @@ jitted = jax.jit(summarize)
 
 
 def expected(leaves: list[Any]) -> tuple[bool, float, list[int]]:
-    """In numpy and float64, without any shortcut."""
+    """The summary, computed by numpy in float64."""
     inexact = [np.asarray(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     wide = [leaf.astype(np.complex128 if np.iscomplexobj(leaf) else np.float64) for leaf in inexact]
     counts = [
@@ -126,7 +126,7 @@ def test_mixed_dtypes_need_no_implicit_promotion() -> None:
 
 @pytest.mark.parametrize("wrapper", ["apply_if_finite", "skip_not_finite", "skip_large_updates"])
 def test_a_wrapper_takes_norms_and_counts_from_the_instrumentation(wrapper: str) -> None:
-    """The step reads the gradients no more often than one without a wrapper."""
+    """The step reads the gradients as often as one without a wrapper."""
     large = functools.partial(optwrap.skip_large_updates, max_squared_norm=9.0)
     wrapped: dict[str, Any] = {
         "none": optax.sgd(0.1),

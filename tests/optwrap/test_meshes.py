@@ -1,4 +1,4 @@
-"""Arrays that lie on several devices under plain jit: nothing moves that needs not, seen in the compiled program."""
+"""Sharded arrays under plain jit: the compiled program has no unnecessary collectives."""
 
 import contextlib
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def on(name: str) -> Iterator[jax.sharding.Mesh]:
 
 
 def on_the_mesh(mesh: jax.sharding.Mesh, value: float = 1.0) -> Any:
-    """Parameters in all ways of lying there: over every axis, over one, over none."""
+    """Parameters sharded over every axis, over one axis, and replicated."""
     first, last = mesh.axis_names[0], mesh.axis_names[-1]
     specs = {
         "matrix": P(first, last if last != first else None),
@@ -123,7 +123,7 @@ def test_a_step_sends_scalars_only_and_leaves_arrays_where_they_lay(case: Case, 
 
 @pytest.mark.parametrize("where", MESHES)
 def test_flatten_gives_back_what_lay_on_devices_as_it_lay(where: str) -> None:
-    """It gathers, as it says, with shardings in types too; the values are those of one device."""
+    """`flatten` gathers, as documented; the values equal those on one device."""
     _, step = built(FLATTEN, True)
     with on(where) as mesh:
         params = on_the_mesh(mesh)
@@ -147,7 +147,7 @@ def test_flatten_gives_back_what_lay_on_devices_as_it_lay(where: str) -> None:
     ],
 )
 def test_an_instrumented_step_is_compiled_once(where: str, how: str) -> None:
-    """However the state was made: with types that say where it lies, too, a step's state is like that of `init`."""
+    """However the state was made, on Auto and Explicit meshes: a step's state has the types of `init`."""
     case = next(case for case in PAIRS if case.name == "multi_steps_skip_not_finite-apply_if_finite")
     transformation, step = built(case, True)
     traces = 0
@@ -177,7 +177,7 @@ def test_an_instrumented_step_is_compiled_once(where: str, how: str) -> None:
 
 @pytest.mark.parametrize("asked", [0, 1, 3])
 def test_collectives_are_read_off_a_program(asked: int) -> None:
-    """What sends nothing, what sums, and what sums and gathers in a branch: the reader of programs sees it."""
+    """`collectives` finds no collective, a sum, and a sum and a gather in a branch."""
     with on("x Auto") as mesh:
         array = jax.device_put(np.ones((16, 4), np.float32), NamedSharding(mesh, P("x")))
 

@@ -155,7 +155,7 @@ def test_what_does_not_belong_together_is_named_with_its_path(
 @pytest.mark.parametrize("apply", [False, True], ids=["update", "apply_gradients"])
 @pytest.mark.parametrize("wrapper", ["apply_if_finite", "skip_if", "masked", "instrument"])
 def test_gradients_of_another_shape_are_named(wrapper: str, apply: bool, shape: tuple[int, ...]) -> None:
-    """Those that an optimizer would broadcast, or refuse in words of its own."""
+    """Shapes that an optimizer would broadcast, or for which it would raise an unclear error."""
     transformation = {
         "apply_if_finite": GUARD,
         "skip_if": optwrap.skip_if(SGD, optwrap.skip_not_finite),
@@ -200,7 +200,7 @@ def test_what_has_the_right_leaves_is_taken_whatever_holds_them() -> None:
 
 @pytest.mark.parametrize("taken", [2, 3, 7])
 def test_a_window_restored_with_more_mini_steps_than_k_is_completed_by_the_next(taken: int) -> None:
-    """A checkpoint made with a larger k loses nothing: the mean is that of all that was taken, and the next in time."""
+    """A checkpoint made with a larger k loses nothing: the mean is over all mini-steps taken."""
     gradients = np.random.default_rng(taken).normal(size=(taken + 3, 4)).astype(np.float32)
     state = optwrap.MultiSteps(optax.identity(), 100).init(jnp.ones(4))
     for gradient in gradients[:taken]:

@@ -40,7 +40,7 @@ def by_name(cases: list[Case]) -> Any:
 
 
 def guards_parameters(case: Case) -> bool:
-    """Whether a guard stands between every gradient and the parameters: masked hands on past the guard inside it."""
+    """Whether every gradient passes a guard: `masked` passes masked-out gradients around the guard inside it."""
     return case.guarded and not case.name.startswith("masked")
 
 
@@ -57,7 +57,7 @@ def test_no_value_that_is_not_finite_reaches_the_parameters(case: Case, faults: 
 @quick
 @given(faults=faults)
 def test_a_rejected_step_changes_only_what_counts_it(case: Case, faults: dict[int, Any]) -> None:
-    """Zero updates, the same parameters bit for bit, the same state but for the guard's own figures."""
+    """Updates are zero, the parameters have the same bits, and only the guard's counters differ."""
     batches = batches_with(faults)
     trail = run(case, optwrap, FLOAT32, batches)
     for grads, (before, after) in zip(batches, itertools.pairwise(trail), strict=True):
@@ -69,7 +69,7 @@ def test_a_rejected_step_changes_only_what_counts_it(case: Case, faults: dict[in
 
 
 def without_figures(state: Any) -> Any:
-    """The state without the figures of its outermost guard."""
+    """The state without the counters of its outermost guard."""
     if isinstance(state, optwrap.ApplyIfFiniteState):
         return state._replace(notfinite_count=(), last_finite=(), total_notfinite=())
     if isinstance(state, optwrap.SkipIfState):

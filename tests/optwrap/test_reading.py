@@ -95,8 +95,8 @@ def test_a_layout_is_told_by_its_names_in_their_order() -> None:
         ([VERSION] * 30, r"got list"),
         (np.zeros(24, np.uint32), r"got uint32\[24\]"),
         (np.zeros(27, np.uint32), rf"the first word is 0x0, expected {VERSION:#x}"),
-        (np.array([VERSION, 0, *[0] * 24], np.uint32), r"expected 25 words \(with 0 .* got 26 words"),
-        (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 34 words \(with 9 .* got 27 words"),
+        (np.array([VERSION, 0, *[0] * 24], np.uint32), r"expected 25 words \(for 0 .* got 26 words"),
+        (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 34 words \(for 9 .* got 27 words"),
     ],
 )
 def test_what_is_no_reading_is_refused(words: Any, says: str) -> None:

@@ -1,4 +1,4 @@
-"""A gradient that was rejected leaves no trace: searched over nestings, positions and values, overflow among them.
+"""A rejected gradient changes nothing: searched over nestings, positions and values, including overflow.
 
 Two forms. What stood in it does not matter: with other values in its place everything is the same, bit for bit. And it
 might as well never have come: parameters and inner state are those of the training without it.
@@ -95,12 +95,12 @@ def rejected(case: Case, batches: list[Tree], tree: Tree) -> set[int]:
 
 
 def seen(case: Case, grads: Tree) -> Tree:
-    """What the guard sees of the gradients: under a mask, the leaf that is kept."""
+    """The gradients that reach the guard: under a mask, only the leaf that is kept."""
     return jax.tree.leaves(grads)[KEPT] if case.name.startswith("masked") else grads
 
 
 def rejects(guard: str, grads: Tree) -> bool:
-    """Whether a guard that is given these rejects them."""
+    """Whether a guard rejects these gradients."""
     if guard in LIMITS:
         with np.errstate(over="ignore"):
             norm = sum(
@@ -157,7 +157,7 @@ def substance(state: Tree, *, of_window: bool) -> Tree:
 
 
 def kept(case: Case, params: Tree) -> Tree:
-    """The parameters that stand behind the guard: a mask hands the others' gradients on past it."""
+    """The parameters that the guard protects: a mask passes the other gradients around it."""
     return jax.tree.leaves(params)[KEPT] if case.name.startswith("masked") else params
 
 
@@ -190,7 +190,7 @@ def test_what_stood_in_a_rejected_gradient_does_not_matter(head: str, data: st.D
 
 
 def spoilt(case: Case, grads: Tree) -> Tree:
-    """NaN in every value that the guard sees."""
+    """The gradients with NaN in every value that reaches the guard."""
     leaves, structure = jax.tree.flatten(grads)
     for i, leaf in enumerate(leaves):
         if i == KEPT or not case.name.startswith("masked"):

@@ -1,4 +1,4 @@
-"""Which replica brought what is not finite: the flags, and the name that arrives at an exporter, against numpy."""
+"""The replica with non-finite gradients: its flags, and its name in a report, against numpy."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ SPOILT = np.array(
 
 
 class Way(NamedTuple):
-    """A mesh, and along which of its axes the replicas lie."""
+    """A mesh, and the axes along which the replicas lie."""
 
     order: Callable[[list[Any]], list[Any]]
     shape: dict[str, int]
@@ -153,7 +153,7 @@ def start(monitor: Monitor | None, **options: Any) -> tuple[Any, Any, Any]:
 
 
 def told(books: Books) -> list[tuple[Any, ...] | None]:
-    """What arrived of each step; and the totals are what the records add up to."""
+    """The reported replicas of each step; checks that the totals equal the sum of the records."""
     rows: dict[int, tuple[Any, ...]] = {}
     totals: Counter[tuple[Any, ...]] = Counter()
     for reports in books.incarnations().values():
@@ -239,7 +239,7 @@ def test_flags_that_have_left_their_shard_map_still_name_the_device(
 
 
 def test_an_instrumentation_around_it_does_not_make_it_forget(monitor: Monitor, stub: StubExporter) -> None:
-    """That one traces the inner `init` after the step, in which nobody knows of replicas."""
+    """An outer instrumentation traces the inner `init` after the step; `init` does not know the replicas."""
     way = WAYS["reversed"]
     inner, params, _ = start(monitor, name="in")
     tx = optwrap.instrument(inner, name="out")
@@ -253,7 +253,7 @@ def test_an_instrumentation_around_it_does_not_make_it_forget(monitor: Monitor, 
 
 
 def test_a_state_has_no_place_for_each_replica() -> None:
-    """So that a checkpoint goes on with another number of devices."""
+    """So that a checkpoint can be used with another number of devices."""
     tx, params, state = start(None)
 
     def step(flags: Any) -> Any:
@@ -329,7 +329,7 @@ def test_finite_gradients_whose_squares_overflow_bring_nothing() -> None:
 
 
 def test_whatever_the_leaves_are_and_wherever_they_are_the_same() -> None:
-    """Of a tree of many dtypes, in which only some leaves differ along each axis; and of none."""
+    """For a tree of many dtypes in which only some leaves differ along each axis, and for an empty tree."""
     mesh = WAYS["first of two"].mesh
 
     def flags(rows: Any, same: Any, mine: Any) -> Any:
@@ -349,7 +349,7 @@ def test_whatever_the_leaves_are_and_wherever_they_are_the_same() -> None:
 
 
 def test_along_an_axis_that_the_compiler_shards_nothing_is_gathered() -> None:
-    """shard_map over the replicas only: of the other axis the compiler takes care."""
+    """shard_map over the replicas only; the compiler handles the other axis."""
     mesh = WAYS["first of two"].mesh
     flags = jax.jit(
         jax.shard_map(
@@ -426,7 +426,7 @@ def strict(updates: Any, state: Any, params: Any = None, *, value: Any) -> Any:
 
 
 def test_what_is_inside_is_not_given_the_flags() -> None:
-    """A transformation that takes its own extra arguments and no others works within an instrumentation."""
+    """The flags are not passed on to a transformation that accepts only its own extra args."""
     inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), strict)
     tx, params = optwrap.instrument(inner), {"w": jnp.ones(2)}
     updates, _ = tx.update(params, tx.init(params), params, value=2.0, replica_flags=jnp.array([True]))
@@ -517,7 +517,7 @@ COLLECTIVES = [
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 def test_where_the_reading_lies_says_which_devices_a_replica_is(way: Way) -> None:
-    """Whatever another mesh says that was told."""
+    """The mesh of the reading overrides the mesh given to replica_flags."""
     words = jax.device_put(np.zeros(3, np.uint32), NamedSharding(way.mesh, P()))
     axes = (way.replicas,) if isinstance(way.replicas, str) else way.replicas
     known = Replicas(int(np.prod([way.shape[axis] for axis in axes])), axes, Mesh(way.mesh.devices[::-1], way.shape))
@@ -543,7 +543,7 @@ class FakeDevice:
 
 
 def test_a_mesh_that_is_not_the_replicas_names_nobody() -> None:
-    """Neither one without such axes, nor one of other sizes, nor none."""
+    """A mesh without these axes or with other sizes, and no mesh."""
     mesh = WAYS["one axis"].mesh
     for known in (None, Replicas(8), Replicas(8, ("x",), mesh), Replicas(4, ("data",), mesh)):
         of = known.count if known else None
@@ -554,7 +554,7 @@ def test_a_mesh_that_is_not_the_replicas_names_nobody() -> None:
 
 
 def test_the_step_of_one_mesh_is_not_told_of_with_the_replicas_of_another(stub: StubExporter) -> None:
-    """A program may have two, and the one that was traced last says what is known: here of fewer replicas."""
+    """A program may have two steps; the one traced last, here with fewer replicas, describes both."""
     params = {"w": jnp.ones(2)}
     with Monitor("two", stub.endpoint, 0, interval=0.05) as monitor:
         tx = optwrap.instrument(optwrap.apply_if_finite(optax.sgd(0.1), 9), monitor)

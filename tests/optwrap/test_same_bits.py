@@ -1,4 +1,4 @@
-"""How near to optax, bit by bit: one step of each from the same state, over random gradients of every dtype.
+"""One step of optax and of optwrap from the same state give the same bits, for random gradients of every dtype.
 
 The wrappers decide, select and move, and so give optax's bits. `MultiSteps` also takes means: XLA multiplies by the
 reciprocal of the number of mini-steps, and adds. Where both are in one kernel, CPUs that can do so contract them, and
@@ -99,7 +99,7 @@ def wide(dtype: str) -> Any:
 def steps_of_both(
     case: Case, dtype: str, seed: int, exponent: int, both: Any
 ) -> list[tuple[Tree, After, After, After]]:
-    """Gradients, what was before, and what came of it in ours and in optax's, along a training with optax's."""
+    """Yields the gradients, the state before, and the results of ours and of optax's, along a training with optax."""
     tree = tree_of(DTYPES[dtype])
     params = case.params(tree)
     (_, ours), (init, theirs) = both
@@ -172,7 +172,7 @@ MEAN = accumulating("float32", mean=True)
 @pytest.mark.parametrize("compiles", [True, False], ids=["jit", "eager"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_mean_is_rounded_once_or_twice(library: Any, compiles: bool, dtype: str) -> None:
-    """Each value in the accumulator is one of the two that there can be: so contraction is what may differ, alone."""
+    """Each accumulated value is one of the two possible roundings, so only contraction can differ."""
     init, step = compiled(MEAN, library)
     update = step if compiles else stepper(MEAN.build(library))
     tree = {"w": jnp.zeros(256, DTYPES[dtype])}
@@ -215,7 +215,7 @@ print("the same")
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flag is of x86")
 def test_without_contractions_means_have_the_same_bits() -> None:
-    """In a process that does without the instruction: ours and optax's, jitted, optimized or not, or neither."""
+    """In a process without fused multiply-add: ours and optax's, jitted or not, optimized or not."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_max_isa=AVX", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_CONTRACTIONS],

@@ -1,4 +1,4 @@
-"""Every dtype that JAX has, leaves that have no arithmetic, weak types: what is judged, averaged and kept."""
+"""Every dtype of JAX, leaves without arithmetic, and weak types."""
 
 import functools
 from typing import Any
@@ -35,7 +35,7 @@ def keeping() -> optax.GradientTransformation:
 
 
 def tree_of(dtype: Any) -> Any:
-    """A matrix, a scalar and an array without values of it, beside float32."""
+    """A matrix, a scalar and an empty array of this dtype, and float32 arrays."""
     return {
         "matrix": jnp.ones((2, 3), dtype),
         "scalar": jnp.ones((), dtype),
@@ -96,7 +96,7 @@ def can_be_nan(dtype: Any) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in TINY if can_be_nan(dtype_of(name))])
 def test_a_guard_rejects_what_is_not_finite_in_eight_bits(name: str) -> None:
-    """And accepts the largest number of the dtype."""
+    """It accepts the largest number of the dtype."""
     dtype = dtype_of(name)
     guard = optwrap.apply_if_finite(keeping(), 3)
     most = jnp.full(3, jnp.finfo(dtype).max, dtype)

@@ -1,4 +1,4 @@
-"""`axis_name`: devices that run one program each decide alike, as one device with all of the gradients would.
+"""`axis_name`: all devices of a shard_map or pmap decide as one device with all gradients would.
 
 The truth is a training of the whole tree on one device, without `axis_name`. Gradients are multiples of 1/8, so that
 every sum is exact in whatever order it is taken, and results are compared bit for bit.
@@ -74,7 +74,7 @@ quick = settings(max_examples=8, deadline=None, suppress_health_check=list(Healt
 
 
 class Result(NamedTuple):
-    """What a training came to."""
+    """The result of a training."""
 
     params: Any
     state: Any
@@ -98,7 +98,7 @@ def on_one_device(name: str) -> tuple[Any, Step]:
 
 @functools.cache
 def on_a_mesh(name: str, check_vma: bool) -> tuple[Any, Step]:
-    """Under shard_map over 4 x 2 devices: each leaf is on its own part of them."""
+    """Under shard_map over 4 x 2 devices, with a different sharding for each leaf."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     transformation = DECIDING[name](("x", "y"))
     state = specs_of(transformation, jax.eval_shape(transformation.init, PARAMS), SPECS)
@@ -235,7 +235,7 @@ def test_devices_along_other_axes_decide_for_themselves(name: str, watched: bool
 
 @pytest.mark.parametrize(("check_vma", "times"), [(True, 1), (False, 8)])
 def test_what_is_replicated_is_counted_once_where_types_tell(check_vma: bool, times: int) -> None:
-    """Where none do, each device brings its own copy of an averaged gradient: counted and squared as often."""
+    """Without types, a replicated gradient is counted once per device."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 
     def judged(skip: Any, grads: Any) -> Any:
@@ -255,7 +255,7 @@ def test_what_is_replicated_is_counted_once_where_types_tell(check_vma: bool, ti
 
 
 def test_a_skip_function_of_your_own_is_asked_on_each_device() -> None:
-    """If it says so on one, all skip, and `should_skip` says so; the rest of its state stays its own."""
+    """If it is true on one device, all skip, and `should_skip` is true on all; the rest of its state may differ."""
 
     def negative(updates: Any, gradient_step: Any, params: Any) -> Any:
         del gradient_step, params
@@ -275,7 +275,7 @@ def test_a_skip_function_of_your_own_is_asked_on_each_device() -> None:
 
 
 def test_an_inner_transformation_may_speak_to_the_other_devices() -> None:
-    """Since all take the step or none does, what is inside may have collectives of its own."""
+    """All devices take the step or none does, so the inner transformation may use collectives."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
@@ -326,7 +326,7 @@ def test_an_axis_name_is_a_string_or_a_tuple_of_them(wrong: Any) -> None:
 @quick
 @given(data=st.data())
 def test_counts_of_many_devices_saturate(dtype: Any, data: st.DataObject) -> None:
-    """Whatever each device counted, and however close to the largest number that is."""
+    """Even if each device's count is near the largest integer."""
     largest = int(np.iinfo(dtype).max)
     near = st.sampled_from([0, 1, 2**16 - 1, 2**29, largest // 8, largest // 8 + 1, largest // 2, largest])
     counts = data.draw(st.lists(near | st.integers(0, largest), min_size=8, max_size=8))

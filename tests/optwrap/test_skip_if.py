@@ -61,7 +61,7 @@ def test_steps_beyond_the_limit_never_happened(scales: list[float], limit: float
 
 
 def test_the_skip_function_gets_the_updates_the_steps_taken_and_the_parameters() -> None:
-    """And what it returns beside the flag is the skip state, whatever its structure."""
+    """The second value that it returns is the skip state, with any structure."""
 
     def every_other(updates: Any, gradient_step: Any, params: Any) -> Any:
         said = (gradient_step, squares(updates), squares(params))
@@ -111,7 +111,7 @@ def test_it_may_be_wrapped_around_lookahead() -> None:
 
 
 def test_the_limit_is_declared() -> None:
-    """For whoever watches; none where the function has none."""
+    """For `instrument`; None if the skip function has no limit."""
     for library in (optwrap, optax):
         function = functools.partial(library.skip_large_updates, max_squared_norm=9.0)
         with collecting() as collected:
@@ -125,7 +125,7 @@ def test_the_limit_is_declared() -> None:
 @pytest.mark.parametrize("axis_name", ["data", None], ids=["together", "alone"])
 @pytest.mark.parametrize("library", [optwrap, optax], ids=["ours", "optax"])
 def test_devices_decide_together_where_they_are_told_to(library: Any, axis_name: str | None) -> None:
-    """Inside pmap, with NaN on one device: all leave out the step, or that one alone."""
+    """Inside pmap, with NaN on one device: with axis_name all skip, without it only that device."""
     transformation = optwrap.skip_if(optax.sgd(0.5), library.skip_not_finite, axis_name=axis_name)
 
     def step(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Weighted accumulation: what comes of a window is numpy's weighted mean, or sum, of its mini-steps."""
+"""Weighted accumulation: the optimizer gets numpy's weighted mean, or sum, of the window's mini-steps."""
 
 import functools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def bad(grads: Any) -> Any:
 
 
 def counted(weight: float) -> float:
-    """What a weight counts for: nothing where it is none."""
+    """The weight that counts: 0 if the given weight is invalid."""
     return weight if 0 < weight < np.inf else 0.0
 
 
@@ -58,7 +58,7 @@ mini_steps = st.lists(st.tuples(weights, st.booleans(), st.integers(0, 5)), min_
 @settings(max_examples=60, deadline=None)
 @given(mini_steps=mini_steps)
 def test_what_comes_of_a_window_is_the_weighted_mean_of_numpy(mean: bool, skip: bool, mini_steps: list[Any]) -> None:
-    """For any weights; those that are none count for nothing, and what they belong to touches nothing."""
+    """For any weights. Invalid weights count as 0, and their gradients have no effect."""
     update = compiled(mean, skip)
     state = weighted(mean, skip).init(FLOAT32)
     window: list[tuple[float, Any]] = []
@@ -127,7 +127,7 @@ def test_batches_weighted_by_their_size_are_one_batch() -> None:
 
 
 def test_the_largest_weights_give_their_mean() -> None:
-    """On the device what is beyond the largest counts as that."""
+    """A traced weight above the largest counts as the largest."""
     for weight in (LARGEST, jnp.float32(3e38)):
         update = jax.jit(weighted(k=2).update)
         state = weighted(k=2).init(jnp.ones(3))
@@ -156,7 +156,7 @@ def test_a_window_without_weight_gives_no_step(weight: float) -> None:
 
 
 def test_flushing_a_weighted_window() -> None:
-    """The weighted mean of what there is; nothing where that weighs nothing."""
+    """The optimizer gets the weighted mean; it takes no step if the weights sum to 0."""
     steps = weighted(k=5)
     flush = jax.jit(steps.flush)
     state = steps.init(FLOAT32)
@@ -219,7 +219,7 @@ def test_other_extra_args_reach_the_optimizer_and_the_weight_does_not() -> None:
     ids=["apply_if_finite", "flatten", "masked", "chain", "skip_if"],
 )
 def test_weights_go_through_what_is_around(wrap: Callable[[Any], Any]) -> None:
-    """As other extra args do."""
+    """Transformations around it pass the weight on, like other extra args."""
     tx = wrap(weighted(inner=optax.identity(), k=2).gradient_transformation())
     state = tx.init(FLOAT32)
     batches = [gradients(FLOAT32, i) for i in range(2)]
@@ -286,7 +286,7 @@ def test_meta_gradients_flow_through_weights() -> None:
 
 
 def test_each_device_may_have_weights_of_its_own() -> None:
-    """Inside shard_map, one of them with none at all: told to decide together, all take the step."""
+    """Inside shard_map with axis_name, and weight 0 on one device: all take the step."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     steps = optwrap.MultiSteps(optax.identity(), 2, weighted=True, axis_name="data")
 
@@ -308,7 +308,7 @@ def test_each_device_may_have_weights_of_its_own() -> None:
 
 
 def test_the_instrumentation_knows_that_what_weighs_nothing_was_not_taken_in() -> None:
-    """NaN of weight 0 is a step that is not finite; the window that it was in is finite, and its step applied."""
+    """A NaN with weight 0 is a non-finite step, but its window stays finite, and the step is applied."""
     tx = optwrap.instrument(weighted(inner=momentum(), k=2))
     update = jax.jit(tx.update)
     state, outcomes = tx.init(FLOAT32), []
@@ -333,7 +333,7 @@ def test_the_instrumentation_knows_that_what_weighs_nothing_was_not_taken_in() -
 
 
 def test_a_step_of_one_mini_step_without_weight_is_skipped() -> None:
-    """With k of 1 it leaves both counters as they were: a skip, for another reason than a norm."""
+    """With k = 1 both counters stay the same: it counts as skipped_other, not as skipped_large."""
     function = functools.partial(optwrap.skip_large_updates, max_squared_norm=1e6)
     tx = optwrap.instrument(optwrap.MultiSteps(momentum(), 1, should_skip_update_fn=function, weighted=True))
     update = jax.jit(tx.update)
@@ -416,7 +416,7 @@ def test_wrong_weights_are_named_with_their_value_and_a_remedy(
 
 @pytest.mark.parametrize("weight", [2**40, np.int64(2**31 + 5), np.uint64(2**33 + 1), 10**25])
 def test_a_weight_may_be_any_integer_up_to_the_largest(weight: Any) -> None:
-    """Also one that no integer of JAX's holds."""
+    """Even one that does not fit into any of JAX's integer dtypes."""
     tx = weighted(k=1)
     _, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)), weight=weight)
     assert float(state.skip_state["weight"]) == pytest.approx(float(weight))

@@ -1,4 +1,4 @@
-"""What each wrapper promises beside the laws of all: saturation, meshes, declarations, masks, extra args."""
+"""Properties of single wrappers: saturation, meshes, declarations, masks, extra args."""
 
 import functools
 from typing import Any
@@ -129,7 +129,7 @@ def test_a_window_takes_no_memory_but_for_the_updates(skip: str | None) -> None:
 
 
 def test_limits_and_schedules_are_declared_for_the_states_they_belong_to() -> None:
-    """Whoever collects while `init` is traced finds them, nested and chained; nobody is disturbed otherwise."""
+    """`collecting` finds them while `init` is traced, nested and chained; otherwise declare does nothing."""
     large = functools.partial(optax.skip_large_updates, max_squared_norm=9.0)
     inner = optax.chain(optax.clip(1.0), optwrap.MultiSteps(optax.adam(0.1), 4, should_skip_update_fn=large))
     transformation = optwrap.apply_if_finite(optwrap.lookahead(inner, 5, 0.5), 7)
@@ -188,7 +188,7 @@ def test_a_guard_works_where_functions_are_not_jitted() -> None:
 
 
 def test_counting_compiles_nothing_anew_where_functions_are_not_jitted() -> None:
-    """Beyond what the decision does, which is asked first."""
+    """Counting after the decision compiles nothing new."""
     updates = {"w": jnp.array([1.0, jnp.nan]), "b": jnp.ones(3)}
 
     def compiled(function: Any) -> int:
@@ -312,7 +312,7 @@ ANYTHING = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 3.4e38, -1.5], np.float
 
 
 def test_what_is_masked_out_passes_by_bit_for_bit() -> None:
-    """Signs of zeros, NaN and infinities included: nothing is computed of it."""
+    """Signs of zeros, NaN and infinities are kept."""
     transformation = optwrap.masked(optax.sgd(0.5, momentum=0.5), {"in": True, "out": False})
     grads = {"in": jnp.ones(2), "out": jnp.asarray(ANYTHING)}
     updates, _ = jax.jit(transformation.update)(grads, transformation.init(grads), grads)
@@ -346,6 +346,6 @@ def test_lookahead_takes_python_numbers() -> None:
 
 
 def test_init_of_lookahead_takes_the_fast_parameters_alone() -> None:
-    """As optax's does, for wrappers that know only those."""
+    """As optax's does, for wrappers that have only the fast parameters."""
     transformation = optwrap.lookahead(optax.adam(0.1), 3, 0.5)
     assert_same(transformation.init(FLOAT32), transformation.init(optax.LookaheadParams.init_synced(FLOAT32)))

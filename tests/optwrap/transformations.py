@@ -27,7 +27,7 @@ def not_vectors(tree: Tree) -> Tree:
 
 
 def skip_function(library: Library, skip: str, max_squared_norm: float = 15.0) -> Any:
-    """The skip function of a library, by its name. Some of `gradients` have norms beyond the limit, none beyond 1e6."""
+    """The skip function of a library, by its name. Some norms of `gradients` exceed the limit, none exceeds 1e6."""
     if skip == "large":
         return functools.partial(library.skip_large_updates, max_squared_norm=max_squared_norm)
     return library.skip_not_finite
@@ -84,7 +84,7 @@ def skip_if(library: Library, inner: Any, skip: str) -> Any:
 
 
 def as_optax_has_it(tree: Tree) -> Tree:
-    """The tree with the inner states alone where there are those of skip_if."""
+    """The tree with each state of skip_if replaced by its inner state."""
 
     def is_ours(node: Any) -> bool:
         return isinstance(node, optwrap.SkipIfState)
@@ -195,7 +195,7 @@ def gradients(tree: Tree, step: int) -> Tree:
 
 
 class After(NamedTuple):
-    """What there is after a step."""
+    """Parameters, state and updates after a step."""
 
     params: Tree
     state: Tree
@@ -228,7 +228,7 @@ def _compiled(case: Case, library: Library, unoptimized: bool) -> Compiled:
 
 
 def run(case: Case, library: Library, tree: Tree, batches: list[Tree], *, unoptimized: bool = False) -> list[After]:
-    """The start, and what there is after every batch."""
+    """The initial parameters and state, and those after every batch."""
     init, step = compiled(case, library, unoptimized=unoptimized)
     params = case.params(tree)
     trail = [After(params, init(params), None)]
