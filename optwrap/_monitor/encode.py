@@ -1,4 +1,4 @@
-"""Encodes an incarnation and its step records as the JSON of one report. docs/reference/wire.md describes the fields."""
+"""Encodes an incarnation and its step records as the JSON of one report: see docs/reference/wire.md."""
 
 import dataclasses
 import json
