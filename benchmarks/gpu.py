@@ -18,35 +18,27 @@ it needs jax, optax, rich and httpx, and none of the exporter's packages.
 """
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
-import random
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
-from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from rich.console import Console
 from rich.table import Table
 
 import optwrap
-from benchmarks import bench_step, bench_wrappers
+from benchmarks import bench_step, bench_wrappers, selects
 from benchmarks.bench_step import GUARDED, INSTRUMENTED, OBSERVED, Variant
-from benchmarks.timing import machine, ratio, spread, take_turns, wait
-from examples.demo.exporter import Exporter, answer
+from benchmarks.timing import machine, ratio, spread, take_turns
+from benchmarks.totals import Target, check_totals
+from examples.demo.exporter import Exporter
 
-EVERY_K: Final = 4
 WAITED: Final = "reading returned and waited for"
 ONE_WORD: Final = "pure_callback of one word, empty"
 WHOLE: Final = "pure_callback of the reading, empty"
@@ -118,117 +110,6 @@ SMALL: Final = Plan(
     rounds=2,
     wrappers=("apply_if_finite", "MultiSteps, skip_not_finite", "masked", "lookahead", "flatten"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Where the Monitors report."""
-
-    address: str
-    exporter: bool
-    """Whether an exporter listens there, whose totals are compared."""
-
-
-# --- totals ----------------------------------------------------------------------------------------------------------
-
-
-class Recorder:
-    """An observer that keeps every reading, and passes it on to a Monitor."""
-
-    def __init__(self, monitor: optwrap.Monitor) -> None:
-        self._monitor = monitor
-        self._layout: optwrap.Layout | None = None
-        self._readings: list[Any] = []
-
-    def describe(self, layout: optwrap.Layout, *, stepping: bool = False) -> None:
-        """Keep the parameters' names."""
-        self._layout = layout
-        self._monitor.describe(layout, stepping=stepping)
-
-    def observe(self, reading: Any) -> None:
-        """Keep a reading."""
-        self._readings.append(reading)
-        self._monitor.observe(reading)
-
-    @property
-    def readings(self) -> list[optwrap.Reading]:
-        """What was observed, in order; a reading that was delivered twice is there once."""
-        words = [np.asarray(reading) for reading in self._readings]
-        first = words[:1] + [now for before, now in itertools.pairwise(words) if not np.array_equal(before, now)]
-        return [optwrap.unpack(each, self._layout) for each in first]
-
-
-def check_totals(target: Target, steps: int, console: Console) -> None:
-    """Train with bad gradients; exit unless readings, callbacks and the exporter's totals are exactly the truth.
-
-    Args:
-      target: where the Monitors report.
-      steps: how many to train.
-      console: gets the table.
-    """
-    params = {f"w{i}": jnp.ones(64) for i in range(4)}
-    good = jax.tree.map(lambda leaf: 0.01 * leaf, params)
-    draw = random.Random(0)
-    faults = [draw.choice(list(params)) if draw.random() < 0.3 else None for _ in range(steps)]
-    outcomes: list[str] = []
-    for fault in faults:
-        taken = sum(outcome != "skipped_not_finite" for outcome in outcomes)
-        good_outcome = "applied" if taken % EVERY_K == EVERY_K - 1 else "accumulated"
-        outcomes.append(good_outcome if fault is None else "skipped_not_finite")
-    by_outcome = collections.Counter(outcomes)
-    by_parameter = collections.Counter(fault for fault in faults if fault is not None)
-
-    bad = by_parameter.total()
-    table = Table(title=f"{steps} steps, {bad} of them with a NaN gradient", title_justify="left")
-    for heading in ("totals from", "steps", "applied", "accumulated", "skipped", "compared with the truth"):
-        table.add_column(heading)
-
-    def compare(title: str, told: Any, true: Any, totals: Mapping[str, int]) -> None:
-        if told != true:
-            sys.exit(f"gpu: {title}: got {told}, and the truth is {true}")
-        counts = (totals[name] for name in ("applied", "accumulated", "skipped_not_finite"))
-        table.add_row(title, str(sum(totals.values())), *map(str, counts), "exact")
-
-    for emit in ("reading", "callback"):
-        run = f"totals-{emit}"
-        with optwrap.Monitor(run=run, endpoint=target.address) as monitor:
-            recorder = Recorder(monitor)
-            train_with_faults(emit, recorder, params, good, faults)
-        readings = recorder.readings
-        totals = readings[-1].totals
-        told = [reading.step for reading in readings], [reading.outcome for reading in readings]
-        compare(f"{emit}s, step by step", told, (list(range(1, steps + 1)), outcomes), totals.outcomes)
-        counted = totals.steps, totals.not_finite_steps, dict(totals.parameters)
-        compare(f"{emit}s, the last one's totals", (*counted, +collections.Counter(totals.outcomes)),
-                (steps, bad, dict(by_parameter), by_outcome), totals.outcomes)  # fmt: skip
-        if target.exporter:
-            stored = answer(target.address, run)["totals"]
-            compare(f"the exporter, from {emit}s",
-                    (stored["steps"], stored["not_finite_steps"], +collections.Counter(stored["outcomes"])),
-                    (steps, bad, by_outcome), stored["outcomes"])  # fmt: skip
-    console.print(table)
-
-
-def train_with_faults(emit: Any, recorder: Recorder, params: Any, good: Any, faults: Sequence[str | None]) -> None:
-    """One step for each of `faults`: the parameter whose gradient has a NaN, or None."""
-    window = optwrap.MultiSteps(optax.adamw(1e-3), EVERY_K)
-    tx = optwrap.instrument(optwrap.apply_if_finite(window, 2**30), recorder, emit=emit)
-    state = tx.init(params)
-
-    @jax.jit
-    def step(params: Any, state: Any, gradients: Any) -> Any:
-        params, state = optwrap.apply_gradients(tx, gradients, state, params)
-        return params, state, optwrap.reading(state)
-
-    for fault in faults:
-        gradients = good if fault is None else {**good, fault: good[fault].at[7].set(jnp.nan)}
-        params, state, reading = step(params, state, gradients)
-        if emit == "reading":
-            recorder.observe(reading)
-    wait(state)
-
-
-# --- readings and callbacks ------------------------------------------------------------------------------------------
 
 
 class Empty:
@@ -368,80 +249,6 @@ def difference(ours: list[float], baseline: list[float]) -> str:
     return f"{middle:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-# --- wrappers --------------------------------------------------------------------------------------------------------
-
-
-FORMS: Final = ("bare", "optax", "update", "apply_gradients")
-STEP: Final = ("optwrap._core.cond", "optwrap._wrappers.lookahead")
-"""Modules whose condition is whether the wrapped optimizer's step, or a synchronisation, is taken."""
-EVERYTHING: Final = ("optwrap.",)
-"""And those that count only where something is not finite."""
-SELECTS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
-    "update, step selected": ("update", STEP),
-    "apply_gradients, step selected": ("apply_gradients", STEP),
-    "apply_gradients, all selected": ("apply_gradients", EVERYTHING),
-}
-"""Forms without some conditions: the form that has them, and the modules in which they are replaced."""
-
-
-@contextlib.contextmanager
-def selecting(modules: tuple[str, ...]) -> Iterator[list[str]]:
-    """Where a module's name begins with one of `modules`, its steps traced in the block compute both branches.
-
-    A loop that runs at most once runs always: the body of optwrap's selects by itself.
-
-    Yields:
-      The modules whose conditions were replaced.
-    """
-    replaced: list[str] = []
-    usual_cond, usual_while = lax.cond, lax.while_loop
-
-    def here(function: Callable[..., Any]) -> bool:
-        module = getattr(function, "__module__", None) or ""
-        if module.startswith(modules):
-            replaced.append(module)
-            return True
-        return False
-
-    def cond(predicate: Any, true_fun: Any, false_fun: Any, *operands: Any, **options: Any) -> Any:
-        if not here(true_fun):
-            return usual_cond(predicate, true_fun, false_fun, *operands, **options)
-        both = true_fun(*operands), false_fun(*operands)
-        return jax.tree.map(functools.partial(jnp.where, predicate), *both)
-
-    def while_loop(cond_fun: Any, body_fun: Any, init_val: Any) -> Any:
-        return body_fun(init_val) if here(body_fun) else usual_while(cond_fun, body_fun, init_val)
-
-    with mock.patch.object(lax, "cond", cond), mock.patch.object(lax, "while_loop", while_loop):
-        yield replaced
-
-
-def conditions(case: bench_wrappers.Case, form: str, modules: tuple[str, ...]) -> set[str]:
-    """Those of `modules` with a condition in one form of a case."""
-    tiny = dataclasses.replace(case, leaves=4, values=32)
-    tx = bench_wrappers.optimizer(tiny, form)
-    params = bench_wrappers.parameters(tiny, form)
-    with selecting(modules) as replaced:
-        step = bench_wrappers.step_of(form, tx)
-        jax.eval_shape(step, params, tx.init(params), bench_wrappers.gradients_of(tiny, form))
-    return set(replaced)
-
-
-def wrapper(case: bench_wrappers.Case, rounds: int) -> dict[str, bench_wrappers.Trainer]:
-    """Every form of a case, after its rounds; forms without a condition only if there is one."""
-    bare, others = (bench_wrappers.gradients_of(case, form) for form in ("bare", "optax"))
-    trainers = {form: bench_wrappers.Trainer(case, form, bare if form == "bare" else others) for form in FORMS}
-    known: dict[str, set[str]] = {}
-    for title, (form, modules) in SELECTS.items():
-        found = conditions(case, form, modules)
-        if found and found != known.get(form):
-            known[form] = found
-            with selecting(modules):
-                trainers[title] = bench_wrappers.Trainer(case, form, others)
-    take_turns({form: trainer.window for form, trainer in trainers.items()}, lambda done: done >= rounds)
-    return trainers
-
-
 def wrappers(plan: Plan, ends: float, console: Console) -> None:
     """Measure every wrapper for which there is time, and print a table of each.
 
@@ -465,32 +272,9 @@ def wrappers(plan: Plan, ends: float, console: Console) -> None:
         leaves = min(full.leaves, plan.leaves)
         values = plan.values if full.values == bench_wrappers.VALUES else 1000 * leaves
         case = dataclasses.replace(full, leaves=leaves, values=values)
-        table = wrapper_table(f"{name}: {values:,} parameters in {leaves} leaves", wrapper(case, plan.rounds))
+        table = selects.table(f"{name}: {values:,} parameters in {leaves} leaves", selects.measured(case, plan.rounds))
         longest = max(longest, time.monotonic() - began)
         console.print(table)
-
-
-def wrapper_table(title: str, trainers: Mapping[str, bench_wrappers.Trainer]) -> Table:
-    """The table of one wrapper."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("form", min_width=max(map(len, SELECTS)))
-    for heading in ("ms", "of optax", "of bare", "of the same with conditions", "CPU ms", "temporary MiB"):
-        table.add_column(heading, justify="right")
-    for form, trainer in trainers.items():
-
-        def of(baseline: str, ours: list[float] = trainer.times.seconds) -> str:
-            return ratio(ours, trainers[baseline].times.seconds)
-
-        table.add_row(
-            form,
-            f"{trainer.times.ms:.3f}",
-            "" if form in ("bare", "optax") else of("optax"),
-            "" if form == "bare" else of("bare"),
-            of(SELECTS[form][0]) if form in SELECTS else "",
-            f"{trainer.times.cpu_ms:.3f}",
-            f"{trainer.temporary:.1f}",
-        )
-    return table
 
 
 def main() -> None:

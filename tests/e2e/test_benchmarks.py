@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import bench_wrappers, gpu
+from benchmarks import bench_wrappers, gpu, selects, totals
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -42,10 +42,10 @@ def test_the_gpu_benchmark_checks_the_totals_and_prints_every_table() -> None:
         assert titles.count(part) == 2, f"{part}: a row for the tiny step, and one for the long"
     wrappers = gpu.SMALL.wrappers
     assert [name for name in wrappers if f"\n{name}: " not in done.stdout] == []
-    for form in gpu.FORMS:
+    for form in selects.FORMS:
         tables = len(wrappers) + 2 * (form == "bare")
         assert titles.count(form) == tables, f"{form}: a row in the table of each wrapper"
-    assert {form: titles.count(form) for form in gpu.SELECTS} == {
+    assert {form: titles.count(form) for form in selects.SELECTS} == {
         "update, step selected": 2,  # apply_if_finite and MultiSteps
         "apply_gradients, step selected": 3,  # lookahead, too
         "apply_gradients, all selected": 1,  # the skip function of MultiSteps
@@ -66,16 +66,16 @@ def test_the_gpu_benchmark_checks_the_totals_and_prints_every_table() -> None:
 )
 def test_the_conditions_of_the_wrappers_steps_are_found(name: str, form: str, modules: set[str]) -> None:
     """The GPU benchmark replaces them by selects, and has to know in which modules they are."""
-    assert gpu.conditions(bench_wrappers.CASES[name], form, gpu.STEP) == modules
+    assert selects.conditions(bench_wrappers.CASES[name], form, selects.STEP) == modules
 
 
 def test_the_gpu_benchmark_ends_if_an_outcome_is_not_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """A NaN that it does not know of makes it exit."""
-    train = gpu.train_with_faults
+    train = totals.train_with_faults
 
-    def train_with_another(emit: str, recorder: gpu.Recorder, params: Any, good: Any, faults: Sequence[Any]) -> None:
+    def train_with_another(emit: str, recorder: totals.Recorder, params: Any, good: Any, faults: Sequence[Any]) -> None:
         train(emit, recorder, params, good, ["w0", *faults[1:]])
 
-    monkeypatch.setattr(gpu, "train_with_faults", train_with_another)
+    monkeypatch.setattr(totals, "train_with_faults", train_with_another)
     with pytest.raises(SystemExit, match=r"readings, step by step: got .*skipped_not_finite"):
-        gpu.check_totals(gpu.Target("off", exporter=False), 4, Console(quiet=True))
+        totals.check_totals(totals.Target("off", exporter=False), 4, Console(quiet=True))
