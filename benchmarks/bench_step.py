@@ -63,8 +63,10 @@ class Case:
     unguarded: optax.GradientTransformation
     """The same without."""
     params: Callable[[], Any]
-    gradients: Callable[[Any], Any]
-    """To be traced: parameters to gradients."""
+    gradients: Callable[[Any, Any], Any]
+    """To be traced: parameters and `data` to gradients."""
+    data: Any
+    """What the step is given beside parameters and state; a large array must not become a constant of the program."""
     steps: int
     """In a row, for each variant in each round."""
 
@@ -112,15 +114,16 @@ class Trainer:
             tx = optwrap.instrument(tx, monitor, emit="callback" if variant.callback else "reading")
 
         @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def step(params: Any, state: Any) -> Any:
-            params, state = optwrap.apply_gradients(tx, case.gradients(params), state, params)
+        def step(params: Any, state: Any, data: Any) -> Any:
+            params, state = optwrap.apply_gradients(tx, case.gradients(params, data), state, params)
             return params, state, None if variant.leave is None else variant.leave(optwrap.reading(state))
 
         self._step = step
+        self._data = case.data
         self._observe = monitor.observe if monitor is not None and variant.leave is returned else None
         self._params = case.params()
         self._state = tx.init(self._params)
-        compiled = step.lower(self._params, self._state).compile()
+        compiled = step.lower(self._params, self._state, case.data).compile()
         self.figures = [
             f"{temporary_bytes(compiled) / 1024:.0f}",
             f"{cost(compiled, 'flops') / 1e6:.2f}",
@@ -140,7 +143,7 @@ class Trainer:
         params, state = self._params, self._state
         with self.times.round(steps):
             for _ in range(steps):
-                params, state, reading = self._step(params, state)
+                params, state, reading = self._step(params, state, self._data)
                 if self._observe is not None:
                     self._observe(reading)
             wait((params, state))
@@ -165,7 +168,8 @@ def leaves(count: int, steps: int) -> Case:
         tx,
         optax.adamw(1e-3),
         params,
-        lambda p: jax.tree.map(lambda x: 0.01 * x, p),
+        lambda p, _: jax.tree.map(lambda x: 0.01 * x, p),
+        None,
         steps,
     )
 
@@ -176,11 +180,13 @@ def transformer(steps: int) -> Case:
     shape = model.Shape(len(corpus.vocabulary), FULL.context, FULL.layers, FULL.heads, FULL.width)
     batch = Batch(*map(jnp.asarray, corpus.decode(next(corpus.batches(FULL.batch, seed=0)))))
 
-    def gradients(params: Any) -> Any:
+    def gradients(params: Any, batch: Any) -> Any:
         return jax.grad(model.loss, has_aux=True)(params, shape, batch, corpus.scale)[0]
 
     tx = optimizer.guarded(FULL)
-    return Case("the demo's transformer", tx, optimizer.bare(FULL), lambda: model.init(0, shape), gradients, steps)
+    return Case(
+        "the demo's transformer", tx, optimizer.bare(FULL), lambda: model.init(0, shape), gradients, batch, steps
+    )
 
 
 def perceptron(width: int, layers: int, steps: int, batch_size: int = 64) -> Case:
@@ -194,7 +200,7 @@ def perceptron(width: int, layers: int, steps: int, batch_size: int = 64) -> Cas
             for i, key in enumerate(keys[:-1])
         }
 
-    def loss(params: Any) -> jax.Array:
+    def loss(params: Any, batch: jax.Array) -> jax.Array:
         hidden = batch
         for layer in params.values():
             hidden = jnp.tanh(hidden @ layer["w"] + layer["b"])
@@ -202,7 +208,9 @@ def perceptron(width: int, layers: int, steps: int, batch_size: int = 64) -> Cas
 
     size = layers * width * (width + 1)
     shown = f"{size / 1e6:.1f} million" if size > 1e5 else f"{size}"
-    return Case(f"a perceptron of {shown} parameters", guarded(), optax.adamw(1e-3), params, jax.grad(loss), steps)
+    return Case(
+        f"a perceptron of {shown} parameters", guarded(), optax.adamw(1e-3), params, jax.grad(loss), batch, steps
+    )
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ from benchmarks.timing import MIB, Times, cost, machine, ratio, take_turns, temp
 
 K: Final = 8
 """Mini-steps per window."""
+VALUES: Final = 2**24
+"""Parameters of most cases."""
 WARM_UP: Final = 2
 """Windows that are not measured."""
 
@@ -41,7 +43,7 @@ class Case:
     build: Build
     """From a library and an inner optimizer."""
     leaves: int = 64
-    values: int = 2**24
+    values: int = VALUES
     """Parameters in all."""
     quick: int = 2**20
     """The same with --quick."""
@@ -93,29 +95,46 @@ CASES: Final[dict[str, Case]] = {
 FORMS: Final = ("bare", "optax", "update", "apply_gradients", "instrumented")
 
 
+def optimizer(case: Case, form: str) -> optax.GradientTransformation:
+    """The optimizer of one form of a case."""
+    inner = optax.adamw(1e-3)
+    if form == "bare":
+        return inner
+    wrapped = case.build(optax if form == "optax" else optwrap, inner)
+    return optwrap.instrument(wrapped) if form == "instrumented" else wrapped
+
+
+def parameters(case: Case, form: str) -> Any:
+    """The parameters before the first step."""
+    fast = tree(case.values, case.leaves, seed=0)
+    if case.pair and form != "bare":
+        # What is donated must not be there twice.
+        return jax.tree.map(jnp.copy, optax.LookaheadParams.init_synced(fast))
+    return fast
+
+
+def step_of(form: str, tx: optax.GradientTransformation) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """The step of one form: parameters, state and gradients to parameters and state."""
+
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        # Results in the order of what is donated: JAX pairs them by it.
+        if form in ("apply_gradients", "instrumented"):
+            return optwrap.apply_gradients(tx, gradients, state, params)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
 class Trainer:
     """One form of a case, compiled, and its training under way."""
 
     def __init__(self, case: Case, form: str, gradients: Any) -> None:
-        inner = optax.adamw(1e-3)
-        transformation = inner if form == "bare" else case.build(optax if form == "optax" else optwrap, inner)
-        if form == "instrumented":
-            transformation = optwrap.instrument(transformation)
-        self._params: Any = tree(case.values, case.leaves, seed=0)
-        if case.pair and form != "bare":
-            pair = optax.LookaheadParams.init_synced(self._params)
-            self._params = jax.tree.map(jnp.copy, pair)  # what is donated must not be there twice
-        self._state = jax.jit(transformation.init)(self._params)
+        tx = optimizer(case, form)
+        self._params = parameters(case, form)
+        self._state = jax.jit(tx.init)(self._params)
         self._gradients = gradients
-
-        # Results in the order of what is donated: JAX pairs them by it.
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-            if form in ("apply_gradients", "instrumented"):
-                return optwrap.apply_gradients(transformation, gradients, state, params)
-            updates, state = transformation.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
+        step = jax.jit(step_of(form, tx), donate_argnums=(0, 1))
         self._step = step.lower(self._params, self._state, gradients).compile()
         self.times = Times()
         for _ in range(WARM_UP):

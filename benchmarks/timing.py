@@ -6,7 +6,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -63,7 +63,12 @@ def take_turns(forms: Mapping[str, Callable[[], object]], until: Callable[[int],
 
 def quartiles(ours: list[float], baseline: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile of the rounds' own ratios; two rounds at least."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, baseline, strict=True)], n=4)
+    return spread([a / b for a, b in zip(ours, baseline, strict=True)])
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of two values or more."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
 
 
