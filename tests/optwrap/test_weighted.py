@@ -369,7 +369,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "taken by another around it": (
         lambda: optwrap.apply_gradients(around := nested(), FLOAT32, around.init(FLOAT32), FLOAT32, weight=1.0),
         TypeError,
-        r"since weighted=True, got none: .* a weighted MultiSteps around this one takes the weight and",
+        r"since weighted=True, got none: .* of two nested MultiSteps make only one weighted",
     ),
     "negative": (
         lambda: weighted().update(FLOAT32, START, weight=-1.0),
