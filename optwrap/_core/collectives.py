@@ -91,11 +91,10 @@ ALONE: Final = Together(frozenset(), frozenset())
 def _sum_once(values: Sequence[jax.Array]) -> jax.Array:
     """The sum of scalars, computed only once by XLA.
 
-    Without the barriers XLA turns it into a chain of additions, and repeats the chain in every fusion that uses the
-    sum. With hundreds of parameters this takes most of the compile time.
+    XLA turns it into a chain of additions. Without the barrier it would repeat the chain in every fusion that uses the
+    sum. With hundreds of parameters this would take most of the compile time.
     """
-    once = lax.optimization_barrier  # JAX leaves it untyped
-    total: jax.Array = once(jnp.sum(once(jnp.stack(values))))  # type: ignore[no-untyped-call]
+    total: jax.Array = lax.optimization_barrier(jnp.sum(jnp.stack(values)))  # type: ignore[no-untyped-call]
     return total
 
 
