@@ -43,7 +43,8 @@ def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     # Not what `make test ARGS=...` hands to a make inside it: its arguments, nor its level, at which a make announces
     # its directories on stdout, after the demo's last line.
-    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS")
+    # PIP_BUILD_CONSTRAINT, which the Makefile sets, does not go with a build without isolation.
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "PIP_BUILD_CONSTRAINT")
     inherited = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.run(
         command,
