@@ -233,7 +233,7 @@ def test_a_report_without_replicas_is_serialized_without_them() -> None:
 
 
 def test_counters_that_saturated_are_no_contradiction() -> None:
-    """The library's stop at the largest int32, each by itself: what is counted later goes on alone."""
+    """The library's counters stop at the largest uint32. One that has stopped is not compared with the others."""
     full = 2**32 - 1
     trainer = Trainer()
     trainer.state.outcomes.update(accumulated=1, skipped_not_finite=full)
