@@ -22,6 +22,7 @@ from tests.optwrap.transformations import (
     WRAPPERS,
     Case,
     assert_same,
+    by_name,
     gradients,
     momentum,
     run,
@@ -44,10 +45,6 @@ FIELDS = (
     *("fast_state", "steps_since_sync", "trace", "learning_rate"),
 )
 """Of the wrappers' states, and of what they wrap."""
-
-
-def by_name(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
 def distance(outputs: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from tests.optwrap.transformations import (
     assert_close,
     assert_same,
     assert_same_types,
+    by_name,
     compiled,
     gradients,
     run,
@@ -41,10 +42,6 @@ OPTAX_DIFFERS = {(name, "complex64") for name in WRAPPERS if name.startswith("mu
 ONE_EACH = SINGLES[: len(WRAPPERS)] + OURS_SINGLES[:1]
 EVERY_SINGLE = SINGLES + OURS_SINGLES
 EVERY_PAIR = PAIRS + OURS_PAIRS
-
-
-def by_name(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
 @pytest.mark.thin(3)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optwrap
 
@@ -150,6 +151,12 @@ OURS_PAIRS = [
         *((name, "skip_if") for name in WRAPPERS),
     ]
 ]
+
+
+def by_name(cases: list[Case]) -> Any:
+    """Runs a test for each of these cases."""
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
 
 OPTAX_RAISES = {"apply_if_finite-lookahead", "flatten-lookahead"} | {
     f"{name}-lookahead" for name in WRAPPERS if name.startswith("multi_steps")

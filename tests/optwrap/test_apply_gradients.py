@@ -1,8 +1,6 @@
 """`apply_gradients` takes the same steps as `update` and `optax.apply_updates`, over the table of transformations."""
 
 import functools
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,49 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
+from tests.optwrap.fused import CHOSEN, EVERY, fused, instrumented, run_fused
 from tests.optwrap.transformations import (
     FLOAT32,
-    OURS_PAIRS,
-    OURS_SINGLES,
-    PAIRS,
     SINGLES,
     TREES,
-    After,
     Case,
     assert_close,
     assert_same,
-    assert_same_types,
+    by_name,
     gradients,
     multi_steps,
     run,
 )
 
 STEPS = 9
-EVERY = [*SINGLES, *PAIRS, *OURS_SINGLES, *OURS_PAIRS]
-CHOSEN = [*SINGLES, *OURS_SINGLES] + [
-    case
-    for case in PAIRS
-    if set(case.name.split("-")) <= {"apply_if_finite", "multi_steps_skip_not_finite", "masked", "lookahead"}
-]
-"""For what takes long to compile: each wrapper, and pairs of those that decide with those that hand on."""
+
 FAULTS = (jnp.nan, jnp.inf, -jnp.inf, 3e38)
 """3e38 is finite, and its square is not in float32."""
-
-
-def by_name(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
-
-
-def instrumented(case: Case) -> Any:
-    return optwrap.instrument(case.build(optwrap))
-
-
-@functools.cache
-def fused(case: Case, watched: bool = False) -> tuple[Any, Any]:
-    """The jitted init of a case, and its step through `apply_gradients`."""
-    transformation = instrumented(case) if watched else case.build(optwrap)
-    step = functools.partial(optwrap.apply_gradients, transformation)
-    return jax.jit(transformation.init), jax.jit(step)
 
 
 @functools.cache
@@ -69,16 +42,6 @@ def two_calls(case: Case) -> Any:
         return optax.apply_updates(params, updates), state
 
     return step
-
-
-def run_fused(case: Case, tree: Any, batches: list[Any]) -> Iterator[After]:
-    init, step = fused(case)
-    params = case.params(tree)
-    state = init(params)
-    yield After(params, state, None)
-    for grads in batches:
-        params, state = step(grads, state, params)
-        yield After(params, state, None)
 
 
 def flags_and_counts(state: Any) -> Any:
@@ -229,42 +192,6 @@ def test_a_chain_is_the_two_calls() -> None:
         assert_same(ours, both(grads, state, params))
 
 
-@pytest.mark.thin(3)
-@by_name(CHOSEN)
-def test_parameters_and_state_are_overwritten_in_place(case: Case) -> None:
-    """XLA reuses the buffer of each donated array for a result of the step."""
-    for transformation in (case.build(optwrap), *([] if len(case.wraps) > 1 else [instrumented(case)])):
-        params = case.params({"layer": {"w": jnp.ones((64, 256))}, "b": jnp.ones(256)})
-        state = jax.jit(transformation.init)(params)
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
-        def step(params: Any, state: Any, grads: Any, tx: Any = transformation) -> tuple[Any, Any]:
-            return optwrap.apply_gradients(tx, grads, state, params)
-
-        like = params.fast if case.pairs else params
-        compiled = step.lower(params, state, like).compile()
-        leaves = jax.tree.leaves((params, state))
-        header = compiled.as_text().split("\n", 1)[0]
-        aliased = {int(number) for number in re.findall(r"\}: \((\d+), \{\}", header)}
-        assert aliased == set(range(len(leaves)))
-        assert compiled.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
-
-
-@pytest.mark.parametrize("skip", [None, "not_finite", "large"])
-def test_accumulation_takes_no_memory(skip: str | None) -> None:
-    """XLA allocates nothing of the parameters' size: the window is filled and emptied in place."""
-    params = {f"w{i}": jnp.ones((256, 256)) for i in range(8)}
-    transformation = multi_steps(optwrap, optax.adamw(0.1), 4, skip=skip)
-    state = transformation.init(params)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        return optwrap.apply_gradients(transformation, grads, state, params)
-
-    memory = step.lower(params, state, params).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-
-
 def test_works_under_vmap_and_scan() -> None:
     """Stacked trainings, each with its own faults, equal those alone; a scan equals the loop."""
     tx = optwrap.instrument(multi_steps(optwrap, optwrap.apply_if_finite(optax.adam(0.1), 2), 2, skip="not_finite"))
@@ -314,69 +241,6 @@ def test_extra_args_reach_the_optimizer() -> None:
     for value in (1.0, 2.0, 3.0):
         params, state = jax.jit(functools.partial(optwrap.apply_gradients, tx))(params, state, params, value=value)
     assert optax.tree.get(state, "scale") < 1
-
-
-def test_settle_empties_what_an_empty_window_holds() -> None:
-    """Optax continues correctly from a settled state; windows that are not empty do not change."""
-    params = {"w": jnp.ones(3)}
-    tx = optax.MultiSteps(optax.sgd(0.5), 2)
-    state = tx.init(params)
-    for value in (jnp.nan, 1.0):
-        _, state = tx.update({"w": jnp.full(3, value)}, state, params)
-    assert state.mini_step == 0
-    assert jnp.isnan(state.acc_grads["w"]).all()
-
-    settled = jax.jit(optwrap.settle)(state)
-    assert_same(settled._replace(acc_grads=state.acc_grads), state)
-    for value in (1.0, 3.0):
-        updates, settled = tx.update({"w": jnp.full(3, value)}, settled, params)
-    np.testing.assert_array_equal(updates["w"], np.full(3, -1.0))
-
-    _, open_window = tx.update({"w": jnp.ones(3)}, settled, params)
-    assert_same(optwrap.settle(open_window), open_window)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, open_window)
-    both = optwrap.settle({"nested": (stacked,)})["nested"][0]
-    np.testing.assert_array_equal(both.acc_grads["w"], np.array([np.zeros(3), np.ones(3)]))
-
-
-@pytest.mark.parametrize("options", [{}, {"use_grad_mean": False}, {"weighted": True}], ids=["mean", "sum", "weighted"])
-def test_what_an_empty_window_holds_is_of_no_window(options: dict[str, Any]) -> None:
-    """Steps from the unsettled and from the settled state give the same bits."""
-    tx = optwrap.MultiSteps(optax.sgd(0.5), 2, should_skip_update_fn=optwrap.skip_not_finite, **options)
-    extra = {"weight": 2.0} if "weighted" in options else {}
-
-    def update(grads: Any, state: Any, params: Any) -> Any:
-        updates, state = tx.update(grads, state, params, **extra)
-        return optax.apply_updates(params, updates), state
-
-    params = {"w": jnp.ones(3)}
-    for step in (jax.jit(update), jax.jit(functools.partial(optwrap.apply_gradients, tx, **extra))):
-
-        def trained(left: float, step: Any = step) -> Any:
-            after = (params, tx.init(params)._replace(acc_grads={"w": jnp.full(3, left)}))
-            for number in range(3):
-                after = step(gradients(params, number), after[1], after[0])
-            return after
-
-        for left in (jnp.nan, jnp.inf, 7.0):
-            assert_same(trained(left), trained(0.0))
-
-
-@by_name([case for case in [*SINGLES, *PAIRS] if "multi_steps" in case.name])
-def test_settle_keeps_what_is_abstract(case: Case) -> None:
-    """Shapes, dtypes and shardings, such as a checkpoint is restored into: those of the settled state itself."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[1])
-    transformation, params = case.build(optwrap), case.params(FLOAT32)
-    state = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), jax.eval_shape(transformation.init, params))
-    assert jax.tree.leaves(state) == jax.tree.leaves(optwrap.settle(state))
-    assert_same_types(jax.eval_shape(optwrap.settle, transformation.init(params)), state)
-
-
-@by_name([case for case in EVERY if "multi_steps" in case.name])
-def test_leaves_a_state_that_is_settled(case: Case) -> None:
-    batches = [gradients(FLOAT32, step) for step in range(4)]
-    for after in run_fused(case, FLOAT32, batches):
-        assert_same(optwrap.settle(after.state), after.state)
 
 
 @pytest.mark.parametrize(
