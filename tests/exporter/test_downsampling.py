@@ -39,7 +39,7 @@ def test_downsampling_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
     axis: Axis,
     pace: list[float],
 ) -> None:
-    """Against a plain reading of the records: dense and sparse numbers, whole and partial ranges, fast and slow."""
+    """Compared with the records themselves, for dense and sparse steps, partial ranges, fast and slow steps."""
     stored: dict[int, tuple[str, float | str]] = {}
     at = 0
     for gap in gaps * (filler + 1):
@@ -83,7 +83,7 @@ def test_downsampling_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
 @pytest.mark.parametrize("points", [10, 100, 2000])
 @pytest.mark.parametrize("since", [1, 777])
 def test_downsampling_keeps_the_extremes_of_every_bucket(kept: Kept, points: int, since: int) -> None:
-    """Against the parts cut out by hand: of whole blocks where they hold two of them or more."""
+    """The buckets are computed here again; wide ones consist of whole blocks."""
     chance = random.Random(points)
     trainer = Trainer(kept.clock)
     norms: dict[int, float] = {}
@@ -106,7 +106,7 @@ def test_downsampling_keeps_the_extremes_of_every_bucket(kept: Kept, points: int
 
 
 def test_downsampling_by_time_keeps_slow_steps_among_many_fast_ones(kept: Kept) -> None:
-    """Forty thousand steps in seven minutes, then five hundred in eight hours: the hours are seen, part by part."""
+    """After 40,000 steps in seven minutes, 500 steps in eight hours are shown in every part of these hours."""
     chance = random.Random(5)
     fast, slow, points = 40_000, 500, 200
     steps = list(range(1, fast + slow + 1))
