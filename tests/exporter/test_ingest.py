@@ -32,7 +32,7 @@ def test_a_report_is_answered_once_it_is_committed(exporter: Exporter) -> None:
     assert exporter.store.steps("lm", 0).total == 1
 
 
-def test_a_report_that_cannot_be_stored_changes_no_answer(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_stored_changes_nothing(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(exporter.clock)
     trainer.step()
     exporter.ingest.submit(trainer.report())
@@ -106,7 +106,7 @@ def test_closing_answers_waiting_reports_and_refuses_new_ones(tmp_path: Path) ->
     exporter.ingest.close()
 
 
-def test_many_clients_at_once_are_each_counted_right(exporter: Exporter) -> None:
+def test_concurrent_clients_are_all_counted(exporter: Exporter) -> None:
     def client(process: int) -> None:
         trainer = Trainer(exporter.clock, process=process, process_count=8)
         for _ in range(20):

@@ -41,7 +41,7 @@ def test_repeating_everything_in_any_order_changes_nothing(
         assert everything(exporter) == before
 
 
-def test_other_content_under_the_same_incarnation_and_seq_is_a_conflict_that_harms_nothing(exporter: Exporter) -> None:
+def test_a_known_seq_with_other_content_is_a_conflict_and_changes_nothing(exporter: Exporter) -> None:
     trainer = Trainer(exporter.clock)
     first, second = trainer.report(), trainer.report()
     exporter.ingest.submit(second)
@@ -57,8 +57,7 @@ def test_other_content_under_the_same_incarnation_and_seq_is_a_conflict_that_har
     assert exporter.detail.totals.steps == 1
 
 
-def test_an_incarnation_of_another_attempt_is_a_conflict_that_harms_nothing(exporter: Exporter) -> None:
-    """An incarnation is of one launch: which process speaks for a launch, and what it skipped, is told by that."""
+def test_an_incarnation_that_changes_its_attempt_is_a_conflict_and_changes_nothing(exporter: Exporter) -> None:
     trainer = Trainer(exporter.clock)
     trainer.bad()
     exporter.ingest.submit(trainer.report())
@@ -73,7 +72,7 @@ def test_an_incarnation_of_another_attempt_is_a_conflict_that_harms_nothing(expo
 
 
 def test_too_many_gaps_are_refused(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which reports came is kept exactly; what cannot be kept is for the client to send again."""
+    """The ingest keeps only so many ranges of seqs; the client sends a refused report again."""
     monkeypatch.setattr(ranges, "MOST", 4)
     trainer = Trainer(exporter.clock)
     reports = []
@@ -102,7 +101,7 @@ def test_reports_below_oldest_held_leave_no_gap(exporter: Exporter, monkeypatch:
     assert exporter.detail.totals.steps == 50
 
 
-def test_a_conflict_is_known_after_a_restart_too(tmp_path: Path) -> None:
+def test_a_conflict_is_recognized_after_a_restart(tmp_path: Path) -> None:
     trainer = Trainer()
     report = trainer.report()
     with Exporter(tmp_path) as exporter:
@@ -113,7 +112,7 @@ def test_a_conflict_is_known_after_a_restart_too(tmp_path: Path) -> None:
         assert exporter.ingest.submit(report).duplicate
 
 
-def test_the_same_incarnation_and_seq_of_another_process_or_run_is_another_report(exporter: Exporter) -> None:
+def test_the_same_seq_of_another_process_or_run_is_another_report(exporter: Exporter) -> None:
     for run in ("lm", "other"):
         for process in range(2):
             trainer = Trainer(exporter.clock, run=run, process=process, incarnation="same")

@@ -57,7 +57,7 @@ def test_processes_that_go_stale_together_are_all_stored(exporter: Exporter) -> 
 
 
 def test_the_writer_thread_ticks(tmp_path: Path) -> None:
-    """The writer's own looks, over a real clock; nothing is asserted of how soon."""
+    """It ticks by a real clock; how soon is not asserted."""
     clock, told = TurnedClock(), threading.Event()
     with Store(tmp_path) as store:
         ingest = Ingest(store, Ledger(clock), clock=clock, tick=0.01)
@@ -91,7 +91,7 @@ def test_a_failed_tick_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_deleted_records_are_counted_and_the_count_survives_a_restart(tmp_path: Path) -> None:
-    """They are counted for each incarnation, and a later tick keeps the counts."""
+    """They are counted for each incarnation, and a later tick does not change the counts."""
     clock = TurnedClock()
     with Exporter(tmp_path, clock, limit_bytes=SMALLEST_LIMIT) as exporter:
         state = State()

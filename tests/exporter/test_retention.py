@@ -1,4 +1,4 @@
-"""Deletion: by age, by size, on a full disk and on request; totals stay and what is lost is counted."""
+"""Records are deleted by age, by size, on a full disk and on request; totals stay, and the loss is counted."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from tests.exporter.stores import Kept, busy_runs, check_blocks, rows
 from tests.exporter.trainer import Trainer
 
 
-def test_old_records_and_events_go_and_totals_stay(kept: Kept) -> None:
+def test_old_records_and_events_are_deleted_and_totals_stay(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     for _ in range(10):
         trainer.bad()
@@ -38,7 +38,7 @@ def test_old_records_and_events_go_and_totals_stay(kept: Kept) -> None:
 
 @pytest.mark.parametrize(("reports", "records"), [(300, 40), (25, 1000)])
 def test_at_the_limit_the_oldest_records_are_deleted_and_counted(tmp_path: Path, reports: int, records: int) -> None:
-    """And no more of them than has to: the store stays as full as it may be."""
+    """No more than needed: the store stays as full as it may be."""
     kept = Kept(tmp_path, limit_bytes=SMALLEST_LIMIT)
     trainers = [Trainer(kept.clock, process=process, process_count=2) for process in range(2)]
     sizes: list[int] = []
@@ -67,7 +67,7 @@ def test_at_the_limit_the_oldest_records_are_deleted_and_counted(tmp_path: Path,
     again.store.close()
 
 
-def test_a_limit_that_was_lowered_is_reached_little_by_little(kept: Kept) -> None:
+def test_a_lowered_limit_is_reached_in_small_deletions(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     for _ in range(60):
         for _ in range(1000):
@@ -87,7 +87,7 @@ def test_a_limit_that_was_lowered_is_reached_little_by_little(kept: Kept) -> Non
 
 
 def test_a_full_disk_first_drops_records_and_then_refuses_reports(kept: Kept) -> None:
-    """As if others had filled the disk: no page more than there are now."""
+    """The full disk is a limit of SQLite's pages at the present size."""
     trainer = Trainer(kept.clock)
     for _ in range(300):
         trainer.step()
@@ -126,7 +126,7 @@ def test_a_full_disk_first_drops_records_and_then_refuses_reports(kept: Kept) ->
     check_blocks(kept.directory)
 
 
-def test_a_forgotten_run_leaves_no_row_and_no_other_run_loses_one(kept: Kept) -> None:
+def test_forgetting_a_run_deletes_all_its_rows_and_no_others(kept: Kept) -> None:
     busy_runs(kept)
     other = (rows(kept.store.steps("other", 0)), kept.store.events("other"))
     assert kept.store.forget("lm")

@@ -89,7 +89,7 @@ def any_report(draw: st.DrawFn) -> Report:
 
 @given(reports=st.lists(any_report(), min_size=1, max_size=6), data=st.data())
 @settings(max_examples=25, phases=UNSHRUNK)
-def test_whatever_the_wire_lets_through_is_stored_and_answered(
+def test_every_valid_report_is_stored_and_can_be_queried(
     tmp_path_factory: pytest.TempPathFactory, reports: list[Report], data: st.DataObject
 ) -> None:
     with fresh(tmp_path_factory) as kept:
@@ -114,7 +114,7 @@ def test_whatever_the_wire_lets_through_is_stored_and_answered(
         assert (reopened.totals, reopened.replicas) == (answer.totals, answer.replicas)
 
 
-def test_a_sum_stops_at_the_largest_count(kept: Kept) -> None:
+def test_a_sum_saturates_at_the_largest_count(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     for _ in range(1100):
         trainer.bad(w=LARGE)

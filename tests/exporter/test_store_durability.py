@@ -1,4 +1,4 @@
-"""Durability: what is acknowledged survives a restart and a kill, once."""
+"""Durability: each acknowledged report survives a restart and a kill, and counts once."""
 
 import os
 import random
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @given(history=histories(), data=st.data())
 @settings(max_examples=12)
-def test_a_reopened_store_knows_all_that_the_ledger_knew(
+def test_a_reopened_store_restores_the_same_ledger(
     tmp_path_factory: pytest.TempPathFactory, history: History, data: st.DataObject
 ) -> None:
     with fresh(tmp_path_factory) as kept:
@@ -47,8 +47,8 @@ def test_a_reopened_store_knows_all_that_the_ledger_knew(
         kept.store.close()
 
 
-def test_killing_the_writer_loses_nothing_acknowledged_and_doubles_nothing(tmp_path: Path) -> None:
-    """Killed by signal 9 at random moments of the ingest, again and again; the next one goes on where it was."""
+def test_kill_9_loses_no_acknowledged_report_and_repeats_none(tmp_path: Path) -> None:
+    """The process is killed at random moments, and a new one goes on where it was."""
     last, acknowledged, killed = 400, 0, 0
     chance = random.Random(20251122)
     while acknowledged < last:
@@ -100,7 +100,7 @@ def test_killing_the_writer_loses_nothing_acknowledged_and_doubles_nothing(tmp_p
         assert [step for message in streamed for step in message.steps.step] == [row[0] for row in expected]
 
 
-def test_a_transaction_that_fails_half_way_leaves_nothing(kept: Kept) -> None:
+def test_a_failed_transaction_leaves_nothing(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     trainer.bad()
     kept.take(trainer.report())

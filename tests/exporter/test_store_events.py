@@ -1,4 +1,4 @@
-"""Stored events: pages and their cursors, and the stream that resumes after a revision."""
+"""Stored events: pages and their cursors, and the stream that resumes after any revision."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from tests.exporter.trainer import TurnedClock
 
 @pytest.mark.parametrize("kind", [None, "skipped", "streak_started", "started", "stale"])
 @pytest.mark.parametrize("process", [None, 0, 1])
-def test_events_page_from_the_newest_to_the_oldest_each_once(
+def test_pages_of_events_go_from_newest_to_oldest_without_repetition(
     kept: Kept, kind: EventKind | None, process: int | None
 ) -> None:
     busy_runs(kept)
@@ -63,7 +63,7 @@ def test_a_cursor_with_a_number_that_no_row_can_have_is_refused(kept: Kept, numb
 
 
 @given(cursor=st.text(max_size=60) | st.binary(max_size=30).map(lambda b: b.decode("latin-1")))
-def test_no_text_is_a_cursor_by_accident(cursor: str) -> None:
+def test_random_text_is_no_cursor(cursor: str) -> None:
     ledger = Ledger(TurnedClock())
     with pytest.raises(CursorError):
         ledger.run_page(cursor=cursor)

@@ -1,4 +1,4 @@
-"""Opening a store: a directory or limit that cannot be used is one clear message."""
+"""Opening a store: a directory or limit that cannot be used is refused in one line."""
 
 import contextlib
 import sqlite3
@@ -72,7 +72,7 @@ def truncated(directory: Path) -> None:
         (truncated, "malformed"),
     ],
 )
-def test_a_directory_that_cannot_be_used_is_one_clear_line(
+def test_a_directory_that_cannot_be_used_is_refused_in_one_line(
     tmp_path: Path, spoil: Callable[[Path], None], reason: str
 ) -> None:
     directory = tmp_path / "data"
@@ -85,7 +85,7 @@ def test_a_directory_that_cannot_be_used_is_one_clear_line(
     assert "\n" not in message
 
 
-def test_a_damaged_row_is_one_clear_line(kept: Kept) -> None:
+def test_a_damaged_row_is_refused_in_one_line(kept: Kept) -> None:
     kept.take(Trainer(kept.clock).report())
     kept.store.close()
     with contextlib.closing(sqlite3.connect(kept.directory / "optwrap.sqlite3")) as db:

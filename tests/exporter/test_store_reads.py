@@ -1,4 +1,4 @@
-"""Reads: each sees one committed state, beside the writer; step records are as they were reported."""
+"""Reads: each sees one committed state while the writer goes on; step records are as reported."""
 
 import sqlite3
 import threading
@@ -21,7 +21,7 @@ def test_a_read_sees_one_state_and_does_not_block_the_writer(kept: Kept) -> None
     assert kept.store.steps("lm", 0).total == 2
 
 
-def test_many_threads_may_read_while_one_writes(kept: Kept) -> None:
+def test_threads_read_while_one_writes(kept: Kept) -> None:
     trainer = Trainer(kept.clock)
     done = threading.Event()
     totals: list[list[int]] = [[] for _ in range(8)]
@@ -66,7 +66,7 @@ def test_a_read_during_close_raises(kept: Kept, monkeypatch: pytest.MonkeyPatch)
         kept.store.revision()
 
 
-def test_a_step_taken_twice_is_there_twice_in_the_order_of_time(kept: Kept) -> None:
+def test_a_step_taken_twice_has_two_records_in_the_order_of_time(kept: Kept) -> None:
     first = Trainer(kept.clock)
     first.step(norm=1.0)
     first.step(norm=2.0)
