@@ -50,8 +50,8 @@ def flags_and_counts(state: Any) -> Any:
 
 @pytest.mark.thin(3)
 @by_name(EVERY)
-def test_takes_the_steps_that_update_and_apply_take(case: Case) -> None:
-    """Parameters and states within rounding of the update, flags and counters exactly; bad batches too."""
+def test_steps_equal_those_of_update_and_apply_updates(case: Case) -> None:
+    """Parameters and states within rounding, flags and counters exactly; bad batches included."""
     batches = [gradients(FLOAT32, step) for step in range(STEPS)]
     for step, fault in zip((1, 4, 5), FAULTS, strict=False):
         batches[step]["b"][1] = fault
@@ -63,7 +63,7 @@ def test_takes_the_steps_that_update_and_apply_take(case: Case) -> None:
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("tree", TREES)
 @by_name(SINGLES)
-def test_keeps_every_tree_as_it_is(case: Case, tree: str) -> None:
+def test_types_equal_those_of_update_and_apply_updates(case: Case, tree: str) -> None:
     """Structure, shapes and dtypes of parameters and state are those of the two calls."""
     batches = [gradients(TREES[tree], step) for step in range(4)]
     for ours, other in zip(
@@ -90,8 +90,8 @@ GUARDS = {
 @pytest.mark.parametrize(
     "inner", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9), optax.lion(0.1)], ids=["adamw", "sgd", "lion"]
 )
-def test_a_step_that_is_taken_equals_the_inner_optimizers_own(guard: str, inner: Any) -> None:
-    """Bit for bit the same as its jitted update and apply."""
+def test_an_accepted_step_equals_that_of_the_inner_optimizer(guard: str, inner: Any) -> None:
+    """Bit for bit its jitted update and apply."""
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(33, 65)).astype(np.float32), "b": rng.normal(size=65).astype(np.float32)}
     outer = GUARDS[guard](inner)
@@ -114,8 +114,8 @@ def test_a_step_that_is_taken_equals_the_inner_optimizers_own(guard: str, inner:
 @by_name([case for case in EVERY if "multi_steps" not in case.name])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_a_rejected_gradient_touches_nothing(case: Case, data: st.DataObject) -> None:
-    """Guarded from outside, a bad batch leaves parameters and inner state as they were, bit for bit."""
+def test_a_rejected_gradient_changes_nothing(case: Case, data: st.DataObject) -> None:
+    """Inside a guard a bad batch leaves parameters and inner state bit for bit as they were."""
     init, step = guarded(case)
     params = case.params(FLOAT32)
     state = init(params)
@@ -139,8 +139,8 @@ def guarded(case: Case) -> tuple[Any, Any]:
 
 @pytest.mark.thin(3)
 @by_name(CHOSEN)
-def test_an_instrumentation_counts_the_same(case: Case) -> None:
-    """Through `apply_gradients` its counters are those of the two calls, whatever comes."""
+def test_the_counters_equal_those_of_update(case: Case) -> None:
+    """For good and bad batches."""
     init, step = fused(case, watched=True)
     params = case.params(FLOAT32)
     ours = theirs = (params, init(params))
@@ -156,8 +156,8 @@ def test_an_instrumentation_counts_the_same(case: Case) -> None:
         assert_same(mine, other)
 
 
-def test_parameters_not_finite_before_are_no_guards_fault_where_it_is_outermost() -> None:
-    """With a transformation around it, only the new parameters are known: a skipped call counts as accepted."""
+def test_non_finite_parameters_do_not_change_the_outcome_of_an_outermost_guard() -> None:
+    """Under another wrapper only the new parameters are known, so the skipped step counts as accepted."""
     params, grads = {"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([jnp.nan, jnp.nan])}
     guard = optwrap.apply_if_finite(optax.sgd(0.1), 3)
     for tx, outcome in ((guard, "skipped_not_finite"), (optwrap.masked(guard, True), "accepted_not_finite")):
@@ -168,8 +168,8 @@ def test_parameters_not_finite_before_are_no_guards_fault_where_it_is_outermost(
         assert said == [outcome, "skipped_not_finite"]
 
 
-def test_a_chain_is_the_two_calls() -> None:
-    """Also one of `inject_hyperparams`, of optax's own wrappers, and a plain optimizer."""
+def test_a_chain_gets_update_and_apply_updates() -> None:
+    """So do `inject_hyperparams`, optax's own wrappers and plain optimizers."""
     params = FLOAT32
     guard = optwrap.apply_if_finite(optax.adam(0.1), 3)
     for tx in (
@@ -217,7 +217,7 @@ def test_works_under_vmap_and_scan() -> None:
 
 
 def test_training_can_be_differentiated_through() -> None:
-    """Forwards and backwards, over windows that are emptied on the way."""
+    """Forward and backward, over complete windows."""
     tx = multi_steps(optwrap, optax.sgd(0.5), 2)
 
     def trained(scale: jax.Array) -> jax.Array:
@@ -263,7 +263,7 @@ def test_wrong_arguments_are_named(tx: Any, params: Any, message: str) -> None:
 
 @pytest.mark.parametrize("wrap", ["apply_if_finite", "multi_steps", "lookahead"])
 @pytest.mark.parametrize("params", [jnp.full((2,), 1.0), [1.0, 2.0]], ids=["weak array", "Python numbers"])
-def test_weak_parameters_become_strong_and_lose_nothing(wrap: str, params: Any) -> None:
+def test_weakly_typed_parameters_become_strongly_typed(wrap: str, params: Any) -> None:
     """Otherwise every later step would be rounded to the dtype of narrower gradients."""
     case = next(case for case in SINGLES if case.name == wrap)
     tx = case.build(optwrap, optax.sgd(1e-3))
@@ -281,7 +281,7 @@ def test_weak_parameters_become_strong_and_lose_nothing(wrap: str, params: Any) 
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_lookahead_in_shard_map_takes_parameters_that_are_everywhere(reset: bool) -> None:
+def test_lookahead_in_shard_map_takes_replicated_parameters(reset: bool) -> None:
     """Gradients that vary along an axis make replicated parameters vary, too."""
     mesh = jax.make_mesh((4,), ("x",))
     tx = optwrap.lookahead(optwrap.apply_if_finite(optax.adam(0.1), 2), 2, 0.5, reset_state=reset)
@@ -317,7 +317,7 @@ def test_optax_multi_steps_gets_its_extra_args() -> None:
     assert optax.tree.get(state, "scale") < 1
 
 
-def test_an_apply_of_another_kind_is_left_alone() -> None:
+def test_another_method_named_apply_is_not_called() -> None:
     class Other(optax.GradientTransformationExtraArgs):
         def apply(self) -> None:
             raise AssertionError
@@ -327,8 +327,8 @@ def test_an_apply_of_another_kind_is_left_alone() -> None:
     np.testing.assert_array_equal(params, np.full(2, 0.5))
 
 
-def test_a_norm_does_not_leave_the_trace_it_was_made_in() -> None:
-    """A jitted function that is traced within a step, and holds an array of its own, can be called after it."""
+def test_a_cached_norm_does_not_leave_its_trace() -> None:
+    """A jitted function traced inside a step, which closes over an array, can be called after the step."""
     gradients = jnp.ones(3)
     guard = optwrap.apply_if_finite(optax.sgd(1.0), 3)
     state = guard.init(gradients)
@@ -349,8 +349,7 @@ class Halving(optwrap.MultiSteps):
 
 
 @pytest.mark.parametrize("around", [lambda tx: tx, optwrap.instrument, lambda tx: optwrap.apply_if_finite(tx, 2)])
-def test_a_subclass_with_an_update_of_its_own_takes_that_step(around: Any) -> None:
-    """apply_gradients must not bypass the overridden update."""
+def test_an_overridden_update_of_multi_steps_is_called(around: Any) -> None:
     tx, params = around(Halving(optax.sgd(1.0), 1)), {"a": jnp.ones(3)}
     stepped, _ = optwrap.apply_gradients(tx, {"a": jnp.full(3, 4.0)}, tx.init(params), params)
     np.testing.assert_array_equal(stepped["a"], -np.ones(3))

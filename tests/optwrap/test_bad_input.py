@@ -357,8 +357,8 @@ def test_traced_values_are_brought_into_range() -> None:
 
 
 @pytest.mark.parametrize("limit", [10**12, np.int64(10**10), np.uint64(2**63)])
-def test_a_norm_may_be_any_integer(limit: Any) -> None:
-    """Even one that does not fit into any of JAX's integer dtypes."""
+def test_a_norm_limit_may_be_any_integer(limit: Any) -> None:
+    """Even one too large for every integer dtype of JAX."""
     skip = functools.partial(optwrap.skip_large_updates, max_squared_norm=limit)
     for norm_squared, skipped in ((0.9 * float(limit), False), (1.1 * float(limit), True)):
         updates = jnp.full(1, norm_squared**0.5)

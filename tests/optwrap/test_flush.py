@@ -75,8 +75,8 @@ calls = st.lists(st.sampled_from(["step", "step", "step", "bad", "flush"]), min_
 @pytest.mark.parametrize("skip", ["not_finite", "large", "silent"])
 @settings(max_examples=25, deadline=None)
 @given(calls=calls)
-def test_flushing_takes_the_step_of_what_there_is(skip: str, mean: bool, calls: list[str]) -> None:
-    """The parameters are those of the optimizer alone on numpy's means (sums) of the windows, however they ended."""
+def test_a_flush_takes_the_step_of_the_window_so_far(skip: str, mean: bool, calls: list[str]) -> None:
+    """The parameters are those of the optimizer alone on numpy's means or sums of the windows."""
     training, alone = trained(skip, mean), jax.jit(momentum().update)
     params, expected = FLOAT32, FLOAT32
     state, expected_state = training.init(params), momentum().init(params)
@@ -109,8 +109,8 @@ def test_flushing_takes_the_step_of_what_there_is(skip: str, mean: bool, calls: 
     assert max(training.step._cache_size(), training.flush._cache_size()) <= 1
 
 
-def test_a_flush_right_after_a_skip_is_seen() -> None:
-    """After a flush `should_skip` is false; the flush of an empty window does not change it."""
+def test_a_flush_after_a_skip_clears_should_skip() -> None:
+    """The flush of an empty window does not change it."""
     training = trained("not_finite", True)
     _, state, *_ = training.step(gradients(FLOAT32, 0), training.init(FLOAT32), FLOAT32)
     _, state, *_ = training.step(bad(FLOAT32), state, FLOAT32)
@@ -122,7 +122,7 @@ def test_a_flush_right_after_a_skip_is_seen() -> None:
     assert_same(after, skipped)
 
 
-def test_has_updated_where_the_counter_stands_still() -> None:
+def test_has_updated_is_right_where_the_counter_saturates() -> None:
     """At 2**31 - 1 it is right in the middle of a window, and if the skip state has `should_skip`."""
     training = trained("not_finite", True)
     full = training.init(FLOAT32)._replace(gradient_step=FULL)
@@ -135,8 +135,8 @@ def test_has_updated_where_the_counter_stands_still() -> None:
     assert int(state.gradient_step) == 2**31 - 1
 
 
-def test_what_is_not_finite_is_flushed_with_its_window_and_guarded_like_it() -> None:
-    """Without a guard it reaches the optimizer; a guard inside rejects it; the next window is not affected."""
+def test_non_finite_values_are_flushed_with_their_window() -> None:
+    """Without a guard they reach the optimizer, a guard inside rejects them; the next window is unaffected."""
     for guarded in (False, True):
         inner = optwrap.apply_if_finite(momentum(), 5) if guarded else momentum()
         training = Trained(optwrap.MultiSteps(inner, 4))
@@ -194,7 +194,7 @@ def test_lookahead_inside_gets_its_step() -> None:
 
 
 def test_nested_windows_are_flushed_from_the_outermost_inwards() -> None:
-    """The inner one takes what comes as a mini-step of its own."""
+    """The inner window takes the flushed step as a mini-step."""
     inner = optwrap.MultiSteps(optax.identity(), 2)
     outer = optwrap.MultiSteps(inner, 2)
     state = outer.init(FLOAT32)
@@ -252,7 +252,7 @@ def test_shardings_are_kept(axis_type: AxisType) -> None:
 
 
 def test_an_instrumented_training_is_flushed_through_the_inner_state() -> None:
-    """No call of update is counted; the counters of the wrapper itself, and the next window's outcome, are right."""
+    """No step is counted; the wrapper's own counters and the next window's outcome are right."""
     steps = optwrap.MultiSteps(momentum(), 3)
     tx = optwrap.instrument(steps)
     update = jax.jit(tx.update)
@@ -287,7 +287,7 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
-def test_the_state_of_an_instrumentation_is_refused(call: Callable[[Any], Any]) -> None:
+def test_the_state_of_instrument_is_refused(call: Callable[[Any], Any]) -> None:
     state = optwrap.instrument(optwrap.MultiSteps(momentum(), 2)).init(FLOAT32)
     with pytest.raises(TypeError, match=r"MultiSteps.*: state must be the MultiStepsState .* \(InstrumentState\)"):
         call(state)

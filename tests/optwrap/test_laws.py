@@ -117,7 +117,7 @@ def test_jit_equals_eager(case: Case) -> None:
 
 @by_name(EVERY_SINGLE + EVERY_PAIR)
 def test_one_trace_serves_every_step(case: Case) -> None:
-    """Neither the state after a step nor that after a skipped one is of another type, weak or strong, than before."""
+    """The state after a step, taken or skipped, has the same types as before it."""
     run(case, optwrap, FLOAT32, [gradients(FLOAT32, step) for step in range(4)])
     init, step = compiled(case, optwrap)
     params = case.params(FLOAT32)
@@ -147,7 +147,7 @@ def test_the_inner_transformation_is_traced_once(case: Case) -> None:
 @pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_works_as_the_carry_of_a_scan(case: Case) -> None:
-    """Steps in a `lax.scan` are the steps one after the other."""
+    """Steps in a `lax.scan` equal steps one after the other."""
     batches = [gradients(FLOAT32, step) for step in range(STEPS)]
     init, _ = compiled(case, optwrap)
     params = case.params(FLOAT32)
@@ -242,8 +242,8 @@ def test_composes_in_multi_transform(case: Case) -> None:
     assert_same(*results)
 
 
-def test_a_state_of_either_library_serves_the_other() -> None:
-    """A training begun with optax's wrappers goes on with ours, and back, as if nothing had changed."""
+def test_a_state_of_either_library_continues_under_the_other() -> None:
+    """And back again."""
     case = Case("apply_if_finite-multi_steps", next(c.wraps for c in PAIRS if c.name == "apply_if_finite-multi_steps"))
     batches = [gradients(FLOAT32, step) for step in range(6)]
     expected = run(case, optax, FLOAT32, batches)[-1]

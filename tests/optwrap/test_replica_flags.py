@@ -21,7 +21,7 @@ MESH = WAYS["one axis"]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
-def test_the_flags_are_one_for_each_replica_and_the_same_on_every_device(way: Way) -> None:
+def test_there_is_one_flag_for_each_replica_equal_on_every_device(way: Way) -> None:
     axes = (way.replicas,) if isinstance(way.replicas, str) else way.replicas
     spec = P(tuple(way.shape))
     flags = jax.jit(
@@ -44,14 +44,14 @@ def test_the_flags_are_one_for_each_replica_and_the_same_on_every_device(way: Wa
             np.testing.assert_array_equal(shard.data, expected)
 
 
-def test_finite_gradients_whose_squares_overflow_bring_nothing() -> None:
+def test_finite_gradients_whose_squares_overflow_set_no_flag() -> None:
     flags = jax.vmap(lambda row: optwrap.replica_flags([row], "data"), axis_name="data", out_axes=None)
     got = flags(jnp.array([[3e38, 3e38], [1, jnp.nan]], jnp.float32))
     np.testing.assert_array_equal(got.flags, [False, True])
 
 
-def test_whatever_the_leaves_are_and_wherever_they_are_the_same() -> None:
-    """For a tree of many dtypes in which only some leaves differ along each axis, and for an empty tree."""
+def test_leaves_may_have_any_dtype_and_any_sharding() -> None:
+    """In one tree some leaves differ along each axis; another is empty."""
     mesh = WAYS["first of two"].mesh
 
     def flags(rows: Any, same: Any, mine: Any) -> Any:
@@ -70,7 +70,7 @@ def test_whatever_the_leaves_are_and_wherever_they_are_the_same() -> None:
             assert not none.flags.any()
 
 
-def test_along_an_axis_that_the_compiler_shards_nothing_is_gathered() -> None:
+def test_nothing_is_gathered_along_an_axis_that_the_compiler_shards() -> None:
     """shard_map over the replicas only; the compiler handles the other axis."""
     mesh = WAYS["first of two"].mesh
     flags = jax.jit(
@@ -119,7 +119,7 @@ def around(kind: str) -> Any:
 
 @pytest.mark.parametrize("apply", [True, False])
 @pytest.mark.parametrize("kind", ["nested", "chained", "one of a chain"])
-def test_every_instrumentation_on_the_way_has_the_figures(kind: str, apply: bool) -> None:
+def test_every_instrumentation_gets_the_flags(kind: str, apply: bool) -> None:
     tx, params = around(kind), {"w": jnp.ones(2)}
     names = ["out"] if kind == "one of a chain" else ["in", "out"]
 
@@ -147,8 +147,8 @@ def strict(updates: Any, state: Any, params: Any = None, *, value: Any) -> Any:
     return jax.tree.map(lambda leaf: -value * leaf, updates), state
 
 
-def test_what_is_inside_is_not_given_the_flags() -> None:
-    """The flags are not passed on to a transformation that accepts only its own extra args."""
+def test_the_inner_transformation_does_not_get_the_flags() -> None:
+    """It may accept only its own extra args."""
     inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), strict)
     tx, params = optwrap.instrument(inner), {"w": jnp.ones(2)}
     updates, _ = tx.update(params, tx.init(params), params, value=2.0, replica_flags=jnp.array([True]))
@@ -158,7 +158,7 @@ def test_what_is_inside_is_not_given_the_flags() -> None:
 @pytest.mark.parametrize(
     "tx", [optax.adam(0.1), optax.chain(optax.clip(1.0), optax.sgd(0.1)), optwrap.apply_if_finite(optax.sgd(0.1), 3)]
 )
-def test_without_an_instrumentation_they_are_one_more_extra_argument(tx: Any) -> None:
+def test_without_an_instrumentation_the_flags_are_ignored(tx: Any) -> None:
     params = {"w": jnp.ones(2)}
     tx = optax.with_extra_args_support(tx)
     state, flags = tx.init(params), jnp.array([True, False])
@@ -181,7 +181,7 @@ def test_without_an_instrumentation_they_are_one_more_extra_argument(tx: Any) ->
         ([True, False], r"\[True, False\]"),
     ],
 )
-def test_flags_that_are_none_are_refused(flags: Any, got: str) -> None:
+def test_values_that_are_no_flags_are_refused(flags: Any, got: str) -> None:
     tx, params, state = start(None)
     with pytest.raises(TypeError, match=rf"replica_flags must be bool\[replicas\], got {got}: pass what"):
         tx.update(params, state, params, replica_flags=flags)
@@ -199,7 +199,7 @@ def test_flags_that_are_none_are_refused(flags: Any, got: str) -> None:
         ("data", P("data"), {"data": 4, "x": 2}, ValueError, r"got one with \{'data': 4, 'x': 2\}: pass the mesh that"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_where_it_is_traced(
+def test_wrong_arguments_are_refused_when_traced(
     axis: Any, spec: Any, mesh: Any, kind: type[Exception], says: str
 ) -> None:
     given = Way(in_order, mesh, "data").mesh if isinstance(mesh, dict) else mesh
@@ -210,7 +210,7 @@ def test_what_cannot_be_asked_is_refused_where_it_is_traced(
         jax.jit(asked)(np.ones([8, 2], np.float32))
 
 
-def test_under_plain_jit_it_is_said_that_the_gradients_are_summed_already() -> None:
+def test_plain_jit_is_refused_because_gradients_are_already_summed() -> None:
     with pytest.raises(
         ValueError, match=r"axes of shard_map there: none: compute .* under plain jit .* already summed"
     ):

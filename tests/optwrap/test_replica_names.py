@@ -22,7 +22,7 @@ class FakeDevice:
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
-def test_where_the_reading_lies_says_which_devices_a_replica_is(way: Way) -> None:
+def test_the_sharding_of_the_reading_names_the_devices(way: Way) -> None:
     """The mesh of the reading overrides the mesh given to replica_flags."""
     words = jax.device_put(np.zeros(3, np.uint32), NamedSharding(way.mesh, P()))
     axes = (way.replicas,) if isinstance(way.replicas, str) else way.replicas
@@ -31,7 +31,7 @@ def test_where_the_reading_lies_says_which_devices_a_replica_is(way: Way) -> Non
         assert nonfinite_replicas(row[0], row[3], known, words) == NonfiniteReplicas(Replica(*row[:3]), *row[3:])
 
 
-def test_a_replica_of_many_devices_is_named_shortly() -> None:
+def test_a_replica_of_many_devices_has_a_short_name() -> None:
     """Ranges, and no more than a few of them."""
     grid = np.empty(256, object)
     grid[:] = [FakeDevice(number, number // 64) for number in range(256)]
@@ -41,7 +41,7 @@ def test_a_replica_of_many_devices_is_named_shortly() -> None:
     assert [named(grid[row])[0] for row in (0, 1)] == [0, 2]
 
 
-def test_a_mesh_that_is_not_the_replicas_names_nobody() -> None:
+def test_another_mesh_names_no_device() -> None:
     """A mesh without these axes or with other sizes, and no mesh."""
     mesh = WAYS["one axis"].mesh
     for known in (None, Replicas(8), Replicas(8, ("x",), mesh), Replicas(4, ("data",), mesh)):

@@ -32,9 +32,7 @@ def monitor(stub: StubExporter) -> Iterator[Monitor]:
 
 
 @pytest.mark.parametrize("way", MONITORED)
-def test_under_shard_map_the_first_replica_is_named_where_the_mesh_has_it(
-    way: str, monitor: Monitor, stub: StubExporter
-) -> None:
+def test_shard_map_names_the_first_replica_of_the_mesh(way: str, monitor: Monitor, stub: StubExporter) -> None:
     check_training(WAYS[way], monitor, stub)
 
 
@@ -49,7 +47,7 @@ def check_training(way: Way, monitor: Monitor, stub: StubExporter) -> None:
 
 
 @pytest.mark.parametrize(("order", "out_axes"), [(in_order, None), (reverse, 0)])
-def test_under_pmap_too(order: Any, out_axes: int | None, monitor: Monitor, stub: StubExporter) -> None:
+def test_pmap_names_the_first_replica(order: Any, out_axes: int | None, monitor: Monitor, stub: StubExporter) -> None:
     tx, params, state = start(monitor)
     way = Way(order, {"data": 8}, "data")
     devices = list(way.mesh.devices)
@@ -68,10 +66,8 @@ def test_under_pmap_too(order: Any, out_axes: int | None, monitor: Monitor, stub
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_flags_that_have_left_their_shard_map_still_name_the_device(
-    bare: bool, monitor: Monitor, stub: StubExporter
-) -> None:
-    """The optimizer runs outside of the shard_map. Of a bare array of bools only the index is known."""
+def test_flags_used_outside_their_shard_map_name_the_device(bare: bool, monitor: Monitor, stub: StubExporter) -> None:
+    """The optimizer runs outside; of a bare array of bools only the index is known."""
     way = WAYS["second of two"]
     tx, params, state = start(monitor)
 
@@ -98,8 +94,8 @@ def test_flags_that_have_left_their_shard_map_still_name_the_device(
     assert told(stub.books) == expected
 
 
-def test_an_instrumentation_around_it_does_not_make_it_forget(monitor: Monitor, stub: StubExporter) -> None:
-    """An outer instrumentation traces the inner `init` after the step; `init` does not know the replicas."""
+def test_an_outer_instrumentation_keeps_the_replicas_of_the_inner_one(monitor: Monitor, stub: StubExporter) -> None:
+    """It traces the inner `init`, which does not know the replicas, after the step."""
     way = WAYS["reversed"]
     inner, params, _ = start(monitor, name="in")
     tx = optwrap.instrument(inner, name="out")
@@ -112,7 +108,7 @@ def test_an_instrumentation_around_it_does_not_make_it_forget(monitor: Monitor, 
     assert told(stub.books)[:3] == truth(way)[:3]
 
 
-def test_a_state_has_no_place_for_each_replica() -> None:
+def test_the_state_does_not_depend_on_the_number_of_replicas() -> None:
     """So that a checkpoint can be used with another number of devices."""
     tx, params, state = start(None)
 
@@ -122,7 +118,7 @@ def test_a_state_has_no_place_for_each_replica() -> None:
     assert step(jnp.zeros(2, bool)) == step(jnp.zeros(512, bool)) == step(None)
 
 
-def test_of_a_scan_over_steps_each_is_named(monitor: Monitor, stub: StubExporter) -> None:
+def test_every_step_of_a_scan_names_its_replica(monitor: Monitor, stub: StubExporter) -> None:
     way = WAYS["reversed"]
     tx, params, state = start(monitor)
     step = mapped(way, stepped(tx, "data", "data", pcast=True))
@@ -144,7 +140,7 @@ def test_of_a_scan_over_steps_each_is_named(monitor: Monitor, stub: StubExporter
 def test_a_callback_names_the_device_if_it_is_given_the_mesh(
     passed: bool, monitor: Monitor, stub: StubExporter
 ) -> None:
-    """Without the argument `mesh` only the replica's index is known."""
+    """Without the argument `mesh` only the index is known."""
     way = WAYS["reversed"]
     tx, params, state = start(monitor, emit="callback")
     one = stepped(tx, "data", "data", pcast=True, mesh=way.mesh if passed else None)
@@ -158,8 +154,8 @@ def test_a_callback_names_the_device_if_it_is_given_the_mesh(
     assert told(stub.books) == expected
 
 
-def test_the_step_of_one_mesh_is_not_told_of_with_the_replicas_of_another(stub: StubExporter) -> None:
-    """A program may have two steps; the one traced last, here with fewer replicas, describes both."""
+def test_two_steps_with_different_meshes_name_no_device(stub: StubExporter) -> None:
+    """The step traced last describes both, so the mesh is not known for sure."""
     params = {"w": jnp.ones(2)}
     with Monitor("two", stub.endpoint, 0, interval=0.05) as monitor:
         tx = optwrap.instrument(optwrap.apply_if_finite(optax.sgd(0.1), 9), monitor)

@@ -23,7 +23,7 @@ from tests.optwrap.transformations import (
 )
 
 
-def test_settle_empties_what_an_empty_window_holds() -> None:
+def test_settle_empties_the_accumulator_of_an_empty_window() -> None:
     """Optax continues correctly from a settled state; windows that are not empty do not change."""
     params = {"w": jnp.ones(3)}
     tx = optax.MultiSteps(optax.sgd(0.5), 2)
@@ -47,7 +47,7 @@ def test_settle_empties_what_an_empty_window_holds() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"use_grad_mean": False}, {"weighted": True}], ids=["mean", "sum", "weighted"])
-def test_what_an_empty_window_holds_is_of_no_window(options: dict[str, Any]) -> None:
+def test_the_accumulator_of_an_empty_window_has_no_effect(options: dict[str, Any]) -> None:
     """Steps from the unsettled and from the settled state give the same bits."""
     tx = optwrap.MultiSteps(optax.sgd(0.5), 2, should_skip_update_fn=optwrap.skip_not_finite, **options)
     extra = {"weight": 2.0} if "weighted" in options else {}
@@ -70,8 +70,8 @@ def test_what_an_empty_window_holds_is_of_no_window(options: dict[str, Any]) -> 
 
 
 @by_name([case for case in [*SINGLES, *PAIRS] if "multi_steps" in case.name])
-def test_settle_keeps_what_is_abstract(case: Case) -> None:
-    """Shapes, dtypes and shardings, such as a checkpoint is restored into: those of the settled state itself."""
+def test_settle_takes_abstract_states(case: Case) -> None:
+    """Shapes, dtypes and shardings, as a checkpoint is restored into, stay the same."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[1])
     transformation, params = case.build(optwrap), case.params(FLOAT32)
     state = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), jax.eval_shape(transformation.init, params))
@@ -80,7 +80,7 @@ def test_settle_keeps_what_is_abstract(case: Case) -> None:
 
 
 @by_name([case for case in EVERY if "multi_steps" in case.name])
-def test_leaves_a_state_that_is_settled(case: Case) -> None:
+def test_settle_does_not_change_a_settled_state(case: Case) -> None:
     batches = [gradients(FLOAT32, step) for step in range(4)]
     for after in run_fused(case, FLOAT32, batches):
         assert_same(optwrap.settle(after.state), after.state)

@@ -35,8 +35,8 @@ def step_with(limit: float) -> Callable[..., Any]:
     scales=st.lists(st.sampled_from([0.1, 1.0, 3.0, 1e20, np.nan, np.inf]), min_size=8, max_size=8),
     limit=st.sampled_from([0.0, 5.0, 50.0, np.inf]),
 )
-def test_steps_beyond_the_limit_never_happened(scales: list[float], limit: float) -> None:
-    """Parameters and inner state are those of the optimizer alone on the other steps, and the figures count both."""
+def test_steps_beyond_the_limit_change_nothing(scales: list[float], limit: float) -> None:
+    """Parameters and inner state are those of the optimizer alone on the other steps; both are counted."""
     step, alone = step_with(limit), jax.jit(stepper(momentum()))
     transformation = optwrap.skip_if(momentum(), functools.partial(optwrap.skip_large_updates, max_squared_norm=limit))
     params = expected = FLOAT32
@@ -98,8 +98,8 @@ def test_counts_saturate() -> None:
         assert bool(state.last_skipped) is skipped
 
 
-def test_it_may_be_wrapped_around_lookahead() -> None:
-    """The skip function sees the gradients; the updates are a pair, of zeros where the step is left out."""
+def test_skip_if_may_wrap_lookahead() -> None:
+    """The skip function gets the gradients; the updates of a skipped step are a pair of zeros."""
     transformation = optwrap.skip_if(optwrap.lookahead(optax.sgd(1.0), 2, 0.5), optwrap.skip_not_finite)
     pair = optax.LookaheadParams.init_synced(FLOAT32)
     state = transformation.init(pair)
@@ -124,7 +124,7 @@ def test_the_limit_is_declared() -> None:
 
 @pytest.mark.parametrize("axis_name", ["data", None], ids=["together", "alone"])
 @pytest.mark.parametrize("library", [optwrap, optax], ids=["ours", "optax"])
-def test_devices_decide_together_where_they_are_told_to(library: Any, axis_name: str | None) -> None:
+def test_devices_decide_together_with_axis_name(library: Any, axis_name: str | None) -> None:
     """Inside pmap, with NaN on one device: with axis_name all skip, without it only that device."""
     transformation = optwrap.skip_if(optax.sgd(0.5), library.skip_not_finite, axis_name=axis_name)
 
