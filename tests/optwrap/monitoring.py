@@ -7,8 +7,7 @@ import json
 import socket
 import socketserver
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -313,13 +312,3 @@ def refusal(status: int, headers: Mapping[str, str] | None = None) -> Callable[[
 def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the library has logged."""
     return [record.getMessage() for record in caplog.records if record.name == "optwrap"]
-
-
-@contextlib.contextmanager
-def waiting(until: Callable[[], bool], timeout: float = 20.0) -> Iterator[None]:
-    """Run the block, then wait until `until()` is true."""
-    yield
-    deadline = time.monotonic() + timeout
-    while not until():
-        assert time.monotonic() < deadline, f"still false after {timeout} s"
-        time.sleep(0.005)

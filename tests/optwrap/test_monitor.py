@@ -18,7 +18,8 @@ from optwrap_exporter.wire import requests as wire
 from optwrap._monitor.monitor import Monitor
 from optwrap._monitor.reporter import Clock
 from optwrap._monitor.transport import HttpTransport
-from tests.optwrap.monitoring import StubExporter, Training, counts, log_lines, refusal, waiting
+from tests.optwrap.monitoring import StubExporter, Training, counts, log_lines, refusal
+from tests.polling import wait_until
 
 
 def test_a_training_is_reported_from_hello_to_end(stub: StubExporter, make: Callable[..., Monitor]) -> None:
@@ -103,9 +104,9 @@ def test_no_bad_step_is_dropped_while_the_exporter_hangs(stub: StubExporter, mak
     assert monitor._worker is not None
     inbox = monitor._worker.inbox
     for n in range(20):
-        with waiting(lambda: not inbox.items):
-            for _ in range(8):
-                monitor.observe(training.step("skipped_not_finite" if n == 1 else "applied").words())
+        for _ in range(8):
+            monitor.observe(training.step("skipped_not_finite" if n == 1 else "applied").words())
+        wait_until(lambda: not inbox.items, pause=0.005)
     assert not stub.books.order, "nothing was answered yet"
     go.set()
     assert monitor.flush(30)

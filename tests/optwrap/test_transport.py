@@ -1,9 +1,9 @@
 """HTTP to the exporter over TCP and over a Unix socket, and what happens if a server misbehaves."""
 
 import itertools
+import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -267,7 +267,7 @@ def test_the_connect_timeout_holds_if_nobody_accepts() -> None:
         for each in waiting:
             each.setblocking(False)
             each.connect_ex(full.getsockname())
-        time.sleep(0.05)
+        assert select.select([], waiting, [], 20)[1], "none is connected, so the queue is not full"
         with pytest.raises(TransportError, match="timed out"):
             to(f"http://127.0.0.1:{full.getsockname()[1]}", connect_timeout=0.2, answer_timeout=0.2).post(BODY)
         for each in waiting:
