@@ -110,9 +110,9 @@ def test_good_steps_are_no_events(ledger: Ledger, trainer: Trainer) -> None:
     assert take(ledger, trainer.report()).events == ()
 
 
-def reported(ledger: Ledger, trainer: Trainer, *reports: list[bool]) -> list[tuple[str, int | None, int | None]]:
+def reported(ledger: Ledger, trainer: Trainer, *reports: list[bool]) -> list[tuple[str, int | None, Any]]:
     """Kind, step and length of the streak events of reports with these steps, True where finite."""
-    found = []
+    found: list[tuple[str, int | None, Any]] = []
     for steps in reports:
         for finite in steps:
             trainer.step() if finite else trainer.bad()

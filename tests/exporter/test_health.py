@@ -393,8 +393,8 @@ def test_a_run_has_the_first_health_of_the_order_that_any_process_has(
     found, since = health.overall(
         [HealthSince(*one) for one in outcomes], expected=len(outcomes) + missing, began=began
     )
-    held = [name for name, _ in outcomes if name != "finished"] or ["finished"]
-    rows = [*held, *(["degraded"] if missing else [])]
+    held: list[Health] = [name for name, _ in outcomes if name != "finished"] or ["finished"]
+    rows: list[Health] = [*held, "degraded"] if missing else held
     assert found == min(rows, key=HEALTHS.index)
     assert since in [*(when for name, when in outcomes if name == found), *([began] if found == "degraded" else [])]
 

@@ -95,10 +95,11 @@ def test_closing_answers_waiting_reports_and_refuses_new_ones(tmp_path: Path) ->
     trainer = Trainer()
     exporter = Exporter(tmp_path)
     waiting = [exporter.ingest.offer(trainer.report()) for _ in range(20)]
-    assert not exporter.ingest.alive
+    alive = [exporter.ingest.alive]
     with exporter:
-        assert exporter.ingest.alive
-    assert not exporter.ingest.alive
+        alive.append(exporter.ingest.alive)
+    alive.append(exporter.ingest.alive)
+    assert alive == [False, True, False]
     assert [future.result().acknowledged for future in waiting] == list(range(1, 21))
     for closed in (lambda: exporter.ingest.submit(trainer.report()), exporter.ingest.tick):
         with pytest.raises(ClosedError):

@@ -8,6 +8,7 @@ import pytest
 from optwrap_exporter.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Ledger, Plan
 from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreFullError
+from optwrap_exporter.wire.vocabulary import Health
 
 from tests.exporter.ingests import Exporter
 from tests.exporter.trainer import State, Trainer, TurnedClock
@@ -17,6 +18,10 @@ from tests.exporter.trainer import State, Trainer, TurnedClock
 def exporter(tmp_path: Path) -> Iterator[Exporter]:
     with Exporter(tmp_path / "data") as running:
         yield running
+
+
+def health(exporter: Exporter) -> Health:
+    return exporter.detail.health
 
 
 def stale_events(exporter: Exporter) -> int:
@@ -36,9 +41,9 @@ def test_a_stale_process_is_one_event_over_ticks_and_restarts(tmp_path: Path) ->
         clock.advance(60)
         exporter.ingest.tick()
         assert stale_events(exporter) == 1
-        assert exporter.detail.health == "stale"
+        assert health(exporter) == "stale"
         exporter.ingest.submit(trainer.report())
-        assert exporter.detail.health == "starting"
+        assert health(exporter) == "starting"
         clock.advance(11)
         exporter.ingest.tick()
         assert stale_events(exporter) == 2

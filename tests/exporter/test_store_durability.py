@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.ledger import Ledger, Plan
 from optwrap_exporter.store.store import Store
+from optwrap_exporter.wire.answers import ReportMessage
 from optwrap_exporter.wire.vocabulary import to_json_number
 
 from tests.exporter import crashing
@@ -94,7 +95,7 @@ def test_kill_9_loses_no_acknowledged_report_and_repeats_none(tmp_path: Path) ->
         skips = all_events(lambda cursor: store.events("lm", kind="skipped", limit=500, cursor=cursor))
         bad = [step for step, _, finite, _ in expected if not finite]
         assert [event.step for event in reversed(skips)] == bad
-        streamed = []
+        streamed: list[ReportMessage] = []
         while messages := store.changes(streamed[-1].revision if streamed else 0):
             streamed += messages
         assert [step for message in streamed for step in message.steps.step] == [row[0] for row in expected]

@@ -63,7 +63,7 @@ class Reader:
 def following(
     url: str, run: str | None = None, last_event_id: str | None = None, socket_options: Any = None
 ) -> Iterator[Reader]:
-    headers = {} if last_event_id is None else {"last-event-id": last_event_id.encode()}
+    headers = {} if last_event_id is None else {b"last-event-id": last_event_id.encode()}
     query = {} if run is None else {"run": run}
     with (
         httpx.Client(base_url=url, timeout=30, transport=httpx.HTTPTransport(socket_options=socket_options)) as client,

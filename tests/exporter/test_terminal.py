@@ -201,7 +201,7 @@ def test_watch_refreshes_and_survives_an_exporter_that_stops(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(terminal.Exporter, "runs", runs)
-    monkeypatch.setattr(terminal.time, "sleep", sleep)
+    monkeypatch.setattr("optwrap_exporter.cli.client.time.sleep", sleep)
     assert cli.run(["watch", site.url, "--interval", "0.5"]) == 0
     out = capsys.readouterr().out
     assert looks == 4

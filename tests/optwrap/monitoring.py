@@ -20,7 +20,7 @@ from optwrap._reading.unpack import Layout, Reading, unpack
 
 PARAMETERS = ("decoder/layer_0/w", "decoder/layer_1/w", "head")
 
-_pack = jax.jit(pack)
+_pack: Any = jax.jit(pack)
 
 
 class Training:
@@ -76,7 +76,7 @@ class Training:
         gauges = [
             ABSENT if name != "mini_step" or self.mini_step is None else self.mini_step for name in INTEGER_GAUGES
         ]
-        return Counters(
+        arrays: dict[str, Any] = dict(
             outcomes=np.array(list(self.outcomes.values()), np.uint32),
             not_finite_steps=np.uint32(self.not_finite_steps),
             not_finite_streak=np.uint32(self.streak),
@@ -95,8 +95,9 @@ class Training:
             replica=np.int32(ABSENT),
             replicas_not_finite=np.int32(ABSENT),
         )
+        return Counters(**arrays)
 
-    def words(self) -> jax.Array:
+    def words(self) -> Any:
         """The packed reading, on the device."""
         return _pack(self.counters())
 

@@ -17,6 +17,7 @@ import optwrap
 from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.checkpoints import through_flax, through_orbax
 from tests.optwrap.monitoring import StubExporter
+from tests.optwrap.transformations import structure
 
 PARAMS = {"a": np.ones((8, 4), np.float32), "b": np.full((4,), 2.0, np.float32)}
 VALUES = (1.0, np.nan, 2.0, 0.5, np.inf, 1.0)
@@ -66,7 +67,7 @@ def test_an_adopted_checkpoint_continues_as_if_it_had_been_instrumented(
     old = through(state, jax.eval_shape(plain.init, PARAMS), tmp_path)
 
     adopted = optwrap.adopt(watched, old, params)
-    assert jax.tree.structure(adopted) == jax.tree.structure(watched.init(PARAMS))
+    assert structure(adopted) == structure(watched.init(PARAMS))
     before = unpack(np.asarray(optwrap.reading(adopted)))
     assert (before.step, before.outcome) == (0, None)
     watched_step, watched_params = stepped(watched), params
@@ -132,7 +133,7 @@ def test_an_instrumented_state_is_returned_unchanged() -> None:
     inner = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2), name="inner")
     _, state = stepped(inner)(PARAMS, inner.init(PARAMS), gradients(np.nan))
     again = optwrap.adopt(inner, state, PARAMS)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert structure(again) == structure(state)
     assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True))
     both = optwrap.adopt(optwrap.instrument(inner, name="outer"), state, PARAMS)
     assert unpack(np.asarray(optwrap.reading(both, "outer"))).step == 0
@@ -148,7 +149,7 @@ def test_a_state_stacked_for_pmap_is_adopted_row_by_row() -> None:
         optwrap.adopt(tx, *stacked)
     adopted = jax.vmap(functools.partial(optwrap.adopt, tx))(*stacked)
     alike = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), optwrap.adopt(tx, plain.init(PARAMS), PARAMS))
-    assert jax.tree.structure(adopted) == jax.tree.structure(alike)
+    assert structure(adopted) == structure(alike)
     for ours, one_by_one in zip(jax.tree.leaves(adopted), jax.tree.leaves(alike), strict=True):
         np.testing.assert_array_equal(ours, one_by_one)
 
@@ -214,7 +215,7 @@ def test_wrappers_that_changed_since_the_checkpoint_are_refused(before: str, aft
     tx = optwrap.instrument(CHANGED[after]())
     for state in (CHANGED[before]().init(PARAMS), optwrap.instrument(CHANGED[before]()).init(PARAMS)):
         if before == after:
-            assert jax.tree.structure(optwrap.adopt(tx, state, PARAMS)) == jax.tree.structure(tx.init(PARAMS))
+            assert structure(optwrap.adopt(tx, state, PARAMS)) == structure(tx.init(PARAMS))
         else:
             with pytest.raises(ValueError, match=r"^opt_state.*: expected the state of the same optimizer"):
                 optwrap.adopt(tx, state, PARAMS)

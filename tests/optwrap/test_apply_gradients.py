@@ -318,7 +318,7 @@ def test_optax_multi_steps_gets_its_extra_args() -> None:
 
 
 def test_another_method_named_apply_is_not_called() -> None:
-    class Other(optax.GradientTransformationExtraArgs):
+    class Other(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         def apply(self) -> None:
             raise AssertionError
 

@@ -16,6 +16,7 @@ import optwrap
 from optwrap._reading.state import reading
 from optwrap._reading.unpack import Layout, unpack
 from optwrap._step.instrument import instrument
+from tests.optwrap.compilations import traces
 
 PARAMS = {"a": np.ones((3,), np.float32), "b": np.ones((2, 2), np.float32)}
 
@@ -70,7 +71,8 @@ def test_callbacks_get_the_same_readings_as_returned_ones(values: list[float]) -
     """One for each step, in order, with donated states; the training is the same."""
     one, listening, other = both()
     listening.words.clear()
-    ends, words = [], []
+    ends: list[Any] = []
+    words: list[list[Any]] = []
     for init, step in (one, other):
         params = jax.tree.map(jnp.array, PARAMS)
         state = init(params)
@@ -96,7 +98,7 @@ def test_a_step_with_a_callback_has_no_effect_and_is_traced_once() -> None:
     for _ in range(5):
         _, state = step(gradients(1.0), state, PARAMS)
     jax.block_until_ready(state)
-    assert step._cache_size() == 1
+    assert traces(step) == 1
     assert listening.steps == [1, 2, 3, 4, 5]
 
 

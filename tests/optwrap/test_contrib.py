@@ -80,7 +80,7 @@ OPTAX_RAISES = {(name, "apply_if_finite") for name in PER_SAMPLE}
 """Where optax's wrapper cannot be traced, and ours can: updates with other shapes than gradients."""
 
 
-def objective(params: Tree, *_: Any) -> jax.Array:
+def objective(params: Tree, *_: Any) -> Any:
     """A scalar with its minimum near 0.3 in every value; further arguments are those of a sample."""
     return sum(jnp.sum(jnp.square(leaf - 0.3) + 0.1 * leaf**4) for leaf in jax.tree.leaves(params))
 

@@ -59,7 +59,7 @@ def with_train_state(case: Case, tx: Any) -> tuple[Tree, Tree]:
         apply_fn=lambda params: X @ params["w"] + params["b"][None], params=case.params(start), tx=tx
     )
 
-    def step(state: TrainState) -> TrainState:
+    def step(state: Any) -> Any:
         grads = jax.grad(lambda params: distance(state.apply_fn(params)))(
             state.params.fast if case.pairs else state.params
         )

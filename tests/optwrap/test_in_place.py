@@ -27,7 +27,7 @@ def test_parameters_and_state_are_overwritten_in_place(case: Case) -> None:
             return optwrap.apply_gradients(tx, grads, state, params)
 
         like = params.fast if case.pairs else params
-        compiled = step.lower(params, state, like).compile()
+        compiled: Any = step.lower(params, state, like).compile()
         leaves = jax.tree.leaves((params, state))
         header = compiled.as_text().split("\n", 1)[0]
         aliased = {int(number) for number in re.findall(r"\}: \((\d+), \{\}", header)}
@@ -46,5 +46,5 @@ def test_accumulation_takes_no_memory(skip: str | None) -> None:
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         return optwrap.apply_gradients(transformation, grads, state, params)
 
-    memory = step.lower(params, state, params).compile().memory_analysis()
+    memory: Any = step.lower(params, state, params).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))

@@ -168,8 +168,8 @@ def test_without_types_axis_name_tells_the_axis(how: str) -> None:
             state, words = step(parts[0], state)
             return state, words[None]
 
-        specs = {"in_specs": (P("data"), P()), "out_specs": (P(), P("data"))}
-        stepped = jax.jit(jax.shard_map(of_one, mesh=mesh, check_vma=False, **specs))
+        ways_in, ways_out = (P("data"), P()), (P(), P("data"))
+        stepped = jax.jit(jax.shard_map(of_one, mesh=mesh, in_specs=ways_in, out_specs=ways_out, check_vma=False))
     state = expected_state = alone.init({"w": np.ones((4, 3), np.float32)})
     layout = Layout(("w",))
     for value in (1.0, np.nan, 1e30, np.inf, -np.inf):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import optwrap
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import (
     FLOAT32,
     OPTAX_RAISES,
@@ -121,27 +122,27 @@ def test_one_trace_serves_every_step(case: Case) -> None:
     run(case, optwrap, FLOAT32, [gradients(FLOAT32, step) for step in range(4)])
     init, step = compiled(case, optwrap)
     params = case.params(FLOAT32)
-    before = step._cache_size()
+    before = traces(step)
     after = step(gradients(FLOAT32, 0), init(params), params)
     step(jax.tree.map(lambda leaf: leaf * np.float32(np.nan), gradients(FLOAT32, 1)), after.state, after.params)
-    assert step._cache_size() == before
+    assert traces(step) == before
 
 
 @by_name(EVERY_SINGLE + EVERY_PAIR)
 def test_the_inner_transformation_is_traced_once(case: Case) -> None:
     """However deep the nest, tracing it costs one trace of the optimizer."""
-    traces = 0
+    traced = 0
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        nonlocal traces
-        traces += 1
+        nonlocal traced
+        traced += 1
         return momentum.update(updates, state, params)
 
     momentum = optax.sgd(0.1, momentum=0.9)
     transformation = case.build(optwrap, optax.GradientTransformation(momentum.init, update))
     params = case.params(FLOAT32)
     jax.eval_shape(transformation.update, FLOAT32, jax.eval_shape(transformation.init, params), params)
-    assert traces == 1
+    assert traced == 1
 
 
 @pytest.mark.thin(3)

@@ -59,7 +59,7 @@ def test_reports_go_on_while_a_step_runs_on_the_device(stub: StubExporter, make:
     """They show that the job is alive and takes no step."""
 
     @jax.jit
-    def slow(words: jax.Array, rounds: int) -> jax.Array:
+    def slow(words: Any, rounds: int) -> Any:
         matrix = jax.lax.fori_loop(0, rounds, lambda _, a: jnp.tanh(a @ a), jnp.full([256, 256], 0.1))
         return words + (0 * matrix[0, 0]).astype(jnp.uint32)
 

@@ -134,7 +134,13 @@ def test_a_traced_value_and_a_donated_reading_are_ignored(
     """Each with one line; later readings count."""
     training, monitor = Training(), make()
     monitor.describe(training.layout)
-    jax.jit(lambda x: (monitor.observe(x), x + 1)[1])(jnp.zeros([28], jnp.uint32))
+
+    @jax.jit
+    def step(words: Any) -> Any:
+        monitor.observe(words)
+        return words + 1
+
+    step(jnp.zeros([28], jnp.uint32))
     donated = training.saved().step().words()
     donated.delete()
     monitor.observe(donated)

@@ -83,7 +83,12 @@ def test_an_uncaught_exception_is_reported_as_failed(stub: StubExporter) -> None
 def test_a_hanging_exporter_does_not_delay_the_exit(stub: StubExporter) -> None:
     """The exit does not wait for an answer."""
     reached, release = threading.Event(), threading.Event()
-    stub.answer = lambda *_: (reached.set(), release.wait(300), None)[2]
+
+    def hang(*_: object) -> None:
+        reached.set()
+        release.wait(300)
+
+    stub.answer = hang
     process = begin(
         stub,
         """

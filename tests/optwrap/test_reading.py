@@ -29,7 +29,7 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
     def vector(length: int, values: st.SearchStrategy[int] = COUNT, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
         return np.array(draw(st.lists(values, min_size=length, max_size=length)), dtype)
 
-    return Counters(
+    arrays: dict[str, Any] = dict(
         outcomes=vector(len(OUTCOMES), st.integers(0, 2**28)),
         not_finite_steps=np.uint32(draw(COUNT)),
         not_finite_streak=np.uint32(draw(COUNT)),
@@ -45,12 +45,13 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
         replicas_not_finite=np.int32(draw(GAUGE)),
         gradient_norm_limit=np.float32(draw(st.floats(width=32, min_value=0))),
         fingerprint=np.uint32(layout.fingerprint),
-    ), layout
+    )
+    return Counters(**arrays), layout
 
 
 @settings(max_examples=60, deadline=None)
 @given(counters())
-def test_unpack_returns_the_packed_counters(drawn: tuple[Counters, Layout]) -> None:
+def test_unpack_returns_the_packed_counters(drawn: tuple[Any, Layout]) -> None:
     counted, layout = drawn
     words = np.asarray(pack(counted))
     assert words.dtype == np.uint32
@@ -171,7 +172,7 @@ def test_an_ambiguous_state_is_refused_with_all_names(state: Any, name: str | No
 
 def test_a_name_that_is_no_string_is_refused() -> None:
     with pytest.raises(TypeError, match=r"name must be a string, got 3 \(int\)"):
-        reading((), 3)
+        reading((), 3)  # type: ignore[arg-type]
 
 
 def test_a_scan_over_steps_stacks_readings_of_consecutive_steps() -> None:

@@ -1,6 +1,7 @@
 """The name of a replica, from the mesh of the reading or of the step."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,16 +27,18 @@ def test_the_sharding_of_the_reading_names_the_devices(way: Way) -> None:
     """The mesh of the reading overrides the mesh given to replica_flags."""
     words = jax.device_put(np.zeros(3, np.uint32), NamedSharding(way.mesh, P()))
     axes = (way.replicas,) if isinstance(way.replicas, str) else way.replicas
-    known = Replicas(int(np.prod([way.shape[axis] for axis in axes])), axes, Mesh(way.mesh.devices[::-1], way.shape))
+    known = Replicas(
+        int(np.prod([way.shape[axis] for axis in axes])), axes, Mesh(way.mesh.devices[::-1], tuple(way.shape))
+    )
     for row in filter(None, truth(way)):
         assert nonfinite_replicas(row[0], row[3], known, words) == NonfiniteReplicas(Replica(*row[:3]), *row[3:])
 
 
 def test_a_replica_of_many_devices_has_a_short_name() -> None:
     """Ranges, and no more than a few of them."""
-    grid = np.empty(256, object)
-    grid[:] = [FakeDevice(number, number // 64) for number in range(256)]
-    grid = grid.reshape(2, 128)
+    devices: Any = np.empty(256, object)
+    devices[:] = [FakeDevice(number, number // 64) for number in range(256)]
+    grid = devices.reshape(2, 128)
     names = [named(grid[0])[1], named(grid[1])[1], named(grid[:, 3])[1], named(grid[1, ::2])[1]]
     assert names == ["tpu:0-127", "tpu:128-255", "tpu:3,131", "tpu:128,130,132,134,136,138,140,142,..."]
     assert [named(grid[row])[0] for row in (0, 1)] == [0, 2]

@@ -297,6 +297,7 @@ def test_an_unknown_axis_is_refused(make: Make, under: str) -> None:
     def update(grads: Any) -> Any:
         return transformation.update(grads, transformation.init(grads))[0]
 
+    mapped: Callable[[Any], Any]
     wrong = r"axis_name must be an axis of the shard_map or pmap in which update is called, got '{}'.*leave it out"
     if under == "jit":
         mapped, wrong = jax.jit(update), wrong.format("x")

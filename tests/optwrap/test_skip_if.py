@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import optwrap
 from optwrap._core.declarations import Limit, collecting
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import FLOAT32, assert_same, assert_same_types, gradients, momentum, stepper
 
 FULL = jnp.int32(2**31 - 1)
@@ -57,7 +58,7 @@ def test_steps_beyond_the_limit_change_nothing(scales: list[float], limit: float
         assert (int(state.gradient_step), int(state.total_skipped)) == (taken, i - taken)
         assert bool(state.last_skipped) is bool(state.skip_state["should_skip"]) is not take
         np.testing.assert_allclose(state.skip_state["norm_squared"], norm, rtol=1e-5)
-    assert step._cache_size() == 1
+    assert traces(step) == 1
 
 
 def test_the_skip_function_gets_the_updates_the_steps_taken_and_the_parameters() -> None:
@@ -146,12 +147,12 @@ def skip(returned: Any) -> Callable[[], Any]:
     [
         (lambda: optwrap.skip_if(optax.sgd, optwrap.skip_not_finite), TypeError, r"skip_if: inner must be .*call it"),
         (
-            lambda: optwrap.skip_if(momentum(), None),
+            lambda: optwrap.skip_if(momentum(), None),  # type: ignore[arg-type]
             TypeError,
             r"skip_if: should_skip_fn must be a function, got None: pass skip_not_finite, functools.partial",
         ),
         (
-            lambda: optwrap.skip_if(momentum(), optwrap.skip_large_updates),
+            lambda: optwrap.skip_if(momentum(), optwrap.skip_large_updates),  # type: ignore[arg-type]
             TypeError,
             r"skip_if: should_skip_fn: skip_large_updates needs its limit, got keywords \[\]",
         ),
@@ -173,7 +174,7 @@ def skip(returned: Any) -> Callable[[], Any]:
             r"skip_if: state must be the SkipIfState that init returns, got .* \(tuple\): pass the state that init",
         ),
         (
-            lambda: optwrap.skip_if(momentum(), optwrap.skip_not_finite, axis_name=3),
+            lambda: optwrap.skip_if(momentum(), optwrap.skip_not_finite, axis_name=3),  # type: ignore[arg-type]
             TypeError,
             r"skip_if: axis_name must be the name of a mesh axis",
         ),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import optwrap
 from optwrap._reading.unpack import Layout, unpack
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import FLOAT32, assert_close, assert_same, gradients, momentum, tree_of
 
 pytestmark = pytest.mark.thin(3)
@@ -90,7 +91,7 @@ def test_a_window_gives_the_weighted_mean_of_numpy(mean: bool, skip: bool, mini_
         window = [] if len(window) == K else window
         assert (int(after.mini_step), int(after.gradient_step)) == (len(window), took)
         state = after
-    assert update._cache_size() == 1
+    assert traces(update) == 1
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
@@ -251,7 +252,7 @@ def test_apply_gradients_takes_the_same_steps(mean: bool) -> None:
         assert_close(ours, theirs)
         assert_same(optwrap.reading(ours[1]), optwrap.reading(theirs[1]))
     assert int(ours[1].inner_state.gradient_step) == 2
-    assert fused._cache_size() == 1
+    assert traces(fused) == 1
 
 
 def test_weights_take_no_memory() -> None:
@@ -266,7 +267,8 @@ def test_weights_take_no_memory() -> None:
             return optwrap.apply_gradients(steps, grads, state, params, **weight)
 
         state = jax.eval_shape(steps.init, params)
-        return int(step.lower(params, state, params, weight).compile().memory_analysis().temp_size_in_bytes)
+        memory: Any = step.lower(params, state, params, weight).compile().memory_analysis()
+        return int(memory.temp_size_in_bytes)
 
     assert temporaries(weight=2.0) <= temporaries() + 1024
 
@@ -351,7 +353,7 @@ def nested() -> Any:
 START = weighted().init(FLOAT32)
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "weighted no bool": (
-        lambda: optwrap.MultiSteps(momentum(), 2, weighted="yes"),
+        lambda: optwrap.MultiSteps(momentum(), 2, weighted="yes"),  # type: ignore[arg-type]
         TypeError,
         r"MultiSteps: weighted must be True or False, got 'yes' \(str\)",
     ),
