@@ -41,7 +41,7 @@ pytestmark = pytest.mark.thin(5)
 
 Tree = Any
 
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "float16": jnp.float16,
     "bfloat16": jnp.bfloat16,
     "float32": jnp.float32,
