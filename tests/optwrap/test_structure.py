@@ -11,7 +11,7 @@ ALLOWED = {
     "_wrappers": ("_core",),
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
-    "_monitor": ("_reading", "_core.checks", "_core.errors"),
+    "_monitor": ("_version", "_reading", "_core.checks", "_core.errors"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
 
