@@ -39,7 +39,9 @@ def hurried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Served]
         yield running
 
 
-@pytest.mark.parametrize("said", [b"", REQUEST[:-2], b"GET", REQUEST + REQUEST[:20]])
+@pytest.mark.parametrize(
+    "said", [b"", REQUEST[:-2], b"GET", REQUEST + REQUEST[:20]], ids=["nothing", "half", "method", "one and a half"]
+)
 def test_a_connection_without_a_whole_request_is_closed(hurried: Served, said: bytes) -> None:
     with dial(hurried) as silent:
         silent.sendall(said)

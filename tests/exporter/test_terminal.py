@@ -215,6 +215,7 @@ def test_watch_refreshes_and_survives_an_exporter_that_stops(
         ({"of": 8}, "first from replica 5; 2 of 8"),
         ({}, "first from replica 5; 2 in all"),
     ],
+    ids=["all", "without a device", "number alone"],
 )
 def test_an_event_line_names_the_first_replica(site: Served, replica: dict[str, Any], says: str) -> None:
     job = Job(clock=time.time)

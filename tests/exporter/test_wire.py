@@ -131,6 +131,7 @@ def at(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
         (("dropped", "steps"), -1, "dropped.steps"),
         (("loss",), 1.0, "loss"),
     ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else repr(value)[:20],
 )
 def test_a_wrong_field_is_refused_and_named(path: tuple[str | int, ...], value: Any, field: str) -> None:
     report = documented()

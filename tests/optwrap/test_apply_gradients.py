@@ -254,6 +254,7 @@ def test_extra_args_reach_the_optimizer() -> None:
             r"lookahead: params of update must be LookaheadParams, got dict",
         ),
     ],
+    ids=["tx", "params", "a pair"],
 )
 def test_wrong_arguments_are_named(tx: Any, params: Any, message: str) -> None:
     state = tx.init(params) if params else ()

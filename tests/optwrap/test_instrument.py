@@ -358,6 +358,17 @@ def test_frozen_parameters_whose_gradients_are_none_keep_their_place() -> None:
         ({"name": "a/b"}, ValueError, r"name must be .* got 'a/b'"),
         ({"name": ""}, ValueError, r"name must be .* got ''"),
     ],
+    ids=[
+        "tx",
+        "tx not called",
+        "monitor a string",
+        "monitor a class",
+        "emit",
+        "emit without monitor",
+        "name a number",
+        "name with slash",
+        "name empty",
+    ],
 )
 def test_a_wrong_argument_is_refused_with_its_name_value_and_remedy(
     arguments: dict[str, Any], error: type[Exception], says: str

@@ -99,6 +99,7 @@ def test_layouts_differ_by_their_names_and_order() -> None:
         (np.array([VERSION, 0, *[0] * 24], np.uint32), r"expected 25 words \(for 0 .* got 26 words"),
         (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 34 words \(for 9 .* got 27 words"),
     ],
+    ids=["float32", "two axes", "a list", "too short", "version", "too long", "too short for its size"],
 )
 def test_other_values_are_refused(words: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -164,6 +165,7 @@ def test_name_chooses_among_several_instrumentations() -> None:
             r"'out' at state, 'in' at state.inner_state",
         ),
     ],
+    ids=["none", "none of this name", "two", "two of other names", "two unnamed", "two of this name", "nested"],
 )
 def test_an_ambiguous_state_is_refused_with_all_names(state: Any, name: str | None, says: str) -> None:
     with pytest.raises(ValueError, match=says):

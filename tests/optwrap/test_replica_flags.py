@@ -180,6 +180,7 @@ def test_without_an_instrumentation_the_flags_are_ignored(tx: Any) -> None:
         (True, "True"),
         ([True, False], r"\[True, False\]"),
     ],
+    ids=["float32", "two axes", "empty", "scalar", "bool", "list"],
 )
 def test_values_that_are_no_flags_are_refused(flags: Any, got: str) -> None:
     tx, params, state = start(None)
@@ -197,6 +198,15 @@ def test_values_that_are_no_flags_are_refused(flags: Any, got: str) -> None:
         ("data", P("data"), "mesh", TypeError, r"mesh must be the jax.sharding.Mesh of the step, or None, got 'mesh'"),
         ("data", P("data"), {"x": 8}, ValueError, r"mesh must have the axes \{'data': 8\}, got one with \{'x': 8\}"),
         ("data", P("data"), {"data": 4, "x": 2}, ValueError, r"got one with \{'data': 4, 'x': 2\}: pass the mesh that"),
+    ],
+    ids=[
+        "unknown axis",
+        "no axis",
+        "axis a number",
+        "replicated",
+        "mesh a string",
+        "mesh of another axis",
+        "mesh of another shape",
     ],
 )
 def test_wrong_arguments_are_refused_when_traced(

@@ -179,6 +179,19 @@ def skip(returned: Any) -> Callable[[], Any]:
             r"skip_if: axis_name must be the name of a mesh axis",
         ),
     ],
+    ids=[
+        "inner",
+        "no function",
+        "no limit",
+        "limit NaN",
+        "bool",
+        "int",
+        "int32",
+        "two flags",
+        "no pair",
+        "state",
+        "axis_name",
+    ],
 )
 def test_wrong_arguments_are_named_with_their_value_and_a_remedy(
     wrong: Callable[[], Any], error: type[Exception], message: str
