@@ -67,6 +67,18 @@ class Heartbeat(NamedTuple):
     """The steps in its totals."""
 
 
+class Rise(NamedTuple):
+    """The report that raised the steps in the totals last."""
+
+    sent_at: float
+    """By the client's clock."""
+    arrived: float
+    """By the exporter's clock."""
+
+
+_NEVER: Final = Rise(0.0, 0.0)
+
+
 class DroppedRecords(NamedTuple):
     """Step records that the client dropped."""
 
@@ -74,7 +86,7 @@ class DroppedRecords(NamedTuple):
     bad_steps: int = 0
 
 
-_NONE_DROPPED: Final = DroppedRecords()
+NONE_DROPPED: Final = DroppedRecords()
 
 
 @dataclasses.dataclass(frozen=True)  # without slots: `share` is cached
@@ -104,6 +116,11 @@ class IncarnationState:
     """Every seq that is stored."""
     state: State
     """The state in the report with the highest seq."""
+    rose: Rise = _NEVER
+    aged_at: float = 0.0
+    """When the last report arrived, by the clock that data ages by (`Ledger.age`)."""
+    own_attempt: bool = False
+    """Whether the attempt is named after an incarnation of the process, because its launch is unknown."""
     start_step: int = 0
     """Steps that the optimizer's state had taken when the incarnation began."""
     totals: Counts = NOTHING
@@ -112,7 +129,7 @@ class IncarnationState:
     """What `totals` are counted from: `at_start`, or for a partial incarnation the smallest totals received."""
     partial: bool = False
     """Whether every report received had an `oldest_held` above 1: the earlier ones went to a store that is lost."""
-    dropped: DroppedRecords = _NONE_DROPPED
+    dropped: DroppedRecords = NONE_DROPPED
     not_stored: int = 0
     """Step records that the store had no room for. The store keeps this number in a column of its own."""
     host: str = ""
@@ -176,14 +193,7 @@ class IncarnationState:
         """The state as JSON types, without what is stored elsewhere: parameters and `not_stored`."""
         return (
             {name: getattr(self, name) for name in _PLAIN}
-            | {
-                name: {
-                    "outcomes": counts.outcomes,
-                    "not_finite_steps": counts.not_finite_steps,
-                    "replicas": [[*replica, steps] for replica, steps in counts.replicas.items()],
-                }
-                for name, counts in (("totals", self.totals), ("baseline", self.baseline))
-            }
+            | {"totals": counts_to_durable(self.totals), "baseline": counts_to_durable(self.baseline)}
             | {"replica_spans": [[*replica, *span] for replica, span in self.replica_spans.items()]}
         )
 
@@ -195,18 +205,14 @@ class IncarnationState:
         rows = list(parameters)
 
         def counts(name: str) -> Counts:
-            return Counts(
-                OutcomeCounts(*written[name]["outcomes"]),
-                written[name]["not_finite_steps"],
-                {row.parameter: n for row in rows if (n := getattr(row, name))},
-                {Replica(number, process, device): n for number, process, device, n in written[name]["replicas"]},
-            )
+            return counts_from_durable(written[name], {row.parameter: n for row in rows if (n := getattr(row, name))})
 
         return cls(
             **dict(written)
             | {
                 "received": tuple((first, last) for first, last in written["received"]),
                 "heartbeats": tuple(Heartbeat(*one) for one in written["heartbeats"]),
+                "rose": Rise(*written["rose"]),
                 "dropped": DroppedRecords(*written["dropped"]),
                 "not_stored": not_stored,
                 "totals": counts("totals"),
@@ -216,6 +222,25 @@ class IncarnationState:
                 "replica_spans": {Replica(*row[:3]): StepSpan(*row[3:]) for row in written["replica_spans"]},
             }
         )
+
+
+def counts_to_durable(counts: Counts) -> dict[str, Any]:
+    """Counts as JSON types, without parameters."""
+    return {
+        "outcomes": counts.outcomes,
+        "not_finite_steps": counts.not_finite_steps,
+        "replicas": [[*replica, steps] for replica, steps in counts.replicas.items()],
+    }
+
+
+def counts_from_durable(written: Mapping[str, Any], parameters: Mapping[str, int]) -> Counts:
+    """The counts that `counts_to_durable` wrote, with their parameters."""
+    return Counts(
+        OutcomeCounts(*written["outcomes"]),
+        written["not_finite_steps"],
+        parameters,
+        {Replica(number, process, device): n for number, process, device, n in written["replicas"]},
+    )
 
 
 def plain_fields(of: type, *left_out: str) -> tuple[str, ...]:
@@ -236,34 +261,22 @@ class Position(NamedTuple):
 
     order: float
     generation: int
+    own_attempt: bool
 
 
-def merge_report(before: IncarnationState | None, report: Report, position: Position, now: float) -> IncarnationState:
+def merge_report(
+    before: IncarnationState | None, report: Report, position: Position | None, now: float, age: float
+) -> IncarnationState:
     """The incarnation with a report merged into it. Pure.
 
     Args:
       before: the incarnation so far; None if this is its first report.
       report: a report that is not in it yet.
-      position: the place of the incarnation in its process; used only if it is new.
+      position: the place of the incarnation in its process; None if it is not new.
       now: the exporter's clock.
+      age: the clock that data ages by.
     """
-    old = before or IncarnationState(
-        incarnation=report.incarnation,
-        attempt=report.attempt,
-        order=position.order,
-        generation=position.generation,
-        first_report=now,
-        last_report=now,
-        first_sent_at=report.sent_at,
-        latest_sent_at=report.sent_at,
-        latest_arrival=now,
-        heartbeats=(),
-        highest_seq=0,
-        received=(),
-        state=report.state,
-        start_step=report.at_start.steps,
-        host=report.source.host,
-    )
+    old = before or _new(report, position or Position(0.0, 0, False), now)
     totals = Counts.of(report.totals)
     partial, baseline = _baseline(before, report, totals)
     received = ranges.add(old.received, report.seq)
@@ -272,6 +285,8 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
     after = dataclasses.replace(
         old,
         last_report=now,
+        aged_at=age,
+        rose=Rise(report.sent_at, now) if totals.steps > old.totals.steps else old.rose,
         first_sent_at=min(old.first_sent_at, report.sent_at),
         received=received,
         totals=old.totals.maximum(totals),
@@ -293,6 +308,29 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
         highest_seq=report.seq,
         state=report.state,
         streak=streaks.follow(old.streak, report).open,
+    )
+
+
+def _new(report: Report, position: Position, now: float) -> IncarnationState:
+    """An incarnation before its first report is merged into it."""
+    return IncarnationState(
+        incarnation=report.incarnation,
+        attempt=report.attempt,
+        order=position.order,
+        generation=position.generation,
+        first_report=now,
+        last_report=now,
+        first_sent_at=report.sent_at,
+        latest_sent_at=report.sent_at,
+        latest_arrival=now,
+        heartbeats=(),
+        highest_seq=0,
+        received=(),
+        state=report.state,
+        rose=Rise(report.sent_at, now),
+        own_attempt=position.own_attempt,
+        start_step=report.at_start.steps,
+        host=report.source.host,
     )
 
 
