@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.ledger.ledger import Clock, Ledger, Plan, acknowledge
+from optwrap_exporter.ledger.clocks import Clock
+from optwrap_exporter.ledger.ledger import Ledger, Plan, acknowledge
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Acknowledgement
@@ -319,14 +320,14 @@ class Ingest:
         stores = self._store.look()
         self._make_room()
         if not stores:
-            self._ledger.pause()
+            self._ledger.clocks.pause()
             return
-        self._ledger.resume()
+        self._ledger.clocks.resume()
         for plan in self._ledger.pass_time():
             self._commit(plan)
         if self._retention.seconds is None:
             return
-        before = self._ledger.age() - self._retention.seconds
+        before = self._ledger.clocks.age() - self._retention.seconds
         until = time.monotonic() + _RETIRE_SECONDS
         while self._store.retire(before) and (unlimited or time.monotonic() < until):
             pass

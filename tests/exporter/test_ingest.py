@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from optwrap_exporter.ingest import BusyError, ClosedError, Committed, ConflictError, Ingest, Retention, digest_of
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.ledger import Ledger, Plan
-from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreFullError
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
+from optwrap_exporter.store.store import SMALLEST_LIMIT, Store
 from optwrap_exporter.wire.answers import Acknowledgement, RunDetail
 from optwrap_exporter.wire.requests import Report
 
@@ -217,11 +218,11 @@ def test_a_report_that_cannot_be_stored_changes_no_answer(exporter: Exporter, mo
     report = trainer.report()
 
     def full(*_: object) -> tuple[int, Plan]:
-        raise StoreFullError("no room")
+        raise StoreUnavailableError(StoreState("full"))
 
     with monkeypatch.context() as patched:
         patched.setattr(exporter.store, "commit", full)
-        with pytest.raises(StoreFullError):
+        with pytest.raises(StoreUnavailableError):
             exporter.ingest.submit(report)
     assert everything(exporter) == before
     exporter.ingest.submit(report)
@@ -383,7 +384,7 @@ def test_a_failed_tick_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monkey
         def fails_once(plan: Plan, digest: bytes | None = None) -> tuple[int, Plan]:
             if plan.report is None and not failed.is_set():
                 failed.set()
-                raise StoreFullError("no room")
+                raise StoreUnavailableError(StoreState("full"))
             return commit(plan, digest)
 
         monkeypatch.setattr(store, "commit", fails_once)

@@ -25,7 +25,9 @@ from optwrap_exporter.http.server import (
     server_of,
 )
 from optwrap_exporter.ingest import Ingest, Retention
-from optwrap_exporter.ledger.ledger import Clock, Ledger, Limits
+from optwrap_exporter.ledger.bounds import Limits
+from optwrap_exporter.ledger.clocks import Clock
+from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.metrics.collector import OptwrapCollector, StoreFigures
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.settings import Address, Settings

@@ -4,6 +4,7 @@ A forged report could otherwise hide a live process behind a seq that it never r
 bounds are far above what training does. If a true report is refused all the same, time alone makes it acceptable.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Final
 
@@ -77,6 +78,16 @@ def _steps_allowed(known: IncarnationState | None, report: Report, now: float) -
         by_client = report.sent_at - known.rose.sent_at
         seconds = max(0.0, min(by_client, max(0.0, now - known.rose.arrived) + AWAY_SECONDS))
     return STEPS_BURST + int(STEPS_RATE * seconds)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """How many names the exporter takes."""
+
+    new_runs: int = 300
+    """New runs per minute."""
+    incarnations: int | None = None
+    """New runs are refused while it knows more incarnations than this. None: never."""
 
 
 class Quota:

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica
-from optwrap_exporter.ledger.incarnation import (
+from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.parts import (
     NONE_DROPPED,
     DroppedRecords,
-    IncarnationState,
     ParameterRecords,
     ParameterState,
     StepSpan,

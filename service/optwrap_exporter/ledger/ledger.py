@@ -6,12 +6,13 @@ sees half a report.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from optwrap_exporter.ledger import bounds, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
-from optwrap_exporter.ledger.bounds import Quota
+from optwrap_exporter.ledger.bounds import Limits, Quota
+from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
@@ -25,21 +26,13 @@ from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import Health
 
-Clock = Callable[[], float]
-"""Seconds since 1970, like `time.time`."""
-
 LABELS: Final = 10
 """The number of parameters of a run, and of replicas, that get metric labels of their own."""
 
-LONGEST_RETRY: Final = 30.0
-"""Seconds: the longest pause of a Monitor between two tries to reach the exporter."""
 MOST_SHOWN: Final = 1000
 """The most runs in /metrics."""
 NEW_PROCESSES: Final = 10_000
 """The most new processes of known runs per minute."""
-_JUMP: Final = 2.0
-"""Seconds: a difference between two clocks that grows by more was not drift."""
-
 _RUNS: Final = "runs"
 """The name of the list of runs in cursors."""
 
@@ -96,16 +89,6 @@ def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = Fals
     return Acknowledgement(acknowledged=ranges.end_of_run(received, report.oldest_held), duplicate=duplicate)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """How many names the exporter takes."""
-
-    new_runs: int = 300
-    """New runs per minute."""
-    incarnations: int | None = None
-    """New runs are refused while it knows more incarnations than this. None: never."""
-
-
 class Ledger:
     """Everything committed about every run.
 
@@ -116,62 +99,22 @@ class Ledger:
     """
 
     def __init__(self, clock: Clock, monotonic: Clock | None = None, limits: Limits | None = None) -> None:
-        self._clock = clock
-        self._monotonic = monotonic or clock
+        self.clocks = Clocks(clock, monotonic or clock)
         self._limits = limits or Limits()
-        self._new_runs = Quota(self._limits.new_runs, self._monotonic)
-        self._new_processes = Quota(NEW_PROCESSES, self._monotonic)
-        self._listening = clock()
-        self._ahead = clock() - self._monotonic()
-        """How far the clock is ahead of the monotonic one."""
-        self._aged = (clock(), self._monotonic())
-        """The age clock and the monotonic one at one moment."""
-        self._paused_at: float | None = None
+        self._new_runs = Quota(self._limits.new_runs, monotonic or clock)
+        self._new_processes = Quota(NEW_PROCESSES, monotonic or clock)
         self._incarnations = 0
         self._runs: dict[str, RunState] = {}
         self._outcomes = StepOutcomes()
-
-    # --- clocks ---
-
-    def age(self) -> float:
-        """Seconds that data ages by: from the newest data stored on, by the monotonic clock.
-
-        Neither a clock that is set wrong nor the time while no exporter runs makes data older.
-        """
-        aged, then = self._aged
-        return aged + self._monotonic() - then
-
-    def pause(self) -> None:
-        """Stop the time of all answers, because reports cannot be stored: it is not the processes that are silent."""
-        if self._paused_at is None:
-            self._paused_at = self._now()
-
-    def resume(self) -> None:
-        """Let the time go on. Processes that were not stale have time to report first."""
-        if self._paused_at is not None:
-            self._paused_at = None
-            self._listening = self._clock() + LONGEST_RETRY
-
-    def _now(self) -> float:
-        """The exporter's clock, or when it was paused. If the clock was set, no process turns stale because of that."""
-        if self._paused_at is not None:
-            return self._paused_at
-        now = self._clock()
-        ahead = now - self._monotonic()
-        if abs(ahead - self._ahead) > _JUMP:
-            self._ahead = ahead
-            self._listening = now
-        return now
 
     # --- the writer's side ---
 
     def restore(self, runs: Iterable[RunState]) -> None:
         """Adopt the runs of a store. Processes that were not stale become stale only after `stale_after` from now."""
         self._runs = {run.run: run for run in runs}
-        self._listening = self._clock()
         parts = [part for run in self._runs.values() for process in run.processes.values() for part in process.parts]
         self._incarnations = len(parts)
-        self._aged = (max((part.aged_at for part in parts), default=self._clock()), self._monotonic())
+        self.clocks.restart(max((part.aged_at for part in parts), default=None))
 
     def admit(self, report: Report) -> float:
         """Check what only a forged report can have wrong, and the number of new names.
@@ -188,7 +131,7 @@ class Ledger:
         run = self._runs.get(report.run)
         process = run.processes.get(report.process) if run is not None else None
         known = process.incarnations.get(report.incarnation) if process is not None else None
-        bounds.check(known, report, self._now())
+        bounds.check(known, report, self.clocks.now())
         if run is None:
             most = self._limits.incarnations
             return 60.0 if most is not None and self._incarnations >= most else self._new_runs.take()
@@ -204,13 +147,13 @@ class Ledger:
 
     def plan(self, report: Report) -> Plan:
         """What a new report would change. Changes nothing itself."""
-        now, age = self._now(), self.age()
+        now, age = self.clocks.now(), self.clocks.age()
         run = self._runs.get(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
         incarnation = merge(process, report, now, age)
         disagreement = self._outcomes.disagreement(report, incarnation.generation)
-        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self._listening)
+        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self.clocks.listening)
         after, folding = after.fold(report.incarnation) if before is None else (after, None)
         return Plan(
             time=age,
@@ -228,17 +171,17 @@ class Ledger:
 
     def pass_time(self) -> list[Plan]:
         """What time alone has changed since the last call. Changes nothing itself."""
-        now, age = self._now(), self.age()
+        now, age = self.clocks.now(), self.clocks.age()
         plans: list[Plan] = []
         for run in list(self._runs.values()):
             after = run
             for known in run.processes.values():
                 process = known
-                if process.last_report > now + _JUMP:  # the clock was set back
+                if process.last_report > now + JUMP:  # the clock was set back
                     process = dataclasses.replace(process, last_report=now)
                     after = self._runs[run.run] = after.with_process(process)
-                if not unchanged(process, now, self._listening):
-                    later, events = pass_time(process, now, self._listening)
+                if not unchanged(process, now, self.clocks.listening):
+                    later, events = pass_time(process, now, self.clocks.listening)
                     if events:
                         after = after.with_process(later)
                         plans.append(Plan(age, after, later, tuple(events)))
@@ -283,9 +226,9 @@ class Ledger:
 
     def views(self) -> list[ProcessView]:
         """Every process of the runs that are shown, sorted by run and process."""
-        now = self._now()
+        now = self.clocks.now()
         return [
-            views.view(run, process, now, self._listening)
+            views.view(run, process, now, self.clocks.listening)
             for run in self.shown()
             for _, process in sorted(run.processes.items())
         ]
@@ -293,7 +236,7 @@ class Ledger:
     def lead(self, run: str) -> int | None:
         """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
         state = self._runs.get(run)
-        return views.lead(state, self._now()).process if state else None
+        return views.lead(state, self.clocks.now()).process if state else None
 
     def has(self, run: str, process: int) -> bool:
         """Whether this process of this run has ever reported."""
@@ -302,12 +245,12 @@ class Ledger:
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
-        return of_run(state, self._now(), self._listening).health if state else None
+        return of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
         state = self._runs.get(run)
-        return views.summary(state, self._now(), self._listening) if state else None
+        return views.summary(state, self.clocks.now(), self.clocks.listening) if state else None
 
     def detail(self, run: str, most_parameters: int | None = None, shown: Shown | None = None) -> RunDetail | None:
         """The answer of GET /v1/runs/{run}; None if the run is unknown.
@@ -319,7 +262,7 @@ class Ledger:
             updated.
         """
         state = self._runs.get(run)
-        return views.detail(state, self._now(), self._listening, most_parameters, shown) if state else None
+        return views.detail(state, self.clocks.now(), self.clocks.listening, most_parameters, shown) if state else None
 
     def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
         """Runs by name.

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 from optwrap_exporter.ledger import folding
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
 from optwrap_exporter.ledger.folding import KEPT, Folded, Folding
-from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, Position, plain_fields
+from optwrap_exporter.ledger.incarnation import IncarnationState, Position
+from optwrap_exporter.ledger.parts import ParameterRecords, plain_fields
 from optwrap_exporter.wire.requests import Gauges, Report, Source
 from optwrap_exporter.wire.vocabulary import own_attempt
 

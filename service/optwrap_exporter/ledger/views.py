@@ -9,7 +9,7 @@ from optwrap_exporter.ledger import health, ranges
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
 from optwrap_exporter.ledger.health import HealthSince
-from optwrap_exporter.ledger.incarnation import ParameterRecords, StepSpan
+from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.wire.answers import (
     AttemptRow,

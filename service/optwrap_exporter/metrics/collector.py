@@ -10,8 +10,9 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.ledger import MOST_SHOWN, Clock, Ledger
+from optwrap_exporter.ledger.ledger import MOST_SHOWN, Ledger
 from optwrap_exporter.ledger.views import OTHER, OTHER_REPLICAS, ProcessView
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.table import DROPPED, METRICS, UNKNOWN

@@ -12,8 +12,9 @@ from typing import Any, Final
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.folding import Folded, Folding
-from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, ParameterState
+from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.ledger import Plan
+from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
 from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
 from optwrap_exporter.store import retention, rollups
 from optwrap_exporter.wire.requests import Report

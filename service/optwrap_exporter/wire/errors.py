@@ -2,6 +2,7 @@
 
     ExporterError
       CursorError       wire.cursor   422  a cursor is damaged or belongs to another list
+      ImplausibleError  ledger.bounds 422  a seq or a count jumps further than the time in between allows
       ConflictError     ingest        409  other content under this incarnation and seq, or another attempt
       BusyError         ingest        429  too many reports are waiting, or the seqs have too many gaps
       ClosedError       ingest        503  the exporter is shutting down
