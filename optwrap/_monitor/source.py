@@ -1,6 +1,7 @@
 """The identity of this process, its platform and its devices, without ever initialising JAX's devices."""
 
 import contextlib
+import hashlib
 import socket
 from typing import Any, Final, Protocol
 
@@ -94,10 +95,10 @@ class JaxSource:
         """The given name, or the one that process 0 publishes in JAX's coordination service.
 
         This is not a collective: nothing runs on a device, and only the reporting threads wait, at most 10 s. Without
-        an answer, or without that service, the name is the id of this process's first incarnation.
+        an answer, or without that service, the name is made from the id of this process's first incarnation.
         """
         if self._attempt is None and (self._ask_jax() or self._process == 0):
-            self._attempt = self._agree(run, incarnation, now)
+            self._attempt = self._agree(run, own_attempt(incarnation), now)
         return self._attempt
 
     def describe(self) -> dict[str, Any]:
@@ -124,10 +125,10 @@ class JaxSource:
             self._initialized = True
         return self._initialized
 
-    def _agree(self, run: str, incarnation: str, now: float) -> str | None:
+    def _agree(self, run: str, own: str, now: float) -> str | None:
         client = _coordination_client() if self._described["process_count"] > 1 else None
         if client is None:
-            return incarnation
+            return own
         key = f"optwrap/attempt/{run}"
         if self._waiting_since is None:
             self._waiting_since = now
@@ -136,12 +137,23 @@ class JaxSource:
         except jax.errors.JaxRuntimeError:
             # Process 0 has not published it yet.
             if now - self._waiting_since > _ATTEMPT_TIMEOUT:
-                return incarnation
+                return own
         if self._process == 0:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                client.key_value_set(key, incarnation)
-                return incarnation
+                client.key_value_set(key, own)
+                return own
         return None
+
+
+def own_attempt(incarnation: str) -> str:
+    """The attempt of a process whose launch is unknown. The exporter recognises it.
+
+    It is not the id itself: the exporter publishes attempts, and who knows an incarnation's id can report under it.
+
+    Args:
+      incarnation: id of the process's first incarnation.
+    """
+    return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
 
 
 def _text(text: str) -> str:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.ledger.ledger import Clock, Ledger, Plan, acknowledge
+from optwrap_exporter.ledger.clocks import Clock
+from optwrap_exporter.ledger.ledger import Ledger, Plan, acknowledge
+from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.errors import ExporterError
@@ -91,7 +93,8 @@ def digest_of(report: Report) -> bytes:
 class Ingest:
     """Takes reports. Call `start()` and `close()`, or use it as a context manager.
 
-    The constructor fills the ledger from the store.
+    The constructor fills the ledger from the store. While the store stores no reports, every report is refused, and
+    nothing turns stale.
 
     Args:
       store: where reports are committed. Only this ingest may write to it.
@@ -169,8 +172,8 @@ class Ingest:
 
         Returns:
           A future that is done when the report is committed: its result is the answer. Its exception can be a
-          ConflictError, a StoreFullError or a BusyError (too many gaps). If it is cancelled before the writer takes the
-          report, the report is not stored.
+          ConflictError, an ImplausibleError, a StoreUnavailableError, or a BusyError (too many gaps or new names). If
+          it is cancelled before the writer takes the report, the report is not stored.
 
         Raises:
           BusyError: the queue is full.
@@ -190,7 +193,7 @@ class Ingest:
         """`offer` a report and wait for the answer.
 
         Raises:
-          BusyError, ClosedError, ConflictError, StoreFullError: as in `offer`.
+          BusyError, ClosedError, ConflictError, StoreUnavailableError: as in `offer`.
         """
         return self.offer(report, digest).result()
 
@@ -273,6 +276,8 @@ class Ingest:
                     "the same content as before under this incarnation and seq, or a new seq",
                 )
             return acknowledge(process, report, duplicate=True)
+        if wait := self._ledger.admit(report):
+            raise BusyError(wait)
         plan = self._ledger.plan(report)
         if plan.before is not None and plan.before.attempt != report.attempt:
             raise ConflictError(
@@ -306,16 +311,23 @@ class Ingest:
     def _safe_tick(self) -> None:
         try:
             self._on_tick()
+        except StoreUnavailableError:  # logged when it began
+            pass
         except Exception as error:  # the next tick tries again
             _log.warning("could not store changes of health or delete old data; will try again: %s", error)
 
     def _on_tick(self, *, unlimited: bool = False) -> None:
+        stores = self._store.look()
         self._make_room()
+        if not stores:
+            self._ledger.clocks.pause()
+            return
+        self._ledger.clocks.resume()
         for plan in self._ledger.pass_time():
             self._commit(plan)
         if self._retention.seconds is None:
             return
-        before = self._clock() - self._retention.seconds
+        before = self._ledger.clocks.age() - self._retention.seconds
         until = time.monotonic() + _RETIRE_SECONDS
         while self._store.retire(before) and (unlimited or time.monotonic() < until):
             pass

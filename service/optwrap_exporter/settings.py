@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 DEFAULT_LISTEN: Final = "127.0.0.1:10425"
 DEFAULT_RETENTION_DAYS: Final = "30"
 DEFAULT_RETENTION_BYTES: Final = "1GiB"
+DEFAULT_NEW_RUNS: Final = 300
 MIN_RETENTION_BYTES: Final = 1 << 20
 """The smallest size of a store: enough for the totals of a few runs."""
 
@@ -67,6 +68,10 @@ class Settings:
     """The size of the store above which the oldest step records are deleted, then the oldest events."""
     allowed_hosts: tuple[str, ...] = ()
     """More names that the Host header of a request may carry, in lower case."""
+    new_runs_per_minute: int = DEFAULT_NEW_RUNS
+    """New runs beyond this many per minute are refused for the time being."""
+    recover: bool = False
+    """Whether to move a damaged database aside at start and begin a new one."""
     grafana_url: str | None = None
     """The address of Grafana as browsers see it. If None, the page does not link to Grafana."""
     log_level: str = "info"

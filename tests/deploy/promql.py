@@ -10,7 +10,7 @@ from optwrap_exporter.metrics.table import METRICS, PROCESS, Metric
 GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm", "$instance": "node-0:10425"}
 """Values of the variables that Grafana substitutes in a query."""
 
-OF_SCRAPING: Final = {"job", "instance"}
+OF_SCRAPING: Final = {"job", "instance", "cluster", "namespace"}
 OF_PROMETHEUS: Final = {"up": OF_SCRAPING, "ALERTS": {*OF_SCRAPING, "alertname", "alertstate", "severity", "run"}}
 """Series that Prometheus creates itself, and their labels."""
 

@@ -89,6 +89,8 @@ def test_every_option_can_come_from_the_environment(
         "ALLOWED_HOST": "a.example b.example",
         "LOG_LEVEL": "error",
         "GRAFANA_URL": "https://grafana.example/sub/",
+        "NEW_RUNS_PER_MINUTE": "7",
+        "RECOVER": "1",
     }
     options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
     assert len(given) == len(options), "an option has no environment variable in this test"
@@ -106,6 +108,8 @@ def test_every_option_can_come_from_the_environment(
             allowed_hosts=("a.example", "b.example"),
             log_level="error",
             grafana_url="https://grafana.example/sub",
+            new_runs_per_minute=7,
+            recover=True,
         )
     ]
 

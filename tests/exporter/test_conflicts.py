@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from optwrap_exporter.ledger.events import NewEvent
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import own_attempt
 
 from tests.exporter.ledgers import Watched
 from tests.exporter.trainer import START, State, Trainer, TurnedClock, take
@@ -191,9 +192,11 @@ def test_a_backlog_is_no_conflict(lives: Lives) -> None:
 
 def test_processes_that_name_their_own_attempts_are_no_conflict(lives: Lives) -> None:
     """Each process names its attempt after its first incarnation, and keeps that name."""
-    trainers = [lives.new(f"own-{process}", process=process, incarnation=f"own-{process}") for process in range(2)]
+    trainers = [
+        lives.new(own_attempt(f"own-{process}"), process=process, incarnation=f"own-{process}") for process in range(2)
+    ]
     found = lives.live(8, *trainers)
-    later = lives.new("own-1", process=1, state=trainers[1].state.copy())
+    later = lives.new(own_attempt("own-1"), process=1, state=trainers[1].state.copy())
     assert "conflict" not in [*found, *lives.live(8, trainers[0], later)]
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from optwrap_exporter.ledger import health
 from optwrap_exporter.ledger.health import HealthSince
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.vocabulary import HEALTHS, Health
+from optwrap_exporter.wire.vocabulary import HEALTHS, Health, own_attempt
 
 from tests.exporter.ledgers import Watched
 from tests.exporter.trainer import START, Trainer, TurnedClock, sent, take, with_records
@@ -362,12 +362,13 @@ def test_processes_of_a_killed_attempt_do_not_count(watched: Watched) -> None:
 def test_a_process_restarted_alone_does_not_hide_the_others(watched: Watched) -> None:
     """Without a common attempt, every start of a process is its own attempt."""
     trainers = [
-        Trainer(watched.clock, process=i, incarnation=f"of-{i}", attempt=f"of-{i}", process_count=3) for i in range(3)
+        Trainer(watched.clock, process=i, incarnation=f"of-{i}", attempt=own_attempt(f"of-{i}"), process_count=3)
+        for i in range(3)
     ]
     for trainer in trainers:
         watched.say(trainer)
     watched.clock.advance(1)
-    again = Trainer(watched.clock, process=2, incarnation="again", attempt="again", process_count=3)
+    again = Trainer(watched.clock, process=2, incarnation="again", attempt=own_attempt("again"), process_count=3)
     for _ in range(15):
         watched.clock.advance(1)
         for trainer in (trainers[0], trainers[1], again):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from optwrap_exporter.ingest import BusyError, ClosedError, Committed, ConflictError
 from optwrap_exporter.ledger.ledger import Plan
-from optwrap_exporter.store.store import StoreFullError
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.requests import Report
 
@@ -41,11 +41,11 @@ def test_a_report_that_cannot_be_stored_changes_nothing(exporter: Exporter, monk
     report = trainer.report()
 
     def full(*_: object) -> tuple[int, Plan]:
-        raise StoreFullError("no room")
+        raise StoreUnavailableError(StoreState("full"))
 
     with monkeypatch.context() as patched:
         patched.setattr(exporter.store, "commit", full)
-        with pytest.raises(StoreFullError):
+        with pytest.raises(StoreUnavailableError):
             exporter.ingest.submit(report)
     assert everything(exporter) == before
     exporter.ingest.submit(report)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from optwrap_exporter.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Ledger, Plan
-from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreFullError
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
+from optwrap_exporter.store.store import SMALLEST_LIMIT, Store
 from optwrap_exporter.wire.vocabulary import Health
 
 from tests.exporter.ingests import Exporter
@@ -83,7 +84,7 @@ def test_a_failed_tick_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monkey
         def fails_once(plan: Plan, digest: bytes | None = None) -> tuple[int, Plan]:
             if plan.report is None and not failed.is_set():
                 failed.set()
-                raise StoreFullError("no room")
+                raise StoreUnavailableError(StoreState("full"))
             return commit(plan, digest)
 
         monkeypatch.setattr(store, "commit", fails_once)

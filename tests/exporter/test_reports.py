@@ -19,7 +19,7 @@ from optwrap_exporter.http.routes.reports import LARGEST_BODY
 from optwrap_exporter.ingest import BusyError
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address
-from optwrap_exporter.store.store import StoreFullError
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.wire.answers import Acknowledgement, StepsAnswer
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -252,12 +252,14 @@ def test_a_full_queue_is_429(site: Served, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_full_store_is_unavailable(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> Future[Acknowledgement]:
         answer: Future[Acknowledgement] = Future()
-        answer.set_exception(StoreFullError("no room"))
+        answer.set_exception(StoreUnavailableError(StoreState("full", why="no room")))
         return answer
 
     monkeypatch.setattr(site.ingest, "offer", refused)
     answer = site.client.post("/v1/reports", json=Job().report())
-    assert "room" in refusal(answer, 503)["allowed"]
+    found = refusal(answer, 503)
+    assert (found["field"], found["value"]) == ("store", "full: no room")
+    assert "free disk space" in found["allowed"]
     assert int(answer.headers["retry-after"]) > 0
     assert outcomes(site) == {"unavailable": 1}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from optwrap_exporter.store import schema
-from optwrap_exporter.store.store import SMALLEST_LIMIT, Store, StoreError
+from optwrap_exporter.store.opening import StoreError
+from optwrap_exporter.store.store import SMALLEST_LIMIT, Store
 
 from tests.exporter.stores import Kept
 from tests.exporter.trainer import Trainer
@@ -91,8 +92,8 @@ def test_a_damaged_row_is_refused_in_one_line(kept: Kept) -> None:
     with contextlib.closing(sqlite3.connect(kept.directory / "optwrap.sqlite3")) as db:
         db.execute("UPDATE incarnation SET state = '{}'")
         db.commit()
-    with Store(kept.directory) as store, pytest.raises(StoreError, match=r"damaged.*--data-dir"):
-        store.restore()
+    with pytest.raises(StoreError, match=r"damaged.*--recover.*--data-dir"):
+        Store(kept.directory)
 
 
 def test_a_limit_too_small_to_hold_anything_is_refused(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ MODULES = """
 _version
 settings
 wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
-ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict ledger.divergence
+ledger.clocks ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds ledger.folding
+ledger.run ledger.conflict ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
-store.schema store.rollups store.downsample store.retention store.reader store.writer store.store
+store.condition store.schema store.rollups store.downsample store.retention store.reader store.writer store.opening
+store.store
 ingest
 metrics.table metrics.own metrics.collector
 http.errors http.middleware http.connection_timeout http.server http.hub

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from optwrap._monitor import source
-from optwrap._monitor.source import JaxSource
+from optwrap._monitor.source import JaxSource, own_attempt
 
 
 class Service:
@@ -42,18 +42,18 @@ def test_process_0_names_the_attempt_and_the_others_read_it(service: Service) ->
     """The others do not report before."""
     first, second = JaxSource(0, None), JaxSource(1, None)
     assert second.attempt("r", "e1", now=0.0) is None
-    assert first.attempt("r", "e0", now=1.0) == "e0"
-    assert second.attempt("r", "e1", now=2.0) == "e0"
-    assert first.attempt("r", "later", now=3.0) == "e0"
-    assert service.values == {"optwrap/attempt/r": "e0"}
+    assert first.attempt("r", "e0", now=1.0) == own_attempt("e0")
+    assert second.attempt("r", "e1", now=2.0) == own_attempt("e0")
+    assert first.attempt("r", "later", now=3.0) == own_attempt("e0")
+    assert service.values == {"optwrap/attempt/r": own_attempt("e0")}
 
 
 def test_a_second_monitor_of_a_launch_gets_the_same_attempt(service: Service) -> None:
     """Another run has another attempt."""
     del service
-    assert JaxSource(0, None).attempt("r", "e0", now=0.0) == "e0"
-    assert JaxSource(0, None).attempt("r", "e9", now=0.0) == "e0"
-    assert JaxSource(0, None).attempt("s", "e5", now=0.0) == "e5"
+    assert JaxSource(0, None).attempt("r", "e0", now=0.0) == own_attempt("e0")
+    assert JaxSource(0, None).attempt("r", "e9", now=0.0) == own_attempt("e0")
+    assert JaxSource(0, None).attempt("s", "e5", now=0.0) == own_attempt("e5")
 
 
 def test_a_process_without_an_attempt_names_its_own_after_10_s(service: Service) -> None:
@@ -63,7 +63,7 @@ def test_a_process_without_an_attempt_names_its_own_after_10_s(service: Service)
         alone = JaxSource(process, None)
         assert alone.attempt("r", "own", now=100.0) is None
         assert alone.attempt("r", "own", now=109.9) is None
-        assert alone.attempt("r", "own", now=110.1) == "own"
+        assert alone.attempt("r", "own", now=110.1) == own_attempt("own")
 
 
 @pytest.mark.parametrize("process", [0, 3])
@@ -79,7 +79,7 @@ def test_processes_without_the_coordination_service_have_their_own_attempts(
     """Nothing tells the exporter that they belong together."""
     del service
     monkeypatch.setattr(source, "_coordination_client", lambda: None)
-    assert JaxSource(1, None).attempt("r", "e1", now=0.0) == "e1"
+    assert JaxSource(1, None).attempt("r", "e1", now=0.0) == own_attempt("e1")
 
 
 @pytest.fixture
@@ -108,12 +108,12 @@ def test_nothing_initialises_the_devices(asleep: dict[str, Any]) -> None:
     assert unknown.describe()["device_count"] == 0
     asleep["awake"] = True
     assert unknown.process() == 0
-    assert unknown.attempt("r", "e", now=0.0) == "e"
+    assert unknown.attempt("r", "e", now=0.0) == own_attempt("e")
     assert unknown.describe()["device_count"] == jax.device_count()
 
 
 @pytest.mark.parametrize(
-    ("process", "attempt", "named"), [(0, None, "e"), (0, "a", "a"), (3, "a", "a"), (3, None, None)]
+    ("process", "attempt", "named"), [(0, None, own_attempt("e")), (0, "a", "a"), (3, "a", "a"), (3, None, None)]
 )
 def test_process_0_names_the_attempt_before_it_has_devices(
     asleep: dict[str, Any], process: int, attempt: str | None, named: str | None
@@ -132,7 +132,7 @@ def test_without_jaxs_private_function_the_first_reading_tells_the_process(monke
     renamed = JaxSource(None, None)
     assert renamed.process() is None
     renamed.note_step()
-    assert (renamed.process(), renamed.attempt("r", "e", now=0.0)) == (0, "e")
+    assert (renamed.process(), renamed.attempt("r", "e", now=0.0)) == (0, own_attempt("e"))
     assert source._coordination_client() is None
 
 

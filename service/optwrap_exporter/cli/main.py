@@ -11,6 +11,7 @@ import click
 from optwrap_exporter._version import __version__
 from optwrap_exporter.settings import (
     DEFAULT_LISTEN,
+    DEFAULT_NEW_RUNS,
     DEFAULT_RETENTION_BYTES,
     DEFAULT_RETENTION_DAYS,
     Settings,
@@ -112,6 +113,20 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     default=DEFAULT_RETENTION_BYTES,
     show_envvar=True,
     help="Size of the store above which the oldest step records are deleted: 500MB, 2GiB, ...",
+)
+@click.option(
+    "--new-runs-per-minute",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    default=DEFAULT_NEW_RUNS,
+    show_envvar=True,
+    help="Refuse new runs beyond this many per minute for the time being (429). Known runs are never affected.",
+)
+@click.option(
+    "--recover",
+    is_flag=True,
+    show_envvar=True,
+    help="If the database is damaged, move it aside and begin a new one. Without this the exporter does not start.",
 )
 @click.option(
     "--allowed-host",

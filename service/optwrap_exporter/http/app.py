@@ -25,12 +25,17 @@ from optwrap_exporter.http.server import (
     server_of,
 )
 from optwrap_exporter.ingest import Ingest, Retention
-from optwrap_exporter.ledger.ledger import Clock, Ledger
+from optwrap_exporter.ledger.bounds import Limits
+from optwrap_exporter.ledger.clocks import Clock
+from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.metrics.collector import OptwrapCollector, StoreFigures
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.settings import Address, Settings
-from optwrap_exporter.store.store import Store, StoreError, holds_store
+from optwrap_exporter.store.opening import StoreError
+from optwrap_exporter.store.store import Store, holds_store
 
+BYTES_FOR_AN_INCARNATION: Final = 4096
+"""Twice what one takes in the store. So new runs leave half of it to the history of known runs."""
 DISTRIBUTION: Final = "optwrap-exporter"
 
 
@@ -63,13 +68,13 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     errors.install(app)
     statistics = Statistics()
     registry = CollectorRegistry(auto_describe=False)
-    figures = StoreFigures(store.size, store.limit_bytes)
+    figures = StoreFigures(store.size, store.limit_bytes, lambda: store.state.condition)
     registry.register(OptwrapCollector(ledger, statistics, figures, clock=clock, version=app.version))
     app.include_router(reports.router(settings, ingest, statistics))
     app.include_router(queries.router(store, ledger))
     app.include_router(stream.router(store, ledger, hub))
     app.include_router(metrics.router(registry, statistics))
-    app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed))
+    app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
     app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
     # The middleware added last handles a request first.
@@ -96,12 +101,12 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             for sock in sockets:
                 stack.callback(sock.close)
             port = sockets[0].getsockname()[1]
-            store = stack.enter_context(
-                contextlib.closing(Store(settings.data_dir, limit_bytes=settings.retention_bytes))
-            )
+            store = Store(settings.data_dir, limit_bytes=settings.retention_bytes, recover=settings.recover)
+            stack.callback(store.close)
             if settings.ingest_socket is not None:
                 sockets.append(stack.enter_context(bound_unix(settings.ingest_socket)))
-            ledger = Ledger(clock)
+            limits = Limits(settings.new_runs_per_minute, settings.retention_bytes // BYTES_FOR_AN_INCARNATION)
+            ledger = Ledger(clock, time.monotonic, limits)
             retention = Retention(seconds=settings.retention_days * 86_400)
             ingest = Ingest(store, ledger, clock=clock, retention=retention)
             stack.callback(ingest.close)

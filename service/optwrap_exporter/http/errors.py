@@ -1,7 +1,7 @@
 """The form of every HTTP error: `{"detail": [{"field", "value", "allowed"}]}`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,7 +9,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.wire.errors import ErrorDetail, field_of, shown
+
+STORE_RETRY_SECONDS: Final = 5
+"""Retry-After while the store stores no reports."""
 
 
 def item(field: str, value: object, allowed: str) -> dict[str, Any]:
@@ -30,6 +34,17 @@ def refused(
 ) -> HTTPException:
     """The same refusal as an exception to raise from a route."""
     return HTTPException(status, detail=[item(field, value, allowed)], headers=dict(headers or {}))
+
+
+def store_refusal(state: StoreState) -> JSONResponse:
+    """The 503 while the store cannot store or read."""
+    value = f"{state.condition}: {state.why}"
+    return refusal(503, "store", value, f"ok: {state.remedy}", {"Retry-After": str(STORE_RETRY_SECONDS)})
+
+
+async def _store(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StoreUnavailableError)
+    return store_refusal(error.state)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -68,4 +83,5 @@ def install(app: FastAPI) -> None:
     """Make `app` answer every error in this form."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(StoreUnavailableError, _store)
     app.add_exception_handler(Exception, _broken)

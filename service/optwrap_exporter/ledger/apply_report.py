@@ -39,10 +39,11 @@ class Applied(NamedTuple):
     events: list[NewEvent]
 
 
-def merge(process: ProcessState | None, report: Report, now: float) -> IncarnationState:
+def merge(process: ProcessState | None, report: Report, now: float, age: float) -> IncarnationState:
     """The report's incarnation with the report merged into it."""
     before = process.incarnations.get(report.incarnation) if process is not None else None
-    return merge_report(before, report, position_of(process, report), now)
+    position = position_of(process, report) if before is None else None
+    return merge_report(before, report, position, now, age)
 
 
 def apply_report(

@@ -6,6 +6,7 @@ compared. Neither a killed job nor a backlog that arrives all at once is a confl
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
@@ -34,7 +35,7 @@ def rival_of(
             and incarnation.heartbeats[0].time > other.first_report
         )
 
-    candidates = (*_in_process(process, incarnation), *_in_other_processes(run, process, incarnation))
+    candidates = chain(_in_process(process, incarnation), _in_other_processes(run, process, incarnation, now))
     return next(filter(in_conflict, candidates), None)
 
 
@@ -51,14 +52,16 @@ def _in_process(process: ProcessState, incarnation: IncarnationState) -> Iterato
 
 
 def _in_other_processes(
-    run: RunState, process: ProcessState, incarnation: IncarnationState
+    run: RunState, process: ProcessState, incarnation: IncarnationState, now: float
 ) -> Iterator[IncarnationState]:
     """Current incarnations of other processes that are known to belong to another launch."""
-    if process.names_own_attempt(incarnation):
+    if incarnation.own_attempt or not any(
+        attempt != incarnation.attempt and now < at + process.stale_after for attempt, at in run.heard.items()
+    ):
         return
     for beside in run.processes.values():
         other = beside.incarnation
         if beside.process == process.process or other.attempt == incarnation.attempt:
             continue
-        if not beside.names_own_attempt(other):
+        if not other.own_attempt:
             yield other

@@ -168,6 +168,14 @@ def stalled_since(process: ProcessState, now: float, listening: float) -> float 
     return since if now >= since else None
 
 
+def unchanged(process: ProcessState, now: float, listening: float) -> bool:
+    """Whether time alone has changed neither `stale` nor `stalled`: a short way to say that there is nothing to do."""
+    conditions = process.conditions
+    if stale_since(process, now, listening) != conditions.stale:
+        return False
+    return conditions.stale is not None or stalled_since(process, now, listening) == conditions.stalled
+
+
 def of_process(process: ProcessState, now: float, listening: float) -> HealthSince:
     """The health of a process."""
     return next(_holding(process, now, listening))
@@ -222,10 +230,7 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
 def attempt_began(run: RunState, attempt: str) -> float:
     """When the first report of an attempt arrived."""
     return min(
-        state.first_report
-        for process in run.processes.values()
-        for state in process.incarnations.values()
-        if state.attempt == attempt
+        state.first_report for process in run.processes.values() for state in process.parts if state.attempt == attempt
     )
 
 

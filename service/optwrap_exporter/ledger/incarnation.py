@@ -10,52 +10,24 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges, streaks
-from optwrap_exporter.ledger.counters import NOTHING, Counts, OutcomeCounts, Replica
+from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica
+from optwrap_exporter.ledger.parts import (
+    NONE_DROPPED,
+    DroppedRecords,
+    ParameterRecords,
+    ParameterState,
+    StepSpan,
+    counts_from_durable,
+    counts_to_durable,
+    plain_fields,
+)
 from optwrap_exporter.ledger.ranges import Ranges
 from optwrap_exporter.ledger.streaks import NO_STREAK, Streak
 from optwrap_exporter.wire.requests import Offender, Report
-from optwrap_exporter.wire.vocabulary import ENDED, LARGEST, State
+from optwrap_exporter.wire.vocabulary import ENDED, State
 
 _ALIVE_AFTER: Final = 4
 """Heartbeats in a row after which an incarnation counts as alive."""
-
-
-class ParameterRecords(NamedTuple):
-    """The step records of one parameter, summed up."""
-
-    values: int
-    """Non-finite values in its gradients."""
-    first_step: int
-    last_step: int
-
-    def plus(self, other: "ParameterRecords") -> "ParameterRecords":
-        """The sum over different step records."""
-        return ParameterRecords(
-            min(self.values + other.values, LARGEST),
-            min(self.first_step, other.first_step),
-            max(self.last_step, other.last_step),
-        )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ParameterState:
-    """The counts of one parameter in an incarnation: a row of the store."""
-
-    parameter: str
-    totals: int
-    baseline: int
-    records: ParameterRecords | None
-
-
-class StepSpan(NamedTuple):
-    """The first and the last of some steps."""
-
-    first: int
-    last: int
-
-    def joined(self, other: "StepSpan") -> "StepSpan":
-        """The span that covers both."""
-        return StepSpan(min(self.first, other.first), max(self.last, other.last))
 
 
 class Heartbeat(NamedTuple):
@@ -67,14 +39,16 @@ class Heartbeat(NamedTuple):
     """The steps in its totals."""
 
 
-class DroppedRecords(NamedTuple):
-    """Step records that the client dropped."""
+class Rise(NamedTuple):
+    """The report that raised the steps in the totals last."""
 
-    steps: int = 0
-    bad_steps: int = 0
+    sent_at: float
+    """By the client's clock."""
+    arrived: float
+    """By the exporter's clock."""
 
 
-_NONE_DROPPED: Final = DroppedRecords()
+_NEVER: Final = Rise(0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)  # without slots: `share` is cached
@@ -104,6 +78,11 @@ class IncarnationState:
     """Every seq that is stored."""
     state: State
     """The state in the report with the highest seq."""
+    rose: Rise = _NEVER
+    aged_at: float = 0.0
+    """When the last report arrived, by the clock that data ages by (`Ledger.age`)."""
+    own_attempt: bool = False
+    """Whether the attempt is named after an incarnation of the process, because its launch is unknown."""
     start_step: int = 0
     """Steps that the optimizer's state had taken when the incarnation began."""
     totals: Counts = NOTHING
@@ -112,7 +91,7 @@ class IncarnationState:
     """What `totals` are counted from: `at_start`, or for a partial incarnation the smallest totals received."""
     partial: bool = False
     """Whether every report received had an `oldest_held` above 1: the earlier ones went to a store that is lost."""
-    dropped: DroppedRecords = _NONE_DROPPED
+    dropped: DroppedRecords = NONE_DROPPED
     not_stored: int = 0
     """Step records that the store had no room for. The store keeps this number in a column of its own."""
     host: str = ""
@@ -176,14 +155,7 @@ class IncarnationState:
         """The state as JSON types, without what is stored elsewhere: parameters and `not_stored`."""
         return (
             {name: getattr(self, name) for name in _PLAIN}
-            | {
-                name: {
-                    "outcomes": counts.outcomes,
-                    "not_finite_steps": counts.not_finite_steps,
-                    "replicas": [[*replica, steps] for replica, steps in counts.replicas.items()],
-                }
-                for name, counts in (("totals", self.totals), ("baseline", self.baseline))
-            }
+            | {"totals": counts_to_durable(self.totals), "baseline": counts_to_durable(self.baseline)}
             | {"replica_spans": [[*replica, *span] for replica, span in self.replica_spans.items()]}
         )
 
@@ -195,18 +167,14 @@ class IncarnationState:
         rows = list(parameters)
 
         def counts(name: str) -> Counts:
-            return Counts(
-                OutcomeCounts(*written[name]["outcomes"]),
-                written[name]["not_finite_steps"],
-                {row.parameter: n for row in rows if (n := getattr(row, name))},
-                {Replica(number, process, device): n for number, process, device, n in written[name]["replicas"]},
-            )
+            return counts_from_durable(written[name], {row.parameter: n for row in rows if (n := getattr(row, name))})
 
         return cls(
             **dict(written)
             | {
                 "received": tuple((first, last) for first, last in written["received"]),
                 "heartbeats": tuple(Heartbeat(*one) for one in written["heartbeats"]),
+                "rose": Rise(*written["rose"]),
                 "dropped": DroppedRecords(*written["dropped"]),
                 "not_stored": not_stored,
                 "totals": counts("totals"),
@@ -216,11 +184,6 @@ class IncarnationState:
                 "replica_spans": {Replica(*row[:3]): StepSpan(*row[3:]) for row in written["replica_spans"]},
             }
         )
-
-
-def plain_fields(of: type, *left_out: str) -> tuple[str, ...]:
-    """Names of the fields of a dataclass, without `left_out`. JSON can hold their values as they are."""
-    return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
 
 
 _PLAIN: Final = plain_fields(IncarnationState, "totals", "baseline", "parameter_records", "replica_spans", "not_stored")
@@ -236,34 +199,22 @@ class Position(NamedTuple):
 
     order: float
     generation: int
+    own_attempt: bool
 
 
-def merge_report(before: IncarnationState | None, report: Report, position: Position, now: float) -> IncarnationState:
+def merge_report(
+    before: IncarnationState | None, report: Report, position: Position | None, now: float, age: float
+) -> IncarnationState:
     """The incarnation with a report merged into it. Pure.
 
     Args:
       before: the incarnation so far; None if this is its first report.
       report: a report that is not in it yet.
-      position: the place of the incarnation in its process; used only if it is new.
+      position: the place of the incarnation in its process; None if it is not new.
       now: the exporter's clock.
+      age: the clock that data ages by.
     """
-    old = before or IncarnationState(
-        incarnation=report.incarnation,
-        attempt=report.attempt,
-        order=position.order,
-        generation=position.generation,
-        first_report=now,
-        last_report=now,
-        first_sent_at=report.sent_at,
-        latest_sent_at=report.sent_at,
-        latest_arrival=now,
-        heartbeats=(),
-        highest_seq=0,
-        received=(),
-        state=report.state,
-        start_step=report.at_start.steps,
-        host=report.source.host,
-    )
+    old = before or _new(report, position or Position(0.0, 0, False), now)
     totals = Counts.of(report.totals)
     partial, baseline = _baseline(before, report, totals)
     received = ranges.add(old.received, report.seq)
@@ -272,6 +223,8 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
     after = dataclasses.replace(
         old,
         last_report=now,
+        aged_at=age,
+        rose=Rise(report.sent_at, now) if totals.steps > old.totals.steps else old.rose,
         first_sent_at=min(old.first_sent_at, report.sent_at),
         received=received,
         totals=old.totals.maximum(totals),
@@ -293,6 +246,29 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
         highest_seq=report.seq,
         state=report.state,
         streak=streaks.follow(old.streak, report).open,
+    )
+
+
+def _new(report: Report, position: Position, now: float) -> IncarnationState:
+    """An incarnation before its first report is merged into it."""
+    return IncarnationState(
+        incarnation=report.incarnation,
+        attempt=report.attempt,
+        order=position.order,
+        generation=position.generation,
+        first_report=now,
+        last_report=now,
+        first_sent_at=report.sent_at,
+        latest_sent_at=report.sent_at,
+        latest_arrival=now,
+        heartbeats=(),
+        highest_seq=0,
+        received=(),
+        state=report.state,
+        rose=Rise(report.sent_at, now),
+        own_attempt=position.own_attempt,
+        start_step=report.at_start.steps,
+        host=report.source.host,
     )
 
 

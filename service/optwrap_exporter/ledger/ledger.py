@@ -6,15 +6,18 @@ sees half a report.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import ranges, views
+from optwrap_exporter.ledger import bounds, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
+from optwrap_exporter.ledger.bounds import Limits, Quota
+from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
-from optwrap_exporter.ledger.health import of_run
+from optwrap_exporter.ledger.folding import Folding
+from optwrap_exporter.ledger.health import of_run, unchanged
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView, Shown
@@ -23,12 +26,13 @@ from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import Health
 
-Clock = Callable[[], float]
-"""Seconds since 1970, like `time.time`."""
-
 LABELS: Final = 10
 """The number of parameters of a run, and of replicas, that get metric labels of their own."""
 
+MOST_SHOWN: Final = 1000
+"""The most runs in /metrics."""
+NEW_PROCESSES: Final = 10_000
+"""The most new processes of known runs per minute."""
 _RUNS: Final = "runs"
 """The name of the list of runs in cursors."""
 
@@ -38,6 +42,7 @@ class Plan:
     """What a report, or time alone, changes once it is committed."""
 
     time: float
+    """By the clock that data ages by."""
     run: RunState
     """The run after the change."""
     process: ProcessState
@@ -49,6 +54,8 @@ class Plan:
     """The report's incarnation before the report; None if it is new."""
     records: bool = True
     """Whether the report's step records are stored."""
+    folding: Folding | None = None
+    """The incarnation that is no longer kept one by one, because the report's is new."""
 
     @property
     def incarnation(self) -> IncarnationState:
@@ -75,7 +82,9 @@ class Plan:
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report. `process` must include the report."""
+    """The answer to a report. `process` must include the report, or have folded its incarnation."""
+    if report.incarnation in process.folded_ids:
+        return Acknowledgement(acknowledged=report.seq, duplicate=duplicate)
     received = process.incarnations[report.incarnation].received
     return Acknowledgement(acknowledged=ranges.end_of_run(received, report.oldest_held), duplicate=duplicate)
 
@@ -85,11 +94,16 @@ class Ledger:
 
     Args:
       clock: the exporter's clock. Every time in an answer is of this clock.
+      monotonic: a clock in seconds that never jumps. By default the same clock.
+      limits: how many names it takes.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._listening = clock()
+    def __init__(self, clock: Clock, monotonic: Clock | None = None, limits: Limits | None = None) -> None:
+        self.clocks = Clocks(clock, monotonic or clock)
+        self._limits = limits or Limits()
+        self._new_runs = Quota(self._limits.new_runs, monotonic or clock)
+        self._new_processes = Quota(NEW_PROCESSES, monotonic or clock)
+        self._incarnations = 0
         self._runs: dict[str, RunState] = {}
         self._outcomes = StepOutcomes()
 
@@ -98,25 +112,51 @@ class Ledger:
     def restore(self, runs: Iterable[RunState]) -> None:
         """Adopt the runs of a store. Processes that were not stale become stale only after `stale_after` from now."""
         self._runs = {run.run: run for run in runs}
-        self._listening = self._clock()
+        parts = [part for run in self._runs.values() for process in run.processes.values() for part in process.parts]
+        self._incarnations = len(parts)
+        self.clocks.restart(max((part.aged_at for part in parts), default=None))
+
+    def admit(self, report: Report) -> float:
+        """Check what only a forged report can have wrong, and the number of new names.
+
+        Args:
+          report: a report that is not stored yet.
+
+        Returns:
+          0.0, or the seconds after which the report may be sent again, because there are too many new names.
+
+        Raises:
+          ImplausibleError: its seq or a count jumps too far.
+        """
+        run = self._runs.get(report.run)
+        process = run.processes.get(report.process) if run is not None else None
+        known = process.incarnations.get(report.incarnation) if process is not None else None
+        bounds.check(known, report, self.clocks.now())
+        if run is None:
+            most = self._limits.incarnations
+            return 60.0 if most is not None and self._incarnations >= most else self._new_runs.take()
+        return 0.0 if process is not None else self._new_processes.take()
 
     def find(self, report: Report) -> ProcessState | None:
         """The report's process if the report, by incarnation and seq, is already in it; None otherwise."""
         process = self._process(report.run, report.process)
         incarnation = process.incarnations.get(report.incarnation) if process else None
-        return process if incarnation is not None and ranges.contains(incarnation.received, report.seq) else None
+        if incarnation is None:  # a late report of a folded incarnation changes nothing
+            return process if process is not None and report.incarnation in process.folded_ids else None
+        return process if ranges.contains(incarnation.received, report.seq) else None
 
     def plan(self, report: Report) -> Plan:
         """What a new report would change. Changes nothing itself."""
-        now = self._clock()
+        now, age = self.clocks.now(), self.clocks.age()
         run = self._runs.get(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
-        incarnation = merge(process, report, now)
+        incarnation = merge(process, report, now, age)
         disagreement = self._outcomes.disagreement(report, incarnation.generation)
-        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self._listening)
+        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self.clocks.listening)
+        after, folding = after.fold(report.incarnation) if before is None else (after, None)
         return Plan(
-            time=now,
+            time=age,
             run=dataclasses.replace(
                 run.with_process(after),
                 labels=_labels(run.labels, report, before, after),
@@ -126,25 +166,32 @@ class Ledger:
             events=tuple(events),
             report=report,
             before=before,
+            folding=folding,
         )
 
     def pass_time(self) -> list[Plan]:
         """What time alone has changed since the last call. Changes nothing itself."""
-        now = self._clock()
+        now, age = self.clocks.now(), self.clocks.age()
         plans: list[Plan] = []
         for run in list(self._runs.values()):
             after = run
-            for process in run.processes.values():
-                later, events = pass_time(process, now, self._listening)
-                if events:
-                    after = after.with_process(later)
-                    plans.append(Plan(now, after, later, tuple(events)))
+            for known in run.processes.values():
+                process = known
+                if process.last_report > now + JUMP:  # the clock was set back
+                    process = dataclasses.replace(process, last_report=now)
+                    after = self._runs[run.run] = after.with_process(process)
+                if not unchanged(process, now, self.clocks.listening):
+                    later, events = pass_time(process, now, self.clocks.listening)
+                    if events:
+                        after = after.with_process(later)
+                        plans.append(Plan(age, after, later, tuple(events)))
         return plans
 
     def apply(self, plan: Plan) -> None:
         """Adopt a plan that the store has committed."""
         self._runs[plan.run.run] = plan.run
         if plan.report is not None:
+            self._incarnations += plan.before is None
             self._outcomes.remember(plan.report, plan.incarnation.generation)
 
     def count_not_stored(self, lost: Mapping[tuple[str, int, str], int]) -> None:
@@ -154,19 +201,17 @@ class Ledger:
 
     def forget(self, run: str) -> None:
         """Forget a run that the store has deleted."""
-        self._runs.pop(run, None)
+        gone = self._runs.pop(run, None)
+        if gone is not None:
+            self._incarnations -= sum(1 for process in gone.processes.values() for _ in process.parts)
         self._outcomes.forget(run)
 
     def idle(self, since: float) -> list[str]:
-        """Runs from which no report arrived at or after that time."""
+        """Runs from which no report arrived at or after that time, by the clock that data ages by."""
         return [
             run.run
             for run in list(self._runs.values())
-            if all(
-                incarnation.last_report < since
-                for process in run.processes.values()
-                for incarnation in process.incarnations.values()
-            )
+            if all(part.aged_at < since for process in run.processes.values() for part in process.parts)
         ]
 
     # --- the readers' side, from any thread ---
@@ -175,19 +220,23 @@ class Ledger:
         """Names of all runs, sorted."""
         return sorted(self._runs)
 
+    def shown(self) -> list[RunState]:
+        """The runs that /metrics shows, by name: at most MOST_SHOWN, those that report first, the older first."""
+        return sorted(views.chosen(self._runs.copy().values(), MOST_SHOWN), key=lambda run: run.run)
+
     def views(self) -> list[ProcessView]:
-        """Every process of every run, sorted by run and process."""
-        now = self._clock()
+        """Every process of the runs that are shown, sorted by run and process."""
+        now = self.clocks.now()
         return [
-            views.view(run, process, now, self._listening)
-            for _, run in sorted(self._runs.copy().items())
+            views.view(run, process, now, self.clocks.listening)
+            for run in self.shown()
             for _, process in sorted(run.processes.items())
         ]
 
     def lead(self, run: str) -> int | None:
         """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
         state = self._runs.get(run)
-        return views.lead(state, self._clock()).process if state else None
+        return views.lead(state, self.clocks.now()).process if state else None
 
     def has(self, run: str, process: int) -> bool:
         """Whether this process of this run has ever reported."""
@@ -196,12 +245,12 @@ class Ledger:
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
-        return of_run(state, self._clock(), self._listening).health if state else None
+        return of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
         state = self._runs.get(run)
-        return views.summary(state, self._clock(), self._listening) if state else None
+        return views.summary(state, self.clocks.now(), self.clocks.listening) if state else None
 
     def detail(self, run: str, most_parameters: int | None = None, shown: Shown | None = None) -> RunDetail | None:
         """The answer of GET /v1/runs/{run}; None if the run is unknown.
@@ -213,7 +262,7 @@ class Ledger:
             updated.
         """
         state = self._runs.get(run)
-        return views.detail(state, self._clock(), self._listening, most_parameters, shown) if state else None
+        return views.detail(state, self.clocks.now(), self.clocks.listening, most_parameters, shown) if state else None
 
     def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
         """Runs by name.

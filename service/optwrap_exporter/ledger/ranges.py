@@ -1,5 +1,6 @@
 """Sets of integers, such as the seqs received, as sorted ranges that neither overlap nor touch."""
 
+import itertools
 from collections.abc import Iterable
 from typing import Final
 
@@ -38,6 +39,13 @@ def union(pairs: Iterable[tuple[int, int]]) -> Ranges:
         else:
             merged.append((first, last))
     return tuple(merged)
+
+
+def joined(ranges: Ranges) -> Ranges:
+    """The ranges with the narrowest gap between two of them filled."""
+    gap, at = min((after[0] - before[1], i) for i, (before, after) in enumerate(itertools.pairwise(ranges)))
+    del gap
+    return (*ranges[:at], (ranges[at][0], ranges[at + 1][1]), *ranges[at + 2 :])
 
 
 def count(ranges: Ranges, first: int, last: int) -> int:

@@ -5,17 +5,23 @@ reads, so that a restarted exporter restores its ledger without reading step rec
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from optwrap_exporter.ledger import folding
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
-from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, Position, plain_fields
+from optwrap_exporter.ledger.folding import KEPT, Folded, Folding
+from optwrap_exporter.ledger.incarnation import IncarnationState, Position
+from optwrap_exporter.ledger.parts import ParameterRecords, plain_fields
 from optwrap_exporter.wire.requests import Gauges, Report, Source
+from optwrap_exporter.wire.vocabulary import own_attempt
 
 LEAST_STALE_AFTER: Final = 10.0
 """Seconds: no process is stale sooner."""
+_LONGEST_STALE_AFTER: Final = 3 * 3600.0
+"""Seconds: no process is stale later, because an interval is an hour at most."""
 LEAST_STALLED_AFTER: Final = 300.0
 """Seconds: no process is stalled sooner."""
 LEAST_STARVED_AFTER: Final = 100
@@ -87,7 +93,7 @@ class ProcessState:
 
     process: int
     incarnations: Mapping[str, IncarnationState]
-    """By id, in their order."""
+    """The last KEPT ones, and a few more while they report. By id, in their order."""
     current: str
     """The id of the current incarnation. The process shows its gauges and its health."""
     interval: float
@@ -110,6 +116,10 @@ class ProcessState:
     gradient_step_at: int | None = None
     """The state's step number at its last gradient step, or where the current incarnation began."""
     conditions: Conditions = Conditions()
+    folded: Mapping[str, Folded] = dataclasses.field(default_factory=dict)
+    """By attempt, the sum of its incarnations that are no longer kept one by one."""
+    folded_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By id of a folded incarnation, its attempt."""
 
     @property
     def incarnation(self) -> IncarnationState:
@@ -139,7 +149,7 @@ class ProcessState:
     @cached_property
     def shares(self) -> Mapping[str, Counts]:
         """By attempt, the sum over its incarnations."""
-        found: dict[str, Counts] = {}
+        found = {attempt: folded.share for attempt, folded in self.folded.items()}
         for state in self.incarnations.values():
             found[state.attempt] = found.get(state.attempt, NOTHING).plus(state.share)
         return found
@@ -153,19 +163,26 @@ class ProcessState:
     def parameter_records(self) -> Mapping[tuple[str, str], ParameterRecords]:
         """By attempt and parameter, the step records summed up."""
         found: dict[tuple[str, str], ParameterRecords] = {}
-        for state in self.incarnations.values():
+        for state in self.parts:
             for path, records in state.parameter_records.items():
                 key = (state.attempt, path)
                 found[key] = found[key].plus(records) if key in found else records
         return found
 
-    def names_own_attempt(self, incarnation: IncarnationState) -> bool:
-        """Whether the attempt is named after an incarnation of this process, because its launch is unknown."""
-        return incarnation.attempt in self.incarnations
+    @property
+    def parts(self) -> Iterator[Folded | IncarnationState]:
+        """What the process is the sum of: first the folded incarnations, then the others in their order."""
+        yield from self.folded.values()
+        yield from self.incarnations.values()
 
     def times_taken_before(self, incarnation: IncarnationState, step: int) -> int:
-        """How often earlier incarnations of the same attempt took the step. It is another step after a rollback."""
-        return sum(
+        """How often earlier incarnations of the same attempt took the step. It is another step after a rollback.
+
+        Folded ones count as if they had taken every step up to their last one.
+        """
+        folded = self.folded.get(incarnation.attempt)
+        early = folded.with_counters if folded is not None and step <= folded.last_step else 0
+        return early + sum(
             state.attempt == incarnation.attempt
             and state.order < incarnation.order
             and state.start_step < step <= state.totals.steps
@@ -178,6 +195,25 @@ class ProcessState:
             state for state in self.incarnations.values() if state.order < incarnation.order and state.has_counters
         ]
         return earlier[-1] if earlier else None
+
+    def fold(self, new: str) -> tuple["ProcessState", Folding | None]:
+        """Fold the incarnation that has been silent for longest, if there are too many.
+
+        Args:
+          new: the id of an incarnation that is new, and is kept.
+        """
+        if len(self.incarnations) <= KEPT:
+            return self, None
+        candidates = [state for state in self.incarnations.values() if state.incarnation not in {new, self.current}]
+        chosen = min(candidates, key=lambda state: (state.last_report, state.order))
+        folded = folding.add(self.folded.get(chosen.attempt), chosen)
+        after = dataclasses.replace(
+            self,
+            incarnations={name: state for name, state in self.incarnations.items() if state is not chosen},
+            folded={**self.folded, chosen.attempt: folded},
+            folded_ids={**self.folded_ids, chosen.incarnation: chosen.attempt},
+        )
+        return after, Folding(chosen, folded)
 
     def with_incarnation(self, incarnation: IncarnationState) -> "ProcessState":
         """The process with one incarnation added or replaced."""
@@ -195,7 +231,12 @@ class ProcessState:
 
     @classmethod
     def from_durable(
-        cls, process: int, written: Mapping[str, Any], incarnations: Iterable[IncarnationState]
+        cls,
+        process: int,
+        written: Mapping[str, Any],
+        incarnations: Iterable[IncarnationState],
+        folded: Iterable[Folded] = (),
+        folded_ids: Mapping[str, str] | None = None,
     ) -> "ProcessState":
         """The state that `durable` wrote."""
         conditions = dict(written["conditions"])
@@ -208,6 +249,8 @@ class ProcessState:
         return cls(
             process=process,
             incarnations=in_order(incarnations),
+            folded={one.attempt: one for one in folded},
+            folded_ids=folded_ids or {},
             **dict(written)
             | {
                 "source": Source.model_validate(written["source"]),
@@ -220,7 +263,9 @@ class ProcessState:
         )
 
 
-_PLAIN: Final = plain_fields(ProcessState, "process", "incarnations", "source", "gauges", "conditions")
+_PLAIN: Final = plain_fields(
+    ProcessState, "process", "incarnations", "source", "gauges", "conditions", "folded", "folded_ids"
+)
 _CONDITIONS: Final = plain_fields(Conditions)
 
 
@@ -231,15 +276,19 @@ def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationS
 
 def position_of(process: ProcessState | None, report: Report) -> Position:
     """The place of a new incarnation: after the last one that sent its first report before this report."""
+    own = report.attempt == own_attempt(report.incarnation)
     if process is None:
-        return Position(0.0, 0)
+        return Position(0.0, 0, own)
     known = list(process.incarnations.values())
+    folded = process.folded.get(report.attempt)
+    own |= any(state.attempt == report.attempt and state.own_attempt for state in process.parts)
     generation = sum(state.attempt == report.attempt and state.has_counters for state in known)
+    generation += folded.with_counters if folded is not None else 0
     at = max((i + 1 for i, state in enumerate(known) if state.first_sent_at <= report.sent_at), default=0)
     if at == len(known):
-        return Position(known[-1].order + 1, generation)
+        return Position(known[-1].order + 1, generation, own)
     before = known[at - 1].order if at else known[at].order - 2
-    return Position((before + known[at].order) / 2, generation)
+    return Position((before + known[at].order) / 2, generation, own)
 
 
 @dataclasses.dataclass(frozen=True)  # without slots: `total` is cached
@@ -252,6 +301,9 @@ class RunState:
     """The first ten parameters that were non-finite. Each keeps its own metric label."""
     replica_labels: tuple[Replica, ...] = ()
     """The first ten replicas that were non-finite. Each keeps its own metric labels."""
+    heard: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """By attempt whose launch is known, when a current incarnation of it last reported in order; old ones are left out.
+    With it a report need not look at every other process."""
 
     @cached_property
     def total(self) -> Counts:
@@ -264,11 +316,34 @@ class RunState:
 
     def with_process(self, process: ProcessState) -> "RunState":
         """The run with one process added or replaced."""
-        return dataclasses.replace(self, processes={**self.processes, process.process: process})
+        processes = {**self.processes, process.process: process}
+        return dataclasses.replace(self, processes=processes, heard=_heard(self.heard, process.incarnation))
 
     def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
         """The run with more step records of an incarnation counted as not stored."""
         state = self.processes[process]
+        if (attempt := state.folded_ids.get(incarnation)) is not None:
+            sum_ = state.folded[attempt]
+            sum_ = dataclasses.replace(sum_, not_stored=sum_.not_stored + records)
+            return self.with_process(dataclasses.replace(state, folded={**state.folded, attempt: sum_}))
         before = state.incarnations[incarnation]
         after = dataclasses.replace(before, not_stored=before.not_stored + records)
         return self.with_process(state.with_incarnation(after))
+
+
+def heard_from(processes: Iterable[ProcessState]) -> Mapping[str, float]:
+    """`RunState.heard` of these processes."""
+    found: Mapping[str, float] = {}
+    for process in processes:
+        found = _heard(found, process.incarnation)
+    return found
+
+
+def _heard(before: Mapping[str, float], current: IncarnationState) -> Mapping[str, float]:
+    last = before.get(current.attempt)
+    if current.own_attempt or (last is not None and last >= current.latest_arrival):
+        return before
+    if last is None:
+        newest = max(before.values(), default=0.0)
+        before = {attempt: at for attempt, at in before.items() if at > newest - _LONGEST_STALE_AFTER}
+    return {**before, current.attempt: current.latest_arrival}

@@ -9,7 +9,7 @@ from optwrap_exporter.ledger import health, ranges
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
 from optwrap_exporter.ledger.health import HealthSince
-from optwrap_exporter.ledger.incarnation import ParameterRecords, StepSpan
+from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.wire.answers import (
     AttemptRow,
@@ -92,6 +92,22 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
     )
 
 
+def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
+    """At most so many runs: first those that report, from the oldest on, then the others, from the last heard on.
+
+    So new names, which anybody who may report can make up, never displace a run that reports.
+    """
+    found = list(runs)
+    if len(found) <= most:
+        return found
+
+    def key(run: RunState) -> tuple[bool, float]:
+        live = any(one.conditions.ended is None and one.conditions.stale is None for one in run.processes.values())
+        return (False, _first_report(run)) if live else (True, -max(p.last_report for p in run.processes.values()))
+
+    return sorted(found, key=key)[:most]
+
+
 def summary(run: RunState, now: float, listening: float) -> RunSummary:
     """The run in the list of runs."""
     current = health.of_run(run, now, listening)
@@ -165,8 +181,11 @@ def lead(run: RunState, now: float) -> ProcessState:
 def unseen(run: RunState, leading: ProcessState) -> int:
     """Steps of the optimizer's state that no incarnation covers."""
     taken = leading.incarnation.totals.steps
-    incarnations = (state for process in run.processes.values() for state in process.incarnations.values())
-    covered = ranges.union((state.baseline.steps + 1, state.totals.steps) for state in incarnations)
+    steps: list[tuple[int, int]] = []
+    for process in run.processes.values():
+        steps += [(state.baseline.steps + 1, state.totals.steps) for state in process.incarnations.values()]
+        steps += [one for folded in process.folded.values() for one in folded.covered]
+    covered = ranges.union(steps)
     return taken - ranges.count(covered, 1, taken)
 
 
@@ -196,8 +215,8 @@ def replicas(run: RunState) -> list[ReplicaRow]:
     """Replicas that were the first non-finite one, worst first."""
     spans: dict[Replica, StepSpan] = {}
     for process in run.processes.values():
-        for incarnation in process.incarnations.values():
-            for replica, span in incarnation.replica_spans.items():
+        for part in process.parts:
+            for replica, span in part.replica_spans.items():
                 spans[replica] = spans[replica].joined(span) if replica in spans else span
     rows = [
         ReplicaRow(
@@ -237,15 +256,15 @@ def _parameter_records(run: RunState) -> dict[str, ParameterRecords]:
 
 
 def _first_report(run: RunState) -> float:
-    return min(state.first_report for process in run.processes.values() for state in process.incarnations.values())
+    return min(part.first_report for process in run.processes.values() for part in process.parts)
 
 
 def _dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
-    incarnations = [state for process in processes for state in process.incarnations.values()]
+    parts = [part for process in processes for part in process.parts]
     return DroppedTotals(
-        steps=sum(state.dropped.steps for state in incarnations),
-        bad_steps=sum(state.dropped.bad_steps for state in incarnations),
-        not_stored=sum(state.not_stored for state in incarnations),
+        steps=sum(part.dropped.steps for part in parts),
+        bad_steps=sum(part.dropped.bad_steps for part in parts),
+        not_stored=sum(part.not_stored for part in parts),
     )
 
 
@@ -276,10 +295,10 @@ def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
     for process in run.processes.values():
         silent = health.stale_since(process, now, listening) is not None
         last: dict[str, AttemptState] = {}
-        for state in process.incarnations.values():
+        for state in process.parts:
             since[state.attempt] = min(since.get(state.attempt, state.first_report), state.first_report)
             until[state.attempt] = max(until.get(state.attempt, 0.0), state.last_report)
-            lost = not state.ended and (silent or state.incarnation != process.current)
+            lost = not state.ended and (silent or state is not process.incarnation)
             last[state.attempt] = "lost" if lost else state.state
         for attempt, found in last.items():
             states.setdefault(attempt, set()).add(found)

@@ -10,11 +10,13 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.ledger import Clock, Ledger
+from optwrap_exporter.ledger.ledger import MOST_SHOWN, Ledger
 from optwrap_exporter.ledger.views import OTHER, OTHER_REPLICAS, ProcessView
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.table import DROPPED, METRICS, UNKNOWN
+from optwrap_exporter.store.condition import CONDITIONS, Condition
 from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
@@ -45,6 +47,8 @@ class StoreFigures:
     """Returns the bytes in use."""
     limit: int | None
     """The most bytes it may use; None if unlimited."""
+    condition: Callable[[], Condition]
+    """Returns its condition."""
 
 
 class OptwrapCollector(Collector):
@@ -98,9 +102,15 @@ class OptwrapCollector(Collector):
         add("optwrap_exporter_store_bytes", self._store.size())
         if self._store.limit is not None:
             add("optwrap_exporter_store_limit_bytes", self._store.limit)
+        now = self._store.condition()
+        add("optwrap_exporter_store_healthy", now == "ok")
+        for condition in CONDITIONS:
+            add("optwrap_exporter_store_condition", now == condition, condition)
         buckets, seconds = self._statistics.scrapes()
         families["optwrap_exporter_scrape_duration_seconds"].add_metric((), buckets, seconds)
-        add("optwrap_exporter_runs", len(self._ledger.runs()))
+        runs = len(self._ledger.runs())
+        add("optwrap_exporter_runs", runs)
+        add("optwrap_exporter_hidden_runs", max(0, runs - MOST_SHOWN))
 
 
 def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:

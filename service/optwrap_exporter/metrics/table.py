@@ -206,12 +206,29 @@ METRICS: Final[tuple[Metric, ...]] = (
         unit="bytes",
     ),
     Metric(
+        "optwrap_exporter_store_healthy",
+        "gauge",
+        "1 while reports are stored, 0 while the store is full, damaged, gone, or fails.",
+    ),
+    Metric(
+        "optwrap_exporter_store_condition",
+        "gauge",
+        "1 for the current condition of the store, 0 for all others.",
+        ("condition",),
+        note="`ok`, `full`, `read_only`, `corrupt`, `io_error`, `gone` (deleted, renamed or replaced).",
+    ),
+    Metric(
         "optwrap_exporter_scrape_duration_seconds",
         "histogram",
         "Duration of the scrapes before this one.",
         unit="seconds",
     ),
     Metric("optwrap_exporter_runs", "gauge", "Number of runs in the exporter."),
+    Metric(
+        "optwrap_exporter_hidden_runs",
+        "gauge",
+        "Runs without series of their own, because there are more than 1,000. Those that report are shown first.",
+    ),
 )
 
 BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})

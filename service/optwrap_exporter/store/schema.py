@@ -8,7 +8,7 @@ from optwrap_exporter.wire.errors import ExporterError
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 3
+VERSION: Final = 4
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -29,7 +29,7 @@ CREATE TABLE incarnation (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     incarnation TEXT NOT NULL,
-    state TEXT NOT NULL,                -- JSON: IncarnationState.durable
+    state TEXT NOT NULL,                -- JSON: IncarnationState.durable; see writer._SUM and _FOLDED
     not_stored INTEGER NOT NULL DEFAULT 0,  -- step records for which there was no room
     UNIQUE (run_id, process, incarnation)
 );
@@ -46,7 +46,7 @@ CREATE TABLE parameter (                -- ParameterState; by id in the tree's o
 );
 CREATE TABLE change (                   -- one row for each transaction
     revision INTEGER PRIMARY KEY AUTOINCREMENT,
-    time REAL NOT NULL,                 -- the exporter's clock
+    time REAL NOT NULL,                 -- the clock that data ages by
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     incarnation_id INTEGER,
@@ -131,7 +131,12 @@ CREATE TABLE event (
 CREATE INDEX event_run ON event (run_id, kind, id);
 CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_same_as ON event (run_id, same_as) WHERE same_as IS NOT NULL;
+CREATE TABLE trial (                    -- empty, but for `write_trial`
+    filler BLOB NOT NULL
+);
 """
+
+_TRIAL_BYTES: Final = 1 << 15
 
 OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event")
 """Tables with a column `run_id`."""
@@ -178,6 +183,25 @@ def limit_pages(db: sqlite3.Connection, limit_bytes: int | None) -> None:
     """Limit the size of the database. A write beyond it fails as on a full disk."""
     if limit_bytes is not None:
         db.execute(f"PRAGMA max_page_count = {max(1, limit_bytes // _pragma(db, 'page_size'))}")
+
+
+def write_trial(db: sqlite3.Connection) -> None:
+    """Write as much as a small report. `delete_trial` deletes it.
+
+    Raises:
+      sqlite3.Error: it cannot be written.
+    """
+    db.execute("INSERT INTO trial VALUES (randomblob(?))", (_TRIAL_BYTES,))
+
+
+def delete_trial(db: sqlite3.Connection) -> None:
+    """Delete what `write_trial` wrote. In one transaction the two would write nothing to the disk."""
+    db.execute("DELETE FROM trial")
+
+
+def file_bytes(db: sqlite3.Connection) -> int:
+    """Bytes that the file has once the write-ahead log is in it."""
+    return _pragma(db, "page_count") * _pragma(db, "page_size")
 
 
 def used_bytes(db: sqlite3.Connection) -> int:

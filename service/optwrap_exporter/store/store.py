@@ -5,7 +5,6 @@ have connections of their own and never block the writer.
 """
 
 import contextlib
-import fcntl
 import os
 import queue
 import sqlite3
@@ -17,19 +16,19 @@ from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import reader, retention, schema
+from optwrap_exporter.store import opening, reader, retention, schema
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.downsample import Axis
+from optwrap_exporter.store.opening import FILE, StoreError
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
 from optwrap_exporter.wire.answers import Event, Page, ReportMessage, StepsAnswer
-from optwrap_exporter.wire.errors import ExporterError
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import EventKind
 
 SMALLEST_LIMIT: Final = 1024 * 1024
 """The smallest `limit_bytes`. Empty tables take a tenth of it."""
 
-_FILE: Final = "optwrap.sqlite3"
 _READERS: Final = 4
 _AT_ONCE: Final = 64
 """Changes, or events, deleted in one transaction. It is short, because the next report waits for it."""
@@ -40,23 +39,12 @@ _RECORD_BYTES: Final = 100
 _SLICE: Final = 1 << 16
 """Bytes that are freed in addition to what is needed, so that the next reports need not free any."""
 
-_DISK_ERRORS: Final = (sqlite3.OperationalError, sqlite3.DatabaseError)
-"""What a full or failing disk, or a damaged file, raises. Subclasses of these are programming errors."""
-
 Result = TypeVar("Result")
-
-
-class StoreError(ExporterError):
-    """The data directory cannot be used. The message is one line: which directory, why, and what to do."""
-
-
-class StoreFullError(ExporterError):
-    """The store has no room even for the totals of a report. Nothing was stored (HTTP 503)."""
 
 
 def holds_store(directory: Path) -> bool:
     """Whether the directory contains a store."""
-    return (directory / _FILE).is_file()
+    return (directory / FILE).is_file()
 
 
 class Store:
@@ -66,40 +54,36 @@ class Store:
       directory: created with mode 0700 if it is missing. It is locked: another exporter cannot use it.
       limit_bytes: the most bytes the database may take, without its log of a few MiB; at least SMALLEST_LIMIT. At the
         limit the oldest step records are deleted, then the oldest events. None sets no limit.
+      recover: whether to move a damaged database aside and begin a new one.
 
     Raises:
       StoreError: the directory cannot be created, read or written; another exporter uses it; it contains something
-        other than a store of this schema version; or the limit is too small.
+        other than a store of this schema version; the database is damaged; or the limit is too small.
     """
 
-    def __init__(self, directory: Path, *, limit_bytes: int | None = None) -> None:
+    def __init__(self, directory: Path, *, limit_bytes: int | None = None, recover: bool = False) -> None:
         if limit_bytes is not None and limit_bytes < SMALLEST_LIMIT:
             raise StoreError(f"store limit: {limit_bytes} bytes: set at least {SMALLEST_LIMIT}")
-        self._path = directory / _FILE
+        self._path = directory / FILE
         self._limit = limit_bytes
         self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()  # None: closed
         self._closed = False
-        self._lock = _locked(directory)
+        self._lock = opening.locked(directory)
         try:
-            self._db = schema.connect(self._path)
-            schema.prepare(self._db)
+            self._db, self._restored = opening.opened(self._path, recover=recover)
             schema.limit_pages(self._db, limit_bytes)
             self._rows = Rows(self._db)
+            self._watch = Watch(self._path, lambda: schema.file_bytes(self._db))
+            self._size = schema.used_bytes(self._db)
             for _ in range(_READERS):
                 connection = schema.connect(self._path)
                 connection.execute("PRAGMA query_only = ON")
                 self._readers.put(connection)
-        except schema.SchemaError as error:
+        except BaseException as error:
             os.close(self._lock)
-            raise StoreError(f"{self._path}: {error}: move the file away, or choose another --data-dir") from None
-        except sqlite3.Error as error:
-            os.close(self._lock)
-            remedy = (
-                "check free space and permissions"
-                if isinstance(error, sqlite3.OperationalError)
-                else "move the file away"
-            )
-            raise StoreError(f"{self._path}: {error}: {remedy}, or choose another --data-dir") from error
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"{self._path}: {error}: check free space and permissions") from error
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -126,10 +110,19 @@ class Store:
         """The limit, as it was passed."""
         return self._limit
 
+    @property
+    def state(self) -> StoreState:
+        """Whether reports are stored, and if not, why."""
+        return self._watch.state
+
     def size(self) -> int:
-        """Bytes in use, which the limit applies to. The file may also have free pages."""
-        with self._reading() as db:
-            return schema.used_bytes(db)
+        """Bytes in use, which the limit applies to. The file may also have free pages.
+
+        If the database cannot be read, what it was before.
+        """
+        with contextlib.suppress(StoreUnavailableError), self._reading() as db:
+            self._size = schema.used_bytes(db)
+        return self._size
 
     def revision(self) -> int:
         """The revision of the last committed change; 0 in an empty store."""
@@ -187,7 +180,11 @@ class Store:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection in a read transaction, so all reads see one revision."""
+        """A connection in a read transaction, so all reads see one revision.
+
+        Raises:
+          StoreUnavailableError: the database is damaged, or the disk failed.
+        """
         db = self._readers.get()
         if db is None:
             self._readers.put(None)  # wakes the next reader that waits
@@ -195,24 +192,37 @@ class Store:
         try:
             db.execute("BEGIN")
             yield db
+        except sqlite3.Error as error:
+            raise self._watch.failed(error) from error
         finally:
-            db.execute("ROLLBACK")
+            if db.in_transaction:
+                db.execute("ROLLBACK")
             self._readers.put(db)
 
     # --- the writer's side: from one thread only ---
 
     def restore(self) -> list[RunState]:
-        """The last state of every run.
+        """The state of every run when the store was opened. Call it once."""
+        restored, self._restored = self._restored, []
+        return restored
 
-        Raises:
-          StoreError: the stored data is damaged.
+    def look(self) -> bool:
+        """Look whether reports can be stored. After a failure a trial write finds out; call it about once a second.
+
+        Returns:
+          Whether they can. If not, `state` has the reason.
         """
         try:
-            return list(self._rows.runs())
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            raise StoreError(
-                f"{self._path}: damaged ({error!r}): move the file away, or choose another --data-dir"
-            ) from error
+            self._watch.look()
+            if not self._watch.state.ok and self._watch.may_try:
+                self._transaction(lambda: schema.write_trial(self._db), trial=True)
+                self._transaction(lambda: schema.delete_trial(self._db), trial=True)
+                self._watch.recovered()
+        except StoreUnavailableError:
+            pass
+        except sqlite3.Error as error:
+            self._watch.failed(error)
+        return self._watch.state.ok
 
     def digest(self, report: Report) -> bytes | None:
         """The digest stored for the report's incarnation and seq; None if it is no longer stored."""
@@ -225,16 +235,16 @@ class Store:
           The revision, and the plan as it was stored: without step records if there was no room for them.
 
         Raises:
-          StoreFullError: there is no room even for the totals. Nothing was stored.
+          StoreUnavailableError: it cannot be stored: there is no room even for the totals, the database is damaged, ...
         """
         for version in (plan, plan.without_records()):
             try:
                 return self._transaction(partial(self._rows.write, version, digest)), version
-            except sqlite3.DatabaseError as error:
-                if type(error) not in _DISK_ERRORS:
-                    raise
-                full = error
-        raise StoreFullError(f"{self._path}: {full}") from full
+            except sqlite3.Error as error:
+                failure = error
+                if classify(error) != "full":
+                    break
+        raise self._watch.failed(failure) from failure
 
     def make_room(self, records: int = 0) -> Mapping[Origin, int]:
         """Delete the oldest step records, then the oldest events, until `records` more fit within the limit.
@@ -246,19 +256,19 @@ class Store:
           How many step records were deleted, by run, process and incarnation. They are counted as not stored.
         """
         lost: Counter[Origin] = Counter()
-        if self._limit is None:
+        if self._limit is None or self._watch.state.condition not in {"ok", "full"}:
             return lost
         coming = _RECORD_BYTES * records
         used = schema.used_bytes(self._db)
         target = max(int(_CROWDED * self._limit) - coming, used - 2 * coming - _SLICE)
         try:
             while schema.used_bytes(self._db) > target:
-                gone = self._transaction(lambda: retention.make_room(self._db, target, _AT_ONCE))
+                gone = self._transaction(lambda: retention.make_room(self._db, target, _AT_ONCE), trial=True)
                 if gone is not None:
                     lost.update(gone)
-                elif not self._transaction(lambda: retention.drop_events(self._db, _AT_ONCE)):
+                elif not self._transaction(lambda: retention.drop_events(self._db, _AT_ONCE), trial=True):
                     break
-        except sqlite3.Error:  # no more room can be made
+        except (sqlite3.Error, StoreUnavailableError):  # no more room can be made
             pass
         return lost
 
@@ -266,7 +276,7 @@ class Store:
         """Delete some of the step records and events that were committed before a time. False if there were none.
 
         Raises:
-          sqlite3.Error: the database could not be written.
+          StoreUnavailableError, sqlite3.Error: the database could not be written.
         """
         revision = retention.last_change_before(self._db, before, _AT_ONCE)
         if revision is None:
@@ -283,40 +293,24 @@ class Store:
         """Delete everything about a run. False if the run is unknown.
 
         Raises:
-          sqlite3.Error: the database could not be written.
+          StoreUnavailableError, sqlite3.Error: the database could not be written.
         """
         self._rows.forget_keys()
-        return self._transaction(lambda: retention.forget(self._db, run))
+        return self._transaction(lambda: retention.forget(self._db, run), trial=True)
 
-    def _transaction(self, work: Callable[[], Result]) -> Result:
-        self._db.execute("BEGIN IMMEDIATE")
+    def _transaction(self, work: Callable[[], Result], *, trial: bool = False) -> Result:
+        """Do `work` in a transaction. Only a trial is begun while the store is ill."""
+        if not trial:
+            self._watch.require()
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             result = work()
+            self._watch.look()  # nothing is committed to files that are gone
             self._db.execute("COMMIT")
         except BaseException:
             self._rows.forget_keys()  # rows written in this transaction are gone
             if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
             raise
         return result
-
-
-def _locked(directory: Path) -> int:
-    """Lock the directory, and create it if it is missing. Returns the descriptor that holds the lock."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileExistsError as error:
-        raise StoreError(f"data directory {directory}: not a directory: choose another --data-dir") from error
-    except OSError as error:
-        raise StoreError(
-            f"data directory {directory}: {error.strerror}: choose a --data-dir that can be written"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise StoreError(
-            f"data directory {directory}: in use by another exporter: stop that one, or choose another --data-dir"
-        ) from error
-    return lock

@@ -1,23 +1,36 @@
 """Writes reports and ledger states to the tables, and reads the states back."""
 
+import dataclasses
 import itertools
 import json
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, ParameterState
+from optwrap_exporter.ledger.folding import Folded, Folding
+from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.ledger import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
+from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
 from optwrap_exporter.store import retention, rollups
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES
 
 _INDEX: Final = {outcome: index for index, outcome in enumerate(OUTCOMES)}
 _NONE: Final = (None, None, None)
+_SUM: Final = "/"
+"""Begins the name of a row that has the sum of folded incarnations; no incarnation's id has it. The attempt follows."""
+_FOLDED: Final = "folded"
+"""The only key in the state of an incarnation that was folded. Its value is the attempt."""
+_PARAMETER: Final = (
+    "INSERT INTO parameter (incarnation_id, path, totals, baseline, value_count, first_step, last_step) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, baseline = excluded.baseline, "
+    "value_count = excluded.value_count, first_step = excluded.first_step, last_step = excluded.last_step"
+)
 
 _Labels = tuple[tuple[str, ...], tuple[Replica, ...]]
 """The parameters and the replicas of a run that have metric labels of their own."""
@@ -86,7 +99,31 @@ class Rows:
                 self._replicas(report, run_id=run_id, revision=revision)
         if plan.events:
             self._events(plan, run_id, revision)
+        if plan.folding is not None:
+            self._fold(plan.folding, run_id, process)
         return revision
+
+    def _fold(self, folding: Folding, run_id: int, process: int) -> None:
+        """Write a sum with one incarnation more. Of that incarnation only its id is kept, for late reports."""
+        one, folded = folding.incarnation, folding.folded
+        (key,) = self._db.execute(
+            "SELECT id FROM incarnation WHERE run_id = ? AND process = ? AND incarnation = ?",
+            (run_id, process, one.incarnation),
+        ).fetchone()
+        (into,) = self._db.execute(
+            "INSERT INTO incarnation (run_id, process, incarnation, state, not_stored) VALUES (?, ?, ?, ?, "
+            "(SELECT not_stored FROM incarnation WHERE id = ?)) ON CONFLICT DO UPDATE SET state = excluded.state, "
+            "not_stored = not_stored + excluded.not_stored RETURNING id",
+            (run_id, process, _SUM + folded.attempt, _json(folded.durable()), key),
+        ).fetchone()
+        self._db.execute(
+            "UPDATE incarnation SET state = ?, not_stored = 0 WHERE id = ?", (_json({_FOLDED: one.attempt}), key)
+        )
+        self._db.execute("DELETE FROM parameter WHERE incarnation_id = ?", (key,))
+        rows = [folded.parameter(path) for path in {**one.share.parameters, **one.parameter_records}]
+        self._db.executemany(
+            _PARAMETER, [(into, row.parameter, row.totals, row.baseline, *(row.records or _NONE)) for row in rows]
+        )
 
     def _events(self, plan: Plan, run_id: int, revision: int) -> None:
         for event in plan.events:
@@ -142,10 +179,7 @@ class Rows:
     def _parameters(self, incarnation_id: int, incarnation: IncarnationState, before: IncarnationState | None) -> None:
         rows = [incarnation.parameter(path) for path in incarnation.changed_parameters(before)]
         self._db.executemany(
-            "INSERT INTO parameter (incarnation_id, path, totals, baseline, value_count, first_step, last_step) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
-            "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, "
-            "last_step = excluded.last_step",
+            _PARAMETER,
             [(incarnation_id, row.parameter, row.totals, row.baseline, *(row.records or _NONE)) for row in rows],
         )
 
@@ -220,15 +254,32 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
         records = None if values is None else ParameterRecords(values, first, last)
         parameters.setdefault(incarnation_id, []).append(ParameterState(path, totals, baseline, records))
     incarnations: dict[tuple[int, int], list[IncarnationState]] = {}
-    for key, run_id, process, state, not_stored in db.execute(
-        "SELECT id, run_id, process, state, not_stored FROM incarnation"
+    sums: dict[tuple[int, int], list[Folded]] = {}
+    folded_ids: dict[tuple[int, int], dict[str, str]] = {}
+    late: Counter[tuple[int, int, str]] = Counter()
+    """Records that were not stored, of incarnations that had been folded before."""
+    for key, run_id, process, name, text, not_stored in db.execute(
+        "SELECT id, run_id, process, incarnation, state, not_stored FROM incarnation ORDER BY id"
     ):
-        restored = IncarnationState.from_durable(json.loads(state), parameters.get(key, []), not_stored)
-        incarnations.setdefault((run_id, process), []).append(restored)
+        state, of = json.loads(text), (run_id, process)
+        if name.startswith(_SUM):
+            sums.setdefault(of, []).append(Folded.from_durable(state, parameters.get(key, []), not_stored))
+        elif _FOLDED in state:
+            folded_ids.setdefault(of, {})[name] = state[_FOLDED]
+            late[*of, state[_FOLDED]] += not_stored
+        else:
+            restored = IncarnationState.from_durable(state, parameters.get(key, []), not_stored)
+            incarnations.setdefault(of, []).append(restored)
     processes: dict[int, dict[int, ProcessState]] = {}
-    for run_id, process, state in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):
-        restored_process = ProcessState.from_durable(process, json.loads(state), incarnations[run_id, process])
-        processes.setdefault(run_id, {})[process] = restored_process
+    for run_id, process, text in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):
+        of = (run_id, process)
+        folded = [
+            dataclasses.replace(one, not_stored=one.not_stored + late[*of, one.attempt]) for one in sums.get(of, [])
+        ]
+        processes.setdefault(run_id, {})[process] = ProcessState.from_durable(
+            process, json.loads(text), incarnations[of], folded, folded_ids.get(of)
+        )
     for run_id, run, labels, replicas in db.execute("SELECT id, run, labels, replica_labels FROM run"):
         named = tuple(Replica(*replica) for replica in json.loads(replicas))
-        yield RunState(run, processes[run_id], tuple(json.loads(labels)), named)
+        heard = heard_from(processes[run_id].values())
+        yield RunState(run, processes[run_id], tuple(json.loads(labels)), named, heard)

@@ -2,11 +2,13 @@
 
     ExporterError
       CursorError       wire.cursor   422  a cursor is damaged or belongs to another list
+      ImplausibleError  ledger.bounds 422  a seq or a count jumps further than the time in between allows
       ConflictError     ingest        409  other content under this incarnation and seq, or another attempt
       BusyError         ingest        429  too many reports are waiting, or the seqs have too many gaps
       ClosedError       ingest        503  the exporter is shutting down
-      StoreFullError    store.store   503  the store has no room even for the totals of a report
-      StoreError        store.store   --   the data directory cannot be used: the command exits with 2
+      StoreUnavailableError store.condition 503  the store stores no reports now: full, damaged, gone, ...
+      StoreError        store.opening --   the data directory cannot be used: the command exits with 2
+      DamagedError      store.opening --   the database is damaged: becomes a StoreError, or starts a recovery
       SchemaError       store.schema  --   the database is not a store of this version: becomes a StoreError
       StartError        http.server   --   the exporter cannot listen: the command exits with 2
 

@@ -1,5 +1,6 @@
 """The words and bounds of the wire: enumerations, limits, and the types of single fields."""
 
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, get_args
@@ -68,6 +69,15 @@ MOST_PARAMETERS: Final = 100_000
 """The most parameters in one mapping, and the most offenders, replicas or step records in one report."""
 SATURATED: Final = 2**32 - 1
 """The library\'s counters stop here. A counter that has stopped cannot be compared with the others."""
+
+
+def own_attempt(incarnation: str) -> str:
+    """The attempt of a process whose launch is unknown, by the id of its first incarnation.
+
+    It is not the id itself: attempts are published, and who knows an incarnation's id can report under it.
+    """
+    return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
+
 
 _NOT_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NO_CONTROLS: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"

@@ -4,40 +4,78 @@ from collections.abc import Callable
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
 
-from optwrap_exporter.http.errors import refused
+from optwrap_exporter.http.errors import item, refused
+from optwrap_exporter.store.condition import Condition, StoreState
 from optwrap_exporter.wire.errors import ErrorBody
 
 
-class Condition(BaseModel):
+class ProbeAnswer(BaseModel):
     """The answer to a successful probe."""
 
     status: Literal["healthy", "ready"]
 
 
-def router(alive: Callable[[], bool], stopping: Callable[[], bool]) -> APIRouter:
+class StoreTrouble(BaseModel):
+    """Why the exporter stores no reports."""
+
+    model_config = ConfigDict(frozen=True)
+
+    condition: Condition
+    since: float
+    """When it stored the last time, in seconds since 1970."""
+    why: str
+    remedy: str
+    """What to do."""
+
+
+class UnhealthyBody(ErrorBody):
+    """The answer of /-/healthy if the exporter does not work."""
+
+    store: StoreTrouble | None = None
+    """Null if the store is not the reason."""
+
+
+def router(alive: Callable[[], bool], stopping: Callable[[], bool], store: Callable[[], StoreState]) -> APIRouter:
     """The routes of the probes.
 
     Args:
-      alive: returns whether reports can still be committed. If not, only a restart helps.
+      alive: returns whether the writer thread runs. If not, only a restart helps.
       stopping: returns whether the exporter is shutting down.
+      store: returns the condition of the store.
     """
     routes = APIRouter(prefix="/-", tags=["operation"])
 
-    @routes.get("/healthy", responses={503: {"model": ErrorBody, "description": "The exporter must be restarted."}})
-    async def healthy() -> Condition:
-        """Check whether the exporter works. If not, it must be restarted."""
+    @routes.get(
+        "/healthy",
+        response_model=ProbeAnswer,
+        responses={503: {"model": UnhealthyBody, "description": "No report is stored. The answer says what to do."}},
+    )
+    async def healthy() -> Response | ProbeAnswer:
+        """Check whether the exporter stores reports.
+
+        A restart seldom helps, so a supervisor that restarts should ask /-/ready.
+        """
+        state = store()
         if not alive():
-            raise refused(503, "exporter", "the writer thread has ended", "a restart: the log has the reason")
-        return Condition(status="healthy")
+            found = item("exporter", "the writer thread has ended", "a restart: the log has the reason")
+            return JSONResponse({"detail": [found], "store": None}, 503)
+        if not state.ok:
+            trouble = StoreTrouble(
+                condition=state.condition, since=state.since, why=state.why, remedy=state.remedy
+            ).model_dump()
+            found = item("store", f"{state.condition}: {state.why}", f"ok: {state.remedy}")
+            return JSONResponse({"detail": [found], "store": trouble}, 503)
+        return ProbeAnswer(status="healthy")
 
     @routes.get(
         "/ready",
         responses={503: {"model": ErrorBody, "description": "The exporter is shutting down or must be restarted."}},
     )
-    async def ready() -> Condition:
-        """Check whether the exporter accepts requests."""
+    async def ready() -> ProbeAnswer:
+        """Check whether the exporter answers requests. If not, it must be restarted, unless it is shutting down."""
         if stopping() or not alive():
             raise refused(
                 503,
@@ -45,6 +83,6 @@ def router(alive: Callable[[], bool], stopping: Callable[[], bool]) -> APIRouter
                 "shutting down" if stopping() else "the writer thread has ended",
                 "the same request later",
             )
-        return Condition(status="ready")
+        return ProbeAnswer(status="ready")
 
     return routes

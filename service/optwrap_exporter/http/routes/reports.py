@@ -13,12 +13,13 @@ from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from optwrap_exporter.http.errors import refusal
+from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, refusal, store_refusal
 from optwrap_exporter.http.middleware import over_unix_socket
 from optwrap_exporter.ingest import BusyError, ClosedError, ConflictError, Ingest
+from optwrap_exporter.ledger.bounds import ImplausibleError
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.settings import Settings
-from optwrap_exporter.store.store import StoreFullError
+from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.consistency import parse_report
 from optwrap_exporter.wire.duplicate_keys import first_duplicate_key
@@ -31,18 +32,15 @@ MOST_BYTES: Final = 64 << 20
 """The most bytes of all reports being received. Beyond it clients get 429."""
 BODY_SECONDS: Final = 5.0
 """Seconds in which a body must arrive, so that a stalled client does not hold memory. No client waits longer."""
-FULL_RETRY_SECONDS: Final = 5
-"""Retry-After while the store is full."""
-
 _ANSWERS: Final = {
     401: "The token is missing or wrong, or this address accepts no reports.",
     408: "The body did not arrive in time.",
     409: "Other content is stored under this incarnation and seq, or the incarnation under another attempt.",
     413: "The body is larger than 4 MiB.",
     415: "The body is not application/json.",
-    422: "A field is invalid.",
-    429: "Too many reports are waiting. Retry-After says when to retry.",
-    503: "The store has no room even for the totals, or the exporter is shutting down; Retry-After says when to retry.",
+    422: "A field is invalid, or a count is further from the last one than the time in between allows.",
+    429: "Too many reports are waiting, or too many new runs. Retry-After says when to retry.",
+    503: "The store stores no reports now, or the exporter is shutting down; Retry-After says when to retry.",
 }
 
 
@@ -114,17 +112,17 @@ async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
     except ConflictError as conflict:
         answer = refusal(409, conflict.field, conflict.value, conflict.allowed)
         raise _Refused("conflict", answer) from None
+    except ImplausibleError as wrong:
+        raise _Refused("invalid", refusal(422, wrong.field, wrong.value, wrong.allowed)) from None
     except BusyError as busy:
         seconds = math.ceil(busy.retry_after)
         answer = refusal(429, "request", None, "the same report later", {"Retry-After": str(seconds)})
         raise _Refused("busy", answer) from None
-    except (StoreFullError, ClosedError) as error:
-        allowed = "the same report later: " + (
-            "the exporter is shutting down"
-            if isinstance(error, ClosedError)
-            else "the store has no room, not even for the totals"
-        )
-        answer = refusal(503, "request", None, allowed, {"Retry-After": str(FULL_RETRY_SECONDS)})
+    except StoreUnavailableError as error:
+        raise _Refused("unavailable", store_refusal(error.state)) from None
+    except ClosedError:
+        allowed = "the same report later: the exporter is shutting down"
+        answer = refusal(503, "request", None, allowed, {"Retry-After": str(STORE_RETRY_SECONDS)})
         raise _Refused("unavailable", answer) from None
 
 

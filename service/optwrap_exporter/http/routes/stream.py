@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.hub import Follower, Hub
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.errors import ErrorBody
 from optwrap_exporter.wire.vocabulary import Health, Run
@@ -84,7 +85,10 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
         touched = await run_in_threadpool(_first, ledger, run)
         while not hub.closed:
             touched |= follower.take()
-            messages = await run_in_threadpool(store.changes, position, run, BATCH)
+            try:
+                messages = await run_in_threadpool(store.changes, position, run, BATCH)
+            except StoreUnavailableError:
+                return  # the client connects again
             for message in messages:
                 position = message.revision
                 yield ServerSentEvent(event="report", data=message, id=str(position))
