@@ -22,11 +22,23 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         """Bytes of the head that is arriving, without its first part."""
         self._part_bytes = 0
+        self._lost = False
+        self.complete = False
+        """Whether the body of the last request has arrived."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timeout for the first request."""
         super().connection_made(transport)
         self._limit_arrival()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the client is gone."""
+        self._lost = True
+        super().connection_lost(exc)
+
+    def is_lost(self) -> bool:
+        """Whether the client is gone. May be called from any thread."""
+        return self._lost
 
     def data_received(self, data: bytes) -> None:
         """Let uvicorn handle the data, then renew the timeout, which uvicorn drops here."""
@@ -47,6 +59,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Note that a head has begun. The parser calls it."""
         super().on_message_begin()
+        self.scope["state"]["connection"] = self
+        self.complete = False
         self._in_head = True
         self._head_bytes = -self._part_bytes
 
@@ -54,6 +68,11 @@ class Connection(HttpToolsProtocol):
         """Note that the head is complete. The parser calls it."""
         self._in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note that the body has arrived. The parser calls it."""
+        self.complete = True
+        super().on_message_complete()
 
     def _limit_arrival(self) -> None:
         """Close the connection if the request has not arrived by its deadline."""
