@@ -14,8 +14,10 @@ import collections
 import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -42,8 +44,8 @@ def check(server: Server, name: str, clients: int, steps: int, sent: Sent) -> No
         )
 
 
-def row(title: str, sent: Sent, *, records: int = 0) -> float:
-    """Print one row; returns the CPU seconds of one accepted report."""
+def row(title: str, sent: Sent, *, records: int = 0) -> None:
+    """Print one row."""
     each = sent.cpu_seconds / max(sent.accepted, 1)
     cells = f"{title:44}{sent.accepted / sent.seconds:12,.0f}{1e3 * each:14.3f}"
     cells += f"{sent.percentile(50):10.1f}{sent.percentile(99):10.1f}" if sent.latencies else ""
@@ -51,7 +53,6 @@ def row(title: str, sent: Sent, *, records: int = 0) -> float:
     refused = sum(count for status, count in sent.statuses.items() if status not in {200, 202})
     cells += f"   {refused:,} refused" if refused else ""
     print(cells, flush=True)
-    return each
 
 
 def measure_exporter(total: int) -> None:
@@ -62,7 +63,7 @@ def measure_exporter(total: int) -> None:
         sent = drive(server, reports("ten", clients, total // clients, 10))
         check(server, "ten", clients, 10, sent)
         capacity = sent.accepted / sent.seconds
-        cost = row("10 step records", sent, records=10)
+        row("10 step records", sent, records=10)
         sent = drive(server, reports("hundred", clients, max(total // clients // 4, 1), 100))
         check(server, "hundred", clients, 100, sent)
         row("100 step records", sent, records=100)
@@ -73,12 +74,26 @@ def measure_exporter(total: int) -> None:
         sent = drive(server, reports("flood", clients, max(3 * total // clients, 1), 10), rate=3 * capacity)
         check(server, "flood", clients, 10, sent)
         row(f"10 step records, {3 * capacity:,.0f} reports/s offered", sent)
-        print(
-            f"    goodput {sent.accepted / sent.seconds / capacity:.0%} of the first row; "
-            f"{sent.statuses[200]:,} stored, {sent.statuses[429]:,} refused; "
-            f"one refusal costs about {1e3 * (sent.cpu_seconds - cost * sent.accepted) / max(sent.statuses[429], 1):.3f} ms of CPU; "
-            f"at most {server.memory_mib():.0f} MiB of memory"
-        )
+        print(f"    goodput {sent.accepted / sent.seconds / capacity:.0%} of the first row")
+        with stalled(server):
+            sent = drive(server, reports("refused", 64, max(total // 64, 1), 10))
+        refused = sent.statuses[429]
+        print(f"{'one refusal (429)':44}{refused / sent.seconds:12,.0f}{1e3 * sent.cpu_seconds / refused:14.3f}")
+        print(f"at most {server.memory_mib():.0f} MiB of memory")
+
+
+@contextlib.contextmanager
+def stalled(server: Server) -> Iterator[None]:
+    """During the block the exporter cannot write, and as many reports wait as may: it refuses all others."""
+    clients = 300
+    with contextlib.closing(sqlite3.connect(f"{server.directory}/optwrap.sqlite3", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        waiting = threading.Thread(target=drive, args=(server, reports("waiting", clients, 1, 10)))
+        waiting.start()
+        time.sleep(2)
+        yield
+        db.execute("ROLLBACK")
+    waiting.join()
 
 
 @contextlib.contextmanager

@@ -112,8 +112,8 @@ def body(
 def request(content: bytes, path: str = "/v1/reports", method: str = "POST") -> bytes:
     """An HTTP request with the headers that a Monitor sends."""
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept-Encoding: identity\r\nContent-Length: {len(content)}\r\n"
-        "Content-Type: application/json\r\nAccept: application/json\r\n\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept-Encoding: identity\r\n"
+        f"Content-Length: {len(content)}\r\nContent-Type: application/json\r\nAccept: application/json\r\n\r\n"
     )
     return head.encode() + content
 
@@ -228,6 +228,8 @@ class Server:
 
     port: int
     pid: int
+    directory: str = ""
+    """An exporter's data directory."""
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the process so far, user and system."""
@@ -273,7 +275,7 @@ def exporter(*, pinned: bool) -> Iterator[Server]:
                 sys.exit(f"the exporter did not start: {line}{process.stderr.read()}")
             if pinned:
                 pin(process.pid, 0)
-            yield Server(int(found[1]), process.pid)
+            yield Server(int(found[1]), process.pid, f"{directory}/data")
         finally:
             process.terminate()
             process.wait(30)
