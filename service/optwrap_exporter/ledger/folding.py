@@ -20,7 +20,7 @@ from optwrap_exporter.ledger.parts import (
     StepSpan,
     counts_from_durable,
     counts_to_durable,
-    plain_fields,
+    fields_of,
 )
 from optwrap_exporter.ledger.ranges import Ranges
 from optwrap_exporter.wire.vocabulary import ENDED, State
@@ -92,7 +92,7 @@ class Folded:
         )
 
 
-_PLAIN: Final = plain_fields(Folded, "share", "not_stored", "parameter_records", "replica_spans")
+_PLAIN: Final = fields_of(Folded, "share", "not_stored", "parameter_records", "replica_spans")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,23 +1,23 @@
 """The ledger: everything committed about every run, in memory. No I/O; the clock is passed in.
 
 Only the ingest's writer thread changes it, and only after the store has committed: `plan` computes what a report would
-change, the store writes that, and `apply` adopts it. States are immutable, so any thread may read at any time and never
-sees half a report.
+change, `stage` lets the next plan see that, the store writes them all at once, and `adopt` shows them to the readers.
+States are immutable, so any thread may read at any time and never sees half a report.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, ranges, views
+from optwrap_exporter.ledger import bounds, health, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.folding import Folding
-from optwrap_exporter.ledger.health import of_run, unchanged
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView, Shown
@@ -84,9 +84,10 @@ class Plan:
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
     """The answer to a report. `process` must include the report, or have folded its incarnation."""
     if report.incarnation in process.folded_ids:
-        return Acknowledgement(acknowledged=report.seq, duplicate=duplicate)
+        return Acknowledgement(acknowledged=report.seq, interval=process.interval, duplicate=duplicate)
     received = process.incarnations[report.incarnation].received
-    return Acknowledgement(acknowledged=ranges.end_of_run(received, report.oldest_held), duplicate=duplicate)
+    acknowledged = ranges.end_of_run(received, report.oldest_held)
+    return Acknowledgement(acknowledged=acknowledged, interval=process.interval, duplicate=duplicate)
 
 
 class Ledger:
@@ -104,7 +105,10 @@ class Ledger:
         self._new_runs = Quota(self._limits.new_runs, monotonic or clock)
         self._new_processes = Quota(NEW_PROCESSES, monotonic or clock)
         self._incarnations = 0
+        self._staged_incarnations = 0
         self._runs: dict[str, RunState] = {}
+        self._staged: dict[str, RunState] = {}
+        """Runs as they will be once the store has committed what is staged. Readers do not see them."""
         self._outcomes = StepOutcomes()
 
     # --- the writer's side ---
@@ -128,7 +132,7 @@ class Ledger:
         Raises:
           ImplausibleError: its seq or a count jumps too far.
         """
-        run = self._runs.get(report.run)
+        run = self._latest(report.run)
         process = run.processes.get(report.process) if run is not None else None
         known = process.incarnations.get(report.incarnation) if process is not None else None
         bounds.check(known, report, self.clocks.now())
@@ -138,26 +142,32 @@ class Ledger:
         return 0.0 if process is not None else self._new_processes.take()
 
     def find(self, report: Report) -> ProcessState | None:
-        """The report's process if the report, by incarnation and seq, is already in it; None otherwise."""
-        process = self._process(report.run, report.process)
+        """The report's process if the report, by incarnation and seq, is already in it or staged; None otherwise."""
+        run = self._latest(report.run)
+        process = run.processes.get(report.process) if run else None
         incarnation = process.incarnations.get(report.incarnation) if process else None
         if incarnation is None:  # a late report of a folded incarnation changes nothing
             return process if process is not None and report.incarnation in process.folded_ids else None
         return process if ranges.contains(incarnation.received, report.seq) else None
 
-    def plan(self, report: Report) -> Plan:
-        """What a new report would change. Changes nothing itself."""
-        now, age = self.clocks.now(), self.clocks.age()
-        run = self._runs.get(report.run) or RunState(report.run, {})
+    def plan(self, report: Report, asked: float = 0.0) -> Plan:
+        """What a new report would change after all that is staged. Changes nothing itself.
+
+        Args:
+          report: the report.
+          asked: the interval in seconds that the answer asks for, if it is longer than the report's.
+        """
+        now, age, listening = self.clocks.now(), self.clocks.age(), self.clocks.listening
+        run = self._latest(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
-        incarnation = merge(process, report, now, age)
-        disagreement = self._outcomes.disagreement(report, incarnation.generation)
-        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self.clocks.listening)
+        merged = merge(process, report, now, age)
+        disagreement = self._outcomes.disagreement(report, merged.incarnation.generation)
+        after, events = apply_report(run, merged, report, disagreement, asked=asked, now=now, listening=listening)
         after, folding = after.fold(report.incarnation) if before is None else (after, None)
         return Plan(
             time=age,
-            run=dataclasses.replace(
+            run=evolved(
                 run.with_process(after),
                 labels=_labels(run.labels, report, before, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),
@@ -178,21 +188,49 @@ class Ledger:
             for known in run.processes.values():
                 process = known
                 if process.last_report > now + JUMP:  # the clock was set back
-                    process = dataclasses.replace(process, last_report=now)
+                    process = evolved(process, last_report=now)
                     after = self._runs[run.run] = after.with_process(process)
-                if not unchanged(process, now, self.clocks.listening):
-                    later, events = pass_time(process, now, self.clocks.listening)
-                    if events:
-                        after = after.with_process(later)
-                        plans.append(Plan(age, after, later, tuple(events)))
+                if not health.changes(process, now, self.clocks.listening):
+                    continue
+                later, events = pass_time(process, now, self.clocks.listening)
+                if events:
+                    after = after.with_process(later)
+                    plans.append(Plan(age, after, later, tuple(events)))
         return plans
 
-    def apply(self, plan: Plan) -> None:
-        """Adopt a plan that the store has committed."""
-        self._runs[plan.run.run] = plan.run
+    def reporting(self) -> int:
+        """The number of processes that have neither ended nor become stale."""
+        return sum(
+            process.conditions.ended is None and process.conditions.stale is None
+            for run in list(self._runs.values())
+            for process in run.processes.values()
+        )
+
+    def stage(self, plan: Plan) -> None:
+        """Let later plans see this one. Readers see it after `adopt`."""
+        self._staged[plan.run.run] = plan.run
         if plan.report is not None:
-            self._incarnations += plan.before is None
-            self._outcomes.remember(plan.report, plan.incarnation.generation)
+            self._staged_incarnations += plan.before is None
+            self._outcomes.stage(plan.report, plan.incarnation.generation)
+
+    def adopt(self) -> None:
+        """Show the readers what is staged, which the store has committed."""
+        self._runs.update(self._staged)
+        self._staged.clear()
+        self._incarnations += self._staged_incarnations
+        self._staged_incarnations = 0
+        self._outcomes.adopt()
+
+    def discard(self) -> None:
+        """Forget what is staged, because the store could not commit it."""
+        self._staged.clear()
+        self._staged_incarnations = 0
+        self._outcomes.discard()
+
+    def apply(self, plan: Plan) -> None:
+        """Adopt a single plan that the store has committed."""
+        self.stage(plan)
+        self.adopt()
 
     def count_not_stored(self, lost: Mapping[tuple[str, int, str], int]) -> None:
         """Count step records that the store has dropped, by run, process and incarnation."""
@@ -245,7 +283,7 @@ class Ledger:
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
-        return of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
+        return health.of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
@@ -292,6 +330,10 @@ class Ledger:
             rows = [row for row in rows if views.worst_first(row) > tuple(after)]
         more = encode(of, list(views.worst_first(rows[limit - 1]))) if len(rows) > limit else None
         return Page(items=rows[:limit], cursor=more)
+
+    def _latest(self, run: str) -> RunState | None:
+        """The run with what is staged."""
+        return self._staged.get(run) or self._runs.get(run)
 
     def _process(self, run: str, process: int) -> ProcessState | None:
         state = self._runs.get(run)

@@ -75,6 +75,6 @@ def counts_from_durable(written: Mapping[str, Any], parameters: Mapping[str, int
     )
 
 
-def plain_fields(of: type, *left_out: str) -> tuple[str, ...]:
-    """Names of the fields of a dataclass, without `left_out`. JSON can hold their values as they are."""
+def fields_of(of: type, *left_out: str) -> tuple[str, ...]:
+    """Names of the fields of a dataclass, without `left_out`."""
     return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)

@@ -9,7 +9,7 @@ import os
 import queue
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -239,12 +239,35 @@ class Store:
         """
         for version in (plan, plan.without_records()):
             try:
-                return self._transaction(partial(self._rows.write, version, digest)), version
+                return self._write([(version, digest)]), version
             except sqlite3.Error as error:
                 failure = error
                 if classify(error) != "full":
                     break
         raise self._watch.failed(failure) from failure
+
+    def commit_group(self, plans: Sequence[tuple[Plan, bytes | None]]) -> int:
+        """Store everything that several plans change in one transaction.
+
+        Args:
+          plans: plans, each with the digest of its report. Each sees those before it.
+
+        Returns:
+          The revision of the last plan.
+
+        Raises:
+          StoreUnavailableError: nothing was stored.
+          sqlite3.Error: there is no room for all of them. Nothing was stored; `commit` may store some of them.
+        """
+        try:
+            return self._write(plans)
+        except sqlite3.Error as error:
+            if classify(error) == "full":
+                raise
+            raise self._watch.failed(error) from error
+
+    def _write(self, plans: Sequence[tuple[Plan, bytes | None]]) -> int:
+        return self._transaction(partial(self._rows.write, plans))
 
     def make_room(self, records: int = 0) -> Mapping[Origin, int]:
         """Delete the oldest step records, then the oldest events, until `records` more fit within the limit.
