@@ -130,7 +130,7 @@ class Ingest:
         self._closed = False
         self._listeners: tuple[Listener, ...] = ()
         self._thread = threading.Thread(target=self._work, name="optwrap-writer", daemon=True)
-        ledger.restore(store.restore())
+        ledger.restore(store.restore(), store.newest())
 
     def __enter__(self) -> Self:
         self.start()
