@@ -113,7 +113,7 @@ class Ingest:
         self._waiting = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="optwrap-writer", daemon=True)
-        ledger.restore(store.restore())
+        ledger.restore(store.restore(), store.newest())
         self.load.measure(ledger.reporting())
 
     def __enter__(self) -> Self:

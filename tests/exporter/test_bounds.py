@@ -1,8 +1,10 @@
 """Forged reports cannot hide a live process or leave a total; true ones are taken after any outage."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from optwrap_exporter.ledger.ledger import MOST_SHOWN, Ledger
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import LARGEST
 
+from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served
 from tests.exporter.trainer import Trainer, TurnedClock, sent, take
 
@@ -232,3 +235,21 @@ def test_no_answer_has_the_id_of_an_incarnation(site: Served) -> None:
     told = [json.dumps(run), *heard, site.scrape()]
     told += [json.dumps(site.get(f"/v1/runs{path}")) for path in ("", "/lm/steps", "/lm/events", "/lm/parameters")]
     assert "secret" not in "".join(told)
+
+
+def test_forged_hellos_leave_half_of_a_small_store_to_a_known_run(
+    start_exporter: Callable[..., RunningExporter],
+) -> None:
+    """Before, 755 of them filled a store of 1 MiB."""
+    exporter = start_exporter("--retention-bytes", "1MiB", "--new-runs-per-minute", "100000")
+    with httpx.Client(base_url=exporter.url, trust_env=False, timeout=30) as client:
+        known = Job(run="known")
+        assert client.post("/v1/reports", json=known.report()).status_code == 200
+        answers = [client.post("/v1/reports", json=Job(run=f"forged-{i}").report("starting")) for i in range(800)]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        for _ in range(5):
+            for _ in range(1000):
+                known.step()
+            assert client.post("/v1/reports", json=known.report()).status_code == 200
+        assert client.get("/v1/runs/known/steps").json()["total"] == 5000
+        assert client.get("/-/healthy").status_code == 200

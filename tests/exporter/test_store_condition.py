@@ -1,5 +1,6 @@
 """The condition of the store: a damaged, full or vanished store is noticed, said once, and never acknowledged into."""
 
+import json
 import logging
 import os
 import resource
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from optwrap_exporter.cli import main as cli
 from optwrap_exporter.http.openapi import document
 from optwrap_exporter.store import condition, opening, schema
 from optwrap_exporter.store.condition import CONDITIONS, StoreUnavailableError, classify
@@ -347,3 +349,21 @@ def test_only_errors_of_the_store_have_a_condition(tmp_path: Path, statement: st
 def test_the_api_describes_every_condition() -> None:
     schema_of = document()["components"]["schemas"]["StoreTrouble"]["properties"]["condition"]
     assert tuple(schema_of["enum"]) == CONDITIONS
+
+
+def test_status_says_that_no_reports_are_stored(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(clock=site.clock)
+    job.step()
+    site.send(job.report())
+    assert cli.run(["status", site.url]) == 0
+    assert "no reports" not in capsys.readouterr().out
+    site.store._path.rename(site.store._path.with_name("aside"))
+    site.ingest.tick()
+    assert cli.run(["status", site.url]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("the exporter has stored no reports since 2")
+    assert "its store is gone" in " ".join(said.split())
+    assert cli.run(["status", site.url, "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)[0]["run"] == "lm"
+    assert len(printed.err.splitlines()) == 1

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -81,6 +82,19 @@ class Exporter:
             if not cursor:
                 return
 
+    def trouble(self) -> str | None:
+        """Why the exporter stores no reports, as one line; None while it stores them."""
+        try:
+            answer = self._client.get("/-/healthy")
+            store = answer.json().get("store") if answer.status_code == 503 else None
+            if store is None:
+                return None
+            since = datetime.fromtimestamp(store["since"], UTC)
+            said = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
+            return clean(f"{said}: its store is {store['condition']} ({store['why']}): {store['remedy']}")
+        except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
+            return None  # the next query says that no exporter answers
+
     def run(self, name: str) -> Json:
         """The answer of /v1/runs/{run}."""
         return self._get(f"/v1/runs/{quote(name, safe='')}")
@@ -110,7 +124,7 @@ class Exporter:
 
 
 def show_status(url: str, run: str | None, as_json: bool) -> int:
-    """Print every run, or one, to standard output. Returns 0 if all are healthy, else 1.
+    """Print every run, or one, to standard output. Returns 0 if all are healthy and reports are stored, else 1.
 
     Raises:
       Unreachable: no exporter answers, or the run is unknown.
@@ -118,12 +132,15 @@ def show_status(url: str, run: str | None, as_json: bool) -> int:
     with connect(url) as client:
         exporter = Exporter(client, url)
         runs = exporter.runs(run)
+        trouble = exporter.trouble()
+        if trouble is not None and as_json:
+            click.echo(trouble, err=True)
         if as_json:
             click.echo(json.dumps(runs[0] if run is not None else runs))
         else:
             console = Console()
-            console.print(_look(exporter, runs, console.width))
-    return 0 if all(one["health"] in HEALTHY for one in runs) else 1
+            console.print(_look(exporter, runs, console.width, trouble))
+    return 0 if trouble is None and all(one["health"] in HEALTHY for one in runs) else 1
 
 
 def watch_runs(url: str, run: str | None, interval: float) -> None:
@@ -137,7 +154,7 @@ def watch_runs(url: str, run: str | None, interval: float) -> None:
         console = Console()
 
         def look() -> RenderableType:
-            return _look(exporter, exporter.runs(run, _WATCHED), console.width)
+            return _look(exporter, exporter.runs(run, _WATCHED), console.width, exporter.trouble())
 
         screen = look()
         with Live(screen, console=console, auto_refresh=False, screen=console.is_terminal) as live:
@@ -154,9 +171,9 @@ def watch_runs(url: str, run: str | None, interval: float) -> None:
             console.print(screen)
 
 
-def _look(exporter: Exporter, runs: Sequence[Json], width: int) -> RenderableType:
+def _look(exporter: Exporter, runs: Sequence[Json], width: int, trouble: str | None) -> RenderableType:
     names = [one["run"] for one in runs]
-    return draw(
+    drawn = draw(
         runs,
         events={name: exporter.events(name, limit=EVENTS) for name in names},
         steps={one["run"]: exporter.last_steps(one) for one in runs},
@@ -164,3 +181,4 @@ def _look(exporter: Exporter, runs: Sequence[Json], width: int) -> RenderableTyp
         now=time.time(),
         width=width,
     )
+    return drawn if trouble is None else Group(Text(trouble, style="bold red"), drawn)

@@ -113,12 +113,18 @@ class Ledger:
 
     # --- the writer's side ---
 
-    def restore(self, runs: Iterable[RunState]) -> None:
-        """Adopt the runs of a store. Processes that were not stale become stale only after `stale_after` from now."""
+    def restore(self, runs: Iterable[RunState], newest: float | None = None) -> None:
+        """Adopt the runs of a store. Processes that were not stale become stale only after `stale_after` from now.
+
+        Args:
+          runs: the runs.
+          newest: the age clock at the newest change in the store; None if there is none.
+        """
         self._runs = {run.run: run for run in runs}
         parts = [part for run in self._runs.values() for process in run.processes.values() for part in process.parts]
         self._incarnations = len(parts)
-        self.clocks.restart(max((part.aged_at for part in parts), default=None))
+        ages = [part.aged_at for part in parts] + ([] if newest is None else [newest])
+        self.clocks.restart(max(ages, default=None))
 
     def admit(self, report: Report) -> float:
         """Check what only a forged report can have wrong, and the number of new names.

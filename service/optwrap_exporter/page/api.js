@@ -54,6 +54,16 @@ export async function getJson(path) {
 }
 
 /**
+ * Why the exporter stores no reports: `store` in the answer of /-/healthy. Null while it stores them.
+ *
+ * @returns {Promise<{condition: string, since: number, why: string, remedy: string} | null>}
+ */
+export async function getStoreTrouble() {
+  const response = await fetch("/-/healthy", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
+  return response.status === 503 ? ((await response.json()).store ?? null) : null;
+}
+
+/**
  * Opens the stream of committed reports of `run`. The browser reconnects by itself, with Last-Event-ID. If the browser
  * gives up (the answer was not a stream), the stream is opened again after a pause that grows.
  *

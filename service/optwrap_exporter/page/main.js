@@ -124,7 +124,7 @@ window.addEventListener("popstate", () => {
 });
 
 const panels = [
-  createTop({ counts: byId("counts"), connection: byId("connection"), lost: byId("lost") }),
+  createTop({ counts: byId("counts"), connection: byId("connection"), lost: byId("lost"), ill: byId("ill") }),
   createRuns(byId("runs"), byId("shell"), { onSelect: select }),
   createEmpty(byId("empty")),
   createMissing(byId("missing")),

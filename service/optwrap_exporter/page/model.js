@@ -22,6 +22,7 @@ export const PARAMETERS_STREAMED = 1_000;
  *
  * @typedef {object} State
  * @property {{phase: "connecting" | "live" | "lost", since: number | null}} connection `since` is when the phase began.
+ * @property {any} storeTrouble Why the exporter stores no reports, as /-/healthy returns it; null while it stores them.
  * @property {any[] | null} runs The rows of GET /v1/runs; null before the first answer.
  * @property {string | null} selected The name of the selected run.
  * @property {boolean} missing Whether the exporter does not know the selected run.
@@ -43,6 +44,7 @@ export const PARAMETERS_STREAMED = 1_000;
 export function initialState(/** @type {any} */ wanted = {}) {
   return {
     connection: { phase: "connecting", since: null },
+    storeTrouble: null,
     runs: null,
     selected: wanted.run ?? null,
     missing: false,
@@ -64,6 +66,7 @@ function ofNoRun(/** @type {number | null} */ process = null) {
 const CHANGES = {
   connection: withConnection,
   runs: withRuns,
+  store: withStoreTrouble,
   select: withSelection,
   missing: (state, { run }) => (run === state.selected ? { ...state, missing: true, detail: null } : state),
   process: (state, { process }) => ({ ...state, wantedProcess: process, notices: [] }),
@@ -94,6 +97,11 @@ function withConnection(state, { phase, at }) {
 function withRuns(state, { items }) {
   const runs = [...items].sort(byHealthThenName);
   return { ...state, runs, selected: state.selected ?? runs[0]?.run ?? null };
+}
+
+function withStoreTrouble(state, { trouble }) {
+  const same = state.storeTrouble?.condition === trouble?.condition && state.storeTrouble?.since === trouble?.since;
+  return same ? state : { ...state, storeTrouble: trouble };
 }
 
 function withSelection(state, { run }) {

@@ -1,6 +1,6 @@
 /** Keeps the state up to date: polls the list of runs, and listens to the stream of the selected run. */
 
-import { getJson, HttpError, openStream, paths } from "./api.js";
+import { getJson, getStoreTrouble, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
 import { PARAMETERS_STREAMED } from "./model.js";
 import { stepsAround, visibleRange } from "./view.js";
@@ -138,6 +138,7 @@ export function createSession({ getState, dispatch, now }) {
     try {
       const { items } = await getJson(paths.runs());
       dispatch({ type: "runs", items });
+      dispatch({ type: "store", trouble: await getStoreTrouble() });
       const { selected, detail, connection: link } = getState();
       const row = items.find(({ run }) => run === selected);
       if (selected === null || (!row && !detail)) connection("live");

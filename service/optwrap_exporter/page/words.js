@@ -155,3 +155,14 @@ export const SHAPES = {
   idle: { d: "M5 0.6 A4.4 4.4 0 1 1 4.99 0.6 Z M5 2.2 A2.8 2.8 0 1 0 5.01 2.2 Z" },
   good: { d: "M5 0.2 A4.8 4.8 0 1 1 4.99 0.2 Z M4.3 7.2 L8 3.5 L7.1 2.6 L4.3 5.4 L2.9 4 L2 4.9 Z" },
 };
+
+/** The condition of the exporter's store in words. */
+const STORE_CONDITIONS = {
+  full: "full",
+  read_only: "read-only",
+  corrupt: "damaged",
+  io_error: "failing",
+  gone: "gone: it was deleted, renamed or replaced",
+};
+
+export const storeCondition = (name) => STORE_CONDITIONS[name] ?? visible(name);

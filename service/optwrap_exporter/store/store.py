@@ -206,6 +206,11 @@ class Store:
         restored, self._restored = self._restored, []
         return restored
 
+    def newest(self) -> float | None:
+        """The time of the newest change, by the clock that data ages by; None if there is none."""
+        row = self._db.execute("SELECT time FROM change ORDER BY revision DESC LIMIT 1").fetchone()
+        return row and float(row[0])
+
     def look(self) -> bool:
         """Look whether reports can be stored. After a failure a trial write finds out; call it about once a second.
 

@@ -1,0 +1,39 @@
+"""The page says that the exporter stores no reports, why, since when and what to do; and that it stores them again."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.conftest import RunningExporter
+from tests.e2e.page.desk import MakeReporter, OpenDesk
+
+pytestmark = pytest.mark.programs("chromium")
+
+UNAVAILABLE = re.compile(r"Failed to load resource: the server responded with a status of 503")
+
+
+def test_the_page_has_a_banner_while_no_report_is_stored(
+    exporter: RunningExporter, open_desk: OpenDesk, reporter: MakeReporter
+) -> None:
+    desk = open_desk()
+    desk.expected = UNAVAILABLE
+    training = reporter("char-lm")
+    training.good(3)
+    page = desk.open("char-lm")
+    desk.health("ok")
+    banner = page.locator("#ill")
+    expect(banner).to_be_hidden()
+    aside = exporter.data_dir.with_name("aside")
+    exporter.data_dir.rename(aside)
+    expect(banner).to_be_visible(timeout=15_000)
+    expect(banner).to_contain_text("The exporter has stored no reports since")
+    expect(banner).to_contain_text("its store is gone")
+    expect(banner).to_contain_text("no longer there")
+    expect(banner).to_contain_text("put the same directory back")
+    desk.health("ok")
+    aside.rename(exporter.data_dir)
+    expect(banner).to_be_hidden(timeout=15_000)
+    training.good(1)
+    expect(page.locator(".tile.steps .value")).to_have_text("4")
+    desk.check()
