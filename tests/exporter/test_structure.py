@@ -70,7 +70,7 @@ def test_no_module_imports_the_library_or_jax(name: str) -> None:
 
 
 def test_the_subpackages_import_nothing_themselves() -> None:
-    """So importing one module does not import its neighbours."""
+    """Importing one module does not import its neighbours."""
     for path in PACKAGE.glob("*/**/__init__.py"):
         assert imports(path) == set(), path
 

@@ -169,7 +169,7 @@ def test_non_finite_parameters_do_not_change_the_outcome_of_an_outermost_guard()
 
 
 def test_a_chain_gets_update_and_apply_updates() -> None:
-    """So do `inject_hyperparams`, optax's own wrappers and plain optimizers."""
+    """`inject_hyperparams`, optax's own wrappers and plain optimizers do, too."""
     params = FLOAT32
     guard = optwrap.apply_if_finite(optax.adam(0.1), 3)
     for tx in (

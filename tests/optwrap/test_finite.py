@@ -60,7 +60,7 @@ def test_nonfinite_counts_equal_numpy(tree: list[Any]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(tree=st.lists(hnp.arrays(np.complex64, (3, 2), elements=st.complex_numbers(max_magnitude=1e3, width=64))))
 def test_squared_norm_is_the_sum_of_squared_absolute_values(tree: list[Any]) -> None:
-    """Of all leaves together, in float32."""
+    """The sum is over all leaves, in float32."""
     norm = finite.squared_norm(tree[:3])
     assert norm.dtype == jnp.float32
     expected = sum(float((np.abs(leaf.astype(np.complex128)) ** 2).sum()) for leaf in tree[:3])

@@ -238,7 +238,7 @@ def test_works_within_scan_and_vmap(where: str) -> None:
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_shardings_are_kept(axis_type: AxisType) -> None:
-    """And nothing is gathered."""
+    """Nothing is gathered."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
     with jax.set_mesh(mesh):
         params = {"w": jax.device_put(jnp.ones((8, 3)), NamedSharding(mesh, P("data")))}

@@ -130,7 +130,7 @@ def test_one_trace_serves_every_step(case: Case) -> None:
 
 @by_name(EVERY_SINGLE + EVERY_PAIR)
 def test_the_inner_transformation_is_traced_once(case: Case) -> None:
-    """However deep the nest, tracing it costs one trace of the optimizer."""
+    """At any depth of nesting."""
     traced = 0
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
@@ -244,7 +244,7 @@ def test_composes_in_multi_transform(case: Case) -> None:
 
 
 def test_a_state_of_either_library_continues_under_the_other() -> None:
-    """And back again."""
+    """A training goes from optax's wrappers to ours and back."""
     case = Case("apply_if_finite-multi_steps", next(c.wraps for c in PAIRS if c.name == "apply_if_finite-multi_steps"))
     batches = [gradients(FLOAT32, step) for step in range(6)]
     expected = run(case, optax, FLOAT32, batches)[-1]

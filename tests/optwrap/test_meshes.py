@@ -147,7 +147,7 @@ def test_flatten_keeps_shardings(where: str) -> None:
     ],
 )
 def test_an_instrumented_step_is_compiled_once(where: str, how: str) -> None:
-    """However the state was made, on Auto and Explicit meshes: a step's state has the types of `init`."""
+    """A step's state has the types of `init`, on Auto and Explicit meshes."""
     case = next(case for case in PAIRS if case.name == "multi_steps_skip_not_finite-apply_if_finite")
     transformation, step = built(case, True)
     traces = 0

@@ -194,7 +194,7 @@ def test_a_refusal_is_logged_once_with_the_exporters_message(caplog: pytest.LogC
 
 @pytest.mark.parametrize("mode", ["down", "refusing"])
 def test_the_first_report_that_is_stored_holds_everything_from_the_start(mode: str) -> None:
-    """However many were refused before: oldest_held is 1, so the exporter counts from at_start."""
+    """After any number of refusals oldest_held is still 1, so the exporter counts from at_start."""
     sim = SimulatedMonitor()
     sim.network.mode = mode
     for _ in range(10):
@@ -249,7 +249,7 @@ def test_an_exporter_that_lost_its_data_counts_from_the_next_report() -> None:
 
 
 def test_losing_the_exporter_and_getting_it_back_is_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
-    """However often it fails in between."""
+    """Failures in between are not logged."""
     sim = SimulatedMonitor()
     for mode in ("up", "down", "busy", "gibberish", "up"):
         sim.network.mode = mode
@@ -307,7 +307,7 @@ def test_a_report_that_is_always_answered_with_500_is_given_up() -> None:
 
 
 def test_a_bad_step_is_reported_at_once() -> None:
-    """So is the first good one after it, but no step of the streak in between."""
+    """The first good step after it is, too, but no step of the streak in between."""
     sim = SimulatedMonitor()
     sim.step()
     sim.run(5.0)

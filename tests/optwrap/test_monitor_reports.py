@@ -40,7 +40,7 @@ def test_a_report_has_exactly_the_fields_of_the_wire() -> None:
 
 
 def test_a_resumed_training_starts_an_incarnation_after_the_hello() -> None:
-    """So at_start never changes within an incarnation."""
+    """at_start never changes within an incarnation."""
     sim = SimulatedMonitor()
     for _ in range(5):
         sim.training.step()

@@ -226,7 +226,7 @@ def test_exactly_the_non_finite_gradients_are_rejected(head: str, data: st.DataO
 
 
 def test_the_search_covers_every_nesting() -> None:
-    """Of two wrappers with a guard among them, and of masked and flatten around and inside each."""
+    """Pairs of wrappers with a guard, and masked and flatten around and inside each."""
     names = {case.name for case in NESTS}
     for name in ("multi_steps-apply_if_finite", "apply_if_finite-multi_steps", "lookahead-multi_steps_skip_large"):
         assert {name, f"masked-{name}", f"flatten-{name}", f"{name}-masked", f"{name}-flatten"} - names <= {

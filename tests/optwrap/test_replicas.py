@@ -109,7 +109,7 @@ def test_an_outer_instrumentation_keeps_the_replicas_of_the_inner_one(monitor: M
 
 
 def test_the_state_does_not_depend_on_the_number_of_replicas() -> None:
-    """So that a checkpoint can be used with another number of devices."""
+    """A checkpoint can be used with another number of devices."""
     tx, params, state = start(None)
 
     def step(flags: Any) -> Any:

@@ -116,10 +116,7 @@ def on_a_mesh(name: str, check_vma: bool) -> tuple[Any, Step]:
 @quick
 @given(faults=faults_in(tuple(SHAPES)))
 def test_a_mesh_decides_as_one_device(name: str, faults: dict[int, Any]) -> None:
-    """Of gradients in parts and gradients that are everywhere, counters and norms are those of the whole tree.
-
-    That the counters' specs are P() shows that they are the same on every device: with check_vma, JAX insists.
-    """
+    """Counters and norms are those of the whole tree; specs of P() make JAX check that all devices agree."""
     batches = batches_with(faults)
     transformation, step = on_one_device(name)
     expected = trained(step, transformation, PARAMS, batches)
@@ -205,10 +202,7 @@ def test_without_an_axis_name_each_device_decides_for_itself(name: str, how: str
 @pytest.mark.parametrize("name", ["apply_if_finite", "skip_not_finite"])
 @pytest.mark.parametrize("watched", [False, True], ids=["", "instrumented"])
 def test_devices_along_other_axes_decide_separately(name: str, watched: bool) -> None:
-    """Of four groups of two devices each, a group trains like one device with its gradients.
-
-    Also where what is around knows of all eight together.
-    """
+    """Each of four groups of two devices trains like one device, instrumented or not."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     transformation = DECIDING[name]("y")
     if watched:

@@ -63,7 +63,7 @@ def test_sub_packages_import_only_those_below_them() -> None:
 
 
 def test_modules_import_in_the_order_that_their_package_states() -> None:
-    """So there is no cycle."""
+    """This rules out import cycles."""
     assert out_of_order("optwrap") == []
 
 

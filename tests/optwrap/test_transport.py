@@ -245,7 +245,7 @@ def test_abandoning_a_connection_does_not_close_that_of_the_parent(stub: StubExp
     ids=["details", "html", "text", "list", "no text", "nothing"],
 )
 def test_the_message_of_an_answer_is_one_line(body: bytes, message: str) -> None:
-    """Whatever the body is."""
+    """For JSON details, other text and invalid bytes."""
     assert Answer(422, body).message == message
 
 

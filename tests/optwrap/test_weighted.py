@@ -410,7 +410,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def test_wrong_weights_are_named_with_their_value_and_a_remedy(
     wrong: Callable[[], Any], error: type[Exception], message: str
 ) -> None:
-    """Where they can be known: when traced, or called without jit."""
+    """When traced, or in an eager call."""
     with pytest.raises(error, match=message):
         wrong()
 

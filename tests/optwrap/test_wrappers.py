@@ -242,7 +242,7 @@ def test_a_callable_tree_of_bools_is_a_mask() -> None:
 
 
 def test_a_prefix_masks_whole_subtrees() -> None:
-    """And what is masked out leaves nothing in the state."""
+    """Masked-out parameters leave nothing in the state."""
     transformation = optwrap.masked(optax.trace(0.5), {"layer": False, "b": True})
     state = transformation.init(FLOAT32)
     assert state.inner_state.trace["layer"] == optwrap.MaskedNode()
