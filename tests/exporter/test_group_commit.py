@@ -20,8 +20,8 @@ from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.histories import History, delivered, histories
+from tests.exporter.ingests import Exporter, changed, everything
 from tests.exporter.stores import Kept
-from tests.exporter.test_ingest import Exporter, changed, everything
 from tests.exporter.trainer import Trainer
 
 

@@ -10,7 +10,6 @@ from optwrap_exporter.ingest import BusyError, ClosedError, Committed, ConflictE
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.store.store import StoreFullError
 from optwrap_exporter.wire.answers import Acknowledgement
-from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.ingests import Exporter, changed, everything
 from tests.exporter.trainer import Trainer

@@ -12,7 +12,8 @@ MODULES = """
 _version
 settings
 wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
-ledger.evolve ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict ledger.divergence
+ledger.evolve ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict
+ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
 store.schema store.rollups store.downsample store.retention store.reader store.writer store.store
 load
