@@ -14,6 +14,8 @@ TARGET: Final = 0.5
 """The part of the capacity that the exporter asks for."""
 LONGEST_INTERVAL: Final = 3600.0
 """The longest interval that is asked for, in seconds."""
+_LONGEST_RETRY: Final = 5.0
+"""The longest Retry-After in seconds: half of the shortest time after which a process is stale."""
 _DECAY_SECONDS: Final = 10.0
 """Older measurements count less: after this time by a factor of e."""
 _PRIOR_REPORTS: Final = 50.0
@@ -97,7 +99,7 @@ class Load:
 
     def retry_after(self) -> int:
         """Seconds after which a refused client may try again. Random, so that they do not all come back together."""
-        return 1 + int(self._random() * min(self.interval, LONGEST_INTERVAL - 1))
+        return 1 + int(self._random() * min(self.interval, _LONGEST_RETRY - 1))
 
     def _ask(self) -> None:
         self.interval = min(self._processes / (TARGET * self.capacity), LONGEST_INTERVAL)
