@@ -53,7 +53,7 @@ def lived(history: list[Any], kept: int, directory: Path | None = None) -> Any:
             last[process] = trainer
             for outcome in [*outcomes, "report"]:
                 if outcome == "report":
-                    clock.advance(1)
+                    clock.advance(0.1)  # never so long that a process turns stale
                     report = trainer.report()
                     store.take(report) if store is not None else take(ledger, report)
                 elif outcome == "applied":

@@ -15,7 +15,6 @@ from optwrap_exporter.group_commit import GROUP, ConflictError, GroupCommit, Off
 from optwrap_exporter.ingest import Committed, digest_of
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.load import Load
-from optwrap_exporter.store.store import StoreFullError
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.requests import Report
 
@@ -144,7 +143,7 @@ def test_if_the_commit_fails_every_report_gets_the_error_and_nothing_has_changed
 
     waiting.store._db.set_authorizer(refuse)
     futures = offered(waiting, [*reports, reports[0]])
-    assert [type(future.exception()) for future in futures] == [StoreFullError] * 3
+    assert [type(future.exception()) for future in futures] == [sqlite3.DatabaseError] * 3
     assert everything(waiting) == before
     assert waiting.ledger.find(reports[0]) is None
     waiting.store._db.set_authorizer(None)

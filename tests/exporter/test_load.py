@@ -107,7 +107,7 @@ def test_a_process_is_stale_after_three_of_the_intervals_that_it_was_asked_for()
 def test_the_interval_that_was_asked_for_survives_a_restart(site: Served) -> None:
     site.ingest.load.interval = 20.0
     site.send(Job().report())
-    (run,) = site.store.restore()
+    (run,) = site.store._rows.runs()
     assert run.processes[0].stale_after == 60
 
 

@@ -245,7 +245,7 @@ def test_a_full_queue_is_429(site: Served, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(site.ingest, "offer_async", full)
     answer = site.client.post("/v1/reports", json=Job().report())
     refusal(answer, 429)
-    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["retry-after"] == "2"
     assert outcomes(site) == {"busy": 1}
 
 
@@ -275,7 +275,7 @@ def test_the_bytes_of_all_reports_being_received_are_limited(site: Served, monke
         while (answer := site.client.post("/v1/reports", content=report, headers=JSON)).status_code == 200:
             assert time.monotonic() < deadline, "the slow report was never counted"
         refusal(answer, 429)
-        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["retry-after"] == "2"
     while site.client.post("/v1/reports", content=report, headers=JSON).status_code != 200:
         assert time.monotonic() < deadline, "what the slow report held was never given free"
 
