@@ -2,11 +2,12 @@
 
 import contextlib
 import hashlib
-import importlib.metadata
 import socket
 from typing import Any, Final, Protocol
 
 import jax
+
+from optwrap._version import __version__
 
 _ATTEMPT_TIMEOUT: Final = 10.0
 """Seconds for which a process waits for process 0 to publish the attempt."""
@@ -82,7 +83,7 @@ class JaxSource:
             "device_count": 0,
             "process_count": 1,
             "jax_version": _text(jax.__version__),
-            "optwrap_version": _text(_version()),
+            "optwrap_version": __version__,
         }
 
     def process(self) -> int | None:
@@ -153,13 +154,6 @@ def own_attempt(incarnation: str) -> str:
       incarnation: id of the process's first incarnation.
     """
     return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("optwrap")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _text(text: str) -> str:
