@@ -305,7 +305,8 @@ class Ingest:
             _log.warning("could not store changes of health or delete old data; will try again: %s", error)
 
     def _on_tick(self, *, unlimited: bool = False) -> None:
-        self.load.measure(self._ledger.reporting())
+        if self.load.measure(self._ledger.reporting()):
+            self._ledger.hold_staleness()  # a process that was refused is not to blame
         self._commits.make_room()
         self._commits.commit(self._ledger.pass_time())
         if self._retention.seconds is None:
