@@ -310,8 +310,9 @@ class Ingest:
             _log.warning("could not store changes of health or delete old data; will try again: %s", error)
 
     def _on_tick(self, *, unlimited: bool = False) -> None:
-        self.load.measure(self._ledger.reporting())
         stores = self._store.look()
+        if self.load.measure(self._ledger.reporting()):
+            self._ledger.clocks.hold()  # a process that was refused is not to blame
         self._commits.make_room()
         if not stores:
             self._ledger.clocks.pause()

@@ -121,3 +121,17 @@ def test_the_load_counts_the_processes_that_report(site: Served) -> None:
     assert site.ledger.reporting() == 0
     site.send(Job(process=5).report())
     assert site.ledger.reporting() == 1
+
+
+def test_no_process_turns_stale_while_the_exporter_refuses_reports(site: Served) -> None:
+    """The exporter is overloaded, the job is well."""
+    site.send(Job().report())
+    site.clock.advance(9)
+    site.ingest.load.refused()
+    site.ingest.tick()
+    site.clock.advance(9)
+    site.ingest.tick()
+    assert site.ledger.health("lm") == "starting"
+    site.clock.advance(2)
+    site.ingest.tick()
+    assert site.ledger.health("lm") == "stale"

@@ -58,6 +58,10 @@ class Clocks:
             self.listening = now
         return now
 
+    def hold(self) -> None:
+        """Let no process turn stale for its silence until now, because reports were refused."""
+        self.listening = self._clock()
+
     def pause(self) -> None:
         """Stop `now`, because reports cannot be stored: it is not the processes that are silent."""
         if self._paused_at is None:

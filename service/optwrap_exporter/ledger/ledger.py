@@ -16,7 +16,6 @@ from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
-from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.folding import Folding
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
@@ -173,8 +172,8 @@ class Ledger:
         after, folding = after.fold(report.incarnation) if before is None else (after, None)
         return Plan(
             time=age,
-            run=evolved(
-                run.with_process(after),
+            run=run.with_process(
+                after,
                 labels=_labels(run.labels, report, before, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),
             ),
