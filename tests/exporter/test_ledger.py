@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger.figures import OTHER
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.views import OTHER
 from optwrap_exporter.wire.answers import RunDetail
 
 from tests.exporter.histories import History, delivered, histories

@@ -163,7 +163,7 @@ def test_killing_the_writer_loses_nothing_acknowledged_and_doubles_nothing(tmp_p
         bad = [step for step, _, finite, _ in expected if not finite]
         assert [event.step for event in reversed(skips)] == bad
         streamed = []
-        while messages := store.changes(streamed[-1].revision if streamed else 0):
+        while messages := store.changes(streamed[-1].revision if streamed else 0).messages:
             streamed += messages
         assert [step for message in streamed for step in message.steps.step] == [row[0] for row in expected]
 
@@ -502,7 +502,7 @@ def test_an_unknown_run_or_process_has_nothing(kept: Kept) -> None:
     assert kept.store.steps("nobody", 0).total == 0
     assert kept.store.steps("lm", 7).columns.step == []
     assert kept.store.events("nobody").items == []
-    assert kept.store.changes(0, "nobody") == []
+    assert kept.store.changes(0, "nobody").messages == []
 
 
 def busy_runs(kept: Kept) -> None:
@@ -582,13 +582,13 @@ def test_the_stream_resumes_after_any_revision(kept: Kept) -> None:
     kept.clock.advance(60)
     for plan in kept.ledger.pass_time():
         kept.commit(plan)
-    everything = kept.store.changes(0, limit=1000)
+    everything = kept.store.changes(0).messages
     assert [message.revision for message in everything] == list(range(1, kept.store.revision() + 1))
     dumped = [message.model_dump_json() for message in everything]
     for after in range(len(everything) + 1):
-        assert [m.model_dump_json() for m in kept.store.changes(after, limit=1000)] == dumped[after:]
-    mine = kept.store.changes(3, "other", limit=2)
-    assert [m.revision for m in mine] == [m.revision for m in everything if m.run == "other" and m.revision > 3][:2]
+        assert [m.model_dump_json() for m in kept.store.changes(after).messages] == dumped[after:]
+    mine = kept.store.changes(3, "other").messages
+    assert [m.revision for m in mine] == [m.revision for m in everything if m.run == "other" and m.revision > 3]
     assert [event.kind for message in everything[-3:] for event in message.events] == ["stale"] * 3
     offenders = [(o.step, o.parameter, o.not_finite) for message in mine for o in message.offenders]
     assert offenders == [(3, "w", 1), (5, "w", 1)]
@@ -823,7 +823,7 @@ def test_whatever_the_wire_lets_through_is_stored_and_answered(
         kept.ledger.views()
         kept.store.steps("lm", 0, points=2).model_dump_json()
         kept.store.events("lm").model_dump_json()
-        for message in kept.store.changes(0):
+        for message in kept.store.changes(0).messages:
             message.model_dump_json()
         check_blocks(kept.directory)
         again = kept.reopened()

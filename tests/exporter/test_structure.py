@@ -13,11 +13,11 @@ _version
 settings
 wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
 ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict ledger.divergence
-ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
+ledger.health ledger.events ledger.apply_report ledger.figures ledger.views ledger.ledger
 store.schema store.rollups store.downsample store.retention store.reader store.writer store.store
 ingest
-metrics.table metrics.own metrics.collector
-http.errors http.middleware http.connection_timeout http.server http.hub
+metrics.table metrics.own metrics.samples metrics.collector metrics.render
+http.errors http.limiter http.middleware http.connection_timeout http.server http.channel http.hub
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main

@@ -10,7 +10,6 @@ from typing import Final
 
 import click
 from fastapi import FastAPI
-from prometheus_client.registry import CollectorRegistry
 
 from optwrap_exporter.http import errors
 from optwrap_exporter.http.hub import Hub
@@ -26,8 +25,9 @@ from optwrap_exporter.http.server import (
 )
 from optwrap_exporter.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Clock, Ledger
-from optwrap_exporter.metrics.collector import OptwrapCollector, StoreFigures
+from optwrap_exporter.metrics.collector import OwnCollector, StoreFigures
 from optwrap_exporter.metrics.own import Statistics
+from optwrap_exporter.metrics.render import Renderer
 from optwrap_exporter.settings import Address, Settings
 from optwrap_exporter.store.store import Store, StoreError, holds_store
 
@@ -62,13 +62,13 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     )
     errors.install(app)
     statistics = Statistics()
-    registry = CollectorRegistry(auto_describe=False)
     figures = StoreFigures(store.size, store.limit_bytes)
-    registry.register(OptwrapCollector(ledger, statistics, figures, clock=clock, version=app.version))
+    own = OwnCollector(ledger, statistics, figures, version=app.version)
+    renderer = Renderer(ledger, own, clock=clock)
     app.include_router(reports.router(settings, ingest, statistics))
     app.include_router(queries.router(store, ledger))
-    app.include_router(stream.router(store, ledger, hub))
-    app.include_router(metrics.router(registry, statistics))
+    app.include_router(stream.router(store, hub))
+    app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed))
     app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
@@ -106,7 +106,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             ingest = Ingest(store, ledger, clock=clock, retention=retention)
             stack.callback(ingest.close)
             ingest.start()
-            hub = Hub(ingest.subscribe, ledger)
+            hub = Hub(ingest.subscribe, store, ledger)
             app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
             server_of(app, started=lambda: _announce(settings, port), stopping=hub.close).run(sockets)
     except (StartError, StoreError) as error:

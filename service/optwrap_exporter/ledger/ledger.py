@@ -6,19 +6,20 @@ sees half a report.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import ranges, views
+from optwrap_exporter.ledger import figures, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
+from optwrap_exporter.ledger.figures import ProcessView, RunView
 from optwrap_exporter.ledger.health import of_run
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.ledger.views import ProcessView, Shown
-from optwrap_exporter.wire.answers import Acknowledgement, Page, ParameterRow, RunDetail, RunSummary
+from optwrap_exporter.ledger.views import Shown
+from optwrap_exporter.wire.answers import ANSWER_BYTES, Acknowledgement, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import Health
@@ -28,6 +29,9 @@ Clock = Callable[[], float]
 
 LABELS: Final = 10
 """The number of parameters of a run, and of replicas, that get metric labels of their own."""
+
+_PAGE_BYTES: Final = ANSWER_BYTES - 10_000
+"""The most bytes of the items of a page, without the cursor."""
 
 _RUNS: Final = "runs"
 """The name of the list of runs in cursors."""
@@ -175,14 +179,22 @@ class Ledger:
         """Names of all runs, sorted."""
         return sorted(self._runs)
 
-    def views(self) -> list[ProcessView]:
-        """Every process of every run, sorted by run and process."""
+    def process_views(self) -> Iterator[ProcessView]:
+        """Every process of every run as it is now, sorted by run and process, computed one by one."""
         now = self._clock()
-        return [
-            views.view(run, process, now, self._listening)
-            for _, run in sorted(self._runs.copy().items())
-            for _, process in sorted(run.processes.items())
-        ]
+        for _, run in sorted(self._runs.copy().items()):
+            for _, process in sorted(run.processes.items()):
+                yield figures.view(run, process, now, self._listening)
+
+    def views(self) -> list[ProcessView]:
+        """`process_views` as a list."""
+        return list(self.process_views())
+
+    def run_views(self) -> Iterator[RunView]:
+        """Every run as it is now, by name, computed one by one."""
+        now = self._clock()
+        for _, run in sorted(self._runs.copy().items()):
+            yield figures.run_view(run, now, self._listening)
 
     def lead(self, run: str) -> int | None:
         """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
@@ -230,6 +242,8 @@ class Ledger:
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
         """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.
 
+        A page has at most `limit` of them, and at most ANSWER_BYTES.
+
         Raises:
           CursorError: the cursor belongs to another list.
         """
@@ -241,8 +255,9 @@ class Ledger:
         rows = views.parameters(state)
         if after is not None:
             rows = [row for row in rows if views.worst_first(row) > tuple(after)]
-        more = encode(of, list(views.worst_first(rows[limit - 1]))) if len(rows) > limit else None
-        return Page(items=rows[:limit], cursor=more)
+        items, _ = views.fitting(rows[:limit], _PAGE_BYTES)
+        more = encode(of, list(views.worst_first(items[-1]))) if len(rows) > len(items) else None
+        return Page(items=items, cursor=more)
 
     def _process(self, run: str, process: int) -> ProcessState | None:
         state = self._runs.get(run)
