@@ -28,9 +28,9 @@ from optwrap_exporter.wire.vocabulary import Health
 ROUND_SECONDS: Final = 0.25
 """The shortest time from one round to the next."""
 RUN_SECONDS: Final = 1.0
-"""The shortest time between two `run` events of one run while its health is the same."""
+"""The shortest time between two `run` events of one run that reports."""
 LOOK_SECONDS: Final = 1.0
-"""The longest time between two rounds: the health of a run may change without a report."""
+"""The time between two looks at the health of every run, which may change without a report."""
 MOST_PARAMETERS: Final = 1000
 """The most parameters in a `run` event. One is sent every second, and a run may have 100,000 parameters."""
 
@@ -176,18 +176,14 @@ class Channel:
         told = reports(self._store.changes(position, self.run)) if touched else []
         position = told[-1][0] if told else position
         now = time.monotonic()
-        look = touched
+        due = {name for name in touched if now >= self._seen.get(name, (-math.inf, None))[0] + RUN_SECONDS}
         if now >= self._looked + LOOK_SECONDS:
             self._looked = now
-            look = touched | self._seen.keys()
+            due |= {name for name, (_, before) in self._seen.items() if self._ledger.health(name) != before}
         shown: list[bytes] = []
-        left: set[str] = set()
-        for name in sorted(look):
-            when, before = self._seen.get(name, (-math.inf, None))
-            due = name in touched and now >= when + RUN_SECONDS
-            if not due and self._ledger.health(name) == before:
-                left |= touched & {name}
-            elif self._show(name, shown, self._rows.setdefault(name, {})):
+        left = touched - due
+        for name in sorted(due):
+            if self._show(name, shown, self._rows.setdefault(name, {})):
                 left.add(name)
         runs = b"".join(shown)
         return Chunk(self._next, position, tuple(told), runs, b"".join([*(data for _, data in told), runs])), left

@@ -111,7 +111,7 @@ class ProcessState:
     """The state's step number at its last gradient step, or where the current incarnation began."""
     conditions: Conditions = Conditions()
 
-    @property
+    @cached_property
     def incarnation(self) -> IncarnationState:
         """The current incarnation."""
         return self.incarnations[self.current]

@@ -23,7 +23,7 @@ from optwrap_exporter.wire.answers import (
     RunDetail,
     RunSummary,
 )
-from optwrap_exporter.wire.vocabulary import HEALTHS, AttemptState, Health
+from optwrap_exporter.wire.vocabulary import HEALTHS, OUTCOMES, AttemptState, Health
 
 
 def summary(run: RunState, now: float, listening: float) -> RunSummary:
@@ -230,15 +230,20 @@ def _urgency(of: Health) -> int:
 
 
 def _row(row: ShownRow) -> ProcessRow:
+    # There may be thousands of rows, so they are not validated.
     process, current = row
-    totals = process.total.totals()
-    return ProcessRow(
+    total = process.total
+    return ProcessRow.model_construct(
         process=process.process,
         host=process.source.host,
         health=current.health,
         since=current.since,
         last_report=process.last_report,
-        totals=ProcessTotals(steps=totals.steps, outcomes=totals.outcomes, not_finite_steps=totals.not_finite_steps),
+        totals=ProcessTotals.model_construct(
+            steps=total.steps,
+            outcomes=dict(zip(OUTCOMES, total.outcomes, strict=True)),
+            not_finite_steps=total.not_finite_steps,
+        ),
         gauges=process.gauges,
     )
 

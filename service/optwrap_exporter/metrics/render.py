@@ -6,11 +6,12 @@ exporter tells about itself comes from prometheus-client alone. A test compares 
 """
 
 import dataclasses
+import functools
 import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from prometheus_client import exposition
 from prometheus_client.core import Metric as Family
@@ -26,6 +27,8 @@ _SLICE: Final = 64
 """Processes rendered at once: a few milliseconds, in which no other thread runs."""
 _PAUSE: Final = 0.0005
 """Seconds between two slices, in which reports are taken."""
+_CACHED: Final = 10_000
+"""Label values, and counts, whose text is kept during a scrape."""
 _GZIP: Final = 31
 """zlib's window bits for gzip."""
 _END: Final = b"# EOF\n"
@@ -72,10 +75,6 @@ def _template(metric: Metric, shape: Format) -> _Template:
     head, line = re.fullmatch(r"((?:#.*\n)+)(.*) 1\.0\n", text).groups()  # type: ignore[union-attr]  # it matches
     line = re.sub(r"<(\d+)>", r"{\1}", line.replace("{", "{{").replace("}", "}}"))
     return _Template(head.encode(), f"{line} {{{len(metric.labels)}}}\n".format)
-
-
-_number: Final = cast(Callable[[float], str], floatToGoString)
-"""A value as both formats write it."""
 
 
 def escaped(label: str) -> str:
@@ -134,12 +133,17 @@ class Renderer:
 
     def _slices(self, templates: dict[str, _Template]) -> Iterator[dict[str, list[str]]]:
         """The lines of some processes, or of a run, by family."""
+        formats = {name: template.line for name, template in templates.items()}
         lines: dict[str, list[str]] = {name: [] for name in templates}
         now = self._clock()
         labels: tuple[str, ...] = ()
+        escape = functools.lru_cache(_CACHED)(escaped)
+        count = functools.lru_cache(_CACHED)(floatToGoString)
 
         def add(name: str, value: float, *further: str) -> None:
-            lines[name].append(templates[name].line(*labels, *map(escaped, further), _number(value)))
+            # Most counts are the same in many processes. Floats are not cached: 0.0 and -0.0 are equal.
+            number = count(value) if type(value) is int else floatToGoString(value)  # type: ignore[no-untyped-call]
+            lines[name].append(formats[name](*labels, *map(escape, further), number))
 
         for index, process in enumerate(self._ledger.process_views(), 1):
             labels = (escaped(process.run), str(process.process))
