@@ -59,7 +59,7 @@ class RunView:
     expected: int
     """Number of processes of the job, as the job reports it."""
     reporting: int
-    """Number of processes that have neither ended nor are stale."""
+    """Number of processes that report or have finished: neither failed nor stale."""
     last_report: float
 
 
@@ -73,7 +73,7 @@ def run_view(run: RunState, now: float, listening: float) -> RunView:
         run=run.run,
         health=health.overall(healths, expected=expected, began=began).health,
         expected=expected,
-        reporting=sum(one.health not in {"finished", "failed", "stale"} for one in healths),
+        reporting=sum(one.health not in {"failed", "stale"} for one in healths),
         last_report=max(process.last_report for process in members),
     )
 

@@ -241,7 +241,7 @@ def _row(row: ShownRow) -> ProcessRow:
         last_report=process.last_report,
         totals=ProcessTotals.model_construct(
             steps=total.steps,
-            outcomes=dict(zip(OUTCOMES, total.outcomes, strict=True)),
+            outcomes={name: n for name, n in zip(OUTCOMES, total.outcomes, strict=True) if n},
             not_finite_steps=total.not_finite_steps,
         ),
         gauges=process.gauges,

@@ -194,7 +194,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "optwrap_processes_reporting",
         "gauge",
-        "Number of processes that report to this exporter: not ended, not stale.",
+        "Number of processes that report to this exporter or have finished: neither failed nor stale.",
         ("run",),
     ),
     Metric(

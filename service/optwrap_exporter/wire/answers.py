@@ -49,6 +49,7 @@ class ProcessTotals(_Answer):
 
     steps: int
     outcomes: dict[Outcome, int]
+    """Outcomes without any steps are left out."""
     not_finite_steps: int
 
 
