@@ -60,7 +60,8 @@ def run_health(of: str = ONE) -> str:
     together miss a process.
     """
     missing = (
-        f"(sum by (run) (optwrap_processes_reporting{{{of}}}) < bool max by (run) (optwrap_processes_expected{{{of}}})) "
+        f"(sum by (run) (optwrap_processes_reporting{{{of}}})"
+        f" < bool max by (run) (optwrap_processes_expected{{{of}}})) "
         f'+ {CODE["ok"]} and on (run) optwrap_run_health{{{of}, health="degraded"}} == 1'
     )
     return f'max by (run) ((optwrap_run_health{{{of}, health!="degraded"}} == 1) * {_RANK} or {missing})'

@@ -29,7 +29,7 @@ UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {
     **INVALID,
 }
 
-MOST_POINTS: Final = 10_000
+MOST_POINTS: Final = 20_000
 """The most good steps that may be asked for."""
 _MOST_BAD: Final = 8_000
 """Bad steps beyond this number are thinned."""
