@@ -163,8 +163,8 @@ export function mergeProcesses(held, fresh) {
 }
 
 /** Parameters that a message of the stream leaves out stay unchanged. */
-export function mergeParameters(held, { parameters: worst, left_out: leftOut }) {
-  if (leftOut.parameters === 0) return worst;
+export function mergeParameters(held, { parameters: worst, left_out: { parameters: missing } }) {
+  if (missing === 0) return worst;
   const fresh = new Set(worst.map(({ parameter }) => parameter));
   return [...worst, ...held.filter(({ parameter }) => !fresh.has(parameter))];
 }

@@ -24,6 +24,9 @@ const isBehind = (report, latest) => (seconds(latest) ?? 0) - (seconds(report) ?
 /** Whether the exporter answered that the run or process does not exist, or that its name is invalid. */
 const isUnknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
 
+/** Whether an answer leaves out steps. */
+const incomplete = ({ sampled, thinned }) => sampled || thinned.length > 0;
+
 const noRequests = () => ({ representative: 0, parameters: 0, bad: /** @type {number | null} */ (null), timer: 0 });
 
 export function createSession({ getState, dispatch, now }) {
@@ -78,7 +81,7 @@ export function createSession({ getState, dispatch, now }) {
       Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
       // The steps of a long run come thinned, so those in view are loaded once more, in full.
       const visible = visibleRange(getState());
-      const inView = (steps.sampled || steps.thinned.length > 0) && visible && stepsAround(getState(), visible);
+      const inView = incomplete(steps) && visible && stepsAround(getState(), visible);
       if (inView) await range(...inView);
       if (queued !== mine || run !== getState().selected) return;
       connection("live");
@@ -103,12 +106,12 @@ export function createSession({ getState, dispatch, now }) {
     const bad = detail.totals.not_finite_steps;
     try {
       const wait = lastRequests.parameters + REQUEST_INTERVAL - now();
-      const incomplete = detail.left_out.parameters > 0 && bad !== lastRequests.bad;
-      if (incomplete && wait > 0) {
+      const more = detail.left_out.parameters > 0 && bad !== lastRequests.bad;
+      if (more && wait > 0) {
         // Request later, with a timer: there may be no other message.
         clearTimeout(lastRequests.timer);
         lastRequests.timer = setTimeout(() => complete(run, detail), 1_000 * wait + 100);
-      } else if (incomplete) {
+      } else if (more) {
         Object.assign(lastRequests, { parameters: now(), bad });
         dispatch({ type: "parameters", run, parameters: (await getJson(paths.run(run))).parameters });
       }
