@@ -1,4 +1,4 @@
-"""Streams and queries of many clients: one encoding for all of them, a few queries at a time, a scrape for whoever waits."""
+"""Streams, queries and scrapes of many clients: what is shared, and what waits."""
 
 import asyncio
 import contextlib
