@@ -4,13 +4,13 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import click
 from fastapi import FastAPI
 
+from optwrap_exporter._version import __version__
 from optwrap_exporter.http import errors
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import HostCheck, SecurityHeaders
@@ -54,7 +54,7 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app = FastAPI(
         title=DISTRIBUTION,
         description="Skipped steps and non-finite gradients of training jobs.",
-        version=version(DISTRIBUTION),
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
