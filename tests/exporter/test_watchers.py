@@ -111,6 +111,26 @@ def test_a_busy_run_makes_a_few_chunks_a_second(site: Served) -> None:
     assert job.state.steps > 2 * len(chunks)
 
 
+def test_a_stream_of_very_many_runs_begins_with_as_many_as_fit(
+    site: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others come with their next report."""
+    for number in range(40):
+        site.send(Job(run=f"r{number:02}", clock=site.clock).report())
+    monkeypatch.setattr(channels, "ANSWER_BYTES", 20_000)
+    job = Job(run="r39", clock=site.clock, incarnation="e2", attempt="a2")
+    with following(site.url) as stream:
+        shown = []
+        for message in stream:
+            if message.comment:
+                break
+            shown.append(message.data["run"])
+        assert 1 < len(shown) < 39
+        assert message.comment == f"{40 - len(shown)} more runs: GET /v1/runs lists them"
+        site.send(job.report())
+        assert stream.next("run").data["run"] == "r39"
+
+
 # --- queries ---
 
 

@@ -29,6 +29,8 @@ ROUND_SECONDS: Final = 0.25
 """The shortest time from one round to the next."""
 RUN_SECONDS: Final = 1.0
 """The shortest time between two `run` events of one run that reports."""
+SHARE: Final = 0.2
+"""The most of a processor that the `run` events of one run may take. Those of a very large run come less often."""
 LOOK_SECONDS: Final = 1.0
 """The time between two looks at the health of every run, which may change without a report."""
 MOST_PARAMETERS: Final = 1000
@@ -103,7 +105,7 @@ class Channel:
         self._start: Start | None = None
         self._touched: set[str] = set()
         self._seen: dict[str, tuple[float, Health]] = {}
-        """By run: when the channel last showed it, and its health then."""
+        """By run that was shown: when it is due again, and its health then."""
         self._rows: dict[str, Shown] = {}
         """By run: the process rows that the channel last showed."""
         self._looked = -math.inf
@@ -176,27 +178,32 @@ class Channel:
         told = reports(self._store.changes(position, self.run)) if touched else []
         position = told[-1][0] if told else position
         now = time.monotonic()
-        due = {name for name in touched if now >= self._seen.get(name, (-math.inf, None))[0] + RUN_SECONDS}
+        due = {name for name in touched if now >= self._seen.get(name, (-math.inf, None))[0]}
         if now >= self._looked + LOOK_SECONDS:
             self._looked = now
             due |= {name for name, (_, before) in self._seen.items() if self._ledger.health(name) != before}
         shown: list[bytes] = []
         left = touched - due
         for name in sorted(due):
-            if self._show(name, shown, self._rows.setdefault(name, {})):
+            if sum(map(len, shown)) > ANSWER_BYTES // 2:
+                left.add(name)  # for the next round
+            elif self._show(name, shown, self._rows.setdefault(name, {})):
                 left.add(name)
         runs = b"".join(shown)
         return Chunk(self._next, position, tuple(told), runs, b"".join([*(data for _, data in told), runs])), left
 
     def _show(self, name: str, shown: list[bytes], rows: Shown | None) -> bool:
         """Append the `run` event of a run that exists. Returns whether some of its processes did not fit."""
+        begun = time.thread_time()
         detail = self._ledger.detail(name, MOST_PARAMETERS, rows)
         if detail is None:
             self._seen.pop(name, None)
             self._rows.pop(name, None)
             return False
-        self._seen[name] = (time.monotonic(), detail.health)
         shown.append(encoded("run", detail))
+        if rows is not None:
+            pause = max(RUN_SECONDS, (time.thread_time() - begun) / SHARE)
+            self._seen[name] = (time.monotonic() + pause, detail.health)
         return detail.left_out.processes > 0
 
     def _everything(self) -> bytes:
@@ -205,7 +212,10 @@ class Channel:
         if self.run is None:  # a stream of all runs begins with those that have not ended
             names = [name for name in self._ledger.runs() if self._ledger.health(name) not in {"finished", "failed"}]
         shown: list[bytes] = []
-        for name in names:
+        for place, name in enumerate(names):
+            if sum(map(len, shown)) > ANSWER_BYTES // 2:
+                shown.append(format_sse_event(comment=f"{len(names) - place} more runs: GET /v1/runs lists them"))
+                break
             # Later events have only the rows that differ from those of the first one.
             self._show(name, shown, None if name in self._rows else self._rows.setdefault(name, {}))
         return b"".join(shown)
