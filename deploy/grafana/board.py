@@ -130,7 +130,7 @@ def board(
         .tags([TAG])
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .readonly()
-        .refresh("5s")
+        .refresh("15s")
         .time("now-30m", "now")
         .timezone("browser")
         .variables(

@@ -38,34 +38,33 @@ ONE: Final = 'run="$run"'
 """Selects the run, on the dashboard of one run."""
 ANY: Final = 'run=~"$run"'
 """Selects the chosen runs, on the dashboard of many runs."""
-RUNS: Final = "label_values(optwrap_steps_total, run)"
+UNWELL: Final = 'health!~"ok|finished"'
+"""Selects processes that are not ok."""
+RUNS: Final = "label_values(optwrap_run_health, run)"
 """Lists the runs."""
 
 
-def _states(of: str) -> str:
-    # Exactly one health of each process is 1, so the result is one number for each process.
-    return " or ".join(
-        f'(optwrap_process_health{{{of}, health="{name}"}} == 1) * {code}' for name, code in CODE.items()
-    )
+_RANK: Final = "on (health) group_left () max by (health) (optwrap_exporter_health_rank)"
+"""Turns series by health into numbers, as in `HEALTH`."""
 
 
 def process_health(of: str = ONE) -> str:
     """The health of each process, as its number in `HEALTH`."""
-    return f"max by (process) ({_states(of)})"
+    return f"max by (process) (optwrap_process_health{{{of}}} * {_RANK})"
 
 
 def run_health(of: str = ONE) -> str:
     """The health of each run, as its number in `HEALTH`: that of its worst process, or degraded.
 
-    A run is degraded if its processes are ok, but at least one of the job's processes has no series.
+    An exporter that knows only some of the processes reports degraded. The run is degraded only if all exporters
+    together miss a process.
     """
     missing = (
-        f"(max by (run) (optwrap_process_count{{{of}}}) > "
-        f"count by (run) (count by (run, process) (optwrap_last_report_timestamp_seconds{{{of}}})) "
-        f'and on (run) optwrap_process_health{{{of}, health="ok"}} == 1) '
-        f"* 0 + {CODE['degraded']}"
+        f"(sum by (run) (optwrap_processes_reporting{{{of}}})"
+        f" < bool max by (run) (optwrap_processes_expected{{{of}}})) "
+        f'+ {CODE["ok"]} and on (run) optwrap_run_health{{{of}, health="degraded"}} == 1'
     )
-    return f"max by (run) ({_states(of)} or {missing})"
+    return f'max by (run) ((optwrap_run_health{{{of}, health!="degraded"}} == 1) * {_RANK} or {missing})'
 
 
 def largest(metric: str, of: str = ONE) -> str:

@@ -15,8 +15,9 @@ from deploy.grafana.panels import (
     timeline,
 )
 from deploy.grafana.queries import (
-    CODE,
     MAPPING,
+    ONE,
+    UNWELL,
     gained,
     largest,
     of_this_run,
@@ -97,7 +98,7 @@ def health() -> Row:
             "finished, at most 20.",
             MAPPING,
             Query(run_health(), "run"),
-            Query(f"topk(20, {process_health()} > {CODE['ok']})", "process {{process}}"),
+            Query(f"topk(20, {process_health(f'{ONE}, {UNWELL}')})", "process {{process}}"),
         ),
         lines(
             "Non-finite streak and limit",

@@ -52,7 +52,7 @@ def everything(exporter: Exporter) -> str:
         [
             exporter.store.revision(),
             *(run.model_dump_json() for run in runs if run is not None),
-            *(message.model_dump_json() for message in exporter.store.changes(0, limit=10_000)),
+            *(message.model_dump_json() for message in exporter.store.changes(0).messages),
             *(exporter.store.steps("lm", p, points=10**6).model_dump_json() for p in range(4)),
         ]
     )

@@ -63,7 +63,7 @@ def served(data_dir: Path, clock: TurnedClock | None = None, *, tick: float = 0,
         ingest = Ingest(store, ledger, clock=clock, tick=tick, retention=retention)
         ingest.start()
         stack.callback(ingest.close)
-        hub = Hub(ingest.subscribe, ledger)
+        hub = Hub(ingest.subscribe, store, ledger)
         app = create_app(given, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
         ready = threading.Event()
         sockets = bind_tcp(parse_address("127.0.0.1:0"))

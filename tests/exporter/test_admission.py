@@ -160,7 +160,7 @@ def full_app(site: Served) -> object:
     from optwrap_exporter.settings import Settings, parse_address
 
     settings = Settings(parse_address("127.0.0.1:0"), site.store._path.parent)
-    hub = Hub(site.ingest.subscribe, site.ledger)
+    hub = Hub(site.ingest.subscribe, site.store, site.ledger)
     return create_app(settings, store=site.store, ledger=site.ledger, ingest=site.ingest, hub=hub, clock=site.clock)
 
 

@@ -3,11 +3,10 @@
 import math
 import shutil
 import subprocess
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.metrics.collector import COUNTERS_GO_AFTER, GAUGES_GO_AFTER
+from optwrap_exporter.metrics.samples import COUNTERS_GO_AFTER, GAUGES_GO_AFTER
 from optwrap_exporter.metrics.table import BY_NAME, METRICS
 from optwrap_exporter.wire.vocabulary import HEALTHS
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -127,11 +126,25 @@ def test_counters_of_every_reason_exist_at_zero_after_the_hello(site: Served) ->
     assert value(site, "optwrap_last_step_timestamp_seconds") is None
 
 
-def test_exactly_one_health_series_is_one(site: Served) -> None:
+def test_only_the_health_that_holds_has_a_series(site: Served) -> None:
     story(site)
     for run, process in (("lm", "0"), ("lm", "1"), ("new", "0")):
         values = [value(site, "optwrap_process_health", run, process, health=health) for health in HEALTHS]
-        assert Counter(values) == {0.0: len(HEALTHS) - 1, 1.0: 1}
+        assert sorted(found for found in values if found is not None) == [1.0]
+
+
+def test_a_run_has_a_series_for_every_health_and_one_of_them_is_one(site: Served) -> None:
+    story(site)
+    found = samples(site)
+    for run, health in (("lm", "ok"), ("new", "starting")):
+        expected = {name: float(name == health) for name in HEALTHS}
+        assert {h: found["optwrap_run_health", (("health", h), ("run", run))] for h in HEALTHS} == expected
+    assert found["optwrap_processes_expected", (("run", "lm"),)] == 2
+    assert found["optwrap_processes_reporting", (("run", "lm"),)] == 2
+    site.clock.advance(60)
+    found = samples(site)
+    assert found["optwrap_run_health", (("health", "stale"), ("run", "lm"))] == 1
+    assert found["optwrap_processes_reporting", (("run", "lm"),)] == 0
 
 
 def test_the_norm_gauge_is_the_last_finite_norm(site: Served) -> None:
@@ -208,7 +221,7 @@ def test_gauges_of_an_ended_process_disappear_before_its_counters(site: Served, 
         assert value(site, "optwrap_not_finite_streak", "live") == 0
         assert value(site, "optwrap_steps_total", "live") is not None
         gauge = value(site, "optwrap_not_finite_streak", "ended") is not None
-        health = value(site, "optwrap_process_health", "ended", health="ok") is not None
+        health = any(value(site, "optwrap_process_health", "ended", health=name) for name in HEALTHS)
         assert gauge == health
         return gauge, value(site, "optwrap_steps_total", "ended") is not None
 

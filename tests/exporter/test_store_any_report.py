@@ -104,7 +104,7 @@ def test_every_valid_report_is_stored_and_can_be_queried(
         kept.ledger.views()
         kept.store.steps("lm", 0, points=2).model_dump_json()
         kept.store.events("lm").model_dump_json()
-        for message in kept.store.changes(0):
+        for message in kept.store.changes(0).messages:
             message.model_dump_json()
         check_blocks(kept.directory)
         again = kept.reopened()

@@ -96,7 +96,7 @@ def test_kill_9_loses_no_acknowledged_report_and_repeats_none(tmp_path: Path) ->
         bad = [step for step, _, finite, _ in expected if not finite]
         assert [event.step for event in reversed(skips)] == bad
         streamed: list[ReportMessage] = []
-        while messages := store.changes(streamed[-1].revision if streamed else 0):
+        while messages := store.changes(streamed[-1].revision if streamed else 0).messages:
             streamed += messages
         assert [step for message in streamed for step in message.steps.step] == [row[0] for row in expected]
 

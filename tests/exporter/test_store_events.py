@@ -74,12 +74,12 @@ def test_the_stream_resumes_after_any_revision(kept: Kept) -> None:
     kept.clock.advance(60)
     for plan in kept.ledger.pass_time():
         kept.commit(plan)
-    everything = kept.store.changes(0, limit=1000)
+    everything = kept.store.changes(0).messages
     assert [message.revision for message in everything] == list(range(1, kept.store.revision() + 1))
     dumped = [message.model_dump_json() for message in everything]
     for after in range(len(everything) + 1):
-        assert [m.model_dump_json() for m in kept.store.changes(after, limit=1000)] == dumped[after:]
-    mine = kept.store.changes(3, "other", limit=2)
+        assert [m.model_dump_json() for m in kept.store.changes(after).messages] == dumped[after:]
+    mine = kept.store.changes(3, "other").messages[:2]
     assert [m.revision for m in mine] == [m.revision for m in everything if m.run == "other" and m.revision > 3][:2]
     assert [event.kind for message in everything[-3:] for event in message.events] == ["stale"] * 3
     offenders = [(o.step, o.parameter, o.not_finite) for message in mine for o in message.offenders]

@@ -105,4 +105,4 @@ def test_an_unknown_run_or_process_has_nothing(kept: Kept) -> None:
     assert kept.store.steps("nobody", 0).total == 0
     assert kept.store.steps("lm", 7).columns.step == []
     assert kept.store.events("nobody").items == []
-    assert kept.store.changes(0, "nobody") == []
+    assert kept.store.changes(0, "nobody").messages == []

@@ -14,15 +14,15 @@ settings
 wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.run ledger.conflict ledger.divergence
-ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
+ledger.health ledger.events ledger.apply_report ledger.figures ledger.views ledger.ledger
 store.condition store.schema store.rollups store.downsample store.retention store.reader store.writer store.opening
 store.store
 load
 group_commit
 waiting
 ingest
-metrics.table metrics.own metrics.collector
-http.errors http.middleware http.admission http.connection_timeout http.server http.hub
+metrics.table metrics.own metrics.samples metrics.collector metrics.render
+http.errors http.limiter http.middleware http.admission http.connection_timeout http.server http.channel http.hub
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main

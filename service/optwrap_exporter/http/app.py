@@ -9,7 +9,6 @@ from typing import Final
 
 import click
 from fastapi import FastAPI
-from prometheus_client.registry import CollectorRegistry
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optwrap_exporter._version import __version__
@@ -30,8 +29,9 @@ from optwrap_exporter.ingest import Ingest, Retention
 from optwrap_exporter.ledger.bounds import Limits
 from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.metrics.collector import OptwrapCollector, StoreFigures
+from optwrap_exporter.metrics.collector import OwnCollector, StoreFigures
 from optwrap_exporter.metrics.own import Statistics
+from optwrap_exporter.metrics.render import Renderer
 from optwrap_exporter.settings import Address, Settings
 from optwrap_exporter.store.opening import StoreError
 from optwrap_exporter.store.store import Store, holds_store
@@ -83,13 +83,13 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
         lifespan=lifespan,
     )
     errors.install(app)
-    registry = CollectorRegistry(auto_describe=False)
     figures = StoreFigures(store.size, store.limit_bytes, lambda: store.state.condition)
-    registry.register(OptwrapCollector(ledger, statistics, figures, load=ingest.load, clock=clock, version=app.version))
+    own = OwnCollector(ledger, statistics, figures, load=ingest.load, version=app.version)
+    renderer = Renderer(ledger, own, clock=clock)
     app.include_router(reports.router())
     app.include_router(queries.router(store, ledger))
-    app.include_router(stream.router(store, ledger, hub))
-    app.include_router(metrics.router(registry, statistics))
+    app.include_router(stream.router(store, hub))
+    app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
     app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
@@ -128,7 +128,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             ingest = Ingest(store, ledger, clock=clock, retention=retention)
             stack.callback(ingest.close)
             ingest.start()
-            hub = Hub(ingest.subscribe, ledger)
+            hub = Hub(ingest.subscribe, store, ledger)
             app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
             server_of(app, started=lambda: _announce(settings, port), stopping=hub.close).run(sockets)
     except (StartError, StoreError) as error:

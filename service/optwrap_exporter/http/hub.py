@@ -1,92 +1,63 @@
-"""Wakes the streams when something is committed. It buffers nothing for them.
-
-A stream reads what it has not sent yet from the store. So a slow stream costs no memory, and a client that reconnects
-after an hour misses nothing.
-"""
+"""Knows the open streams, and tells their channels what was committed."""
 
 import asyncio
 import contextlib
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
-from starlette.concurrency import run_in_threadpool
-
+from optwrap_exporter.http.channel import Channel
 from optwrap_exporter.ingest import Committed, Listener
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.views import Shown
-from optwrap_exporter.wire.vocabulary import Health
+from optwrap_exporter.store.store import Store
 
 MOST_STREAMS: Final = 256
-HEALTH_SECONDS: Final = 1.0
-"""Seconds between checks for changes of health without a report."""
 
 
-class Follower:
-    """One stream in the hub. Use it in the event loop only."""
+class _Open:
+    """A channel with open streams."""
 
-    def __init__(self, run: str | None) -> None:
-        self.shown: dict[str, tuple[float, Health]] = {}
-        """By run: when (`time.monotonic`) the stream last showed it, and its health then."""
-        self.rows: defaultdict[str, Shown] = defaultdict(dict)
-        """By run: the process rows that the stream last showed."""
-        self.run = run
-        """The run it follows; None follows all."""
-        self._touched: set[str] = set()
-        self._wake = asyncio.Event()
-
-    def touch(self, runs: frozenset[str]) -> None:
-        """Mark runs that have changed, if the stream follows them, and wake it."""
-        mine = runs if self.run is None else runs & {self.run}
-        if mine:
-            self._touched |= mine
-            self._wake.set()
-
-    def wake(self) -> None:
-        """End the current wait."""
-        self._wake.set()
-
-    async def wait(self, seconds: float | None) -> None:
-        """Wait until a run is touched, or for at most `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
-
-    def take(self) -> set[str]:
-        """Return the runs touched since the last call."""
-        self._wake.clear()
-        taken, self._touched = self._touched, set()
-        return taken
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.streams = 0
+        self.work = asyncio.create_task(channel.work())
 
 
 class Hub:
-    """Notifies the followers of commits. Use it in the event loop: `running()` runs it, `close()` ends every stream.
+    """The channels of the open streams. Use it in the event loop: `running()` runs it, `close()` ends every stream.
 
     Args:
       subscribe: `Ingest.subscribe`.
-      ledger: where health is read.
+      store: where reports are read.
+      ledger: where runs are read.
     """
 
-    def __init__(self, subscribe: Callable[[Listener], Callable[[], None]], ledger: Ledger) -> None:
+    def __init__(self, subscribe: Callable[[Listener], Callable[[], None]], store: Store, ledger: Ledger) -> None:
         self._subscribe = subscribe
+        self._store = store
         self._ledger = ledger
-        self._followers: set[Follower] = set()
+        self._open: dict[str | None, _Open] = {}
         self.closed = False
 
     @property
     def full(self) -> bool:
         """Whether no more streams are accepted."""
-        return len(self._followers) >= MOST_STREAMS
+        return sum(one.streams for one in self._open.values()) >= MOST_STREAMS
 
     @contextlib.contextmanager
-    def follow(self, run: str | None) -> Iterator[Follower]:
-        """A follower of one run, or of all, during the block. The hub must not be full."""
+    def follow(self, run: str | None) -> Iterator[Channel]:
+        """The channel of one run, or of all, for one stream during the block. The hub must not be full."""
         assert not self.full
-        follower = Follower(run)
-        self._followers.add(follower)
+        mine = self._open.get(run)
+        if mine is None:
+            mine = self._open[run] = _Open(Channel(self._store, self._ledger, run))
+        mine.streams += 1
         try:
-            yield follower
+            yield mine.channel
         finally:
-            self._followers.discard(follower)
+            mine.streams -= 1
+            if not mine.streams:
+                mine.work.cancel()
+                del self._open[run]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -95,39 +66,23 @@ class Hub:
 
         def committed(what: Committed) -> None:
             # Runs in the writer's thread, so usually returns at once. The loop may be closing.
-            if self._followers:
+            if self._open:
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._touch, what.runs)
 
         unsubscribe = self._subscribe(committed)
-        watch = asyncio.create_task(self._watch_health())
         try:
             yield
         finally:
             unsubscribe()
-            watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
             self.close()
 
     def close(self) -> None:
         """End every stream, and accept no new ones."""
         self.closed = True
-        for follower in self._followers:
-            follower.wake()
+        for one in self._open.values():
+            one.channel.publish()
 
     def _touch(self, runs: frozenset[str]) -> None:
-        for follower in self._followers:
-            follower.touch(runs)
-
-    async def _watch_health(self) -> None:
-        while True:
-            await asyncio.sleep(HEALTH_SECONDS)
-            if self._followers:
-                health = await run_in_threadpool(self._look)
-                for follower in self._followers:
-                    shown = follower.shown.items()
-                    follower.touch(frozenset(run for run, (_, before) in shown if health.get(run) != before))
-
-    def _look(self) -> dict[str, Health | None]:
-        return {run: self._ledger.health(run) for run in self._ledger.runs()}
+        for one in self._open.values():
+            one.channel.touch(runs)

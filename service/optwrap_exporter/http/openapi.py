@@ -21,7 +21,7 @@ def document() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, contextlib.closing(Store(Path(directory) / "store")) as store:
         ledger = Ledger(time.time)
         ingest = Ingest(store, ledger, clock=time.time, tick=0)
-        hub = Hub(ingest.subscribe, ledger)
+        hub = Hub(ingest.subscribe, store, ledger)
         settings = Settings(parse_address(DEFAULT_LISTEN), Path(directory))
         app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=time.time)
         return app.openapi()

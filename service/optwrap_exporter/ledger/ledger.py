@@ -6,21 +6,23 @@ States are immutable, so any thread may read at any time and never sees half a r
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, health, ranges, views
+from optwrap_exporter.ledger import bounds, figures, health, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
+from optwrap_exporter.ledger.evolve import evolved
+from optwrap_exporter.ledger.figures import ProcessView, RunView
 from optwrap_exporter.ledger.folding import Folding
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.ledger.views import ProcessView, Shown
-from optwrap_exporter.wire.answers import Acknowledgement, Page, ParameterRow, RunDetail, RunSummary
+from optwrap_exporter.ledger.views import Shown
+from optwrap_exporter.wire.answers import ANSWER_BYTES, Acknowledgement, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import Health
@@ -32,6 +34,9 @@ MOST_SHOWN: Final = 1000
 """The most runs in /metrics."""
 NEW_PROCESSES: Final = 10_000
 """The most new processes of known runs per minute."""
+_PAGE_BYTES: Final = ANSWER_BYTES - 10_000
+"""The most bytes of the items of a page, without the cursor."""
+
 _RUNS: Final = "runs"
 """The name of the list of runs in cursors."""
 
@@ -267,14 +272,22 @@ class Ledger:
         """The runs that /metrics shows, by name: at most MOST_SHOWN, those that report first, the older first."""
         return sorted(views.chosen(self._runs.copy().values(), MOST_SHOWN), key=lambda run: run.run)
 
-    def views(self) -> list[ProcessView]:
-        """Every process of the runs that are shown, sorted by run and process."""
+    def process_views(self) -> Iterator[ProcessView]:
+        """Every process of the runs that are shown, sorted by run and process, computed one by one."""
         now = self.clocks.now()
-        return [
-            views.view(run, process, now, self.clocks.listening)
-            for run in self.shown()
-            for _, process in sorted(run.processes.items())
-        ]
+        for run in self.shown():
+            for _, process in sorted(run.processes.items()):
+                yield figures.view(run, process, now, self.clocks.listening)
+
+    def views(self) -> list[ProcessView]:
+        """`process_views` as a list."""
+        return list(self.process_views())
+
+    def run_views(self) -> Iterator[RunView]:
+        """The runs that are shown as they are now, by name, computed one by one."""
+        now = self.clocks.now()
+        for run in self.shown():
+            yield figures.run_view(run, now, self.clocks.listening)
 
     def lead(self, run: str) -> int | None:
         """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
@@ -322,6 +335,8 @@ class Ledger:
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
         """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.
 
+        A page has at most `limit` of them, and at most ANSWER_BYTES.
+
         Raises:
           CursorError: the cursor belongs to another list.
         """
@@ -333,8 +348,9 @@ class Ledger:
         rows = views.parameters(state)
         if after is not None:
             rows = [row for row in rows if views.worst_first(row) > tuple(after)]
-        more = encode(of, list(views.worst_first(rows[limit - 1]))) if len(rows) > limit else None
-        return Page(items=rows[:limit], cursor=more)
+        items, _ = views.fitting(rows[:limit], _PAGE_BYTES)
+        more = encode(of, list(views.worst_first(items[-1]))) if len(rows) > len(items) else None
+        return Page(items=items, cursor=more)
 
     def _latest(self, run: str) -> RunState | None:
         """The run with what is staged."""

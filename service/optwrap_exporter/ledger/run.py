@@ -123,7 +123,7 @@ class ProcessState:
     folded_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """By id of a folded incarnation, its attempt."""
 
-    @property
+    @cached_property
     def incarnation(self) -> IncarnationState:
         """The current incarnation."""
         return self.incarnations[self.current]

@@ -1,95 +1,29 @@
-"""What the API and /metrics show of a run: pure functions of its state and the time."""
+"""What the API shows of a run: pure functions of its state and the time."""
 
-import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 from optwrap_exporter.ledger import health, ranges
-from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
-from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.counters import Replica
+from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince
 from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.wire.answers import (
+    ANSWER_BYTES,
     AttemptRow,
-    DroppedTotals,
+    LeftOutOfRun,
     ParameterRow,
     ProcessRow,
+    ProcessTotals,
     ReplicaRow,
     RunDetail,
     RunSummary,
 )
-from optwrap_exporter.wire.requests import Gauges, Source
-from optwrap_exporter.wire.vocabulary import AttemptState, Health
-
-OTHER: Final = "other"
-"""The metric label that sums up all parameters without a label of their own. Replicas use it too."""
-OTHER_REPLICAS: Final = Replica(None, None, None)
-"""Stands for all replicas without labels of their own."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ProcessView:
-    """What a scrape needs of one process. Times by the exporter's clock."""
-
-    run: str
-    process: int
-    incarnation: str
-    attempt: str
-    health: Health
-    since: float
-    """When that health began."""
-    totals: Counts
-    """Counted over all attempts; never falls."""
-    state: Counts
-    """The counters of the optimizer's state now; falls after a rollback."""
-    parameters: Mapping[str, int]
-    """Steps by metric label: OTHER, then the first ten parameters of the run. A path "other" is added to OTHER."""
-    replicas: Mapping[Replica, int]
-    """Steps by replica: OTHER_REPLICAS, then the first ten replicas of the run."""
-    dropped: DroppedTotals
-    gauges: Gauges
-    gradient_norm: float | None
-    """The last finite gradient norm."""
-    streak_peak: int
-    """The longest streak of the last 5 minutes."""
-    last_report: float
-    last_step: float | None
-    """None until this exporter has received a step."""
-    last_gradient_step: float | None
-    source: Source
-
-
-def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
-    """What a scrape needs of one process."""
-    current = health.of_process(process, now, listening)
-    total = process.total
-    parameters = {OTHER: 0} | {label: total.parameters.get(label, 0) for label in run.labels}
-    parameters[OTHER] += sum(total.parameters.values()) - sum(parameters.values())
-    replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
-    replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
-    peaks = [peak.length for peak in process.peaks if peak.time > now - PEAK_SECONDS]
-    return ProcessView(
-        run=run.run,
-        process=process.process,
-        incarnation=process.current,
-        attempt=process.incarnation.attempt,
-        health=current.health,
-        since=current.since,
-        totals=total,
-        state=process.incarnation.totals,
-        parameters=parameters,
-        replicas=replicas,
-        dropped=_dropped([process]),
-        gauges=process.gauges,
-        gradient_norm=process.gradient_norm,
-        streak_peak=max([*peaks, process.gauges.not_finite_streak or 0]),
-        last_report=process.last_report,
-        last_step=process.last_step,
-        last_gradient_step=process.last_gradient_step,
-        source=process.source,
-    )
+from optwrap_exporter.wire.vocabulary import HEALTHS, OUTCOMES, AttemptState, Health
 
 
 def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
@@ -144,12 +78,19 @@ def detail(
       run: the run.
       now: the exporter's clock.
       listening: when this exporter began to accept reports.
-      most_parameters: how many of the worst parameters to include; None includes all.
+      most_parameters: how many of the worst parameters to include; None includes all that fit.
       shown: the process rows that the caller was shown last. If given, only other rows are included, and `shown` is
         updated.
     """
     brief = summary(run, now, listening)
     leading = lead(run, now)
+    named, attempts = replicas(run), _attempts(run, now, listening)
+    shown_replicas, room = fitting(named, _LIST_BYTES)
+    shown_attempts, left = fitting(reversed(attempts), _LIST_BYTES)
+    room += left
+    rows, waiting, left = _rows(run, now, listening, {} if shown is None else shown)
+    bad = parameters(run)
+    shown_parameters, _ = fitting(bad[:most_parameters], room + left + _LIST_BYTES)
     return RunDetail(
         run=run.run,
         health=brief.health,
@@ -160,12 +101,38 @@ def detail(
         state_totals=leading.incarnation.totals.totals(),
         unseen=unseen(run, leading),
         gauges=leading.gauges,
-        parameters=parameters(run)[:most_parameters],
-        replicas=replicas(run),
-        dropped=_dropped(run.processes.values()),
-        attempts=_attempts(run, now, listening),
-        processes=list(_rows(run, now, listening, {} if shown is None else shown)),
+        parameters=shown_parameters,
+        replicas=shown_replicas,
+        dropped=dropped(run.processes.values()),
+        attempts=shown_attempts[::-1],
+        processes=rows,
+        left_out=LeftOutOfRun(
+            parameters=len(bad) - len(shown_parameters),
+            replicas=len(named) - len(shown_replicas),
+            attempts=len(attempts) - len(shown_attempts),
+            processes=waiting,
+        ),
     )
+
+
+_LIST_BYTES: Final = 100_000
+"""Bytes for the replicas, for the attempts, and for the parameters, which also get what the other lists leave."""
+_PROCESS_BYTES: Final = ANSWER_BYTES - 3 * _LIST_BYTES - 10_000
+"""Bytes for the processes: 4,096 of them fit unless their hosts have very long names."""
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+def fitting(rows: Iterable[Row], room: int) -> tuple[list[Row], int]:
+    """The first rows whose JSON fits into `room` bytes, and how many bytes are left."""
+    found: list[Row] = []
+    for row in rows:
+        size = len(row.model_dump_json().encode()) + 1
+        if size > room:
+            break
+        found.append(row)
+        room -= size
+    return found, room
 
 
 def lead(run: RunState, now: float) -> ProcessState:
@@ -259,32 +226,45 @@ def _first_report(run: RunState) -> float:
     return min(part.first_report for process in run.processes.values() for part in process.parts)
 
 
-def _dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
-    parts = [part for process in processes for part in process.parts]
-    return DroppedTotals(
-        steps=sum(part.dropped.steps for part in parts),
-        bad_steps=sum(part.dropped.bad_steps for part in parts),
-        not_stored=sum(part.not_stored for part in parts),
-    )
+def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[list[ProcessRow], int, int]:
+    """The rows that differ from `shown`, how many of them do not fit, and how many bytes are left.
 
-
-def _rows(run: RunState, now: float, listening: float, shown: Shown) -> Iterator[ProcessRow]:
-    """The rows that differ from `shown`. States are immutable, so an unchanged state means an unchanged row."""
-    for index, process in sorted(run.processes.items()):
-        current = health.of_process(process, now, listening)
+    States are immutable, so an unchanged state means an unchanged row.
+    """
+    changed: list[tuple[int, ShownRow]] = []
+    for index, process in run.processes.items():
+        row = ShownRow(process, health.of_process(process, now, listening))
         before = shown.get(index)
-        if before is not None and before.process is process and before.current == current:
-            continue
-        shown[index] = ShownRow(process, current)
-        yield ProcessRow(
-            process=index,
-            host=process.source.host,
-            health=current.health,
-            since=current.since,
-            last_report=process.last_report,
-            totals=process.total.totals(),
-            gauges=process.gauges,
-        )
+        if before is None or before.process is not row.process or before.current != row.current:
+            changed.append((index, row))
+    changed.sort(key=lambda one: (_urgency(one[1].current.health), one[0]))
+    rows, left = fitting((_row(row) for _, row in changed), _PROCESS_BYTES)
+    shown.update(changed[: len(rows)])
+    return sorted(rows, key=lambda row: row.process), len(changed) - len(rows), left
+
+
+def _urgency(of: Health) -> int:
+    """The order in which processes are shown if not all fit."""
+    return HEALTHS.index("ok" if of == "finished" else of)
+
+
+def _row(row: ShownRow) -> ProcessRow:
+    # There may be thousands of rows, so they are not validated.
+    process, current = row
+    total = process.total
+    return ProcessRow.model_construct(
+        process=process.process,
+        host=process.source.host,
+        health=current.health,
+        since=current.since,
+        last_report=process.last_report,
+        totals=ProcessTotals.model_construct(
+            steps=total.steps,
+            outcomes={name: n for name, n in zip(OUTCOMES, total.outcomes, strict=True) if n},
+            not_finite_steps=total.not_finite_steps,
+        ),
+        gauges=process.gauges,
+    )
 
 
 def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:

@@ -178,10 +178,24 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process(
         "optwrap_process_health",
         "gauge",
-        "1 for the current health of the process, 0 for all other healths.",
+        "1 for the current health of the process. The other healths have no series.",
         "health",
         note="`conflict`, `gave_up`, `failed`, `finished`, `stale`, `stalled`, `starved`, `skipping`, `starting`, "
         "`degraded`, `ok`. Of several that hold, the first one is shown.",
+    ),
+    Metric(
+        "optwrap_run_health",
+        "gauge",
+        "1 for the current health of the run, by the processes that this exporter knows; 0 for all other healths.",
+        ("run", "health"),
+        note="As for `optwrap_process_health`. An exporter that knows only a part of the processes reports `degraded`.",
+    ),
+    Metric("optwrap_processes_expected", "gauge", "Number of processes of the job, as the job reports it.", ("run",)),
+    Metric(
+        "optwrap_processes_reporting",
+        "gauge",
+        "Number of processes that report to this exporter or have finished: neither failed nor stale.",
+        ("run",),
     ),
     Metric(
         "optwrap_exporter_build_info",
@@ -236,6 +250,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         unit="ratio",
         note="The exporter asks processes for so many reports that this stays near 0.5.",
     ),
+    Metric(
+        "optwrap_exporter_health_rank",
+        "gauge",
+        "How bad each health is, from 0. Panels multiply with it, so that a health becomes a number.",
+        ("health",),
+        note="`finished` is 0, `ok` is 1, and `conflict` is the largest.",
+    ),
 )
 
 BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})
@@ -257,9 +278,11 @@ def document() -> str:
         "run, take `increase` (or `rate`) first and then `max`. Neither `sum` nor `max` of the raw counters is right.",
         "",
     ]
+    runs = [metric for metric in METRICS if metric.labels[:1] == PROCESS[:1] and metric.labels[:2] != PROCESS]
     for title, chosen in (
         ("Metrics of a training process", [metric for metric in METRICS if metric.labels[:2] == PROCESS]),
-        ("Metrics of the exporter", [metric for metric in METRICS if metric.labels[:2] != PROCESS]),
+        ("Metrics of a run", runs),
+        ("Metrics of the exporter", [metric for metric in METRICS if metric.labels[:1] != PROCESS[:1]]),
     ):
         lines += [f"## {title}", "", "| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]
         for metric in chosen:

@@ -81,6 +81,8 @@ export function openStream(run, { onOpen, onLost, onMessage }) {
       pause = 1_000;
       onOpen();
     });
+    // The stream has left out reports, because this page was too far behind. It loads everything again.
+    source.addEventListener("gap", onOpen);
     source.addEventListener("report", handle("report"));
     source.addEventListener("run", handle("run"));
     source.addEventListener("error", () => {

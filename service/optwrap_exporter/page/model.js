@@ -3,7 +3,7 @@
  * columns of `steps` and `times` grow in place (see steps.js). Both have the same records, each along one axis.
  */
 
-import { seconds } from "./format.js";
+import { integer, plural, seconds } from "./format.js";
 import { AXES, Steps, STEPS_HELD } from "./steps.js";
 import { alongAxis, viewOf } from "./view.js";
 import { compareHealth } from "./words.js";
@@ -13,9 +13,6 @@ import { compareHealth } from "./words.js";
 /** Maximum numbers of events, and of steps whose non-finite parameters are kept. */
 export const EVENTS_HELD = 20_000;
 export const OFFENDERS_HELD = 2_000;
-
-/** A message of the stream has at most this many parameters, the worst. GET /v1/runs/{run} has all. */
-export const PARAMETERS_STREAMED = 1_000;
 
 /**
  * The page's state. The exporter's answers are kept as they came; openapi.json describes them.
@@ -38,6 +35,7 @@ export const PARAMETERS_STREAMED = 1_000;
  * @property {any} olderEvents The cursor of the events before the oldest one held; null if there are none.
  * @property {Map<number, any[]>} offenders Non-finite parameters by step.
  * @property {any[]} parameters The parameters that were ever non-finite.
+ * @property {any[]} thinned Where the exporter's last answer left out bad steps: parts of the range, with their numbers.
  */
 
 /** @returns {State} */
@@ -58,7 +56,7 @@ const noRecords = () => ({ steps: new Steps(), times: new Steps(STEPS_HELD, AXES
 
 /** The part of the state that belongs to one run, empty. */
 function ofNoRun(/** @type {number | null} */ process = null) {
-  const held = { ...noRecords(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [] };
+  const held = { ...noRecords(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [], thinned: [] };
   return { detail: null, process, wantedProcess: process, ...held };
 }
 
@@ -75,7 +73,7 @@ const CHANGES = {
   run: (state, { data }) => (data.run === state.selected ? streamed(state, data) : state),
   parameters: (state, { run, parameters }) => (run === state.selected ? { ...state, parameters } : state),
   report: (state, { data }) => (data.run === state.selected ? reported(state, data) : state),
-  steps: (state, { run, columns }) => (run === state.selected ? withSteps(state, columns) : state),
+  steps: (state, { run, columns, thinned }) => (run === state.selected ? withSteps(state, columns, thinned) : state),
   "older events": (state, action) => (action.run === state.selected ? withOlderEvents(state, action) : state),
   view: (state, { view }) => ({ ...state, view: { ...state.view, ...view } }),
   axis: (state, { axis }) => (state.view.axis === axis ? state : { ...state, view: alongAxis(state, axis) }),
@@ -115,9 +113,9 @@ function withoutProcess(state) {
   return { ...state, wantedProcess: null, notices: [...state.notices, notice] };
 }
 
-function withSteps(state, columns) {
+function withSteps(state, columns, thinned = []) {
   addSteps(state, columns);
-  return { ...state, version: state.version + 1 };
+  return { ...state, thinned, version: state.version + 1 };
 }
 
 function withOlderEvents(state, { items, cursor }) {
@@ -139,6 +137,7 @@ function loaded(state, { run, steps, events }) {
       olderEvents: events.cursor,
       offenders: withOffenders(new Map(), events.items.flatMap(offendersOf)),
       parameters: run.parameters,
+      thinned: steps.thinned,
     },
     run,
   );
@@ -146,9 +145,13 @@ function loaded(state, { run, steps, events }) {
 
 /** A message of the stream has only the worst parameters, and only the processes that changed. */
 function streamed(state, data) {
-  const parameters = mergeParameters(state.parameters, data.parameters);
-  const processes = mergeProcesses(state.detail?.processes ?? [], data.processes);
-  return withDetail({ ...state, missing: false, parameters }, { ...data, processes });
+  const parameters = mergeParameters(state.parameters, data);
+  const held = state.detail?.processes ?? [];
+  const processes = mergeProcesses(held, data.processes);
+  // Processes that the full answer had no room for may come now.
+  const before = state.detail?.left_out?.processes ?? data.left_out.processes;
+  const left_out = { ...data.left_out, processes: Math.max(0, before - (processes.length - held.length)) };
+  return withDetail({ ...state, missing: false, parameters }, { ...data, processes, left_out });
 }
 
 function addSteps({ steps, times }, columns) {
@@ -168,8 +171,8 @@ export function mergeProcesses(held, fresh) {
 }
 
 /** Parameters that a message of the stream leaves out stay unchanged. */
-export function mergeParameters(held, worst) {
-  if (worst.length < PARAMETERS_STREAMED) return worst;
+export function mergeParameters(held, { parameters: worst, left_out: { parameters: missing } }) {
+  if (missing === 0) return worst;
   const fresh = new Set(worst.map(({ parameter }) => parameter));
   return [...worst, ...held.filter(({ parameter }) => !fresh.has(parameter))];
 }
@@ -229,6 +232,21 @@ export function mergeEvents(held, incoming) {
 
 function byHealthThenName(a, b) {
   return compareHealth(a.health, b.health) || a.run.localeCompare(b.run);
+}
+
+/** What the exporter's answers left out, as sentences: they are limited to 2 MiB. */
+export function leftOut({ thinned, detail, parameters }) {
+  const found = [];
+  if (thinned.length) {
+    const total = thinned.reduce((sum, part) => sum + part.total, 0);
+    const range = `${integer(thinned[0].since)} to ${integer(thinned.at(-1).until)}`;
+    found.push(`Steps ${range}: only the first and last of the ${integer(total)} bad steps of each part are drawn. Zoom in to see all.`);
+  }
+  const { processes = 0 } = detail?.left_out ?? {};
+  if (processes) found.push(`${plural(processes, "process", "processes")} without problems are not listed, because there are too many.`);
+  const named = (detail?.left_out?.parameters ?? 0) + (detail?.parameters?.length ?? 0) - parameters.length;
+  if (named > 0) found.push(`${plural(named, "non-finite parameter")} with the fewest steps are not listed, because there are too many.`);
+  return found;
 }
 
 /** The number of runs of each health, worst first: [["skipping", 1], ["ok", 2]]. */

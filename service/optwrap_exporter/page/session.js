@@ -2,7 +2,6 @@
 
 import { getJson, getStoreTrouble, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
-import { PARAMETERS_STREAMED } from "./model.js";
 import { stepsAround, visibleRange } from "./view.js";
 
 /** Interval between polls of the list of runs (ms). A poll also notices that the exporter is back. */
@@ -24,6 +23,9 @@ const isBehind = (report, latest) => (seconds(latest) ?? 0) - (seconds(report) ?
 
 /** Whether the exporter answered that the run or process does not exist, or that its name is invalid. */
 const isUnknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
+
+/** Whether an answer leaves out steps. */
+const incomplete = ({ sampled, thinned }) => sampled || thinned.length > 0;
 
 const noRequests = () => ({ representative: 0, parameters: 0, bad: /** @type {number | null} */ (null), timer: 0 });
 
@@ -79,7 +81,7 @@ export function createSession({ getState, dispatch, now }) {
       Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
       // The steps of a long run come thinned, so those in view are loaded once more, in full.
       const visible = visibleRange(getState());
-      const inView = steps.sampled && visible && stepsAround(getState(), visible);
+      const inView = incomplete(steps) && visible && stepsAround(getState(), visible);
       if (inView) await range(...inView);
       if (queued !== mine || run !== getState().selected) return;
       connection("live");
@@ -104,12 +106,12 @@ export function createSession({ getState, dispatch, now }) {
     const bad = detail.totals.not_finite_steps;
     try {
       const wait = lastRequests.parameters + REQUEST_INTERVAL - now();
-      const incomplete = detail.parameters.length >= PARAMETERS_STREAMED && bad !== lastRequests.bad;
-      if (incomplete && wait > 0) {
+      const more = detail.left_out.parameters > 0 && bad !== lastRequests.bad;
+      if (more && wait > 0) {
         // Request later, with a timer: there may be no other message.
         clearTimeout(lastRequests.timer);
         lastRequests.timer = setTimeout(() => complete(run, detail), 1_000 * wait + 100);
-      } else if (incomplete) {
+      } else if (more) {
         Object.assign(lastRequests, { parameters: now(), bad });
         dispatch({ type: "parameters", run, parameters: (await getJson(paths.run(run))).parameters });
       }
@@ -182,8 +184,8 @@ export function createSession({ getState, dispatch, now }) {
     // On the time axis the exporter thins by time, so that slow steps among many fast ones stay visible.
     const axis = view.axis === "time" ? "time" : null;
     try {
-      const { columns } = await getJson(paths.steps(run, { since, until, process, axis }));
-      dispatch({ type: "steps", run, columns });
+      const { columns, thinned } = await getJson(paths.steps(run, { since, until, process, axis }));
+      dispatch({ type: "steps", run, columns, thinned });
     } catch {
       // The loaded steps stay in view. A lost connection is shown elsewhere.
     }

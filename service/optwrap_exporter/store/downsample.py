@@ -1,8 +1,11 @@
-"""Downsamples good steps: keeps the smallest and the largest norm of each bucket along an axis.
+"""Downsamples steps. Of good ones it keeps the smallest and the largest norm of each bucket along an axis.
 
 Along the step number, buckets hold equally many step numbers. Along time, buckets are equally long, so a day of slow
 steps after an hour of fast ones is still visible. Blocks have no times: a block takes the time of its step with the
 smallest norm, and a block that spans more than a bucket is read step by step.
+
+Of bad steps, of which many may be too many, it keeps the first and the last of each outcome in each bucket, and counts
+all of them.
 """
 
 import json
@@ -11,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from optwrap_exporter.store.rollups import SIZE, Block
+from optwrap_exporter.wire.answers import BadSteps
+from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 Axis = Literal["step", "time"]
 
@@ -103,3 +108,36 @@ def _pieces(
             yield from _each(db, span._replace(first=max(span.first, first), last=min(span.last, last)))
         else:
             yield time, blocks[number]
+
+
+def bad_steps(db: sqlite3.Connection, span: Span, buckets: int, axis: Axis) -> tuple[list[BadSteps], set[int]]:
+    """All bad steps of a span, counted in at most `buckets` buckets of equal length along `axis`.
+
+    Returns:
+      The buckets that have bad steps, by their first step, and the step numbers to show.
+    """
+    column = "time" if axis == "time" else "step"
+    # SQLite uses the partial index only if the query repeats its condition.
+    bad = f"FROM step INDEXED BY step_bad WHERE {IN_SPAN} AND bad = 1"
+    first, last = db.execute(f"SELECT min({column}), max({column}) {bad}", span).fetchone()
+    if first is None:
+        return [], set()
+    width = (last - first + (axis == "step")) / buckets or 1.0
+    counted: dict[int, list[tuple[int, int, int, int]]] = {}
+    for bucket, *row in db.execute(
+        f"SELECT min(?, CAST(({column} - ?) / ? AS INTEGER)) AS bucket, outcome, count(*), min(step), max(step) {bad} "
+        "GROUP BY bucket, outcome",
+        (buckets - 1, first, width, *span),
+    ):
+        counted.setdefault(bucket, []).append(tuple(row))
+    found = [
+        BadSteps(
+            since=min(since for _, _, since, _ in rows),
+            until=max(until for _, _, _, until in rows),
+            total=sum(total for _, total, _, _ in rows),
+            outcomes={OUTCOMES[outcome]: total for outcome, total, _, _ in rows},
+        )
+        for rows in counted.values()
+    ]
+    shown = {step for rows in counted.values() for _, _, *ends in rows for step in ends}
+    return sorted(found, key=lambda one: (one.since, one.until)), shown

@@ -8,6 +8,7 @@ import contextlib
 import os
 import queue
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,9 +21,10 @@ from optwrap_exporter.store import opening, reader, retention, schema
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.opening import FILE, StoreError
+from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
-from optwrap_exporter.wire.answers import Event, Page, ReportMessage, StepsAnswer
+from optwrap_exporter.wire.answers import ANSWER_BYTES, Event, Page, StepsAnswer
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import EventKind
 
@@ -139,16 +141,30 @@ class Store:
         until: int | None = None,
         points: int = 2000,
         axis: Axis = "step",
+        most_bad: int = sys.maxsize,
+        most_replicas: int = sys.maxsize,
     ) -> StepsAnswer:
         """Step records of one process with since <= step <= until, by step, then time.
 
         If there are more than `points` good steps, they are downsampled: their range is cut into at most `points // 2`
-        buckets of equal length along `axis`, and each bucket keeps the steps with the smallest and the largest norm.
-        Bad steps (skipped, or with non-finite gradients) are never left out. After a rollback or a resume a step number
-        can occur more than once. An unknown run or process has no steps.
+        buckets of equal length along `axis`, and each bucket keeps the steps with the smallest and the largest norm. If
+        there are more than `most_bad` bad steps (skipped, or with non-finite gradients), each of at most
+        `reader.BUCKETS` buckets keeps the first and the last of each outcome, and the answer counts all of them. There
+        are at most `most_replicas` replica records. After a rollback or a resume a step number can occur more than
+        once. An unknown run or process has no steps.
         """
         with self._reading() as db:
-            return reader.steps(db, run, process, since=since, until=until, points=points, axis=axis)
+            return reader.steps(
+                db,
+                run,
+                process,
+                since=since,
+                until=until,
+                points=points,
+                axis=axis,
+                most_bad=most_bad,
+                most_replicas=most_replicas,
+            )
 
     def events(
         self,
@@ -159,7 +175,7 @@ class Store:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[Event]:
-        """Events, newest first.
+        """Events, newest first: at most `limit` of them, and about ANSWER_BYTES.
 
         An event that all processes of an attempt report (a skip, a streak) is listed once, from the process that
         reported it first. With `process` every event of that process is listed.
@@ -170,13 +186,19 @@ class Store:
         with self._reading() as db:
             return reader.events(db, run, kind=kind, process=process, limit=limit, cursor=cursor)
 
-    def changes(self, after: int, run: str | None = None, limit: int = 100) -> list[ReportMessage]:
-        """What was committed after a revision, in order, of one run or of all: the messages of the stream.
+    def changes(
+        self, after: int, run: str | None = None, *, until: int | None = None, room: int = ANSWER_BYTES
+    ) -> Changes:
+        """What was committed after a revision, of one run or of all: the messages of the stream.
 
-        Fewer than `limit` messages mean that there are no more yet.
+        Args:
+          after: the revision after which to begin.
+          run: the run; None means all.
+          until: the last revision; None means the newest.
+          room: the most bytes of all messages as JSON. The newest message is always among them.
         """
         with self._reading() as db:
-            return reader.changes(db, after, run, limit)
+            return reader.changes(db, after, run, until=until, room=room)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

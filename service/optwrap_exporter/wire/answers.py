@@ -1,12 +1,15 @@
 """What the exporter answers. Non-finite floats are the strings "NaN", "Infinity" and "-Infinity" in JSON."""
 
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
 from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, Outcome
+
+ANSWER_BYTES: Final = 2 << 20
+"""The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
 
 
 class _Answer(BaseModel):
@@ -42,6 +45,15 @@ class Totals(_Answer):
     skipped: Skipped
     not_finite_steps: int
     accepted_not_finite: int
+
+
+class ProcessTotals(_Answer):
+    """Cumulative counts of one process. There may be thousands of processes, so sums are left out."""
+
+    steps: int
+    outcomes: dict[Outcome, int]
+    """Outcomes without any steps are left out."""
+    not_finite_steps: int
 
 
 class ParameterRow(_Answer):
@@ -107,7 +119,7 @@ class ProcessRow(_Answer):
     since: float
     """When that health began."""
     last_report: float
-    totals: Totals
+    totals: ProcessTotals
     gauges: Gauges
 
 
@@ -125,6 +137,19 @@ class RunSummary(_Answer):
     """Number of processes of the job, as the job reports it."""
     processes: int
     """Number of processes that report."""
+
+
+class LeftOutOfRun(_Answer):
+    """How many entries of each list an answer leaves out, so that it keeps within 2 MiB."""
+
+    parameters: int = 0
+    """The least bad ones."""
+    replicas: int = 0
+    """The least bad ones."""
+    attempts: int = 0
+    """The oldest ones."""
+    processes: int = 0
+    """Healthy ones first, from the last on."""
 
 
 class RunDetail(_Answer):
@@ -150,6 +175,19 @@ class RunDetail(_Answer):
     dropped: DroppedTotals
     attempts: list[AttemptRow]
     processes: list[ProcessRow]
+    left_out: LeftOutOfRun
+
+
+class BadSteps(_Answer):
+    """Bad steps in a row of which only some are shown: of each outcome the first and the last."""
+
+    since: int
+    """The first of them."""
+    until: int
+    """The last of them."""
+    total: int
+    outcomes: dict[Outcome, int]
+    """Their number by outcome; outcomes without any are left out."""
 
 
 class StepsAnswer(_Answer):
@@ -164,10 +202,16 @@ class StepsAnswer(_Answer):
     total: int
     """Number of step records stored in that range."""
     sampled: bool
-    """Whether good steps were left out to keep to `points`. Bad steps never are."""
+    """Whether good steps were left out to keep to `points`."""
+    bad: int
+    """Number of bad step records stored in that range: skipped, or with non-finite gradients."""
+    thinned: list[BadSteps]
+    """Where bad steps were left out, because there are more than the answer can hold. Empty if all are shown."""
     columns: StepColumns
     replicas: list[ReplicaRecord]
     """Replica records of the steps shown. Like a step, one can be there twice."""
+    replicas_left_out: int
+    """Number of replica records of the steps shown that are left out."""
 
 
 class Event(_Answer):
@@ -184,6 +228,26 @@ class Event(_Answer):
     detail: dict[str, Any]
 
 
+class LeftOutOfReport(_Answer):
+    """How many records a message leaves out, so that it keeps within 2 MiB. GET /v1/runs/{run}/steps has them."""
+
+    steps: int = 0
+    offenders: int = 0
+    replicas: int = 0
+    events: int = 0
+
+
+class Gap(_Answer):
+    """What a stream leaves out for a client that is too far behind: the stream's `gap` event."""
+
+    after: int
+    """The revision after which messages are left out."""
+    until: int
+    """The last revision that is left out."""
+    messages: int
+    """Number of `report` events that are left out."""
+
+
 class ReportMessage(_Answer):
     """What one transaction added: the stream's `report` event."""
 
@@ -194,6 +258,7 @@ class ReportMessage(_Answer):
     offenders: list[Offender]
     replicas: list[ReplicaRecord]
     events: list[Event]
+    left_out: LeftOutOfReport
 
 
 Item = TypeVar("Item")

@@ -202,7 +202,7 @@ def check_records(storm: Storm, truth: list[Known]) -> None:
         missing = set(one.steps) - set(records)
         assert len(missing) == dropped, f"{one.stretch}: {sorted(missing)} are missing, {dropped} dropped"
     for process in range(storm.schedule.processes):
-        answer = storm.exporter.get(f"/v1/runs/{storm.run_name}/steps", process=process, points=100_000)
+        answer = storm.exporter.get(f"/v1/runs/{storm.run_name}/steps", process=process, points=20_000)
         columns = answer["columns"]
         found = Counter(zip(columns["step"], columns["outcome"], columns["finite"], strict=True))
         assert not answer["sampled"]

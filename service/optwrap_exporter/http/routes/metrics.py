@@ -1,17 +1,51 @@
-"""GET /metrics: Prometheus' text format, or OpenMetrics on request."""
+"""GET /metrics: Prometheus' text format, or OpenMetrics on request, compressed with gzip if the client accepts it."""
 
+import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from optwrap_exporter.metrics.own import Statistics
+from optwrap_exporter.metrics.render import OPENMETRICS, TEXT, Format, Renderer
 
 
-def router(registry: CollectorRegistry, statistics: Statistics) -> APIRouter:
+class Scraper:
+    """Renders scrapes in a thread of its own, so that no other request can hold one up.
+
+    It renders one scrape at a time. Clients that wait for the same format share the next scrape, so at most one scrape
+    of each format waits, however many clients ask.
+    """
+
+    def __init__(self, renderer: Renderer, statistics: Statistics) -> None:
+        self._renderer = renderer
+        self._statistics = statistics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="optwrap-metrics")
+        self._next: dict[tuple[Format, bool], asyncio.Future[bytes]] = {}
+        """By format, the scrape that has not begun."""
+
+    async def scrape(self, shape: Format, *, compress: bool) -> bytes:
+        """The body of a scrape that begins now or later. Call it in the event loop."""
+        key = (shape, compress)
+        if key not in self._next:
+            loop = asyncio.get_running_loop()
+
+            def render() -> bytes:
+                loop.call_soon_threadsafe(self._next.pop, key, None)
+                begun = time.perf_counter()
+                body = self._renderer.render(shape, compress=compress)
+                self._statistics.scrape(time.perf_counter() - begun)
+                return body
+
+            self._next[key] = loop.run_in_executor(self._thread, render)
+        return await asyncio.shield(self._next[key])  # a client that hangs up does not end the scrape of the others
+
+
+def router(renderer: Renderer, statistics: Statistics) -> APIRouter:
     """The route of /metrics."""
     routes = APIRouter(tags=["operation"])
+    scraper = Scraper(renderer, statistics)
 
     @routes.get(
         "/metrics",
@@ -20,17 +54,22 @@ def router(registry: CollectorRegistry, statistics: Statistics) -> APIRouter:
             200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}, "description": "All metrics."}
         },
     )
-    def scrape(request: Request) -> Response:
+    async def scrape(request: Request) -> Response:
         """Get every metric, for Prometheus. docs/reference/metrics.md lists them."""
-        begun = time.perf_counter()
-        accept = ",".join(request.headers.getlist("accept"))
-        try:
-            encode, content_type = choose_encoder(accept)
-        except TypeError:
-            # The library fails on a version that is not a number. Every scraper reads the text format.
-            encode, content_type = choose_encoder("")
-        body = encode(registry)
-        statistics.scrape(time.perf_counter() - begun)
-        return Response(body, headers={"content-type": content_type})
+        compress = gzip_accepted(",".join(request.headers.getlist("accept-encoding")))
+        shape = _accepted(",".join(request.headers.getlist("accept")))
+        headers = {"content-type": shape.content_type, "vary": "Accept, Accept-Encoding"}
+        if compress:
+            headers["content-encoding"] = "gzip"
+        return Response(await scraper.scrape(shape, compress=compress), headers=headers)
 
     return routes
+
+
+def _accepted(header: str) -> Format:
+    """The format for an Accept header. Every scraper reads the text format."""
+    try:
+        _, content_type = choose_encoder(header)
+    except TypeError:  # the library fails on a version that is not a number
+        return TEXT
+    return OPENMETRICS if content_type.startswith("application/openmetrics-text") else TEXT

@@ -1,33 +1,35 @@
 """GET /v1/stream: every commit as server-sent events."""
 
-import math
+import asyncio
+import contextlib
 import re
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
+from optwrap_exporter.http.channel import Channel, reports
 from optwrap_exporter.http.errors import refused
-from optwrap_exporter.http.hub import Follower, Hub
-from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.errors import ErrorBody
-from optwrap_exporter.wire.vocabulary import Health, Run
+from optwrap_exporter.wire.vocabulary import Run
 
-BATCH: Final = 100
-"""Messages read from the store at once, which is all that a stream holds in memory."""
-RUN_SECONDS: Final = 1.0
-"""The shortest time between two `run` events of one run while its health is the same."""
+PING_SECONDS: Final = 15.0
+"""Seconds after which an idle stream sends a comment, so that no proxy closes it."""
+_HEADERS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""No proxy may keep or collect messages."""
 
-MOST_PARAMETERS: Final = 1000
-"""The most parameters in a `run` event. One is sent every second, and a run may have 100,000 parameters."""
 
-Shown = Mapping[str, tuple[float, Health]]
-"""By run: when the stream last showed it, and its health then."""
+class EventStream(StreamingResponse):
+    """Server-sent events that are encoded already. FastAPI's own response would encode each once for every stream."""
+
+    media_type = "text/event-stream"
 
 
 def _error(description: str) -> dict[str, Any]:
@@ -36,26 +38,26 @@ def _error(description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
+def router(store: Store, hub: Hub) -> APIRouter:
     """The route of the stream."""
 
     async def place(
         run: Annotated[Run | None, Query(description="Only this run. It need not have reported yet.")] = None,
-    ) -> AsyncIterator[Follower]:
+    ) -> AsyncIterator[Channel]:
         # Runs in the event loop without an await, so that concurrent requests cannot exceed the limit.
         if hub.closed or hub.full:
             allowed = "the same request later: " + (
                 "the exporter is shutting down" if hub.closed else "too many streams are open"
             )
             raise refused(503, "request", None, allowed, {"Retry-After": "5"})
-        with hub.follow(run) as follower:
-            yield follower
+        with hub.follow(run) as channel:
+            yield channel
 
     routes = APIRouter(tags=["stream"])
 
     @routes.get(
         "/v1/stream",
-        response_class=EventSourceResponse,
+        response_class=EventStream,
         responses={
             422: _error("A parameter is invalid."),
             503: _error(
@@ -64,72 +66,55 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
         },
     )
     async def stream(
-        follower: Annotated[Follower, Depends(place)],
+        channel: Annotated[Channel, Depends(place)],
         last_event_id: Annotated[
             str | None, Header(description="The `id` of the last message received. The stream continues after it.")
         ] = None,
-    ) -> AsyncIterator[ServerSentEvent]:
+    ) -> EventStream:
         """Follow one run, or all runs.
 
         A `report` event has what one commit added, without events that another process of the attempt has reported
-        before. A `run` event is the answer of /v1/runs/{run} with the worst 1,000 parameters. It is sent at the start
-        (for the run asked for, or for every run that has not ended), then at most once a second and on every change of
-        health. The first one of a run has all its processes; later ones only those that changed.
+        before. Events come at most four times a second. A `run` event is the answer of /v1/runs/{run} with the worst
+        1,000 parameters. It is sent at the start (for the run asked for, or for every run that has not ended), then
+        about once a second if a report came or the health changed. The first one of a run has all its processes, as
+        far as they fit; later ones only those that changed.
 
-        Without Last-Event-ID, or with one that this store did not issue, the stream starts with the next commit.
+        Without Last-Event-ID, or with one that this store did not issue, the stream starts with the next commit. A
+        client that is more than 2 MiB of `report` events behind gets a `gap` event, which counts those that are left
+        out, and the newest ones.
         """
-        run = follower.run
-        position = _position(last_event_id, await run_in_threadpool(store.revision))
-        # Sets the client's last event id, so that it can resume even if no message follows.
-        yield ServerSentEvent(comment=f"from revision {position}", id=str(position))
-        touched = await run_in_threadpool(_first, ledger, run)
-        while not hub.closed:
-            touched |= follower.take()
-            try:
-                messages = await run_in_threadpool(store.changes, position, run, BATCH)
-            except StoreUnavailableError:
-                return  # the client connects again
-            for message in messages:
-                position = message.revision
-                yield ServerSentEvent(event="report", data=message, id=str(position))
-            for name in await run_in_threadpool(_due, ledger, touched, follower.shown):
-                touched.discard(name)
-                detail = await run_in_threadpool(ledger.detail, name, MOST_PARAMETERS, follower.rows[name])
-                if detail is None:
-                    follower.shown.pop(name, None)
-                    follower.rows.pop(name, None)
-                    continue
-                follower.shown[name] = (time.monotonic(), detail.health)
-                yield ServerSentEvent(event="run", data=detail, id=str(position))
-            if len(messages) < BATCH:
-                await follower.wait(_until_due(touched, follower.shown))
+        return EventStream(_messages(store, hub, channel, last_event_id), headers=_HEADERS)
 
     return routes
 
 
-def _first(ledger: Ledger, run: str | None) -> set[str]:
-    """The runs to show at the start of a stream."""
-    if run is not None:
-        return {run}
-    return {name for name in ledger.runs() if ledger.health(name) not in {"finished", "failed"}}
-
-
-def _due(ledger: Ledger, touched: set[str], shown: Shown) -> list[str]:
-    """The touched runs to show now: not shown for a second, or with another health."""
-    now = time.monotonic()
-    found = []
-    for name in sorted(touched):
-        when, health = shown.get(name, (-math.inf, None))
-        if now - when >= RUN_SECONDS or ledger.health(name) != health:
-            found.append(name)
-    return found
-
-
-def _until_due(touched: set[str], shown: Shown) -> float | None:
-    """Seconds until a touched run may be shown again; None if no run is touched."""
-    if not touched:
-        return None
-    return max(0.0, min(shown[name][0] for name in touched) + RUN_SECONDS - time.monotonic())
+async def _messages(store: Store, hub: Hub, channel: Channel, last_event_id: str | None) -> AsyncIterator[bytes]:
+    """What one stream is sent. It ends if the store cannot be read; the client connects again."""
+    with contextlib.suppress(StoreUnavailableError):
+        position = _position(last_event_id, await run_in_threadpool(store.revision))
+        # Sets the client's last event id, so that it can resume even if no message follows.
+        yield format_sse_event(comment=f"from revision {position}", id=str(position))
+        number: int | None = None
+        while not hub.closed:
+            if number is None or channel.gone(number):
+                start = await channel.start()
+                if position < start.position:
+                    missed = partial(store.changes, position, channel.run, until=start.position)
+                    for _, data in reports(await run_in_threadpool(missed)):
+                        yield data
+                    position = start.position
+                yield start.runs
+                number = start.number
+            published = channel.published
+            chunks = channel.since(number)
+            for chunk in chunks:
+                yield chunk.after(position)
+                position, number = max(position, chunk.position), chunk.number + 1
+            if not chunks:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(published.wait(), PING_SECONDS)
+                    continue
+                yield KEEPALIVE_COMMENT
 
 
 def _position(last_event_id: str | None, revision: int) -> int:

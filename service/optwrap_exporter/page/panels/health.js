@@ -71,7 +71,7 @@ export function createHealth(root, announcer, { onStep }) {
     const current = attempts.at(-1);
     setText(attempt.value, current ? `${integer(attempts.length)}, since ${clock(seconds(current.since), now)}` : "–");
     setAttribute(attempt.row, "title", current ? `${plural(attempts.length, "attempt")} so far. The current one is ${visible(current.attempt)}` : null);
-    const reporting = run.processes?.length ?? 0;
+    const reporting = (run.processes?.length ?? 0) + (run.left_out?.processes ?? 0);
     setText(processes.value, expected && expected !== reporting ? `${integer(reporting)} of ${integer(expected)}` : integer(reporting));
   }
 

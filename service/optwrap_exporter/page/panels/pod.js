@@ -15,7 +15,8 @@ export function cellsOf(run, processCount) {
   const held = new Map(run.processes.map((row) => [row.process, row]));
   const cells = run.processes.map((row) => row);
   for (let process = 0; process < Math.min(processCount ?? 0, CELLS); process += 1) {
-    if (!held.has(process)) cells.push({ process, health: MISSING });
+    // An answer has no room for every process of a very large job. Those left out have reported.
+    if (!held.has(process) && !run.left_out?.processes) cells.push({ process, health: MISSING });
   }
   return cells.sort((a, b) => a.process - b.process).slice(0, CELLS);
 }

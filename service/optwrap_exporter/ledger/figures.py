@@ -1,0 +1,119 @@
+"""What /metrics shows of processes and runs: pure functions of their states and the time."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from optwrap_exporter.ledger import health
+from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
+from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.wire.answers import DroppedTotals
+from optwrap_exporter.wire.requests import Gauges, Source
+from optwrap_exporter.wire.vocabulary import Health
+
+OTHER: Final = "other"
+"""The metric label that sums up all parameters without a label of their own. Replicas use it too."""
+OTHER_REPLICAS: Final = Replica(None, None, None)
+"""Stands for all replicas without labels of their own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProcessView:
+    """What a scrape needs of one process. Times by the exporter's clock."""
+
+    run: str
+    process: int
+    incarnation: str
+    attempt: str
+    health: Health
+    since: float
+    """When that health began."""
+    totals: Counts
+    """Counted over all attempts; never falls."""
+    state: Counts
+    """The counters of the optimizer's state now; falls after a rollback."""
+    parameters: Mapping[str, int]
+    """Steps by metric label: OTHER, then the first ten parameters of the run. A path "other" is added to OTHER."""
+    replicas: Mapping[Replica, int]
+    """Steps by replica: OTHER_REPLICAS, then the first ten replicas of the run."""
+    dropped: DroppedTotals
+    gauges: Gauges
+    gradient_norm: float | None
+    """The last finite gradient norm."""
+    streak_peak: int
+    """The longest streak of the last 5 minutes."""
+    last_report: float
+    last_step: float | None
+    """None until this exporter has received a step."""
+    last_gradient_step: float | None
+    source: Source
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunView:
+    """What a scrape needs of one run. Times by the exporter's clock."""
+
+    run: str
+    health: Health
+    expected: int
+    """Number of processes of the job, as the job reports it."""
+    reporting: int
+    """Number of processes that report or have finished: neither failed nor stale."""
+    last_report: float
+
+
+def run_view(run: RunState, now: float, listening: float) -> RunView:
+    """What a scrape needs of one run."""
+    members = health.relevant(run, now)
+    healths = [health.of_process(process, now, listening) for process in members]
+    began = min(process.incarnation.first_report for process in members)
+    expected = health.process_count(members)
+    return RunView(
+        run=run.run,
+        health=health.overall(healths, expected=expected, began=began).health,
+        expected=expected,
+        reporting=sum(one.health not in {"failed", "stale"} for one in healths),
+        last_report=max(process.last_report for process in members),
+    )
+
+
+def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
+    """What a scrape needs of one process."""
+    current = health.of_process(process, now, listening)
+    total = process.total
+    parameters = {OTHER: 0} | {label: total.parameters.get(label, 0) for label in run.labels}
+    parameters[OTHER] += sum(total.parameters.values()) - sum(parameters.values())
+    replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
+    replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
+    peaks = [peak.length for peak in process.peaks if peak.time > now - PEAK_SECONDS]
+    return ProcessView(
+        run=run.run,
+        process=process.process,
+        incarnation=process.current,
+        attempt=process.incarnation.attempt,
+        health=current.health,
+        since=current.since,
+        totals=total,
+        state=process.incarnation.totals,
+        parameters=parameters,
+        replicas=replicas,
+        dropped=dropped([process]),
+        gauges=process.gauges,
+        gradient_norm=process.gradient_norm,
+        streak_peak=max([*peaks, process.gauges.not_finite_streak or 0]),
+        last_report=process.last_report,
+        last_step=process.last_step,
+        last_gradient_step=process.last_gradient_step,
+        source=process.source,
+    )
+
+
+def dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
+    """Step records that are missing, summed up."""
+    parts = [part for process in processes for part in process.parts]
+    return DroppedTotals(
+        steps=sum(part.dropped.steps for part in parts),
+        bad_steps=sum(part.dropped.bad_steps for part in parts),
+        not_stored=sum(part.not_stored for part in parts),
+    )
