@@ -11,7 +11,8 @@ PACKAGE = Path(optwrap_exporter.__file__).parent
 MODULES = """
 _version
 settings
-wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
+wire.vocabulary wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
+wire.duplicate_keys
 ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
 store.schema store.rollups store.downsample store.retention store.reader store.writer store.store

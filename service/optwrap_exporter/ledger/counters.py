@@ -46,6 +46,8 @@ class Counts:
     not_finite_steps: int = 0
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Steps by parameter, without those at zero, in the tree's order as far as it is known."""
+    parameter_steps: int = 0
+    """The sum over all parameters, also over those that no report has named."""
     replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
     """Steps by first non-finite replica, without those at zero, in the order in which they were reported."""
 
@@ -59,6 +61,7 @@ class Counts:
             OutcomeCounts(*(getattr(counters.outcomes, name) for name in OUTCOMES)),
             counters.not_finite_steps,
             parameters,
+            sum(parameters.values()) if counters.parameter_steps is None else counters.parameter_steps,
             {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas},
         )
 
@@ -78,6 +81,7 @@ class Counts:
             OutcomeCounts(*map(_add, self.outcomes, other.outcomes)),
             _add(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, _add),
+            _add(self.parameter_steps, other.parameter_steps),
             _joined(self.replicas, other.replicas, _add),
         )
 
@@ -87,6 +91,7 @@ class Counts:
             OutcomeCounts(*(max(0, a - b) for a, b in zip(self.outcomes, other.outcomes, strict=True))),
             max(0, self.not_finite_steps - other.not_finite_steps),
             _less(self.parameters, other.parameters),
+            max(0, self.parameter_steps - other.parameter_steps),
             _less(self.replicas, other.replicas),
         )
 
@@ -96,6 +101,7 @@ class Counts:
             OutcomeCounts(*map(max, self.outcomes, other.outcomes)),
             max(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, max),
+            max(self.parameter_steps, other.parameter_steps),
             _joined(self.replicas, other.replicas, max),
         )
 
@@ -105,6 +111,7 @@ class Counts:
             OutcomeCounts(*map(min, self.outcomes, other.outcomes)),
             min(self.not_finite_steps, other.not_finite_steps),
             _smaller(self.parameters, other.parameters),
+            min(self.parameter_steps, other.parameter_steps),
             _smaller(self.replicas, other.replicas),
         )
 
@@ -144,7 +151,7 @@ def _smaller(a: Mapping[Key, int], b: Mapping[Key, int]) -> Mapping[Key, int]:
 def _joined(a: Mapping[Key, int], b: Mapping[Key, int], join: Callable[[int, int], int]) -> Mapping[Key, int]:
     if not a or not b:
         return a or b
-    if join is max and a == b:  # nothing new: do not copy up to 100,000 paths
+    if join is max and a == b:  # nothing new: do not copy thousands of paths
         return a
     both = dict(a)
     for key, n in b.items():

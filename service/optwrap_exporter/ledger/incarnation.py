@@ -1,7 +1,7 @@
 """One incarnation of a process: its state, and how a report is merged into it.
 
 A state is immutable. `durable` and `from_durable` are what the store writes and reads. Parameters are stored as rows of
-their own (`ParameterState`): there may be 100,000 of them, and most reports change none.
+their own (`ParameterState`): there may be thousands of them, and most reports change none.
 """
 
 import dataclasses
@@ -180,6 +180,7 @@ class IncarnationState:
                 name: {
                     "outcomes": counts.outcomes,
                     "not_finite_steps": counts.not_finite_steps,
+                    "parameter_steps": counts.parameter_steps,
                     "replicas": [[*replica, steps] for replica, steps in counts.replicas.items()],
                 }
                 for name, counts in (("totals", self.totals), ("baseline", self.baseline))
@@ -199,6 +200,7 @@ class IncarnationState:
                 OutcomeCounts(*written[name]["outcomes"]),
                 written[name]["not_finite_steps"],
                 {row.parameter: n for row in rows if (n := getattr(row, name))},
+                written[name]["parameter_steps"],
                 {Replica(number, process, device): n for number, process, device, n in written[name]["replicas"]},
             )
 
