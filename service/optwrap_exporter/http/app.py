@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from prometheus_client.registry import CollectorRegistry
 
 from optwrap_exporter.http import errors
+from optwrap_exporter.http.admission import Admission
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import HostCheck, SecurityHeaders
 from optwrap_exporter.http.routes import metrics, operation, pages, queries, reports, stream
@@ -64,8 +65,8 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     statistics = Statistics()
     registry = CollectorRegistry(auto_describe=False)
     figures = StoreFigures(store.size, store.limit_bytes)
-    registry.register(OptwrapCollector(ledger, statistics, figures, clock=clock, version=app.version))
-    app.include_router(reports.router(settings, ingest, statistics))
+    registry.register(OptwrapCollector(ledger, statistics, figures, load=ingest.load, clock=clock, version=app.version))
+    app.include_router(reports.router())
     app.include_router(queries.router(store, ledger))
     app.include_router(stream.router(store, ledger, hub))
     app.include_router(metrics.router(registry, statistics))
@@ -73,6 +74,13 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
     # The middleware added last handles a request first.
+    app.add_middleware(
+        reports.ReportRoute,
+        settings=settings,
+        ingest=ingest,
+        admission=Admission(ingest, ingest.load),
+        statistics=statistics,
+    )
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SecurityHeaders)
     return app

@@ -51,6 +51,7 @@ def apply_report(
     report: Report,
     disagreement: Disagreement | None,
     *,
+    asked: float,
     now: float,
     listening: float,
 ) -> Applied:
@@ -61,6 +62,7 @@ def apply_report(
       incarnation: the report's incarnation with the report merged into it, from `merge`.
       report: the report.
       disagreement: the first step whose outcome another process reported differently; None if there is none.
+      asked: the interval that the answer asks for, if it is longer than the report's.
       now: the exporter's clock.
       listening: when this exporter began to accept reports.
     """
@@ -72,7 +74,9 @@ def apply_report(
         before is None or _becomes_current(before, incarnation, known, report, now=now, listening=listening)
     ):
         gained = incarnation.share.minus(known.share if known is not None else NOTHING)
-        after = _follow(before, incarnation, known, report, gained=gained, now=now)
+        after = _follow(
+            before, incarnation, known, report, gained=gained, interval=max(report.interval, asked), now=now
+        )
     else:
         assert before is not None
         after = before.with_incarnation(incarnation)
@@ -116,6 +120,7 @@ def _follow(
     report: Report,
     *,
     gained: Counts,
+    interval: float,
     now: float,
 ) -> ProcessState:
     """The process after a report of its current incarnation. Its conditions are not advanced yet."""
@@ -123,7 +128,7 @@ def _follow(
         process=report.process,
         incarnations={},
         current=report.incarnation,
-        interval=report.interval,
+        interval=interval,
         source=report.source,
         gauges=report.gauges,
         last_report=now,
@@ -137,7 +142,7 @@ def _follow(
     return dataclasses.replace(
         process.with_incarnation(incarnation),
         current=incarnation.incarnation,
-        interval=report.interval,
+        interval=interval,
         source=report.source,
         gauges=report.gauges,
         last_report=now,

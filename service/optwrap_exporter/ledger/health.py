@@ -168,6 +168,15 @@ def stalled_since(process: ProcessState, now: float, listening: float) -> float 
     return since if now >= since else None
 
 
+def changes(process: ProcessState, now: float, listening: float) -> bool:
+    """Whether time alone has made the process stale or stalled since its conditions were set."""
+    conditions = process.conditions
+    return conditions.ended is None and (
+        stale_since(process, now, listening) != conditions.stale
+        or (conditions.stale is None and stalled_since(process, now, listening) != conditions.stalled)
+    )
+
+
 def of_process(process: ProcessState, now: float, listening: float) -> HealthSince:
     """The health of a process."""
     return next(_holding(process, now, listening))
@@ -208,7 +217,9 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
     These are the processes of the newest attempt, and all others that reported after it began or still report.
     Processes of a killed attempt are left out.
     """
-    newest = max(run.processes.values(), key=lambda process: process.incarnation.first_report).incarnation.attempt
+    # The index breaks ties: processes are in the order of their arrival, and sorted after a restart.
+    latest = max(run.processes.values(), key=lambda process: (process.incarnation.first_report, process.process))
+    newest = latest.incarnation.attempt
     began = attempt_began(run, newest)
     return [
         process

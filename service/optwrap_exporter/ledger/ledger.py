@@ -1,20 +1,19 @@
 """The ledger: everything committed about every run, in memory. No I/O; the clock is passed in.
 
 Only the ingest's writer thread changes it, and only after the store has committed: `plan` computes what a report would
-change, the store writes that, and `apply` adopts it. States are immutable, so any thread may read at any time and never
-sees half a report.
+change, `stage` lets the next plan see that, the store writes them all at once, and `adopt` shows them to the readers.
+States are immutable, so any thread may read at any time and never sees half a report.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import ranges, views
+from optwrap_exporter.ledger import health, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
-from optwrap_exporter.ledger.health import of_run
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView, Shown
@@ -77,7 +76,8 @@ class Plan:
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
     """The answer to a report. `process` must include the report."""
     received = process.incarnations[report.incarnation].received
-    return Acknowledgement(acknowledged=ranges.end_of_run(received, report.oldest_held), duplicate=duplicate)
+    acknowledged = ranges.end_of_run(received, report.oldest_held)
+    return Acknowledgement(acknowledged=acknowledged, interval=process.interval, duplicate=duplicate)
 
 
 class Ledger:
@@ -91,6 +91,8 @@ class Ledger:
         self._clock = clock
         self._listening = clock()
         self._runs: dict[str, RunState] = {}
+        self._staged: dict[str, RunState] = {}
+        """Runs as they will be once the store has committed what is staged. Readers do not see them."""
         self._outcomes = StepOutcomes()
 
     # --- the writer's side ---
@@ -101,20 +103,28 @@ class Ledger:
         self._listening = self._clock()
 
     def find(self, report: Report) -> ProcessState | None:
-        """The report's process if the report, by incarnation and seq, is already in it; None otherwise."""
-        process = self._process(report.run, report.process)
+        """The report's process if the report, by incarnation and seq, is already in it or staged; None otherwise."""
+        run = self._latest(report.run)
+        process = run.processes.get(report.process) if run else None
         incarnation = process.incarnations.get(report.incarnation) if process else None
         return process if incarnation is not None and ranges.contains(incarnation.received, report.seq) else None
 
-    def plan(self, report: Report) -> Plan:
-        """What a new report would change. Changes nothing itself."""
+    def plan(self, report: Report, asked: float = 0.0) -> Plan:
+        """What a new report would change after all that is staged. Changes nothing itself.
+
+        Args:
+          report: the report.
+          asked: the interval in seconds that the answer asks for, if it is longer than the report's.
+        """
         now = self._clock()
-        run = self._runs.get(report.run) or RunState(report.run, {})
+        run = self._latest(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
         incarnation = merge(process, report, now)
         disagreement = self._outcomes.disagreement(report, incarnation.generation)
-        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self._listening)
+        after, events = apply_report(
+            run, incarnation, report, disagreement, asked=asked, now=now, listening=self._listening
+        )
         return Plan(
             time=now,
             run=dataclasses.replace(
@@ -135,17 +145,43 @@ class Ledger:
         for run in list(self._runs.values()):
             after = run
             for process in run.processes.values():
+                if not health.changes(process, now, self._listening):
+                    continue
                 later, events = pass_time(process, now, self._listening)
                 if events:
                     after = after.with_process(later)
                     plans.append(Plan(now, after, later, tuple(events)))
         return plans
 
-    def apply(self, plan: Plan) -> None:
-        """Adopt a plan that the store has committed."""
-        self._runs[plan.run.run] = plan.run
+    def reporting(self) -> int:
+        """The number of processes that have neither ended nor become stale."""
+        return sum(
+            process.conditions.ended is None and process.conditions.stale is None
+            for run in list(self._runs.values())
+            for process in run.processes.values()
+        )
+
+    def stage(self, plan: Plan) -> None:
+        """Let later plans see this one. Readers see it after `adopt`."""
+        self._staged[plan.run.run] = plan.run
         if plan.report is not None:
-            self._outcomes.remember(plan.report, plan.incarnation.generation)
+            self._outcomes.stage(plan.report, plan.incarnation.generation)
+
+    def adopt(self) -> None:
+        """Show the readers what is staged, which the store has committed."""
+        self._runs.update(self._staged)
+        self._staged.clear()
+        self._outcomes.adopt()
+
+    def discard(self) -> None:
+        """Forget what is staged, because the store could not commit it."""
+        self._staged.clear()
+        self._outcomes.discard()
+
+    def apply(self, plan: Plan) -> None:
+        """Adopt a single plan that the store has committed."""
+        self.stage(plan)
+        self.adopt()
 
     def count_not_stored(self, lost: Mapping[tuple[str, int, str], int]) -> None:
         """Count step records that the store has dropped, by run, process and incarnation."""
@@ -196,7 +232,7 @@ class Ledger:
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
-        return of_run(state, self._clock(), self._listening).health if state else None
+        return health.of_run(state, self._clock(), self._listening).health if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
@@ -243,6 +279,10 @@ class Ledger:
             rows = [row for row in rows if views.worst_first(row) > tuple(after)]
         more = encode(of, list(views.worst_first(rows[limit - 1]))) if len(rows) > limit else None
         return Page(items=rows[:limit], cursor=more)
+
+    def _latest(self, run: str) -> RunState | None:
+        """The run with what is staged."""
+        return self._staged.get(run) or self._runs.get(run)
 
     def _process(self, run: str, process: int) -> ProcessState | None:
         state = self._runs.get(run)

@@ -91,6 +91,7 @@ class ProcessState:
     current: str
     """The id of the current incarnation. The process shows its gauges and its health."""
     interval: float
+    """Seconds to the next report: what the last one announced, or what its answer asked for if that is longer."""
     source: Source
     gauges: Gauges
     last_report: float

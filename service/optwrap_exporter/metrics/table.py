@@ -212,6 +212,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         unit="seconds",
     ),
     Metric("optwrap_exporter_runs", "gauge", "Number of runs in the exporter."),
+    Metric(
+        "optwrap_exporter_capacity_used_ratio",
+        "gauge",
+        "Reports that arrive, as a part of those that one core could take; above 1 some are refused.",
+        unit="ratio",
+        note="The exporter asks processes for so many reports that this stays near 0.5.",
+    ),
 )
 
 BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})

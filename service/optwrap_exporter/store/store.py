@@ -10,7 +10,7 @@ import os
 import queue
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -229,12 +229,26 @@ class Store:
         """
         for version in (plan, plan.without_records()):
             try:
-                return self._transaction(partial(self._rows.write, version, digest)), version
+                return self.commit_group([(version, digest)]), version
             except sqlite3.DatabaseError as error:
                 if type(error) not in _DISK_ERRORS:
                     raise
                 full = error
         raise StoreFullError(f"{self._path}: {full}") from full
+
+    def commit_group(self, plans: Sequence[tuple[Plan, bytes | None]]) -> int:
+        """Store everything that several plans change in one transaction.
+
+        Args:
+          plans: plans, each with the digest of its report. Each sees those before it.
+
+        Returns:
+          The revision of the last plan.
+
+        Raises:
+          sqlite3.Error: the database could not be written. Nothing was stored.
+        """
+        return self._transaction(partial(self._rows.write, plans))
 
     def make_room(self, records: int = 0) -> Mapping[Origin, int]:
         """Delete the oldest step records, then the oldest events, until `records` more fit within the limit.

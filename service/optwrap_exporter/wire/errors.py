@@ -3,8 +3,8 @@
     ExporterError
       OversizeError     wire.size     413  a body has too many JSON values to be parsed
       CursorError       wire.cursor   422  a cursor is damaged or belongs to another list
-      ConflictError     ingest        409  other content under this incarnation and seq, or another attempt
-      BusyError         ingest        429  too many reports are waiting, or the seqs have too many gaps
+      ConflictError     group_commit  409  other content under this incarnation and seq, or another attempt
+      BusyError         group_commit  429  too many reports are waiting, or the seqs have too many gaps
       ClosedError       ingest        503  the exporter is shutting down
       StoreFullError    store.store   503  the store has no room even for the totals of a report
       StoreError        store.store   --   the data directory cannot be used: the command exits with 2
