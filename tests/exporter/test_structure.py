@@ -21,7 +21,7 @@ group_commit
 waiting
 ingest
 metrics.table metrics.own metrics.collector
-http.errors http.middleware http.connection_timeout http.server http.hub http.admission
+http.errors http.middleware http.connections http.log_limit http.connection_timeout http.server http.hub http.admission
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main
