@@ -46,10 +46,10 @@ class Counts:
     not_finite_steps: int = 0
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Steps by parameter, without those at zero, in the tree's order as far as it is known."""
-    parameter_steps: int = 0
-    """The sum over all parameters, also over those that no report has named."""
     replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
     """Steps by first non-finite replica, without those at zero, in the order in which they were reported."""
+    parameter_steps: int = 0
+    """The sum over all parameters, also over those that no report has named."""
 
     @classmethod
     def of(cls, counters: Counters) -> Self:
@@ -61,8 +61,8 @@ class Counts:
             OutcomeCounts(*(getattr(counters.outcomes, name) for name in OUTCOMES)),
             counters.not_finite_steps,
             parameters,
-            sum(parameters.values()) if counters.parameter_steps is None else counters.parameter_steps,
             {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas},
+            sum(parameters.values()) if counters.parameter_steps is None else counters.parameter_steps,
         )
 
     @property
@@ -81,8 +81,8 @@ class Counts:
             OutcomeCounts(*map(_add, self.outcomes, other.outcomes)),
             _add(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, _add),
-            _add(self.parameter_steps, other.parameter_steps),
             _joined(self.replicas, other.replicas, _add),
+            _add(self.parameter_steps, other.parameter_steps),
         )
 
     def minus(self, other: "Counts") -> "Counts":
@@ -91,8 +91,8 @@ class Counts:
             OutcomeCounts(*(max(0, a - b) for a, b in zip(self.outcomes, other.outcomes, strict=True))),
             max(0, self.not_finite_steps - other.not_finite_steps),
             _less(self.parameters, other.parameters),
-            max(0, self.parameter_steps - other.parameter_steps),
             _less(self.replicas, other.replicas),
+            max(0, self.parameter_steps - other.parameter_steps),
         )
 
     def maximum(self, other: "Counts") -> "Counts":
@@ -101,8 +101,8 @@ class Counts:
             OutcomeCounts(*map(max, self.outcomes, other.outcomes)),
             max(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, max),
-            max(self.parameter_steps, other.parameter_steps),
             _joined(self.replicas, other.replicas, max),
+            max(self.parameter_steps, other.parameter_steps),
         )
 
     def minimum(self, other: "Counts") -> "Counts":
@@ -111,8 +111,8 @@ class Counts:
             OutcomeCounts(*map(min, self.outcomes, other.outcomes)),
             min(self.not_finite_steps, other.not_finite_steps),
             _smaller(self.parameters, other.parameters),
-            min(self.parameter_steps, other.parameter_steps),
             _smaller(self.replicas, other.replicas),
+            min(self.parameter_steps, other.parameter_steps),
         )
 
     def totals(self) -> Totals:

@@ -200,8 +200,8 @@ class IncarnationState:
                 OutcomeCounts(*written[name]["outcomes"]),
                 written[name]["not_finite_steps"],
                 {row.parameter: n for row in rows if (n := getattr(row, name))},
-                written[name]["parameter_steps"],
                 {Replica(number, process, device): n for number, process, device, n in written[name]["replicas"]},
+                written[name]["parameter_steps"],
             )
 
         return cls(
