@@ -28,7 +28,7 @@ def main() -> int:
             show=True,
         )
     print("answers by status:", dict(sorted(found.statuses.items())))
-    print(f"dearest refusal: {found.slowest * 1000:.1f} ms of processor time")
+    print(f"dearest refusal: {found.slowest * 1000:.1f} ms of processor time ({found.slowest_report})")
     print(f"most additional memory of one report: {found.largest / 2**20:.1f} MiB")
     for wrong in found.wrong[:50]:
         print("WRONG:", wrong)

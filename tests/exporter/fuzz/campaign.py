@@ -31,6 +31,8 @@ class Findings:
     statuses: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     slowest: float = 0.0
     """Processor seconds of the most expensive report that was refused."""
+    slowest_report: str = ""
+    """Its number and its status."""
     largest: int = 0
     """Most additional bytes of one report."""
     wrong: list[str] = dataclasses.field(default_factory=list)
@@ -69,7 +71,8 @@ def run(
             limit = headroom * (REFUSED_SECONDS if refused else TAKEN_SECONDS)
             if refused and cost.seconds > limit:
                 _, cost = exporter.post(body)  # once more: a tick of the exporter's own may have fallen into it
-            found.slowest = max(found.slowest, cost.seconds if refused else 0.0)
+            if refused and cost.seconds > found.slowest:
+                found.slowest, found.slowest_report = cost.seconds, f"number {number}, {answer.status_code}"
             found.largest = max(found.largest, cost.bytes)
             wrong = [
                 *([f"status {answer.status_code}"] if answer.status_code not in ALLOWED else []),
