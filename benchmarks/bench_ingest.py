@@ -5,8 +5,8 @@ connections of one process, pinned to the second core. At the end of each row th
 those of the reports that it acknowledged. The peer is a Prometheus pushgateway that is given as many series, if it is
 installed. It keeps them in memory.
 
-The CPU time is the exporter's, user and system, divided by the reports that it acknowledged. On a busy machine it is the
-figure to trust.
+The CPU time is the exporter's, user and system, divided by the reports that it acknowledged. On a busy machine it is
+the figure to trust.
 """
 
 import argparse
@@ -14,8 +14,10 @@ import collections
 import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -42,50 +44,56 @@ def check(server: Server, name: str, clients: int, steps: int, sent: Sent) -> No
         )
 
 
-def row(title: str, sent: Sent, cpu_seconds: float, *, records: int = 0) -> float:
-    """Print one row; returns the CPU seconds of one accepted report."""
-    each = cpu_seconds / max(sent.accepted, 1)
+def row(title: str, sent: Sent, *, records: int = 0) -> None:
+    """Print one row."""
+    each = sent.cpu_seconds / max(sent.accepted, 1)
     cells = f"{title:44}{sent.accepted / sent.seconds:12,.0f}{1e3 * each:14.3f}"
     cells += f"{sent.percentile(50):10.1f}{sent.percentile(99):10.1f}" if sent.latencies else ""
     cells += f"   {records * sent.accepted / sent.seconds:,.0f} records/s" if records else ""
     refused = sum(count for status, count in sent.statuses.items() if status not in {200, 202})
     cells += f"   {refused:,} refused" if refused else ""
     print(cells, flush=True)
-    return each
-
-
-def measure(server: Server, requests: list[list[bytes]], rate: float | None = None) -> tuple[Sent, float]:
-    """Send requests; returns what became of them, and the server's CPU seconds."""
-    before = server.cpu_seconds()
-    sent = drive(server.port, requests, rate=rate)
-    return sent, server.cpu_seconds() - before
 
 
 def measure_exporter(total: int) -> None:
     """The rows of the exporter."""
     clients = 128
     with exporter(pinned=True) as server:
-        drive(server.port, reports("warm-up", clients, max(total // clients // 4, 1), 10))
-        sent, cpu = measure(server, reports("ten", clients, total // clients, 10))
+        drive(server, reports("warm-up", clients, max(total // clients // 4, 1), 10))
+        sent = drive(server, reports("ten", clients, total // clients, 10))
         check(server, "ten", clients, 10, sent)
         capacity = sent.accepted / sent.seconds
-        cost = row("10 step records", sent, cpu, records=10)
-        sent, cpu = measure(server, reports("hundred", clients, max(total // clients // 4, 1), 100))
+        row("10 step records", sent, records=10)
+        sent = drive(server, reports("hundred", clients, max(total // clients // 4, 1), 100))
         check(server, "hundred", clients, 100, sent)
-        row("100 step records", sent, cpu, records=100)
-        sent, cpu = measure(server, reports("paced", clients, total // clients, 10), rate=750)
+        row("100 step records", sent, records=100)
+        sent = drive(server, reports("paced", clients, total // clients, 10), rate=750)
         check(server, "paced", clients, 10, sent)
-        row("10 step records, 750 reports/s offered", sent, cpu)
+        row("10 step records, 750 reports/s offered", sent)
         clients = 1024
-        sent, cpu = measure(server, reports("flood", clients, max(3 * total // clients, 1), 10), rate=3 * capacity)
+        sent = drive(server, reports("flood", clients, max(3 * total // clients, 1), 10), rate=3 * capacity)
         check(server, "flood", clients, 10, sent)
-        row(f"10 step records, {3 * capacity:,.0f} reports/s offered", sent, cpu)
-        print(
-            f"    goodput {sent.accepted / sent.seconds / capacity:.0%} of the first row; "
-            f"{sent.statuses[200]:,} stored, {sent.statuses[429]:,} refused; "
-            f"one refusal costs about {1e3 * (cpu - cost * sent.accepted) / max(sent.statuses[429], 1):.3f} ms of CPU; "
-            f"at most {server.memory_mib():.0f} MiB of memory"
-        )
+        row(f"10 step records, {3 * capacity:,.0f} reports/s offered", sent)
+        print(f"    goodput {sent.accepted / sent.seconds / capacity:.0%} of the first row")
+        with stalled(server):
+            sent = drive(server, reports("refused", 64, max(total // 64, 1), 10))
+        refused = sent.statuses[429]
+        print(f"{'one refusal (429)':44}{refused / sent.seconds:12,.0f}{1e3 * sent.cpu_seconds / refused:14.3f}")
+        print(f"at most {server.memory_mib():.0f} MiB of memory")
+
+
+@contextlib.contextmanager
+def stalled(server: Server) -> Iterator[None]:
+    """During the block the exporter cannot write, and as many reports wait as may: it refuses all others."""
+    clients = 300
+    with contextlib.closing(sqlite3.connect(f"{server.directory}/optwrap.sqlite3", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        waiting = threading.Thread(target=drive, args=(server, reports("waiting", clients, 1, 10)))
+        waiting.start()
+        time.sleep(2)
+        yield
+        db.execute("ROLLBACK")
+    waiting.join()
 
 
 @contextlib.contextmanager
@@ -126,8 +134,8 @@ def measure_pushgateway(total: int) -> None:
             for number in range(pushes):
                 path = f"/metrics/job/bench/instance/{number % 1000}"
                 requests[number % clients].append(request(content, path, "PUT"))
-            sent, cpu = measure(server, [*requests.values()])
-            row(title, sent, cpu)
+            sent = drive(server, [*requests.values()])
+            row(title, sent)
 
 
 def main() -> None:

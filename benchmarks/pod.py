@@ -1,8 +1,8 @@
 """Reports to an exporter as a pod of many processes does: imitated Monitors in one process, or real ones in a few.
 
-An imitated Monitor is a connection that sends a report of a Monitor's form every interval, follows the interval that the
-answers ask for, with jitter, keeps a refused report, and sends it again after Retry-After. All of them begin within a
-few seconds. Without --endpoint an exporter is started, pinned to the first CPU core.
+An imitated Monitor is a connection that sends a report of a Monitor's form every interval, follows the interval that
+the answers ask for, with jitter, keeps a refused report, and sends it again after Retry-After. All of them begin within
+a few seconds. The exporter is a process of its own, pinned to the first CPU core.
 
     python -m benchmarks.pod --processes 4096 --seconds 120
     python -m benchmarks.pod --real --processes 200 --hosts 4 --seconds 60
@@ -55,8 +55,8 @@ class Figures:
         asked = statistics.median(self.intervals.values()) if self.intervals else 0.0
         p50, p99 = (statistics.quantiles(latencies, n=100)[n] for n in (49, 98)) if len(latencies) > 1 else (0.0, 0.0)
         return (
-            f"{since:5.0f} to {until:4.0f} s: {len(latencies) / (until - since):7,.0f} reports/s, {refused:6,} refused, "
-            f"interval {asked:5.2f} s, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms, {self.lost} connections lost"
+            f"{since:5.0f} to {until:4.0f} s: {len(latencies) / (until - since):7,.0f} reports/s, {refused:6,} refused"
+            f", interval {asked:5.2f} s, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms, {self.lost} connections lost"
         )
 
 
@@ -83,6 +83,7 @@ class Imitated(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the loss."""
+        del exc
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -199,7 +200,7 @@ def stale_events(server: Server, run: str = "pod") -> int:
     return len(json.loads(server.get(f"/v1/runs/{run}/events?kind=stale&limit=1000"))["items"])
 
 
-def real_monitors(port: int, first: int, count: int, processes: int, seconds: float, run: str) -> None:
+def real_monitors(port: int, first: int, count: int, seconds: float, run: str) -> None:
     """The work of one host: `count` real Monitors that observe the same small training."""
     import jax  # noqa: PLC0415  # only where real Monitors run
     import jax.numpy as jnp  # noqa: PLC0415
@@ -223,7 +224,6 @@ def real_monitors(port: int, first: int, count: int, processes: int, seconds: fl
             for monitor in monitors:
                 monitor.observe(reading)
             time.sleep(STEP_SECONDS)
-    del processes
 
 
 @contextlib.contextmanager
@@ -232,9 +232,7 @@ def hosts(port: int, processes: int, number: int, seconds: float, *, run: str = 
     context = multiprocessing.get_context("spawn")
     share = -(-processes // number)
     started = [
-        context.Process(
-            target=real_monitors, args=(port, first, min(share, processes - first), processes, seconds, run)
-        )
+        context.Process(target=real_monitors, args=(port, first, min(share, processes - first), seconds, run))
         for first in range(0, processes, share)
     ]
     for process in started:

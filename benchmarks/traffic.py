@@ -112,8 +112,8 @@ def body(
 def request(content: bytes, path: str = "/v1/reports", method: str = "POST") -> bytes:
     """An HTTP request with the headers that a Monitor sends."""
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept-Encoding: identity\r\nContent-Length: {len(content)}\r\n"
-        "Content-Type: application/json\r\nAccept: application/json\r\n\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept-Encoding: identity\r\n"
+        f"Content-Length: {len(content)}\r\nContent-Type: application/json\r\nAccept: application/json\r\n\r\n"
     )
     return head.encode() + content
 
@@ -123,6 +123,8 @@ class Sent:
     """What became of some requests."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """CPU seconds of the server, user and system."""
     statuses: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     latencies: list[float] = dataclasses.field(default_factory=list)
     """Seconds from when an accepted request was due to its answer."""
@@ -170,18 +172,18 @@ class _Client:
         return int(head[9:12])
 
 
-def drive(port: int, requests: Sequence[Sequence[bytes]], *, rate: float | None = None) -> Sent:
+def drive(server: "Server", requests: Sequence[Sequence[bytes]], *, rate: float | None = None) -> Sent:
     """Send requests, those of each client in order, one at a time.
 
     Args:
-      port: of the server.
+      server: where to.
       requests: by client, its requests.
       rate: requests per second in all; None sends the next one of a client as soon as the last one is answered. If all
         clients wait for an answer, what is due waits, too, and its latency counts from when it was due.
     """
     sent = Sent()
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        clients = [_Client(port) for _ in requests]
+        clients = [_Client(server.port) for _ in requests]
         idle: collections.deque[int] = collections.deque()
         for number, client in enumerate(clients):
             stack.callback(client.socket.close)
@@ -189,7 +191,8 @@ def drive(port: int, requests: Sequence[Sequence[bytes]], *, rate: float | None 
             idle.append(number)
         following = [0] * len(requests)
         left = total = sum(map(len, requests))
-        began = time.perf_counter()
+        time.sleep(0.2)  # until the server has taken all connections, which is not measured
+        cpu_began, began = server.cpu_seconds(), time.perf_counter()
         started = 0
         while left:
             now = time.perf_counter()
@@ -215,6 +218,7 @@ def drive(port: int, requests: Sequence[Sequence[bytes]], *, rate: float | None 
                     sent.latencies.append(time.perf_counter() - client.due)
                 idle.append(key.data)
         sent.seconds = time.perf_counter() - began
+        sent.cpu_seconds = server.cpu_seconds() - cpu_began
     return sent
 
 
@@ -224,6 +228,8 @@ class Server:
 
     port: int
     pid: int
+    directory: str = ""
+    """An exporter's data directory."""
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the process so far, user and system."""
@@ -269,7 +275,7 @@ def exporter(*, pinned: bool) -> Iterator[Server]:
                 sys.exit(f"the exporter did not start: {line}{process.stderr.read()}")
             if pinned:
                 pin(process.pid, 0)
-            yield Server(int(found[1]), process.pid)
+            yield Server(int(found[1]), process.pid, f"{directory}/data")
         finally:
             process.terminate()
             process.wait(30)

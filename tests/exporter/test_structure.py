@@ -13,15 +13,16 @@ _version
 settings
 wire.vocabulary wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
 wire.duplicate_keys
-ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict ledger.divergence
-ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
+ledger.evolve ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict
+ledger.divergence ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
 store.schema store.rollups store.downsample store.retention store.reader store.writer store.store
 load
 group_commit
 waiting
 ingest
 metrics.table metrics.own metrics.collector
-http.errors http.middleware http.connections http.log_limit http.connection_timeout http.server http.hub http.admission
+http.errors http.middleware http.admission http.connections http.log_limit http.connection_timeout http.server
+http.hub
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main

@@ -5,8 +5,10 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.connections import Connections
 
+_REPORTS: Final = PATH.encode()
 HEAD_SECONDS: Final = 10.0
 """Seconds in which a whole request head must arrive, from the opening of the connection or its first byte."""
 HEAD_BYTES: Final = 64 << 10
@@ -39,6 +41,9 @@ class Connection(HttpToolsProtocol):
         self._part_bytes = 0
         self._request_bytes = 0
         """Bytes received since the head of the last request began."""
+        self._admission: Admission | None = self.app_state.get("admission")
+        self._refused = False
+        """Whether the last report was refused before its body was read. What comes of the body is thrown away."""
         self._lost = False
         self.complete = False
         """Whether the body of the last request has arrived."""
@@ -83,7 +88,12 @@ class Connection(HttpToolsProtocol):
             if self._head_bytes > HEAD_BYTES:  # the parser has no limit of its own
                 self.send_400_response(f"The request head is larger than {HEAD_BYTES} bytes.")
                 return
-        if self.cycle is None or self.cycle.response_complete:
+        if self._refused and self.complete and not self._in_head:
+            self._began = None
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        elif self.cycle is None or self.cycle.response_complete:
             self._limit_arrival()
         else:
             self._began = None
@@ -98,10 +108,35 @@ class Connection(HttpToolsProtocol):
         self._request_bytes = self._part_bytes
 
     def on_headers_complete(self) -> None:
-        """Note that the head is complete. The parser calls it."""
+        """Refuse a report if too many wait; else let uvicorn start the app. The parser calls it.
+
+        The app would answer the same after ten times the work. The connection stays open: a client that sends its body
+        before it reads the answer would lose the answer otherwise. To throw the body away costs less than to connect.
+        """
         self._in_head = False
         self._connections.became_busy(self)
-        super().on_headers_complete()
+        self._refused = self._refuses()
+        if self._refused and self._admission is not None:
+            self.transport.write(self._admission.refuse())
+            self._connections.became_idle(self)
+        else:
+            super().on_headers_complete()
+
+    def _refuses(self) -> bool:
+        return (
+            self._admission is not None
+            and self._admission.full
+            and self.url == _REPORTS
+            and self.parser.get_method() == b"POST"
+            and self.parser.should_keep_alive()
+            and (self.cycle is None or self.cycle.response_complete)  # else its answer comes first
+            and not self.flow.write_paused  # else the client does not read its answers
+        )
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body. The parser calls it."""
+        if not self._refused:
+            super().on_body(body)
 
     def on_response_complete(self) -> None:
         """Note that the request is answered. uvicorn calls it, and starts the next request of a pipeline."""
@@ -112,7 +147,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note that the body has arrived. The parser calls it."""
         self.complete = True
-        super().on_message_complete()
+        if not self._refused:
+            super().on_message_complete()
 
     def _limit_arrival(self) -> None:
         """Close the connection if the request has not arrived by its deadline."""

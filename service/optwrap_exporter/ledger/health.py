@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import (
     LEAST_STALLED_AFTER,
@@ -68,10 +69,10 @@ def advance(
         conflict=_conflict(old, after, change, entered, now),
         cleared=old.cleared,
     )
-    advanced = dataclasses.replace(after, conditions=conditions)
+    advanced = evolved(after, conditions=conditions)
     if before is not None and _unhealthy(before, now, listening) and not _unhealthy(advanced, now, listening):
         conditions = dataclasses.replace(conditions, cleared=now)
-        advanced = dataclasses.replace(after, conditions=conditions)
+        advanced = evolved(after, conditions=conditions)
     return advanced
 
 

@@ -1,7 +1,6 @@
 """One incarnation of a process: its state, and how a report is merged into it.
 
-A state is immutable. `durable` and `from_durable` are what the store writes and reads. Parameters are stored as rows of
-their own (`ParameterState`): there may be thousands of them, and most reports change none.
+A state is immutable. The store writes what `durable` returns, and parameters as rows of their own.
 """
 
 import dataclasses
@@ -9,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from optwrap_exporter.ledger import ranges, streaks
+from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.counters import NOTHING, Counts, OutcomeCounts, Replica
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.ranges import Ranges
-from optwrap_exporter.ledger.streaks import NO_STREAK, Streak
+from optwrap_exporter.ledger.streaks import NO_STREAK, Streak, StreakChanges
 from optwrap_exporter.wire.requests import Offender, Report
 from optwrap_exporter.wire.vocabulary import ENDED, LARGEST, State
 
@@ -23,8 +23,7 @@ _ALIVE_AFTER: Final = 4
 class ParameterRecords(NamedTuple):
     """The step records of one parameter, summed up."""
 
-    values: int
-    """Non-finite values in its gradients."""
+    values: int  # non-finite values in its gradients
     first_step: int
     last_step: int
 
@@ -173,9 +172,10 @@ class IncarnationState:
         return list(paths)
 
     def durable(self) -> dict[str, Any]:
-        """The state as JSON types, without what is stored elsewhere: parameters and `not_stored`."""
+        """The state in types that pydantic writes as JSON, without parameters and `not_stored`, stored elsewhere."""
+        fields = self.__dict__
         return (
-            {name: getattr(self, name) for name in _PLAIN}
+            {name: fields[name] for name in _PLAIN}
             | {
                 name: {
                     "outcomes": counts.outcomes,
@@ -220,12 +220,12 @@ class IncarnationState:
         )
 
 
-def plain_fields(of: type, *left_out: str) -> tuple[str, ...]:
-    """Names of the fields of a dataclass, without `left_out`. JSON can hold their values as they are."""
+def fields_of(of: type, *left_out: str) -> tuple[str, ...]:
+    """Names of the fields of a dataclass, without `left_out`."""
     return tuple(field.name for field in dataclasses.fields(of) if field.name not in left_out)
 
 
-_PLAIN: Final = plain_fields(IncarnationState, "totals", "baseline", "parameter_records", "replica_spans", "not_stored")
+_PLAIN: Final = fields_of(IncarnationState, "totals", "baseline", "parameter_records", "replica_spans", "not_stored")
 
 
 def continues(before: IncarnationState | None, report: Report) -> bool:
@@ -240,13 +240,20 @@ class Position(NamedTuple):
     generation: int
 
 
-def merge_report(before: IncarnationState | None, report: Report, position: Position, now: float) -> IncarnationState:
+def merge_report(
+    before: IncarnationState | None,
+    report: Report,
+    position: Position,
+    followed: StreakChanges | None,
+    now: float,
+) -> IncarnationState:
     """The incarnation with a report merged into it. Pure.
 
     Args:
       before: the incarnation so far; None if this is its first report.
       report: a report that is not in it yet.
       position: the place of the incarnation in its process; used only if it is new.
+      followed: the streaks in the report; None if it is not in order.
       now: the exporter's clock.
     """
     old = before or IncarnationState(
@@ -271,7 +278,7 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
     received = ranges.add(old.received, report.seq)
     if len(received) > ranges.MOST:  # the client no longer sends a seq below oldest_held
         received = ranges.union([(1, report.oldest_held - 1), *received])
-    after = dataclasses.replace(
+    after = evolved(
         old,
         last_report=now,
         first_sent_at=min(old.first_sent_at, report.sent_at),
@@ -285,16 +292,16 @@ def merge_report(before: IncarnationState | None, report: Report, position: Posi
         parameter_records=_with_offenders(old.parameter_records, report.offenders),
         replica_spans=_with_replicas(old.replica_spans, report, totals),
     )
-    if not continues(before, report):
+    if followed is None:
         return after
-    return dataclasses.replace(
+    return evolved(
         after,
         latest_sent_at=report.sent_at,
         latest_arrival=now,
         heartbeats=_heartbeats(before, report, now),
         highest_seq=report.seq,
         state=report.state,
-        streak=streaks.follow(old.streak, report).open,
+        streak=followed.open,
     )
 
 

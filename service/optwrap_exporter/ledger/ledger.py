@@ -14,6 +14,7 @@ from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView, Shown
@@ -120,14 +121,12 @@ class Ledger:
         run = self._latest(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
-        incarnation = merge(process, report, now)
-        disagreement = self._outcomes.disagreement(report, incarnation.generation)
-        after, events = apply_report(
-            run, incarnation, report, disagreement, asked=asked, now=now, listening=self._listening
-        )
+        merged = merge(process, report, now)
+        disagreement = self._outcomes.disagreement(report, merged.incarnation.generation)
+        after, events = apply_report(run, merged, report, disagreement, asked=asked, now=now, listening=self._listening)
         return Plan(
             time=now,
-            run=dataclasses.replace(
+            run=evolved(
                 run.with_process(after),
                 labels=_labels(run.labels, report, before, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),

@@ -11,7 +11,8 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
-from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, Position, plain_fields
+from optwrap_exporter.ledger.evolve import evolved
+from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, Position, fields_of
 from optwrap_exporter.wire.requests import Gauges, Report, Source
 
 LEAST_STALE_AFTER: Final = 10.0
@@ -184,15 +185,12 @@ class ProcessState:
         """The process with one incarnation added or replaced."""
         known = incarnation.incarnation in self.incarnations
         both = {**self.incarnations, incarnation.incarnation: incarnation}
-        return dataclasses.replace(self, incarnations=both if known else in_order(both.values()))
+        return evolved(self, incarnations=both if known else in_order(both.values()))
 
     def durable(self) -> dict[str, Any]:
-        """The state as JSON types, without its incarnations, which are stored as rows."""
-        return {name: getattr(self, name) for name in _PLAIN} | {
-            "source": self.source.model_dump(mode="json"),
-            "gauges": self.gauges.model_dump(mode="json"),
-            "conditions": {name: getattr(self.conditions, name) for name in _CONDITIONS},
-        }
+        """The state in types that pydantic writes as JSON, without its incarnations, which are stored as rows."""
+        fields = self.__dict__
+        return {name: fields[name] for name in _DURABLE}
 
     @classmethod
     def from_durable(
@@ -221,8 +219,7 @@ class ProcessState:
         )
 
 
-_PLAIN: Final = plain_fields(ProcessState, "process", "incarnations", "source", "gauges", "conditions")
-_CONDITIONS: Final = plain_fields(Conditions)
+_DURABLE: Final = fields_of(ProcessState, "process", "incarnations")
 
 
 def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:
@@ -265,11 +262,11 @@ class RunState:
 
     def with_process(self, process: ProcessState) -> "RunState":
         """The run with one process added or replaced."""
-        return dataclasses.replace(self, processes={**self.processes, process.process: process})
+        return evolved(self, processes={**self.processes, process.process: process})
 
     def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
         """The run with more step records of an incarnation counted as not stored."""
         state = self.processes[process]
         before = state.incarnations[incarnation]
-        after = dataclasses.replace(before, not_stored=before.not_stored + records)
+        after = evolved(before, not_stored=before.not_stored + records)
         return self.with_process(state.with_incarnation(after))

@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from pydantic_core import to_json
+
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, ParameterState
@@ -274,11 +276,8 @@ def _event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -
     )
 
 
-_encoder: Final = json.JSONEncoder(separators=(",", ":"))
-
-
 def _json(value: Any) -> str:
-    return _encoder.encode(value)
+    return to_json(value, inf_nan_mode="strings").decode()
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:

@@ -13,12 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optwrap_exporter.wire.errors import inconsistent
 from optwrap_exporter.wire.vocabulary import (
-    GRADIENT_STEPS,
     LARGEST,
     MOST_PARAMETERS,
     MOST_RECORDS,
     MOST_REPLICAS,
-    OUTCOMES,
     Attempt,
     Count,
     Incarnation,
@@ -44,6 +42,9 @@ def _empty(value: list[Any]) -> bool:
     return not value
 
 
+# A default of [] would be copied by Python for every report.
+_EMPTY: Final[Any] = Field(default_factory=list, json_schema_extra={"default": []})
+
 _Item = TypeVar("_Item")
 Records = Annotated[list[_Item], Field(max_length=MOST_RECORDS, fail_fast=True)]
 """A list with at most one item for each step record, offender or replica record."""
@@ -62,6 +63,18 @@ class Outcomes(_Request):
     skipped_large: Count
     skipped_other: Count
     accepted_not_finite: Count
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return (
+            self.applied
+            + self.accumulated
+            + self.skipped_not_finite
+            + self.skipped_large
+            + self.skipped_other
+            + self.accepted_not_finite
+        )
 
 
 class ReplicaSteps(_Request):
@@ -89,16 +102,16 @@ class Counters(_Request):
     `at_start` has none."""
     parameter_steps: Annotated[Count | None, Field(exclude_if=_absent)] = None
     """The sum over all parameters, also over those that `parameters` does not name. Absent if it names all."""
-    replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_REPLICAS, fail_fast=True, exclude_if=_empty)] = []
+    replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_REPLICAS, fail_fast=True, exclude_if=_empty)] = _EMPTY
     """First non-finite replicas. The client counts them from the start of the incarnation, so `at_start` has none."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
         outcomes = self.outcomes
-        total = sum(getattr(outcomes, name) for name in OUTCOMES)
+        total = outcomes.total
         if self.steps != total:
             raise inconsistent("steps", f"the sum of the outcomes, {total}", self.steps)
-        expected = sum(getattr(outcomes, name) for name in GRADIENT_STEPS)
+        expected = outcomes.applied + outcomes.accepted_not_finite
         if self.gradient_steps != expected:
             raise inconsistent("gradient_steps", f"applied + accepted_not_finite, {expected}", self.gradient_steps)
         if self.not_finite_steps > self.steps:
@@ -106,6 +119,8 @@ class Counters(_Request):
         named = sum(self.parameters.values())
         if self.parameter_steps is not None and self.parameter_steps < named:
             raise inconsistent("parameter_steps", f"at least the sum of parameters, {named}", self.parameter_steps)
+        if not self.replicas:
+            return self
         seen: set[tuple[object, ...]] = set()
         for index, one in enumerate(self.replicas):
             key = (one.replica, one.process, one.device)
@@ -241,6 +256,6 @@ class Report(_Request):
     steps: StepColumns = StepColumns()
     offenders: Records[Offender] = []
     """In the tree's order within a step."""
-    unnamed: Annotated[Records[UnnamedOffenders], Field(exclude_if=_empty)] = []
-    replicas: Annotated[Records[ReplicaRecord], Field(exclude_if=_empty)] = []
+    unnamed: Annotated[Records[UnnamedOffenders], Field(exclude_if=_empty)] = _EMPTY
+    replicas: Annotated[Records[ReplicaRecord], Field(exclude_if=_empty)] = _EMPTY
     dropped: Dropped = Dropped(steps=0, bad_steps=0)

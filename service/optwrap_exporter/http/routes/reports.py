@@ -9,11 +9,11 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from optwrap_exporter.http.admission import Admission
+from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.connection_timeout import Connection
-from optwrap_exporter.http.errors import refusal
+from optwrap_exporter.http.errors import broken, refusal
 from optwrap_exporter.http.middleware import over_unix_socket
 from optwrap_exporter.ingest import BusyError, ClosedError, ConflictError, Ingest
 from optwrap_exporter.metrics.own import Statistics
@@ -26,7 +26,6 @@ from optwrap_exporter.wire.errors import ErrorBody, error_details
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.size import MOST_STRUCTURE, OversizeError
 
-PATH: Final = "/v1/reports"
 LARGEST_BODY: Final = 4 << 20
 """The most bytes of one report."""
 BODY_SECONDS: Final = 5.0
@@ -82,20 +81,16 @@ def router() -> APIRouter:
 
 
 class ReportRoute:
-    """Answers POST /v1/reports itself, and passes everything else on. It counts every report by its outcome.
+    """The ASGI app of POST /v1/reports. It counts every report by its outcome.
 
     Args:
-      app: what answers everything else.
       settings: who may report.
       ingest: where reports go.
       admission: decides whether a report is taken.
       statistics: where reports are counted.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, settings: Settings, ingest: Ingest, admission: Admission, statistics: Statistics
-    ) -> None:
-        self._app = app
+    def __init__(self, settings: Settings, ingest: Ingest, admission: Admission, statistics: Statistics) -> None:
         self._ingest = ingest
         self._admission = admission
         self._statistics = statistics
@@ -103,10 +98,7 @@ class ReportRoute:
         self._expected = None if settings.token is None else f"Bearer {settings.token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI event."""
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
+        """Handle one request."""
         try:
             answer = await self._handle(scope, receive)
         except _Refused as refused:
@@ -117,9 +109,9 @@ class ReportRoute:
             await Response(status_code=400)(scope, receive, send)  # nobody receives it
             return
         except Exception:
-            # An error in the exporter, answered with 500. It is counted like the others.
             self._statistics.report("unavailable")
-            raise
+            await broken()(scope, receive, send)
+            raise  # the server logs it
         self._statistics.report("duplicate" if answer.duplicate else "accepted")
         body = answer.model_dump_json().encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -168,7 +160,7 @@ class ReportRoute:
                 self._refuse_busy()
 
     async def _take(self, body: bytes, connection: Connection | None) -> Acknowledgement:
-        if self._admission.full:  # others came while this body arrived
+        if self._ingest.full:  # others came while this body arrived
             self._refuse_busy()
         try:
             report = parse_report(body)
