@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
@@ -11,6 +12,8 @@ from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
 
 MOST_STREAMS: Final = 256
+MOST_STREAMS_OF_PEER: Final = 64
+"""The most streams to one address, so that one client cannot take them all. The Unix socket counts as one address."""
 
 
 class _Open:
@@ -36,25 +39,28 @@ class Hub:
         self._store = store
         self._ledger = ledger
         self._open: dict[str | None, _Open] = {}
+        self._peers: Counter[str] = Counter()
+        """Open streams by the address of their client."""
         self.closed = False
 
-    @property
-    def full(self) -> bool:
-        """Whether no more streams are accepted."""
-        return sum(one.streams for one in self._open.values()) >= MOST_STREAMS
+    def full(self, peer: str) -> bool:
+        """Whether no more streams to this address are accepted."""
+        return self._peers.total() >= MOST_STREAMS or self._peers[peer] >= MOST_STREAMS_OF_PEER
 
     @contextlib.contextmanager
-    def follow(self, run: str | None) -> Iterator[Channel]:
-        """The channel of one run, or of all, for one stream during the block. The hub must not be full."""
-        assert not self.full
+    def follow(self, run: str | None, peer: str = "") -> Iterator[Channel]:
+        """The channel of one run, or of all, for one stream during the block. The hub must not be full for `peer`."""
+        assert not self.full(peer)
         mine = self._open.get(run)
         if mine is None:
             mine = self._open[run] = _Open(Channel(self._store, self._ledger, run))
         mine.streams += 1
+        self._peers[peer] += 1
         try:
             yield mine.channel
         finally:
             mine.streams -= 1
+            self._peers -= Counter([peer])  # drops the address of the last stream
             if not mine.streams:
                 mine.work.cancel()
                 del self._open[run]

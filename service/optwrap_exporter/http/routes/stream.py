@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
@@ -42,15 +42,17 @@ def router(store: Store, hub: Hub) -> APIRouter:
     """The route of the stream."""
 
     async def place(
+        request: Request,
         run: Annotated[Run | None, Query(description="Only this run. It need not have reported yet.")] = None,
     ) -> AsyncIterator[Channel]:
         # Runs in the event loop without an await, so that concurrent requests cannot exceed the limit.
-        if hub.closed or hub.full:
+        peer = request.client.host if request.client is not None else ""  # empty over the Unix socket
+        if hub.closed or hub.full(peer):
             allowed = "the same request later: " + (
                 "the exporter is shutting down" if hub.closed else "too many streams are open"
             )
             raise refused(503, "request", None, allowed, {"Retry-After": "5"})
-        with hub.follow(run) as channel:
+        with hub.follow(run, peer) as channel:
             yield channel
 
     routes = APIRouter(tags=["stream"])
