@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from optwrap_exporter import load
+from optwrap_exporter.ingest import load
 
 from benchmarks import pod
 from benchmarks.traffic import Server

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from optwrap_exporter.ingest import Ingest
+from optwrap_exporter.ingest.ingest import Ingest
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.requests import Report

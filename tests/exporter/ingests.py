@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from optwrap_exporter.ingest import Ingest, Retention
+from optwrap_exporter.ingest.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import RunDetail

@@ -11,7 +11,7 @@ import httpx
 from optwrap_exporter.http.app import create_app
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.server import bind_tcp, server_of
-from optwrap_exporter.ingest import Ingest, Retention
+from optwrap_exporter.ingest.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.settings import Settings, parse_address
 from optwrap_exporter.store.store import Store

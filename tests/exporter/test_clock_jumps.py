@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ingest import Ingest, Retention
+from optwrap_exporter.ingest.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ingest import Ingest
+from optwrap_exporter.ingest.ingest import Ingest
 from optwrap_exporter.ledger import run as runs
 from optwrap_exporter.ledger.folding import KEPT
 from optwrap_exporter.ledger.ledger import Ledger

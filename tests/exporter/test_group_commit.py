@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.group_commit import GROUP, ConflictError, GroupCommit, Offer
-from optwrap_exporter.ingest import Committed, digest_of
-from optwrap_exporter.ledger.ledger import Plan
-from optwrap_exporter.load import Load
+from optwrap_exporter.ingest.group_commit import GROUP, Committed, ConflictError, GroupCommit, Offer
+from optwrap_exporter.ingest.ingest import digest_of
+from optwrap_exporter.ingest.load import Load
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.requests import Report
 

@@ -6,8 +6,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.ingest import BusyError, ClosedError, Committed, ConflictError
-from optwrap_exporter.ledger.ledger import Plan
+from optwrap_exporter.ingest.group_commit import BusyError, Committed, ConflictError
+from optwrap_exporter.ingest.ingest import ClosedError
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.wire.answers import Acknowledgement
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ingest import BusyError, ConflictError, Retention, digest_of
+from optwrap_exporter.ingest.group_commit import BusyError, ConflictError
+from optwrap_exporter.ingest.ingest import Retention, digest_of
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.wire.requests import Report
 

@@ -1,7 +1,7 @@
 """The interval that the exporter asks for, and the staleness that follows from it."""
 
 import pytest
-from optwrap_exporter.load import LONGEST_INTERVAL, TARGET, Load
+from optwrap_exporter.ingest.load import LONGEST_INTERVAL, TARGET, Load
 
 from tests.exporter.ledgers import Watched
 from tests.exporter.running import Job, Served

@@ -13,7 +13,7 @@ def test_a_read_sees_one_state_and_does_not_block_the_writer(kept: Kept) -> None
     trainer = Trainer(kept.clock)
     trainer.step()
     kept.take(trainer.report())
-    with kept.store._reading() as reader:
+    with kept.store._readers.reading() as reader:
         assert reader.execute("SELECT count(*) FROM step").fetchone() == (1,)
         trainer.step()
         kept.take(trainer.report())
@@ -53,7 +53,7 @@ def test_a_closed_store_is_not_read(kept: Kept) -> None:
 
 
 def test_a_read_during_close_raises(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    readers = kept.store._readers
+    readers = kept.store._readers._free
     get = readers.get
 
     def too_late() -> sqlite3.Connection | None:

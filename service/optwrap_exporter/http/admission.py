@@ -4,8 +4,8 @@ from typing import Final
 
 from optwrap_exporter.http.errors import refusal
 from optwrap_exporter.http.middleware import HEADERS
-from optwrap_exporter.ingest import Ingest
-from optwrap_exporter.load import Load
+from optwrap_exporter.ingest.ingest import Ingest
+from optwrap_exporter.ingest.load import Load
 from optwrap_exporter.metrics.own import Statistics
 
 PATH: Final = "/v1/reports"

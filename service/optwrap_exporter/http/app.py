@@ -25,7 +25,7 @@ from optwrap_exporter.http.server import (
     configure_logging,
     server_of,
 )
-from optwrap_exporter.ingest import Ingest, Retention
+from optwrap_exporter.ingest.ingest import Ingest, Retention
 from optwrap_exporter.ledger.bounds import Limits
 from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.ledger import Ledger

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from optwrap_exporter.http.channel import Channel
-from optwrap_exporter.ingest import Committed, Listener
+from optwrap_exporter.ingest.group_commit import Committed, Listener
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
 

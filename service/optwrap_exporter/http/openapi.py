@@ -10,7 +10,7 @@ from typing import Any
 
 from optwrap_exporter.http.app import create_app
 from optwrap_exporter.http.hub import Hub
-from optwrap_exporter.ingest import Ingest
+from optwrap_exporter.ingest.ingest import Ingest
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.settings import DEFAULT_LISTEN, Settings, parse_address
 from optwrap_exporter.store.store import Store

@@ -9,8 +9,8 @@ from prometheus_client.core import InfoMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from optwrap_exporter.ingest.load import Load
 from optwrap_exporter.ledger.ledger import MOST_SHOWN, Ledger
-from optwrap_exporter.load import Load
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.table import METRICS
 from optwrap_exporter.store.condition import CONDITIONS, Condition

@@ -6,22 +6,22 @@ have connections of their own and never block the writer.
 
 import contextlib
 import os
-import queue
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.ledger.ledger import Plan
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.store import opening, reader, retention, schema
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.opening import FILE, StoreError
 from optwrap_exporter.store.reader import Changes
+from optwrap_exporter.store.readers import Readers
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Event, Page, StepsAnswer
@@ -31,7 +31,6 @@ from optwrap_exporter.wire.vocabulary import EventKind
 SMALLEST_LIMIT: Final = 1024 * 1024
 """The smallest `limit_bytes`. Empty tables take a tenth of it."""
 
-_READERS: Final = 4
 _AT_ONCE: Final = 64
 """Changes, or events, deleted in one transaction. It is short, because the next report waits for it."""
 _CROWDED: Final = 0.9
@@ -68,7 +67,6 @@ class Store:
             raise StoreError(f"store limit: {limit_bytes} bytes: set at least {SMALLEST_LIMIT}")
         self._path = directory / FILE
         self._limit = limit_bytes
-        self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()  # None: closed
         self._closed = False
         self._lock = opening.locked(directory)
         try:
@@ -77,10 +75,7 @@ class Store:
             self._rows = Rows(self._db)
             self._watch = Watch(self._path, lambda: schema.file_bytes(self._db))
             self._size = schema.used_bytes(self._db)
-            for _ in range(_READERS):
-                connection = schema.connect(self._path)
-                connection.execute("PRAGMA query_only = ON")
-                self._readers.put(connection)
+            self._readers = Readers(self._path, self._watch)
         except BaseException as error:
             os.close(self._lock)
             if isinstance(error, sqlite3.Error):
@@ -98,10 +93,7 @@ class Store:
         if self._closed:
             return
         self._closed = True
-        for _ in range(_READERS):
-            if (connection := self._readers.get()) is not None:
-                connection.close()
-        self._readers.put(None)
+        self._readers.close()
         self._db.close()
         os.close(self._lock)
 
@@ -122,13 +114,13 @@ class Store:
 
         If the database cannot be read, what it was before.
         """
-        with contextlib.suppress(StoreUnavailableError), self._reading() as db:
+        with contextlib.suppress(StoreUnavailableError), self._readers.reading() as db:
             self._size = schema.used_bytes(db)
         return self._size
 
     def revision(self) -> int:
         """The revision of the last committed change; 0 in an empty store."""
-        with self._reading() as db:
+        with self._readers.reading() as db:
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
         return int(row[0]) if row else 0
 
@@ -153,7 +145,7 @@ class Store:
         are at most `most_replicas` replica records. After a rollback or a resume a step number can occur more than
         once. An unknown run or process has no steps.
         """
-        with self._reading() as db:
+        with self._readers.reading() as db:
             return reader.steps(
                 db,
                 run,
@@ -183,7 +175,7 @@ class Store:
         Raises:
           CursorError: the cursor belongs to another list. Run, kind and process make a list.
         """
-        with self._reading() as db:
+        with self._readers.reading() as db:
             return reader.events(db, run, kind=kind, process=process, limit=limit, cursor=cursor)
 
     def changes(
@@ -197,29 +189,8 @@ class Store:
           until: the last revision; None means the newest.
           room: the most bytes of all messages as JSON. The newest message is always among them.
         """
-        with self._reading() as db:
+        with self._readers.reading() as db:
             return reader.changes(db, after, run, until=until, room=room)
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection in a read transaction, so all reads see one revision.
-
-        Raises:
-          StoreUnavailableError: the database is damaged, or the disk failed.
-        """
-        db = self._readers.get()
-        if db is None:
-            self._readers.put(None)  # wakes the next reader that waits
-            raise RuntimeError(f"{self._path}: the store is closed")
-        try:
-            db.execute("BEGIN")
-            yield db
-        except sqlite3.Error as error:
-            raise self._watch.failed(error) from error
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            self._readers.put(db)
 
     # --- the writer's side: from one thread only ---
 

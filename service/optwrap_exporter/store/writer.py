@@ -7,18 +7,16 @@ import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
-from pydantic_core import to_json
-
-from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.folding import Folded, Folding
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
 from optwrap_exporter.store import retention, rollups
+from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES
 
@@ -66,7 +64,7 @@ class Rows:
 
     def write(self, plans: Sequence[tuple[Plan, bytes | None]]) -> int:
         """Write everything that plans change, in their order. Returns the revision of the last one."""
-        pending = _Pending()
+        pending = Pending()
         revision = self._last_revision()
         for plan, digest in plans:
             revision += 1
@@ -81,7 +79,7 @@ class Rows:
             self._revision = int(row[0]) if row else 0
         return self._revision
 
-    def _add(self, pending: "_Pending", plan: Plan, digest: bytes | None, revision: int) -> None:
+    def _add(self, pending: Pending, plan: Plan, digest: bytes | None, revision: int) -> None:
         process, report, incarnation = plan.process.process, plan.report, plan.incarnation
         run_id = self._run(plan.run)
         pending.processes[run_id, process] = plan.process
@@ -118,11 +116,11 @@ class Rows:
                     (run_id, process, one.step, revision, one.replica, one.process, one.device, one.count, one.of)
                     for one in report.replicas
                 ]
-        pending.events += [_event_row(plan, event, run_id, revision) for event in plan.events]
+        pending.events += [event_row(plan, event, run_id, revision) for event in plan.events]
         if plan.folding is not None:
             self._fold(pending, plan.folding, run_id, process)
 
-    def _fold(self, pending: "_Pending", folding: Folding, run_id: int, process: int) -> None:
+    def _fold(self, pending: Pending, folding: Folding, run_id: int, process: int) -> None:
         """Write a sum with one incarnation more. Of that incarnation only its id is kept, for late reports."""
         one, folded = folding.incarnation, folding.folded
         (key,) = self._db.execute(
@@ -134,15 +132,15 @@ class Rows:
             "INSERT INTO incarnation (run_id, process, incarnation, state, not_stored) VALUES (?, ?, ?, ?, "
             "(SELECT not_stored FROM incarnation WHERE id = ?)) ON CONFLICT DO UPDATE SET state = excluded.state, "
             "not_stored = not_stored + excluded.not_stored RETURNING id",
-            (run_id, process, _SUM + folded.attempt, _json(folded.durable()), key),
+            (run_id, process, _SUM + folded.attempt, to_text(folded.durable()), key),
         ).fetchone()
         self._db.execute(
-            "UPDATE incarnation SET state = ?, not_stored = 0 WHERE id = ?", (_json({_FOLDED: one.attempt}), key)
+            "UPDATE incarnation SET state = ?, not_stored = 0 WHERE id = ?", (to_text({_FOLDED: one.attempt}), key)
         )
         self._db.execute("DELETE FROM parameter WHERE incarnation_id = ?", (key,))
         rows = [folded.parameter(path) for path in {**one.share.parameters, **one.parameter_records}]
         self._db.executemany(
-            _INSERT_PARAMETER,
+            INSERT_PARAMETER,
             [(into, row.parameter, row.totals, row.baseline, *(row.records or _NONE)) for row in rows],
         )
 
@@ -153,7 +151,7 @@ class Rows:
             (key,) = self._db.execute(
                 "INSERT INTO run (run, labels, replica_labels) VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
                 "SET labels = excluded.labels, replica_labels = excluded.replica_labels RETURNING id",
-                (run.run, *map(_json, labels)),
+                (run.run, *map(to_text, labels)),
             ).fetchone()
             self._runs[run.run] = (key, labels)
         return key
@@ -165,14 +163,14 @@ class Rows:
             (key,) = self._db.execute(
                 "INSERT INTO incarnation (run_id, process, incarnation, state) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET state = excluded.state RETURNING id",
-                (*name, _json(incarnation.durable())),
+                (*name, to_text(incarnation.durable())),
             ).fetchone()
             self._incarnations[name] = key
         return key
 
     def _steps(
         self,
-        pending: "_Pending",
+        pending: Pending,
         plan: Plan,
         report: Report,
         *,
@@ -226,97 +224,6 @@ class Rows:
             )
             counted.append((step, incarnation_id, number, bad))
         pending.blocks += rollups.rows_of(run_id, process, counted)
-
-
-_Row = tuple[str | int | float | bytes | None, ...]
-
-
-class _Pending:
-    """The rows of a group that are not written yet. Written together, they cost a fraction of what each costs alone."""
-
-    def __init__(self) -> None:
-        self.processes: dict[tuple[int, int], ProcessState] = {}
-        self.incarnations: dict[int, IncarnationState] = {}
-        """By row id. Of several states of one process or incarnation only the last is written."""
-        self.changes: list[_Row] = []
-        self.parameters: list[_Row] = []
-        self.steps: list[_Row] = []
-        self.blocks: list[rollups.BlockRow] = []
-        self.offenders: list[_Row] = []
-        self.replicas: list[_Row] = []
-        self.events: list[_Row] = []
-
-    def forget_incarnation(self, key: int) -> None:
-        """Drop the state and the parameters of an incarnation, which is being folded."""
-        self.incarnations.pop(key, None)
-        self.parameters = [row for row in self.parameters if row[0] != key]
-
-    def write_steps(self, db: sqlite3.Connection) -> None:
-        """Write the step records so far."""
-        if self.steps:
-            db.executemany("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self.steps)
-            rollups.write_rows(db, self.blocks)
-            self.steps, self.blocks = [], []
-
-    def write(self, db: sqlite3.Connection) -> None:
-        """Write all rows."""
-        self.write_steps(db)
-        db.executemany(
-            "INSERT INTO process VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET state = excluded.state",
-            [(*key, _json(process.durable())) for key, process in self.processes.items()],
-        )
-        db.executemany(
-            "UPDATE incarnation SET state = ? WHERE id = ?",
-            [(_json(incarnation.durable()), key) for key, incarnation in self.incarnations.items()],
-        )
-        db.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.changes)
-        for statement, rows in (
-            (_INSERT_PARAMETER, self.parameters),
-            ("INSERT OR IGNORE INTO path (path) VALUES (?)", [*{row[-1:]: None for row in self.offenders}]),
-            ("INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?", self.offenders),
-            ("INSERT INTO replica VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.replicas),
-            (_INSERT_EVENT, self.events),
-        ):
-            if rows:
-                db.executemany(statement, rows)
-
-
-_INSERT_PARAMETER: Final = (
-    "INSERT INTO parameter (incarnation_id, path, totals, baseline, value_count, first_step, last_step) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
-    "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, "
-    "last_step = excluded.last_step"
-)
-_INSERT_EVENT: Final = (
-    "INSERT OR IGNORE INTO event "
-    "(revision, run_id, process, kind, time, step, attempt, same_as, repeated, detail, key) VALUES "
-    "(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, "
-    "EXISTS (SELECT 1 FROM event WHERE run_id = ?2 AND same_as = ?8 AND process != ?3), ?9, ?10)"
-)
-
-
-def _event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -> _Row:
-    same_as = None
-    if event.kind in events.OF_STEPS and event.step is not None:
-        before = plan.process.times_taken_before(plan.incarnation, event.step)
-        same_as = f"{event.kind}/{event.attempt}/{before}/{event.step}"
-    detail = _json(event.detail)
-    return (
-        revision,
-        run_id,
-        event.process,
-        event.kind,
-        event.time,
-        event.step,
-        event.attempt,
-        same_as,
-        detail,
-        event.key,
-    )
-
-
-def _json(value: Any) -> str:
-    return to_json(value, inf_nan_mode="strings").decode()
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:

@@ -1,17 +1,17 @@
 """The package's errors, and the description of what is wrong with a request.
 
     ExporterError
-      OversizeError     wire.size     413  a body has too many JSON values to be parsed
-      CursorError       wire.cursor   422  a cursor is damaged or belongs to another list
-      ImplausibleError  ledger.bounds 422  a seq or a count jumps further than the time in between allows
-      ConflictError     group_commit  409  other content under this incarnation and seq, or another attempt
-      BusyError         group_commit  429  too many reports are waiting, or the seqs have too many gaps
-      ClosedError       ingest        503  the exporter is shutting down
-      StoreUnavailableError store.condition 503  the store stores no reports now: full, damaged, gone, ...
-      StoreError        store.opening --   the data directory cannot be used: the command exits with 2
-      DamagedError      store.opening --   the database is damaged: becomes a StoreError, or starts a recovery
-      SchemaError       store.schema  --   the database is not a store of this version: becomes a StoreError
-      StartError        http.server   --   the exporter cannot listen: the command exits with 2
+      OversizeError         wire.size           413  a body has too many JSON values to be parsed
+      CursorError           wire.cursor         422  a cursor is damaged or belongs to another list
+      ImplausibleError      ledger.bounds       422  a seq or a count jumps further than the time in between allows
+      ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt
+      BusyError             ingest.group_commit 429  too many reports are waiting, too many new runs, or the seqs have too many gaps
+      ClosedError           ingest.ingest       503  the exporter is shutting down
+      StoreUnavailableError store.condition     503  the store stores no reports now: full, damaged, gone, ...
+      StoreError            store.opening       --   the data directory cannot be used: the command exits with 2
+      DamagedError          store.opening       --   the database is damaged: becomes a StoreError, or starts a recovery
+      SchemaError           store.schema        --   the database is not a store of this version: becomes a StoreError
+      StartError            http.server         --   the exporter cannot listen: the command exits with 2
 
 A report that breaks the wire's rules raises pydantic's ValidationError; `error_details` turns it into a 422.
 """

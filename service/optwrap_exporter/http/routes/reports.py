@@ -16,7 +16,8 @@ from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.connection_timeout import Connection
 from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, broken, refusal, store_refusal
 from optwrap_exporter.http.middleware import over_unix_socket
-from optwrap_exporter.ingest import BusyError, ClosedError, ConflictError, Ingest
+from optwrap_exporter.ingest.group_commit import BusyError, ConflictError
+from optwrap_exporter.ingest.ingest import ClosedError, Ingest
 from optwrap_exporter.ledger.bounds import ImplausibleError
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.settings import Settings

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from optwrap_exporter.group_commit import Answer, Offer
+from optwrap_exporter.ingest.group_commit import Answer, Offer
 from optwrap_exporter.wire.answers import Acknowledgement
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from optwrap_exporter.ledger.ledger import Ledger, Plan, acknowledge
-from optwrap_exporter.load import Load
+from optwrap_exporter.ingest.load import Load
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.plan import Plan, acknowledge
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Acknowledgement

@@ -16,26 +16,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.group_commit import (
+from optwrap_exporter.ingest.group_commit import (
     GROUP,
     BusyError,
-    Committed,
-    ConflictError,
     GroupCommit,
     Listener,
     Offer,
 )
+from optwrap_exporter.ingest.load import Load
+from optwrap_exporter.ingest.waiting import Waiting, give_answers
 from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.load import Load
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.waiting import Waiting, give_answers
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.errors import ExporterError
 from optwrap_exporter.wire.requests import Report
-
-__all__ = ["BusyError", "ClosedError", "Committed", "ConflictError", "Ingest", "Listener", "Retention", "digest_of"]
 
 _log = logging.getLogger(__name__)
 

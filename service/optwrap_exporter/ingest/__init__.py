@@ -1,0 +1,1 @@
+"""Ingest: takes reports, commits them in groups, and says how often processes should report."""
