@@ -9,6 +9,7 @@ before the commit. If the transaction fails, nothing has changed, and each repor
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,10 +130,16 @@ class GroupCommit:
         """Commit plans without reports, GROUP at a time.
 
         Raises:
-          StoreUnavailableError, sqlite3.Error: the database could not be written.
+          StoreUnavailableError: the store stores nothing now.
         """
         for first in range(0, len(plans), GROUP):
-            self._commit([(plan, None) for plan in plans[first : first + GROUP]])
+            group = plans[first : first + GROUP]
+            try:
+                self._commit([(plan, None) for plan in group])
+            except sqlite3.Error:  # there is no room for all of them
+                self._ledger.discard()
+                for plan in group:
+                    self._commit([(plan, None)])
 
     def _take(self, offers: Sequence[Offer]) -> list[Answer]:
         answers: list[Answer] = []
