@@ -1,187 +1,156 @@
-"""Measures how many reports per second one exporter stores, and how many requests per second its HTTP server answers.
+"""Measures how many reports one exporter stores on one CPU core, and what a report, or its refusal, costs it.
 
-The exporter is a real process with its store on disk, over loopback. Each client is a process with one open connection,
-and sends a report when the last one is acknowledged, as a Monitor does. Every report has STEPS step records, one of
-them bad. At the end the exporter's totals must be equal to those that were sent.
+The exporter is a real process with its store on disk, over loopback, pinned to the first core. The clients are
+connections of one process, pinned to the second core. At the end of each row the exporter's totals must be equal to
+those of the reports that it acknowledged. The peer is a Prometheus pushgateway that is given as many series, if it is
+installed. It keeps them in memory.
+
+The CPU time is the exporter's, user and system, divided by the reports that it acknowledged. On a busy machine it is
+the figure to trust.
 """
 
 import argparse
+import collections
 import contextlib
-import http.client
 import json
-import multiprocessing
-import multiprocessing.synchronize
-import os
-import re
+import shutil
+import sqlite3
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final
 
-STEPS: Final = 10
-_BAD: Final = "skipped_not_finite"
-_OUTCOMES: Final = ("applied", "accumulated", _BAD, "skipped_large", "skipped_other", "accepted_not_finite")
+from benchmarks.traffic import Sent, Server, body, drive, exporter, pin, request
 
 
-def counters(steps: int, bad: int) -> dict[str, Any]:
-    """The wire's totals after `steps` calls, `bad` of them skipped."""
-    outcomes = dict.fromkeys(_OUTCOMES, 0) | {"applied": steps - bad, _BAD: bad}
-    return {
-        "steps": steps,
-        "gradient_steps": steps - bad,
-        "not_finite_steps": bad,
-        "outcomes": outcomes,
-        "parameters": {"decoder/layer_3/mlp/w": bad} if bad else {},
-    }
+def reports(name: str, clients: int, each: int, steps: int) -> list[list[bytes]]:
+    """By client, `each` requests with `steps` step records, the last one bad."""
+    return [
+        [request(body(f"{name}-{client}", seq, steps, bad=True)) for seq in range(1, each + 1)]
+        for client in range(clients)
+    ]
 
 
-def report(client: int, seq: int) -> bytes:
-    """Report `seq` of process `client`: STEPS steps, the last of them bad."""
-    first = (seq - 1) * STEPS + 1
-    steps = list(range(first, first + STEPS))
-    good = STEPS - 1
-    now = time.time()
-    body = {
-        "run": f"bench-{client}",
-        "process": 0,
-        "incarnation": f"incarnation-{client}",
-        "attempt": "bench",
-        "seq": seq,
-        "oldest_held": seq,
-        "interval": 1.0,
-        "sent_at": now,
-        "state": "running",
-        "source": {
-            "host": "bench",
-            "platform": "cpu",
-            "device_kind": "cpu",
-            "device_count": 1,
-            "process_count": 1,
-            "jax_version": "0.10.2",
-            "optwrap_version": "0.1.0",
-        },
-        "totals": counters(seq * STEPS, seq),
-        "at_start": counters(0, 0),
-        "gauges": {"not_finite_streak": 1, "not_finite_streak_peak": 1, "gradient_norm": "NaN"},
-        "steps": {
-            "step": steps,
-            "time": [now] * STEPS,
-            "outcome": ["applied"] * good + [_BAD],
-            "finite": [True] * good + [False],
-            "norm": [0.81] * good + ["NaN"],
-            "mini_step": [None] * STEPS,
-        },
-        "offenders": [{"step": steps[-1], "parameter": "decoder/layer_3/mlp/w", "not_finite": 262_144}],
-        "dropped": {"steps": 0, "bad_steps": 0},
-    }
-    return json.dumps(body).encode()
+def check(server: Server, name: str, clients: int, steps: int, sent: Sent) -> None:
+    """Exit if the exporter has not counted the acknowledged reports, each once. Only the largest totals count."""
+    records = 0
+    for client in range(clients):
+        answer = json.loads(server.get(f"/v1/runs/{name}-{client}/steps?points=2"))
+        records += answer.get("total", 0)
+    if records != sent.accepted * steps:
+        sys.exit(
+            f"{name}: {sent.accepted} reports of {steps} were acknowledged, but the exporter has {records} records"
+        )
 
 
-def post(connection: http.client.HTTPConnection, body: bytes) -> None:
-    """Send a report until it is stored, and wait whenever the exporter answers with Retry-After."""
-    while True:
-        connection.request("POST", "/v1/reports", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        said = answer.read()
-        if answer.status == 200:
-            return
-        if answer.status != 429:
-            raise RuntimeError(f"POST /v1/reports answered {answer.status}: {said!r}")
-        time.sleep(0.01)
+def row(title: str, sent: Sent, *, records: int = 0) -> None:
+    """Print one row."""
+    each = sent.cpu_seconds / max(sent.accepted, 1)
+    cells = f"{title:44}{sent.accepted / sent.seconds:12,.0f}{1e3 * each:14.3f}"
+    cells += f"{sent.percentile(50):10.1f}{sent.percentile(99):10.1f}" if sent.latencies else ""
+    cells += f"   {records * sent.accepted / sent.seconds:,.0f} records/s" if records else ""
+    refused = sum(count for status, count in sent.statuses.items() if status not in {200, 202})
+    cells += f"   {refused:,} refused" if refused else ""
+    print(cells, flush=True)
 
 
-def send(port: int, client: int, count: int, ready: multiprocessing.synchronize.Barrier) -> None:
-    """One client: makes `count` reports, then sends them one after the other."""
-    bodies = [report(client, seq) for seq in range(1, count + 1)]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.connect()
-    ready.wait()
-    for body in bodies:
-        post(connection, body)
-    connection.close()
+def measure_exporter(total: int) -> None:
+    """The rows of the exporter."""
+    clients = 128
+    with exporter(pinned=True) as server:
+        drive(server, reports("warm-up", clients, max(total // clients // 4, 1), 10))
+        sent = drive(server, reports("ten", clients, total // clients, 10))
+        check(server, "ten", clients, 10, sent)
+        capacity = sent.accepted / sent.seconds
+        row("10 step records", sent, records=10)
+        sent = drive(server, reports("hundred", clients, max(total // clients // 4, 1), 100))
+        check(server, "hundred", clients, 100, sent)
+        row("100 step records", sent, records=100)
+        sent = drive(server, reports("paced", clients, total // clients, 10), rate=750)
+        check(server, "paced", clients, 10, sent)
+        row("10 step records, 750 reports/s offered", sent)
+        clients = 1024
+        sent = drive(server, reports("flood", clients, max(3 * total // clients, 1), 10), rate=3 * capacity)
+        check(server, "flood", clients, 10, sent)
+        row(f"10 step records, {3 * capacity:,.0f} reports/s offered", sent)
+        print(f"    goodput {sent.accepted / sent.seconds / capacity:.0%} of the first row")
+        with stalled(server):
+            sent = drive(server, reports("refused", 64, max(total // 64, 1), 10))
+        refused = sent.statuses[429]
+        print(f"{'one refusal (429)':44}{refused / sent.seconds:12,.0f}{1e3 * sent.cpu_seconds / refused:14.3f}")
+        print(f"at most {server.memory_mib():.0f} MiB of memory")
 
 
 @contextlib.contextmanager
-def exporter() -> Iterator[int]:
-    """Runs an exporter with its store in a temporary directory; yields its port."""
-    with tempfile.TemporaryDirectory() as directory:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OPTWRAP_")}
-        command = [
-            sys.executable,
-            "-m",
-            "optwrap_exporter",
-            "--listen",
-            "127.0.0.1:0",
-            "--data-dir",
-            f"{directory}/data",
-        ]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        assert process.stderr is not None
-        try:
-            line = process.stderr.readline()
-            found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", line)
-            if found is None:
-                sys.exit(f"the exporter did not start: {line}{process.stderr.read()}")
-            yield int(found[1])
-        finally:
-            process.terminate()
-            process.wait(30)
+def stalled(server: Server) -> Iterator[None]:
+    """During the block the exporter cannot write, and as many reports wait as may: it refuses all others."""
+    clients = 300
+    with contextlib.closing(sqlite3.connect(f"{server.directory}/optwrap.sqlite3", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        waiting = threading.Thread(target=drive, args=(server, reports("waiting", clients, 1, 10)))
+        waiting.start()
+        time.sleep(2)
+        yield
+        db.execute("ROLLBACK")
+    waiting.join()
 
 
-def answers_per_second(port: int, path: str, count: int) -> float:
-    """Answers per second to GET `path` over one connection: the cost of HTTP alone."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    begun = time.perf_counter()
-    for _ in range(count):
-        connection.request("GET", path)
-        connection.getresponse().read()
-    return count / (time.perf_counter() - begun)
+@contextlib.contextmanager
+def pushgateway(*arguments: str) -> Iterator[Server]:
+    """A pushgateway on the first core."""
+    port = 19091
+    command = ["prometheus-pushgateway", f"--web.listen-address=127.0.0.1:{port}", "--log.level=error", *arguments]
+    process = subprocess.Popen(command)
+    try:
+        server = Server(port, process.pid)
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                server.get("/-/ready")
+                break
+            time.sleep(0.1)
+        pin(process.pid, 0)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
-def reports_per_second(port: int, first: int, clients: int, count: int) -> float:
-    """Reports stored per second, `count` from each of `clients` at once; checks that all of them arrived."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(clients + 1)
-    numbers = range(first, first + clients)
-    processes = [context.Process(target=send, args=(port, number, count, ready)) for number in numbers]
-    for process in processes:
-        process.start()
-    ready.wait()
-    begun = time.perf_counter()
-    for process in processes:
-        process.join()
-    seconds = time.perf_counter() - begun
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for number in numbers:
-        connection.request("GET", f"/v1/runs/bench-{number}")
-        totals = json.loads(connection.getresponse().read())["totals"]
-        if (totals["steps"], totals["skipped"]["not_finite"]) != (count * STEPS, count):
-            sys.exit(f"bench-{number}: sent {count * STEPS} steps, {count} of them bad, but the exporter has {totals}")
-    return clients * count / seconds
+def series(count: int) -> bytes:
+    """Some series in Prometheus' text format."""
+    return "".join(f'optwrap_bench_{n}{{run="bench"}} {n}.5\n' for n in range(count)).encode()
+
+
+def measure_pushgateway(total: int) -> None:
+    """The rows of the peer: as many series as the exporter makes of a process, in 1,000 groups."""
+    content = series(36)
+    for title, arguments, pushes in (
+        ("pushgateway, 36 series", (), max(total // 20, 100)),
+        ("pushgateway, without its consistency check", ("--push.disable-consistency-check",), total),
+    ):
+        with pushgateway(*arguments) as server:
+            clients = 100
+            requests: dict[int, list[bytes]] = collections.defaultdict(list)
+            for number in range(pushes):
+                path = f"/metrics/job/bench/instance/{number % 1000}"
+                requests[number % clients].append(request(content, path, "PUT"))
+            sent = drive(server, [*requests.values()])
+            row(title, sent)
 
 
 def main() -> None:
     """Measure, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the reports: shows that it works")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8], help="how many report at once")
     arguments = parser.parse_args()
-    total = 400 if arguments.quick else 4000
-    with exporter() as port:
-        answers_per_second(port, "/-/healthy", total // 10)
-        floor = answers_per_second(port, "/-/healthy", total // 2)
-        size = len(report(0, 1))
-        print(f"report of {STEPS} step records, {size} bytes; {os.cpu_count()} CPU cores, clients included")
-        print(f"{'':24}{'per second':>12}{'of HTTP alone':>15}")
-        print(f"{'GET /-/healthy':24}{floor:12.0f}{1:15.2f}")
-        first = 0
-        for clients in arguments.clients:
-            rate = reports_per_second(port, first, clients, max(total // clients, 1))
-            first += clients
-            label = f"{clients} client{'s' if clients > 1 else ''}, reports"
-            print(f"{label:24}{rate:12.0f}{rate / floor:15.2f}")
+    total = 1536 if arguments.quick else 15_360
+    pin(0, 1)
+    size = len(body("bench-0", 1, 10, bad=True))
+    print(f"a report of 10 step records has {size} bytes")
+    print(f"{'':44}{'reports/s':>12}{'CPU ms each':>14}{'p50 ms':>10}{'p99 ms':>10}")
+    measure_exporter(total)
+    if shutil.which("prometheus-pushgateway"):
+        measure_pushgateway(total)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ _URGENT_AFTER: Final = 0.2
 _POLL_EVERY: Final = 0.005
 """Seconds between two checks of a device that is still computing, while `flush` or `close` waits."""
 _MAX_JSON_INTEGER: Final = 2**53
+_MAX_INTERVAL: Final = 3600.0
+"""Longest interval that is followed, in seconds."""
+_FORGET_AFTER: Final = 60.0
+"""Seconds without an exporter after which the interval that it asked for is forgotten."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Reporter:
         """When the exporter was lost; None while it can be reached."""
         self._refused = False
         """Whether the latest answer was a refusal."""
+        self._interval = settings.interval
+        """Seconds between two reports: what the exporter asked for, and at least what the Monitor was set to."""
 
     @property
     def delivered(self) -> bool:
@@ -213,7 +219,27 @@ class Reporter:
             heartbeat = heartbeat and report.incarnation is not self._account.current
             if not self._deliver(outbox, report, deadline):
                 return
-        self._due = now + self._settings.interval
+        self._due = now + self._pace()
+
+    def _pace(self) -> float:
+        """Seconds from this report to the next one.
+
+        With jitter, if the exporter has asked for fewer reports: it has many clients, and their reports must not all
+        arrive together.
+        """
+        if self._interval == self._settings.interval:
+            return self._interval
+        return self._interval * (0.75 + 0.5 * self._clock.jitter())
+
+    def _follow(self, answer: Answer) -> None:
+        """Take the interval that an answer asks for. Anything but a number in range is ignored."""
+        asked = json.loads(answer.body).get("interval")
+        if (
+            isinstance(asked, int | float)
+            and not isinstance(asked, bool)
+            and self._settings.interval <= asked <= _MAX_INTERVAL
+        ):
+            self._interval = float(asked)
 
     def _deliver(self, outbox: Outbox, report: Report, deadline: float | None) -> bool:
         """Send one report; returns whether the next one can be sent now."""
@@ -228,12 +254,16 @@ class Reporter:
             )
             if answer.status == 200:
                 outbox.acknowledge(report.incarnation, _acknowledged(answer))
+                self._follow(answer)
                 self._reached()
                 self._refused = False
                 return True
         except TransportError as error:
             outbox.mark_uncertain(report)
-            return self._failed(str(error), None)
+            self._failed(str(error), None)
+            if self._lost_at is not None and self._clock.monotonic() >= self._lost_at + _FORGET_AFTER:
+                self._interval = self._settings.interval
+            return False
         if answer.status in _RETRY_STATUSES or (answer.status >= 500 and not self._is_broken_by_report(answer)):
             outbox.mark_uncertain(report)
             return self._failed(answer.message, answer.retry_after)

@@ -1,8 +1,10 @@
-"""Ingest: one writer thread that commits reports to the store, applies them to the ledger, and notifies listeners.
+"""Ingest: one writer thread that commits reports in groups, and wakes each event loop once for a group of answers.
 
-offer -> bounded queue -> writer thread: duplicate? -> ledger.plan -> store.commit -> ledger.apply -> answer, listeners
+offer -> bounded queue -> writer thread, at most GROUP at once: GroupCommit.take -> answers, listeners
 """
 
+import asyncio
+import contextlib
 import hashlib
 import logging
 import queue
@@ -14,13 +16,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Self, TypeVar
 
+from optwrap_exporter.group_commit import (
+    GROUP,
+    BusyError,
+    Committed,
+    ConflictError,
+    GroupCommit,
+    Listener,
+    Offer,
+)
 from optwrap_exporter.ledger.clocks import Clock
-from optwrap_exporter.ledger.ledger import Ledger, Plan, acknowledge
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.load import Load
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
+from optwrap_exporter.waiting import Waiting, give_answers
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.errors import ExporterError
 from optwrap_exporter.wire.requests import Report
+
+__all__ = ["BusyError", "ClosedError", "Committed", "ConflictError", "Ingest", "Listener", "Retention", "digest_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,34 +45,6 @@ _RETIRE_SECONDS: Final = 0.05
 """Seconds that one tick may spend on deleting old data."""
 
 Result = TypeVar("Result")
-
-
-class ConflictError(ExporterError):
-    """Other content is stored under this incarnation and seq, or the incarnation under another attempt (HTTP 409).
-
-    Attributes:
-      field: the field of the report that is wrong.
-      value: the value received.
-      allowed: what is allowed.
-    """
-
-    def __init__(self, field: str, value: str, allowed: str) -> None:
-        self.field = field
-        self.value = value
-        self.allowed = allowed
-        super().__init__(f"{field}: {value}: expected {allowed}")
-
-
-class BusyError(ExporterError):
-    """Too many reports are waiting, or the seqs of the incarnation have too many gaps (HTTP 429).
-
-    Attributes:
-      retry_after: seconds after which to send the report again.
-    """
-
-    def __init__(self, retry_after: float) -> None:
-        self.retry_after = retry_after
-        super().__init__(f"the exporter is busy: send the same report again in {retry_after:g} s")
 
 
 class ClosedError(ExporterError):
@@ -73,16 +60,8 @@ class Retention:
     None keeps everything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What a listener receives. `store.changes` has the content."""
-
-    revision: int
-    runs: frozenset[str]
-
-
-Listener = Callable[[Committed], None]
-"""Called in the writer thread after each commit. It must return at once and must not raise."""
+_Job = Waiting | Callable[[], object] | None
+"""A report, other work for the writer's thread, or None to end it."""
 
 
 def digest_of(report: Report) -> bytes:
@@ -103,6 +82,7 @@ class Ingest:
       waiting: how many reports may wait for the writer.
       tick: seconds between ticks, which find stale and stalled processes and delete old data. 0: only `tick()` does.
       retention: how long data is kept.
+      load: what measures reports, and how often processes should send them.
 
     Raises:
       StoreError: the stored data is damaged.
@@ -117,6 +97,7 @@ class Ingest:
         waiting: int = 256,
         tick: float = 1.0,
         retention: Retention | None = None,
+        load: Load | None = None,
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -124,13 +105,16 @@ class Ingest:
         self._most = waiting
         self._tick = tick
         self._retention = retention or Retention()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.load = load or Load()
+        """What reports cost, and how often processes should send them."""
+        self._commits = GroupCommit(store, ledger, self.load)
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
         self._closed = False
-        self._listeners: tuple[Listener, ...] = ()
         self._thread = threading.Thread(target=self._work, name="optwrap-writer", daemon=True)
         ledger.restore(store.restore(), store.newest())
+        self.load.measure(ledger.reporting())
 
     def __enter__(self) -> Self:
         self.start()
@@ -163,6 +147,11 @@ class Ingest:
         """Reports that wait for the writer."""
         return self._waiting
 
+    @property
+    def full(self) -> bool:
+        """Whether as many reports wait as may."""
+        return self._waiting >= self._most
+
     def offer(self, report: Report, digest: bytes | None = None) -> "Future[Acknowledgement]":
         """Queue a report. Any thread may call it; it never blocks.
 
@@ -180,13 +169,25 @@ class Ingest:
           ClosedError: the ingest is closed.
         """
         future: Future[Acknowledgement] = Future()
-        with self._lock:
-            if self._closed:
-                raise ClosedError("the exporter is shutting down")
-            if self._waiting >= self._most:
-                raise BusyError(_RETRY_SECONDS)
-            self._waiting += 1
-            self._jobs.put(partial(self._serve, future, partial(self._take, report, digest), waited=True))
+        self._put(report, digest, future, None)
+        return future
+
+    def offer_async(
+        self, report: Report, digest: bytes | None = None, *, gone: Callable[[], bool] | None = None
+    ) -> "asyncio.Future[Acknowledgement]":
+        """`offer` for a coroutine: the future belongs to the running event loop.
+
+        Args:
+          report: the report.
+          digest: `digest_of(report)`, if the caller has it already.
+          gone: returns whether nobody waits for the answer any more. If so when the writer takes the report, it is not
+            stored, and the future is cancelled. It is called in the writer's thread.
+
+        Raises:
+          BusyError, ClosedError: as in `offer`.
+        """
+        future: asyncio.Future[Acknowledgement] = asyncio.get_running_loop().create_future()
+        self._put(report, digest, future, gone)
         return future
 
     def submit(self, report: Report, digest: bytes | None = None) -> Acknowledgement:
@@ -217,13 +218,29 @@ class Ingest:
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` after each commit from now on. Returns a function that ends the subscription."""
         with self._lock:
-            self._listeners = (*self._listeners, listener)
+            self._commits.listeners = (*self._commits.listeners, listener)
 
         def unsubscribe() -> None:
             with self._lock:
-                self._listeners = tuple(other for other in self._listeners if other is not listener)
+                self._commits.listeners = tuple(other for other in self._commits.listeners if other is not listener)
 
         return unsubscribe
+
+    def _put(
+        self,
+        report: Report,
+        digest: bytes | None,
+        future: "Future[Acknowledgement] | asyncio.Future[Acknowledgement]",
+        gone: Callable[[], bool] | None,
+    ) -> None:
+        job = Waiting(Offer(report, digest_of(report) if digest is None else digest), future, gone)
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the exporter is shutting down")
+            if self._waiting >= self._most:
+                raise BusyError(_RETRY_SECONDS)
+            self._waiting += 1
+            self._jobs.put(job)
 
     def _do(self, work: Callable[[], Result]) -> Result:
         future: Future[Result] = Future()
@@ -243,6 +260,8 @@ class Ingest:
                 job = self._jobs.get(timeout=left)
             except queue.Empty:
                 job = self._safe_tick
+            if isinstance(job, Waiting):
+                job = self._serve_group(job)
             if job is None:
                 return
             job()
@@ -251,62 +270,36 @@ class Ingest:
                     self._safe_tick()
                 due = time.monotonic() + self._tick
 
-    def _serve(self, future: "Future[Result]", work: Callable[[], Result], *, waited: bool = False) -> None:
-        if waited:
-            with self._lock:
-                self._waiting -= 1
+    def _serve_group(self, first: Waiting) -> Callable[[], object] | None:
+        """Store the reports that wait, at most GROUP. Returns the next job if it is not a report."""
+        group = [first]
+        job: Callable[[], object] | None = _nothing
+        with contextlib.suppress(queue.Empty):
+            while len(group) < GROUP:
+                following = self._jobs.get_nowait()
+                if not isinstance(following, Waiting):
+                    job = following
+                    break
+                group.append(following)
+        with self._lock:
+            self._waiting -= len(group)
+        kept: list[Waiting] = []
+        dropped: list[Waiting] = []
+        for waiting in group:
+            (dropped if waiting.dropped() else kept).append(waiting)
+        answers = self._commits.take([waiting.offer for waiting in kept]) if kept else []
+        give_answers([*zip(kept, answers, strict=True), *((waiting, None) for waiting in dropped)])
+        return job
+
+    def _serve(self, future: "Future[Result]", work: Callable[[], Result]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
             result = work()
-        except BaseException as error:  # one report must not end the writer thread
+        except BaseException as error:  # one job must not end the writer thread
             future.set_exception(error)
         else:
             future.set_result(result)
-
-    def _take(self, report: Report, digest: bytes | None) -> Acknowledgement:
-        digest = digest_of(report) if digest is None else digest
-        process = self._ledger.find(report)
-        if process is not None:
-            # The digest of an old report may have been deleted. Then the report is taken to be a duplicate.
-            if self._store.digest(report) not in {None, digest}:
-                raise ConflictError(
-                    "seq",
-                    f"incarnation {report.incarnation}, seq {report.seq}",
-                    "the same content as before under this incarnation and seq, or a new seq",
-                )
-            return acknowledge(process, report, duplicate=True)
-        if wait := self._ledger.admit(report):
-            raise BusyError(wait)
-        plan = self._ledger.plan(report)
-        if plan.before is not None and plan.before.attempt != report.attempt:
-            raise ConflictError(
-                "attempt",
-                report.attempt,
-                f"{plan.before.attempt}, as in earlier reports of incarnation {report.incarnation}",
-            )
-        if plan.too_many_gaps:  # earlier reports that the client still holds will close some
-            raise BusyError(_RETRY_SECONDS)
-        if self._make_room(len(report.steps) + len(report.offenders) + len(report.replicas)):
-            plan = self._ledger.plan(report)
-        return self._commit(plan, digest).answer()
-
-    def _make_room(self, records: int = 0) -> bool:
-        """Make room for more records. Returns whether old records were deleted, which changes the ledger."""
-        lost = self._store.make_room(records)
-        self._ledger.count_not_stored(lost)
-        return bool(lost)
-
-    def _commit(self, plan: Plan, digest: bytes | None = None) -> Plan:
-        revision, plan = self._store.commit(plan, digest)
-        self._ledger.apply(plan)
-        committed = Committed(revision, frozenset({plan.run.run}))
-        for listener in self._listeners:
-            try:
-                listener(committed)
-            except Exception:  # the commit stands even if a listener fails
-                _log.exception("a listener of commits failed")
-        return plan
 
     def _safe_tick(self) -> None:
         try:
@@ -317,14 +310,14 @@ class Ingest:
             _log.warning("could not store changes of health or delete old data; will try again: %s", error)
 
     def _on_tick(self, *, unlimited: bool = False) -> None:
+        self.load.measure(self._ledger.reporting())
         stores = self._store.look()
-        self._make_room()
+        self._commits.make_room()
         if not stores:
             self._ledger.clocks.pause()
             return
         self._ledger.clocks.resume()
-        for plan in self._ledger.pass_time():
-            self._commit(plan)
+        self._commits.commit(self._ledger.pass_time())
         if self._retention.seconds is None:
             return
         before = self._ledger.clocks.age() - self._retention.seconds
@@ -338,3 +331,7 @@ class Ingest:
         found = self._store.forget(run)
         self._ledger.forget(run)
         return found
+
+
+def _nothing() -> None:
+    """A job without work."""

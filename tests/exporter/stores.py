@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.rollups import SIZE
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Event, Page, StepsAnswer

@@ -38,7 +38,7 @@ def test_the_socket_accepts_reports_when_tcp_does_not(start_exporter: Start, tmp
     assert refused.status_code == 401
     assert get(exporter, "/v1/runs")["items"] == []
     with over(path) as client:
-        assert client.post("/v1/reports", json=report).json() == {"acknowledged": 1}
+        assert client.post("/v1/reports", json=report).json() == {"acknowledged": 1, "interval": 1.0}
     assert [run["run"] for run in get(exporter, "/v1/runs")["items"]] == ["lm"]
     assert exporter.stop() == 0
     assert not path.exists()

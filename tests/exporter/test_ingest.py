@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from optwrap_exporter.ingest import BusyError, ClosedError, Committed, ConflictError
-from optwrap_exporter.ledger.ledger import Plan
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.wire.answers import Acknowledgement
-from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.ingests import Exporter, changed, everything
 from tests.exporter.trainer import Trainer
@@ -26,7 +25,7 @@ def test_a_report_is_answered_once_it_is_committed(exporter: Exporter) -> None:
     trainer = Trainer(exporter.clock)
     trainer.step()
     answer = exporter.ingest.submit(trainer.report())
-    assert answer == Acknowledgement(acknowledged=1)
+    assert answer == Acknowledgement(acknowledged=1, interval=1.0)
     assert not answer.duplicate
     assert exporter.detail.totals.steps == 1
     assert exporter.store.steps("lm", 0).total == 1
@@ -56,7 +55,7 @@ def test_an_error_in_one_report_does_not_end_the_writer(exporter: Exporter, monk
     trainer = Trainer(exporter.clock)
     report = trainer.report()
 
-    def broken(_: Report) -> Plan:
+    def broken(*_: object) -> Plan:
         raise ZeroDivisionError
 
     with monkeypatch.context() as patched:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from optwrap_exporter.ingest import Ingest, Retention
-from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.store.store import SMALLEST_LIMIT, Store
 from optwrap_exporter.wire.vocabulary import Health

@@ -1,19 +1,19 @@
 """POST /v1/reports over a real socket: authorization, limits, and what is counted."""
 
+import asyncio
 import http.client
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import httpx
 import pytest
-from optwrap_exporter.http import server
+from optwrap_exporter.http import admission, server
 from optwrap_exporter.http.routes import reports
 from optwrap_exporter.http.routes.reports import LARGEST_BODY
 from optwrap_exporter.ingest import BusyError
@@ -54,7 +54,7 @@ def test_a_report_is_acknowledged_and_the_same_again_changes_nothing(site: Serve
     job.step()
     report = job.report()
     first = site.send(report)
-    assert first.json() == {"acknowledged": 1}
+    assert first.json() == {"acknowledged": 1, "interval": 1.0}
     before = site.get("/v1/runs/lm")
     assert site.send(report).json() == first.json()
     assert site.get("/v1/runs/lm") == before
@@ -239,23 +239,23 @@ def test_forwarded_headers_are_ignored(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_429(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> Future[Acknowledgement]:
+    def full(*_: object, **__: object) -> None:
         raise BusyError(1.5)
 
-    monkeypatch.setattr(site.ingest, "offer", full)
+    monkeypatch.setattr(site.ingest, "offer_async", full)
     answer = site.client.post("/v1/reports", json=Job().report())
     refusal(answer, 429)
-    assert answer.headers["retry-after"] == "2"
+    assert answer.headers["retry-after"] == "1"
     assert outcomes(site) == {"busy": 1}
 
 
 def test_a_full_store_is_unavailable(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> Future[Acknowledgement]:
-        answer: Future[Acknowledgement] = Future()
+    def refused(*_: object, **__: object) -> asyncio.Future[Acknowledgement]:
+        answer: asyncio.Future[Acknowledgement] = asyncio.get_running_loop().create_future()
         answer.set_exception(StoreUnavailableError(StoreState("full", why="no room")))
         return answer
 
-    monkeypatch.setattr(site.ingest, "offer", refused)
+    monkeypatch.setattr(site.ingest, "offer_async", refused)
     answer = site.client.post("/v1/reports", json=Job().report())
     found = refusal(answer, 503)
     assert (found["field"], found["value"]) == ("store", "full: no room")
@@ -266,7 +266,7 @@ def test_a_full_store_is_unavailable(site: Served, monkeypatch: pytest.MonkeyPat
 
 def test_the_bytes_of_all_reports_being_received_are_limited(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     report = json.dumps(Job().report()).encode()
-    monkeypatch.setattr(reports, "MOST_BYTES", len(report))
+    monkeypatch.setattr(admission, "MOST_BYTES", len(report))
     first = b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:
@@ -283,7 +283,7 @@ def test_the_bytes_of_all_reports_being_received_are_limited(site: Served, monke
 def test_a_stalled_body_times_out_and_delays_no_other_report(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half-sent reports take all the room for bodies until they time out."""
     report = json.dumps(Job().report()).encode()
-    monkeypatch.setattr(reports, "MOST_BYTES", 1000)
+    monkeypatch.setattr(admission, "MOST_BYTES", 1000)
     monkeypatch.setattr(reports, "BODY_SECONDS", 0.2)
     first = b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     host, port = site.url.removeprefix("http://").split(":")

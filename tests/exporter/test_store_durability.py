@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import ReportMessage
 from optwrap_exporter.wire.vocabulary import to_json_number

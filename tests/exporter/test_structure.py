@@ -12,14 +12,17 @@ MODULES = """
 _version
 settings
 wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
-ledger.clocks ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds ledger.folding
-ledger.run ledger.conflict ledger.divergence
-ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
-store.condition store.schema store.rollups store.downsample store.retention store.reader store.writer store.opening
-store.store
+ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
+ledger.folding ledger.run ledger.conflict ledger.divergence
+ledger.health ledger.events ledger.apply_report ledger.views ledger.plan ledger.ledger
+store.condition store.schema store.rollups store.downsample store.retention store.reader store.states store.writer
+store.opening store.store
+load
+group_commit
+waiting
 ingest
 metrics.table metrics.own metrics.collector
-http.errors http.middleware http.connection_timeout http.server http.hub
+http.errors http.middleware http.admission http.connection_timeout http.server http.hub
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main

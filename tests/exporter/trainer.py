@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.wire.consistency import parse_report
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS, OUTCOMES

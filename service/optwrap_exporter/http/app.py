@@ -10,9 +10,11 @@ from typing import Final
 import click
 from fastapi import FastAPI
 from prometheus_client.registry import CollectorRegistry
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optwrap_exporter._version import __version__
 from optwrap_exporter.http import errors
+from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import HostCheck, SecurityHeaders
 from optwrap_exporter.http.routes import metrics, operation, pages, queries, reports, stream
@@ -39,6 +41,19 @@ BYTES_FOR_AN_INCARNATION: Final = 4096
 DISTRIBUTION: Final = "optwrap-exporter"
 
 
+class _App(FastAPI):
+    """FastAPI with a shortcut: POST /v1/reports passes the same middleware, but none of FastAPI's own layers."""
+
+    reports: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI event."""
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
+            await self.reports(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Ingest, hub: Hub, clock: Clock) -> FastAPI:
     """The ASGI app. The caller starts and closes the parts.
 
@@ -50,13 +65,15 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
       hub: wakes the streams. The app runs it.
       clock: the exporter's clock, which is also the ledger's.
     """
+    statistics = Statistics()
+    admission = Admission(ingest, ingest.load, statistics)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Admission]]:
         async with hub.running():
-            yield
+            yield {"admission": admission}  # for the connections
 
-    app = FastAPI(
+    app = _App(
         title=DISTRIBUTION,
         description="Skipped steps and non-finite gradients of training jobs.",
         version=__version__,
@@ -66,17 +83,17 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
         lifespan=lifespan,
     )
     errors.install(app)
-    statistics = Statistics()
     registry = CollectorRegistry(auto_describe=False)
     figures = StoreFigures(store.size, store.limit_bytes, lambda: store.state.condition)
-    registry.register(OptwrapCollector(ledger, statistics, figures, clock=clock, version=app.version))
-    app.include_router(reports.router(settings, ingest, statistics))
+    registry.register(OptwrapCollector(ledger, statistics, figures, load=ingest.load, clock=clock, version=app.version))
+    app.include_router(reports.router())
     app.include_router(queries.router(store, ledger))
     app.include_router(stream.router(store, ledger, hub))
     app.include_router(metrics.router(registry, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
     app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
+    app.reports = SecurityHeaders(HostCheck(reports.ReportRoute(settings, ingest, admission, statistics), settings))
     # The middleware added last handles a request first.
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SecurityHeaders)

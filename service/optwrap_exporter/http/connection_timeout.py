@@ -1,34 +1,114 @@
-"""Closes connections on which no request arrives, so that idle clients cannot take all connections."""
+"""Limits how long and how large a request head may be, so that idle or slow clients cannot take all connections."""
 
 import asyncio
 from typing import Any, Final
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from optwrap_exporter.http.admission import PATH, Admission
+
+_REPORTS: Final = PATH.encode()
 HEAD_SECONDS: Final = 10.0
 """Seconds in which a whole request head must arrive, from the opening of the connection or its first byte."""
+HEAD_BYTES: Final = 64 << 10
+"""The most bytes of a request head that arrives in several parts. A part is at most 256 KiB."""
 
 
-class Connection(H11Protocol):
+class Connection(HttpToolsProtocol):
     """uvicorn's connection with a limit on the arrival of a request. uvicorn only limits idle time after a request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._began: float | None = None
         """When the request that is arriving began; None if none is arriving."""
+        self._in_head = False
+        self._head_bytes = 0
+        """Bytes of the head that is arriving, without its first part."""
+        self._part_bytes = 0
+        self._admission: Admission | None = self.app_state.get("admission")
+        self._refused = False
+        """Whether the last report was refused before its body was read. What comes of the body is thrown away."""
+        self._lost = False
+        self.complete = False
+        """Whether the body of the last request has arrived."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timeout for the first request."""
         super().connection_made(transport)
         self._limit_arrival()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the client is gone."""
+        self._lost = True
+        super().connection_lost(exc)
+
+    def is_lost(self) -> bool:
+        """Whether the client is gone. May be called from any thread."""
+        return self._lost
+
     def data_received(self, data: bytes) -> None:
         """Let uvicorn handle the data, then renew the timeout, which uvicorn drops here."""
+        self._part_bytes = len(data)
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:  # the parser has no limit of its own
+                self.send_400_response(f"The request head is larger than {HEAD_BYTES} bytes.")
+                return
+        if self._refused and self.complete and not self._in_head:
+            self._began = None
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        elif self.cycle is None or self.cycle.response_complete:
             self._limit_arrival()
         else:
             self._began = None
+
+    def on_message_begin(self) -> None:
+        """Note that a head has begun. The parser calls it."""
+        super().on_message_begin()
+        self.scope["state"]["connection"] = self
+        self.complete = False
+        self._in_head = True
+        self._head_bytes = -self._part_bytes
+
+    def on_headers_complete(self) -> None:
+        """Refuse a report if too many wait; else let uvicorn start the app. The parser calls it.
+
+        The app would answer the same after ten times the work. The connection stays open: a client that sends its body
+        before it reads the answer would lose the answer otherwise. To throw the body away costs less than to connect.
+        """
+        self._in_head = False
+        self._refused = self._refuses()
+        if self._refused and self._admission is not None:
+            self.transport.write(self._admission.refuse())
+        else:
+            super().on_headers_complete()
+
+    def _refuses(self) -> bool:
+        return (
+            self._admission is not None
+            and self._admission.full
+            and self.url == _REPORTS
+            and self.parser.get_method() == b"POST"
+            and self.parser.should_keep_alive()
+            and (self.cycle is None or self.cycle.response_complete)  # else its answer comes first
+            and not self.flow.write_paused  # else the client does not read its answers
+        )
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body. The parser calls it."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the body has arrived. The parser calls it."""
+        self.complete = True
+        if not self._refused:
+            super().on_message_complete()
 
     def _limit_arrival(self) -> None:
         """Close the connection if the request has not arrived by its deadline."""

@@ -71,12 +71,16 @@ async def _http(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": detail}, error.status_code, headers=dict(error.headers or {}))
 
 
-async def _broken(_: Request, error: Exception) -> Response:
-    # The server logs the traceback. Clients do not see it.
-    del error
+def broken() -> Response:
+    """The answer after an error in the exporter. The server logs the traceback. Clients do not see it."""
     return refusal(
         500, "request", None, "no other request helps: this is an error in the exporter, and its log has the details"
     )
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    del error
+    return broken()
 
 
 def install(app: FastAPI) -> None:

@@ -3,7 +3,6 @@
 import ipaddress
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from optwrap_exporter.http.errors import refusal
@@ -19,6 +18,9 @@ HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
 }
 """Headers of every answer. There are no Access-Control-* headers: no other origin may read an answer."""
+
+_RAW: Final = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+_NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 def over_unix_socket(scope: Scope) -> bool:
@@ -53,6 +55,8 @@ class HostCheck:
         self._app = app
         self._hosts = settings.hosts
         self._any_ip = settings.listen.wildcard
+        self._allowed: bytes | None = None
+        """The header that was allowed last. Most requests carry the same one."""
 
     def allows(self, header: str | None) -> bool:
         """Whether a Host header names this server."""
@@ -74,8 +78,13 @@ class HostCheck:
         if scope["type"] != "http" or over_unix_socket(scope):
             await self._app(scope, receive, send)
             return
-        header = Headers(scope=scope).get("host")
+        raw = next((value for name, value in scope["headers"] if name == b"host"), None)
+        if raw is not None and raw == self._allowed:
+            await self._app(scope, receive, send)
+            return
+        header = None if raw is None else raw.decode("latin-1")
         if self.allows(header):
+            self._allowed = raw
             await self._app(scope, receive, send)
             return
         names = ", ".join(sorted(self._hosts)) + (", any IP address" if self._any_ip else "")
@@ -97,10 +106,10 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                headers.setdefault("cache-control", "no-store")
+                headers = [*message.get("headers", ()), *_RAW]
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append(_NO_STORE)
+                message["headers"] = headers
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -198,7 +198,7 @@ def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[
         app,
         http=Connection,
         ws="none",
-        loop="asyncio",
+        loop="auto",  # uvloop where it is installed
         interface="asgi3",
         lifespan="on",
         log_config=None,

@@ -10,7 +10,6 @@ client sent its first report before the current incarnation began: then its repo
 totals and step records. It changes neither gauges nor health.
 """
 
-import dataclasses
 import math
 from typing import Final, NamedTuple
 
@@ -19,10 +18,11 @@ from optwrap_exporter.ledger.conflict import rival_of
 from optwrap_exporter.ledger.counters import NOTHING, Counts
 from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.events import NewEvent, derive_events
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.health import Change
 from optwrap_exporter.ledger.incarnation import IncarnationState, continues, merge_report
 from optwrap_exporter.ledger.run import Peak, ProcessState, RunState, TimedStep, position_of
-from optwrap_exporter.ledger.streaks import NO_STREAK
+from optwrap_exporter.ledger.streaks import NO_STREAK, StreakChanges
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS
 
@@ -39,19 +39,30 @@ class Applied(NamedTuple):
     events: list[NewEvent]
 
 
-def merge(process: ProcessState | None, report: Report, now: float, age: float) -> IncarnationState:
-    """The report's incarnation with the report merged into it."""
+class Merged(NamedTuple):
+    """The incarnation of a report with the report merged into it."""
+
+    incarnation: IncarnationState
+    followed: StreakChanges | None
+    """The streaks in the report; None if it is not in order."""
+
+
+def merge(process: ProcessState | None, report: Report, now: float, age: float) -> Merged:
+    """Merge a report that is not stored yet into its incarnation."""
     before = process.incarnations.get(report.incarnation) if process is not None else None
+    streak = before.streak if before is not None else NO_STREAK
+    followed = streaks.follow(streak, report) if continues(before, report) else None
     position = position_of(process, report) if before is None else None
-    return merge_report(before, report, position, now, age)
+    return Merged(merge_report(before, report, position, followed, now=now, age=age), followed)
 
 
 def apply_report(
     run: RunState,
-    incarnation: IncarnationState,
+    merged: Merged,
     report: Report,
     disagreement: Disagreement | None,
     *,
+    asked: float,
     now: float,
     listening: float,
 ) -> Applied:
@@ -59,34 +70,44 @@ def apply_report(
 
     Args:
       run: the run before the report.
-      incarnation: the report's incarnation with the report merged into it, from `merge`.
+      merged: the report's incarnation with the report merged into it, from `merge`.
       report: the report.
       disagreement: the first step whose outcome another process reported differently; None if there is none.
+      asked: the interval that the answer asks for, if it is longer than the report's.
       now: the exporter's clock.
       listening: when this exporter began to accept reports.
     """
     before = run.processes.get(report.process)
     known = before.incarnations.get(report.incarnation) if before is not None else None
-    in_order = continues(known, report)
+    incarnation, followed = merged
     gained: Counts | None = None
-    if in_order and (
+    if followed is not None and (
         before is None or _becomes_current(before, incarnation, known, report, now=now, listening=listening)
     ):
         gained = incarnation.share.minus(known.share if known is not None else NOTHING)
-        after = _follow(before, incarnation, known, report, gained=gained, now=now)
+        after = _follow(
+            before,
+            incarnation,
+            known,
+            report,
+            gained=gained,
+            longest=followed.longest,
+            interval=max(report.interval, asked),
+            now=now,
+        )
     else:
         assert before is not None
         after = before.with_incarnation(incarnation)
-    rival = rival_of(run, after, incarnation, now) if in_order else None
-    change = Change(incarnation if in_order else None, rival, gained)
+    rival = rival_of(run, after, incarnation, now) if followed is not None else None
+    change = Change(incarnation if followed is not None else None, rival, gained)
     after = health.advance(before, after, change, now, listening)
-    return Applied(after, derive_events(before, after, report, now, disagreement))
+    return Applied(after, derive_events(before, after, report, now=now, disagreement=disagreement, followed=followed))
 
 
 def pass_time(process: ProcessState, now: float, listening: float) -> Applied:
     """Advance a process that has not reported: it may be stale or stalled by now."""
     after = health.advance(process, process, None, now, listening)
-    return Applied(after, derive_events(process, after, None, now))
+    return Applied(after, derive_events(process, after, None, now=now))
 
 
 def _becomes_current(
@@ -117,6 +138,8 @@ def _follow(
     report: Report,
     *,
     gained: Counts,
+    longest: int,
+    interval: float,
     now: float,
 ) -> ProcessState:
     """The process after a report of its current incarnation. Its conditions are not advanced yet."""
@@ -124,21 +147,20 @@ def _follow(
         process=report.process,
         incarnations={},
         current=report.incarnation,
-        interval=report.interval,
+        interval=interval,
         source=report.source,
         gauges=report.gauges,
         last_report=now,
     )
     entered = known is None or process.current != report.incarnation
     last_record, durations = _pace(None if entered else process.last_record, process.durations, report)
-    longest = streaks.follow(known.streak if known is not None else NO_STREAK, report).longest
     anchor = process.gradient_step_at
     if entered:  # reports that were received while another incarnation was current may have had gradient steps
         anchor = known.totals.steps if known is not None and known.share.gradient_steps else None
-    return dataclasses.replace(
+    return evolved(
         process.with_incarnation(incarnation),
         current=incarnation.incarnation,
-        interval=report.interval,
+        interval=interval,
         source=report.source,
         gauges=report.gauges,
         last_report=now,

@@ -42,10 +42,14 @@ class StepOutcomes:
 
     def __init__(self) -> None:
         self._groups: dict[_Group, dict[int, _Recorded]] = {}
+        self._staged: list[tuple[dict[int, _Recorded], int]] = []
+        """The entries that are not committed yet."""
 
     def disagreement(self, report: Report, generation: int) -> Disagreement | None:
         """The steps on which the report and an earlier one of another process disagree; None if there are none."""
-        known = self._groups.get(_Group(report.run, report.attempt, generation), {})
+        known = self._groups.get(_Group(report.run, report.attempt, generation))
+        if not known:
+            return None
         differ = sorted(
             (step, outcome)
             for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True)
@@ -56,19 +60,32 @@ class StepOutcomes:
         step, outcome = differ[0]
         return Disagreement(step, {known[step].process: known[step].outcome, report.process: outcome}, len(differ))
 
-    def remember(self, report: Report, generation: int) -> None:
-        """Remember the outcomes of a committed report. The oldest are forgotten."""
+    def stage(self, report: Report, generation: int) -> None:
+        """Remember the outcomes of a report that is about to be committed, until `adopt` or `discard`."""
         if report.source.process_count == 1 or not len(report.steps):
             return
         key = _Group(report.run, report.attempt, generation)
         group = self._groups.pop(key, {})
         self._groups[key] = group  # the group used last is forgotten last
         for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True):
-            group.setdefault(step, _Recorded(outcome, report.process))
-        while len(group) > _MOST_STEPS:
-            del group[next(iter(group))]
+            if step not in group:
+                group[step] = _Recorded(outcome, report.process)
+                self._staged.append((group, step))
+
+    def adopt(self) -> None:
+        """Keep what is staged. The oldest outcomes are forgotten."""
+        for group in {id(group): group for group, _ in self._staged}.values():
+            while len(group) > _MOST_STEPS:
+                del group[next(iter(group))]
+        self._staged.clear()
         while len(self._groups) > _MOST_GROUPS:
             del self._groups[next(iter(self._groups))]
+
+    def discard(self) -> None:
+        """Forget what is staged."""
+        for group, step in self._staged:
+            del group[step]
+        self._staged.clear()
 
     def forget(self, run: str) -> None:
         """Forget a run."""

@@ -7,11 +7,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from optwrap_exporter.ledger import streaks
 from optwrap_exporter.ledger.divergence import Disagreement
-from optwrap_exporter.ledger.incarnation import IncarnationState, continues
+from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import Conditions, ProcessState
-from optwrap_exporter.ledger.streaks import NO_STREAK, Streak, StreakStarted
+from optwrap_exporter.ledger.streaks import StreakChanges, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
 
@@ -43,8 +42,10 @@ def derive_events(
     before: ProcessState | None,
     after: ProcessState,
     report: Report | None,
+    *,
     now: float,
     disagreement: Disagreement | None = None,
+    followed: StreakChanges | None = None,
 ) -> list[NewEvent]:
     """The events between two states of a process.
 
@@ -54,6 +55,7 @@ def derive_events(
       report: the report; None if only time has passed.
       now: the exporter's clock.
       disagreement: the first step whose outcome another process reported differently; None if there is none.
+      followed: the streaks in the report; None if it is not in order.
     """
     old = before.conditions if before is not None else Conditions()
     if report is None:
@@ -63,7 +65,7 @@ def derive_events(
     return [
         *_started(before, report, now),
         *_resumed(known, after, incarnation, report, now),
-        *_of_steps(known, report),
+        *_of_steps(followed, report),
         *_of_conditions(old, after),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
@@ -94,11 +96,11 @@ def _resumed(
     yield NewEvent(report.process, "resumed", now, to, report.attempt, detail, key)
 
 
-def _of_steps(known: IncarnationState | None, report: Report) -> list[NewEvent]:
+def _of_steps(followed: StreakChanges | None, report: Report) -> list[NewEvent]:
     """The events of step records and streaks, by step. A late report makes events of records only."""
     found = [*_of_records(report)]
-    if continues(known, report):
-        found += _of_streaks(known.streak if known is not None else NO_STREAK, report)
+    if followed is not None and followed.changes:
+        found += _of_streaks(followed, report)
     return sorted(found, key=lambda event: (event.step or 0, _WITHIN_A_STEP.get(event.kind, len(_WITHIN_A_STEP))))
 
 
@@ -125,13 +127,10 @@ def _of_records(report: Report) -> Iterator[NewEvent]:
         yield NewEvent(report.process, kind, time, step, report.attempt, detail, key)
 
 
-def _of_streaks(before: Streak, report: Report) -> Iterator[NewEvent]:
+def _of_streaks(followed: StreakChanges, report: Report) -> Iterator[NewEvent]:
     """`streak_started` and `streak_ended`."""
-    changes = streaks.follow(before, report).changes
-    if not changes:
-        return
     offenders, replicas = _by_step(report.offenders), {record.step: record for record in report.replicas}
-    for change in changes:
+    for change in followed.changes:
         if isinstance(change, StreakStarted):
             kind: EventKind = "streak_started"
             step = change.first

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import (
     LEAST_STALLED_AFTER,
@@ -68,10 +69,10 @@ def advance(
         conflict=_conflict(old, after, change, entered, now),
         cleared=old.cleared,
     )
-    advanced = dataclasses.replace(after, conditions=conditions)
+    advanced = evolved(after, conditions=conditions)
     if before is not None and _unhealthy(before, now, listening) and not _unhealthy(advanced, now, listening):
         conditions = dataclasses.replace(conditions, cleared=now)
-        advanced = dataclasses.replace(after, conditions=conditions)
+        advanced = evolved(after, conditions=conditions)
     return advanced
 
 
@@ -168,12 +169,13 @@ def stalled_since(process: ProcessState, now: float, listening: float) -> float 
     return since if now >= since else None
 
 
-def unchanged(process: ProcessState, now: float, listening: float) -> bool:
-    """Whether time alone has changed neither `stale` nor `stalled`: a short way to say that there is nothing to do."""
+def changes(process: ProcessState, now: float, listening: float) -> bool:
+    """Whether time alone has made the process stale or stalled since its conditions were set."""
     conditions = process.conditions
-    if stale_since(process, now, listening) != conditions.stale:
-        return False
-    return conditions.stale is not None or stalled_since(process, now, listening) == conditions.stalled
+    return conditions.ended is None and (
+        stale_since(process, now, listening) != conditions.stale
+        or (conditions.stale is None and stalled_since(process, now, listening) != conditions.stalled)
+    )
 
 
 def of_process(process: ProcessState, now: float, listening: float) -> HealthSince:
@@ -216,7 +218,9 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
     These are the processes of the newest attempt, and all others that reported after it began or still report.
     Processes of a killed attempt are left out.
     """
-    newest = max(run.processes.values(), key=lambda process: process.incarnation.first_report).incarnation.attempt
+    # The index breaks ties: processes are in the order of their arrival, and sorted after a restart.
+    latest = max(run.processes.values(), key=lambda process: (process.incarnation.first_report, process.process))
+    newest = latest.incarnation.attempt
     began = attempt_began(run, newest)
     return [
         process

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from optwrap_exporter.ledger import ranges, streaks
+from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.parts import (
     NONE_DROPPED,
     DroppedRecords,
@@ -22,7 +23,7 @@ from optwrap_exporter.ledger.parts import (
     plain_fields,
 )
 from optwrap_exporter.ledger.ranges import Ranges
-from optwrap_exporter.ledger.streaks import NO_STREAK, Streak
+from optwrap_exporter.ledger.streaks import NO_STREAK, Streak, StreakChanges
 from optwrap_exporter.wire.requests import Offender, Report
 from optwrap_exporter.wire.vocabulary import ENDED, State
 
@@ -152,9 +153,10 @@ class IncarnationState:
         return list(paths)
 
     def durable(self) -> dict[str, Any]:
-        """The state as JSON types, without what is stored elsewhere: parameters and `not_stored`."""
+        """The state in types that pydantic writes as JSON, without parameters and `not_stored`, stored elsewhere."""
+        fields = self.__dict__
         return (
-            {name: getattr(self, name) for name in _PLAIN}
+            {name: fields[name] for name in _PLAIN}
             | {"totals": counts_to_durable(self.totals), "baseline": counts_to_durable(self.baseline)}
             | {"replica_spans": [[*replica, *span] for replica, span in self.replica_spans.items()]}
         )
@@ -203,7 +205,13 @@ class Position(NamedTuple):
 
 
 def merge_report(
-    before: IncarnationState | None, report: Report, position: Position | None, now: float, age: float
+    before: IncarnationState | None,
+    report: Report,
+    position: Position | None,
+    followed: StreakChanges | None,
+    *,
+    now: float,
+    age: float,
 ) -> IncarnationState:
     """The incarnation with a report merged into it. Pure.
 
@@ -211,6 +219,7 @@ def merge_report(
       before: the incarnation so far; None if this is its first report.
       report: a report that is not in it yet.
       position: the place of the incarnation in its process; None if it is not new.
+      followed: the streaks in the report; None if it is not in order.
       now: the exporter's clock.
       age: the clock that data ages by.
     """
@@ -220,7 +229,7 @@ def merge_report(
     received = ranges.add(old.received, report.seq)
     if len(received) > ranges.MOST:  # the client no longer sends a seq below oldest_held
         received = ranges.union([(1, report.oldest_held - 1), *received])
-    after = dataclasses.replace(
+    after = evolved(
         old,
         last_report=now,
         aged_at=age,
@@ -236,16 +245,16 @@ def merge_report(
         parameter_records=_with_offenders(old.parameter_records, report.offenders),
         replica_spans=_with_replicas(old.replica_spans, report, totals),
     )
-    if not continues(before, report):
+    if followed is None:
         return after
-    return dataclasses.replace(
+    return evolved(
         after,
         latest_sent_at=report.sent_at,
         latest_arrival=now,
         heartbeats=_heartbeats(before, report, now),
         highest_seq=report.seq,
         state=report.state,
-        streak=streaks.follow(old.streak, report).open,
+        streak=followed.open,
     )
 
 

@@ -1,27 +1,25 @@
 """The ledger: everything committed about every run, in memory. No I/O; the clock is passed in.
 
 Only the ingest's writer thread changes it, and only after the store has committed: `plan` computes what a report would
-change, the store writes that, and `apply` adopts it. States are immutable, so any thread may read at any time and never
-sees half a report.
+change, `stage` lets the next plan see that, the store writes them all at once, and `adopt` shows them to the readers.
+States are immutable, so any thread may read at any time and never sees half a report.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, ranges, views
+from optwrap_exporter.ledger import bounds, health, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
-from optwrap_exporter.ledger.events import NewEvent
-from optwrap_exporter.ledger.folding import Folding
-from optwrap_exporter.ledger.health import of_run, unchanged
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView, Shown
-from optwrap_exporter.wire.answers import Acknowledgement, Page, ParameterRow, RunDetail, RunSummary
+from optwrap_exporter.wire.answers import Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import Health
@@ -35,58 +33,6 @@ NEW_PROCESSES: Final = 10_000
 """The most new processes of known runs per minute."""
 _RUNS: Final = "runs"
 """The name of the list of runs in cursors."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
-    """What a report, or time alone, changes once it is committed."""
-
-    time: float
-    """By the clock that data ages by."""
-    run: RunState
-    """The run after the change."""
-    process: ProcessState
-    """The process after the change."""
-    events: tuple[NewEvent, ...]
-    report: Report | None = None
-    """None if only time has passed."""
-    before: IncarnationState | None = None
-    """The report's incarnation before the report; None if it is new."""
-    records: bool = True
-    """Whether the report's step records are stored."""
-    folding: Folding | None = None
-    """The incarnation that is no longer kept one by one, because the report's is new."""
-
-    @property
-    def incarnation(self) -> IncarnationState:
-        """The report's incarnation after the report; without a report the current incarnation."""
-        return self.process.incarnations[self.report.incarnation] if self.report else self.process.incarnation
-
-    @property
-    def too_many_gaps(self) -> bool:
-        """Whether the received seqs have too many gaps. If so, the plan must not be committed."""
-        return len(self.incarnation.received) > ranges.MOST
-
-    def answer(self) -> Acknowledgement:
-        """The answer to the report."""
-        if self.report is None:
-            raise ValueError("this plan has no report to answer")
-        return acknowledge(self.process, self.report)
-
-    def without_records(self) -> "Plan":
-        """The plan without the report's step records, which are counted as not stored."""
-        if self.report is None or not (len(self.report.steps) or self.report.offenders):
-            return self
-        run = self.run.with_not_stored(self.report.process, self.report.incarnation, len(self.report.steps))
-        return dataclasses.replace(self, run=run, process=run.processes[self.report.process], records=False)
-
-
-def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report. `process` must include the report, or have folded its incarnation."""
-    if report.incarnation in process.folded_ids:
-        return Acknowledgement(acknowledged=report.seq, duplicate=duplicate)
-    received = process.incarnations[report.incarnation].received
-    return Acknowledgement(acknowledged=ranges.end_of_run(received, report.oldest_held), duplicate=duplicate)
 
 
 class Ledger:
@@ -105,6 +51,9 @@ class Ledger:
         self._new_processes = Quota(NEW_PROCESSES, monotonic or clock)
         self._incarnations = 0
         self._runs: dict[str, RunState] = {}
+        self._staged: dict[str, RunState] = {}
+        """Runs as they will be once the store has committed what is staged. Readers do not see them."""
+        self._staged_incarnations = 0
         self._outcomes = StepOutcomes()
 
     # --- the writer's side ---
@@ -134,7 +83,7 @@ class Ledger:
         Raises:
           ImplausibleError: its seq or a count jumps too far.
         """
-        run = self._runs.get(report.run)
+        run = self._latest(report.run)
         process = run.processes.get(report.process) if run is not None else None
         known = process.incarnations.get(report.incarnation) if process is not None else None
         bounds.check(known, report, self.clocks.now())
@@ -144,26 +93,32 @@ class Ledger:
         return 0.0 if process is not None else self._new_processes.take()
 
     def find(self, report: Report) -> ProcessState | None:
-        """The report's process if the report, by incarnation and seq, is already in it; None otherwise."""
-        process = self._process(report.run, report.process)
+        """The report's process if the report, by incarnation and seq, is already in it or staged; None otherwise."""
+        run = self._latest(report.run)
+        process = run.processes.get(report.process) if run else None
         incarnation = process.incarnations.get(report.incarnation) if process else None
         if incarnation is None:  # a late report of a folded incarnation changes nothing
             return process if process is not None and report.incarnation in process.folded_ids else None
         return process if ranges.contains(incarnation.received, report.seq) else None
 
-    def plan(self, report: Report) -> Plan:
-        """What a new report would change. Changes nothing itself."""
-        now, age = self.clocks.now(), self.clocks.age()
-        run = self._runs.get(report.run) or RunState(report.run, {})
+    def plan(self, report: Report, asked: float = 0.0) -> Plan:
+        """What a new report would change after all that is staged. Changes nothing itself.
+
+        Args:
+          report: the report.
+          asked: the interval in seconds that the answer asks for, if it is longer than the report's.
+        """
+        now, age, listening = self.clocks.now(), self.clocks.age(), self.clocks.listening
+        run = self._latest(report.run) or RunState(report.run, {})
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
-        incarnation = merge(process, report, now, age)
-        disagreement = self._outcomes.disagreement(report, incarnation.generation)
-        after, events = apply_report(run, incarnation, report, disagreement, now=now, listening=self.clocks.listening)
+        merged = merge(process, report, now, age)
+        disagreement = self._outcomes.disagreement(report, merged.incarnation.generation)
+        after, events = apply_report(run, merged, report, disagreement, asked=asked, now=now, listening=listening)
         after, folding = after.fold(report.incarnation) if before is None else (after, None)
         return Plan(
             time=age,
-            run=dataclasses.replace(
+            run=evolved(
                 run.with_process(after),
                 labels=_labels(run.labels, report, before, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),
@@ -177,28 +132,58 @@ class Ledger:
 
     def pass_time(self) -> list[Plan]:
         """What time alone has changed since the last call. Changes nothing itself."""
-        now, age = self.clocks.now(), self.clocks.age()
+        now, age, listening = self.clocks.now(), self.clocks.age(), self.clocks.listening
         plans: list[Plan] = []
         for run in list(self._runs.values()):
             after = run
             for known in run.processes.values():
                 process = known
                 if process.last_report > now + JUMP:  # the clock was set back
-                    process = dataclasses.replace(process, last_report=now)
+                    process = evolved(process, last_report=now)
                     after = self._runs[run.run] = after.with_process(process)
-                if not unchanged(process, now, self.clocks.listening):
-                    later, events = pass_time(process, now, self.clocks.listening)
-                    if events:
-                        after = after.with_process(later)
-                        plans.append(Plan(age, after, later, tuple(events)))
+                if not health.changes(process, now, listening):
+                    continue
+                later, events = pass_time(process, now, listening)
+                if events:
+                    after = after.with_process(later)
+                    plans.append(Plan(age, after, later, tuple(events)))
         return plans
 
-    def apply(self, plan: Plan) -> None:
-        """Adopt a plan that the store has committed."""
-        self._runs[plan.run.run] = plan.run
+    def reporting(self) -> int:
+        """The number of processes that have neither ended nor become stale."""
+        return sum(
+            process.conditions.ended is None and process.conditions.stale is None
+            for run in list(self._runs.values())
+            for process in run.processes.values()
+        )
+
+    def stage(self, plan: Plan) -> None:
+        """Let later plans see this one. Readers see it after `adopt`."""
+        self._staged[plan.run.run] = plan.run
         if plan.report is not None:
-            self._incarnations += plan.before is None
-            self._outcomes.remember(plan.report, plan.incarnation.generation)
+            self._outcomes.stage(plan.report, plan.incarnation.generation)
+            self._staged_incarnations += plan.before is None
+
+    def adopt(self) -> None:
+        """Show the readers what is staged, which the store has committed."""
+        self._runs.update(self._staged)
+        self._incarnations += self._staged_incarnations
+        self._outcomes.adopt()
+        self._clear_staged()
+
+    def discard(self) -> None:
+        """Forget what is staged, because the store could not commit it."""
+        self._outcomes.discard()
+        self._clear_staged()
+
+    def _clear_staged(self) -> None:
+        self._staged.clear()
+        self._staged_incarnations = 0
+
+    def apply(self, plan: Plan) -> None:
+        """Adopt a single plan that the store has committed."""
+        self.stage(plan)
+        self.adopt()
 
     def count_not_stored(self, lost: Mapping[tuple[str, int, str], int]) -> None:
         """Count step records that the store has dropped, by run, process and incarnation."""
@@ -251,7 +236,7 @@ class Ledger:
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
-        return of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
+        return health.of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
@@ -298,6 +283,10 @@ class Ledger:
             rows = [row for row in rows if views.worst_first(row) > tuple(after)]
         more = encode(of, list(views.worst_first(rows[limit - 1]))) if len(rows) > limit else None
         return Page(items=rows[:limit], cursor=more)
+
+    def _latest(self, run: str) -> RunState | None:
+        """The run with what is staged."""
+        return self._staged.get(run) or self._runs.get(run)
 
     def _process(self, run: str, process: int) -> ProcessState | None:
         state = self._runs.get(run)

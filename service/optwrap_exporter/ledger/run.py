@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import folding
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.folding import KEPT, Folded, Folding
 from optwrap_exporter.ledger.incarnation import IncarnationState, Position
 from optwrap_exporter.ledger.parts import ParameterRecords, plain_fields
@@ -97,6 +98,7 @@ class ProcessState:
     current: str
     """The id of the current incarnation. The process shows its gauges and its health."""
     interval: float
+    """Seconds to the next report: what the last one announced, or what its answer asked for if that is longer."""
     source: Source
     gauges: Gauges
     last_report: float
@@ -207,7 +209,7 @@ class ProcessState:
         candidates = [state for state in self.incarnations.values() if state.incarnation not in {new, self.current}]
         chosen = min(candidates, key=lambda state: (state.last_report, state.order))
         folded = folding.add(self.folded.get(chosen.attempt), chosen)
-        after = dataclasses.replace(
+        after = evolved(
             self,
             incarnations={name: state for name, state in self.incarnations.items() if state is not chosen},
             folded={**self.folded, chosen.attempt: folded},
@@ -219,15 +221,12 @@ class ProcessState:
         """The process with one incarnation added or replaced."""
         known = incarnation.incarnation in self.incarnations
         both = {**self.incarnations, incarnation.incarnation: incarnation}
-        return dataclasses.replace(self, incarnations=both if known else in_order(both.values()))
+        return evolved(self, incarnations=both if known else in_order(both.values()))
 
     def durable(self) -> dict[str, Any]:
-        """The state as JSON types, without its incarnations, which are stored as rows."""
-        return {name: getattr(self, name) for name in _PLAIN} | {
-            "source": self.source.model_dump(mode="json"),
-            "gauges": self.gauges.model_dump(mode="json"),
-            "conditions": {name: getattr(self.conditions, name) for name in _CONDITIONS},
-        }
+        """The state in types that pydantic writes as JSON, without its incarnations, which are stored as rows."""
+        fields = self.__dict__
+        return {name: fields[name] for name in _DURABLE}
 
     @classmethod
     def from_durable(
@@ -263,10 +262,7 @@ class ProcessState:
         )
 
 
-_PLAIN: Final = plain_fields(
-    ProcessState, "process", "incarnations", "source", "gauges", "conditions", "folded", "folded_ids"
-)
-_CONDITIONS: Final = plain_fields(Conditions)
+_DURABLE: Final = plain_fields(ProcessState, "process", "incarnations", "folded", "folded_ids")
 
 
 def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:
@@ -317,7 +313,7 @@ class RunState:
     def with_process(self, process: ProcessState) -> "RunState":
         """The run with one process added or replaced."""
         processes = {**self.processes, process.process: process}
-        return dataclasses.replace(self, processes=processes, heard=_heard(self.heard, process.incarnation))
+        return evolved(self, processes=processes, heard=_heard(self.heard, process.incarnation))
 
     def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
         """The run with more step records of an incarnation counted as not stored."""
@@ -325,9 +321,9 @@ class RunState:
         if (attempt := state.folded_ids.get(incarnation)) is not None:
             sum_ = state.folded[attempt]
             sum_ = dataclasses.replace(sum_, not_stored=sum_.not_stored + records)
-            return self.with_process(dataclasses.replace(state, folded={**state.folded, attempt: sum_}))
+            return self.with_process(evolved(state, folded={**state.folded, attempt: sum_}))
         before = state.incarnations[incarnation]
-        after = dataclasses.replace(before, not_stored=before.not_stored + records)
+        after = evolved(before, not_stored=before.not_stored + records)
         return self.with_process(state.with_incarnation(after))
 
 

@@ -72,8 +72,10 @@ def follow(before: Streak, report: Report) -> StreakChanges:
     columns, gauge = report.steps, report.gauges.not_finite_streak
     if not len(columns):
         return StreakChanges(before, before.length, ())
-    changes: list[StreakStarted | StreakEnded] = []
     first, last, latest = before
+    if first is None and all(columns.finite):  # the usual case
+        return StreakChanges(Streak(None, None, max(latest or 0, columns.step[-1])), 0, ())
+    changes: list[StreakStarted | StreakEnded] = []
     longest = 0
     end = columns.step[-1]
     gauged = end - gauge + 1 if gauge and end == report.totals.steps else None

@@ -14,6 +14,7 @@ from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.ledger import MOST_SHOWN, Ledger
 from optwrap_exporter.ledger.views import OTHER, OTHER_REPLICAS, ProcessView
+from optwrap_exporter.load import Load
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.table import DROPPED, METRICS, UNKNOWN
 from optwrap_exporter.store.condition import CONDITIONS, Condition
@@ -58,16 +59,25 @@ class OptwrapCollector(Collector):
       ledger: the committed state of all runs.
       statistics: the exporter's counts of its own work.
       store: the figures of the store.
+      load: how busy the exporter is.
       clock: the exporter's clock.
       version: the exporter's version.
     """
 
     def __init__(
-        self, ledger: Ledger, statistics: Statistics, store: StoreFigures, *, clock: Clock, version: str
+        self,
+        ledger: Ledger,
+        statistics: Statistics,
+        store: StoreFigures,
+        *,
+        load: Load,
+        clock: Clock,
+        version: str,
     ) -> None:
         self._ledger = ledger
         self._statistics = statistics
         self._store = store
+        self._load = load
         self._clock = clock
         self._version = version
 
@@ -111,6 +121,7 @@ class OptwrapCollector(Collector):
         runs = len(self._ledger.runs())
         add("optwrap_exporter_runs", runs)
         add("optwrap_exporter_hidden_runs", max(0, runs - MOST_SHOWN))
+        add("optwrap_exporter_capacity_used_ratio", self._load.used_ratio)
 
 
 def _add_counters(view: ProcessView, add: Callable[..., None]) -> None:

@@ -229,6 +229,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         "gauge",
         "Runs without series of their own, because there are more than 1,000. Those that report are shown first.",
     ),
+    Metric(
+        "optwrap_exporter_capacity_used_ratio",
+        "gauge",
+        "Reports that arrive, as a part of those that one core could take; above 1 some are refused.",
+        unit="ratio",
+        note="The exporter asks processes for so many reports that this stays near 0.5.",
+    ),
 )
 
 BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})

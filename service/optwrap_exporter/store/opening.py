@@ -13,7 +13,7 @@ from typing import Final
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.store import schema
 from optwrap_exporter.store.condition import classify
-from optwrap_exporter.store.writer import Rows
+from optwrap_exporter.store.states import read_states
 from optwrap_exporter.wire.errors import ExporterError
 
 _log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _checked(path: Path) -> tuple[sqlite3.Connection, list[RunState]]:
             schema.prepare(db)
             if (found := quick_check(db)) is not None:
                 raise DamagedError(found)
-            runs = list(Rows(db).runs())
+            runs = list(read_states(db))
         except sqlite3.Error as error:
             if classify(error) == "corrupt":
                 raise DamagedError(str(error)) from error

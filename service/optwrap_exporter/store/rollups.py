@@ -15,6 +15,8 @@ SIZE: Final = 64
 
 Row = tuple[int, int, float | None, int]
 """Step, incarnation id, norm as stored, bad."""
+BlockRow = tuple[int | float | None, ...]
+"""A row of the table `block`."""
 Extreme = tuple[float, int, int]
 """Norm, step, incarnation id."""
 
@@ -80,16 +82,18 @@ ON CONFLICT DO UPDATE SET
 )
 
 
-def write(db: sqlite3.Connection, run_id: int, process: int, rows: Iterable[Row]) -> None:
-    """Add new step records to the stored blocks."""
+def rows_of(run_id: int, process: int, rows: Iterable[Row]) -> list[BlockRow]:
+    """Step records as rows for `write_rows`."""
     nothing = (None, None, None)
-    db.executemany(
-        _UPSERT,
-        [
-            (run_id, process, number, block.good, block.bad, *(block.low or nothing), *(block.high or nothing))
-            for number, block in of_rows(rows).items()
-        ],
-    )
+    return [
+        (run_id, process, number, block.good, block.bad, *(block.low or nothing), *(block.high or nothing))
+        for number, block in of_rows(rows).items()
+    ]
+
+
+def write_rows(db: sqlite3.Connection, rows: Iterable[BlockRow]) -> None:
+    """Add the rows of new step records to the stored blocks."""
+    db.executemany(_UPSERT, rows)
 
 
 def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> None:
@@ -98,7 +102,7 @@ def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last:
     db.execute(
         "DELETE FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?", (run_id, process, first, last)
     )
-    write(db, run_id, process, _rows(db, run_id, process, first * SIZE, (last + 1) * SIZE - 1))
+    write_rows(db, rows_of(run_id, process, _rows(db, run_id, process, first * SIZE, (last + 1) * SIZE - 1)))
 
 
 def _rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> Iterable[Row]:

@@ -9,12 +9,12 @@ import os
 import queue
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.ledger.ledger import Plan
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.store import opening, reader, retention, schema
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
@@ -244,12 +244,27 @@ class Store:
         """
         for version in (plan, plan.without_records()):
             try:
-                return self._transaction(partial(self._rows.write, version, digest)), version
+                return self.commit_group([(version, digest)]), version
             except sqlite3.Error as error:
                 failure = error
                 if classify(error) != "full":
                     break
         raise self._watch.failed(failure) from failure
+
+    def commit_group(self, plans: Sequence[tuple[Plan, bytes | None]]) -> int:
+        """Store everything that several plans change in one transaction.
+
+        Args:
+          plans: plans, each with the digest of its report. Each sees those before it.
+
+        Returns:
+          The revision of the last plan.
+
+        Raises:
+          StoreUnavailableError: nothing can be stored now.
+          sqlite3.Error: the database could not be written. Nothing was stored. `commit` says why.
+        """
+        return self._transaction(partial(self._rows.write, plans))
 
     def make_room(self, records: int = 0) -> Mapping[Origin, int]:
         """Delete the oldest step records, then the oldest events, until `records` more fit within the limit.

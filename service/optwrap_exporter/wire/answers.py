@@ -18,6 +18,9 @@ class Acknowledgement(_Answer):
 
     acknowledged: int
     """Every report from oldest_held to this seq is stored. It is oldest_held - 1 if that report is not stored."""
+    interval: float
+    """Seconds until the next report that the exporter asks for: the client's own interval, or more if the exporter has
+    many clients."""
     duplicate: Annotated[SkipJsonSchema[bool], Field(exclude=True)] = False
     """Whether the report was stored before. For the exporter's own metrics; not on the wire."""
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, TypeAdapter
 
 from optwrap_exporter.wire.errors import inconsistent
 from optwrap_exporter.wire.requests import Counters, Report
-from optwrap_exporter.wire.vocabulary import SATURATED
+from optwrap_exporter.wire.vocabulary import OUTCOMES, SATURATED
 
 
 def parse_report(body: str | bytes) -> Report:
@@ -42,9 +42,10 @@ def _check_counters(totals: Counters, at_start: Counters) -> None:
     for name in ("steps", "gradient_steps", "not_finite_steps"):
         if getattr(totals, name) < getattr(at_start, name):
             raise inconsistent(f"totals.{name}", _at_least(getattr(at_start, name)), getattr(totals, name))
-    for outcome, before in at_start.outcomes:
-        if getattr(totals.outcomes, outcome) < before:
-            raise inconsistent(f"totals.outcomes.{outcome}", _at_least(before), getattr(totals.outcomes, outcome))
+    for outcome in OUTCOMES:
+        before, now = getattr(at_start.outcomes, outcome), getattr(totals.outcomes, outcome)
+        if now < before:
+            raise inconsistent(f"totals.outcomes.{outcome}", _at_least(before), now)
     saturated = totals.not_finite_steps >= SATURATED
     for path, before in at_start.parameters.items():
         if totals.parameters.get(path, 0) < before:

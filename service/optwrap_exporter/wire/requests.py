@@ -10,10 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optwrap_exporter.wire.errors import inconsistent
 from optwrap_exporter.wire.vocabulary import (
-    GRADIENT_STEPS,
     LARGEST,
     MOST_PARAMETERS,
-    OUTCOMES,
     Attempt,
     Count,
     Incarnation,
@@ -39,6 +37,10 @@ def _empty(value: list[Any]) -> bool:
     return not value
 
 
+# A default of [] would be copied by Python for every report.
+_EMPTY: Final[Any] = Field(default_factory=list, json_schema_extra={"default": []})
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -52,6 +54,18 @@ class Outcomes(_Request):
     skipped_large: Count
     skipped_other: Count
     accepted_not_finite: Count
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return (
+            self.applied
+            + self.accumulated
+            + self.skipped_not_finite
+            + self.skipped_large
+            + self.skipped_other
+            + self.accepted_not_finite
+        )
 
 
 class ReplicaSteps(_Request):
@@ -75,20 +89,22 @@ class Counters(_Request):
     outcomes: Outcomes
     parameters: Annotated[dict[Parameter, Count], Field(max_length=MOST_PARAMETERS)]
     """Steps in which the parameter's gradient was non-finite, in the tree's order. Parameters at zero are left out."""
-    replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = []
+    replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = _EMPTY
     """First non-finite replicas. The client counts them from the start of the incarnation, so `at_start` has none."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
         outcomes = self.outcomes
-        total = sum(getattr(outcomes, name) for name in OUTCOMES)
+        total = outcomes.total
         if self.steps != total:
             raise inconsistent("steps", f"the sum of the outcomes, {total}", self.steps)
-        expected = sum(getattr(outcomes, name) for name in GRADIENT_STEPS)
+        expected = outcomes.applied + outcomes.accepted_not_finite
         if self.gradient_steps != expected:
             raise inconsistent("gradient_steps", f"applied + accepted_not_finite, {expected}", self.gradient_steps)
         if self.not_finite_steps > self.steps:
             raise inconsistent("not_finite_steps", f"at most steps, {self.steps}", self.not_finite_steps)
+        if not self.replicas:
+            return self
         seen: set[tuple[object, ...]] = set()
         for index, one in enumerate(self.replicas):
             key = (one.replica, one.process, one.device)
@@ -216,5 +232,5 @@ class Report(_Request):
     steps: StepColumns = StepColumns()
     offenders: Annotated[list[Offender], Field(max_length=MOST_PARAMETERS)] = []
     """In the tree's order within a step."""
-    replicas: Annotated[list[ReplicaRecord], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = []
+    replicas: Annotated[list[ReplicaRecord], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = _EMPTY
     dropped: Dropped = Dropped(steps=0, bad_steps=0)

@@ -97,7 +97,7 @@ def _number(value: float | str) -> float:
 
 
 def _names(values: Iterable[float]) -> list[float | NotFinite]:
-    return [to_json_number(value) for value in values]
+    return [value if math.isfinite(value) else to_json_number(value) for value in values]
 
 
 def _numbers(values: Iterable[float | str]) -> list[float]:

@@ -1,19 +1,20 @@
-"""POST /v1/reports: authorization, size limits, and the answers."""
+"""POST /v1/reports: authorization, size limits, and the answers. A plain ASGI route, because it is the hot path."""
 
 import asyncio
+import hashlib
 import hmac
 import math
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, NoReturn
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, refusal, store_refusal
+from optwrap_exporter.http.admission import PATH, Admission
+from optwrap_exporter.http.connection_timeout import Connection
+from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, broken, refusal, store_refusal
 from optwrap_exporter.http.middleware import over_unix_socket
 from optwrap_exporter.ingest import BusyError, ClosedError, ConflictError, Ingest
 from optwrap_exporter.ledger.bounds import ImplausibleError
@@ -28,8 +29,6 @@ from optwrap_exporter.wire.requests import Report
 
 LARGEST_BODY: Final = 4 << 20
 """The most bytes of one report."""
-MOST_BYTES: Final = 64 << 20
-"""The most bytes of all reports being received. Beyond it clients get 429."""
 BODY_SECONDS: Final = 5.0
 """Seconds in which a body must arrive, so that a stalled client does not hold memory. No client waits longer."""
 _ANSWERS: Final = {
@@ -53,36 +52,16 @@ class _Refused(Exception):
         self.answer = answer
 
 
-def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRouter:
-    """The route of reports. It counts every report by its outcome."""
-    inbox = _Inbox(settings)
+class _Disconnected(Exception):
+    """The client hung up. Nobody receives an answer, and nothing is counted."""
 
-    async def handle(request: Request) -> Response:
-        try:
-            body = await inbox.receive(request)
-            answer = await _take(body, ingest)
-        except _Refused as refused:
-            statistics.report(refused.outcome)
-            return refused.answer
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody receives it
-        except Exception:
-            # An error in the exporter, answered with 500. It is counted like the others.
-            statistics.report("unavailable")
-            raise
-        statistics.report("duplicate" if answer.duplicate else "accepted")
-        return Response(answer.model_dump_json(), media_type="application/json")
 
-    class ReportRoute(APIRoute):
-        """Reads the body itself, to limit it while it arrives and to parse it once."""
-
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            return handle
-
-    routes = APIRouter(route_class=ReportRoute, tags=["ingest"])
+def router() -> APIRouter:
+    """The route as OpenAPI describes it. `ReportRoute` answers its requests."""
+    routes = APIRouter(tags=["ingest"])
 
     @routes.post(
-        "/v1/reports",
+        PATH,
         responses={code: {"model": ErrorBody, "description": text} for code, text in _ANSWERS.items()},
         openapi_extra={"security": [{}]},  # or none: on loopback no token is required
     )
@@ -99,81 +78,139 @@ def router(settings: Settings, ingest: Ingest, statistics: Statistics) -> APIRou
     return routes
 
 
-async def _take(body: bytes, ingest: Ingest) -> Acknowledgement:
-    try:
-        report = parse_report(body)
-    except ValidationError as error:
-        detail = [one.model_dump() for one in error_details(error)]
-        raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None
-    if (name := first_duplicate_key(body)) is not None:
-        raise _Refused("invalid", refusal(422, name, "a duplicate key", "each key once in an object"))
-    try:
-        return await asyncio.wrap_future(ingest.offer(report))
-    except ConflictError as conflict:
-        answer = refusal(409, conflict.field, conflict.value, conflict.allowed)
-        raise _Refused("conflict", answer) from None
-    except ImplausibleError as wrong:
-        raise _Refused("invalid", refusal(422, wrong.field, wrong.value, wrong.allowed)) from None
-    except BusyError as busy:
-        seconds = math.ceil(busy.retry_after)
-        answer = refusal(429, "request", None, "the same report later", {"Retry-After": str(seconds)})
-        raise _Refused("busy", answer) from None
-    except StoreUnavailableError as error:
-        raise _Refused("unavailable", store_refusal(error.state)) from None
-    except ClosedError:
-        allowed = "the same report later: the exporter is shutting down"
-        answer = refusal(503, "request", None, allowed, {"Retry-After": str(STORE_RETRY_SECONDS)})
-        raise _Refused("unavailable", answer) from None
+class ReportRoute:
+    """The ASGI app of POST /v1/reports. It counts every report by its outcome.
 
+    Args:
+      settings: who may report.
+      ingest: where reports go.
+      admission: decides whether a report is taken.
+      statistics: where reports are counted.
+    """
 
-class _Inbox:
-    """Receives bodies: checks authorization and content type, and enforces the limits."""
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ingest: Ingest, admission: Admission, statistics: Statistics) -> None:
+        self._ingest = ingest
+        self._admission = admission
+        self._statistics = statistics
         self._open = settings.tcp_ingest
         self._expected = None if settings.token is None else f"Bearer {settings.token}".encode()
-        self._held = 0
 
-    async def receive(self, request: Request) -> bytes:
-        self._authorize(request)
-        kind = request.headers.get("content-type", "")
-        if kind.partition(";")[0].strip().lower() != "application/json":
-            answer = refusal(415, "Content-Type", kind or None, "application/json")
-            raise _Refused("unsupported_media_type", answer)
-        coding = request.headers.get("content-encoding", "identity")
-        if coding.strip().lower() != "identity":
-            answer = refusal(415, "Content-Encoding", coding, "identity: send the JSON uncompressed")
-            raise _Refused("unsupported_media_type", answer)
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > LARGEST_BODY:
-            raise self._too_large(f"{announced} bytes")
-        return await self._read(request)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        try:
+            answer = await self._handle(scope, receive)
+        except _Refused as refused:
+            self._statistics.report(refused.outcome)
+            await refused.answer(scope, receive, send)
+            return
+        except _Disconnected:
+            await Response(status_code=400)(scope, receive, send)  # nobody receives it
+            return
+        except Exception:
+            self._statistics.report("unavailable")
+            await broken()(scope, receive, send)
+            raise  # the server logs it
+        self._statistics.report("duplicate" if answer.duplicate else "accepted")
+        body = answer.model_dump_json().encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _read(self, request: Request) -> bytes:
-        received = 0
-        parts: list[bytes] = []
+    async def _handle(self, scope: Scope, receive: Receive) -> Acknowledgement:
+        if self._admission.full:
+            self._refuse_busy()
+        headers = dict(reversed(scope["headers"]))  # of several headers of one name the first counts
+        self._check(scope, headers)
+        connection: Connection | None = scope["state"].get("connection")
+        body = bytearray()
+        try:
+            if connection is not None and connection.complete:
+                await self._read(receive, body)  # it does not wait, so it needs no timeout, which is costly
+            else:
+                await self._read_in_time(receive, body)
+            return await self._take(bytes(body), connection)
+        finally:
+            self._admission.release(len(body))
+
+    async def _read_in_time(self, receive: Receive, body: bytearray) -> None:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                async for part in request.stream():
-                    received += len(part)
-                    self._held += len(part)
-                    if received > LARGEST_BODY:
-                        raise self._too_large(f"more than {LARGEST_BODY} bytes")
-                    if self._held > MOST_BYTES:
-                        answer = refusal(429, "request", None, "the same report later", {"Retry-After": "1"})
-                        raise _Refused("busy", answer)
-                    parts.append(part)
+                await self._read(receive, body)
         except TimeoutError:
             allowed = f"all of it within {BODY_SECONDS:g} s"
-            answer = refusal(408, "body", f"{received} bytes", allowed, {"Connection": "close"})
+            answer = refusal(408, "body", f"{len(body)} bytes", allowed, {"Connection": "close"})
             raise _Refused("timed_out", answer) from None
-        finally:
-            self._held -= received
-        return b"".join(parts)
 
-    def _authorize(self, request: Request) -> None:
+    async def _read(self, receive: Receive, body: bytearray) -> None:
+        """Append the request's body to `body`, whose bytes are counted as held."""
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Disconnected
+            part = message.get("body", b"")
+            more = message.get("more_body", False)
+            body += part
+            held = self._admission.hold(len(part))
+            if len(body) > LARGEST_BODY:
+                raise _too_large(f"more than {LARGEST_BODY} bytes")
+            if not held:
+                self._refuse_busy()
+
+    async def _take(self, body: bytes, connection: Connection | None) -> Acknowledgement:
+        if self._ingest.full:  # others came while this body arrived
+            self._refuse_busy()
+        try:
+            report = parse_report(body)
+        except ValidationError as error:
+            detail = [one.model_dump() for one in error_details(error)]
+            raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None
+        canonical = report.model_dump_json().encode()
+        # The canonical form has each key once. A Monitor sends it, so the second parse is for other clients.
+        if body != canonical and (name := first_duplicate_key(body)) is not None:
+            raise _Refused("invalid", refusal(422, name, "a duplicate key", "each key once in an object"))
+        digest = hashlib.blake2b(canonical, digest_size=16).digest()
+        answer: asyncio.Future[Acknowledgement] | None = None
+        try:
+            answer = self._ingest.offer_async(report, digest, gone=None if connection is None else connection.is_lost)
+            return await answer
+        except asyncio.CancelledError:
+            if answer is not None and answer.cancelled() and connection is not None and connection.is_lost():
+                raise _Disconnected from None  # the writer dropped the report
+            raise
+        except ConflictError as conflict:
+            raise _Refused("conflict", refusal(409, conflict.field, conflict.value, conflict.allowed)) from None
+        except ImplausibleError as wrong:
+            raise _Refused("invalid", refusal(422, wrong.field, wrong.value, wrong.allowed)) from None
+        except BusyError as busy:
+            self._refuse_busy(busy.retry_after)
+        except StoreUnavailableError as error:
+            raise _Refused("unavailable", store_refusal(error.state)) from None
+        except ClosedError:
+            allowed = "the same report later: the exporter is shutting down"
+            unavailable = refusal(503, "request", None, allowed, {"Retry-After": str(STORE_RETRY_SECONDS)})
+            raise _Refused("unavailable", unavailable) from None
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Refuse a request because of its headers."""
+        self._authorize(scope, headers)
+        kind = headers.get(b"content-type", b"")
+        if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
+            answer = refusal(415, "Content-Type", kind.decode("latin-1") or None, "application/json")
+            raise _Refused("unsupported_media_type", answer)
+        coding = headers.get(b"content-encoding", b"identity")
+        if coding.strip().lower() != b"identity":
+            allowed = "identity: send the JSON uncompressed"
+            raise _Refused(
+                "unsupported_media_type", refusal(415, "Content-Encoding", coding.decode("latin-1"), allowed)
+            )
+        announced = headers.get(b"content-length", b"")
+        if announced.isdigit() and int(announced) > LARGEST_BODY:
+            raise _too_large(f"{announced.decode()} bytes")
+
+    def _authorize(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         # The mode of the socket file and its directory decide who may write to it.
-        if over_unix_socket(request.scope):
+        if over_unix_socket(scope):
             return
         if not self._open:
             allowed = (
@@ -185,7 +222,7 @@ class _Inbox:
             )
         if self._expected is None:
             return
-        given = request.headers.get("authorization")
+        given = headers.get(b"authorization")
         if given is None or not hmac.compare_digest(_bearer(given), self._expected):
             # Never show the value received: it may be a valid token of another exporter.
             received = None if given is None else "another token"
@@ -193,14 +230,19 @@ class _Inbox:
             answer = refusal(401, "Authorization", received, allowed, {"WWW-Authenticate": "Bearer"})
             raise _Refused("unauthorized", answer)
 
-    def _too_large(self, size: str) -> _Refused:
-        answer = refusal(413, "body", size, f"at most {LARGEST_BODY} bytes: send fewer step records in one report")
-        return _Refused("too_large", answer)
+    def _refuse_busy(self, least: float = 0.0) -> NoReturn:
+        headers = {"Retry-After": str(max(math.ceil(least), self._admission.retry_after()))}
+        raise _Refused("busy", refusal(429, "request", None, "the same report later", headers))
 
 
-def _bearer(header: str) -> bytes:
-    """The header as bytes, with the scheme spelled `Bearer`, because schemes are case-insensitive."""
-    scheme, space, token = header.partition(" ")
-    if scheme.lower() == "bearer":
-        scheme = "Bearer"
-    return f"{scheme}{space}{token.strip()}".encode("utf-8", "surrogatepass")
+def _too_large(size: str) -> _Refused:
+    answer = refusal(413, "body", size, f"at most {LARGEST_BODY} bytes: send fewer step records in one report")
+    return _Refused("too_large", answer)
+
+
+def _bearer(header: bytes) -> bytes:
+    """The header with the scheme spelled `Bearer`, because schemes are case-insensitive."""
+    scheme, space, token = header.partition(b" ")
+    if scheme.lower() == b"bearer":
+        scheme = b"Bearer"
+    return scheme + space + token.strip()
