@@ -245,7 +245,7 @@ def test_a_full_queue_is_429(site: Served, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(site.ingest, "offer_async", full)
     answer = site.client.post("/v1/reports", json=Job().report())
     refusal(answer, 429)
-    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["retry-after"] == "2"
     assert outcomes(site) == {"busy": 1}
 
 
