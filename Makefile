@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos fuzz check check-page docs format bench generated clean
+.PHONY: help setup demo test thorough chaos fuzz soak kills check check-page docs format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -44,6 +44,12 @@ chaos: setup ## training, exporter and network go wrong in every way, drawn from
 
 fuzz: setup ## REPORTS=100000 mutated reports to a real exporter, drawn from SEED=0: status, time, memory, other data
 	@$(BIN)/python -m tests.exporter.fuzz --reports $(or $(REPORTS),100000) --seed $(or $(SEED),0) $(ARGS)
+
+soak: setup ## a simulated day (HOURS=24) of a job of 64 processes: memory, database and totals by the hour
+	@$(BIN)/python -m tests.e2e.soak.day --hours $(or $(HOURS),24) $(ARGS)
+
+kills: setup ## real Monitors for MINUTES=10 while the exporter is killed again and again: nothing is lost or counted twice
+	@$(BIN)/python -m tests.e2e.soak.kills --minutes $(or $(MINUTES),10) $(ARGS)
 
 thorough: setup ## every test, and every case of the long tables: much longer than 'test'
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --thorough --timeout 900 $(ARGS)

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.polling import wait_until
 from tests.thinning import thinned
 
 
@@ -95,12 +95,17 @@ class RunningExporter:
                 stderr=log,
                 env=environment,
             )
-        deadline = time.monotonic() + 60
-        while (said := re.search(r"listening on (http://\S+:(\d+))", self.log[before:])) is None:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise AssertionError(f"the exporter did not start: {self.log[before:]}")
-            time.sleep(0.02)
+
+        def listening() -> re.Match[str] | None:
+            found = re.search(r"listening on (http://\S+:(\d+))", self.log[before:])
+            assert found or self.process.poll() is None, f"the exporter did not start: {self.log[before:]}"
+            return found
+
+        try:
+            said = wait_until(listening, problem=lambda: self.log[before:])
+        except BaseException:
+            self.stop()
+            raise
         self.url = said[1]
         self._listen = f"{self._listen.rpartition(':')[0]}:{said[2]}"
         assert httpx.get(f"{self.url}/-/ready", trust_env=False).status_code == 200

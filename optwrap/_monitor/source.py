@@ -1,11 +1,12 @@
 """The identity of this process, its platform and its devices, without ever initialising JAX's devices."""
 
 import contextlib
-import importlib.metadata
 import socket
 from typing import Any, Final, Protocol
 
 import jax
+
+from optwrap._version import __version__
 
 _ATTEMPT_TIMEOUT: Final = 10.0
 """Seconds for which a process waits for process 0 to publish the attempt."""
@@ -81,7 +82,7 @@ class JaxSource:
             "device_count": 0,
             "process_count": 1,
             "jax_version": _text(jax.__version__),
-            "optwrap_version": _text(_version()),
+            "optwrap_version": __version__,
         }
 
     def process(self) -> int | None:
@@ -141,13 +142,6 @@ class JaxSource:
                 client.key_value_set(key, incarnation)
                 return incarnation
         return None
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("optwrap")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _text(text: str) -> str:

@@ -3,12 +3,13 @@
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
+from tests.polling import wait_until
 
 
 def free_address() -> str:
@@ -30,17 +31,16 @@ def serving(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+
+    def ready() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            return httpx.get(f"{url}/-/ready", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            try:
-                if httpx.get(f"{url}/-/ready", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
+        wait_until(ready, pause=0.1, problem=log.read_text)
         yield
     finally:
         process.terminate()

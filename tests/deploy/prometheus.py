@@ -1,6 +1,5 @@
 """A real Prometheus for tests, with the repository's configuration, free ports and short intervals."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from tests.deploy.places import PROMETHEUS, load
 from tests.deploy.programs import free_address, serving
+from tests.polling import wait_until
 
 SCRAPE_INTERVAL: Final = 0.5
 RATE_INTERVAL: Final = "4s"
@@ -42,11 +42,7 @@ class Prometheus:
 
     def wait_until(self, expr: str, limit: float = 60) -> list[tuple[dict[str, str], float]]:
         """Wait until the expression has a result, and return it."""
-        deadline = time.monotonic() + limit
-        while not (found := self.instant(expr)):
-            assert time.monotonic() < deadline, f"nothing within {limit} s: {expr}"
-            time.sleep(0.2)
-        return found
+        return wait_until(lambda: self.instant(expr), limit, pause=0.2, problem=lambda: expr)
 
 
 def configuration(exporters: list[str], url: str, alertmanager: str | None = None) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
     for node, above, chooses in nodes(expr):
         if chooses or not isinstance(node, promql_parser.VectorSelector):
             continue
-        metric = SERIES.get(node.name)
+        metric = None if node.name is None else SERIES.get(node.name)
         if metric is None or not set(PROCESS) <= set(metric.labels):
             continue
         if any(isinstance(outer, promql_parser.SubqueryExpr) for outer in above):

@@ -18,6 +18,7 @@ from tests.deploy.alertmanager import Alertmanager, Notified
 from tests.deploy.places import ALERTS
 from tests.deploy.prometheus import Prometheus
 from tests.exporter.running import Job
+from tests.polling import wait_until
 
 # One group, because each worker of a parallel run would start all programs.
 pytestmark = [pytest.mark.programs("prometheus", "prometheus-alertmanager"), pytest.mark.xdist_group("alerting")]
@@ -189,10 +190,7 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
             }
 
         # Alertmanager sets the state of an alert when it first processes the alert's group.
-        deadline = time.monotonic() + 30
-        while in_state("everything", "unprocessed") or in_state("alone", "unprocessed"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not (in_state("everything", "unprocessed") or in_state("alone", "unprocessed")), 30)
         assert in_state("everything", "suppressed") == follows
         assert in_state("everything", "active") == everything - follows
         assert in_state("alone", "active") == alone

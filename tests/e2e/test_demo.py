@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +27,7 @@ from examples.demo.faults import Damage, Outcome
 from examples.demo.options import parse
 from examples.demo.settings import EVERY_K, FULL, MAX_CONSECUTIVE_ERRORS, MAX_NORM, QUICK, Settings
 from tests.conftest import RunningExporter
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 REPOSITORY = Path(__file__).parents[2]
@@ -166,13 +166,15 @@ def page_of(process: subprocess.Popen[str]) -> str:
 
 def wait_for_steps(url: str, steps: int) -> None:
     """Until the exporter has counted that many of run `demo`."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        answer = httpx.get(f"{url}/v1/runs/demo", trust_env=False)
-        if answer.is_success and answer.json()["totals"]["steps"] >= steps:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no {steps} steps: {answer.text}")
+
+    def ask() -> httpx.Response:
+        return httpx.get(f"{url}/v1/runs/demo", trust_env=False)
+
+    def counted() -> bool:
+        answer = ask()
+        return answer.is_success and answer.json()["totals"]["steps"] >= steps
+
+    wait_until(counted, 120, problem=lambda: ask().text)
 
 
 def wait_for_line(stream: IO[str] | None, words: str) -> None:

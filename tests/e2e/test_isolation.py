@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import time
 import tomllib
 import urllib.request
 from importlib import metadata
@@ -14,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.e2e.environments import REPOSITORY, Environment, build, make, needs
+from tests.polling import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,17 @@ def test_exporter_runs_and_serves_page_and_charts_without_jax(exporter_only: Env
         stderr=subprocess.PIPE,
         text=True,
     )
+
+    def ready() -> bool:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        try:
+            with urllib.request.urlopen(f"{url}/-/ready", timeout=2):
+                return True
+        except OSError:
+            return False
+
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/-/ready", timeout=2)
-                break
-            except OSError:
-                assert process.poll() is None, process.stderr.read() if process.stderr else ""
-                assert time.monotonic() < deadline, "not ready in 30 s"
-                time.sleep(0.1)
+        wait_until(ready)
         assert json.load(urllib.request.urlopen(f"{url}/v1/runs", timeout=5))["items"] == []
         assert b"optwrap_exporter_build_info" in urllib.request.urlopen(f"{url}/metrics", timeout=5).read()
         assert b"<html" in urllib.request.urlopen(f"{url}/", timeout=5).read().lower()

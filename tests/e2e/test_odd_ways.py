@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import optwrap
 from optwrap._monitor.reporter import Clock
 from optwrap._monitor.thread import Parts
 from tests.conftest import RunningExporter
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.thin(3)
 
@@ -119,12 +119,13 @@ def test_two_monitors_of_one_run_and_process_are_a_conflict_and_both_are_counted
     """The conflict ends when they do."""
     with contextlib.ExitStack() as stack:
         both = [Trained(stack.enter_context(optwrap.Monitor("two", shared.url, 0, interval=0.1))) for _ in range(2)]
-        deadline = time.monotonic() + 60
-        while (answer := ask(shared, "two") if both[0].steps > 10 else {"health": "too early"})["health"] != "conflict":
-            assert time.monotonic() < deadline, answer
+
+        def conflict() -> bool:
             for trained in both:
                 trained.train(1)
-            time.sleep(0.05)
+            return both[0].steps > 10 and ask(shared, "two")["health"] == "conflict"
+
+        wait_until(conflict, pause=0.05, problem=lambda: ask(shared, "two"))
         assert all(trained.monitor.flush(30) for trained in both)
         assert ask(shared, "two")["totals"]["steps"] == sum(trained.steps for trained in both)
     assert "conflict" in [event["kind"] for event in ask(shared, "two/events")["items"]]
@@ -158,12 +159,16 @@ def test_a_thread_that_forks_during_steps_hurts_neither_side(shared: RunningExpo
         finally:
             over.set()
             forking.join()
-        deadline = time.monotonic() + 60
-        for pid in children:
-            while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
-                assert time.monotonic() < deadline, "a child hangs"
-                time.sleep(0.01)
-            assert ended == (pid, 0)
+        left = set(children)
+
+        def none_left() -> bool:
+            for pid in list(left):
+                if (ended := os.waitpid(pid, os.WNOHANG)) != (0, 0):
+                    assert ended == (pid, 0)
+                    left.remove(pid)
+            return not left
+
+        wait_until(none_left, problem=lambda: f"children hang: {left}")
         assert monitor.flush(30)
     answer = ask(shared, f"forks-{emit}")
     assert answer["totals"]["steps"] == trained.steps
@@ -193,10 +198,7 @@ def test_after_a_loss_of_data_counting_goes_on_and_the_lost_steps_are_unseen(
         exporter.start()
 
     def wait_until_known() -> None:
-        deadline = time.monotonic() + 60
-        while httpx.get(f"{exporter.url}/v1/runs/lost", trust_env=False).status_code != 200:
-            assert time.monotonic() < deadline, "no report arrives"
-            time.sleep(0.02)
+        wait_until(lambda: httpx.get(f"{exporter.url}/v1/runs/lost", trust_env=False).status_code == 200)
 
     # A short backoff, to save time.
     parts = Parts(environ={}, clock=Clock(jitter=lambda: 0.02))

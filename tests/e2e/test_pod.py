@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -15,6 +14,7 @@ import pytest
 import optwrap
 from tests.conftest import RunningExporter
 from tests.optwrap.monitoring import Training
+from tests.polling import wait_until
 
 CONTEXT = get_context("forkserver")
 SILENT = 2
@@ -75,10 +75,12 @@ def test_a_process_that_hangs_is_stale_in_time_and_the_others_are_not(
         return [event["process"] for event in events]
 
     def until(condition: Callable[[str], bool]) -> None:
-        deadline = time.monotonic() + 90
-        while not all(condition(run) for run in INTERVALS):
-            assert time.monotonic() < deadline, [of(run) for run in INTERVALS]
-            time.sleep(0.1)
+        wait_until(
+            lambda: all(condition(run) for run in INTERVALS),
+            90,
+            pause=0.1,
+            problem=lambda: [of(run) for run in INTERVALS],
+        )
 
     until(lambda run: healths(run) == ["ok"] * 4)
     os.kill(pod[SILENT].pid, signal.SIGSTOP)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from tests.conftest import RunningExporter
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -70,7 +72,9 @@ def test_the_python_block_without_a_monitor_leaves_out_one_window_of_three(tmp_p
     ("run", "expected"),
     [("my-run", {"applied": 99, "skipped_not_finite": 1}), ("my-other-run", {"applied": 24, "skipped_not_finite": 1})],
 )
-def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, int], exporter, tmp_path: Path) -> None:
+def test_the_python_blocks_report_what_they_did(
+    run: str, expected: dict[str, int], exporter: RunningExporter, tmp_path: Path
+) -> None:
     (block,) = (b for b in BLOCKS if b.language == "python" and f'run="{run}"' in b.code)
     script = tmp_path / "train.py"
     script.write_text(block.code)
@@ -88,7 +92,7 @@ def test_the_python_blocks_report_what_they_did(run: str, expected: dict[str, in
         assert run in asked.stdout or run not in command, asked
 
 
-def test_the_example_of_the_replicas_names_the_one_that_brought_it(exporter, tmp_path: Path) -> None:
+def test_the_example_of_the_replicas_names_the_one_that_brought_it(exporter: RunningExporter, tmp_path: Path) -> None:
     (code,) = re.findall(
         r"^```python\n(.*?)^```$", (REPOSITORY / "docs" / "guides" / "monitor.md").read_text(), re.M | re.S
     )

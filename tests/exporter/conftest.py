@@ -13,12 +13,23 @@ settings.load_profile("exporter")
 
 if TYPE_CHECKING:
     from tests.exporter.running import Served
+    from tests.exporter.stores import Kept
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> "Iterator[Kept]":
+    """A store and its ledger."""
+    # Here, so that tests of a single module need nothing else to work.
+    from tests.exporter.stores import Kept
+
+    made = Kept(tmp_path / "data")
+    yield made
+    made.store.close()
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> "Iterator[Served]":
     """An exporter with nothing in it, on loopback, without a token."""
-    # Here, so that tests of a single module need nothing else to work.
     from tests.exporter.running import served
 
     with served(tmp_path / "data") as running:

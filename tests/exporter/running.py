@@ -11,7 +11,7 @@ import httpx
 from optwrap_exporter.http.app import create_app
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.server import bind_tcp, server_of
-from optwrap_exporter.ingest import Ingest
+from optwrap_exporter.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.settings import Settings, parse_address
 from optwrap_exporter.store.store import Store
@@ -59,7 +59,8 @@ def served(data_dir: Path, clock: TurnedClock | None = None, **settings: Any) ->
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store(data_dir, limit_bytes=given.retention_bytes)))
         ledger = Ledger(clock)
-        ingest = Ingest(store, ledger, clock=clock, tick=0)
+        retention = Retention(seconds=given.retention_days * 86_400)
+        ingest = Ingest(store, ledger, clock=clock, tick=0, retention=retention)
         ingest.start()
         stack.callback(ingest.close)
         hub = Hub(ingest.subscribe, ledger)

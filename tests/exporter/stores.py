@@ -1,14 +1,19 @@
 """For tests: a store and its ledger, without the ingest's thread."""
 
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from optwrap_exporter.ledger.ledger import Ledger, Plan
+from optwrap_exporter.store.rollups import SIZE
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.answers import Event
+from optwrap_exporter.wire.answers import Event, Page, StepsAnswer
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import EventKind
+from optwrap_exporter.wire.vocabulary import EventKind, to_json_number
 
-from tests.exporter.trainer import TurnedClock
+from tests.exporter.trainer import Trainer, TurnedClock, first_replica
 
 
 class Kept:
@@ -48,3 +53,64 @@ class Kept:
         found = self.ledger.lead("lm")
         assert found is not None
         return found
+
+
+@contextlib.contextmanager
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    """For one example of a property."""
+    made = Kept(tmp_path_factory.mktemp("store"))
+    try:
+        yield made
+    finally:
+        made.store.close()
+
+
+def rows(answer: StepsAnswer) -> list[tuple[int, str, bool, float | str]]:
+    """Step, outcome, finite, norm: NaN by its name, so that it equals itself."""
+    c = answer.columns
+    return list(zip(c.step, c.outcome, c.finite, map(to_json_number, c.norm), strict=True))
+
+
+def all_events(page_of: Callable[[str | None], Page[Event]]) -> list[Event]:
+    found, cursor = [], None
+    while True:
+        page = page_of(cursor)
+        found += page.items
+        if (cursor := page.cursor) is None:
+            return found
+
+
+def check_blocks(directory: Path) -> None:
+    """The blocks say of the step records what the step records say."""
+    with contextlib.closing(sqlite3.connect(directory / "optwrap.sqlite3")) as db:
+        truth: dict[tuple[int, int, int], list[float]] = {}
+        counted: dict[tuple[int, int, int], list[int]] = {}
+        for run, process, step, norm, bad in db.execute("SELECT run_id, process, step, norm, bad FROM step"):
+            key = (run, process, step // SIZE)
+            counted.setdefault(key, [0, 0])[bad] += 1
+            if not bad:
+                truth.setdefault(key, []).append(float("inf") if norm is None else norm)
+        stored = {
+            (run, process, block): (good, bad, low, high)
+            for run, process, block, good, bad, low, high in db.execute(
+                "SELECT run_id, process, block, good, bad, low, high FROM block WHERE good + bad > 0"
+            )
+        }
+    assert stored == {
+        key: (good, bad, min(truth.get(key, [None])), max(truth.get(key, [None])))  # type: ignore[type-var]
+        for key, (good, bad) in counted.items()
+    }
+
+
+def busy_runs(kept: Kept) -> None:
+    """Two runs, one of them of two processes, with events of several kinds."""
+    trainers = [Trainer(kept.clock, process=process, process_count=2) for process in (1, 0)]
+    trainers.append(Trainer(kept.clock, run="other"))
+    for _ in range(6):
+        kept.clock.advance(1)
+        for trainer in trainers:
+            trainer.step(
+                "skipped_not_finite", norm="NaN", offenders={"w": 1}, replica=first_replica(1, 0, "cpu:1", 1, 2)
+            )
+            trainer.step()
+            kept.take(trainer.report())

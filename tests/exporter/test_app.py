@@ -1,4 +1,4 @@
-"""A whole exporter in a process of its own: its sockets, its crash, its second life."""
+"""A whole exporter in its own process: its sockets, a crash and a restart."""
 
 import json
 import stat
@@ -58,7 +58,7 @@ def test_the_socket_needs_no_token(start_exporter: Start, tmp_path: Path) -> Non
     assert "hush" not in exporter.log
 
 
-def test_an_acknowledged_report_survives_kill_9_and_its_socket_is_taken_over(
+def test_acknowledged_reports_survive_kill_9_and_a_restart_reuses_the_socket(
     start_exporter: Start, tmp_path: Path
 ) -> None:
     path = tmp_path / "s"

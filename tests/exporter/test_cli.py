@@ -1,4 +1,4 @@
-"""The command line: its options and their environment, and one clear line for every failure."""
+"""The command line: options, their environment variables, and one line for every failure."""
 
 import signal
 import subprocess
@@ -35,14 +35,15 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     return kept
 
 
-def test_without_options_it_serves_loopback_and_keeps_state_by_xdg(told: list[Settings], tmp_path: Path) -> None:
+def test_the_defaults_are_loopback_and_the_xdg_state_directory(told: list[Settings], tmp_path: Path) -> None:
     assert cli.run([]) == 0
     (settings,) = told
     assert settings.listen == Address("127.0.0.1", 10425)
     assert settings.data_dir == tmp_path / "state" / "optwrap-exporter"
     assert settings.retention_days == 30
     assert settings.retention_bytes == 1 << 30
-    assert settings.token is settings.ingest_socket is None
+    assert settings.token is None
+    assert settings.ingest_socket is None
 
 
 def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_failure_is_one_line_with_the_wrong_value(
     assert said in failure(capsys, *arguments)
 
 
-def test_a_taken_port_is_one_line(
+def test_a_port_in_use_is_one_line(
     exporter: RunningExporter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = exporter.url.removeprefix("http://")
@@ -178,7 +179,7 @@ def test_help_and_version_exit_with_success() -> None:
         assert cli.run(arguments) == 0
 
 
-def test_both_ways_of_calling_it_are_one_program() -> None:
+def test_the_script_and_python_m_are_the_same_program() -> None:
     script = Path(sys.executable).with_name("optwrap-exporter")
     module = [sys.executable, "-m", "optwrap_exporter"]
     said = {subprocess.run([*way, "--version"], capture_output=True, check=True).stdout for way in ([script], module)}
@@ -186,7 +187,7 @@ def test_both_ways_of_calling_it_are_one_program() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(exporter: RunningExporter, number: int) -> None:
+def test_a_signal_stops_the_exporter_cleanly(exporter: RunningExporter, number: int) -> None:
     assert exporter.stop(number) == 0
     assert "Traceback" not in exporter.log
 
@@ -199,7 +200,7 @@ def test_the_start_line_has_the_address_and_the_directory(start_exporter: Start,
     )
 
 
-def test_forget_deletes_a_run_and_only_while_no_exporter_runs(
+def test_forget_deletes_a_run_but_not_while_an_exporter_runs(
     exporter: RunningExporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.exporter.running import Job

@@ -1,4 +1,4 @@
-"""Conflicts: two lives under one name are one, whatever their clocks say; and all that only looks like it is none."""
+"""Two live trainings of one run and process are a conflict; resumes, rollbacks and backlogs are not."""
 
 from typing import Any
 
@@ -97,7 +97,7 @@ def test_live_attempts_in_different_processes_are_a_conflict(lives: Lives, skew:
     assert [event.process for event in lives.told] == [1, 0]
 
 
-def test_a_conflict_lasts_until_one_is_silent_for_long_enough_and_may_begin_again(lives: Lives) -> None:
+def test_a_conflict_ends_after_one_attempt_is_silent_and_may_begin_again(lives: Lives) -> None:
     one, other = lives.new("one"), lives.new("other")
     lives.live(8, one, other)
     since = lives.watched.of()[1]
@@ -121,7 +121,7 @@ def test_a_second_conflict_of_two_attempts_is_another_event(lives: Lives) -> Non
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_a_conflict_ends_when_the_older_one_finishes(lives: Lives, process: int) -> None:
+def test_a_conflict_ends_when_the_older_attempt_finishes(lives: Lives, process: int) -> None:
     one, other = lives.new("one"), lives.new("other", process=process)
     lives.live(8, one, other)
     lives.take(one.report("finished"))
@@ -163,7 +163,7 @@ def test_a_short_overlap_with_the_next_job_is_no_conflict(lives: Lives) -> None:
 
 
 def test_late_reports_from_before_a_rollback_are_no_conflict(lives: Lives) -> None:
-    """Reports of before the rollback may be made after it, one by one; nothing is counted in them any more."""
+    """Reports of the incarnation before the rollback still arrive, but count no more steps."""
     before = lives.new("same")
     lives.live(8, before)
     after = lives.new("same", state=before.state.copy())
@@ -190,7 +190,7 @@ def test_a_backlog_is_no_conflict(lives: Lives) -> None:
 
 
 def test_processes_that_name_their_own_attempts_are_no_conflict(lives: Lives) -> None:
-    """Each names its attempt after its own first incarnation, and keeps that name when it resumes or rolls back."""
+    """Each process names its attempt after its first incarnation, and keeps that name."""
     trainers = [lives.new(f"own-{process}", process=process, incarnation=f"own-{process}") for process in range(2)]
     found = lives.live(8, *trainers)
     later = lives.new("own-1", process=1, state=trainers[1].state.copy())
@@ -200,7 +200,7 @@ def test_processes_that_name_their_own_attempts_are_no_conflict(lives: Lives) ->
 @given(gaps=st.lists(st.sampled_from([0.5, 1.0, 3.0, 20.0]), min_size=1, max_size=30), data=st.data())
 @settings(max_examples=60)
 def test_one_job_after_another_is_never_a_conflict(gaps: list[float], data: st.DataObject) -> None:
-    """Attempts one after the other on hosts of any clock; reports late by any time, in order."""
+    """For any clock offset between hosts, and any delay of the reports."""
     lives = Lives()
     for attempt in range(3):
         trainer = lives.new(f"attempt-{attempt}", data.draw(st.sampled_from(SKEWS)))

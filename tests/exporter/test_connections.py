@@ -1,4 +1,4 @@
-"""Connections on which nothing comes, or half of something, go; those of clients that mean it stay."""
+"""Connection timeouts: idle and half-sent requests are closed, running requests are not."""
 
 import contextlib
 import http.client
@@ -50,7 +50,7 @@ def test_a_connection_without_a_whole_request_is_closed(hurried: Served, said: b
 
 
 def test_a_request_that_comes_byte_by_byte_gets_no_more_time(hurried: Served) -> None:
-    """Each byte on its own would be in time."""
+    """Bytes that arrive do not extend the timeout."""
     with dial(hurried) as slow, contextlib.suppress(ConnectionError):
         slow.settimeout(0.05)
         deadline = time.monotonic() + 30
@@ -63,7 +63,7 @@ def test_a_request_that_comes_byte_by_byte_gets_no_more_time(hurried: Served) ->
 
 
 def test_an_unexpected_body_does_not_keep_a_connection_open(hurried: Served) -> None:
-    """The answer is out long before it has come, if it ever does."""
+    """The answer is sent before the body has arrived."""
     with dial(hurried) as slow, contextlib.suppress(ConnectionError):
         slow.sendall(REQUEST[:-2] + b"Content-Length: 1000000\r\n\r\n")
         assert answered(slow) == 200
@@ -72,7 +72,7 @@ def test_an_unexpected_body_does_not_keep_a_connection_open(hurried: Served) -> 
 
 
 def test_a_running_request_has_no_timeout(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is idle between requests, a report whose body takes its time, and a stream."""
+    """An idle keep-alive connection, a slow report body and a stream outlive the timeout."""
     # Longer than any of them takes to ask, on however busy a machine.
     monkeypatch.setattr(connections, "HEAD_SECONDS", 2.0)
     monkeypatch.setattr(reports, "BODY_SECONDS", 30.0)
@@ -101,7 +101,7 @@ def test_a_running_request_has_no_timeout(site: Served, monkeypatch: pytest.Monk
 def test_the_exporter_raises_the_limit_of_open_files(
     start_exporter: Callable[..., RunningExporter],
 ) -> None:
-    """Where the system grants more: a large job has more processes than that."""
+    """A large job has more processes than the usual limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard == resource.RLIM_INFINITY or hard > 1000
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))

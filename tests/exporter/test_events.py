@@ -1,4 +1,4 @@
-"""Events: every kind, when it comes and when it does not, and that it comes once."""
+"""Events: when each kind is recorded, when it is not, and that it is recorded once."""
 
 import dataclasses
 import math
@@ -62,10 +62,10 @@ def test_a_skipped_step_is_an_event_with_its_reason(
 
 
 @pytest.mark.parametrize("outcome", ["skipped_not_finite", "accepted_not_finite", "accumulated"])
-def test_the_replica_that_was_the_first_is_named_with_process_and_device(
+def test_events_name_the_first_nonfinite_replica_with_process_and_device(
     ledger: Ledger, trainer: Trainer, outcome: str
 ) -> None:
-    """In the step's own event and in that of the streak which begins with it; what is not known is left out."""
+    """Both the step's event and that of the streak it starts; unknown parts are left out."""
     trainer.step(outcome, norm="NaN", offenders={"w": 1}, replica=first_replica(5, 1, "cpu:5", 2, 8))
     trainer.step()
     trainer.step(outcome, norm="NaN", offenders={"w": 1}, replica=first_replica(0, None, None, 1, None))
@@ -78,9 +78,8 @@ def test_the_replica_that_was_the_first_is_named_with_process_and_device(
         assert told == ([] if kind == "accumulated" else [named, {"replica": 0, "count": 1}, None])
 
 
-def test_an_accepted_step_names_its_parameters_the_first_in_the_tree_and_the_largest(
-    ledger: Ledger, trainer: Trainer
-) -> None:
+def test_the_event_of_an_accepted_step_lists_its_nonfinite_parameters(ledger: Ledger, trainer: Trainer) -> None:
+    """It says which is the first in the tree, and which has the most non-finite values."""
     trainer.step("accepted_not_finite", norm="Infinity", offenders={"b": 1, "a": 5, "c": 2})
     (accepted,) = only(take(ledger, trainer.report()).events, "accepted_not_finite")
     assert accepted.detail == {
@@ -97,9 +96,7 @@ def test_an_accepted_step_names_its_parameters_the_first_in_the_tree_and_the_lar
     }
 
 
-def test_an_event_names_some_of_very_many_parameters_and_says_how_many_there_were(
-    ledger: Ledger, trainer: Trainer
-) -> None:
+def test_an_event_names_a_few_of_many_parameters_and_gives_their_number(ledger: Ledger, trainer: Trainer) -> None:
     trainer.step("skipped_not_finite", norm="NaN", offenders={f"w{i}": i + 1 for i in range(1000)})
     (skipped,) = only(take(ledger, trainer.report()).events, "skipped")
     assert len(skipped.detail["parameters"]) == MOST_NAMED
@@ -113,9 +110,9 @@ def test_good_steps_are_no_events(ledger: Ledger, trainer: Trainer) -> None:
     assert take(ledger, trainer.report()).events == ()
 
 
-def reported(ledger: Ledger, trainer: Trainer, *reports: list[bool]) -> list[tuple[str, int | None, int | None]]:
+def reported(ledger: Ledger, trainer: Trainer, *reports: list[bool]) -> list[tuple[str, int | None, Any]]:
     """Kind, step and length of the streak events of reports with these steps, True where finite."""
-    found = []
+    found: list[tuple[str, int | None, Any]] = []
     for steps in reports:
         for finite in steps:
             trainer.step() if finite else trainer.bad()
@@ -155,7 +152,7 @@ def runs_of_false(steps: list[bool]) -> list[tuple[int, int]]:
 
 
 @given(steps=st.lists(st.booleans(), max_size=30), cuts=st.sets(st.integers(1, 29)))
-def test_streaks_are_the_runs_of_bad_steps_however_they_are_cut_into_reports(steps: list[bool], cuts: set[int]) -> None:
+def test_streak_events_do_not_depend_on_how_steps_are_split_into_reports(steps: list[bool], cuts: set[int]) -> None:
     parts = [steps[a:b] for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(steps)], strict=True)]
     found = reported(Ledger(TurnedClock()), Trainer(), *parts)
     started = [step for kind, step, _ in found if kind == "streak_started"]
@@ -167,7 +164,7 @@ def test_streaks_are_the_runs_of_bad_steps_however_they_are_cut_into_reports(ste
 
 
 def test_late_records_make_their_streak_events_when_they_arrive(ledger: Ledger, trainer: Trainer) -> None:
-    """A client with much to tell sends the newest totals at once, the records piece by piece."""
+    """A client with a backlog sends the newest totals at once, and the records piece by piece."""
     for finite in (True, False, False, True, True, False):
         trainer.step() if finite else trainer.bad()
     whole = trainer.json()
@@ -184,8 +181,8 @@ def test_late_records_make_their_streak_events_when_they_arrive(ledger: Ledger, 
     ]
 
 
-def test_the_gauge_does_not_apply_to_late_records(ledger: Ledger, trainer: Trainer) -> None:
-    """Steps 2 and 4 were bad, the record of 3 was dropped; the streak that the gauge shows is a later one."""
+def test_the_streak_gauge_is_ignored_for_late_records(ledger: Ledger, trainer: Trainer) -> None:
+    """Steps 2 and 4 were bad and the record of 3 was dropped; the gauge belongs to a later streak."""
     for finite in (True, False, True, False, True, False, False, False):
         trainer.step() if finite else trainer.bad()
     found = take(ledger, sent(with_records(trainer.json(), 1, 3))).events
@@ -196,7 +193,7 @@ def test_the_gauge_does_not_apply_to_late_records(ledger: Ledger, trainer: Train
     ]
 
 
-def test_the_gauge_gives_the_start_of_a_streak_with_dropped_records(ledger: Ledger, trainer: Trainer) -> None:
+def test_the_streak_gauge_gives_the_start_if_records_were_dropped(ledger: Ledger, trainer: Trainer) -> None:
     trainer.step()
     take(ledger, trainer.report())
     for _ in range(5):
@@ -218,7 +215,9 @@ def test_a_gap_between_bad_steps_ends_a_streak(ledger: Ledger, trainer: Trainer)
     ]
 
 
-def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clock: TurnedClock) -> None:
+def test_a_resumed_event_has_the_step_before_and_the_step_after(
+    ledger: Ledger, trainer: Trainer, clock: TurnedClock
+) -> None:
     for _ in range(3):
         trainer.step()
     checkpoint = trainer.state.copy()
@@ -237,7 +236,7 @@ def test_a_resume_says_from_where_to_where(ledger: Ledger, trainer: Trainer, clo
     assert take(ledger, again.report()).events == ()
 
 
-def test_a_state_from_before_this_exporter_is_resumed_from_an_unknown_step(
+def test_a_resumed_event_has_no_step_before_if_the_exporter_never_heard_it(
     ledger: Ledger, trainer: Trainer, clock: TurnedClock
 ) -> None:
     trainer.step()
@@ -248,14 +247,14 @@ def test_a_state_from_before_this_exporter_is_resumed_from_an_unknown_step(
     assert (resumed.kind, resumed.detail) == ("resumed", {"from": None, "to": 1})
 
 
-def test_after_the_loss_of_the_directory_nothing_has_started_or_resumed(trainer: Trainer, clock: TurnedClock) -> None:
+def test_after_the_loss_of_the_store_there_is_no_started_or_resumed_event(trainer: Trainer, clock: TurnedClock) -> None:
     trainer.step()
     trainer.report()
     assert take(Ledger(clock), trainer.report(oldest_held=2)).events == ()
 
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
-def test_an_end_is_one_event(ledger: Ledger, trainer: Trainer, state: str) -> None:
+def test_the_end_of_a_process_is_one_event(ledger: Ledger, trainer: Trainer, state: str) -> None:
     trainer.step()
     assert kinds(take(ledger, trainer.report()).events) == ["started"]
     (ended,) = take(ledger, trainer.report(state)).events
@@ -305,7 +304,7 @@ def test_a_hello_does_not_prevent_the_comparison_of_steps(ledger: Ledger, clock:
     assert "diverged" in kinds(take(ledger, b.report()).events)
 
 
-def test_the_same_steps_after_a_rollback_are_other_steps(ledger: Ledger, clock: TurnedClock) -> None:
+def test_steps_before_and_after_a_rollback_are_not_compared(ledger: Ledger, clock: TurnedClock) -> None:
     a, b = twins(clock)
     for trainer in (a, b):
         trainer.step()
@@ -338,8 +337,8 @@ def comparable(what: NewEvent) -> dict[str, Any]:
 
 @given(history=histories(), data=st.data())
 @settings(max_examples=40)
-def test_events_of_records_come_exactly_once_however_the_reports_arrive(history: History, data: st.DataObject) -> None:
-    """Skips and accepted steps of all reports that arrived; and no key of any kind twice with another meaning."""
+def test_each_bad_step_is_one_event_in_whatever_order_the_reports_arrive(history: History, data: st.DataObject) -> None:
+    """Reports may be lost, repeated and reordered; events with the same key are equal."""
     ledger = Ledger(TurnedClock())
     found: list[NewEvent] = []
     arrived: dict[tuple[str, int], Report] = {}

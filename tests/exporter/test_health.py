@@ -1,4 +1,4 @@
-"""Health, row by row of its table, with a clock that the test turns; and the cases in which a row must not hold."""
+"""Health: each row of its table, and the cases in which that row must not hold. The test sets the clock."""
 
 import pytest
 from hypothesis import given
@@ -42,7 +42,7 @@ def test_a_resumed_process_is_starting_until_it_takes_a_step_of_its_own(watched:
     assert watched.of() == ("ok", 6)
 
 
-def test_skipping_holds_while_the_streak_lasts_since_it_began(watched: Watched, trainer: Trainer) -> None:
+def test_skipping_holds_from_the_first_to_the_last_step_of_a_streak(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer)
     watched.clock.advance(1)
     watched.say(trainer, "bad")
@@ -59,7 +59,7 @@ def test_skipping_holds_while_the_streak_lasts_since_it_began(watched: Watched, 
 
 
 @pytest.mark.parametrize(("interval", "limit"), [(1.0, 10.0), (3.0, 10.0), (60.0, 180.0), (0.1, 10.0)])
-def test_a_process_is_stale_after_three_intervals_of_silence_ten_seconds_at_least(
+def test_a_process_is_stale_after_three_intervals_and_at_least_ten_seconds(
     watched: Watched, interval: float, limit: float
 ) -> None:
     trainer = Trainer(watched.clock, interval=interval)
@@ -89,7 +89,7 @@ def test_silence_does_not_count_while_the_exporter_is_down(watched: Watched, tra
     assert watched.of() == ("stale", 3610)
 
 
-def test_a_process_that_was_stale_is_so_after_a_restart_of_the_exporter_too(watched: Watched, trainer: Trainer) -> None:
+def test_a_stale_process_is_still_stale_after_a_restart_of_the_exporter(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer)
     watched.clock.advance(10)
     (plan,) = watched.ledger.pass_time()
@@ -99,7 +99,7 @@ def test_a_process_that_was_stale_is_so_after_a_restart_of_the_exporter_too(watc
     assert watched.look() == []
 
 
-def test_reports_without_a_step_for_five_minutes_are_a_stall(watched: Watched, trainer: Trainer) -> None:
+def test_a_process_that_reports_no_step_for_five_minutes_is_stalled(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer)
     watched.keep_saying(trainer, 299)
     assert watched.of() == ("ok", 0)
@@ -113,7 +113,7 @@ def test_reports_without_a_step_for_five_minutes_are_a_stall(watched: Watched, t
     assert watched.of() == ("ok", 401)
 
 
-def test_slow_steps_are_no_stall_until_ten_times_their_median(watched: Watched) -> None:
+def test_slow_steps_are_stalled_only_after_ten_times_their_median(watched: Watched) -> None:
     trainer = Trainer(watched.clock, interval=50.0)
     for _ in range(5):
         watched.say(trainer)
@@ -128,7 +128,7 @@ def test_slow_steps_are_no_stall_until_ten_times_their_median(watched: Watched) 
     assert watched.of() == ("stalled", at + 1000)
 
 
-def test_the_median_step_is_not_moved_by_one_pause(watched: Watched, trainer: Trainer) -> None:
+def test_one_pause_does_not_change_the_median_step_time(watched: Watched, trainer: Trainer) -> None:
     for seconds in (1, 1, 1, 3000, 1, 1):
         watched.say(trainer)
         watched.clock.advance(seconds)
@@ -144,7 +144,7 @@ def test_a_silent_process_is_stale_and_not_stalled(watched: Watched, trainer: Tr
 
 
 @pytest.mark.parametrize(("every_k", "limit"), [(None, 100), (4, 100), (32, 320)])
-def test_steps_without_a_gradient_step_starve(watched: Watched, every_k: int | None, limit: int) -> None:
+def test_a_process_without_gradient_steps_is_starved(watched: Watched, every_k: int | None, limit: int) -> None:
     trainer = Trainer(watched.clock, gauges={} if every_k is None else {"every_k": every_k})
     watched.say(trainer)
     watched.keep_saying(trainer, limit - 1, "skipped_large")
@@ -157,7 +157,7 @@ def test_steps_without_a_gradient_step_starve(watched: Watched, every_k: int | N
     assert watched.of() == ("ok", limit + 6)
 
 
-def test_a_long_accumulation_window_is_no_starvation(watched: Watched) -> None:
+def test_a_long_accumulation_window_is_not_starved(watched: Watched) -> None:
     trainer = Trainer(watched.clock, gauges={"every_k": 64})
     for _ in range(20):
         for outcome in ["accumulated"] * 63 + ["applied"]:
@@ -167,7 +167,7 @@ def test_a_long_accumulation_window_is_no_starvation(watched: Watched) -> None:
         assert watched.of()[0] == "ok"
 
 
-def test_starvation_counts_from_where_the_state_was_resumed(watched: Watched, trainer: Trainer) -> None:
+def test_starved_counts_from_the_step_of_the_resumed_state(watched: Watched, trainer: Trainer) -> None:
     for _ in range(500):
         trainer.step("accumulated")
     again = Trainer(watched.clock, state=trainer.state.copy())
@@ -179,8 +179,8 @@ def test_starvation_counts_from_where_the_state_was_resumed(watched: Watched, tr
     assert watched.of()[0] == "starved"
 
 
-def test_gradient_steps_before_an_incarnation_became_current_prevent_starvation(watched: Watched) -> None:
-    """A resumed job with its clock behind takes gradient steps until it becomes current, and then only evaluates."""
+def test_gradient_steps_before_an_incarnation_became_current_prevent_starved(watched: Watched) -> None:
+    """A resumed job whose clock is behind takes gradient steps before it is current, and none after."""
     ahead, behind = TurnedClock(START + 3600), TurnedClock(START)
     first, second = Trainer(ahead), Trainer(behind, attempt="second")
     watched.say(first)
@@ -196,7 +196,7 @@ def test_gradient_steps_before_an_incarnation_became_current_prevent_starvation(
 
 
 @pytest.mark.parametrize("kept", [(0, 249), (*range(0, 100), 249), (249,)])
-def test_dropped_records_of_gradient_steps_prevent_starvation(
+def test_dropped_records_of_gradient_steps_prevent_starved(
     watched: Watched, trainer: Trainer, kept: tuple[int, ...]
 ) -> None:
     """200 gradient steps, then 50 skipped ones: the records between them are dropped."""
@@ -206,7 +206,7 @@ def test_dropped_records_of_gradient_steps_prevent_starvation(
     assert watched.of()[0] == "ok"
 
 
-def test_starvation_counts_from_the_last_gradient_step_recorded(watched: Watched, trainer: Trainer) -> None:
+def test_starved_counts_from_the_last_recorded_gradient_step(watched: Watched, trainer: Trainer) -> None:
     """The only gradient step has a record, so every step without a record is another one."""
     trainer.step()
     for _ in range(120):
@@ -294,7 +294,7 @@ def test_a_job_restarted_with_a_clock_behind_becomes_current_soon(watched: Watch
 
 
 def test_a_backlog_does_not_make_an_older_incarnation_current(watched: Watched, trainer: Trainer) -> None:
-    """Reports that were made a second apart and come all at once are late, not alive."""
+    """Reports made a second apart that arrive all at once do not show that it is alive."""
     late = []
     for _ in range(10):
         trainer.step()
@@ -321,7 +321,7 @@ def test_a_run_is_degraded_while_a_process_is_missing(watched: Watched) -> None:
     assert watched.of_run() == ("ok", 2)
 
 
-def test_a_run_is_as_ill_as_its_worst_process(watched: Watched) -> None:
+def test_a_run_has_the_health_of_its_worst_process(watched: Watched) -> None:
     trainers = [Trainer(watched.clock, process=process, process_count=4) for process in range(4)]
     for trainer in trainers:
         watched.say(trainer)
@@ -345,7 +345,7 @@ def test_a_run_is_finished_only_when_all_its_processes_are(watched: Watched) -> 
 
 
 def test_processes_of_a_killed_attempt_do_not_count(watched: Watched) -> None:
-    """Four processes are killed, two take over: the run is those two."""
+    """Four processes are killed and two take over: the run has those two."""
     for process in range(4):
         watched.say(Trainer(watched.clock, process=process, process_count=4))
     watched.clock.advance(30)
@@ -360,7 +360,7 @@ def test_processes_of_a_killed_attempt_do_not_count(watched: Watched) -> None:
 
 
 def test_a_process_restarted_alone_does_not_hide_the_others(watched: Watched) -> None:
-    """Where nothing tells one launch from another, every start is an attempt of its own."""
+    """Without a common attempt, every start of a process is its own attempt."""
     trainers = [
         Trainer(watched.clock, process=i, incarnation=f"of-{i}", attempt=f"of-{i}", process_count=3) for i in range(3)
     ]
@@ -386,20 +386,20 @@ outcomes = st.lists(st.tuples(st.sampled_from(sorted(set(HEALTHS) - {"degraded"}
 
 
 @given(outcomes=outcomes, missing=st.booleans(), began=times)
-def test_a_run_is_judged_by_the_first_row_that_holds_of_any_process(
+def test_a_run_has_the_first_health_of_the_order_that_any_process_has(
     outcomes: list[tuple[Health, float]], missing: bool, began: float
 ) -> None:
-    """Against the table, read naively; but that one finished process does not finish a run."""
+    """Except that one finished process does not finish a run."""
     found, since = health.overall(
         [HealthSince(*one) for one in outcomes], expected=len(outcomes) + missing, began=began
     )
-    held = [name for name, _ in outcomes if name != "finished"] or ["finished"]
-    rows = [*held, *(["degraded"] if missing else [])]
+    held: list[Health] = [name for name, _ in outcomes if name != "finished"] or ["finished"]
+    rows: list[Health] = [*held, "degraded"] if missing else held
     assert found == min(rows, key=HEALTHS.index)
     assert since in [*(when for name, when in outcomes if name == found), *([began] if found == "degraded" else [])]
 
 
-def test_the_order_of_healths_is_the_contract() -> None:
+def test_the_order_of_healths_is_the_documented_one() -> None:
     assert list(HEALTHS) == [
         "conflict", "gave_up", "failed", "finished", "stale", "stalled", "starved", "skipping", "starting", "degraded",
         "ok",

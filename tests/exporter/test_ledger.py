@@ -1,4 +1,4 @@
-"""The ledger's law: totals are the truth, whatever the order, the repetitions and the losses; and what it answers."""
+"""The ledger: totals are right for any order, repetition and loss of reports, and every answer follows from them."""
 
 import itertools
 
@@ -97,7 +97,7 @@ def test_planning_changes_nothing(history: History, data: st.DataObject) -> None
 @given(history=histories(), data=st.data())
 @settings(max_examples=30)
 def test_every_step_record_counts_once(history: History, data: st.DataObject) -> None:
-    """Values that were non-finite, and first and last step, come from the records of all reports that arrived."""
+    """Non-finite values, and first and last step, come from the records of all reports that arrived."""
     clock = TurnedClock()
     ledger = Ledger(clock)
     arrived = {}
@@ -181,7 +181,7 @@ def test_steps_before_the_first_report_are_unseen() -> None:
 
 
 def test_a_hello_and_a_resumed_incarnation_are_one_process() -> None:
-    """What a Monitor does where its first reading shows a state that has lived."""
+    """A Monitor whose first reading is of a resumed state starts a second incarnation."""
     clock = TurnedClock()
     ledger = Ledger(clock)
     first = Trainer(clock)
@@ -220,7 +220,7 @@ def test_steps_of_an_earlier_attempt_are_not_unseen() -> None:
     assert (answer.totals.steps, answer.state_totals.steps, answer.unseen) == (13, 18, 5)
 
 
-def test_the_lowest_process_of_the_newest_attempt_stands_for_the_run() -> None:
+def test_the_lowest_process_of_the_newest_attempt_leads_the_run() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     for process in (3, 1):
@@ -270,7 +270,7 @@ def test_the_first_ten_nonfinite_parameters_keep_their_label() -> None:
     assert list(view.parameters)[:3] == [OTHER, "b", "a"]
 
 
-def test_the_streak_peak_is_of_the_last_five_minutes() -> None:
+def test_the_streak_peak_covers_the_last_five_minutes() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
@@ -298,7 +298,7 @@ def test_the_streak_peak_is_of_the_last_five_minutes() -> None:
     assert peak() == 0
 
 
-def test_the_norm_shown_is_the_last_finite_one() -> None:
+def test_the_shown_norm_is_the_last_finite_norm() -> None:
     clock = TurnedClock()
     ledger = Ledger(clock)
     trainer = Trainer(clock)
@@ -313,7 +313,7 @@ def test_the_norm_shown_is_the_last_finite_one() -> None:
     assert ledger.views()[0].gradient_norm == 0.75
 
 
-def test_times_are_the_exporters() -> None:
+def test_times_come_from_the_exporters_clock() -> None:
     clock, client = TurnedClock(), TurnedClock(1.0)
     ledger = Ledger(clock)
     trainer = Trainer(client)

@@ -1,4 +1,4 @@
-"""The one table of metrics, and the documentation made from it."""
+"""The table of metrics, and the documentation made from it."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def test_the_documentation_is_what_the_table_says() -> None:
     )
 
 
-def test_every_metric_is_there_once() -> None:
+def test_every_metric_is_defined_once() -> None:
     assert len(BY_NAME) == len(METRICS)
 
 

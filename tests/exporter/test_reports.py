@@ -1,4 +1,4 @@
-"""POST /v1/reports over a real socket: who may, how much, and what is counted."""
+"""POST /v1/reports over a real socket: authorization, limits, and what is counted."""
 
 import asyncio
 import http.client
@@ -61,7 +61,7 @@ def test_a_report_is_acknowledged_and_the_same_again_changes_nothing(site: Serve
     assert outcomes(site) == {"accepted": 1, "duplicate": 1}
 
 
-def test_the_same_seq_with_other_content_is_a_conflict_and_harms_nothing(site: Served) -> None:
+def test_the_same_seq_with_other_content_is_a_conflict_and_changes_nothing(site: Served) -> None:
     job = Job()
     job.step()
     site.send(job.report())
@@ -126,7 +126,7 @@ def test_hostile_json_is_invalid_and_does_not_stop_the_exporter(shared: Served, 
     ],
 )
 def test_a_duplicate_key_is_refused(site: Served, text: str, again: str, name: str) -> None:
-    """Of two that differ no reader could know which was meant, and the next proxy would believe the other."""
+    """JSON readers differ in which of the two values they take."""
     job = Job()
     job.step("applied", "NaN", a__b=2)
     body = json.dumps(job.report())
@@ -210,7 +210,7 @@ def test_a_missing_or_wrong_token_is_unauthorized_and_never_repeated(guarded: Se
 
 
 @pytest.mark.parametrize("given", ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret"])
-def test_the_token_lets_a_report_in(guarded: Served, given: str) -> None:
+def test_a_report_with_the_token_is_accepted(guarded: Served, given: str) -> None:
     answer = guarded.client.post("/v1/reports", json=Job().report(), headers={"authorization": given})
     assert answer.status_code == 200
 
@@ -279,7 +279,7 @@ def test_the_bytes_of_all_reports_being_received_are_limited(site: Served, monke
 
 
 def test_a_stalled_body_times_out_and_delays_no_other_report(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half-sent reports, left open, take all the room there is; not for ever."""
+    """Half-sent reports take all the room for bodies until they time out."""
     report = json.dumps(Job().report()).encode()
     monkeypatch.setattr(admission, "MOST_BYTES", 1000)
     monkeypatch.setattr(reports, "BODY_SECONDS", 0.2)
@@ -299,7 +299,7 @@ def test_a_stalled_body_times_out_and_delays_no_other_report(site: Served, monke
 
 
 def test_shutdown_waits_for_a_stalled_body_to_time_out() -> None:
-    """So that what is cut off is answered, and no traceback is logged."""
+    """Its client gets an answer, and no traceback is logged."""
     assert server.GRACE_SECONDS > reports.BODY_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""The query routes, the probes and what a browser opens."""
+"""The query routes, the probes, and the pages for a browser."""
 
 import re
 from html.parser import HTMLParser
@@ -31,7 +31,7 @@ def filled(shared: Served) -> Served:
     return shared
 
 
-def test_a_run_answers_what_was_counted(filled: Served) -> None:
+def test_a_run_is_answered_with_what_was_counted(filled: Served) -> None:
     run = filled.get("/v1/runs/lm")
     assert run["totals"] == {
         "steps": 12,
@@ -57,8 +57,8 @@ def test_a_run_answers_what_was_counted(filled: Served) -> None:
     assert [process["host"] for process in run["processes"]] == ["node-0"]
 
 
-def test_replicas_are_in_the_run_worst_first_and_beside_their_steps(site: Served) -> None:
-    """After a restart of the process elsewhere the same replica is another one."""
+def test_nonfinite_replicas_are_listed_worst_first_and_beside_their_steps(site: Served) -> None:
+    """The same replica number on another device is another row."""
     job = Job(clock=site.clock)
     job.step()
     for number in (5, 2, 5):
@@ -183,7 +183,7 @@ def test_a_range_beyond_the_run_is_empty_and_one_that_ends_before_it_begins_is_4
 
 
 def test_a_cursor_of_another_list_is_422_and_says_so(site: Served) -> None:
-    """Of another run, another filter, another kind of list: each would silently skip or repeat items."""
+    """A cursor of another run, filter or list would skip or repeat items."""
     for run in ("one", "two"):
         job = Job(run=run)
         for _ in range(3):
@@ -244,7 +244,7 @@ class Links(HTMLParser):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_loads_nothing_from_elsewhere_and_keeps_to_its_policy(filled: Served, path: str) -> None:
+def test_a_page_loads_nothing_from_other_origins_and_has_no_inline_script(filled: Served, path: str) -> None:
     answer = filled.client.get(path)
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/html")
@@ -285,6 +285,6 @@ def test_the_api_page_lists_every_route_and_escapes_what_it_shows(filled: Served
     assert "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$" in text
 
 
-def test_times_are_by_the_exporters_clock(filled: Served) -> None:
+def test_times_come_from_the_exporters_clock(filled: Served) -> None:
     run = filled.get("/v1/runs/lm")
     assert run["first_report"] == run["last_report"] == START + 6

@@ -1,4 +1,4 @@
-"""Whom a request is meant for, and what a browser may do with the answer."""
+"""The host names that a request may use, and the security headers of every answer."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def check(listen: str, *allowed: str) -> HostCheck:
 @pytest.mark.parametrize(
     "header", ["localhost", "LOCALHOST:10425", "127.0.0.1:1", "[::1]:10425", "[::1]", "localhost."]
 )
-def test_this_machines_own_names_pass_whatever_is_listened_on(header: str) -> None:
+def test_loopback_names_are_always_allowed(header: str) -> None:
     for listen in ("127.0.0.1:1", "0.0.0.0:1", "metrics.example:1"):
         assert check(listen).allows(header)
 
@@ -41,11 +41,11 @@ def test_this_machines_own_names_pass_whatever_is_listened_on(header: str) -> No
         "10.0.0.9",
     ],
 )
-def test_other_names_do_not_pass_on_loopback(header: str | None) -> None:
+def test_other_names_are_refused_on_loopback(header: str | None) -> None:
     assert not check("127.0.0.1:10425").allows(header)
 
 
-def test_a_server_on_every_address_takes_any_ip_address_but_no_unknown_name() -> None:
+def test_a_wildcard_address_allows_every_ip_address_and_no_unknown_name() -> None:
     everywhere = check("0.0.0.0:10425", "exporter.monitoring")
     assert everywhere.allows("10.1.2.3:10425")
     assert everywhere.allows("[fd00::7]:10425")
@@ -53,14 +53,14 @@ def test_a_server_on_every_address_takes_any_ip_address_but_no_unknown_name() ->
     assert not everywhere.allows("evil.example:10425")
 
 
-def test_the_listened_name_and_allowed_names_pass() -> None:
+def test_the_listen_name_and_allowed_names_are_allowed() -> None:
     assert check("192.0.2.7:1").allows("192.0.2.7:1")
     assert not check("192.0.2.7:1").allows("192.0.2.8:1")
     assert check("127.0.0.1:1", "train.example").allows("Train.Example")
 
 
 @given(st.text(max_size=40))
-def test_a_host_header_never_raises_and_never_allows_more_than_it_names(header: str) -> None:
+def test_any_host_header_is_allowed_only_if_its_name_is(header: str) -> None:
     name = host_name(header)
     assert check("127.0.0.1:1").allows(header) == (name in {"localhost", "127.0.0.1", "::1"})
 
@@ -88,7 +88,7 @@ def get() -> Get:
     return ask
 
 
-def test_every_answer_carries_the_headers_also_a_refusal(get: Get) -> None:
+def test_every_answer_has_the_security_headers_also_a_refusal(get: Get) -> None:
     for answer in (get("/plain"), get("/no"), get("/plain", host="evil.example")):
         assert {name: answer.headers[name] for name in HEADERS} == HEADERS
         assert answer.headers["cache-control"] == "no-store"
@@ -96,7 +96,7 @@ def test_every_answer_carries_the_headers_also_a_refusal(get: Get) -> None:
     assert get("/kept").headers["cache-control"] == "no-cache"
 
 
-def test_a_rebound_name_is_refused_with_the_name_it_carried(get: Get) -> None:
+def test_a_rebound_host_name_is_refused_and_quoted(get: Get) -> None:
     answer = get("/plain", host="evil.example:10425")
     assert answer.status_code == 421
     (detail,) = answer.json()["detail"]
@@ -104,7 +104,7 @@ def test_a_rebound_name_is_refused_with_the_name_it_carried(get: Get) -> None:
     assert "--allowed-host" in detail["allowed"]
 
 
-def test_the_policy_lets_a_page_load_nothing_from_elsewhere() -> None:
+def test_the_content_security_policy_forbids_other_origins() -> None:
     directives = dict(part.split(" ", 1) for part in HEADERS["content-security-policy"].split("; "))
     assert directives.pop("default-src") == "'none'"
     assert set(" ".join(directives.values()).split()) <= {"'self'", "'none'", "data:"}

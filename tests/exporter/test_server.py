@@ -1,4 +1,4 @@
-"""The exporter's sockets: who gets them, with which mode, and who is refused."""
+"""The exporter's sockets: their mode, when a file is replaced, and when binding is refused."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_unix_socket_is_its_owners_alone_and_goes_at_the_end(tmp_path: Path) -> None:
+def test_a_unix_socket_is_private_to_its_owner_and_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "made" / "ingest.sock"
     before = os.umask(0)
     try:
@@ -51,7 +51,7 @@ def test_a_file_at_the_socket_path_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "keep me"
 
 
-def test_a_successors_socket_survives_its_predecessors_end(tmp_path: Path) -> None:
+def test_a_stopping_exporter_leaves_the_socket_of_its_successor(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with bound_unix(path):
         path.unlink()
@@ -66,7 +66,7 @@ def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_a_taken_port_is_refused_with_the_address_and_the_remedy() -> None:
+def test_a_port_in_use_is_refused_with_the_address_and_the_remedy() -> None:
     (first,) = bind_tcp(parse_address("127.0.0.1:0"))
     port = first.getsockname()[1]
     with first, pytest.raises(StartError, match=f"127.0.0.1:{port}.*in use.*--listen"):

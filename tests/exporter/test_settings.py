@@ -1,4 +1,4 @@
-"""What the exporter is told from outside, read from text."""
+"""Settings from text: addresses, URLs, sizes, token files and the data directory."""
 
 import contextlib
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_a_file_without_a_token_is_refused(content: bytes, tmp_path: Path) -> No
     assert str(file) in str(caught.value)
 
 
-def test_state_is_kept_where_xdg_says(tmp_path: Path) -> None:
+def test_the_data_directory_follows_xdg(tmp_path: Path) -> None:
     assert default_data_dir({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "optwrap-exporter"
     assert default_data_dir({"XDG_STATE_HOME": "relative/ignored"}).parts[-3:] == (
         ".local",

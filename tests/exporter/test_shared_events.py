@@ -1,4 +1,4 @@
-"""What all processes of an attempt say alike, a run tells once, whichever goes silent; and who speaks for it."""
+"""An event that all processes of an attempt report is one event of the run, from the process that leads it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def test_every_process_lists_its_own_events(
         kept.store.close()
 
 
-def test_the_next_process_stands_for_the_run_if_the_lowest_is_silent(kept: Kept) -> None:
+def test_the_next_process_leads_the_run_if_the_lowest_is_silent(kept: Kept) -> None:
     first, second = (Trainer(kept.clock, process=process, process_count=2) for process in range(2))
     for trainer in (first, second):
         trainer.step()
@@ -117,7 +117,7 @@ def test_the_next_process_stands_for_the_run_if_the_lowest_is_silent(kept: Kept)
     assert kept.lead == 0
 
 
-def test_a_process_that_ended_long_before_the_others_does_not_stand_for_the_run(kept: Kept) -> None:
+def test_a_process_that_ended_long_before_the_others_does_not_lead_the_run(kept: Kept) -> None:
     first, second = (Trainer(kept.clock, process=process, process_count=2) for process in range(2))
     kept.take(first.report("finished"))
     kept.take(second.report())
@@ -128,7 +128,7 @@ def test_a_process_that_ended_long_before_the_others_does_not_stand_for_the_run(
     assert kept.lead == 1
 
 
-def test_the_lowest_of_processes_that_go_silent_together_stands_for_the_run(kept: Kept) -> None:
+def test_the_lowest_of_processes_that_go_silent_together_leads_the_run(kept: Kept) -> None:
     for process in range(2):
         kept.take(Trainer(kept.clock, process=process, process_count=2).report())
         kept.clock.advance(1)
@@ -137,7 +137,7 @@ def test_the_lowest_of_processes_that_go_silent_together_stands_for_the_run(kept
 
 
 def test_a_shared_event_is_not_listed_again_after_the_first_was_deleted(kept: Kept) -> None:
-    """The oldest events make room first: the same from another process does not take their place."""
+    """Another process's event of the same step does not replace one that retention deleted."""
     trainers = [Trainer(kept.clock, process=process, process_count=2) for process in range(2)]
     for trainer in trainers:
         trainer.bad()

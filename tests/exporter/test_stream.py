@@ -1,4 +1,4 @@
-"""GET /v1/stream over a real socket: nothing lost, nothing twice, in order, and an end when there is one."""
+"""GET /v1/stream over a real socket: every commit once and in order, resuming, limits and shutdown."""
 
 import contextlib
 import dataclasses
@@ -63,7 +63,7 @@ class Reader:
 def following(
     url: str, run: str | None = None, last_event_id: str | None = None, socket_options: Any = None
 ) -> Iterator[Reader]:
-    headers = {} if last_event_id is None else {"last-event-id": last_event_id.encode()}
+    headers = {} if last_event_id is None else {b"last-event-id": last_event_id.encode()}
     query = {} if run is None else {"run": run}
     with (
         httpx.Client(base_url=url, timeout=30, transport=httpx.HTTPTransport(socket_options=socket_options)) as client,
@@ -84,7 +84,7 @@ def send_steps(site: Served, job: Job, count: int) -> None:
         site.send(job.report())
 
 
-def test_a_committed_report_comes_with_what_it_added(site: Served) -> None:
+def test_a_committed_report_is_streamed_with_its_records(site: Served) -> None:
     job = Job(clock=site.clock)
     with following(site.url, "lm") as stream:
         job.step("applied", 0.5)
@@ -102,7 +102,7 @@ def test_a_committed_report_comes_with_what_it_added(site: Served) -> None:
 
 
 def test_a_shared_event_is_streamed_once(site: Served) -> None:
-    """The first to tell of a bad step is the one whose event comes; what only one of them tells comes, too."""
+    """The first process's event is streamed; so is an event that only one process reports."""
     jobs = [Job(clock=site.clock, process=process, process_count=2, incarnation=f"e{process}") for process in (0, 1)]
     with following(site.url, "lm") as stream:
         for turn in ((0, 1), (1, 0), (1,)):
@@ -155,7 +155,7 @@ def test_a_stream_of_one_run_has_no_other_runs(site: Served) -> None:
         assert seen == ["mine"] * 3
 
 
-def test_a_run_that_has_not_reported_yet_can_be_waited_for(site: Served) -> None:
+def test_a_stream_may_wait_for_a_run_that_has_not_reported(site: Served) -> None:
     with following(site.url, "later") as stream:
         send_steps(site, Job(run="later", clock=site.clock), 1)
         assert stream.next("run").data["run"] == "later"
@@ -215,7 +215,7 @@ def test_concurrent_requests_do_not_exceed_the_limit_of_streams(site: Served, mo
     assert (answered.count(b"200"), answered.count(b"503")) == (3, 37)
 
 
-def test_a_run_event_brings_no_more_than_the_worst_parameters(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_event_has_only_the_worst_parameters(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "MOST_PARAMETERS", 2)
     job = Job(clock=site.clock)
     for offenders in ({"a": 1, "b": 1, "c": 1}, {"c": 1, "b": 1}, {"c": 1}):
@@ -229,7 +229,7 @@ def test_a_run_event_brings_no_more_than_the_worst_parameters(site: Served, monk
 
 
 def test_run_events_have_only_changed_processes(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them first, then those that reported or whose health has changed: put together they are the answer."""
+    """The first has all processes, later ones those that changed; merged they equal the answer."""
     monkeypatch.setattr(route, "RUN_SECONDS", 0.01)
     jobs = [Job(clock=site.clock, process=n, process_count=6, incarnation=f"e{n}", interval=60.0) for n in range(6)]
     for job in jobs[:4]:

@@ -1,4 +1,4 @@
-"""status and watch, as a terminal shows them."""
+"""The commands status and watch: what they print, and their exit status."""
 
 import json
 import time
@@ -48,7 +48,7 @@ NORMS = st.one_of(st.floats(0, 3e38), st.sampled_from(["NaN", "Infinity"]))
 
 @given(st.lists(st.tuples(NORMS, st.sampled_from(["applied", "accumulated", "skipped_large"]), st.booleans())))
 def test_the_sparkline_has_one_character_per_step(rows: list[tuple[float | str, str, bool]]) -> None:
-    """Bad steps are crosses, whatever their norm; of good ones a larger norm is never drawn lower."""
+    """Bad steps are crosses; among good ones a larger norm is never drawn lower."""
     columns = {name: [row[i] for row in rows] for i, name in enumerate(("norm", "outcome", "finite"))}
     drawn = screen.sparkline(columns).plain
     last = rows[-24:]
@@ -77,7 +77,7 @@ def test_status_draws_the_last_norms(site: Served, capsys: pytest.CaptureFixture
 def test_a_narrow_terminal_keeps_the_important_columns(
     site: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    """The run's name, its health, its streak, its skips; and what went bad first, and in which step."""
+    """Run, health, streak, skips, and the first bad parameter with its step."""
     monkeypatch.setenv("COLUMNS", str(width))
     job = Job(run="lm-7b-2026", clock=site.clock)
     job.gauges |= {"mini_step": 3, "every_k": 4}
@@ -181,7 +181,7 @@ def test_control_characters_are_not_printed(tmp_path: Path, capsys: pytest.Captu
 def test_watch_refreshes_and_survives_an_exporter_that_stops(
     site: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three looks: the run as it is, an exporter that fails, the run as it has become; then Ctrl-C."""
+    """It shows the run, an unreachable exporter, and the changed run, until Ctrl-C."""
     fill(site)
     looks = 0
     real = terminal.Exporter.runs
@@ -201,7 +201,7 @@ def test_watch_refreshes_and_survives_an_exporter_that_stops(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(terminal.Exporter, "runs", runs)
-    monkeypatch.setattr(terminal.time, "sleep", sleep)
+    monkeypatch.setattr("optwrap_exporter.cli.client.time.sleep", sleep)
     assert cli.run(["watch", site.url, "--interval", "0.5"]) == 0
     out = capsys.readouterr().out
     assert looks == 4

@@ -1,4 +1,4 @@
-"""Totals after the loss of a store: what is counted from then on is right, in whatever order the reports arrive."""
+"""Totals after the loss of a store are right, in whatever order the reports arrive."""
 
 import pytest
 from hypothesis import given, settings
@@ -36,10 +36,8 @@ def steps_of(state: int, *, start: int = 0) -> Trainer:
 
 @given(history=histories(), data=st.data())
 @settings(max_examples=60)
-def test_totals_depend_on_the_set_of_reports_alone_once_the_store_was_lost(
-    history: History, data: st.DataObject
-) -> None:
-    """Any order and any repetition; in part of the incarnations the reports before some seq went to a lost store."""
+def test_after_a_loss_totals_depend_only_on_the_set_of_reports(history: History, data: st.DataObject) -> None:
+    """Reports come in any order, repeated; the first ones of some incarnations went to the lost store."""
     reports: list[Report] = []
     for made in history.reports.values():
         oldest = data.draw(st.integers(1, len(made)))
@@ -93,8 +91,8 @@ def test_after_a_loss_exactly_the_steps_since_the_first_report_received_are_coun
 
 @given(history=histories(), data=st.data())
 @settings(max_examples=40)
-def test_a_late_report_from_before_the_loss_makes_the_incarnation_whole(history: History, data: st.DataObject) -> None:
-    """A report whose client held everything from seq 1 proves that nothing of the incarnation is missing."""
+def test_a_late_report_from_before_the_loss_completes_the_incarnation(history: History, data: st.DataObject) -> None:
+    """A report with oldest_held 1 proves that nothing of the incarnation is missing."""
     ledger = Ledger(TurnedClock())
     arriving = delivered(data, history)
     first = {incarnation: reports[0] for incarnation, reports in history.reports.items()}
@@ -110,7 +108,7 @@ def test_a_late_report_from_before_the_loss_makes_the_incarnation_whole(history:
     assert detail(ledger).totals == history.of_run().totals()
 
 
-def test_an_incarnation_first_heard_late_starts_at_the_totals_of_that_report() -> None:
+def test_an_incarnation_first_heard_late_starts_at_the_totals_of_its_first_report() -> None:
     ledger = Ledger(TurnedClock())
     trainer = steps_of(100)
     take(ledger, trainer.report(seq=7, oldest_held=7))
@@ -120,8 +118,8 @@ def test_an_incarnation_first_heard_late_starts_at_the_totals_of_that_report() -
     assert (detail(ledger).totals.steps, detail(ledger).state_totals.steps, detail(ledger).unseen) == (1, 101, 100)
 
 
-def test_a_loss_neither_starves_a_process_nor_says_that_it_gave_up() -> None:
-    """The counts of before the loss are no news."""
+def test_a_loss_makes_no_process_starved_and_none_gave_up() -> None:
+    """What was counted before the loss is not new."""
     ledger = Ledger(TurnedClock())
     trainer = steps_of(100_000)
     trainer.state.outcomes["accepted_not_finite"] += 5
@@ -133,7 +131,7 @@ def test_a_loss_neither_starves_a_process_nor_says_that_it_gave_up() -> None:
 
 @pytest.mark.parametrize("whole_first", [True, False])
 def test_the_run_counts_the_process_that_saw_most_of_an_attempt(whole_first: bool) -> None:
-    """One process lived through the loss of the store; another was restarted after it, at step 60."""
+    """One process has reported since before the loss; the other restarted after it, at step 60."""
     ledger = Ledger(TurnedClock())
     whole = steps_of(100)
     restarted = steps_of(100, start=60)

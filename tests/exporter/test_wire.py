@@ -1,4 +1,4 @@
-"""The wire: what a report may be, what is said of one that may not, and how answers are written."""
+"""The wire: which reports are valid, the error details of the others, and the JSON of answers."""
 
 import copy
 import json
@@ -199,7 +199,7 @@ def skipping() -> dict[str, Any]:
     ],
 )
 def test_contradictions_are_refused_and_named(path: tuple[str | int, ...], value: Any, field: str) -> None:
-    """Each part is in bounds, but no training can have counted them all."""
+    """Each part is in bounds, but no training can have all of these counts."""
     report = skipping()
     at(*path)(report, value)
     assert field in [detail.field for detail in wrong(report)]
@@ -218,16 +218,16 @@ def test_contradictions_are_refused_and_named(path: tuple[str | int, ...], value
     ],
 )
 def test_contradictory_replicas_are_refused(path: tuple[str | int, ...], value: Any, field: str) -> None:
-    """Of 12 steps one was non-finite, brought by the sixth of eight replicas."""
+    """The documented report has one non-finite step, from the sixth of eight replicas."""
     report = documented()
     at(*path)(report, value)
     assert field in [detail.field for detail in wrong(report)]
 
 
 def test_a_report_without_replicas_is_serialized_without_them() -> None:
-    """So that one that was stored before they were known is the same when it comes again."""
     report = Trainer().report()
-    assert report.replicas == report.totals.replicas == []
+    assert not report.replicas
+    assert not report.totals.replicas
     assert "replicas" not in report.model_dump_json()
     assert "replicas" in sent(documented()).model_dump_json()
 
@@ -311,7 +311,7 @@ norms = st.floats(min_value=0, allow_nan=False) | st.just(math.nan) | st.just(-m
 
 
 @given(norms=st.lists(norms, min_size=1, max_size=5))
-def test_norms_survive_the_wire_whatever_they_are(norms: list[float]) -> None:
+def test_every_norm_survives_the_wire(norms: list[float]) -> None:
     trainer = Trainer()
     for norm in norms:
         trainer.step(norm=wire.to_json_number(norm))
@@ -322,7 +322,7 @@ def test_norms_survive_the_wire_whatever_they_are(norms: list[float]) -> None:
         assert got == norm or (math.isnan(got) and math.isnan(norm))
 
 
-def test_answers_name_nonfinite_numbers_and_leave_out_absent_fields() -> None:
+def test_answers_write_nonfinite_numbers_as_names_and_omit_absent_fields() -> None:
     gauges = Gauges(gradient_norm=math.nan, mini_step=0)
     columns = StepColumns(
         step=[1, 2], time=[0, 1], outcome=["applied"] * 2, finite=[True] * 2, norm=[math.inf, 2.5], mini_step=[None, 1]
@@ -337,7 +337,7 @@ def test_answers_name_nonfinite_numbers_and_leave_out_absent_fields() -> None:
         assert "interpolated" not in dumped[1]
 
 
-def test_the_run_answers_every_field_of_its_contract() -> None:
+def test_the_answer_about_a_run_has_every_documented_field() -> None:
     assert set(RunDetail.model_fields) == {
         "run", "health", "since", "first_report", "last_report", "totals", "state_totals", "unseen", "gauges",
         "parameters", "replicas", "dropped", "attempts", "processes",

@@ -201,7 +201,7 @@ class Trainer(_Process):
         """One call of `update`; arguments as in `count`."""
         self.count(outcome, norm, offenders or {}, finite=finite, mini_step=mini_step, replica=replica)
 
-    def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
+    def bad(self, outcome: str = "skipped_not_finite", /, **offenders: int) -> None:
         """One step with non-finite gradients, in the parameter "w" by default."""
         self.step(outcome, norm="NaN", offenders=offenders or {"w": 1})
 
@@ -226,7 +226,7 @@ class Job(_Process):
         self,
         outcome: str = "applied",
         norm: float | str = 1.0,
-        replica: Mapping[str, Any] | None = None,
+        replica: Any = None,
         **offenders: int,
     ) -> None:
         """One call of `update`; arguments as in `count`. In the names of offenders `__` stands for `/`."""

@@ -1,4 +1,4 @@
-"""How many programs JAX compiles."""
+"""How many programs JAX traces and compiles."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ def compilations() -> Iterator[list[str]]:
     """A list with an entry for each program that is compiled within the block."""
     compiled: list[str] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
-        del duration
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
@@ -22,3 +22,8 @@ def compilations() -> Iterator[list[str]]:
         yield compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def traces(jitted: Any) -> int:
+    """How many traces a jitted function has cached: one for each set of argument types."""
+    return int(jitted._cache_size())

@@ -7,8 +7,7 @@ import json
 import socket
 import socketserver
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from optwrap._reading.unpack import Layout, Reading, unpack
 
 PARAMETERS = ("decoder/layer_0/w", "decoder/layer_1/w", "head")
 
-_pack = jax.jit(pack)
+_pack: Any = jax.jit(pack)
 
 
 class Training:
@@ -77,7 +76,7 @@ class Training:
         gauges = [
             ABSENT if name != "mini_step" or self.mini_step is None else self.mini_step for name in INTEGER_GAUGES
         ]
-        return Counters(
+        arrays: dict[str, Any] = dict(
             outcomes=np.array(list(self.outcomes.values()), np.uint32),
             not_finite_steps=np.uint32(self.not_finite_steps),
             not_finite_streak=np.uint32(self.streak),
@@ -96,8 +95,9 @@ class Training:
             replica=np.int32(ABSENT),
             replicas_not_finite=np.int32(ABSENT),
         )
+        return Counters(**arrays)
 
-    def words(self) -> jax.Array:
+    def words(self) -> Any:
         """The packed reading, on the device."""
         return _pack(self.counters())
 
@@ -313,13 +313,3 @@ def refusal(status: int, headers: Mapping[str, str] | None = None) -> Callable[[
 def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the library has logged."""
     return [record.getMessage() for record in caplog.records if record.name == "optwrap"]
-
-
-@contextlib.contextmanager
-def waiting(until: Callable[[], bool], timeout: float = 20.0) -> Iterator[None]:
-    """Run the block, then wait until `until()` is true."""
-    yield
-    deadline = time.monotonic() + timeout
-    while not until():
-        assert time.monotonic() < deadline, f"still false after {timeout} s"
-        time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""The account: incarnations add up to the steps that ran, whatever was rolled back, repeated or not observed."""
+"""The account: incarnations add up to the steps that ran, after rollbacks, repetitions and missed readings."""
 
 import itertools
 import json
@@ -140,7 +140,7 @@ def test_a_resumed_training_counts_from_where_it_was_resumed() -> None:
 
 
 def test_a_count_that_falls_starts_an_incarnation_even_if_steps_rose() -> None:
-    """A state from another branch of the training can have more steps and fewer bad ones."""
+    """A state from another branch of the training may have more steps and fewer bad ones."""
     bad, good = Training(), Training()
     bad.step("skipped_not_finite", {"head": 1})
     good.step()
@@ -217,7 +217,7 @@ BROUGHT = st.none() | REPLICAS.flatmap(
 def test_incarnations_add_up_to_the_replicas_observed_and_their_reports_are_valid(
     steps: list[tuple[NonfiniteReplicas | None, bool]],
 ) -> None:
-    """Whatever is rolled back; beyond the first few of an incarnation, replicas are counted together."""
+    """After any rollback; replicas beyond the first few of an incarnation are counted together."""
     book = account()
     outbox = Outbox(book, Identity("r", 0, "a", 1.0))
     training, saved = Training(distinct=True), Training(distinct=True)

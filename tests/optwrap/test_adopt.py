@@ -17,6 +17,7 @@ import optwrap
 from optwrap._reading.unpack import Layout, unpack
 from tests.optwrap.checkpoints import through_flax, through_orbax
 from tests.optwrap.monitoring import StubExporter
+from tests.optwrap.transformations import structure
 
 PARAMS = {"a": np.ones((8, 4), np.float32), "b": np.full((4,), 2.0, np.float32)}
 VALUES = (1.0, np.nan, 2.0, 0.5, np.inf, 1.0)
@@ -54,7 +55,7 @@ def stepped(tx: Any) -> Callable[..., Any]:
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("through", [through_orbax, through_flax])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
+def test_an_adopted_checkpoint_continues_as_if_it_had_been_instrumented(
     name: str, through: Any, tmp_path: pathlib.Path
 ) -> None:
     """The remaining steps give the same bits; the structure is that of init; the counters count these steps."""
@@ -66,7 +67,7 @@ def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
     old = through(state, jax.eval_shape(plain.init, PARAMS), tmp_path)
 
     adopted = optwrap.adopt(watched, old, params)
-    assert jax.tree.structure(adopted) == jax.tree.structure(watched.init(PARAMS))
+    assert structure(adopted) == structure(watched.init(PARAMS))
     before = unpack(np.asarray(optwrap.reading(adopted)))
     assert (before.step, before.outcome) == (0, None)
     watched_step, watched_params = stepped(watched), params
@@ -80,8 +81,8 @@ def test_an_old_checkpoint_is_gone_on_with_as_if_it_had_been_instrumented(
     assert (after.totals.not_finite_steps, after.totals.parameters) == (1, {"a": 1})
 
 
-def test_a_monitor_counts_from_there() -> None:
-    """The adopted state is observed once before the loop: earlier steps are not counted, and no later step is lost."""
+def test_a_monitor_counts_from_the_adopted_state() -> None:
+    """The adopted state is observed once before the loop: earlier steps are not counted, later ones all are."""
     stub = StubExporter()
     try:
         plain = optwrap.apply_if_finite(optax.adam(1e-3), 2)
@@ -108,7 +109,7 @@ def test_a_monitor_counts_from_there() -> None:
         stub.close()
 
 
-def test_what_is_sharded_stays_sharded_and_the_counters_are_where_a_jitted_init_puts_them() -> None:
+def test_adopted_arrays_keep_their_shardings_and_counters_get_those_of_a_jitted_init() -> None:
     mesh = jax.make_mesh((4,), ("x",))
     sharding = NamedSharding(mesh, P("x"))
     with jax.set_mesh(mesh):
@@ -127,19 +128,19 @@ def test_what_is_sharded_stays_sharded_and_the_counters_are_where_a_jitted_init_
         assert unpack(np.asarray(optwrap.reading(stepped_on))).outcome == "applied"
 
 
-def test_a_state_that_is_instrumented_already_is_left_as_it_is() -> None:
+def test_an_instrumented_state_is_returned_unchanged() -> None:
     """Even if only the outer one of two instrumentations is new."""
     inner = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2), name="inner")
     _, state = stepped(inner)(PARAMS, inner.init(PARAMS), gradients(np.nan))
     again = optwrap.adopt(inner, state, PARAMS)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert structure(again) == structure(state)
     assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True))
     both = optwrap.adopt(optwrap.instrument(inner, name="outer"), state, PARAMS)
     assert unpack(np.asarray(optwrap.reading(both, "outer"))).step == 0
     assert unpack(np.asarray(optwrap.reading(both, "inner"))).totals.not_finite_steps == 1
 
 
-def test_a_state_that_is_stacked_for_pmap_is_adopted_row_by_row() -> None:
+def test_a_state_stacked_for_pmap_is_adopted_row_by_row() -> None:
     """Each device has its own state."""
     plain = optwrap.apply_if_finite(optax.adam(1e-3), 2)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), (plain.init(PARAMS), PARAMS))
@@ -148,7 +149,7 @@ def test_a_state_that_is_stacked_for_pmap_is_adopted_row_by_row() -> None:
         optwrap.adopt(tx, *stacked)
     adopted = jax.vmap(functools.partial(optwrap.adopt, tx))(*stacked)
     alike = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), optwrap.adopt(tx, plain.init(PARAMS), PARAMS))
-    assert jax.tree.structure(adopted) == jax.tree.structure(alike)
+    assert structure(adopted) == structure(alike)
     for ours, one_by_one in zip(jax.tree.leaves(adopted), jax.tree.leaves(alike), strict=True):
         np.testing.assert_array_equal(ours, one_by_one)
 
@@ -174,7 +175,7 @@ GUARDED = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), 2))
     ],
     ids=["no guard", "another wrapper", "nothing", "a restored dict", "other parameters", "another name"],
 )
-def test_the_state_of_something_else_is_refused(state: Any, message: str) -> None:
+def test_a_state_of_another_optimizer_is_refused(state: Any, message: str) -> None:
     """The error has the path of the first difference, and the remedy."""
     with pytest.raises(ValueError, match=message):
         optwrap.adopt(GUARDED, state, PARAMS)
@@ -209,12 +210,12 @@ CHANGED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("after", CHANGED)
 @pytest.mark.parametrize("before", CHANGED)
-def test_wrappers_that_changed_between_two_runs_are_seen_at_once(before: str, after: str) -> None:
-    """An error if the wrappers differ, instrumented before or not; no error if they are the same."""
+def test_wrappers_that_changed_since_the_checkpoint_are_refused(before: str, after: str) -> None:
+    """Instrumented before or not; equal wrappers are accepted."""
     tx = optwrap.instrument(CHANGED[after]())
     for state in (CHANGED[before]().init(PARAMS), optwrap.instrument(CHANGED[before]()).init(PARAMS)):
         if before == after:
-            assert jax.tree.structure(optwrap.adopt(tx, state, PARAMS)) == jax.tree.structure(tx.init(PARAMS))
+            assert structure(optwrap.adopt(tx, state, PARAMS)) == structure(tx.init(PARAMS))
         else:
             with pytest.raises(ValueError, match=r"^opt_state.*: expected the state of the same optimizer"):
                 optwrap.adopt(tx, state, PARAMS)

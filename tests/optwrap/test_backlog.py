@@ -23,7 +23,7 @@ RECORDS = st.builds(
 
 @hypothesis.given(st.lists(RECORDS, max_size=60), st.integers(1, 30))
 def test_a_backlog_keeps_its_limit_and_drops_good_records_first(records: list[Record], limit: int) -> None:
-    """No bad record is dropped while there is a good one; the others keep their order; none vanishes."""
+    """Bad records are dropped only when no good one is left; the others keep their order."""
     backlog: Backlog[str] = Backlog(limit)
     gone: list[Record] = []
     for record in records:

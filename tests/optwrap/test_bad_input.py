@@ -74,11 +74,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"max_consecutive_errors .* got an array float32\[\]",
     ),
     "on_limit another word": (
-        lambda: optwrap.apply_if_finite(SGD, 3, on_limit="skip"),
+        lambda: optwrap.apply_if_finite(SGD, 3, on_limit="skip"),  # type: ignore[arg-type]
         ValueError,
         r"apply_if_finite: on_limit must be 'accept' or 'reject', got 'skip' \(str\): pass 'accept' or 'reject'",
     ),
-    "on_limit a bool": (lambda: optwrap.apply_if_finite(SGD, 3, on_limit=True), ValueError, r"on_limit .* got True"),
+    "on_limit a bool": (lambda: optwrap.apply_if_finite(SGD, 3, on_limit=True), ValueError, r"on_limit .* got True"),  # type: ignore[arg-type]
     "k zero": (
         lambda: optwrap.MultiSteps(SGD, 0),
         ValueError,
@@ -88,7 +88,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "k a float": (lambda: optwrap.MultiSteps(SGD, 4.0), TypeError, r"every_k_schedule .* got 4.0 \(float\)"),
     "k a bool": (lambda: optwrap.MultiSteps(SGD, True), TypeError, r"every_k_schedule .* got True \(bool\)"),
     "k a numpy bool": (lambda: optwrap.MultiSteps(SGD, np.True_), TypeError, r"every_k_schedule .* got np.True_"),
-    "k nothing": (lambda: optwrap.MultiSteps(SGD, None), TypeError, r"every_k_schedule .* got None"),
+    "k nothing": (lambda: optwrap.MultiSteps(SGD, None), TypeError, r"every_k_schedule .* got None"),  # type: ignore[arg-type]
     "schedule of floats": (
         lambda: updated(optwrap.MultiSteps(SGD, optax.linear_schedule(2, 4, 10))),
         TypeError,
@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "slow step negative": (lambda: optwrap.lookahead(SGD, 5, jnp.float32(-0.5)), ValueError, r"slow_step_size .*-0.5"),
     "slow step not a number": (lambda: optwrap.lookahead(SGD, 5, float("nan")), ValueError, r"slow_step_size .* nan"),
-    "slow step a string": (lambda: optwrap.lookahead(SGD, 5, "0.5"), TypeError, r"slow_step_size .* got '0.5' \(str\)"),
+    "slow step a string": (lambda: optwrap.lookahead(SGD, 5, "0.5"), TypeError, r"slow_step_size .* got '0.5' \(str\)"),  # type: ignore[arg-type]
     "a schedule of zeros": (
         lambda: updated(optwrap.MultiSteps(SGD, lambda _: 0)),
         ValueError,
@@ -130,12 +130,12 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     # switches
     "use_grad_mean a string": (
-        lambda: optwrap.MultiSteps(SGD, 2, use_grad_mean="no"),
+        lambda: optwrap.MultiSteps(SGD, 2, use_grad_mean="no"),  # type: ignore[arg-type]
         TypeError,
         r"MultiSteps: use_grad_mean must be True or False, got 'no' \(str\): True for the mean of the window",
     ),
     "use_grad_mean a number": (
-        lambda: optwrap.MultiSteps(SGD, 2, use_grad_mean=2),
+        lambda: optwrap.MultiSteps(SGD, 2, use_grad_mean=2),  # type: ignore[arg-type]
         TypeError,
         r"use_grad_mean must be True or False, got 2 \(int\)",
     ),
@@ -145,12 +145,12 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         r"use_grad_mean must be True or False, got an array bool\[\]",
     ),
     "reset_state a string": (
-        lambda: optwrap.lookahead(SGD, 2, 0.5, reset_state="x"),
+        lambda: optwrap.lookahead(SGD, 2, 0.5, reset_state="x"),  # type: ignore[arg-type]
         TypeError,
         r"lookahead: reset_state must be True or False, got 'x' \(str\): pass whether",
     ),
     "mask_compatible_extra_args nothing": (
-        lambda: optwrap.masked(SGD, True, mask_compatible_extra_args=None),
+        lambda: optwrap.masked(SGD, True, mask_compatible_extra_args=None),  # type: ignore[arg-type]
         TypeError,
         r"masked: mask_compatible_extra_args must be True or False, got None",
     ),
@@ -167,12 +167,12 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     # the skip function
     "skip no function": (
-        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=True),
+        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=True),  # type: ignore[arg-type]
         TypeError,
         r"MultiSteps: should_skip_update_fn must be a function, got True",
     ),
     "skip without its limit": (
-        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=optwrap.skip_large_updates),
+        lambda: optwrap.MultiSteps(SGD, 2, should_skip_update_fn=optwrap.skip_large_updates),  # type: ignore[arg-type]
         TypeError,
         r"skip_large_updates needs its limit, got keywords \[\], expected max_squared_norm",
     ),
@@ -327,7 +327,7 @@ def test_the_ends_of_every_range_are_allowed() -> None:
             (optwrap.MultiSteps(SGD, 2**31 - 1, should_skip_update_fn=large(norm)), PARAMS)
             for norm in (0, np.inf, jnp.float32(2), np.float64(2))
         ),
-        *((optwrap.MultiSteps(SGD, 2, use_grad_mean=mean), PARAMS) for mean in (True, np.False_, 0, 1)),
+        *((optwrap.MultiSteps(SGD, 2, use_grad_mean=mean), PARAMS) for mean in (True, np.False_, 0, 1)),  # type: ignore[arg-type]
         *(
             (optwrap.masked(SGD, mask), PARAMS)
             for mask in (True, np.False_, {"w": 1, "b": np.True_}, {"w": jnp.array(True), "b": 0})
@@ -357,8 +357,8 @@ def test_traced_values_are_brought_into_range() -> None:
 
 
 @pytest.mark.parametrize("limit", [10**12, np.int64(10**10), np.uint64(2**63)])
-def test_a_norm_may_be_any_integer(limit: Any) -> None:
-    """Even one that does not fit into any of JAX's integer dtypes."""
+def test_a_norm_limit_may_be_any_integer(limit: Any) -> None:
+    """Even one too large for every integer dtype of JAX."""
     skip = functools.partial(optwrap.skip_large_updates, max_squared_norm=limit)
     for norm_squared, skipped in ((0.9 * float(limit), False), (1.1 * float(limit), True)):
         updates = jnp.full(1, norm_squared**0.5)

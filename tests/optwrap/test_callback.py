@@ -16,6 +16,7 @@ import optwrap
 from optwrap._reading.state import reading
 from optwrap._reading.unpack import Layout, unpack
 from optwrap._step.instrument import instrument
+from tests.optwrap.compilations import traces
 
 PARAMS = {"a": np.ones((3,), np.float32), "b": np.ones((2, 2), np.float32)}
 
@@ -66,11 +67,12 @@ def both() -> tuple[Any, Listening, Any]:
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from([1.0, 2.0, 1e30, np.nan, np.inf]), min_size=1, max_size=10))
-def test_the_callbacks_get_what_the_returned_readings_hold(values: list[float]) -> None:
-    """The same words, once for each step and in order, with the states donated; and the training is the same."""
+def test_callbacks_get_the_same_readings_as_returned_ones(values: list[float]) -> None:
+    """One for each step, in order, with donated states; the training is the same."""
     one, listening, other = both()
     listening.words.clear()
-    ends, words = [], []
+    ends: list[Any] = []
+    words: list[list[Any]] = []
     for init, step in (one, other):
         params = jax.tree.map(jnp.array, PARAMS)
         state = init(params)
@@ -86,7 +88,7 @@ def test_the_callbacks_get_what_the_returned_readings_hold(values: list[float]) 
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_step_with_it_has_no_effect_and_is_traced_once() -> None:
+def test_a_step_with_a_callback_has_no_effect_and_is_traced_once() -> None:
     """Effects would take the program off jit's fast path."""
     listening = Listening()
     tx = instrument(optimizer(), listening, emit="callback")
@@ -96,7 +98,7 @@ def test_a_step_with_it_has_no_effect_and_is_traced_once() -> None:
     for _ in range(5):
         _, state = step(gradients(1.0), state, PARAMS)
     jax.block_until_ready(state)
-    assert step._cache_size() == 1
+    assert traces(step) == 1
     assert listening.steps == [1, 2, 3, 4, 5]
 
 
@@ -139,8 +141,8 @@ def test_an_observer_that_raises_stops_no_step(caplog: pytest.LogCaptureFixture)
     assert "the disk is full" in caplog.text
 
 
-def test_what_is_no_exception_ends_the_step() -> None:
-    """KeyboardInterrupt, for example, is not swallowed; JAX raises its own error instead, as documented."""
+def test_a_keyboard_interrupt_in_the_observer_ends_the_step() -> None:
+    """It is not swallowed: JAX raises its own error, as documented."""
 
     class Interrupted(Listening):
         def observe(self, reading: Any) -> None:
@@ -161,14 +163,14 @@ def test_under_vmap_the_observer_gets_a_row_for_each_optimizer() -> None:
     np.testing.assert_array_equal(listening.words, reading(states))
 
 
-def test_it_reports_from_an_eager_update_too() -> None:
+def test_an_eager_update_reports_too() -> None:
     tx = instrument(optax.sgd(0.5), listening := Listening(), emit="callback")
     _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     tx.update(PARAMS, state, PARAMS)
     assert listening.steps == [1, 2]
 
 
-def test_gradients_flow_past_it() -> None:
+def test_a_step_with_a_callback_can_be_differentiated() -> None:
     def outcome(rate: Any, **how: Any) -> Any:
         tx = instrument(optax.sgd(rate), **how)
         state, params = tx.init(PARAMS), PARAMS
@@ -195,7 +197,7 @@ def test_a_reading_of_many_parameters_arrives_whole() -> None:
 
 
 def test_on_a_mesh_the_step_reports_once() -> None:
-    """Not once per device."""
+    """Not once for each device."""
     mesh = jax.make_mesh((4,), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     params = jax.device_put({"w": np.ones((8, 2), np.float32)}, sharding)

@@ -77,7 +77,7 @@ def assert_goes_on(case: Case, tree: Tree, first: Any, through: Through, directo
 @THROUGH
 @BOTH_WAYS
 @pytest.mark.parametrize("case", SINGLES, ids=lambda case: case.name)
-def test_a_checkpoint_of_one_library_is_gone_on_with_by_the_other(
+def test_a_checkpoint_of_one_library_continues_under_the_other(
     case: Case, first: str, through: Through, tmp_path: pathlib.Path
 ) -> None:
     """In the middle of a window, after a step, after a skip: the remaining steps give the same bits."""
@@ -86,8 +86,8 @@ def test_a_checkpoint_of_one_library_is_gone_on_with_by_the_other(
 
 @BOTH_WAYS
 @pytest.mark.parametrize("case", NESTED, ids=lambda case: case.name)
-def test_so_is_one_of_two_nested_wrappers(case: Case, first: str, tmp_path: pathlib.Path) -> None:
-    """The same for nestings of two. orbax is slow, so only every other nesting uses it, in one direction."""
+def test_checkpoints_of_nested_wrappers_continue_too(case: Case, first: str, tmp_path: pathlib.Path) -> None:
+    """Checkpoints by orbax are slow, so only every other nesting uses them, in one direction."""
     through = through_orbax if NESTED.index(case) % 2 == (first == "optax") else through_flax
     assert_goes_on(case, FLOAT32, LIBRARIES[first], through, tmp_path)
 
@@ -95,7 +95,7 @@ def test_so_is_one_of_two_nested_wrappers(case: Case, first: str, tmp_path: path
 @THROUGH
 @BOTH_WAYS
 @pytest.mark.parametrize("case", [case for case in SINGLES[:6] if case.name != "flatten"], ids=lambda case: case.name)
-def test_so_is_one_of_narrow_dtypes_and_absent_parameters(
+def test_checkpoints_of_mixed_dtypes_and_none_continue_too(
     case: Case, first: str, through: Through, tmp_path: pathlib.Path
 ) -> None:
     """float32, bfloat16 and float16 beside each other, and None. optax.flatten makes float32 of them all."""
@@ -109,8 +109,8 @@ def instrumented(case: Case, library: Any) -> tuple[Any, Callable[[Tree, Tree, T
     return tx, jax.jit(stepper(tx))
 
 
-def test_the_moments_are_those_that_matter() -> None:
-    """The saved steps include the middle of a window, a step after an emit, and skips in both places."""
+def test_the_saved_steps_cover_every_kind() -> None:
+    """In the middle of a window, after a complete one, and skips in both places."""
     (case,) = [case for case in SINGLES if case.name == "multi_steps_skip_not_finite"]
     states = [after.state for after in run(case, optwrap, FLOAT32, batches_for(case, FLOAT32))]
     moments = [
@@ -131,7 +131,7 @@ def test_the_moments_are_those_that_matter() -> None:
 
 @BOTH_WAYS
 @pytest.mark.parametrize("case", SINGLES[:6], ids=lambda case: case.name)
-def test_the_counters_of_a_checkpoint_are_carried_on(case: Case, first: str, tmp_path: pathlib.Path) -> None:
+def test_the_counters_of_a_checkpoint_continue(case: Case, first: str, tmp_path: pathlib.Path) -> None:
     """Restored around the other library's wrapper, the instrumentation ends with the same totals."""
     batches = batches_for(case, FLOAT32)
     half = STEPS // 2

@@ -80,7 +80,7 @@ OPTAX_RAISES = {(name, "apply_if_finite") for name in PER_SAMPLE}
 """Where optax's wrapper cannot be traced, and ours can: updates with other shapes than gradients."""
 
 
-def objective(params: Tree, *_: Any) -> jax.Array:
+def objective(params: Tree, *_: Any) -> Any:
     """A scalar with its minimum near 0.3 in every value; further arguments are those of a sample."""
     return sum(jnp.sum(jnp.square(leaf - 0.3) + 0.1 * leaf**4) for leaf in jax.tree.leaves(params))
 
@@ -150,7 +150,7 @@ def test_every_contributed_optimizer_trains_in_every_wrapper(name: str, case: Ca
 
 
 @where(OPTAX_RAISES)
-def test_some_train_in_ours_only(name: str, case: Case) -> None:
+def test_some_contributed_optimizers_train_in_optwrap_only(name: str, case: Case) -> None:
     """Optax cannot trace these; ours gives the same bits as the optimizer alone."""
     with pytest.raises(TypeError):
         trained(name, case, optax)
@@ -160,7 +160,7 @@ def test_some_train_in_ours_only(name: str, case: Case) -> None:
 
 
 @where(NEITHER)
-def test_some_train_in_neither(name: str, case: Case) -> None:
+def test_some_contributed_optimizers_train_in_neither_library(name: str, case: Case) -> None:
     """Both raise when the step is traced."""
     for library in (optax, optwrap):
         with pytest.raises((TypeError, ValueError, IndexError)):

@@ -63,6 +63,6 @@ def test_a_finite_training_does_not_raise(case: Case, flag: str) -> None:
     ],
     ids=["apply_if_finite", "skip_not_finite", "no guard", "guard that gives up", "instrumented", "only instrumented"],
 )
-def test_a_jitted_step_raises_if_what_is_not_finite_comes_out_of_it(transformation: Any, came: str, flag: str) -> None:
-    """A skipped step returns finite arrays. The instrumentation returns the norm as bits of an integer array."""
+def test_a_jitted_step_raises_if_it_returns_non_finite_values(transformation: Any, came: str, flag: str) -> None:
+    """A skipped step returns finite arrays, and the reading has the norm as bits of an integer."""
     assert outcomes(transformation, FLOAT32, [FLAGS[flag]]) == [came]

@@ -41,8 +41,8 @@ def parameters(function: Any) -> list[inspect.Parameter]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_parameters_are_optaxs(name: str) -> None:
-    """Names, order, kinds and defaults; what is added is given by keyword only, and may be left out."""
+def test_signatures_are_those_of_optax(name: str) -> None:
+    """Names, order, kinds and defaults; added parameters are keyword-only with a default."""
     theirs, ours = parameters(named(optax, name)), parameters(named(optwrap, name))
     assert [(p.name, p.kind, p.default) for p in ours if p.kind is not p.KEYWORD_ONLY] == [
         (p.name, p.kind, p.default) for p in theirs if p.kind is not p.KEYWORD_ONLY
@@ -61,7 +61,7 @@ def test_has_updated_takes_the_state_alone() -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_transformations_take_extra_args(name: str) -> None:
-    """Also where optax's do not; and they are no other kind of object than optax's."""
+    """Also where optax's do not; their types are optax's."""
     ours, theirs = (MADE[name](library) for library in (optwrap, optax))
     assert isinstance(ours, optax.GradientTransformationExtraArgs)
     assert isinstance(ours, type(theirs))
@@ -69,7 +69,7 @@ def test_transformations_take_extra_args(name: str) -> None:
         assert isinstance(around, optax.GradientTransformationExtraArgs)
 
 
-def test_multi_steps_is_one_of_optaxs_and_calls_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multi_steps_is_an_instance_of_optax_but_calls_none_of_its_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """`isinstance` is true, but no method of optax's class is called."""
     theirs = {name: value for name, value in vars(optax.MultiSteps).items() if inspect.isfunction(value)}
     theirs["inner_opt"] = optax.MultiSteps.inner_opt
@@ -114,7 +114,7 @@ def test_docstrings_name_every_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["MultiSteps", "apply_if_finite", "skip_if"])
-def test_examples_in_docstrings_show_what_comes_out(name: str) -> None:
+def test_examples_in_docstrings_are_right(name: str) -> None:
     names = {"optax": optax, "optwrap": optwrap, "jnp": jnp, "functools": functools, name: getattr(optwrap, name)}
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(optwrap, name), name, globs=names)
     assert example.examples

@@ -1,4 +1,4 @@
-"""The wrappers where people use them: flax, Equinox, optax's own tools; the bits of optax's, and instrumented alike."""
+"""The wrappers with flax, Equinox and optax's own tools: the same bits as optax's, instrumented alike."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +22,7 @@ from tests.optwrap.transformations import (
     WRAPPERS,
     Case,
     assert_same,
+    by_name,
     gradients,
     momentum,
     run,
@@ -46,10 +47,6 @@ FIELDS = (
 """Of the wrappers' states, and of what they wrap."""
 
 
-def by_name(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
-
-
 def distance(outputs: jax.Array) -> jax.Array:
     """A loss."""
     return jnp.mean(jnp.square(outputs - 0.5))
@@ -62,7 +59,7 @@ def with_train_state(case: Case, tx: Any) -> tuple[Tree, Tree]:
         apply_fn=lambda params: X @ params["w"] + params["b"][None], params=case.params(start), tx=tx
     )
 
-    def step(state: TrainState) -> TrainState:
+    def step(state: Any) -> Any:
         grads = jax.grad(lambda params: distance(state.apply_fn(params)))(
             state.params.fast if case.pairs else state.params
         )
@@ -146,7 +143,7 @@ def test_nnx_has_no_pair_for_lookahead() -> None:
 
 @by_name([case for case in SINGLES + PAIRS if case.name not in OPTAX_RAISES])
 def test_the_fields_of_the_state_are_found_by_their_names(case: Case) -> None:
-    """`optax.tree.get_all_with_path` finds the same at the same places, and so it does inside an instrumentation."""
+    """`optax.tree.get_all_with_path` finds the same fields in the same places, inside an instrumentation, too."""
     batches = [gradients(FLOAT32, step) for step in range(3)]
     ours, theirs = (run(case, library, FLOAT32, batches)[-1].state for library in (optwrap, optax))
     around = jax.eval_shape(optwrap.instrument(case.build(optwrap)).init, case.params(FLOAT32))
@@ -159,7 +156,7 @@ def test_the_fields_of_the_state_are_found_by_their_names(case: Case) -> None:
 
 @by_name([case for case in SINGLES if case.name != "flatten"])
 def test_map_params_looks_through_the_instrumentation(case: Case) -> None:
-    """The copies of the parameters are those of optax's own state, and none of the counters is taken for one."""
+    """It finds the same copies of the parameters as in optax's state, and no counter."""
     params = case.params(FLOAT32)
 
     def marked(tx: Any) -> Tree:
@@ -193,7 +190,7 @@ COMPOSITIONS: dict[str, tuple[Make, Make]] = {
 @by_name(ONE_EACH)
 @pytest.mark.parametrize("composition", COMPOSITIONS)
 def test_compositions_train_as_with_optax(composition: str, case: Case) -> None:
-    """In `optax.chain` and `optax.multi_transform`, around `optax.inject_hyperparams`; instrumented from outside."""
+    """In `chain` and `multi_transform`, and around `inject_hyperparams`, instrumented from outside."""
     if (composition, case.name) == ("multi_transform", "lookahead"):
         pytest.skip(
             "partitions choose among gradients' leaves, and a pair has others: with either library put it outside"

@@ -41,15 +41,15 @@ trees = st.lists(st.sampled_from(DTYPES).flatmap(arrays), max_size=3)
 
 @settings(max_examples=60, deadline=None)
 @given(tree=trees)
-def test_all_finite_is_what_numpy_says(tree: list[Any]) -> None:
-    """Even if squares of finite values overflow."""
+def test_all_finite_equals_numpy(tree: list[Any]) -> None:
+    """Also if squares of finite values overflow."""
     expected = all(np.isfinite(leaf.astype(np.float32) if leaf.dtype == jnp.bfloat16 else leaf).all() for leaf in tree)
     assert bool(finite.all_finite(tree)) == expected
 
 
 @settings(max_examples=60, deadline=None)
 @given(tree=trees)
-def test_nonfinite_counts_are_numpys(tree: list[Any]) -> None:
+def test_nonfinite_counts_equal_numpy(tree: list[Any]) -> None:
     """One per floating or complex leaf, in the tree's order."""
     counts = counted(tree)
     leaves = [leaf for leaf in tree if leaf.dtype not in (np.int32, np.bool_)]
@@ -59,7 +59,7 @@ def test_nonfinite_counts_are_numpys(tree: list[Any]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(tree=st.lists(hnp.arrays(np.complex64, (3, 2), elements=st.complex_numbers(max_magnitude=1e3, width=64))))
-def test_squared_norm_is_that_of_absolute_values(tree: list[Any]) -> None:
+def test_squared_norm_is_the_sum_of_squared_absolute_values(tree: list[Any]) -> None:
     """Of all leaves together, in float32."""
     norm = finite.squared_norm(tree[:3])
     assert norm.dtype == jnp.float32
@@ -84,8 +84,8 @@ def test_wide_leaves_are_squared_wide() -> None:
         assert finite.all_finite(tree)  # 1e400 is no float64: no square is asked
 
 
-def test_a_leaf_with_more_values_than_int32_can_count() -> None:
-    """The count of one leaf saturates, at 3 and at 4 times 2**30 NaNs."""
+def test_the_count_of_a_leaf_saturates() -> None:
+    """At 3 and at 4 times 2**30 NaNs."""
 
     # What counts within a leaf, not under its condition: without one, XLA needs no memory for the leaf.
     def count(value: jax.Array, billions: int) -> jax.Array:
@@ -93,7 +93,7 @@ def test_a_leaf_with_more_values_than_int32_can_count() -> None:
 
     for billions in (3, 4):
         counted = jax.jit(count, static_argnums=1)(jnp.float32(jnp.nan), billions)
-        assert (int(counted), counted.dtype) == (2**31 - 1, jnp.int32)
+        assert (int(counted), counted.dtype) == (2**31 - 1, np.dtype(np.int32))
 
 
 @settings(deadline=None)
@@ -102,16 +102,16 @@ def test_sums_of_counts_saturate(counts: list[int], many: bool) -> None:
     """Never above 2**31 - 1, never negative; also of 2**15 counts."""
     counts = [counts[0]] * 2**15 if many else counts
     total = finite.saturating_sum(jnp.array(counts, jnp.int32))
-    assert (int(total), total.dtype) == (min(sum(counts), 2**31 - 1), jnp.int32)
+    assert (int(total), total.dtype) == (min(sum(counts), 2**31 - 1), np.dtype(np.int32))
 
 
 @pytest.mark.parametrize("value", [2**40, np.uint32(2**32 - 1), np.int8(5), -7, np.int32(-7), 2**31 - 1])
-def test_any_integer_is_brought_into_int32(value: Any) -> None:
+def test_any_integer_is_clipped_to_int32(value: Any) -> None:
     """Without wrapping, whatever its dtype."""
     assert int(_trees.as_int32(value, 1)) == min(max(int(value), 1), 2**31 - 1)
 
 
-def test_equal_questions_are_asked_once() -> None:
+def test_equal_checks_are_compiled_once() -> None:
     """If a step checks the same gradients twice, XLA merges the two checks."""
 
     def asked(times: int) -> str:
@@ -119,24 +119,30 @@ def test_equal_questions_are_asked_once() -> None:
             return [finite.all_finite(tree) for _ in range(times)]
 
         tree = [jnp.ones((64, 64)), jnp.ones((128, 32))]
-        return jax.jit(ask).lower(tree).compile().as_text()
+        return str(jax.jit(ask).lower(tree).compile().as_text())
 
     assert asked(2).count(" reduce(") == asked(1).count(" reduce(") > 0
 
 
-def test_placeholders_are_known() -> None:
-    """What `optax.tree.map_params` gives to `init`, and nothing else."""
+def test_placeholders_are_recognized() -> None:
+    """What `optax.tree.map_params` passes to `init`, and nothing else."""
     import optax
 
     seen = []
-    optax.tree.map_params(lambda params: seen.append(_trees.is_placeholder(params)) or (), lambda x: x, ())
+
+    def init(params: Any) -> Any:
+        seen.append(_trees.is_placeholder(params))
+        return ()
+
+    optax.tree.map_params(init, lambda x: x, ())
     assert seen == [True]
-    assert not any(_trees.is_placeholder(tree) for tree in ({}, (), None, jnp.ones(3), optax.MaskedNode()))
+    others: list[Any] = [{}, (), None, jnp.ones(3), optax.MaskedNode()]
+    assert not any(map(_trees.is_placeholder, others))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (128, 128)])
-def test_the_program_grows_as_the_leaves_do(shape: tuple[int, ...]) -> None:
-    """A chain over leaves must not become an expression that repeats all earlier leaves for each one."""
+def test_the_program_grows_linearly_with_the_leaves(shape: tuple[int, ...]) -> None:
+    """The expression for a leaf does not repeat those of the leaves before it."""
 
     def size(leaves: int) -> int:
         tree = [jax.ShapeDtypeStruct(shape, jnp.float32)] * leaves

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import optwrap
 from optwrap._reading.unpack import Layout, unpack
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import FLOAT32, assert_close, assert_same, assert_same_types, gradients, momentum
 
 pytestmark = pytest.mark.thin(3)
@@ -75,8 +76,8 @@ calls = st.lists(st.sampled_from(["step", "step", "step", "bad", "flush"]), min_
 @pytest.mark.parametrize("skip", ["not_finite", "large", "silent"])
 @settings(max_examples=25, deadline=None)
 @given(calls=calls)
-def test_flushing_takes_the_step_of_what_there_is(skip: str, mean: bool, calls: list[str]) -> None:
-    """The parameters are those of the optimizer alone on numpy's means (sums) of the windows, however they ended."""
+def test_a_flush_takes_the_step_of_the_window_so_far(skip: str, mean: bool, calls: list[str]) -> None:
+    """The parameters are those of the optimizer alone on numpy's means or sums of the windows."""
     training, alone = trained(skip, mean), jax.jit(momentum().update)
     params, expected = FLOAT32, FLOAT32
     state, expected_state = training.init(params), momentum().init(params)
@@ -106,11 +107,11 @@ def test_flushing_takes_the_step_of_what_there_is(skip: str, mean: bool, calls: 
             assert bool(updated) is full
         if not window:
             assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.acc_grads))
-    assert max(training.step._cache_size(), training.flush._cache_size()) <= 1
+    assert max(traces(training.step), traces(training.flush)) <= 1
 
 
-def test_a_flush_right_after_a_skip_is_seen() -> None:
-    """After a flush `should_skip` is false; the flush of an empty window does not change it."""
+def test_a_flush_after_a_skip_clears_should_skip() -> None:
+    """The flush of an empty window does not change it."""
     training = trained("not_finite", True)
     _, state, *_ = training.step(gradients(FLOAT32, 0), training.init(FLOAT32), FLOAT32)
     _, state, *_ = training.step(bad(FLOAT32), state, FLOAT32)
@@ -122,7 +123,7 @@ def test_a_flush_right_after_a_skip_is_seen() -> None:
     assert_same(after, skipped)
 
 
-def test_has_updated_where_the_counter_stands_still() -> None:
+def test_has_updated_is_right_where_the_counter_saturates() -> None:
     """At 2**31 - 1 it is right in the middle of a window, and if the skip state has `should_skip`."""
     training = trained("not_finite", True)
     full = training.init(FLOAT32)._replace(gradient_step=FULL)
@@ -135,8 +136,8 @@ def test_has_updated_where_the_counter_stands_still() -> None:
     assert int(state.gradient_step) == 2**31 - 1
 
 
-def test_what_is_not_finite_is_flushed_with_its_window_and_guarded_like_it() -> None:
-    """Without a guard it reaches the optimizer; a guard inside rejects it; the next window is not affected."""
+def test_non_finite_values_are_flushed_with_their_window() -> None:
+    """Without a guard they reach the optimizer, a guard inside rejects them; the next window is unaffected."""
     for guarded in (False, True):
         inner = optwrap.apply_if_finite(momentum(), 5) if guarded else momentum()
         training = Trained(optwrap.MultiSteps(inner, 4))
@@ -194,7 +195,7 @@ def test_lookahead_inside_gets_its_step() -> None:
 
 
 def test_nested_windows_are_flushed_from_the_outermost_inwards() -> None:
-    """The inner one takes what comes as a mini-step of its own."""
+    """The inner window takes the flushed step as a mini-step."""
     inner = optwrap.MultiSteps(optax.identity(), 2)
     outer = optwrap.MultiSteps(inner, 2)
     state = outer.init(FLOAT32)
@@ -244,7 +245,7 @@ def test_shardings_are_kept(axis_type: AxisType) -> None:
         steps = optwrap.MultiSteps(optax.adam(0.1), 4)
         state = jax.jit(steps.init)(params)
         _, state = jax.jit(steps.update)(params, state, params)
-        compiled = jax.jit(steps.flush).lower(state, params).compile()
+        compiled: Any = jax.jit(steps.flush).lower(state, params).compile()
         assert "all-gather" not in compiled.as_text()
         updates, after = compiled(state, params)
     for got, expected in zip(jax.tree.leaves((updates, after)), jax.tree.leaves((params, state)), strict=True):
@@ -252,7 +253,7 @@ def test_shardings_are_kept(axis_type: AxisType) -> None:
 
 
 def test_an_instrumented_training_is_flushed_through_the_inner_state() -> None:
-    """No call of update is counted; the counters of the wrapper itself, and the next window's outcome, are right."""
+    """No step is counted; the wrapper's own counters and the next window's outcome are right."""
     steps = optwrap.MultiSteps(momentum(), 3)
     tx = optwrap.instrument(steps)
     update = jax.jit(tx.update)
@@ -287,7 +288,7 @@ WRONG: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
-def test_the_state_of_an_instrumentation_is_refused(call: Callable[[Any], Any]) -> None:
+def test_the_state_of_instrument_is_refused(call: Callable[[Any], Any]) -> None:
     state = optwrap.instrument(optwrap.MultiSteps(momentum(), 2)).init(FLOAT32)
     with pytest.raises(TypeError, match=r"MultiSteps.*: state must be the MultiStepsState .* \(InstrumentState\)"):
         call(state)

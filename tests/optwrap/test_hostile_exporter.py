@@ -39,7 +39,7 @@ def pours(first: bytes, again: bytes, size: int = 1 << 30) -> Behaviour:
     def answer(_: bytes, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.sendall(first)
-            for _ in range(size // len(again)):
+            for _number in range(size // len(again)):
                 connection.sendall(again)
 
     return answer
@@ -51,7 +51,7 @@ def drips(first: bytes, again: bytes) -> Behaviour:
     def answer(_: bytes, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.sendall(first)
-            for _ in range(2000):
+            for _number in range(2000):
                 time.sleep(0.005)
                 connection.sendall(again)
 

@@ -19,6 +19,7 @@ from optwrap._reading.state import reading
 from optwrap._reading.unpack import Layout, Reading, unpack
 from optwrap._step.instrument import instrument
 from optwrap._step.outcomes import count_windows
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import (
     FLOAT32,
     PAIRS,
@@ -74,8 +75,8 @@ def instrumented(case: Case) -> tuple[Any, Any]:
 @pytest.mark.parametrize("case", [*SINGLES[:6], *PAIRS[::8]], ids=lambda case: case.name)
 @settings(max_examples=8, deadline=None)
 @given(faults=st.lists(st.sampled_from([0.0, 1.0, 100.0, 1e30, np.nan, np.inf]), min_size=5, max_size=5))
-def test_params_and_inner_state_are_bit_for_bit_those_without_it(case: Case, faults: list[float]) -> None:
-    """Even if gradients are non-finite."""
+def test_params_and_inner_state_equal_those_without_instrument(case: Case, faults: list[float]) -> None:
+    """Bit for bit, for non-finite gradients, too."""
     batches = [spoilt(gradients(FLOAT32, step), value) for step, value in enumerate(faults)]
     init, step = instrumented(case)
     params = case.params(FLOAT32)
@@ -86,8 +87,8 @@ def test_params_and_inner_state_are_bit_for_bit_those_without_it(case: Case, fau
     assert read(state).step == len(batches)
 
 
-def test_gradients_computed_in_the_same_step_are_bit_for_bit_the_same() -> None:
-    """Reading the gradients does not make XLA compute them otherwise."""
+def test_gradients_computed_in_the_same_step_keep_their_bits() -> None:
+    """Reading the gradients does not change how XLA computes them."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 8)).astype(np.float32), rng.normal(size=(64, 1)).astype(np.float32)
     params = {"w1": rng.normal(size=(8, 32)).astype(np.float32), "w2": rng.normal(size=(32, 1)).astype(np.float32)}
@@ -137,7 +138,7 @@ def test_nothing_relies_on_implicit_promotion(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [*SINGLES[:6], *PAIRS[::6]], ids=lambda case: case.name)
 def test_map_params_maps_the_moments_and_leaves_the_counters(case: Case) -> None:
-    """optax.tree.map_params calls init with a placeholder, of which the monitor hears nothing."""
+    """It calls init with a placeholder, which the monitor is not told of."""
     monitor = Noting()
     tx = instrument(case.build(optwrap), monitor)
     state = tx.init(case.params(FLOAT32))
@@ -159,12 +160,12 @@ def test_a_state_survives_pickling_in_mid_training() -> None:
 
 def test_one_trace_serves_every_step() -> None:
     tx = instrument(optwrap.apply_if_finite(optwrap.MultiSteps(momentum(), 2), 1))
-    traces = 0
+    traced = 0
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, grads: Any) -> Any:
-        nonlocal traces
-        traces += 1
+        nonlocal traced
+        traced += 1
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, reading(state)
 
@@ -174,8 +175,8 @@ def test_one_trace_serves_every_step() -> None:
     for value in (0.0, np.nan, np.inf, np.nan, 1e30, 0.0):
         params, state, now = step(params, state, spoilt(gradients(FLOAT32, 0), value))
         words.append(now)
-    assert traces == 1
-    assert step._cache_size() == 1
+    assert traced == 1
+    assert traces(step) == 1
     # The readings outlive the donated states they were taken from.
     assert [unpack(np.asarray(now), LAYOUT).step for now in words] == [1, 2, 3, 4, 5, 6]
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((params, state))) is False
@@ -271,7 +272,7 @@ def test_the_monitor_learns_the_names_whenever_init_or_update_is_traced() -> Non
     assert monitor.stepping == [False, True]
 
 
-def test_parameters_of_lookahead_are_called_as_its_fast_ones() -> None:
+def test_parameters_of_lookahead_have_the_names_of_the_fast_ones() -> None:
     monitor = Noting()
     tx = instrument(optax.chain(optax.clip(1.0), optwrap.lookahead(momentum(), 2, 0.5)), monitor)
     params = optax.LookaheadParams.init_synced(FLOAT32)
@@ -296,13 +297,13 @@ class Odd:
         (optwrap.LookaheadParams({"w": 1.0}, {"w": 1.0}), ("w",)),
     ],
 )
-def test_paths_name_each_parameter_differently(tree: Any, expected: tuple[str, ...]) -> None:
+def test_paths_give_each_parameter_its_own_name(tree: Any, expected: tuple[str, ...]) -> None:
     monitor = Noting()
     instrument(optax.identity(), monitor).init(tree)
     assert monitor.layouts == [Layout(expected)]
 
 
-def test_a_parameter_in_a_box_is_called_as_without_it() -> None:
+def test_a_boxed_parameter_has_the_name_of_the_unboxed_one() -> None:
     """Flax passes boxes to init and unboxed arrays to update."""
 
     @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=[])
@@ -333,7 +334,7 @@ def test_no_two_parameters_share_a_name_even_where_their_keys_print_alike() -> N
 
 
 def test_frozen_parameters_whose_gradients_are_none_keep_their_place() -> None:
-    """The names and counts stay those of all the parameters that init was given."""
+    """Names and counts are those of all parameters that init was given."""
     tx = instrument(optax.sgd(0.1), monitor := Noting())
     params = {"a": jnp.ones(2), "frozen": jnp.ones(2), "z": jnp.ones(2)}
     grads = {"a": jnp.ones(2), "frozen": None, "z": jnp.array([1.0, np.nan])}
@@ -365,7 +366,7 @@ def test_a_wrong_argument_is_refused_with_its_name_value_and_remedy(
         instrument(**{"tx": optax.sgd(0.1), **arguments})
 
 
-def test_a_state_of_something_else_is_refused() -> None:
+def test_another_state_is_refused() -> None:
     tx = instrument(momentum(), name="main")
     with pytest.raises(TypeError, match=r"state must be the InstrumentState .* got tuple"):
         tx.update(FLOAT32, (), FLOAT32)

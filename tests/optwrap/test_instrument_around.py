@@ -82,10 +82,10 @@ def finite(tree: Any) -> bool:
     faults=st.lists(st.sampled_from([1.0, np.nan, np.inf]), min_size=STEPS, max_size=STEPS),
     where=st.sampled_from("ab"),
 )
-def test_a_call_is_left_out_only_if_nothing_not_finite_came_back(
+def test_a_step_is_accepted_if_its_updates_are_non_finite(
     around: str, guard: str, faults: list[float], where: str
 ) -> None:
-    """No guard gives up here, so a call is accepted exactly if its updates are non-finite."""
+    """No guard gives up here, so only then."""
     init, step = stepping(around, guard)
     params: Any = jax.tree.map(jnp.asarray, PARAMS)
     state = init(params)
@@ -105,8 +105,8 @@ def test_a_call_is_left_out_only_if_nothing_not_finite_came_back(
         assert finite(params) or spoilt
 
 
-def test_where_nothing_stands_around_a_guard_its_updates_are_not_looked_at() -> None:
-    """Its updates in a skipped call are zero, so reading them would only cost time and memory."""
+def test_the_updates_of_an_outermost_guard_are_not_read() -> None:
+    """Those of a skipped step are zero, so reading them would cost time and memory for nothing."""
 
     def looks(tx: Any) -> int:
         tx = instrument(tx)

@@ -57,7 +57,7 @@ def same(words: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_of_sharded_parameters_the_reading_is_replicated_and_that_of_one_device(kind: AxisType) -> None:
+def test_the_reading_of_sharded_parameters_is_replicated_and_equals_one_device(kind: AxisType) -> None:
     """On Auto and Explicit meshes, with the state donated."""
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind, kind))
     tx = instrument(optimizer())
@@ -84,7 +84,7 @@ def test_of_sharded_parameters_the_reading_is_replicated_and_that_of_one_device(
         same(words, expected)
 
 
-def test_inside_shard_map_sharded_gradients_are_counted_as_a_whole_and_replicated_ones_once() -> None:
+def test_shard_map_counts_sharded_gradients_as_a_whole_and_replicated_ones_once() -> None:
     """Each device holds a part of the parameters and of the optimizer's moments; the counters are the same on all."""
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
     tx = instrument(optax.adam(1e-3))
@@ -106,8 +106,8 @@ def test_inside_shard_map_sharded_gradients_are_counted_as_a_whole_and_replicate
 
 
 @pytest.mark.parametrize("library", [optwrap, optax], ids=lambda library: library.__name__)
-def test_inside_shard_map_averaged_gradients_are_judged_like_on_one_device(library: Any) -> None:
-    """Data parallel: each device has gradients of its own, and the optimizer their mean."""
+def test_shard_map_judges_averaged_gradients_like_one_device(library: Any) -> None:
+    """Each device has its own gradients, and the optimizer gets their mean."""
     mesh = jax.make_mesh((4,), ("data",))
     tx = instrument(library.apply_if_finite(optax.adam(1e-3), 1))
     state = tx.init(PARAMS)
@@ -128,7 +128,7 @@ def test_inside_shard_map_averaged_gradients_are_judged_like_on_one_device(libra
     assert outcomes == ["applied", "skipped_not_finite", "accepted_not_finite", "applied"]
 
 
-def test_under_pmap_every_device_has_the_same_row() -> None:
+def test_pmap_gives_every_device_the_same_row() -> None:
     tx = instrument(optwrap.apply_if_finite(optax.adam(1e-3), 1))
 
     def step(scale: Any, state: Any) -> Any:
@@ -147,8 +147,8 @@ def test_under_pmap_every_device_has_the_same_row() -> None:
 
 
 @pytest.mark.parametrize("how", ["shard_map", "pmap"])
-def test_where_types_say_nothing_the_axis_is_named(how: str) -> None:
-    """Each of four devices has a part of the gradients: the reading of every one is that of one with the whole."""
+def test_without_types_axis_name_tells_the_axis(how: str) -> None:
+    """Each of four devices has a part of the gradients: every reading is of the whole."""
 
     def optimizer(axis_name: str | None) -> Any:
         return instrument(optwrap.apply_if_finite(optax.sgd(0.1), 1, axis_name=axis_name), axis_name=axis_name)
@@ -168,8 +168,8 @@ def test_where_types_say_nothing_the_axis_is_named(how: str) -> None:
             state, words = step(parts[0], state)
             return state, words[None]
 
-        specs = {"in_specs": (P("data"), P()), "out_specs": (P(), P("data"))}
-        stepped = jax.jit(jax.shard_map(of_one, mesh=mesh, check_vma=False, **specs))
+        ways_in, ways_out = (P("data"), P()), (P(), P("data"))
+        stepped = jax.jit(jax.shard_map(of_one, mesh=mesh, in_specs=ways_in, out_specs=ways_out, check_vma=False))
     state = expected_state = alone.init({"w": np.ones((4, 3), np.float32)})
     layout = Layout(("w",))
     for value in (1.0, np.nan, 1e30, np.inf, -np.inf):

@@ -1,4 +1,4 @@
-"""The examples run, with and without an exporter, and say what they did."""
+"""The examples run with and without an exporter, and report what they did."""
 
 import os
 import subprocess
@@ -39,12 +39,12 @@ EXPECTED = {
 
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("example", EXPECTED)
-def test_an_example_trains_where_no_exporter_is(example: str, tmp_path: Path) -> None:
+def test_an_example_trains_without_an_exporter(example: str, tmp_path: Path) -> None:
     assert EXPECTED[example][1] in run(example, f"unix://{tmp_path}/nobody")
 
 
 @pytest.mark.parametrize("example", EXPECTED)
-def test_what_an_example_reports_is_what_it_did(example: str, start_exporter: Callable[..., Any]) -> None:
+def test_an_example_reports_what_it_did(example: str, start_exporter: Callable[..., Any]) -> None:
     exporter = start_exporter()
     name, says, expected = EXPECTED[example]
     assert says in run(example, exporter.url)
@@ -55,7 +55,7 @@ def test_what_an_example_reports_is_what_it_did(example: str, start_exporter: Ca
 
 
 def test_weighted_epochs_end_with_a_step_each(start_exporter: Callable[..., Any]) -> None:
-    """Windows of 4, 4 and 2: three steps an epoch, of which the flushed one is no call of update."""
+    """Windows of 4, 4 and 2 are three steps an epoch; the flushed one is no call of update."""
     exporter = start_exporter()
     said = run("weighted_epochs", exporter.url)
     assert "6 epochs of 10 batches, 18 steps of the optimizer; loss 0." in said

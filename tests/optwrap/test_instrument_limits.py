@@ -39,7 +39,7 @@ def skipping(limit: Any, k: Any = 2, library: Any = optwrap) -> Any:
     return library.MultiSteps(optax.sgd(0.1), k, should_skip_update_fn=function).gradient_transformation()
 
 
-def test_optwraps_wrappers_tell_and_optaxs_do_not() -> None:
+def test_limits_are_known_of_optwraps_wrappers_and_not_of_optaxs() -> None:
     def nest(library: Any) -> Any:
         return library.lookahead(library.apply_if_finite(skipping(25.0, 3, library), 7), 5, 0.5)
 
@@ -65,7 +65,7 @@ def test_optwraps_wrappers_tell_and_optaxs_do_not() -> None:
     ],
     ids=["chain", "masked", "flatten", "multi_transform", "lbfgs", "instrument"],
 )
-def test_limits_are_found_through_whatever_lies_around(wrap: Any) -> None:
+def test_limits_are_found_inside_other_transformations(wrap: Any) -> None:
     tx = wrap(optwrap.apply_if_finite(skipping(4.0, lambda step: step + 2), 3))
     wrapped = instrument(tx, name="main")
     _, state = jax.jit(wrapped.update)(FLOAT32, wrapped.init(FLOAT32), FLOAT32)
@@ -74,7 +74,7 @@ def test_limits_are_found_through_whatever_lies_around(wrap: Any) -> None:
     assert {name: gauges[name] for name in expected} == expected
 
 
-def test_a_schedule_is_read_for_the_window_now_open() -> None:
+def test_a_schedule_is_read_for_the_current_window() -> None:
     tx = optwrap.MultiSteps(optax.sgd(0.1), lambda step: jnp.where(step < 1, 1, 4)).gradient_transformation()
     first, state = limits(tx)
     second, _ = limits(tx, state)
@@ -84,8 +84,8 @@ def test_a_schedule_is_read_for_the_window_now_open() -> None:
 
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("k", [3, lambda step: jnp.where(step < 1, 3, 5)], ids=["fixed", "scheduled"])
-def test_injected_hyperparameters_are_followed_as_they_are_now(k: Any) -> None:
-    """Under inject_hyperparams a limit is part of the state, and may be changed between steps."""
+def test_injected_hyperparameters_are_read_from_the_state(k: Any) -> None:
+    """They may change between steps."""
 
     def make(limit: Any, errors: Any, k: Any) -> Any:
         return optwrap.apply_if_finite(skipping(limit, k), errors)
@@ -101,8 +101,8 @@ def test_injected_hyperparameters_are_followed_as_they_are_now(k: Any) -> None:
     assert unpack(np.asarray(reading(state))).outcome == "skipped_not_finite"
 
 
-def test_a_limit_that_was_computed_is_absent_and_the_outcome_right() -> None:
-    """It is a tracer of init's trace, so its value is unknown; whether the guard gave up follows from its updates."""
+def test_a_computed_limit_is_absent_and_the_outcome_is_right() -> None:
+    """The limit is a tracer of init; whether the guard gave up follows from its updates."""
     make = optax.inject_hyperparams(lambda errors: optwrap.apply_if_finite(optax.sgd(0.1), errors + 1))
     bad = {**FLOAT32, "b": jnp.full(3, jnp.nan)}
     state, outcomes = None, []
@@ -113,7 +113,7 @@ def test_a_limit_that_was_computed_is_absent_and_the_outcome_right() -> None:
     assert outcomes == ["skipped_not_finite", "skipped_not_finite", "accepted_not_finite"]
 
 
-def test_a_limit_traced_by_the_step_itself_is_absent_and_the_outcome_right() -> None:
+def test_a_limit_traced_by_the_step_is_absent_and_the_outcome_is_right() -> None:
     @jax.jit
     def step(errors: Any, state: Any) -> Any:
         tx = instrument(optwrap.apply_if_finite(optax.sgd(0.1), errors))
@@ -126,8 +126,8 @@ def test_a_limit_traced_by_the_step_itself_is_absent_and_the_outcome_right() -> 
     assert unpack(np.asarray(reading(step(1, first)))).outcome == "accepted_not_finite"
 
 
-def test_an_init_that_cannot_be_traced_costs_the_limits_and_nothing_else() -> None:
-    """An init that reads values works only eagerly; the training goes on without limits."""
+def test_an_init_that_cannot_be_traced_leaves_limits_absent() -> None:
+    """The training goes on: the init reads values, so it works only eagerly."""
 
     def init(params: Any) -> Any:
         assert float(jnp.sum(params["b"])) < 1e9
@@ -142,8 +142,8 @@ def test_an_init_that_cannot_be_traced_costs_the_limits_and_nothing_else() -> No
     assert unpack(np.asarray(reading(state))).outcome == "accepted_not_finite"
 
 
-def test_nothing_of_the_second_init_is_computed_in_the_step() -> None:
-    """It is only traced for its declarations, and adds no operation to the step."""
+def test_the_second_init_adds_no_operation_to_the_step() -> None:
+    """It is only traced, for its declarations."""
 
     def init(params: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.linalg.det(leaf @ leaf.T) * jnp.ones(()), params)

@@ -229,7 +229,7 @@ OPTAX = [
 )
 @settings(max_examples=15, deadline=None)
 @given(stacked=gradients())
-def test_what_is_read_off_the_states_is_what_happened(lib: Lib, nesting: str, stacked: dict[str, Any]) -> None:
+def test_readings_equal_the_simulation(lib: Lib, nesting: str, stacked: dict[str, Any]) -> None:
     run = compiled(nesting, lib)
     words = np.asarray(run(stacked))
     _, simulated = NESTINGS[nesting](lib)

@@ -47,8 +47,8 @@ def expected(leaves: list[Any]) -> tuple[bool, float, list[int]]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_the_summary_is_numpys(dtype: str, shape: tuple[int, ...], data: st.DataObject) -> None:
-    """Also for values whose squares overflow, and for values that are not finite, beside an integer leaf."""
+def test_the_summary_equals_numpy(dtype: str, shape: tuple[int, ...], data: st.DataObject) -> None:
+    """Also where squares overflow, where values are non-finite, and beside an integer leaf."""
     values = data.draw(
         npst.arrays(
             np.float32,
@@ -74,8 +74,8 @@ def test_the_summary_is_numpys(dtype: str, shape: tuple[int, ...], data: st.Data
         assert not np.isfinite(float(summary.norm))
 
 
-def test_a_gradient_too_large_for_its_own_squares_is_finite_and_has_its_norm() -> None:
-    """Also as scalars, where XLA takes the root of the square for the absolute value."""
+def test_a_gradient_whose_squares_overflow_is_finite_and_has_its_norm() -> None:
+    """Also scalars, of which XLA takes the absolute value as the root of the square."""
     for tree in ({"w": jnp.full((4,), 1e30)}, jnp.float32(-3e38), {"a": jnp.float32(3e30), "b": jnp.full((1,), 4e30)}):
         summary = jitted(tree)
         norm = float(np.sqrt(sum(np.sum(np.square(np.float64(leaf))) for leaf in jax.tree.leaves(tree))))
@@ -87,15 +87,15 @@ def test_a_gradient_too_large_for_its_own_squares_is_finite_and_has_its_norm() -
 @pytest.mark.parametrize(
     "tree", [{}, {"a": None}, {"a": jnp.arange(3)}, {"a": jnp.zeros((0, 2))}, {"a": jnp.array(True)}]
 )
-def test_nothing_that_could_be_not_finite_is_finite_and_has_no_length(tree: Any) -> None:
+def test_trees_without_floating_values_are_finite_and_have_no_norm(tree: Any) -> None:
     summary = jitted(tree)
     assert (bool(summary.finite), float(summary.norm)) == (True, 0.0)
     assert summary.not_finite.shape == (len(jax.tree.leaves(tree)),)
     assert not summary.not_finite.any()
 
 
-def test_leaves_without_numbers_count_for_nothing() -> None:
-    """A PRNG key, and the gradient of an integer."""
+def test_leaves_without_numbers_are_ignored() -> None:
+    """PRNG keys, and gradients of integers."""
     float0 = jax.grad(lambda pair: jnp.sum(pair["x"]) * 1.0, allow_int=True)({"n": jnp.arange(2), "x": jnp.ones(3)})
     assert float0["n"].dtype == jax.dtypes.float0
     tree = {**float0, "key": jax.random.key(0), "y": jnp.array([np.nan])}

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import optwrap
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import (
     FLOAT32,
     OPTAX_RAISES,
@@ -23,6 +24,7 @@ from tests.optwrap.transformations import (
     assert_close,
     assert_same,
     assert_same_types,
+    by_name,
     compiled,
     gradients,
     run,
@@ -41,10 +43,6 @@ OPTAX_DIFFERS = {(name, "complex64") for name in WRAPPERS if name.startswith("mu
 ONE_EACH = SINGLES[: len(WRAPPERS)] + OURS_SINGLES[:1]
 EVERY_SINGLE = SINGLES + OURS_SINGLES
 EVERY_PAIR = PAIRS + OURS_PAIRS
-
-
-def by_name(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
 @pytest.mark.thin(3)
@@ -120,37 +118,37 @@ def test_jit_equals_eager(case: Case) -> None:
 
 @by_name(EVERY_SINGLE + EVERY_PAIR)
 def test_one_trace_serves_every_step(case: Case) -> None:
-    """Neither the state after a step nor that after a skipped one is of another type, weak or strong, than before."""
+    """The state after a step, taken or skipped, has the same types as before it."""
     run(case, optwrap, FLOAT32, [gradients(FLOAT32, step) for step in range(4)])
     init, step = compiled(case, optwrap)
     params = case.params(FLOAT32)
-    before = step._cache_size()
+    before = traces(step)
     after = step(gradients(FLOAT32, 0), init(params), params)
     step(jax.tree.map(lambda leaf: leaf * np.float32(np.nan), gradients(FLOAT32, 1)), after.state, after.params)
-    assert step._cache_size() == before
+    assert traces(step) == before
 
 
 @by_name(EVERY_SINGLE + EVERY_PAIR)
 def test_the_inner_transformation_is_traced_once(case: Case) -> None:
     """However deep the nest, tracing it costs one trace of the optimizer."""
-    traces = 0
+    traced = 0
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        nonlocal traces
-        traces += 1
+        nonlocal traced
+        traced += 1
         return momentum.update(updates, state, params)
 
     momentum = optax.sgd(0.1, momentum=0.9)
     transformation = case.build(optwrap, optax.GradientTransformation(momentum.init, update))
     params = case.params(FLOAT32)
     jax.eval_shape(transformation.update, FLOAT32, jax.eval_shape(transformation.init, params), params)
-    assert traces == 1
+    assert traced == 1
 
 
 @pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_works_as_the_carry_of_a_scan(case: Case) -> None:
-    """Steps in a `lax.scan` are the steps one after the other."""
+    """Steps in a `lax.scan` equal steps one after the other."""
     batches = [gradients(FLOAT32, step) for step in range(STEPS)]
     init, _ = compiled(case, optwrap)
     params = case.params(FLOAT32)
@@ -245,8 +243,8 @@ def test_composes_in_multi_transform(case: Case) -> None:
     assert_same(*results)
 
 
-def test_a_state_of_either_library_serves_the_other() -> None:
-    """A training begun with optax's wrappers goes on with ours, and back, as if nothing had changed."""
+def test_a_state_of_either_library_continues_under_the_other() -> None:
+    """And back again."""
     case = Case("apply_if_finite-multi_steps", next(c.wraps for c in PAIRS if c.name == "apply_if_finite-multi_steps"))
     batches = [gradients(FLOAT32, step) for step in range(6)]
     expected = run(case, optax, FLOAT32, batches)[-1]

@@ -91,7 +91,7 @@ def built(case: Case, instrumented: bool, applied: bool = False) -> tuple[Any, A
 @pytest.mark.parametrize(
     ("case", "form"), PROGRAMS, ids=[f"{case.name}-{form.replace(', ', '-')}" for case, form in PROGRAMS]
 )
-def test_a_step_sends_scalars_only_and_leaves_arrays_where_they_lay(case: Case, form: str) -> None:
+def test_a_step_sends_only_scalars_between_devices(case: Case, form: str) -> None:
     """No gradient, parameter or moment leaves its device: in most steps one round of a norm per leaf is all that does.
 
     Counts of each parameter's bad values are in branches: outside of them there are the norms and nothing else.
@@ -122,7 +122,7 @@ def test_a_step_sends_scalars_only_and_leaves_arrays_where_they_lay(case: Case, 
 
 
 @pytest.mark.parametrize("where", MESHES)
-def test_flatten_gives_back_what_lay_on_devices_as_it_lay(where: str) -> None:
+def test_flatten_keeps_shardings(where: str) -> None:
     """`flatten` gathers, as documented; the values equal those on one device."""
     _, step = built(FLATTEN, True)
     with on(where) as mesh:
@@ -176,8 +176,8 @@ def test_an_instrumented_step_is_compiled_once(where: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("asked", [0, 1, 3])
-def test_collectives_are_read_off_a_program(asked: int) -> None:
-    """`collectives` finds no collective, a sum, and a sum and a gather in a branch."""
+def test_collectives_finds_those_of_a_program(asked: int) -> None:
+    """None, a sum, and a sum and a gather in a branch."""
     with on("x Auto") as mesh:
         array = jax.device_put(np.ones((16, 4), np.float32), NamedSharding(mesh, P("x")))
 

@@ -143,10 +143,10 @@ UNFIT = {"too few": (3,), "broadcast": (3, 1), "a scalar": (), "axes behind": (4
         for apply in (False, True)
     ],
 )
-def test_what_does_not_belong_together_is_named_with_its_path(
+def test_a_mismatch_is_named_with_its_path(
     wrong: Callable[[bool], Any], error: type[Exception], message: str, apply: bool
 ) -> None:
-    """The wrapper, the path, what came, what is expected and what to do: in `update` as in `apply_gradients`."""
+    """In `update` and in `apply_gradients`: wrapper, path, received, expected and what to do."""
     with pytest.raises(error, match=message):
         wrong(apply)
 
@@ -168,7 +168,7 @@ def test_gradients_of_another_shape_are_named(wrapper: str, apply: bool, shape: 
 
 
 def test_apply_gradients_adds_no_update_of_another_shape() -> None:
-    """Whatever comes in: through any transformation of optax, and past the mask of `masked`."""
+    """Through any transformation of optax, and for leaves that `masked` leaves out."""
 
     def adds(transformation: Any, gradients: Any, said: str) -> None:
         with pytest.raises(ValueError, match=said):
@@ -188,8 +188,8 @@ def test_apply_gradients_adds_no_update_of_another_shape() -> None:
     assert updating(SGD, PARAMS, params=partly)(True)[0]["b"] is None
 
 
-def test_what_has_the_right_leaves_is_taken_whatever_holds_them() -> None:
-    """Arrays of numpy, narrower dtypes, and for flatten, which sees vectors only, another container."""
+def test_the_right_leaves_are_accepted_in_any_container() -> None:
+    """Arrays of numpy, narrower dtypes, and for flatten, which sees only vectors, another container."""
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), PARAMS)
     expected = jax.tree.map(jnp.shape, PARAMS)
     for transformation in (GUARD, WINDOW, MASKED, FLAT):
@@ -199,7 +199,7 @@ def test_what_has_the_right_leaves_is_taken_whatever_holds_them() -> None:
 
 
 @pytest.mark.parametrize("taken", [2, 3, 7])
-def test_a_window_restored_with_more_mini_steps_than_k_is_completed_by_the_next(taken: int) -> None:
+def test_a_restored_window_beyond_k_ends_with_the_next_mini_step(taken: int) -> None:
     """A checkpoint made with a larger k loses nothing: the mean is over all mini-steps taken."""
     gradients = np.random.default_rng(taken).normal(size=(taken + 3, 4)).astype(np.float32)
     state = optwrap.MultiSteps(optax.identity(), 100).init(jnp.ones(4))

@@ -1,4 +1,4 @@
-"""A Monitor with its thread, over real sockets: how it reports, flushes, closes and ends."""
+"""A Monitor with its thread, over real sockets: reports, flush, close and the end."""
 
 import contextlib
 import gc
@@ -18,7 +18,8 @@ from optwrap_exporter.wire import requests as wire
 from optwrap._monitor.monitor import Monitor
 from optwrap._monitor.reporter import Clock
 from optwrap._monitor.transport import HttpTransport
-from tests.optwrap.monitoring import StubExporter, Training, counts, log_lines, refusal, waiting
+from tests.optwrap.monitoring import StubExporter, Training, counts, log_lines, refusal
+from tests.polling import wait_until
 
 
 def test_a_training_is_reported_from_hello_to_end(stub: StubExporter, make: Callable[..., Monitor]) -> None:
@@ -54,11 +55,11 @@ def test_a_training_is_reported_from_hello_to_end(stub: StubExporter, make: Call
     }
 
 
-def test_reports_go_on_while_a_step_hangs_on_the_device(stub: StubExporter, make: Callable[..., Monitor]) -> None:
+def test_reports_go_on_while_a_step_runs_on_the_device(stub: StubExporter, make: Callable[..., Monitor]) -> None:
     """They show that the job is alive and takes no step."""
 
     @jax.jit
-    def slow(words: jax.Array, rounds: int) -> jax.Array:
+    def slow(words: Any, rounds: int) -> Any:
         matrix = jax.lax.fori_loop(0, rounds, lambda _, a: jnp.tanh(a @ a), jnp.full([256, 256], 0.1))
         return words + (0 * matrix[0, 0]).astype(jnp.uint32)
 
@@ -103,9 +104,9 @@ def test_no_bad_step_is_dropped_while_the_exporter_hangs(stub: StubExporter, mak
     assert monitor._worker is not None
     inbox = monitor._worker.inbox
     for n in range(20):
-        with waiting(lambda: not inbox.items):
-            for _ in range(8):
-                monitor.observe(training.step("skipped_not_finite" if n == 1 else "applied").words())
+        for _ in range(8):
+            monitor.observe(training.step("skipped_not_finite" if n == 1 else "applied").words())
+        wait_until(lambda: not inbox.items, pause=0.005)
     assert not stub.books.order, "nothing was answered yet"
     go.set()
     assert monitor.flush(30)
@@ -178,7 +179,7 @@ def test_flush_returns_whether_everything_arrived(make: Callable[..., Monitor]) 
     assert not monitor.flush(0.05)
 
 
-def test_many_threads_may_flush_at_once(
+def test_threads_may_flush_at_the_same_time(
     stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
     """While another thread observes."""
@@ -197,7 +198,7 @@ def test_many_threads_may_flush_at_once(
     assert log_lines(caplog) == []
 
 
-def test_closing_twice_is_closing_once(stub: StubExporter, make: Callable[..., Monitor]) -> None:
+def test_a_second_close_is_ignored(stub: StubExporter, make: Callable[..., Monitor]) -> None:
     """The first state counts."""
     monitor = make()
     monitor.close("failed")
@@ -211,7 +212,7 @@ def test_closing_twice_is_closing_once(stub: StubExporter, make: Callable[..., M
 def test_observing_after_close_is_logged_once_and_ignored(
     stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is a mistake in the program, but must not stop it."""
+    """It must not stop the program."""
     monitor = make()
     monitor.close()
     for _ in range(3):
@@ -257,7 +258,7 @@ def test_close_refuses_a_state_that_is_not_final(make: Callable[..., Monitor], s
         (ValueError("no"), "failed"),
     ],
 )
-def test_the_block_closes_with_the_state_it_is_left_in(
+def test_the_with_block_closes_as_finished_or_failed(
     stub: StubExporter, make: Callable[..., Monitor], error: BaseException | None, state: str
 ) -> None:
     """The exception propagates."""
@@ -294,7 +295,7 @@ def test_a_monitor_that_is_collected_reports_the_end_and_leaves_no_thread(
 def test_training_goes_on_if_no_thread_can_be_started(
     make: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At its limit of threads a process trains unreported, with one line in the log."""
+    """At the process's limit of threads there is one line in the log, and no report."""
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

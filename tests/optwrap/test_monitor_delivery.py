@@ -100,7 +100,7 @@ TestDeliveries.settings = hypothesis.settings(max_examples=40, stateful_step_cou
 
 
 def test_a_report_is_sent_every_interval_with_or_without_steps() -> None:
-    """A job that compiles or hangs can be told from a dead one."""
+    """A job that compiles must differ from a dead one."""
     sim = SimulatedMonitor()
     sim.run(10.05)
     assert [report["seq"] for report in sim.books.order] == list(range(1, 12))
@@ -130,7 +130,7 @@ def test_attempts_to_reach_an_absent_exporter_become_rare() -> None:
 
 
 def test_the_jitter_does_not_use_the_random_module_of_the_training_program() -> None:
-    """A program's seeded draws must not depend on how often an exporter was away."""
+    """A program's seeded numbers must not depend on the exporter."""
     random.seed(7)
     expected = random.random()
     random.seed(7)
@@ -154,7 +154,7 @@ def test_retry_after_is_followed() -> None:
 
 @pytest.mark.parametrize("state", ["finished", "failed"])
 def test_the_last_report_has_the_final_state_and_ignores_retry_after(state: str) -> None:
-    """There is no later time to send it."""
+    """There is no later moment to send it."""
     sim = SimulatedMonitor()
     sim.network.mode = "busy"
     sim.run(1.0)
@@ -176,7 +176,7 @@ def test_a_run_ends_in_time_without_an_exporter() -> None:
     assert sim.now <= 1002
 
 
-def test_a_refusal_is_logged_once_in_the_exporters_words(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_logged_once_with_the_exporters_message(caplog: pytest.LogCaptureFixture) -> None:
     """The records of a refused report are counted as dropped; its totals are in the next report."""
     sim = SimulatedMonitor()
     sim.run(1.5)
@@ -206,8 +206,8 @@ def test_the_first_report_that_is_stored_holds_everything_from_the_start(mode: s
     assert sim.books.totals() == {"applied": 10}
 
 
-def test_a_seq_that_the_exporter_has_with_other_content_is_not_used_again() -> None:
-    """An answer was lost, then the report was refused: its number is taken, and the next report has another."""
+def test_a_seq_known_with_other_content_is_not_used_again() -> None:
+    """The answer was lost and the repeated report refused, so the next report has another seq."""
     sim = SimulatedMonitor()
     sim.run(1.5)
     sim.step()
@@ -249,7 +249,7 @@ def test_an_exporter_that_lost_its_data_counts_from_the_next_report() -> None:
 
 
 def test_losing_the_exporter_and_getting_it_back_is_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
-    """However often and in however many ways it fails in between."""
+    """However often it fails in between."""
     sim = SimulatedMonitor()
     for mode in ("up", "down", "busy", "gibberish", "up"):
         sim.network.mode = mode
@@ -269,7 +269,7 @@ def test_losing_the_exporter_and_getting_it_back_is_one_line_each(caplog: pytest
 def test_an_answer_without_a_valid_acknowledged_is_no_acknowledgement(
     body: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Something else listens there: the report is sent again, unchanged."""
+    """Something else listens there: the same report is sent again."""
     sim = SimulatedMonitor()
     ok = sim.network.post
     sim.network.post = lambda *_, **__: Answer(200, body.encode())  # type: ignore[method-assign]
@@ -290,8 +290,8 @@ def test_further_keys_of_an_answer_are_ignored() -> None:
     assert sim.reporter.delivered
 
 
-def test_a_report_that_breaks_the_exporter_is_given_up_in_the_end() -> None:
-    """If it is answered with 500 again and again, it must not hold back all others."""
+def test_a_report_that_is_always_answered_with_500_is_given_up() -> None:
+    """It must not hold back the others."""
     sim = SimulatedMonitor()
     ok = sim.network.post
 
@@ -307,7 +307,7 @@ def test_a_report_that_breaks_the_exporter_is_given_up_in_the_end() -> None:
 
 
 def test_a_bad_step_is_reported_at_once() -> None:
-    """So is the first good one after it; a streak in between, however long, causes no further reports."""
+    """So is the first good one after it, but no step of the streak in between."""
     sim = SimulatedMonitor()
     sim.step()
     sim.run(5.0)
@@ -327,8 +327,8 @@ def test_a_bad_step_is_reported_at_once() -> None:
     assert sim.network.posts - before <= 12
 
 
-def test_nothing_is_reported_before_it_is_known_who_reports() -> None:
-    """What is observed until then is not lost."""
+def test_nothing_is_reported_before_the_process_is_known() -> None:
+    """Earlier observations are not lost."""
     sim = SimulatedMonitor()
     sim.source.known = False
     sim.step()
@@ -339,8 +339,8 @@ def test_nothing_is_reported_before_it_is_known_who_reports() -> None:
     assert sim.books.totals() == {"applied": 1}
 
 
-def test_no_bad_step_is_dropped_while_it_is_unknown_who_reports() -> None:
-    """Processes may need seconds to agree on an attempt. The hello is all zeros nevertheless."""
+def test_no_bad_step_is_dropped_before_the_process_is_known() -> None:
+    """Processes may take seconds to agree on an attempt; the hello still has only zeros."""
     sim = SimulatedMonitor(queue=16)
     sim.source.known = False
     for n in range(100):
@@ -358,8 +358,8 @@ def test_no_bad_step_is_dropped_while_it_is_unknown_who_reports() -> None:
     assert sim.books.dropped() == {"steps": 0, "bad_steps": 0}
 
 
-def test_a_bug_of_ours_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged once, with its traceback, and reporting goes on."""
+def test_an_unexpected_error_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once with its traceback, and reporting goes on."""
     sim = SimulatedMonitor()
     ok, calls = sim.network.post, itertools.count()
 

@@ -91,10 +91,10 @@ class Nasty:
         raise RuntimeError(name)
 
 
-def test_observe_never_raises_and_ignores_what_is_no_reading(
+def test_observe_never_raises_and_ignores_other_objects(
     stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """None, strings, arrays of other types and shapes, objects that raise: one line each, and counting goes on."""
+    """None, strings, other arrays and objects that raise: one line each, and counting goes on."""
     training, monitor = Training(), make()
     monitor.describe(training.layout)
 
@@ -134,7 +134,13 @@ def test_a_traced_value_and_a_donated_reading_are_ignored(
     """Each with one line; later readings count."""
     training, monitor = Training(), make()
     monitor.describe(training.layout)
-    jax.jit(lambda x: (monitor.observe(x), x + 1)[1])(jnp.zeros([28], jnp.uint32))
+
+    @jax.jit
+    def step(words: Any) -> Any:
+        monitor.observe(words)
+        return words + 1
+
+    step(jnp.zeros([28], jnp.uint32))
     donated = training.saved().step().words()
     donated.delete()
     monitor.observe(donated)
@@ -222,7 +228,7 @@ def test_a_numpy_array_may_be_reused_after_observe(stub: StubExporter, make: Cal
     assert stub.books.totals() == {"applied": 1}
 
 
-def test_a_layout_that_is_described_again_is_the_same(
+def test_an_equal_layout_described_again_changes_nothing(
     make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A step may be traced any number of times, each time with a new but equal layout."""

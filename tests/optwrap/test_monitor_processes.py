@@ -1,4 +1,4 @@
-"""Monitors in processes of their own: how they end, what a fork does, which devices and processes there are."""
+"""Monitors in their own processes: exit, fork, devices and several processes."""
 
 import os
 import socket
@@ -49,8 +49,8 @@ def run(stub: StubExporter, script: str) -> str:
     return out
 
 
-def test_a_program_that_just_ends_has_reported_everything(stub: StubExporter) -> None:
-    """The interpreter's exit closes the Monitor, before JAX is gone."""
+def test_a_program_that_ends_without_close_has_reported_everything(stub: StubExporter) -> None:
+    """The Monitor is closed at exit, before JAX is gone."""
     run(
         stub,
         """
@@ -80,10 +80,15 @@ def test_an_uncaught_exception_is_reported_as_failed(stub: StubExporter) -> None
     assert stub.books.order[-1]["state"] == "failed"
 
 
-def test_a_hanging_exporter_keeps_no_program_from_ending(stub: StubExporter) -> None:
-    """The exit does not wait for an answer, however long the reporting thread would."""
+def test_a_hanging_exporter_does_not_delay_the_exit(stub: StubExporter) -> None:
+    """The exit does not wait for an answer."""
     reached, release = threading.Event(), threading.Event()
-    stub.answer = lambda *_: (reached.set(), release.wait(300), None)[2]
+
+    def hang(*_: object) -> None:
+        reached.set()
+        release.wait(300)
+
+    stub.answer = hang
     process = begin(
         stub,
         """
@@ -106,8 +111,8 @@ def test_a_hanging_exporter_keeps_no_program_from_ending(stub: StubExporter) -> 
         release.set()
 
 
-def test_a_forked_child_reports_nothing_of_its_parents(stub: StubExporter) -> None:
-    """It has no reporting thread and no counts, and ends at once. The parent goes on over its own connection."""
+def test_a_forked_child_does_not_report_for_its_parent(stub: StubExporter) -> None:
+    """It has no thread and no counts; the parent goes on over its own connection."""
     out = run(
         stub,
         """
@@ -161,7 +166,7 @@ def test_a_forked_child_that_observes_reports_like_a_new_process(stub: StubExpor
     assert stub.books.totals() == {"applied": 3}
 
 
-def test_a_closed_monitor_stays_closed_in_a_child(stub: StubExporter) -> None:
+def test_a_closed_monitor_stays_closed_in_a_forked_child(stub: StubExporter) -> None:
     """No thread is started there."""
     run(
         stub,

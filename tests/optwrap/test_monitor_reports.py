@@ -16,7 +16,7 @@ from tests.optwrap.simulated_monitor import SOURCE, SimulatedMonitor
 
 
 def test_the_hello_is_all_zeros_and_comes_before_any_step() -> None:
-    """A counter has to exist at zero before it rises, or its first increase is not seen."""
+    """The first increase of a counter is seen only if the counter exists before."""
     sim = SimulatedMonitor()
     sim.step()
     sim.run(0.1)
@@ -40,8 +40,8 @@ def test_a_report_has_exactly_the_fields_of_the_wire() -> None:
     assert list(report["totals"]) == ["steps", "gradient_steps", "not_finite_steps", "outcomes", "parameters"]
 
 
-def test_a_resumed_training_leaves_the_hello_in_an_incarnation_of_its_own() -> None:
-    """So an incarnation's at_start never changes, and no report of it is more right than another."""
+def test_a_resumed_training_starts_an_incarnation_after_the_hello() -> None:
+    """So at_start never changes within an incarnation."""
     sim = SimulatedMonitor()
     for _ in range(5):
         sim.training.step()
@@ -71,7 +71,7 @@ def test_a_clock_that_is_set_back_does_not_set_back_sent_at() -> None:
 
 
 def test_consecutive_steps_get_times_between_two_observations() -> None:
-    """Four steps of one scan, observed 4 s after the step before them, ended one second apart, as far as we know."""
+    """Four steps of a scan, observed 4 s after the step before, get times one second apart."""
     sim = SimulatedMonitor()
     sim.run(0.01)
     began = sim.now = 2000.0
@@ -125,8 +125,8 @@ def test_rows_that_are_neither_consecutive_nor_equal_are_ignored(caplog: pytest.
     assert sim.books.totals() == {"applied": 1}, "counting starts just before the first reading"
 
 
-def test_the_newest_reading_gets_through_a_full_queue() -> None:
-    """A thousand readings while the thread was away: the totals are right, and lost records are counted."""
+def test_the_newest_reading_enters_a_full_queue() -> None:
+    """Totals are right and lost records are counted after a thousand readings without the thread."""
     sim = SimulatedMonitor(queue=16)
     sim.step()
     sim.run(0.1)
@@ -138,8 +138,8 @@ def test_the_newest_reading_gets_through_a_full_queue() -> None:
     assert sim.books.dropped() == {"steps": 984, "bad_steps": 0}
 
 
-def test_a_first_reading_that_is_evicted_from_the_queue_is_still_where_counting_starts() -> None:
-    """Otherwise all steps before the oldest reading in the queue would be missing from the totals."""
+def test_counting_starts_at_the_first_reading_even_if_it_was_dropped() -> None:
+    """Otherwise steps before the oldest queued reading would be missing."""
     sim = SimulatedMonitor(queue=16)
     for _ in range(100):
         sim.step()
@@ -211,8 +211,8 @@ def test_names_that_the_wire_forbids_are_escaped() -> None:
     assert names == [".", "a\\nb", "\\ud800", "x" * 1024]
 
 
-def test_names_that_are_equal_once_escaped_are_one_parameter() -> None:
-    """Its values are the sum; its steps are at least those of either, and no more than there were."""
+def test_parameters_whose_escaped_names_are_equal_are_one() -> None:
+    """Its values are the sum; its steps are no fewer than those of either, and no more than all steps."""
     sim = SimulatedMonitor()
     endless, escaped = "x" * 2000, "a\nb"
     sim.training = Training((endless, endless + "y", escaped, "a\\nb"))

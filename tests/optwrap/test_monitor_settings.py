@@ -125,7 +125,7 @@ def test_slurm_names_the_attempt(environ: dict[str, str], attempt: str | None) -
     ],
 )
 def test_a_wrong_argument_raises_with_its_name_its_value_and_what_is_allowed(name: str, value: Any) -> None:
-    """When the Monitor is made, before anything is started."""
+    """When the Monitor is made."""
     with pytest.raises(ValueError, match=rf"(?s)^{name}\b.*allowed: ") as raised:
         settings(**{name: value})
     assert repr(value) in str(raised.value)
@@ -134,8 +134,7 @@ def test_a_wrong_argument_raises_with_its_name_its_value_and_what_is_allowed(nam
 
 
 @pytest.mark.parametrize("name", ["run", "endpoint", "attempt"])
-def test_a_wrong_variable_raises_with_its_own_name(name: str) -> None:
-    """So that it can be searched for."""
+def test_a_wrong_variable_raises_with_the_name_of_the_variable(name: str) -> None:
     variable = f"OPTWRAP_{name.upper()}"
     with pytest.raises(ValueError, match=rf"^{variable} \(or the argument {name}\): got 'a \?' *"):
         resolve({"OPTWRAP_RUN": "r", variable: "a ?"})

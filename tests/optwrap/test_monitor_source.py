@@ -1,4 +1,4 @@
-"""Who reports, as far as JAX can tell without initialising its devices."""
+"""Who reports: what JAX tells without initialising its devices."""
 
 import sys
 from typing import Any
@@ -38,8 +38,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     return made
 
 
-def test_process_0_names_the_launch_and_the_others_hear_of_it(service: Service) -> None:
-    """Until then the others do not know the attempt, and do not report."""
+def test_process_0_names_the_attempt_and_the_others_read_it(service: Service) -> None:
+    """The others do not report before."""
     first, second = JaxSource(0, None), JaxSource(1, None)
     assert second.attempt("r", "e1", now=0.0) is None
     assert first.attempt("r", "e0", now=1.0) == "e0"
@@ -48,7 +48,7 @@ def test_process_0_names_the_launch_and_the_others_hear_of_it(service: Service) 
     assert service.values == {"optwrap/attempt/r": "e0"}
 
 
-def test_a_second_monitor_of_a_launch_gets_the_same_name(service: Service) -> None:
+def test_a_second_monitor_of_a_launch_gets_the_same_attempt(service: Service) -> None:
     """Another run has another attempt."""
     del service
     assert JaxSource(0, None).attempt("r", "e0", now=0.0) == "e0"
@@ -56,7 +56,7 @@ def test_a_second_monitor_of_a_launch_gets_the_same_name(service: Service) -> No
     assert JaxSource(0, None).attempt("s", "e5", now=0.0) == "e5"
 
 
-def test_a_process_that_hears_nothing_takes_its_own_name_after_10_s(service: Service) -> None:
+def test_a_process_without_an_attempt_names_its_own_after_10_s(service: Service) -> None:
     """Process 0 may have no Monitor, and two attempts are better than no report."""
     service.down = True
     for process in (0, 1):
@@ -67,13 +67,13 @@ def test_a_process_that_hears_nothing_takes_its_own_name_after_10_s(service: Ser
 
 
 @pytest.mark.parametrize("process", [0, 3])
-def test_what_is_given_is_not_asked_for(service: Service, process: int) -> None:
-    """An argument, a variable or the scheduler can give it."""
+def test_a_given_process_or_attempt_is_not_looked_up(service: Service, process: int) -> None:
+    """It may come from an argument, a variable or the scheduler."""
     assert JaxSource(process, "slurm-1-0").attempt("r", "e", now=0.0) == "slurm-1-0"
     assert service.values == {}
 
 
-def test_several_processes_without_the_service_have_their_own_names(
+def test_processes_without_the_coordination_service_have_their_own_attempts(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing tells the exporter that they belong together."""
@@ -115,17 +115,17 @@ def test_nothing_initialises_the_devices(asleep: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("process", "attempt", "named"), [(0, None, "e"), (0, "a", "a"), (3, "a", "a"), (3, None, None)]
 )
-def test_what_is_known_without_devices(
+def test_process_0_names_the_attempt_before_it_has_devices(
     asleep: dict[str, Any], process: int, attempt: str | None, named: str | None
 ) -> None:
-    """Process 0 may name the launch; the others need to be given the attempt."""
+    """The others need to be given it."""
     del asleep
     told = JaxSource(process, attempt)
     assert (told.process(), told.attempt("r", "e", now=0.0)) == (process, named)
 
 
-def test_without_jaxs_private_function_a_reading_is_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If JAX renames the function, only the early hello is lost."""
+def test_without_jaxs_private_function_the_first_reading_tells_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the early hello is lost."""
     jax.devices()
     for module in ("jax._src.xla_bridge", "jax._src.distributed"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -137,7 +137,7 @@ def test_without_jaxs_private_function_a_reading_is_the_sign(monkeypatch: pytest
 
 
 def test_texts_are_made_valid_for_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host name may hold anything."""
+    """A host name may have any characters."""
     monkeypatch.setattr("socket.gethostname", lambda: "node\n\ud800" + "x" * 500)
     host = JaxSource(0, "a").describe()["host"]
     assert host == "node??" + "x" * 250

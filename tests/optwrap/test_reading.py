@@ -1,4 +1,4 @@
-"""The packed reading: found in any state, unpacked to what was counted, and refused where it is none."""
+"""The packed reading: found in any state, unpacked to the counters, and refused if invalid."""
 
 import zlib
 from typing import Any
@@ -29,7 +29,7 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
     def vector(length: int, values: st.SearchStrategy[int] = COUNT, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
         return np.array(draw(st.lists(values, min_size=length, max_size=length)), dtype)
 
-    return Counters(
+    arrays: dict[str, Any] = dict(
         outcomes=vector(len(OUTCOMES), st.integers(0, 2**28)),
         not_finite_steps=np.uint32(draw(COUNT)),
         not_finite_streak=np.uint32(draw(COUNT)),
@@ -45,12 +45,13 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
         replicas_not_finite=np.int32(draw(GAUGE)),
         gradient_norm_limit=np.float32(draw(st.floats(width=32, min_value=0))),
         fingerprint=np.uint32(layout.fingerprint),
-    ), layout
+    )
+    return Counters(**arrays), layout
 
 
 @settings(max_examples=60, deadline=None)
 @given(counters())
-def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> None:
+def test_unpack_returns_the_packed_counters(drawn: tuple[Any, Layout]) -> None:
     counted, layout = drawn
     words = np.asarray(pack(counted))
     assert words.dtype == np.uint32
@@ -82,7 +83,7 @@ def test_unpack_gives_back_what_was_packed(drawn: tuple[Counters, Layout]) -> No
     assert got.gauges == expected
 
 
-def test_a_layout_is_told_by_its_names_in_their_order() -> None:
+def test_layouts_differ_by_their_names_and_order() -> None:
     assert Layout(("a", "b")).fingerprint == zlib.crc32(b"a\0b")
     assert len({Layout(names).fingerprint for names in [("a", "b"), ("b", "a"), ("ab",), (), ("a",)]}) == 5
 
@@ -99,7 +100,7 @@ def test_a_layout_is_told_by_its_names_in_their_order() -> None:
         (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 34 words \(for 9 .* got 27 words"),
     ],
 )
-def test_what_is_no_reading_is_refused(words: Any, says: str) -> None:
+def test_other_values_are_refused(words: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         unpack(words)
 
@@ -137,7 +138,7 @@ def test_the_instrumentation_is_found_wherever_it_sits() -> None:
         np.testing.assert_array_equal(reading(tree), reading(state))
 
 
-def test_of_several_the_name_decides() -> None:
+def test_name_chooses_among_several_instrumentations() -> None:
     state = two("actor", "critic")
     np.testing.assert_array_equal(reading(state, name="critic"), state["opt"][1].counters["critic"])
     for words in (reading(state, name="actor"), jax.jit(lambda tree: reading(tree, name="actor"))(state)):
@@ -164,14 +165,14 @@ def test_of_several_the_name_decides() -> None:
         ),
     ],
 )
-def test_where_it_is_not_clear_which_all_are_named(state: Any, name: str | None, says: str) -> None:
+def test_an_ambiguous_state_is_refused_with_all_names(state: Any, name: str | None, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         reading(state, name)
 
 
 def test_a_name_that_is_no_string_is_refused() -> None:
     with pytest.raises(TypeError, match=r"name must be a string, got 3 \(int\)"):
-        reading((), 3)
+        reading((), 3)  # type: ignore[arg-type]
 
 
 def test_a_scan_over_steps_stacks_readings_of_consecutive_steps() -> None:
@@ -187,7 +188,7 @@ def test_a_scan_over_steps_stacks_readings_of_consecutive_steps() -> None:
     assert [row.finite for row in rows] == [True, False, True]
 
 
-def test_of_a_stacked_state_the_readings_are_stacked() -> None:
+def test_a_stacked_state_has_stacked_readings() -> None:
     tx = instrument(optax.sgd(1.0))
     states = jax.vmap(lambda w: tx.init({"w": w}))(jnp.ones((3, 2)))
     rows = np.asarray(reading(states))

@@ -178,8 +178,8 @@ by_outermost = pytest.mark.parametrize("head", HEADS)
 @by_outermost
 @search
 @given(data=st.data())
-def test_what_stood_in_a_rejected_gradient_does_not_matter(head: str, data: st.DataObject) -> None:
-    """With NaN everywhere in its place parameters and inner state are the same in every step after it, bit for bit."""
+def test_the_values_of_a_rejected_gradient_do_not_matter(head: str, data: st.DataObject) -> None:
+    """With NaN everywhere instead, parameters and inner state of every later step have the same bits."""
     case, tree, batches = data.draw(trainings(HEADS[head]))
     gone = rejected(case, batches, tree)
     others = [spoilt(case, grads) if step in gone else grads for step, grads in enumerate(batches)]
@@ -201,8 +201,8 @@ def spoilt(case: Case, grads: Tree) -> Tree:
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "lookahead"])  # which counts every call
 @search
 @given(data=st.data())
-def test_a_rejected_gradient_might_as_well_never_have_come(head: str, data: st.DataObject) -> None:
-    """Parameters and inner state end as in the training without it, bit for bit; of a window, without the window."""
+def test_a_rejected_gradient_equals_no_gradient(head: str, data: st.DataObject) -> None:
+    """Parameters and inner state end bit for bit as without it, or without its window."""
     case, tree, batches = data.draw(trainings(HEADS[head]))
     gone = rejected(case, batches, tree)
     without = [grads for step, grads in enumerate(batches) if step not in gone]
@@ -215,8 +215,8 @@ def test_a_rejected_gradient_might_as_well_never_have_come(head: str, data: st.D
 @pytest.mark.parametrize("head", GUARDS)
 @search
 @given(data=st.data())
-def test_neither_more_nor_less_is_rejected(head: str, data: st.DataObject) -> None:
-    """The outermost guard's figures are numpy's: finite gradients whose squares or sums overflow are taken."""
+def test_exactly_the_non_finite_gradients_are_rejected(head: str, data: st.DataObject) -> None:
+    """Finite gradients whose squares or sums overflow are taken; the guard's counts equal numpy's."""
     case, tree, batches = data.draw(trainings(HEADS[head]))
     gone = rejected(case, batches, tree)
     said = [figures(after.state)[0] for after in trained(case, tree, batches)]
@@ -225,7 +225,7 @@ def test_neither_more_nor_less_is_rejected(head: str, data: st.DataObject) -> No
     assert {step for step, left_out in enumerate(said[1:]) if left_out} == gone
 
 
-def test_the_search_goes_over_every_nesting() -> None:
+def test_the_search_covers_every_nesting() -> None:
     """Of two wrappers with a guard among them, and of masked and flatten around and inside each."""
     names = {case.name for case in NESTS}
     for name in ("multi_steps-apply_if_finite", "apply_if_finite-multi_steps", "lookahead-multi_steps_skip_large"):

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.thin(5)
 
 Tree = Any
 
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "float16": jnp.float16,
     "bfloat16": jnp.bfloat16,
     "float32": jnp.float32,
@@ -133,7 +133,7 @@ def coarser(one: Any, other: Any) -> Any:
 @named(OTHERS)
 @search
 @given(seed=seeds, exponent=exponents)
-def test_all_but_windows_give_the_same_bits(dtype: str, case: Case, seed: int, exponent: int) -> None:
+def test_everything_but_windows_gives_the_same_bits(dtype: str, case: Case, seed: int, exponent: int) -> None:
     """Parameters, updates and states of every step, compiled with all of XLA's optimizations."""
     with wide(dtype):
         for _, _, mine, other in steps_of_both(case, dtype, seed, exponent, [compiled(case, lib) for lib in BOTH]):
@@ -144,7 +144,7 @@ def test_all_but_windows_give_the_same_bits(dtype: str, case: Case, seed: int, e
 @search
 @given(seed=seeds, exponent=exponents)
 def test_windows_are_within_one_ulp_of_the_accumulator(dtype: str, case: Case, seed: int, exponent: int) -> None:
-    """What is accumulated, and the mean that comes out; all else of the state is equal, and all of a sum."""
+    """The accumulator and the mean; all else of the state is equal, and sums are."""
     most = 1 if case.name.endswith("-mean") else 0
     with wide(dtype):
         for grads, before, mine, other in steps_of_both(
@@ -172,7 +172,7 @@ MEAN = accumulating("float32", mean=True)
 @pytest.mark.parametrize("compiles", [True, False], ids=["jit", "eager"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_mean_is_rounded_once_or_twice(library: Any, compiles: bool, dtype: str) -> None:
-    """Each accumulated value is one of the two possible roundings, so only contraction can differ."""
+    """Each accumulated value is one of the two roundings, so only contraction can differ."""
     init, step = compiled(MEAN, library)
     update = step if compiles else stepper(MEAN.build(library))
     tree = {"w": jnp.zeros(256, DTYPES[dtype])}
@@ -229,8 +229,7 @@ def test_without_contractions_means_have_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("name", [*WRAPPERS])
-def test_the_same_bits_come_out_without_jit(name: str) -> None:
-    """Operation by operation."""
+def test_eager_steps_give_the_same_bits(name: str) -> None:
     case = Case(name, (WRAPPERS[name],))
     both = [(case.build(library, momentum()).init, stepper(case.build(library, momentum()))) for library in BOTH]
     for _, _, mine, other in steps_of_both(case, "float32", 0, 0, both)[:4]:

@@ -46,8 +46,8 @@ def tree_of(dtype: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "x64"), DTYPES)
-def test_types_stay_for_every_dtype(name: str, x64: bool) -> None:
-    """Init and update of every wrapper, instrumented, traced with strict promotion: types are the same after a step."""
+def test_a_step_keeps_every_dtype(name: str, x64: bool) -> None:
+    """Traced with strict promotion, for init and update of every wrapper, instrumented."""
     with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
         tree = jax.eval_shape(lambda: tree_of(dtype_of(name)))
         for case in SINGLES:
@@ -62,8 +62,8 @@ def test_types_stay_for_every_dtype(name: str, x64: bool) -> None:
 
 
 @pytest.mark.parametrize(("name", "x64"), [case for case in DTYPES if case.values[0] != NO_ZERO])
-def test_windows_and_guards_do_what_numpy_says_for_every_dtype(name: str, x64: bool) -> None:
-    """The mean of a window is computed in float32 or wider; NaN is seen, and counted, wherever a dtype has it."""
+def test_windows_and_guards_equal_numpy_for_every_dtype(name: str, x64: bool) -> None:
+    """Means are computed in float32 or wider, and NaN is counted in every dtype that has it."""
     with jax.enable_x64(x64):
         dtype = dtype_of(name)
         wide = jnp.result_type(dtype, jnp.float32) if dtype.itemsize > 1 or name == "bool" else np.dtype(np.float32)
@@ -95,7 +95,7 @@ def can_be_nan(dtype: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if can_be_nan(dtype_of(name))])
-def test_a_guard_rejects_what_is_not_finite_in_eight_bits(name: str) -> None:
+def test_a_guard_rejects_non_finite_eight_bit_floats(name: str) -> None:
     """It accepts the largest number of the dtype."""
     dtype = dtype_of(name)
     guard = optwrap.apply_if_finite(keeping(), 3)
@@ -109,7 +109,7 @@ def test_a_guard_rejects_what_is_not_finite_in_eight_bits(name: str) -> None:
 
 @pytest.mark.parametrize("wrapper", ["apply_if_finite", "flatten", "masked", "instrument"])
 def test_leaves_without_arithmetic_pass_through(wrapper: str) -> None:
-    """float0, as gradients of integers are, and PRNG keys: neither finite nor not, and left as they are."""
+    """float0, as gradients of integers are, and PRNG keys."""
     params = {"w": jnp.ones(3), "integer": jnp.arange(2), "key": jax.random.key(0)}
     grads: Any = jax.grad(lambda p: (p["w"] ** 2).sum(), allow_int=True)({k: params[k] for k in ("w", "integer")})
     assert grads["integer"].dtype == jax.dtypes.float0

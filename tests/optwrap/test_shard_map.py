@@ -1,4 +1,4 @@
-"""`axis_name`: all devices of a shard_map or pmap decide as one device with all gradients would.
+"""`axis_name`: all devices of a shard_map or pmap decide as one device with all gradients does.
 
 The truth is a training of the whole tree on one device, without `axis_name`. Gradients are multiples of 1/8, so that
 every sum is exact in whatever order it is taken, and results are compared bit for bit.
@@ -115,7 +115,7 @@ def on_a_mesh(name: str, check_vma: bool) -> tuple[Any, Step]:
 @pytest.mark.parametrize("name", DECIDING)
 @quick
 @given(faults=faults_in(tuple(SHAPES)))
-def test_a_mesh_decides_as_one_device_would(name: str, faults: dict[int, Any]) -> None:
+def test_a_mesh_decides_as_one_device(name: str, faults: dict[int, Any]) -> None:
     """Of gradients in parts and gradients that are everywhere, counters and norms are those of the whole tree.
 
     That the counters' specs are P() shows that they are the same on every device: with check_vma, JAX insists.
@@ -169,8 +169,8 @@ def is_none(leaf: Any) -> bool:
 @pytest.mark.parametrize(("how", "name"), UNTYPED)
 @quick
 @given(faults=faults_in(tuple(ROWS)))
-def test_without_types_devices_decide_alike_too(name: str, how: str, faults: dict[int, Any]) -> None:
-    """With check_vma=False, under pmap and vmap: gradients that differ are judged, counted and measured as one."""
+def test_without_types_devices_decide_together(name: str, how: str, faults: dict[int, Any]) -> None:
+    """With check_vma=False, under pmap and under vmap."""
     batches = batches_with(faults, tuple(ROWS))
     transformation, step = on_one_device(name)
     expected = trained(step, transformation, ROWS, batches)
@@ -204,7 +204,7 @@ def test_without_an_axis_name_each_device_decides_for_itself(name: str, how: str
 
 @pytest.mark.parametrize("name", ["apply_if_finite", "skip_not_finite"])
 @pytest.mark.parametrize("watched", [False, True], ids=["", "instrumented"])
-def test_devices_along_other_axes_decide_for_themselves(name: str, watched: bool) -> None:
+def test_devices_along_other_axes_decide_separately(name: str, watched: bool) -> None:
     """Of four groups of two devices each, a group trains like one device with its gradients.
 
     Also where what is around knows of all eight together.
@@ -234,7 +234,7 @@ def test_devices_along_other_axes_decide_for_themselves(name: str, watched: bool
 
 
 @pytest.mark.parametrize(("check_vma", "times"), [(True, 1), (False, 8)])
-def test_what_is_replicated_is_counted_once_where_types_tell(check_vma: bool, times: int) -> None:
+def test_a_replicated_gradient_is_counted_once_if_types_tell(check_vma: bool, times: int) -> None:
     """Without types, a replicated gradient is counted once per device."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 
@@ -254,7 +254,7 @@ def test_what_is_replicated_is_counted_once_where_types_tell(check_vma: bool, ti
     assert judged(LARGE, np.array([3, 4], np.float32))["norm_squared"] == 25 * times
 
 
-def test_a_skip_function_of_your_own_is_asked_on_each_device() -> None:
+def test_a_custom_skip_function_is_called_on_each_device() -> None:
     """If it is true on one device, all skip, and `should_skip` is true on all; the rest of its state may differ."""
 
     def negative(updates: Any, gradient_step: Any, params: Any) -> Any:
@@ -274,8 +274,8 @@ def test_a_skip_function_of_your_own_is_asked_on_each_device() -> None:
     assert jax.pmap(ask, axis_name="x")(np.abs(values))[1].all()
 
 
-def test_an_inner_transformation_may_speak_to_the_other_devices() -> None:
-    """All devices take the step or none does, so the inner transformation may use collectives."""
+def test_an_inner_transformation_may_use_collectives() -> None:
+    """All devices take the step or none does."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
@@ -297,6 +297,7 @@ def test_an_unknown_axis_is_refused(make: Make, under: str) -> None:
     def update(grads: Any) -> Any:
         return transformation.update(grads, transformation.init(grads))[0]
 
+    mapped: Callable[[Any], Any]
     wrong = r"axis_name must be an axis of the shard_map or pmap in which update is called, got '{}'.*leave it out"
     if under == "jit":
         mapped, wrong = jax.jit(update), wrong.format("x")

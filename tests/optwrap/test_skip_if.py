@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import optwrap
 from optwrap._core.declarations import Limit, collecting
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import FLOAT32, assert_same, assert_same_types, gradients, momentum, stepper
 
 FULL = jnp.int32(2**31 - 1)
@@ -35,8 +36,8 @@ def step_with(limit: float) -> Callable[..., Any]:
     scales=st.lists(st.sampled_from([0.1, 1.0, 3.0, 1e20, np.nan, np.inf]), min_size=8, max_size=8),
     limit=st.sampled_from([0.0, 5.0, 50.0, np.inf]),
 )
-def test_steps_beyond_the_limit_never_happened(scales: list[float], limit: float) -> None:
-    """Parameters and inner state are those of the optimizer alone on the other steps, and the figures count both."""
+def test_steps_beyond_the_limit_change_nothing(scales: list[float], limit: float) -> None:
+    """Parameters and inner state are those of the optimizer alone on the other steps; both are counted."""
     step, alone = step_with(limit), jax.jit(stepper(momentum()))
     transformation = optwrap.skip_if(momentum(), functools.partial(optwrap.skip_large_updates, max_squared_norm=limit))
     params = expected = FLOAT32
@@ -57,7 +58,7 @@ def test_steps_beyond_the_limit_never_happened(scales: list[float], limit: float
         assert (int(state.gradient_step), int(state.total_skipped)) == (taken, i - taken)
         assert bool(state.last_skipped) is bool(state.skip_state["should_skip"]) is not take
         np.testing.assert_allclose(state.skip_state["norm_squared"], norm, rtol=1e-5)
-    assert step._cache_size() == 1
+    assert traces(step) == 1
 
 
 def test_the_skip_function_gets_the_updates_the_steps_taken_and_the_parameters() -> None:
@@ -98,8 +99,8 @@ def test_counts_saturate() -> None:
         assert bool(state.last_skipped) is skipped
 
 
-def test_it_may_be_wrapped_around_lookahead() -> None:
-    """The skip function sees the gradients; the updates are a pair, of zeros where the step is left out."""
+def test_skip_if_may_wrap_lookahead() -> None:
+    """The skip function gets the gradients; the updates of a skipped step are a pair of zeros."""
     transformation = optwrap.skip_if(optwrap.lookahead(optax.sgd(1.0), 2, 0.5), optwrap.skip_not_finite)
     pair = optax.LookaheadParams.init_synced(FLOAT32)
     state = transformation.init(pair)
@@ -124,7 +125,7 @@ def test_the_limit_is_declared() -> None:
 
 @pytest.mark.parametrize("axis_name", ["data", None], ids=["together", "alone"])
 @pytest.mark.parametrize("library", [optwrap, optax], ids=["ours", "optax"])
-def test_devices_decide_together_where_they_are_told_to(library: Any, axis_name: str | None) -> None:
+def test_devices_decide_together_with_axis_name(library: Any, axis_name: str | None) -> None:
     """Inside pmap, with NaN on one device: with axis_name all skip, without it only that device."""
     transformation = optwrap.skip_if(optax.sgd(0.5), library.skip_not_finite, axis_name=axis_name)
 
@@ -146,12 +147,12 @@ def skip(returned: Any) -> Callable[[], Any]:
     [
         (lambda: optwrap.skip_if(optax.sgd, optwrap.skip_not_finite), TypeError, r"skip_if: inner must be .*call it"),
         (
-            lambda: optwrap.skip_if(momentum(), None),
+            lambda: optwrap.skip_if(momentum(), None),  # type: ignore[arg-type]
             TypeError,
             r"skip_if: should_skip_fn must be a function, got None: pass skip_not_finite, functools.partial",
         ),
         (
-            lambda: optwrap.skip_if(momentum(), optwrap.skip_large_updates),
+            lambda: optwrap.skip_if(momentum(), optwrap.skip_large_updates),  # type: ignore[arg-type]
             TypeError,
             r"skip_if: should_skip_fn: skip_large_updates needs its limit, got keywords \[\]",
         ),
@@ -173,7 +174,7 @@ def skip(returned: Any) -> Callable[[], Any]:
             r"skip_if: state must be the SkipIfState that init returns, got .* \(tuple\): pass the state that init",
         ),
         (
-            lambda: optwrap.skip_if(momentum(), optwrap.skip_not_finite, axis_name=3),
+            lambda: optwrap.skip_if(momentum(), optwrap.skip_not_finite, axis_name=3),  # type: ignore[arg-type]
             TypeError,
             r"skip_if: axis_name must be the name of a mesh axis",
         ),

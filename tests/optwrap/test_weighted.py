@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import optwrap
 from optwrap._reading.unpack import Layout, unpack
+from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import FLOAT32, assert_close, assert_same, gradients, momentum, tree_of
 
 pytestmark = pytest.mark.thin(3)
@@ -57,8 +58,8 @@ mini_steps = st.lists(st.tuples(weights, st.booleans(), st.integers(0, 5)), min_
 @pytest.mark.parametrize("mean", [True, False], ids=["mean", "sum"])
 @settings(max_examples=60, deadline=None)
 @given(mini_steps=mini_steps)
-def test_what_comes_of_a_window_is_the_weighted_mean_of_numpy(mean: bool, skip: bool, mini_steps: list[Any]) -> None:
-    """For any weights. Invalid weights count as 0, and their gradients have no effect."""
+def test_a_window_gives_the_weighted_mean_of_numpy(mean: bool, skip: bool, mini_steps: list[Any]) -> None:
+    """Invalid weights count as 0, and their gradients have no effect."""
     update = compiled(mean, skip)
     state = weighted(mean, skip).init(FLOAT32)
     window: list[tuple[float, Any]] = []
@@ -90,13 +91,13 @@ def test_what_comes_of_a_window_is_the_weighted_mean_of_numpy(mean: bool, skip: 
         window = [] if len(window) == K else window
         assert (int(after.mini_step), int(after.gradient_step)) == (len(window), took)
         state = after
-    assert update._cache_size() == 1
+    assert traces(update) == 1
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 3.0, 1e20])
 def test_equal_weights_give_the_mean_without_weights(dtype: Any, scale: float) -> None:
-    """Whatever they are, within the rounding of the accumulator."""
+    """Within the rounding of the accumulator."""
     tree = tree_of(dtype)
     plain = optwrap.MultiSteps(optax.identity(), K)
     state, other = weighted().init(tree), plain.init(tree)
@@ -111,7 +112,7 @@ def test_equal_weights_give_the_mean_without_weights(dtype: Any, scale: float) -
 
 
 def test_batches_weighted_by_their_size_are_one_batch() -> None:
-    """What weights are for: the gradient of the mean loss over all examples, an empty batch included."""
+    """The gradient is that of the mean loss over all examples; an empty batch is included."""
     rng = np.random.default_rng(3)
     examples, targets = rng.normal(size=(10, 4)).astype(np.float32), rng.normal(size=10).astype(np.float32)
 
@@ -139,7 +140,7 @@ def test_the_largest_weights_give_their_mean() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -2.0, np.nan])
 def test_a_window_without_weight_gives_no_step(weight: float) -> None:
-    """It ends in time, and the optimizer is not called: neither decay nor momentum moves the parameters."""
+    """The window ends, and the optimizer is not called: no decay and no momentum."""
     steps = weighted(inner=optax.adamw(0.1), k=2)
     update = jax.jit(lambda grads, state, weight: steps.update(grads, state, FLOAT32, weight=weight))
     start = steps.init(FLOAT32)
@@ -218,8 +219,7 @@ def test_other_extra_args_reach_the_optimizer_and_the_weight_does_not() -> None:
     ],
     ids=["apply_if_finite", "flatten", "masked", "chain", "skip_if"],
 )
-def test_weights_go_through_what_is_around(wrap: Callable[[Any], Any]) -> None:
-    """Transformations around it pass the weight on, like other extra args."""
+def test_weights_pass_through_outer_transformations(wrap: Callable[[Any], Any]) -> None:
     tx = wrap(weighted(inner=optax.identity(), k=2).gradient_transformation())
     state = tx.init(FLOAT32)
     batches = [gradients(FLOAT32, i) for i in range(2)]
@@ -252,7 +252,7 @@ def test_apply_gradients_takes_the_same_steps(mean: bool) -> None:
         assert_close(ours, theirs)
         assert_same(optwrap.reading(ours[1]), optwrap.reading(theirs[1]))
     assert int(ours[1].inner_state.gradient_step) == 2
-    assert fused._cache_size() == 1
+    assert traces(fused) == 1
 
 
 def test_weights_take_no_memory() -> None:
@@ -267,7 +267,8 @@ def test_weights_take_no_memory() -> None:
             return optwrap.apply_gradients(steps, grads, state, params, **weight)
 
         state = jax.eval_shape(steps.init, params)
-        return int(step.lower(params, state, params, weight).compile().memory_analysis().temp_size_in_bytes)
+        memory: Any = step.lower(params, state, params, weight).compile().memory_analysis()
+        return int(memory.temp_size_in_bytes)
 
     assert temporaries(weight=2.0) <= temporaries() + 1024
 
@@ -307,8 +308,8 @@ def test_each_device_may_have_weights_of_its_own() -> None:
     np.testing.assert_array_equal(took, [1, 1, 1, 1])
 
 
-def test_the_instrumentation_knows_that_what_weighs_nothing_was_not_taken_in() -> None:
-    """A NaN with weight 0 is a non-finite step, but its window stays finite, and the step is applied."""
+def test_a_non_finite_gradient_of_weight_0_does_not_spoil_its_window() -> None:
+    """The step counts as non-finite, and the window as applied."""
     tx = optwrap.instrument(weighted(inner=momentum(), k=2))
     update = jax.jit(tx.update)
     state, outcomes = tx.init(FLOAT32), []
@@ -332,8 +333,8 @@ def test_the_instrumentation_knows_that_what_weighs_nothing_was_not_taken_in() -
     assert read.totals.not_finite_steps == 3
 
 
-def test_a_step_of_one_mini_step_without_weight_is_skipped() -> None:
-    """With k = 1 both counters stay the same: it counts as skipped_other, not as skipped_large."""
+def test_a_window_of_one_mini_step_without_weight_is_skipped() -> None:
+    """It counts as skipped_other, not as skipped_large."""
     function = functools.partial(optwrap.skip_large_updates, max_squared_norm=1e6)
     tx = optwrap.instrument(optwrap.MultiSteps(momentum(), 1, should_skip_update_fn=function, weighted=True))
     update = jax.jit(tx.update)
@@ -352,7 +353,7 @@ def nested() -> Any:
 START = weighted().init(FLOAT32)
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "weighted no bool": (
-        lambda: optwrap.MultiSteps(momentum(), 2, weighted="yes"),
+        lambda: optwrap.MultiSteps(momentum(), 2, weighted="yes"),  # type: ignore[arg-type]
         TypeError,
         r"MultiSteps: weighted must be True or False, got 'yes' \(str\)",
     ),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optwrap
 
@@ -151,6 +152,12 @@ OURS_PAIRS = [
     ]
 ]
 
+
+def by_name(cases: list[Case]) -> Any:
+    """Runs a test for each of these cases."""
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
 OPTAX_RAISES = {"apply_if_finite-lookahead", "flatten-lookahead"} | {
     f"{name}-lookahead" for name in WRAPPERS if name.startswith("multi_steps")
 }
@@ -237,9 +244,14 @@ def run(case: Case, library: Library, tree: Tree, batches: list[Tree], *, unopti
     return trail
 
 
+def structure(tree: Tree) -> Any:
+    """The tree without its leaves. JAX's own function has no type that can be compared."""
+    return jax.tree.structure(tree)
+
+
 def assert_same(actual: Tree, expected: Tree) -> None:
     """Same structure, dtypes, shapes and values, bit for bit but for the sign of zeros."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    assert structure(actual) == structure(expected)
     for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         where = jax.tree_util.keystr(path)
         assert a.dtype == e.dtype, where
@@ -253,7 +265,7 @@ def _readable(leaf: Any) -> np.ndarray[Any, Any]:
 
 def assert_same_types(actual: Tree, expected: Tree) -> None:
     """Same structure, dtypes and shapes."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    assert structure(actual) == structure(expected)
     for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         assert (a.dtype, a.shape) == (e.dtype, e.shape), jax.tree_util.keystr(path)
 

@@ -3,12 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from optwrap_exporter._version import __version__
 from optwrap_exporter.settings import (
     DEFAULT_LISTEN,
     DEFAULT_RETENTION_BYTES,
@@ -137,7 +137,7 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     show_envvar=True,
     help="Level of the messages on standard error.",
 )
-@click.version_option(version("optwrap-exporter"), "--version", prog_name=PROGRAM)
+@click.version_option(__version__, "--version", prog_name=PROGRAM)
 @click.pass_context
 def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
     """Store and show the skipped steps and non-finite gradients of training jobs.

@@ -4,7 +4,6 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client.registry import CollectorRegistry
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from optwrap_exporter._version import __version__
 from optwrap_exporter.http import errors
 from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.hub import Hub
@@ -71,7 +71,7 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app = _App(
         title=DISTRIBUTION,
         description="Skipped steps and non-finite gradients of training jobs.",
-        version=version(DISTRIBUTION),
+        version=__version__,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

@@ -243,7 +243,7 @@ def check_events(storm: Storm, truth: list[Known]) -> None:
 def _events(storm: Storm, **query: Any) -> list[dict[str, Any]]:
     found, cursor = [], None
     while True:
-        more = {} if cursor is None else {"cursor": cursor}
+        more: dict[str, str] = {} if cursor is None else {"cursor": cursor}
         page = storm.exporter.get(f"/v1/runs/{storm.run_name}/events", limit=1000, **query, **more)
         found += page["items"]
         if (cursor := page["cursor"]) is None:

@@ -153,7 +153,7 @@ class Trainer:
         else:
             with np.load(path) as saved:
                 self.taken = int(saved["taken"])
-                treedef = jax.tree.structure(self.carry)
+                treedef: Any = jax.tree.structure(self.carry)
                 leaves = [jnp.asarray(saved[f"arr_{n}"]) for n in range(treedef.num_leaves)]
                 self.carry = jax.tree.unflatten(treedef, leaves)
 

@@ -18,6 +18,7 @@ from optwrap_exporter.settings import Settings, parse_address
 
 from tests.e2e.chaos import job
 from tests.e2e.chaos.job import Life
+from tests.polling import wait_until
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.e2e.chaos.processes"])
@@ -111,15 +112,14 @@ class Exporter:
         self._process.start()
         theirs.close()
         self.starts += 1
-        deadline = time.monotonic() + 60
-        while True:
-            assert self._process.is_alive(), f"the exporter did not start: {self.log}"
-            assert time.monotonic() < deadline, f"the exporter is not ready: {self.log}"
-            try:
-                if self.client.get("/-/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.01)
+        wait_until(self._ready, problem=lambda: self.log)
+
+    def _ready(self) -> bool:
+        assert self._process.is_alive(), f"the exporter did not start: {self.log}"
+        try:
+            return self.client.get("/-/ready").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def kill(self) -> None:
         """End it as a crash would."""

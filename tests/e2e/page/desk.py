@@ -92,7 +92,7 @@ class Reporter:
             self.job.step("accumulated" if mini else "applied", norm)
         self.send()
 
-    def bad(self, *, replica: dict[str, Any] | None = None, **offenders: int) -> None:
+    def bad(self, *, replica: Any = None, **offenders: int) -> None:
         """Take one step that the guard rejects, and send a report."""
         self.job.gauges["guard_not_finite_count"] = self.job.gauges.get("guard_not_finite_count", 0) + 1
         self.job.step("skipped_not_finite", "NaN", replica=replica, **offenders)

@@ -56,11 +56,12 @@ def stub() -> Iterator[StubExporter]:
 def collected(request: pytest.FixtureRequest) -> list[tuple[str, job.Emit]]:
     """The cases that use this fixture and were selected: only these need a training."""
     name, param = request.fixturename, getattr(request, "param", None)
-    return [
-        (item.callspec.params["way"], item.callspec.params["emit"])
+    cases: list[Any] = [
+        item.callspec.params
         for item in request.session.items
-        if isinstance(item, pytest.Function) and name in item.fixturenames and item.callspec.params.get(name) == param
+        if isinstance(item, pytest.Function) and name in item.fixturenames
     ]
+    return [(case["way"], case["emit"]) for case in cases if case.get(name) == param]
 
 
 @pytest.fixture(scope="module")

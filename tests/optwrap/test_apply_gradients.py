@@ -1,8 +1,6 @@
 """`apply_gradients` takes the same steps as `update` and `optax.apply_updates`, over the table of transformations."""
 
 import functools
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,49 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
+from tests.optwrap.fused import CHOSEN, EVERY, fused, instrumented, run_fused
 from tests.optwrap.transformations import (
     FLOAT32,
-    OURS_PAIRS,
-    OURS_SINGLES,
-    PAIRS,
     SINGLES,
     TREES,
-    After,
     Case,
     assert_close,
     assert_same,
-    assert_same_types,
+    by_name,
     gradients,
     multi_steps,
     run,
 )
 
 STEPS = 9
-EVERY = [*SINGLES, *PAIRS, *OURS_SINGLES, *OURS_PAIRS]
-CHOSEN = [*SINGLES, *OURS_SINGLES] + [
-    case
-    for case in PAIRS
-    if set(case.name.split("-")) <= {"apply_if_finite", "multi_steps_skip_not_finite", "masked", "lookahead"}
-]
-"""For what takes long to compile: each wrapper, and pairs of those that decide with those that hand on."""
+
 FAULTS = (jnp.nan, jnp.inf, -jnp.inf, 3e38)
 """3e38 is finite, and its square is not in float32."""
-
-
-def by_name(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
-
-
-def instrumented(case: Case) -> Any:
-    return optwrap.instrument(case.build(optwrap))
-
-
-@functools.cache
-def fused(case: Case, watched: bool = False) -> tuple[Any, Any]:
-    """The jitted init of a case, and its step through `apply_gradients`."""
-    transformation = instrumented(case) if watched else case.build(optwrap)
-    step = functools.partial(optwrap.apply_gradients, transformation)
-    return jax.jit(transformation.init), jax.jit(step)
 
 
 @functools.cache
@@ -71,24 +44,14 @@ def two_calls(case: Case) -> Any:
     return step
 
 
-def run_fused(case: Case, tree: Any, batches: list[Any]) -> Iterator[After]:
-    init, step = fused(case)
-    params = case.params(tree)
-    state = init(params)
-    yield After(params, state, None)
-    for grads in batches:
-        params, state = step(grads, state, params)
-        yield After(params, state, None)
-
-
 def flags_and_counts(state: Any) -> Any:
     return [leaf for leaf in jax.tree.leaves(state) if leaf.dtype in (jnp.bool_, jnp.int32, jnp.uint32)]
 
 
 @pytest.mark.thin(3)
 @by_name(EVERY)
-def test_takes_the_steps_that_update_and_apply_take(case: Case) -> None:
-    """Parameters and states within rounding of the update, flags and counters exactly; bad batches too."""
+def test_steps_equal_those_of_update_and_apply_updates(case: Case) -> None:
+    """Parameters and states within rounding, flags and counters exactly; bad batches included."""
     batches = [gradients(FLOAT32, step) for step in range(STEPS)]
     for step, fault in zip((1, 4, 5), FAULTS, strict=False):
         batches[step]["b"][1] = fault
@@ -100,7 +63,7 @@ def test_takes_the_steps_that_update_and_apply_take(case: Case) -> None:
 @pytest.mark.thin(3)
 @pytest.mark.parametrize("tree", TREES)
 @by_name(SINGLES)
-def test_keeps_every_tree_as_it_is(case: Case, tree: str) -> None:
+def test_types_equal_those_of_update_and_apply_updates(case: Case, tree: str) -> None:
     """Structure, shapes and dtypes of parameters and state are those of the two calls."""
     batches = [gradients(TREES[tree], step) for step in range(4)]
     for ours, other in zip(
@@ -127,8 +90,8 @@ GUARDS = {
 @pytest.mark.parametrize(
     "inner", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9), optax.lion(0.1)], ids=["adamw", "sgd", "lion"]
 )
-def test_a_step_that_is_taken_equals_the_inner_optimizers_own(guard: str, inner: Any) -> None:
-    """Bit for bit the same as its jitted update and apply."""
+def test_an_accepted_step_equals_that_of_the_inner_optimizer(guard: str, inner: Any) -> None:
+    """Bit for bit its jitted update and apply."""
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(33, 65)).astype(np.float32), "b": rng.normal(size=65).astype(np.float32)}
     outer = GUARDS[guard](inner)
@@ -151,8 +114,8 @@ def test_a_step_that_is_taken_equals_the_inner_optimizers_own(guard: str, inner:
 @by_name([case for case in EVERY if "multi_steps" not in case.name])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_a_rejected_gradient_touches_nothing(case: Case, data: st.DataObject) -> None:
-    """Guarded from outside, a bad batch leaves parameters and inner state as they were, bit for bit."""
+def test_a_rejected_gradient_changes_nothing(case: Case, data: st.DataObject) -> None:
+    """Inside a guard a bad batch leaves parameters and inner state bit for bit as they were."""
     init, step = guarded(case)
     params = case.params(FLOAT32)
     state = init(params)
@@ -176,8 +139,8 @@ def guarded(case: Case) -> tuple[Any, Any]:
 
 @pytest.mark.thin(3)
 @by_name(CHOSEN)
-def test_an_instrumentation_counts_the_same(case: Case) -> None:
-    """Through `apply_gradients` its counters are those of the two calls, whatever comes."""
+def test_the_counters_equal_those_of_update(case: Case) -> None:
+    """For good and bad batches."""
     init, step = fused(case, watched=True)
     params = case.params(FLOAT32)
     ours = theirs = (params, init(params))
@@ -193,8 +156,8 @@ def test_an_instrumentation_counts_the_same(case: Case) -> None:
         assert_same(mine, other)
 
 
-def test_parameters_not_finite_before_are_no_guards_fault_where_it_is_outermost() -> None:
-    """With a transformation around it, only the new parameters are known: a skipped call counts as accepted."""
+def test_non_finite_parameters_do_not_change_the_outcome_of_an_outermost_guard() -> None:
+    """Under another wrapper only the new parameters are known, so the skipped step counts as accepted."""
     params, grads = {"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.array([jnp.nan, jnp.nan])}
     guard = optwrap.apply_if_finite(optax.sgd(0.1), 3)
     for tx, outcome in ((guard, "skipped_not_finite"), (optwrap.masked(guard, True), "accepted_not_finite")):
@@ -205,8 +168,8 @@ def test_parameters_not_finite_before_are_no_guards_fault_where_it_is_outermost(
         assert said == [outcome, "skipped_not_finite"]
 
 
-def test_a_chain_is_the_two_calls() -> None:
-    """Also one of `inject_hyperparams`, of optax's own wrappers, and a plain optimizer."""
+def test_a_chain_gets_update_and_apply_updates() -> None:
+    """So do `inject_hyperparams`, optax's own wrappers and plain optimizers."""
     params = FLOAT32
     guard = optwrap.apply_if_finite(optax.adam(0.1), 3)
     for tx in (
@@ -227,42 +190,6 @@ def test_a_chain_is_the_two_calls() -> None:
             return optax.apply_updates(params, updates), state
 
         assert_same(ours, both(grads, state, params))
-
-
-@pytest.mark.thin(3)
-@by_name(CHOSEN)
-def test_parameters_and_state_are_overwritten_in_place(case: Case) -> None:
-    """XLA reuses the buffer of each donated array for a result of the step."""
-    for transformation in (case.build(optwrap), *([] if len(case.wraps) > 1 else [instrumented(case)])):
-        params = case.params({"layer": {"w": jnp.ones((64, 256))}, "b": jnp.ones(256)})
-        state = jax.jit(transformation.init)(params)
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1), keep_unused=True)
-        def step(params: Any, state: Any, grads: Any, tx: Any = transformation) -> tuple[Any, Any]:
-            return optwrap.apply_gradients(tx, grads, state, params)
-
-        like = params.fast if case.pairs else params
-        compiled = step.lower(params, state, like).compile()
-        leaves = jax.tree.leaves((params, state))
-        header = compiled.as_text().split("\n", 1)[0]
-        aliased = {int(number) for number in re.findall(r"\}: \((\d+), \{\}", header)}
-        assert aliased == set(range(len(leaves)))
-        assert compiled.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
-
-
-@pytest.mark.parametrize("skip", [None, "not_finite", "large"])
-def test_accumulation_takes_no_memory(skip: str | None) -> None:
-    """XLA allocates nothing of the parameters' size: the window is filled and emptied in place."""
-    params = {f"w{i}": jnp.ones((256, 256)) for i in range(8)}
-    transformation = multi_steps(optwrap, optax.adamw(0.1), 4, skip=skip)
-    state = transformation.init(params)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        return optwrap.apply_gradients(transformation, grads, state, params)
-
-    memory = step.lower(params, state, params).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.5 * sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def test_works_under_vmap_and_scan() -> None:
@@ -290,7 +217,7 @@ def test_works_under_vmap_and_scan() -> None:
 
 
 def test_training_can_be_differentiated_through() -> None:
-    """Forwards and backwards, over windows that are emptied on the way."""
+    """Forward and backward, over complete windows."""
     tx = multi_steps(optwrap, optax.sgd(0.5), 2)
 
     def trained(scale: jax.Array) -> jax.Array:
@@ -316,69 +243,6 @@ def test_extra_args_reach_the_optimizer() -> None:
     assert optax.tree.get(state, "scale") < 1
 
 
-def test_settle_empties_what_an_empty_window_holds() -> None:
-    """Optax continues correctly from a settled state; windows that are not empty do not change."""
-    params = {"w": jnp.ones(3)}
-    tx = optax.MultiSteps(optax.sgd(0.5), 2)
-    state = tx.init(params)
-    for value in (jnp.nan, 1.0):
-        _, state = tx.update({"w": jnp.full(3, value)}, state, params)
-    assert state.mini_step == 0
-    assert jnp.isnan(state.acc_grads["w"]).all()
-
-    settled = jax.jit(optwrap.settle)(state)
-    assert_same(settled._replace(acc_grads=state.acc_grads), state)
-    for value in (1.0, 3.0):
-        updates, settled = tx.update({"w": jnp.full(3, value)}, settled, params)
-    np.testing.assert_array_equal(updates["w"], np.full(3, -1.0))
-
-    _, open_window = tx.update({"w": jnp.ones(3)}, settled, params)
-    assert_same(optwrap.settle(open_window), open_window)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, open_window)
-    both = optwrap.settle({"nested": (stacked,)})["nested"][0]
-    np.testing.assert_array_equal(both.acc_grads["w"], np.array([np.zeros(3), np.ones(3)]))
-
-
-@pytest.mark.parametrize("options", [{}, {"use_grad_mean": False}, {"weighted": True}], ids=["mean", "sum", "weighted"])
-def test_what_an_empty_window_holds_is_of_no_window(options: dict[str, Any]) -> None:
-    """Steps from the unsettled and from the settled state give the same bits."""
-    tx = optwrap.MultiSteps(optax.sgd(0.5), 2, should_skip_update_fn=optwrap.skip_not_finite, **options)
-    extra = {"weight": 2.0} if "weighted" in options else {}
-
-    def update(grads: Any, state: Any, params: Any) -> Any:
-        updates, state = tx.update(grads, state, params, **extra)
-        return optax.apply_updates(params, updates), state
-
-    params = {"w": jnp.ones(3)}
-    for step in (jax.jit(update), jax.jit(functools.partial(optwrap.apply_gradients, tx, **extra))):
-
-        def trained(left: float, step: Any = step) -> Any:
-            after = (params, tx.init(params)._replace(acc_grads={"w": jnp.full(3, left)}))
-            for number in range(3):
-                after = step(gradients(params, number), after[1], after[0])
-            return after
-
-        for left in (jnp.nan, jnp.inf, 7.0):
-            assert_same(trained(left), trained(0.0))
-
-
-@by_name([case for case in [*SINGLES, *PAIRS] if "multi_steps" in case.name])
-def test_settle_keeps_what_is_abstract(case: Case) -> None:
-    """Shapes, dtypes and shardings, such as a checkpoint is restored into: those of the settled state itself."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[1])
-    transformation, params = case.build(optwrap), case.params(FLOAT32)
-    state = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), jax.eval_shape(transformation.init, params))
-    assert jax.tree.leaves(state) == jax.tree.leaves(optwrap.settle(state))
-    assert_same_types(jax.eval_shape(optwrap.settle, transformation.init(params)), state)
-
-
-@by_name([case for case in EVERY if "multi_steps" in case.name])
-def test_leaves_a_state_that_is_settled(case: Case) -> None:
-    batches = [gradients(FLOAT32, step) for step in range(4)]
-    for after in run_fused(case, FLOAT32, batches):
-        assert_same(optwrap.settle(after.state), after.state)
-
-
 @pytest.mark.parametrize(
     ("tx", "params", "message"),
     [
@@ -399,7 +263,7 @@ def test_wrong_arguments_are_named(tx: Any, params: Any, message: str) -> None:
 
 @pytest.mark.parametrize("wrap", ["apply_if_finite", "multi_steps", "lookahead"])
 @pytest.mark.parametrize("params", [jnp.full((2,), 1.0), [1.0, 2.0]], ids=["weak array", "Python numbers"])
-def test_weak_parameters_become_strong_and_lose_nothing(wrap: str, params: Any) -> None:
+def test_weakly_typed_parameters_become_strongly_typed(wrap: str, params: Any) -> None:
     """Otherwise every later step would be rounded to the dtype of narrower gradients."""
     case = next(case for case in SINGLES if case.name == wrap)
     tx = case.build(optwrap, optax.sgd(1e-3))
@@ -417,7 +281,7 @@ def test_weak_parameters_become_strong_and_lose_nothing(wrap: str, params: Any) 
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_lookahead_in_shard_map_takes_parameters_that_are_everywhere(reset: bool) -> None:
+def test_lookahead_in_shard_map_takes_replicated_parameters(reset: bool) -> None:
     """Gradients that vary along an axis make replicated parameters vary, too."""
     mesh = jax.make_mesh((4,), ("x",))
     tx = optwrap.lookahead(optwrap.apply_if_finite(optax.adam(0.1), 2), 2, 0.5, reset_state=reset)
@@ -453,8 +317,8 @@ def test_optax_multi_steps_gets_its_extra_args() -> None:
     assert optax.tree.get(state, "scale") < 1
 
 
-def test_an_apply_of_another_kind_is_left_alone() -> None:
-    class Other(optax.GradientTransformationExtraArgs):
+def test_another_method_named_apply_is_not_called() -> None:
+    class Other(optax.GradientTransformationExtraArgs):  # type: ignore[misc]
         def apply(self) -> None:
             raise AssertionError
 
@@ -463,8 +327,8 @@ def test_an_apply_of_another_kind_is_left_alone() -> None:
     np.testing.assert_array_equal(params, np.full(2, 0.5))
 
 
-def test_a_norm_does_not_leave_the_trace_it_was_made_in() -> None:
-    """A jitted function that is traced within a step, and holds an array of its own, can be called after it."""
+def test_a_cached_norm_does_not_leave_its_trace() -> None:
+    """A jitted function traced inside a step, which closes over an array, can be called after the step."""
     gradients = jnp.ones(3)
     guard = optwrap.apply_if_finite(optax.sgd(1.0), 3)
     state = guard.init(gradients)
@@ -485,8 +349,7 @@ class Halving(optwrap.MultiSteps):
 
 
 @pytest.mark.parametrize("around", [lambda tx: tx, optwrap.instrument, lambda tx: optwrap.apply_if_finite(tx, 2)])
-def test_a_subclass_with_an_update_of_its_own_takes_that_step(around: Any) -> None:
-    """apply_gradients must not bypass the overridden update."""
+def test_an_overridden_update_of_multi_steps_is_called(around: Any) -> None:
     tx, params = around(Halving(optax.sgd(1.0), 1)), {"a": jnp.ones(3)}
     stepped, _ = optwrap.apply_gradients(tx, {"a": jnp.full(3, 4.0)}, tx.init(params), params)
     np.testing.assert_array_equal(stepped["a"], -np.ones(3))
