@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos soak kills check check-page docs format bench generated clean
+.PHONY: help setup demo test thorough chaos fuzz soak kills check check-page docs format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -41,6 +41,9 @@ test: setup ## the tests; ARGS='-k name' for some
 
 chaos: setup ## training, exporter and network go wrong in every way, drawn from SEEDS=10 seeds from FIRST=0 on
 	@$(BIN)/python -m tests.e2e.chaos --seeds $(or $(SEEDS),10) --first $(or $(FIRST),0) $(ARGS)
+
+fuzz: setup ## REPORTS=100000 mutated reports to a real exporter, drawn from SEED=0: status, time, memory, other data
+	@$(BIN)/python -m tests.exporter.fuzz --reports $(or $(REPORTS),100000) --seed $(or $(SEED),0) $(ARGS)
 
 soak: setup ## a simulated day (HOURS=24) of a job of 64 processes: memory, database and totals by the hour
 	@$(BIN)/python -m tests.e2e.soak.day --hours $(or $(HOURS),24) $(ARGS)

@@ -46,13 +46,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class RunningExporter:
-    """`python -m optwrap_exporter` on a free port of 127.0.0.1, which it keeps over restarts."""
+    """`python -m optwrap_exporter` on a free port of 127.0.0.1, which it keeps over restarts.
 
-    def __init__(self, data_dir: Path, *options: str, listen: str = "127.0.0.1:0") -> None:
+    Args:
+      data_dir: its data directory; the log is beside it.
+      options: further options.
+      listen: where it listens.
+      files: the most files that it may open; None leaves the limit as it is.
+    """
+
+    def __init__(self, data_dir: Path, *options: str, listen: str = "127.0.0.1:0", files: int | None = None) -> None:
         self.data_dir = data_dir
         self.options = options
         self.url = ""
         self._listen = listen
+        self._limited = () if files is None else ("sh", "-c", 'ulimit -n "$0" && exec "$@"', str(files))
         self._process: subprocess.Popen[bytes] | None = None
         self._log = data_dir.with_name(data_dir.name + ".log")
         self.start()
@@ -79,6 +87,7 @@ class RunningExporter:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._limited,
                     *(sys.executable, "-m", "optwrap_exporter", "--listen", self._listen),
                     *("--data-dir", str(self.data_dir), *self.options),
                 ],
@@ -129,9 +138,11 @@ def start_exporter(tmp_path: Path) -> Iterator[Callable[..., RunningExporter]]:
     """Starts exporters with further options, each on a directory of its own; ends them after the test."""
     started: list[RunningExporter] = []
 
-    def start(*options: str, listen: str = "127.0.0.1:0", data_dir: Path | None = None) -> RunningExporter:
+    def start(
+        *options: str, listen: str = "127.0.0.1:0", data_dir: Path | None = None, files: int | None = None
+    ) -> RunningExporter:
         directory = data_dir or tmp_path / f"exporter-{len(started)}"
-        started.append(RunningExporter(directory, *options, listen=listen))
+        started.append(RunningExporter(directory, *options, listen=listen, files=files))
         return started[-1]
 
     yield start

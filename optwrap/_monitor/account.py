@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
 from optwrap._monitor.backlog import Backlog, Entry, Record
+from optwrap._monitor.worst import MAX_PARAMETERS, name_worst
 from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
 from optwrap._reading.replicas import OTHERS, NonfiniteReplicas, Replica
 from optwrap._reading.unpack import Layout, Reading, Totals
@@ -151,6 +152,8 @@ class Account:
         self._last_condition = (False, False)
         self.urgent = False
         """Whether a step went wrong after a good one, or right after a bad one. The reporter resets it."""
+        self.lost = 0
+        """Step records dropped so far, over all incarnations."""
         self.backlog: Backlog[Incarnation] = Backlog(max_rows)
         self.incarnations = [Incarnation(new_id(), ZERO, ZERO, unreported=True)]
         """In the order in which they began. The outbox removes those that are reported completely."""
@@ -174,12 +177,12 @@ class Account:
                 # At most the steps between the two readings are lost.
                 lost = min(observation.lost, reading.step - last.reading.step - 1)
                 bad = min(lost, max(0, _bad_steps(before_step(reading)) - _bad_steps(last.reading.totals)))
-                self.current.count_dropped(lost - bad, bad)
+                self._lose(self.current, lost - bad, bad)
         else:
             at_start = before_step(reading)
             if last is not None or at_start != ZERO:
                 self._begin(at_start)
-            self.current.count_dropped(observation.lost, 0)
+            self._lose(self.current, observation.lost, 0)
         self._last = observation
         replicas = _count_replica(self.current.totals.replicas, observation.nonfinite_replicas)
         self.current.totals = dataclasses.replace(reading.totals, replicas=replicas)
@@ -197,7 +200,15 @@ class Account:
     def count_dropped(self, entries: Iterable[Entry[Incarnation]]) -> None:
         """Count records that no report will carry."""
         for entry in entries:
-            entry.owner.count_dropped(not entry.record.bad, entry.record.bad)
+            self._lose(entry.owner, not entry.record.bad, entry.record.bad)
+
+    def abandon(self, readings: int) -> None:
+        """Count readings that were observed and will not be read."""
+        self._lose(self.current, readings, 0)
+
+    def _lose(self, incarnation: Incarnation, steps: int, bad_steps: int) -> None:
+        self.lost += steps + bad_steps
+        incarnation.count_dropped(steps, bad_steps)
 
     def _begin(self, at_start: Totals) -> None:
         self.incarnations.append(Incarnation(self._new_id(), at_start, at_start))
@@ -229,7 +240,7 @@ class Account:
             finite=reading.finite,
             norm=reading.norm,
             mini_step=None if mini_step is None else int(mini_step),
-            nonfinite_parameters=reading.nonfinite_parameters,
+            nonfinite_parameters=name_worst(reading.nonfinite_parameters, MAX_PARAMETERS, keep_first=True),
             nonfinite_replicas=observation.nonfinite_replicas,
         )
         condition = (record.bad, outcome == "accepted_not_finite")

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from optwrap._monitor.worst import Named
 from optwrap._reading.counters import GOOD_OUTCOMES
 from optwrap._reading.replicas import NonfiniteReplicas
 
@@ -26,8 +27,8 @@ class Record:
     norm: float
     """Global L2 norm of the incoming gradients."""
     mini_step: int | None
-    nonfinite_parameters: Mapping[str, int]
-    """Number of non-finite values in the gradient, by parameter."""
+    nonfinite_parameters: Named
+    """Number of non-finite values in the gradient by parameter, of at most MAX_PARAMETERS."""
     nonfinite_replicas: NonfiniteReplicas | None = None
     """The replicas whose own gradients were non-finite; None if there were none, or if that is unknown."""
 
@@ -39,7 +40,8 @@ class Record:
     @property
     def weight(self) -> int:
         """Its size in table rows, the unit of the limits of memory and of reports."""
-        return 1 + len(self.nonfinite_parameters) + (self.nonfinite_replicas is not None)
+        named, others, _ = self.nonfinite_parameters
+        return 1 + len(named) + (others > 0) + (self.nonfinite_replicas is not None)
 
 
 class Entry(NamedTuple, Generic[Owner]):

@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optwrap._monitor.account import Incarnation
+from optwrap._monitor.account import Incarnation, subtract
 from optwrap._monitor.backlog import Record
+from optwrap._monitor.worst import MAX_PARAMETERS, Named, name_worst
 from optwrap._reading.replicas import Replica
 from optwrap._reading.unpack import Totals
 
@@ -33,6 +34,7 @@ def encode(
     oldest_held: int,
     source: Mapping[str, Any],
     sent_at: float,
+    max_parameters: int = MAX_PARAMETERS,
 ) -> bytes:
     """The body of one report.
 
@@ -43,7 +45,15 @@ def encode(
       oldest_held: the lowest `seq` that is not acknowledged.
       source: the wire's `source`: host, platform, devices and versions.
       sent_at: seconds since 1970.
+      max_parameters: limit of the parameters that the totals name, and the record of one step; at most MAX_PARAMETERS.
     """
+    # Parameters are counted from the start of the incarnation, as replicas are. So `at_start` need not name any.
+    parameters = subtract(incarnation.totals, incarnation.at_start).parameters
+    if max_parameters < MAX_PARAMETERS:
+        records = [
+            dataclasses.replace(record, nonfinite_parameters=_fewer(record.nonfinite_parameters, max_parameters))
+            for record in records
+        ]
     body = {
         "run": identity.run,
         "process": identity.process,
@@ -55,17 +65,23 @@ def encode(
         "sent_at": sent_at,
         "state": incarnation.state,
         "source": source,
-        "totals": totals(incarnation.totals),
-        "at_start": totals(incarnation.at_start),
+        "totals": totals(dataclasses.replace(incarnation.totals, parameters=parameters), max_parameters),
+        "at_start": totals(dataclasses.replace(incarnation.at_start, parameters={})),
         "gauges": _gauges(incarnation.gauges),
         "steps": _columns(records),
         "offenders": [
             {"step": record.step, "parameter": parameter, "not_finite": values}
             for record in records
-            for parameter, values in _by_path(record.nonfinite_parameters, operator.add).items()
+            for parameter, values in _by_path(record.nonfinite_parameters.counts, operator.add).items()
         ],
-        "dropped": {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps},
     }
+    unnamed = [
+        {"step": record.step, "parameters": others, "not_finite": rest}
+        for record in records
+        if (others := record.nonfinite_parameters.others) and (rest := record.nonfinite_parameters.rest)
+    ]
+    if unnamed:
+        body["unnamed"] = unnamed
     replicas = [
         {"step": record.step, **_replica(found.first), "count": found.affected, "of": found.total}
         for record in records
@@ -73,21 +89,31 @@ def encode(
     ]
     if replicas:
         body["replicas"] = replicas
+    body["dropped"] = {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps}
     return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def totals(of: Totals) -> dict[str, Any]:
-    """The JSON of totals; without `replicas` if there are none."""
+def totals(of: Totals, max_parameters: int = MAX_PARAMETERS) -> dict[str, Any]:
+    """The JSON of totals; without `replicas` if there are none, and without `parameter_steps` if all are named."""
+    named = name_worst(of.parameters, max_parameters)
     found: dict[str, Any] = {
         "steps": of.steps,
         "gradient_steps": of.gradient_steps,
         "not_finite_steps": of.not_finite_steps,
         "outcomes": dict(of.outcomes),
-        "parameters": _by_path(of.parameters, max),
+        "parameters": _by_path(named.counts, max),
     }
+    if named.others:
+        found["parameter_steps"] = sum(of.parameters.values())
     if of.replicas:
         found["replicas"] = [_replica(replica) | {"steps": steps} for replica, steps in of.replicas.items()]
     return found
+
+
+def _fewer(named: Named, limit: int) -> Named:
+    """The same parameters, of which at most `limit` are named."""
+    fewer = name_worst(named.counts, limit, keep_first=True)
+    return Named(fewer.counts, named.others + fewer.others, named.rest + fewer.rest)
 
 
 def _replica(replica: Replica) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Intake:
     def abandon(self) -> None:
         """Count all waiting readings as dropped."""
         waiting = len(self._inbox.items) + (self._head is not None)
-        self._account.current.count_dropped(waiting, 0)
+        self._account.abandon(waiting)
 
     def _next(self) -> Item | None:
         first = self._inbox.first

@@ -158,13 +158,14 @@ class Monitor:
           timeout: limit in seconds.
 
         Returns:
-          True if everything is stored, or if the Monitor is off. False after the timeout or a refusal.
+          True if everything is stored, or if the Monitor is off. False after the timeout or a refusal, and if step
+          records have been dropped since the last `flush`: nothing will deliver them.
         """
         worker = self._worker
         if worker is None or worker.thread is None:
             return True
         if worker.inbox.closing is not None:
-            return worker.inbox.done.wait(timeout) and worker.reporter.delivered
+            return worker.inbox.done.wait(timeout) and worker.reporter.flushed
         flush = Flush()
         worker.inbox.flushes.append(flush)
         worker.inbox.wakeup.set()

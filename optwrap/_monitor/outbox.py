@@ -7,6 +7,7 @@ from typing import Any
 from optwrap._monitor.account import Account, Incarnation
 from optwrap._monitor.backlog import Entry
 from optwrap._monitor.encode import Identity, encode
+from optwrap._monitor.worst import MAX_PARAMETERS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,6 +19,8 @@ class Report:
     body: bytes
     entries: tuple[Entry[Incarnation], ...]
     """Its step records. If the exporter refuses the report, they are sent in parts or counted as dropped."""
+    named: int
+    """The most parameters that its totals name, or the record of one step."""
 
 
 class Outbox:
@@ -30,13 +33,23 @@ class Outbox:
       account: the counts and records to report.
       identity: the reporting process.
       max_rows: limit of the step records and their parameters in one report.
+      max_parameters: limit of the parameters that the totals name, and the record of one step.
       max_held: limit of the reports that are built and not acknowledged.
     """
 
-    def __init__(self, account: Account, identity: Identity, *, max_rows: int = 8192, max_held: int = 8) -> None:
+    def __init__(
+        self,
+        account: Account,
+        identity: Identity,
+        *,
+        max_rows: int = 8192,
+        max_parameters: int = MAX_PARAMETERS,
+        max_held: int = 8,
+    ) -> None:
         self._account = account
         self._identity = identity
         self._max_rows = max_rows
+        self._max_parameters = max_parameters
         self._max_held = max_held
         self.held: list[Report] = []
         """Built and not acknowledged, oldest first."""
@@ -97,12 +110,19 @@ class Outbox:
         self._account.count_dropped(report.entries)
         report.incarnation.refusals += 1
 
-    def split(self, report: Report) -> bool:
-        """Release a report that is too large, and halve the size of the next ones; False if it has a single record."""
-        if len(report.entries) < 2:
+    def shrink(self, report: Report) -> bool:
+        """Release a report that is too large, and make the next ones smaller; False if it cannot be smaller.
+
+        First fewer step records are sent in one report, then fewer parameters are named. The limits stay for good: the
+        limit of the exporter, or of a proxy before it, does.
+        """
+        if len(report.entries) > 1:
+            rows = sum(entry.record.weight for entry in report.entries)
+            self._max_rows = max(1, min(self._max_rows, rows) // 2)
+        elif report.named:
+            self._max_parameters = report.named // 2
+        else:
             return False
-        rows = sum(entry.record.weight for entry in report.entries)
-        self._max_rows = max(1, min(self._max_rows, rows) // 2)
         self._withdraw(report, reuse_seq=True)
         self._account.count_dropped(self._account.backlog.put_back(report.entries))
         return True
@@ -136,8 +156,11 @@ class Outbox:
             oldest_held=min([r.seq for r in self.held if r.incarnation is incarnation], default=incarnation.seq),
             source=source,
             sent_at=now,
+            max_parameters=self._max_parameters,
         )
-        report = Report(incarnation, incarnation.seq, body, entries)
+        counted = [shown.counted.parameters, *(entry.record.nonfinite_parameters.counts for entry in entries)]
+        named = min(self._max_parameters, max(map(len, counted)))
+        report = Report(incarnation, incarnation.seq, body, entries, named)
         self.held.append(report)
         return report
 

@@ -23,9 +23,8 @@ from optwrap._monitor.transport import Answer, Transport, TransportError
 
 MAX_BACKOFF: Final = 30.0
 """Longest time in seconds between two attempts to reach the exporter, unless its Retry-After is longer."""
-MAX_RETRY_AFTER: Final = 3600.0
-"""Longest Retry-After that is followed, in seconds."""
-_RETRY_STATUSES: Final = frozenset({408, 429})
+_REFUSALS: Final = frozenset({401, 409, 413, 415, 422})
+"""Statuses with which an exporter refuses a report for good. After any other the report is sent again."""
 _CONFLICT: Final = 409
 _TOO_LARGE: Final = 413
 _MAX_SERVER_ERRORS: Final = 8
@@ -36,7 +35,6 @@ _URGENT_AFTER: Final = 0.2
 """Shortest time in seconds between a report and an urgent one."""
 _POLL_EVERY: Final = 0.005
 """Seconds between two checks of a device that is still computing, while `flush` or `close` waits."""
-_MAX_JSON_INTEGER: Final = 2**53
 _MAX_INTERVAL: Final = 3600.0
 """Longest interval that is followed, in seconds."""
 _FORGET_AFTER: Final = 60.0
@@ -93,13 +91,20 @@ class Reporter:
         """When the exporter was lost; None while it can be reached."""
         self._refused = False
         """Whether the latest answer was a refusal."""
+        self._known_lost = 0
+        """Step records that were lost when a flush last ended."""
         self._interval = settings.interval
         """Seconds between two reports: what the exporter asked for, and at least what the Monitor was set to."""
 
     @property
     def delivered(self) -> bool:
-        """Whether the exporter has acknowledged all counts and records."""
+        """Whether the exporter has acknowledged all counts, and all records that were not dropped."""
         return self._outbox is not None and self._outbox.empty and not self._refused
+
+    @property
+    def flushed(self) -> bool:
+        """Whether everything is delivered, and no step record was dropped since a flush last ended."""
+        return self.delivered and self._account.lost == self._known_lost
 
     def run(self) -> None:
         """Report until the inbox is closed."""
@@ -133,10 +138,11 @@ class Reporter:
         due = urgent or now >= self._due
         if now >= self._blocked_until and (due or (flushes and not self._failures and not outbox.empty)):
             self._send(outbox, heartbeat=due)
-        if drained and (outbox.empty or self._refused):
+        if flushes and drained and (outbox.empty or self._refused):
             for flush in flushes:
-                flush.succeeded = not self._refused
+                flush.succeeded = self.flushed
                 flush.done.set()
+            self._known_lost = self._account.lost
 
     def pause(self) -> float:
         """Seconds until the next cycle, unless the inbox wakes the thread earlier."""
@@ -253,7 +259,7 @@ class Reporter:
                 report.body, within=within, meanwhile=self._read_inbox if deadline is None else None
             )
             if answer.status == 200:
-                outbox.acknowledge(report.incarnation, _acknowledged(answer))
+                outbox.acknowledge(report.incarnation, answer.acknowledged(report.incarnation.seq))
                 self._follow(answer)
                 self._reached()
                 self._refused = False
@@ -264,11 +270,11 @@ class Reporter:
             if self._lost_at is not None and self._clock.monotonic() >= self._lost_at + _FORGET_AFTER:
                 self._interval = self._settings.interval
             return False
-        if answer.status in _RETRY_STATUSES or (answer.status >= 500 and not self._is_broken_by_report(answer)):
+        if answer.status not in _REFUSALS and not self._is_broken_by_report(answer):
             outbox.mark_uncertain(report)
             return self._failed(answer.message, answer.retry_after)
         self._reached()
-        if answer.status == _TOO_LARGE and outbox.split(report):
+        if answer.status == _TOO_LARGE and outbox.shrink(report):
             return True
         outbox.give_up(report, seq_is_taken=answer.status == _CONFLICT)
         self._refused = True
@@ -290,7 +296,7 @@ class Reporter:
         now = self._clock.monotonic()
         # Full jitter: all processes of a job lose their exporter together, and must not all retry at once.
         self._due = now + self._clock.jitter() * min(MAX_BACKOFF, 2.0 ** min(self._failures, 10))
-        self._blocked_until = now + min(retry_after or 0.0, MAX_RETRY_AFTER)
+        self._blocked_until = now + (retry_after or 0.0)
         self._failures += 1
         if self._lost_at is None:
             self._lost_at = now
@@ -315,18 +321,3 @@ class Reporter:
                 self._settings.run,
                 away,
             )
-
-
-def _acknowledged(answer: Answer) -> int:
-    """The `acknowledged` of an answer; other keys are ignored.
-
-    Raises:
-      TransportError: the answer has none, so it is not from an exporter.
-    """
-    try:
-        found = json.loads(answer.body)["acknowledged"]
-    except (ValueError, TypeError, KeyError):
-        found = None
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= _MAX_JSON_INTEGER:
-        raise TransportError(f"the answer is not from an exporter: {answer.message}")
-    return found

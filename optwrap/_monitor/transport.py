@@ -8,6 +8,7 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from typing import Any, Final, Protocol
 from optwrap._core.errors import OptwrapError
 from optwrap._monitor.settings import Endpoint, read_token
 
-_MAX_ANSWER_BYTES: Final = 1024 * 1024
+_MAX_ANSWER_BYTES: Final = 64 * 1024
 """The exporter's answers are smaller."""
+MAX_RETRY_AFTER: Final = 300
+"""Longest Retry-After that is followed, in seconds. The exporter asks for less."""
 _WAIT_SLICE: Final = 0.05
 """Seconds between two calls of `meanwhile` while a request waits."""
 
@@ -29,27 +32,50 @@ class Answer:
     status: int
     body: bytes
     retry_after: float | None = None
-    """The Retry-After header, in seconds."""
+    """The Retry-After header, in seconds; None if there is none that is to be followed."""
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the fields that the exporter's error lists."""
-        try:
-            return tuple(str(one["field"]) for one in json.loads(self.body)["detail"])
-        except (ValueError, TypeError, KeyError):
-            return ()
+        return tuple(str(one["field"]) for one in self._details())
 
     @property
     def message(self) -> str:
-        """The status and the error text, in one line of at most 500 characters."""
+        """The status and the error text, in one printable line of at most 500 characters."""
+        parts = [f"{one['field']}: got {one['value']}, allowed: {one['allowed']}" for one in self._details()]
+        text = "; ".join(parts) or self.body[:200].decode("utf-8", "replace")
+        return _one_line(f"{self.status} {text}")
+
+    def acknowledged(self, sent: int) -> int:
+        """The `acknowledged` of a 200. Other keys are ignored.
+
+        Args:
+          sent: the highest seq that was sent.
+
+        Raises:
+          TransportError: it is no integer from 0 to `sent`, so the answer is not from an exporter.
+        """
+        found = self._json()
+        number = found.get("acknowledged") if isinstance(found, dict) else None
+        if type(number) is not int or not 0 <= number <= sent:
+            raise TransportError(f"the answer is not from an exporter: {self.message}")
+        return number
+
+    def _details(self) -> list[dict[str, Any]]:
+        """The entries of the exporter's error; none if this is not the error of an exporter."""
+        found = self._json()
+        details = found.get("detail") if isinstance(found, dict) else None
+        if not isinstance(details, list):
+            return []
+        keys = {"field", "value", "allowed"}
+        return [one for one in details if isinstance(one, dict) and keys <= one.keys()]
+
+    def _json(self) -> Any:
+        """The body; None if it is not JSON."""
         try:
-            parts = [
-                f"{one['field']}: got {one['value']}, allowed: {one['allowed']}"
-                for one in json.loads(self.body)["detail"]
-            ]
-        except (ValueError, TypeError, KeyError):
-            parts = [self.body[:200].decode("utf-8", "replace")]
-        return " ".join(f"{self.status} {'; '.join(parts)}".split())[:500]
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
 
 
 class TransportError(OptwrapError):
@@ -160,9 +186,10 @@ class HttpTransport:
                 # The exporter has closed the idle connection, or has restarted. Sending a report twice is harmless.
                 self.close()
                 return self._exchange(body, deadline, meanwhile)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            raise TransportError(str(error) or type(error).__name__) from error
+            # http.client quotes what the server said.
+            raise TransportError(_one_line(str(error)) or type(error).__name__) from error
         except BaseException:
             self.close()
             raise
@@ -236,10 +263,13 @@ def _within(limit: float, deadline: float | None) -> float:
     return left
 
 
+def _one_line(text: str) -> str:
+    """The text as one printable line of at most 500 characters. It must not control the terminal of a log."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:500])
+
+
 def _seconds(header: str | None) -> float | None:
-    """A Retry-After header in seconds; None for a date, which the exporter never sends."""
-    try:
-        seconds = float(int(header or ""))
-    except ValueError:
+    """A Retry-After header in seconds; None for anything but an integer from 0 to MAX_RETRY_AFTER."""
+    if header is None or re.fullmatch("[0-9]{1,4}", header) is None or int(header) > MAX_RETRY_AFTER:
         return None
-    return seconds if seconds >= 0 else None
+    return float(header)

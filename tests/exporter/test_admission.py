@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from optwrap_exporter.http import connection_timeout
 from optwrap_exporter.http.connection_timeout import Connection
+from optwrap_exporter.http.connections import Connections
 from optwrap_exporter.http.middleware import HEADERS
 from optwrap_exporter.ingest import digest_of
 from optwrap_exporter.wire.consistency import parse_report
@@ -138,7 +139,9 @@ def test_a_refusal_costs_next_to_nothing(full: Served) -> None:
             app = cast(Any, full_app(full))
             state.update(await stack.enter_async_context(app.router.lifespan_context(app)))
             config = uvicorn.Config(app, log_config=None)
-            connection = Connection(config=config, server_state=ServerState(), app_state=state)
+            connection = Connection(
+                config=config, server_state=ServerState(), app_state=state, connections=Connections(10)
+            )
             transport = _Transport()
             connection.connection_made(transport)
             data = request(Job().report())

@@ -2,13 +2,14 @@
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.rollups import SIZE
-from optwrap_exporter.wire.vocabulary import OUTCOMES
+from optwrap_exporter.wire.vocabulary import MOST_RECORDS, OUTCOMES
 
 from tests.exporter.stores import Kept, check_blocks, fresh, rows
 from tests.exporter.trainer import Trainer
@@ -87,8 +88,8 @@ def test_downsampling_keeps_the_extremes_of_every_bucket(kept: Kept, points: int
     chance = random.Random(points)
     trainer = Trainer(kept.clock)
     norms: dict[int, float] = {}
-    for _ in range(4):
-        for _ in range(10_000):
+    for _ in range(5):
+        for _ in range(8000):
             trainer.step(norm=chance.random())
             norms[trainer.state.steps] = trainer.columns["norm"][-1]
         kept.take(trainer.report())
@@ -112,7 +113,7 @@ def test_downsampling_by_time_keeps_slow_steps_among_many_fast_ones(kept: Kept) 
     steps = list(range(1, fast + slow + 1))
     times = [step * 0.01 if step <= fast else fast * 0.01 + (step - fast) * 60.0 for step in steps]
     norms = [chance.random() for _ in steps]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "step": steps,
         "time": times,
         "outcome": ["applied"] * len(steps),
@@ -122,7 +123,9 @@ def test_downsampling_by_time_keeps_slow_steps_among_many_fast_ones(kept: Kept) 
     }
     trainer = Trainer(kept.clock)
     trainer.state.outcomes.update(applied=len(steps))
-    kept.take(trainer.report(steps=columns))
+    for start in range(0, len(steps), MOST_RECORDS):
+        some = {name: column[start : start + MOST_RECORDS] for name, column in columns.items()}
+        kept.take(trainer.report(steps=some))
 
     def shown(axis: Axis) -> list[int]:
         found = [row[0] for row in rows(kept.store.steps("lm", 0, points=points, axis=axis))]

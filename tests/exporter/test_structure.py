@@ -11,7 +11,8 @@ PACKAGE = Path(optwrap_exporter.__file__).parent
 MODULES = """
 _version
 settings
-wire.vocabulary wire.errors wire.requests wire.answers wire.consistency wire.cursor wire.duplicate_keys
+wire.vocabulary wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
+wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.run ledger.conflict ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.views ledger.plan ledger.ledger
@@ -22,7 +23,8 @@ group_commit
 waiting
 ingest
 metrics.table metrics.own metrics.collector
-http.errors http.middleware http.admission http.connection_timeout http.server http.hub
+http.errors http.middleware http.admission http.connections http.log_limit http.connection_timeout http.server
+http.hub
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main

@@ -138,7 +138,7 @@ def test_a_wrong_field_is_refused_and_named(path: tuple[str | int, ...], value: 
     assert field in [detail.field for detail in wrong(report)]
 
 
-OPTIONAL = {"gauges", "steps", "offenders", "replicas", "dropped"}
+OPTIONAL = {"gauges", "steps", "offenders", "unnamed", "replicas", "dropped"}
 
 
 @pytest.mark.parametrize("name", sorted(set(documented()) - OPTIONAL))
@@ -249,6 +249,7 @@ def test_counters_that_saturated_are_no_contradiction() -> None:
 def test_more_parameters_than_allowed_are_refused() -> None:
     report = documented()
     report["offenders"] = []
+    del report["totals"]["parameter_steps"]
     report["totals"]["parameters"] = {str(i): 1 for i in range(wire.MOST_PARAMETERS)}
     assert wrong(report) == []
     report["totals"]["parameters"]["one more"] = 1
@@ -266,8 +267,7 @@ def test_error_details_are_short_printable_and_one_per_field() -> None:
     report["run"] = "x\x1b[31m\u202e" * 1000
     report["steps"]["norm"] = ["bad"] * 50_000
     details = wrong(report)
-    assert len(details) == 20
-    assert len({detail.field for detail in details}) == 20
+    assert [detail.field for detail in details] == ["run", "steps.norm[0]"], "the first wrong norm is enough"
     for detail in details:
         assert max(len(detail.field), len(detail.value)) <= 200
         assert (detail.field + detail.value + detail.allowed).isprintable()

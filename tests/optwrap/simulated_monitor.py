@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 from optwrap_exporter.wire import requests as wire
+from optwrap_exporter.wire.consistency import parse_report
 
 from optwrap._monitor.account import Account
-from optwrap._monitor.queue import Closing, Inbox
+from optwrap._monitor.queue import Closing, Flush, Inbox
 from optwrap._monitor.reporter import Clock, Reporter
 from optwrap._monitor.settings import Settings, resolve
 from optwrap._monitor.transport import Answer, TransportError
@@ -52,19 +53,20 @@ class FixedSource:
 
 
 class Network:
-    """A transport to an exporter that adds up reports, and validates each with the exporter's own models."""
+    """A transport to an exporter that adds up reports, and validates each as the exporter does."""
 
     def __init__(self) -> None:
         self.books = Books()
         self.mode = "up"
         """One of MODES."""
         self.posts = 0
+        self.parse: Callable[[bytes], wire.Report] = parse_report
 
     def post(self, body: bytes, *, within: float | None = None, meanwhile: Callable[[], None] | None = None) -> Answer:
         del meanwhile
         assert within is None or within > 0
         self.posts += 1
-        report = wire.Report.model_validate_json(body)
+        report = self.parse(body)
         mode = self.mode
         if (report.incarnation, report.seq) in self.books.reports and mode in ("refusing", "too large"):
             mode = "up"  # a report that is stored is acknowledged again, whatever else is refused
@@ -146,6 +148,16 @@ class SimulatedMonitor:
         while self.now < until:
             self.reporter.cycle()
             self.now += min(self.reporter.pause(), until - self.now)
+
+    def flush(self, seconds: float = 60) -> bool:
+        """Wait until everything observed is stored; whether it is."""
+        flush = Flush()
+        self.inbox.flushes.append(flush)
+        until = self.now + seconds
+        while self.now < until and not flush.done.is_set():
+            self.run(0.1)
+        self.inbox.flushes.remove(flush)
+        return flush.succeeded
 
     def finish(self, state: str = "finished") -> None:
         self.inbox.closing = Closing(state, self.now + 2)

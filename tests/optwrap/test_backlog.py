@@ -4,6 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 
 from optwrap._monitor.backlog import Backlog, Record
+from optwrap._monitor.worst import Named
 from optwrap._reading.counters import OUTCOMES
 from tests.optwrap.monitoring import PARAMETERS
 
@@ -16,7 +17,7 @@ RECORDS = st.builds(
     finite=st.booleans(),
     norm=st.just(1.0),
     mini_step=st.none(),
-    nonfinite_parameters=st.dictionaries(st.sampled_from(PARAMETERS), st.integers(1, 9)),
+    nonfinite_parameters=st.builds(Named, st.dictionaries(st.sampled_from(PARAMETERS), st.integers(1, 9))),
 )
 
 

@@ -111,7 +111,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
       click.ClickException: it cannot start. The message is one line.
     """
     configure_logging(settings.log_level)
-    allow_connections()
+    most_connections = allow_connections()
     try:
         with contextlib.ExitStack() as stack:
             sockets = bind_tcp(settings.listen)
@@ -130,7 +130,13 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             ingest.start()
             hub = Hub(ingest.subscribe, ledger)
             app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
-            server_of(app, started=lambda: _announce(settings, port), stopping=hub.close).run(sockets)
+            server = server_of(
+                app,
+                started=lambda: _announce(settings, port),
+                stopping=hub.close,
+                most_connections=most_connections,
+            )
+            server.run(sockets)
     except (StartError, StoreError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -6,25 +6,41 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from optwrap_exporter.http.admission import PATH, Admission
+from optwrap_exporter.http.connections import Connections
 
 _REPORTS: Final = PATH.encode()
 HEAD_SECONDS: Final = 10.0
 """Seconds in which a whole request head must arrive, from the opening of the connection or its first byte."""
 HEAD_BYTES: Final = 64 << 10
 """The most bytes of a request head that arrives in several parts. A part is at most 256 KiB."""
+REQUEST_BYTES: Final = 16 << 20
+"""The most bytes of a request with everything around its body, such as the sizes and extensions of chunks."""
+
+_NO_ROOM: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\n\r\n%s"
+)
+_NO_ROOM_BODY: Final = b'{"detail":[{"field":"connection","value":"one more","allowed":"the same request later"}]}'
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection with a limit on the arrival of a request. uvicorn only limits idle time after a request."""
+    """uvicorn's connection with a limit on the arrival of a request. uvicorn only limits idle time after a request.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+      connections: the open connections of the server.
+    """
+
+    def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._connections = connections
         self._began: float | None = None
         """When the request that is arriving began; None if none is arriving."""
         self._in_head = False
         self._head_bytes = 0
         """Bytes of the head that is arriving, without its first part."""
         self._part_bytes = 0
+        self._request_bytes = 0
+        """Bytes received since the head of the last request began."""
         self._admission: Admission | None = self.app_state.get("admission")
         self._refused = False
         """Whether the last report was refused before its body was read. What comes of the body is thrown away."""
@@ -35,12 +51,21 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timeout for the first request."""
         super().connection_made(transport)
+        if not self._connections.opened(self):
+            transport.write(_NO_ROOM % (len(_NO_ROOM_BODY), _NO_ROOM_BODY))
+            transport.close()
+            return
         self._limit_arrival()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the client is gone."""
         self._lost = True
+        self._connections.closed(self)
         super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Close the connection, because others need its place."""
+        self.transport.close()
 
     def is_lost(self) -> bool:
         """Whether the client is gone. May be called from any thread."""
@@ -48,9 +73,15 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Let uvicorn handle the data, then renew the timeout, which uvicorn drops here."""
+        if self.transport.is_closing():
+            return
         self._part_bytes = len(data)
+        self._request_bytes += len(data)
         super().data_received(data)
         if self.transport.is_closing():
+            return
+        if self._request_bytes > REQUEST_BYTES:
+            self.transport.close()
             return
         if self._in_head:
             self._head_bytes += len(data)
@@ -74,6 +105,7 @@ class Connection(HttpToolsProtocol):
         self.complete = False
         self._in_head = True
         self._head_bytes = -self._part_bytes
+        self._request_bytes = self._part_bytes
 
     def on_headers_complete(self) -> None:
         """Refuse a report if too many wait; else let uvicorn start the app. The parser calls it.
@@ -82,9 +114,11 @@ class Connection(HttpToolsProtocol):
         before it reads the answer would lose the answer otherwise. To throw the body away costs less than to connect.
         """
         self._in_head = False
+        self._connections.became_busy(self)
         self._refused = self._refuses()
         if self._refused and self._admission is not None:
             self.transport.write(self._admission.refuse())
+            self._connections.became_idle(self)
         else:
             super().on_headers_complete()
 
@@ -103,6 +137,12 @@ class Connection(HttpToolsProtocol):
         """Take a part of the body. The parser calls it."""
         if not self._refused:
             super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """Note that the request is answered. uvicorn calls it, and starts the next request of a pipeline."""
+        super().on_response_complete()
+        if self.cycle is None or self.cycle.response_complete:
+            self._connections.became_idle(self)
 
     def on_message_complete(self) -> None:
         """Note that the body has arrived. The parser calls it."""

@@ -18,6 +18,8 @@ from optwrap_exporter.ledger.views import Shown
 from optwrap_exporter.wire.vocabulary import Health
 
 MOST_STREAMS: Final = 256
+MOST_STREAMS_OF_PEER: Final = 64
+"""The most streams to one address, so that one client cannot take them all. The Unix socket counts as one address."""
 HEALTH_SECONDS: Final = 1.0
 """Seconds between checks for changes of health without a report."""
 
@@ -25,7 +27,9 @@ HEALTH_SECONDS: Final = 1.0
 class Follower:
     """One stream in the hub. Use it in the event loop only."""
 
-    def __init__(self, run: str | None) -> None:
+    def __init__(self, run: str | None, peer: str) -> None:
+        self.peer = peer
+        """The address of its client."""
         self.shown: dict[str, tuple[float, Health]] = {}
         """By run: when (`time.monotonic`) the stream last showed it, and its health then."""
         self.rows: defaultdict[str, Shown] = defaultdict(dict)
@@ -72,16 +76,16 @@ class Hub:
         self._followers: set[Follower] = set()
         self.closed = False
 
-    @property
-    def full(self) -> bool:
-        """Whether no more streams are accepted."""
-        return len(self._followers) >= MOST_STREAMS
+    def full(self, peer: str) -> bool:
+        """Whether no more streams to this address are accepted."""
+        of_peer = sum(follower.peer == peer for follower in self._followers)
+        return len(self._followers) >= MOST_STREAMS or of_peer >= MOST_STREAMS_OF_PEER
 
     @contextlib.contextmanager
-    def follow(self, run: str | None) -> Iterator[Follower]:
-        """A follower of one run, or of all, during the block. The hub must not be full."""
-        assert not self.full
-        follower = Follower(run)
+    def follow(self, run: str | None, peer: str = "") -> Iterator[Follower]:
+        """A follower of one run, or of all, during the block. The hub must not be full for this address."""
+        assert not self.full(peer)
+        follower = Follower(run, peer)
         self._followers.add(follower)
         try:
             yield follower

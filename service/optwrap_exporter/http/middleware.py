@@ -78,7 +78,8 @@ class HostCheck:
         if scope["type"] != "http" or over_unix_socket(scope):
             await self._app(scope, receive, send)
             return
-        raw = next((value for name, value in scope["headers"] if name == b"host"), None)
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        raw = hosts[0] if len(hosts) == 1 else None  # of two, a proxy may have looked at the other one
         if raw is not None and raw == self._allowed:
             await self._app(scope, receive, send)
             return

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -10,13 +11,15 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import HANDLED_SIGNALS
 
 from optwrap_exporter.http.connection_timeout import Connection
+from optwrap_exporter.http.connections import BACKLOG, MOST_CONNECTIONS, Connections, connection_limit
+from optwrap_exporter.http.log_limit import LogLimit
 from optwrap_exporter.settings import Address
 from optwrap_exporter.wire.errors import ExporterError
 
@@ -26,8 +29,9 @@ GRACE_SECONDS: Final = 6
 KEEP_ALIVE_SECONDS: Final = 75
 """Seconds until an idle connection is closed: longer than most intervals between reports."""
 
-_BACKLOG: Final = 2048
 _FILES: Final = 65_536
+_CAUSED_BY_CLIENTS: Final = ("uvicorn.error", "asyncio", Connections.__module__)
+"""Loggers whose messages clients can cause."""
 _SOCKET_PATH_BYTES: Final = 107
 """The longest path that fits a Linux sockaddr_un."""
 
@@ -58,7 +62,7 @@ def bind_tcp(address: Address) -> list[socket.socket]:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address.wildcard else 1)
             sock.bind((target[0], port, *target[2:]))
             # With SO_REUSEADDR two processes may bind, but only one may listen.
-            sock.listen(_BACKLOG)
+            sock.listen(BACKLOG)
             port = sock.getsockname()[1]
             bound.append(sock)
         except OSError as error:
@@ -101,7 +105,7 @@ def bound_unix(path: Path) -> Iterator[socket.socket]:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         born = path.stat()
     except OSError as error:
         sock.close()
@@ -138,18 +142,25 @@ def _remove_stale(path: Path, label: str) -> None:
     raise StartError(f"{label}: another process listens on this socket: stop it, or choose another path")
 
 
-def allow_connections() -> None:
+def allow_connections() -> int:
     """Raise the limit of open files, one for each connection, as far as the system allows.
 
     The default is often 1,024, and a large job has more processes.
+
+    Returns:
+      How many connections there may be at once.
     """
     try:
         import resource  # noqa: PLC0415  # not on Windows
     except ImportError:
-        return
+        return connection_limit(None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems report no limit but refuse to set it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
+    if soft != resource.RLIM_INFINITY:
+        most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        with contextlib.suppress(OSError, ValueError):  # some systems report no limit but refuse to set it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return connection_limit(None if soft == resource.RLIM_INFINITY else soft)
 
 
 class Server(uvicorn.Server):
@@ -186,17 +197,26 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[], None]) -> Server:
+def server_of(
+    app: ASGIApp,
+    *,
+    started: Callable[[], None],
+    stopping: Callable[[], None],
+    most_connections: int = MOST_CONNECTIONS,
+) -> Server:
     """A server for `app`. Its `run(sockets)` serves on the sockets of `bind_tcp` and `bound_unix` and closes them.
 
     Args:
       app: the ASGI application.
       started: called once when the server accepts requests.
       stopping: called once, in the event loop, when the server stops.
+      most_connections: how many connections may be open at once.
     """
+    # uvicorn calls this for each connection.
+    protocol: Any = functools.partial(Connection, connections=Connections(most_connections))
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=protocol,
         ws="none",
         loop="auto",  # uvloop where it is installed
         interface="asgi3",
@@ -207,13 +227,18 @@ def server_of(app: ASGIApp, *, started: Callable[[], None], stopping: Callable[[
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
     )
     return Server(config, started=started, stopping=stopping)
 
 
 def configure_logging(level: str) -> None:
-    """Log one line per message to standard error. uvicorn's messages below warning need level debug."""
+    """Log one line per message to standard error. uvicorn's messages below warning need level debug.
+
+    What clients can cause, such as requests that are no HTTP, is logged at most once a minute.
+    """
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogLimit(_CAUSED_BY_CLIENTS))
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

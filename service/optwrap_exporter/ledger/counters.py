@@ -48,6 +48,8 @@ class Counts:
     """Steps by parameter, without those at zero, in the tree's order as far as it is known."""
     replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
     """Steps by first non-finite replica, without those at zero, in the order in which they were reported."""
+    parameter_steps: int = 0
+    """The sum over all parameters, also over those that no report has named."""
 
     @classmethod
     def of(cls, counters: Counters) -> Self:
@@ -60,6 +62,7 @@ class Counts:
             counters.not_finite_steps,
             parameters,
             {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas},
+            sum(parameters.values()) if counters.parameter_steps is None else counters.parameter_steps,
         )
 
     @property
@@ -79,6 +82,7 @@ class Counts:
             _add(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, _add),
             _joined(self.replicas, other.replicas, _add),
+            _add(self.parameter_steps, other.parameter_steps),
         )
 
     def minus(self, other: "Counts") -> "Counts":
@@ -88,6 +92,7 @@ class Counts:
             max(0, self.not_finite_steps - other.not_finite_steps),
             _less(self.parameters, other.parameters),
             _less(self.replicas, other.replicas),
+            max(0, self.parameter_steps - other.parameter_steps),
         )
 
     def maximum(self, other: "Counts") -> "Counts":
@@ -97,6 +102,7 @@ class Counts:
             max(self.not_finite_steps, other.not_finite_steps),
             _joined(self.parameters, other.parameters, max),
             _joined(self.replicas, other.replicas, max),
+            max(self.parameter_steps, other.parameter_steps),
         )
 
     def minimum(self, other: "Counts") -> "Counts":
@@ -106,6 +112,7 @@ class Counts:
             min(self.not_finite_steps, other.not_finite_steps),
             _smaller(self.parameters, other.parameters),
             _smaller(self.replicas, other.replicas),
+            min(self.parameter_steps, other.parameter_steps),
         )
 
     def totals(self) -> Totals:
@@ -144,7 +151,7 @@ def _smaller(a: Mapping[Key, int], b: Mapping[Key, int]) -> Mapping[Key, int]:
 def _joined(a: Mapping[Key, int], b: Mapping[Key, int], join: Callable[[int, int], int]) -> Mapping[Key, int]:
     if not a or not b:
         return a or b
-    if join is max and a == b:  # nothing new: do not copy up to 100,000 paths
+    if join is max and a == b:  # nothing new: do not copy thousands of paths
         return a
     both = dict(a)
     for key, n in b.items():

@@ -4,7 +4,7 @@ An event that is derived again has the same key. So neither a crash nor a repeat
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 from optwrap_exporter.ledger.divergence import Disagreement
@@ -15,7 +15,7 @@ from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
 
 MOST_NAMED: Final = 20
-"""The most parameters that one event names. The stored offenders are complete."""
+"""The most parameters that one event names. The stored offenders are those that the client named."""
 
 OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
 """Kinds of events that every process of an attempt reports. A run lists only the first report of each event."""
@@ -109,7 +109,7 @@ def _of_records(report: Report) -> Iterator[NewEvent]:
     columns = report.steps
     if all(outcome in GOOD_OUTCOMES for outcome in columns.outcome):
         return
-    offenders, replicas = _by_step(report.offenders), {record.step: record for record in report.replicas}
+    bad = _Details(report)
     for step, time, outcome, finite, norm, mini_step in zip(
         columns.step, columns.time, columns.outcome, columns.finite, columns.norm, columns.mini_step, strict=True
     ):
@@ -122,19 +122,21 @@ def _of_records(report: Report) -> Iterator[NewEvent]:
             detail["reason"] = SKIP_REASONS[outcome]
         if mini_step is not None:
             detail["mini_step"] = mini_step
-        detail |= _parameters(offenders.get(step, [])) | _replica(replicas.get(step))
+        detail |= bad.of(step)
         key = f"{kind}/{report.process}/{report.incarnation}/{step}"
         yield NewEvent(report.process, kind, time, step, report.attempt, detail, key)
 
 
 def _of_streaks(followed: StreakChanges, report: Report) -> Iterator[NewEvent]:
     """`streak_started` and `streak_ended`."""
-    offenders, replicas = _by_step(report.offenders), {record.step: record for record in report.replicas}
+    if not followed.changes:
+        return
+    bad = _Details(report)
     for change in followed.changes:
         if isinstance(change, StreakStarted):
             kind: EventKind = "streak_started"
             step = change.first
-            detail = _parameters(offenders.get(change.recorded, [])) | _replica(replicas.get(change.recorded))
+            detail = bad.of(change.recorded)
         else:
             kind = "streak_ended"
             step = change.last + 1
@@ -192,20 +194,29 @@ def _diverged(disagreement: Disagreement | None, report: Report, now: float) -> 
     yield NewEvent(report.process, "diverged", now, disagreement.step, report.attempt, detail, key)
 
 
-def _by_step(offenders: Iterable[Offender]) -> dict[int, list[Offender]]:
-    found: dict[int, list[Offender]] = {}
-    for offender in offenders:
-        found.setdefault(offender.step, []).append(offender)
-    return found
+class _Details:
+    """What a report says about the non-finite gradients of its steps, as in the detail of an event."""
+
+    def __init__(self, report: Report) -> None:
+        self._offenders: dict[int, list[Offender]] = {}
+        for offender in report.offenders:
+            self._offenders.setdefault(offender.step, []).append(offender)
+        self._unnamed = {one.step: one.parameters for one in report.unnamed}
+        self._replicas = {record.step: record for record in report.replicas}
+
+    def of(self, step: int) -> dict[str, Any]:
+        """At most MOST_NAMED parameters, their number, the first and the largest one; and the first replica."""
+        return _parameters(self._offenders.get(step, []), self._unnamed.get(step, 0)) | _replica(
+            self._replicas.get(step)
+        )
 
 
-def _parameters(offenders: list[Offender]) -> dict[str, Any]:
-    """The parameters in an event's detail: at most MOST_NAMED of them, their number, the first and the largest one."""
+def _parameters(offenders: list[Offender], unnamed: int) -> dict[str, Any]:
     if not offenders:
-        return {}
+        return {"parameters": [], "parameter_count": unnamed} if unnamed else {}
     return {
         "parameters": [{"parameter": o.parameter, "not_finite": o.not_finite} for o in offenders[:MOST_NAMED]],
-        "parameter_count": len(offenders),
+        "parameter_count": len(offenders) + unnamed,
         "first": offenders[0].parameter,
         "largest": max(offenders, key=lambda o: o.not_finite).parameter,
     }

@@ -1,7 +1,6 @@
 """One incarnation of a process: its state, and how a report is merged into it.
 
-A state is immutable. `durable` and `from_durable` are what the store writes and reads. Parameters are stored as rows of
-their own (`ParameterState`): there may be 100,000 of them, and most reports change none.
+A state is immutable. The store writes what `durable` returns, and parameters as rows of their own.
 """
 
 import dataclasses

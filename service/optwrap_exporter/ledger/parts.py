@@ -61,6 +61,7 @@ def counts_to_durable(counts: Counts) -> dict[str, Any]:
     return {
         "outcomes": counts.outcomes,
         "not_finite_steps": counts.not_finite_steps,
+        "parameter_steps": counts.parameter_steps,
         "replicas": [[*replica, steps] for replica, steps in counts.replicas.items()],
     }
 
@@ -72,6 +73,7 @@ def counts_from_durable(written: Mapping[str, Any], parameters: Mapping[str, int
         written["not_finite_steps"],
         parameters,
         {Replica(number, process, device): n for number, process, device, n in written["replicas"]},
+        written["parameter_steps"],
     )
 
 

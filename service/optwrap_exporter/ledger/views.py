@@ -66,7 +66,8 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
     current = health.of_process(process, now, listening)
     total = process.total
     parameters = {OTHER: 0} | {label: total.parameters.get(label, 0) for label in run.labels}
-    parameters[OTHER] += sum(total.parameters.values()) - sum(parameters.values())
+    # Named counts may be older than the sum, or the sum older than they, if reports arrive out of order.
+    parameters[OTHER] += max(total.parameter_steps, sum(total.parameters.values())) - sum(parameters.values())
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
     replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
     peaks = [peak.length for peak in process.peaks if peak.time > now - PEAK_SECONDS]

@@ -10,7 +10,9 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, TypeAdapter
 
 from optwrap_exporter.wire.errors import inconsistent
+from optwrap_exporter.wire.fields import check_fields
 from optwrap_exporter.wire.requests import Counters, Report
+from optwrap_exporter.wire.size import check_size
 from optwrap_exporter.wire.vocabulary import OUTCOMES, SATURATED
 
 
@@ -18,8 +20,13 @@ def parse_report(body: str | bytes) -> Report:
     """Parse and check the body of POST /v1/reports.
 
     Raises:
+      OversizeError: it has too many JSON values to be parsed.
       pydantic.ValidationError: it is not JSON, breaks a bound, or contradicts itself.
     """
+    if isinstance(body, str):
+        body = body.encode("utf-8", "surrogatepass")
+    check_size(body)
+    check_fields(body)
     return _REPORT.validate_json(body)
 
 
@@ -30,6 +37,7 @@ def _checked(report: Report) -> Report:
     _check_counters(report.totals, report.at_start)
     _check_step_records(report)
     _check_offenders(report)
+    _check_unnamed(report)
     _check_replica_records(report)
     return report
 
@@ -104,6 +112,15 @@ def _check_offenders(report: Report) -> None:
         if key in seen:
             raise inconsistent(f"offenders[{index}]", "each parameter of a step once", f"{offender.parameter} again")
         seen.add(key)
+
+
+def _check_unnamed(report: Report) -> None:
+    """Counts of unnamed offenders belong to steps in `steps`, one to a step."""
+    steps, seen = set(report.steps.step), set[int]()
+    for index, one in enumerate(report.unnamed):
+        if one.step not in steps or one.step in seen:
+            raise inconsistent(f"unnamed[{index}].step", "a step in steps.step of this report, each once", one.step)
+        seen.add(one.step)
 
 
 def _check_replica_records(report: Report) -> None:

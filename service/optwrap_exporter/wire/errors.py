@@ -1,6 +1,7 @@
 """The package's errors, and the description of what is wrong with a request.
 
     ExporterError
+      OversizeError     wire.size     413  a body has too many JSON values to be parsed
       CursorError       wire.cursor   422  a cursor is damaged or belongs to another list
       ImplausibleError  ledger.bounds 422  a seq or a count jumps further than the time in between allows
       ConflictError     group_commit  409  other content under this incarnation and seq, or another attempt
@@ -22,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 _LONGEST: Final = 200
+_FEW: Final = 8
+"""The most values of a list or object that is shown."""
 
 
 class ExporterError(Exception):
@@ -63,10 +66,19 @@ def inconsistent(field: str, allowed: str, value: object) -> PydanticCustomError
 
 def shown(value: object, longest: int = _LONGEST) -> str:
     """The value as text for an error message: printable, and at most `longest` characters."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _described(value)
     text = text[: longest + 1]  # a report may hold megabytes: escape only what is shown
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _described(value: object) -> str:
+    """The value as Python writes it; a list or object of many values, or of others, only by their number."""
+    if isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        if len(value) > _FEW or any(isinstance(one, list | dict) for one in inner):
+            return f"a list of {len(value)} values" if isinstance(value, list) else f"an object of {len(value)} fields"
+    return repr(value)
 
 
 def field_of(location: Iterable[int | str]) -> str:

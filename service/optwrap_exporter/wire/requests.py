@@ -2,9 +2,12 @@
 
 The models are strict: they check every bound and forbid unknown fields. `wire.consistency` checks that fields do not
 contradict each other. No later code validates a report again.
+
+A wrong report must cost no more than a right one: every collection has a limit, and its validation ends at the first
+wrong item. `wire.size` and `wire.fields` refuse what pydantic would spend too much on.
 """
 
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +15,8 @@ from optwrap_exporter.wire.errors import inconsistent
 from optwrap_exporter.wire.vocabulary import (
     LARGEST,
     MOST_PARAMETERS,
+    MOST_RECORDS,
+    MOST_REPLICAS,
     Attempt,
     Count,
     Incarnation,
@@ -39,6 +44,10 @@ def _empty(value: list[Any]) -> bool:
 
 # A default of [] would be copied by Python for every report.
 _EMPTY: Final[Any] = Field(default_factory=list, json_schema_extra={"default": []})
+
+_Item = TypeVar("_Item")
+Records = Annotated[list[_Item], Field(max_length=MOST_RECORDS, fail_fast=True)]
+"""A list with at most one item for each step record, offender or replica record."""
 
 
 class _Request(BaseModel):
@@ -87,9 +96,13 @@ class Counters(_Request):
     gradient_steps: Count
     not_finite_steps: Count
     outcomes: Outcomes
-    parameters: Annotated[dict[Parameter, Count], Field(max_length=MOST_PARAMETERS)]
-    """Steps in which the parameter's gradient was non-finite, in the tree's order. Parameters at zero are left out."""
-    replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = _EMPTY
+    parameters: Annotated[dict[Parameter, Count], Field(max_length=MOST_PARAMETERS, fail_fast=True)]
+    """Steps in which the parameter's gradient was non-finite, in the tree's order: at most 4,096 parameters, those with
+    the most such steps. Parameters at zero are left out. The client counts them from the start of the incarnation, so
+    `at_start` has none."""
+    parameter_steps: Annotated[Count | None, Field(exclude_if=_absent)] = None
+    """The sum over all parameters, also over those that `parameters` does not name. Absent if it names all."""
+    replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_REPLICAS, fail_fast=True, exclude_if=_empty)] = _EMPTY
     """First non-finite replicas. The client counts them from the start of the incarnation, so `at_start` has none."""
 
     @model_validator(mode="after")
@@ -103,6 +116,9 @@ class Counters(_Request):
             raise inconsistent("gradient_steps", f"applied + accepted_not_finite, {expected}", self.gradient_steps)
         if self.not_finite_steps > self.steps:
             raise inconsistent("not_finite_steps", f"at most steps, {self.steps}", self.not_finite_steps)
+        named = sum(self.parameters.values())
+        if self.parameter_steps is not None and self.parameter_steps < named:
+            raise inconsistent("parameter_steps", f"at least the sum of parameters, {named}", self.parameter_steps)
         if not self.replicas:
             return self
         seen: set[tuple[object, ...]] = set()
@@ -148,18 +164,16 @@ class Gauges(_Request):
 class StepColumns(_Request):
     """Step records as columns of one length."""
 
-    step: Annotated[list[Step], Field(max_length=MOST_PARAMETERS)] = []
-    time: Annotated[list[Time], Field(max_length=MOST_PARAMETERS)] = []
-    outcome: Annotated[list[Outcome], Field(max_length=MOST_PARAMETERS)] = []
-    finite: Annotated[list[bool], Field(max_length=MOST_PARAMETERS)] = []
+    step: Records[Step] = []
+    time: Records[Time] = []
+    outcome: Records[Outcome] = []
+    finite: Records[bool] = []
     """Whether all incoming gradients were finite."""
     norm: Norms = []
     """Global L2 norm of the incoming gradients."""
-    mini_step: Annotated[list[Count | None], Field(max_length=MOST_PARAMETERS)] = []
+    mini_step: Records[Count | None] = []
     """Position in the accumulation window; null without accumulation."""
-    interpolated: Annotated[
-        Annotated[list[bool], Field(max_length=MOST_PARAMETERS)] | None, Field(exclude_if=_absent)
-    ] = None
+    interpolated: Annotated[Records[bool] | None, Field(exclude_if=_absent)] = None
     """Whether the time is an estimate, as for the steps of one scan. Absent if no time is."""
 
     @model_validator(mode="after")
@@ -181,6 +195,16 @@ class Offender(_Request):
     parameter: Parameter
     not_finite: Annotated[int, Field(ge=1, le=LARGEST)]
     """Number of non-finite values in its gradient."""
+
+
+class UnnamedOffenders(_Request):
+    """The parameters with non-finite gradients in one step that `offenders` does not name."""
+
+    step: Step
+    parameters: Annotated[int, Field(ge=1, le=LARGEST)]
+    """Number of them."""
+    not_finite: Annotated[int, Field(ge=1, le=LARGEST)]
+    """Number of non-finite values in their gradients."""
 
 
 class ReplicaRecord(_Request):
@@ -230,7 +254,8 @@ class Report(_Request):
     """The totals when the incarnation began: the same in all its reports."""
     gauges: Gauges = Gauges()
     steps: StepColumns = StepColumns()
-    offenders: Annotated[list[Offender], Field(max_length=MOST_PARAMETERS)] = []
+    offenders: Records[Offender] = []
     """In the tree's order within a step."""
-    replicas: Annotated[list[ReplicaRecord], Field(max_length=MOST_PARAMETERS, exclude_if=_empty)] = _EMPTY
+    unnamed: Annotated[Records[UnnamedOffenders], Field(exclude_if=_empty)] = _EMPTY
+    replicas: Annotated[Records[ReplicaRecord], Field(exclude_if=_empty)] = _EMPTY
     dropped: Dropped = Dropped(steps=0, bad_steps=0)

@@ -65,10 +65,14 @@ LARGEST: Final = 2**53
 """The largest count. JSON numbers above it are not exact in every language."""
 LATEST: Final = 4_102_444_800.0
 """The latest time that a report may carry: 2100-01-01 in seconds since 1970."""
-MOST_PARAMETERS: Final = 100_000
-"""The most parameters in one mapping, and the most offenders, replicas or step records in one report."""
+MOST_PARAMETERS: Final = 4096
+"""The most parameters that the totals of a report name."""
+MOST_RECORDS: Final = 8192
+"""The most step records, offenders and replica records in one report, each."""
+MOST_REPLICAS: Final = 256
+"""The most replicas that the totals of a report name."""
 SATURATED: Final = 2**32 - 1
-"""The library\'s counters stop here. A counter that has stopped cannot be compared with the others."""
+"""The library's counters stop here. A counter that has stopped cannot be compared with the others."""
 
 
 def own_attempt(incarnation: str) -> str:
@@ -143,7 +147,7 @@ Norm = Annotated[
 """A norm. In Python a float, NaN and infinities included; in JSON a number or a name."""
 Norms = Annotated[
     list[_WireNorm],
-    Field(max_length=MOST_PARAMETERS),
+    Field(max_length=MOST_RECORDS, fail_fast=True),
     AfterValidator(_numbers),
     PlainSerializer(_names, return_type=list[float | NotFinite], when_used="json"),
 ]

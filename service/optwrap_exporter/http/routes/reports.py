@@ -26,6 +26,7 @@ from optwrap_exporter.wire.consistency import parse_report
 from optwrap_exporter.wire.duplicate_keys import first_duplicate_key
 from optwrap_exporter.wire.errors import ErrorBody, error_details
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.size import MOST_STRUCTURE, OversizeError
 
 LARGEST_BODY: Final = 4 << 20
 """The most bytes of one report."""
@@ -35,7 +36,7 @@ _ANSWERS: Final = {
     401: "The token is missing or wrong, or this address accepts no reports.",
     408: "The body did not arrive in time.",
     409: "Other content is stored under this incarnation and seq, or the incarnation under another attempt.",
-    413: "The body is larger than 4 MiB.",
+    413: "The body is larger than 4 MiB, or has more than 131,072 of the characters `{ [ , :`.",
     415: "The body is not application/json.",
     422: "A field is invalid, or a count is further from the last one than the time in between allows.",
     429: "Too many reports are waiting, or too many new runs. Retry-After says when to retry.",
@@ -162,6 +163,9 @@ class ReportRoute:
             self._refuse_busy()
         try:
             report = parse_report(body)
+        except OversizeError as error:
+            allowed = f"at most {MOST_STRUCTURE}: send fewer step records and parameters in one report"
+            raise _Refused("too_large", refusal(413, "body", str(error), allowed)) from None
         except ValidationError as error:
             detail = [one.model_dump() for one in error_details(error)]
             raise _Refused("invalid", JSONResponse({"detail": detail}, 422)) from None

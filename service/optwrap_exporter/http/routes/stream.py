@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -40,15 +40,17 @@ def router(store: Store, ledger: Ledger, hub: Hub) -> APIRouter:
     """The route of the stream."""
 
     async def place(
+        request: Request,
         run: Annotated[Run | None, Query(description="Only this run. It need not have reported yet.")] = None,
     ) -> AsyncIterator[Follower]:
         # Runs in the event loop without an await, so that concurrent requests cannot exceed the limit.
-        if hub.closed or hub.full:
+        peer = request.client.host if request.client is not None else ""  # empty over the Unix socket
+        if hub.closed or hub.full(peer):
             allowed = "the same request later: " + (
                 "the exporter is shutting down" if hub.closed else "too many streams are open"
             )
             raise refused(503, "request", None, allowed, {"Retry-After": "5"})
-        with hub.follow(run) as follower:
+        with hub.follow(run, peer) as follower:
             yield follower
 
     routes = APIRouter(tags=["stream"])
