@@ -111,9 +111,7 @@ def test_a_busy_run_makes_a_few_chunks_a_second(site: Served) -> None:
     assert job.state.steps > 2 * len(chunks)
 
 
-def test_a_stream_of_very_many_runs_begins_with_as_many_as_fit(
-    site: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_of_very_many_runs_begins_with_as_many_as_fit(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others come with their next report."""
     for number in range(40):
         site.send(Job(run=f"r{number:02}", clock=site.clock).report())
