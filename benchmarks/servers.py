@@ -60,7 +60,7 @@ class Server:
 
     def json(self, path: str, **query: str) -> Any:
         """The JSON of an answer."""
-        return json.loads(self.get(path, **query))
+        return json.loads(self.get(path, None, **query))
 
 
 def free_port() -> int:

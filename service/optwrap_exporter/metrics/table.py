@@ -280,9 +280,9 @@ def document() -> str:
         "gauges of a finished, failed or stale process disappear after 15 minutes, its counters after one hour.",
         "",
         "In data-parallel training every process reports the same global counts. The counters `optwrap_run_*` have",
-        "them once for a run: in each attempt, those of the process with the most. If several exporters have processes of a",
-        "run, take `increase` (or `rate`) first and then `max` over the exporters; only dropped records are summed up.",
-        "To aggregate over the counters of processes, take `increase` first and then `max`, too.",
+        "them once for a run: in each attempt, those of the process with the most. If several exporters have processes",
+        "of a run, take `increase` (or `rate`) first and then `max` over the exporters; only dropped records are",
+        "summed up. To aggregate over the counters of processes, take `increase` first and then `max`, too.",
         "",
     ]
     runs = [metric for metric in METRICS if metric.labels[:1] == PROCESS[:1] and metric.labels[:2] != PROCESS]
