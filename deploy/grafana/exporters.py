@@ -166,11 +166,10 @@ def _reports() -> Row:
         ),
         lines(
             "Records dropped by processes",
-            "Step records per second that training processes dropped before they reached the exporter. Shows the worst "
-            "process.",
+            "Step records per second that training processes dropped before they reached the exporter.",
             "suffix: records/s",
             Query(
-                f"max by (instance, kind) ({_rate('optwrap_client_dropped_total')})",
+                f"sum by (instance, kind) ({_rate('optwrap_run_client_dropped_total')})",
                 "{{instance}}: {{kind}}",
             ),
         ),

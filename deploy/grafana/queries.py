@@ -1,8 +1,8 @@
-"""PromQL that the dashboards share: health as a number, and aggregation over the processes of a run.
+"""PromQL that the dashboards share: health as a number, and aggregation over the exporters of a run.
 
-In data-parallel training every process reports the same global counts. So a query takes the rate of each process first,
-and then the largest rate. Queries use raw metrics, not recorded ones, so that a dashboard also works in a Prometheus
-that has not loaded the rules.
+Counts are those of the run, not of its processes, of which there may be thousands. If several exporters have processes
+of a run, each has its own count of the same steps. So a query takes the rate of each first, and then the largest rate.
+Queries use raw metrics, not recorded ones, so that a dashboard also works in a Prometheus without the rules.
 """
 
 from typing import Final
@@ -73,14 +73,14 @@ def largest(metric: str, of: str = ONE) -> str:
 
 
 def rate(metric: str, by: str = "run", of: str = ONE) -> str:
-    """Increase per second, the largest of the processes."""
+    """Increase per second, the largest of the exporters or processes."""
     return f"max by ({by}) (rate({metric}{{{of}}}[$__rate_interval]))"
 
 
 def skipped_share(of: str = ONE) -> str:
     """The share of steps that were skipped, for all reasons."""
-    each = f"sum without (reason) (rate(optwrap_skipped_steps_total{{{of}}}[$__rate_interval]))"
-    return f"max by (run) ({each} / (rate(optwrap_steps_total{{{of}}}[$__rate_interval]) > 0))"
+    each = f"sum without (reason) (rate(optwrap_run_skipped_steps_total{{{of}}}[$__rate_interval]))"
+    return f"max by (run) ({each} / (rate(optwrap_run_steps_total{{{of}}}[$__rate_interval]) > 0))"
 
 
 def since(metric: str, of: str = ONE) -> str:
@@ -95,13 +95,13 @@ def of_this_run(expr: str) -> str:
 
 def gained(metric: str, label: str) -> str:
     """The increase of a counter in the time range, with the first value of a series that begins in it."""
-    each = f'max by (process, {label}) ({metric}{{run="$run"}}'
-    return f"max by ({label}) ({each}) - ({each} offset $__range) or {each}) * 0))"
+    each = f'max by ({label}) ({metric}{{run="$run"}}'
+    return f"{each}) - ({each} offset $__range) or {each}) * 0)"
 
 
 def streaks(of: str) -> Annotation:
     """Marks streaks of non-finite gradients. Counter and peak also show streaks between two scrapes."""
-    bad = f"increase(optwrap_not_finite_steps_total{{{of}}}[$__rate_interval])"
+    bad = f"increase(optwrap_run_not_finite_steps_total{{{of}}}[$__rate_interval])"
     return Annotation(
         "Streaks",
         f"max by (run) ({bad}) > 0 and {largest('optwrap_not_finite_streak_peak', of)} >= 2",

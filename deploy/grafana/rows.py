@@ -46,19 +46,19 @@ def now() -> Row:
             "Steps",
             "Calls of the optimizer's update in this run, over all attempts.",
             "locale",
-            Query(largest("optwrap_steps_total")),
+            Query(largest("optwrap_run_steps_total")),
         ),
         number(
             "Gradient steps",
             "Steps that reached the inner optimizer. With accumulation this is at most one step in every k.",
             "locale",
-            Query(largest("optwrap_gradient_steps_total")),
+            Query(largest("optwrap_run_gradient_steps_total")),
         ),
         number(
             "Skipped steps",
             "Steps whose gradients were discarded, by reason, since the run began.",
             "locale",
-            Query('max by (reason) (optwrap_skipped_steps_total{run="$run"})', "{{reason}}"),
+            Query('max by (reason) (optwrap_run_skipped_steps_total{run="$run"})', "{{reason}}"),
             span=6,
         ),
         number(
@@ -66,7 +66,7 @@ def now() -> Row:
             "Steps in which the inner optimizer applied a NaN or Inf. If there are any, the parameters may be "
             "damaged: see the runbook of OptwrapGaveUp.",
             "locale",
-            Query(largest("optwrap_accepted_not_finite_steps_total")),
+            Query(largest("optwrap_run_accepted_not_finite_steps_total")),
             limits=thresholds((None, "green"), (1, RED)),
         ),
         number(
@@ -117,7 +117,7 @@ def health() -> Row:
             "Steps per second whose gradients were discarded. not_finite: NaN or Inf in the gradients. large: the norm "
             "reached its limit. other: your own skip function.",
             STEPS_PER_SECOND,
-            Query(rate("optwrap_skipped_steps_total", "reason"), "{{reason}}"),
+            Query(rate("optwrap_run_skipped_steps_total", "reason"), "{{reason}}"),
             stacked=True,
         ),
         lines(
@@ -125,8 +125,8 @@ def health() -> Row:
             "Steps per second whose incoming gradients had a NaN or Inf, with any outcome, and those that the inner "
             "optimizer applied.",
             STEPS_PER_SECOND,
-            Query(rate("optwrap_not_finite_steps_total"), "non-finite", "yellow"),
-            Query(rate("optwrap_accepted_not_finite_steps_total"), "applied", RED),
+            Query(rate("optwrap_run_not_finite_steps_total"), "non-finite", "yellow"),
+            Query(rate("optwrap_run_accepted_not_finite_steps_total"), "applied", RED),
         ),
         lines(
             "Gradient norm and limit",
@@ -149,8 +149,8 @@ def progress() -> Row:
             "Steps per second, and those that reached the inner optimizer. A run with steps but without gradient "
             "steps is starved; a run without steps is stalled.",
             STEPS_PER_SECOND,
-            Query(rate("optwrap_steps_total"), "steps", "blue"),
-            Query(rate("optwrap_gradient_steps_total"), "gradient steps", "green"),
+            Query(rate("optwrap_run_steps_total"), "steps", "blue"),
+            Query(rate("optwrap_run_gradient_steps_total"), "gradient steps", "green"),
         ),
         lines(
             "Accumulation window",
@@ -188,9 +188,9 @@ def where() -> Row:
             "Non-finite parameters",
             "Steps in which a parameter's gradient had a NaN or Inf. The first ten of a run have their own name, the "
             "rest are counted as other. The exporter's page shows which was the first.",
-            Query(gained("optwrap_parameter_not_finite_steps_total", "parameter")),
+            Query(gained("optwrap_run_parameter_not_finite_steps_total", "parameter")),
             # The series "other" always exists. This query drops it while it is zero, and so does the join.
-            Query('max by (parameter) (optwrap_parameter_not_finite_steps_total{run="$run"}) > 0'),
+            Query('max by (parameter) (optwrap_run_parameter_not_finite_steps_total{run="$run"}) > 0'),
             columns=[
                 ("parameter", "Parameter", ""),
                 ("Value #A", "Steps in this time range", "locale"),
@@ -250,7 +250,10 @@ def exporter() -> Row:
             "Step records per second that a training process dropped, because no exporter took them in time. Totals "
             "stay exact, but the history has gaps.",
             "suffix: records/s",
-            Query(rate("optwrap_client_dropped_total", "kind"), "{{kind}}"),
+            Query(
+                'sum by (kind) (rate(optwrap_run_client_dropped_total{run="$run"}[$__rate_interval]))',
+                "{{kind}}",
+            ),
             span=8,
         ),
         lines(

@@ -96,11 +96,11 @@ def _now() -> Row:
             "The name of a run links its dashboard. Health is that of its worst process, or degraded if one is "
             "missing.",
             Query(run_health(ANY)),
-            Query(largest("optwrap_steps_total", ANY)),
-            Query(largest("optwrap_gradient_steps_total", ANY)),
-            Query(rate("optwrap_steps_total", of=ANY)),
+            Query(largest("optwrap_run_steps_total", ANY)),
+            Query(largest("optwrap_run_gradient_steps_total", ANY)),
+            Query(rate("optwrap_run_steps_total", of=ANY)),
             Query(skipped_share(ANY)),
-            Query(largest("optwrap_accepted_not_finite_steps_total", ANY)),
+            Query(largest("optwrap_run_accepted_not_finite_steps_total", ANY)),
             Query(since("optwrap_last_report_timestamp_seconds", ANY)),
             Query(f"count by (run) ({_PROCESSES})"),
             columns=[
@@ -153,7 +153,7 @@ def _over_time() -> Row:
             "Steps by run",
             "Steps per second of each run. Shows the largest rate of its processes.",
             STEPS_PER_SECOND,
-            Query(rate("optwrap_steps_total", of=ANY), "{{run}}"),
+            Query(rate("optwrap_run_steps_total", of=ANY), "{{run}}"),
         ),
         lines(
             "Share of steps skipped",

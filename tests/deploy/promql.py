@@ -125,7 +125,7 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
         if chooses or not isinstance(node, promql_parser.VectorSelector):
             continue
         metric = None if node.name is None else SERIES.get(node.name)
-        if metric is None or not set(PROCESS) <= set(metric.labels):
+        if metric is None or not _repeated(metric):
             continue
         if any(isinstance(outer, promql_parser.SubqueryExpr) for outer in above):
             wrong.append(f"{node.name} under a subquery: a rate of an aggregate jumps when a process goes")
@@ -143,6 +143,12 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
             and not _keeps_processes(outer)
         ]
     return wrong
+
+
+def _repeated(metric: Metric) -> bool:
+    """Whether several series have the same counts: those of processes, and those of a run from several exporters."""
+    of_run = metric.labels[:1] == PROCESS[:1] and metric.type == "counter"
+    return set(PROCESS) <= set(metric.labels) or (of_run and metric.name != "optwrap_run_client_dropped_total")
 
 
 def _keeps_processes(aggregation: Any) -> bool:

@@ -24,6 +24,7 @@ def test_right_aggregation_passes(expr: str) -> None:
     ("expr", "what"),
     [
         ("sum by (run) (rate(optwrap_steps_total[5m]))", "sum over the processes"),
+        ("sum by (run) (rate(optwrap_run_steps_total[5m]))", "sum over the processes"),
         ("sum without (process) (rate(optwrap_steps_total[5m]))", "sum over the processes"),
         ("sum(rate(optwrap_steps_total[5m]))", "sum over the processes"),
         ("sum by (run) (optwrap_steps_total and on (run) up)", "sum over the processes"),

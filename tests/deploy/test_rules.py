@@ -81,7 +81,7 @@ MUTATIONS = {
     ),
     "OptwrapGaveUp uses the increase of the counter": (
         "alerts.yml",
-        r"increase\((optwrap_accepted_not_finite_steps_total)\[5m\]\)",
+        r"increase\((optwrap_run_accepted_not_finite_steps_total)\[5m\]\)",
         r"\1",
         "a kill and a resume from a checkpoint two minutes later",
     ),
@@ -99,7 +99,7 @@ MUTATIONS = {
     ),
     "OptwrapClientDrops uses the increase of the counter": (
         "recording.yml",
-        r"increase\((optwrap_client_dropped_total)\[15m\]\)",
+        r"increase\((optwrap_run_client_dropped_total)\[15m\]\)",
         r"\1",
         "a kill and a resume from a checkpoint two minutes later",
     ),
@@ -159,14 +159,14 @@ MUTATIONS = {
     ),
     "steps of several processes count once": (
         "recording.yml",
-        r"max by \(run\) \(rate\(optwrap_steps_total",
-        "sum by (run) (rate(optwrap_steps_total",
+        r"max by \(run\) \(rate\(optwrap_run_steps_total",
+        "sum by (run) (rate(optwrap_run_steps_total",
         "processes that report the same global counts are not summed",
     ),
     "the rate is taken before the aggregation": (
         "recording.yml",
-        r"max by \(run\) \(rate\(optwrap_steps_total\[5m\]\)\)",
-        "rate(max by (run) (optwrap_steps_total)[5m:])",
+        r"max by \(run\) \(rate\(optwrap_run_steps_total\[5m\]\)\)",
+        "rate(max by (run) (optwrap_run_steps_total)[5m:])",
         "a rate does not change when the process with the largest counter goes",
     ),
     "the skip ratio needs a step": (

@@ -61,6 +61,20 @@ class RunView:
     reporting: int
     """Number of processes that report or have finished: neither failed nor stale."""
     last_report: float
+    totals: Counts
+    """Counted over all attempts, of the process with the most in each; never falls."""
+    parameters: Mapping[str, int]
+    """As in ProcessView."""
+    dropped: DroppedTotals
+    """Of all processes together."""
+
+
+def _labelled(run: RunState, total: Counts) -> dict[str, int]:
+    """Steps by the parameters that have metric labels."""
+    parameters = {OTHER: 0} | {label: total.parameters.get(label, 0) for label in run.labels}
+    # Named counts may be older than the sum, or the sum older than they, if reports arrive out of order.
+    parameters[OTHER] += max(total.parameter_steps, sum(total.parameters.values())) - sum(parameters.values())
+    return parameters
 
 
 def run_view(run: RunState, now: float, listening: float) -> RunView:
@@ -75,6 +89,9 @@ def run_view(run: RunState, now: float, listening: float) -> RunView:
         expected=expected,
         reporting=sum(one.health not in {"failed", "stale"} for one in healths),
         last_report=max(process.last_report for process in members),
+        totals=run.total,
+        parameters=_labelled(run, run.total),
+        dropped=dropped(run.processes.values()),
     )
 
 
@@ -82,9 +99,6 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
     """What a scrape needs of one process."""
     current = health.of_process(process, now, listening)
     total = process.total
-    parameters = {OTHER: 0} | {label: total.parameters.get(label, 0) for label in run.labels}
-    # Named counts may be older than the sum, or the sum older than they, if reports arrive out of order.
-    parameters[OTHER] += max(total.parameter_steps, sum(total.parameters.values())) - sum(parameters.values())
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
     replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
     peaks = [peak.length for peak in process.peaks if peak.time > now - PEAK_SECONDS]
@@ -97,7 +111,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
         since=current.since,
         totals=total,
         state=process.incarnation.totals,
-        parameters=parameters,
+        parameters=_labelled(run, total),
         replicas=replicas,
         dropped=dropped([process]),
         gauges=process.gauges,

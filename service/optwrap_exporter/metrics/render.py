@@ -24,8 +24,8 @@ from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.metrics import samples
 from optwrap_exporter.metrics.table import METRICS, Metric
 
-_SLICE: Final = 64
-"""Processes rendered at once: a few milliseconds, in which no other thread runs."""
+_SLICE: Final = 128
+"""Processes rendered at once: some ten milliseconds, in which other threads wait for the interpreter now and then."""
 _PAUSE: Final = 0.0005
 """Seconds between two slices, in which reports are taken."""
 _CACHED: Final = 10_000

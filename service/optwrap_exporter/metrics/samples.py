@@ -46,12 +46,29 @@ def of_process(view: ProcessView, now: float, add: Add) -> None:
 
 def of_run(view: RunView, now: float, add: Add) -> None:
     """Add every sample of a run."""
-    if view.health in _ENDED and now - view.last_report > GAUGES_GO_AFTER:
+    age = now - view.last_report if view.health in _ENDED else 0.0
+    if age <= COUNTERS_GO_AFTER:
+        _run_counters(view, add)
+    if age > GAUGES_GO_AFTER:
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)
     add("optwrap_processes_expected", view.expected)
     add("optwrap_processes_reporting", view.reporting)
+
+
+def _run_counters(view: RunView, add: Add) -> None:
+    totals = view.totals
+    add("optwrap_run_steps_total", totals.steps)
+    add("optwrap_run_gradient_steps_total", totals.gradient_steps)
+    for outcome, reason in SKIP_REASONS.items():
+        add("optwrap_run_skipped_steps_total", getattr(totals.outcomes, outcome), reason)
+    add("optwrap_run_not_finite_steps_total", totals.not_finite_steps)
+    add("optwrap_run_accepted_not_finite_steps_total", totals.outcomes.accepted_not_finite)
+    for parameter, steps in view.parameters.items():
+        add("optwrap_run_parameter_not_finite_steps_total", steps, parameter)
+    for kind in DROPPED:
+        add("optwrap_run_client_dropped_total", getattr(view.dropped, kind), kind)
 
 
 def _counters(view: ProcessView, add: Add) -> None:

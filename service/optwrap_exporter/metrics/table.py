@@ -75,6 +75,10 @@ def _process(name: str, type_: Kind, text: str, *labels: str, unit: str = "", no
     return Metric(name, type_, text, PROCESS + labels, unit, note)
 
 
+def _run(name: str, text: str, *labels: str, note: str = "") -> Metric:
+    return Metric(name, "counter", text, (PROCESS[0], *labels), note=note)
+
+
 METRICS: Final[tuple[Metric, ...]] = (
     _process("optwrap_steps_total", "counter", "Calls of the optimizer's update (steps), whatever their outcome."),
     _process("optwrap_gradient_steps_total", "counter", "Steps in which the inner optimizer ran."),
@@ -183,6 +187,31 @@ METRICS: Final[tuple[Metric, ...]] = (
         note="`conflict`, `gave_up`, `failed`, `finished`, `stale`, `stalled`, `starved`, `skipping`, `starting`, "
         "`degraded`, `ok`. Of several that hold, the first one is shown.",
     ),
+    _run("optwrap_run_steps_total", "Steps of the run, whatever their outcome."),
+    _run("optwrap_run_gradient_steps_total", "Steps of the run in which the inner optimizer ran."),
+    _run(
+        "optwrap_run_skipped_steps_total",
+        "Steps of the run whose gradients were discarded, by reason.",
+        "reason",
+        note="As for `optwrap_skipped_steps_total`.",
+    ),
+    _run("optwrap_run_not_finite_steps_total", "Steps of the run whose incoming gradients had a NaN or Inf."),
+    _run(
+        "optwrap_run_accepted_not_finite_steps_total",
+        "Steps of the run in which the inner optimizer consumed a NaN or Inf.",
+    ),
+    _run(
+        "optwrap_run_parameter_not_finite_steps_total",
+        "Steps of the run in which this parameter's gradient had a NaN or Inf.",
+        "parameter",
+        note="As for `optwrap_parameter_not_finite_steps_total`.",
+    ),
+    _run(
+        "optwrap_run_client_dropped_total",
+        "Step records that all processes of the run together dropped because they could not send them in time.",
+        "kind",
+        note="As for `optwrap_client_dropped_total`.",
+    ),
     Metric(
         "optwrap_run_health",
         "gauge",
@@ -274,8 +303,10 @@ def document() -> str:
         "report. It counts across restarts, resumes and rollbacks, and does not fall as long as the store exists. The",
         "gauges of a finished, failed or stale process disappear after 15 minutes, its counters after one hour.",
         "",
-        "In data-parallel training every process reports the same global counts. To aggregate over the processes of a",
-        "run, take `increase` (or `rate`) first and then `max`. Neither `sum` nor `max` of the raw counters is right.",
+        "In data-parallel training every process reports the same global counts. The counters `optwrap_run_*` have",
+        "them once for a run: in each attempt, those of the process with the most. If several exporters have processes",
+        "of a run, take `increase` (or `rate`) first and then `max` over the exporters; only dropped records are",
+        "summed up. To aggregate over the counters of processes, take `increase` first and then `max`, too.",
         "",
     ]
     runs = [metric for metric in METRICS if metric.labels[:1] == PROCESS[:1] and metric.labels[:2] != PROCESS]
