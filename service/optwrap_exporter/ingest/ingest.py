@@ -144,9 +144,9 @@ class Ingest:
         return self._waiting
 
     @property
-    def full(self) -> bool:
-        """Whether as many reports wait as may."""
-        return self._waiting >= self._most
+    def room(self) -> int:
+        """How many more reports may wait."""
+        return self._most - self._waiting
 
     def offer(self, report: Report, digest: bytes | None = None) -> "Future[Acknowledgement]":
         """Queue a report. Any thread may call it; it never blocks.

@@ -9,9 +9,8 @@ from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState
-from optwrap_exporter.store import rollups
-
-Row = tuple[str | int | float | bytes | None, ...]
+from optwrap_exporter.store import bulk, rollups
+from optwrap_exporter.store.bulk import Row
 
 
 class Pending:
@@ -24,7 +23,7 @@ class Pending:
         self.changes: list[Row] = []
         self.parameters: list[Row] = []
         self.steps: list[Row] = []
-        self.blocks: list[rollups.BlockRow] = []
+        self.blocks: list[Row] = []
         self.offenders: list[Row] = []
         self.replicas: list[Row] = []
         self.events: list[Row] = []
@@ -36,40 +35,40 @@ class Pending:
 
     def write_steps(self, db: sqlite3.Connection) -> None:
         """Write the step records so far."""
-        if self.steps:
-            db.executemany("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self.steps)
-            rollups.write_rows(db, self.blocks)
-            self.steps, self.blocks = [], []
+        bulk.write(db, "INSERT INTO step VALUES ?", self.steps)
+        bulk.write(db, rollups.UPSERT, self.blocks)
+        self.steps, self.blocks = [], []
 
     def write(self, db: sqlite3.Connection) -> None:
         """Write all rows."""
         self.write_steps(db)
-        db.executemany(
-            "INSERT INTO process VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET state = excluded.state",
+        bulk.write(
+            db,
+            "INSERT INTO process VALUES ? ON CONFLICT DO UPDATE SET state = excluded.state",
             [(*key, to_text(process.durable())) for key, process in self.processes.items()],
         )
-        db.executemany(
-            "UPDATE incarnation SET state = ? WHERE id = ?",
-            [(to_text(incarnation.durable()), key) for key, incarnation in self.incarnations.items()],
+        bulk.write(
+            db,
+            "WITH new (id, state) AS (VALUES ?) UPDATE incarnation SET state = new.state FROM new "
+            "WHERE incarnation.id = new.id",
+            [(key, to_text(incarnation.durable())) for key, incarnation in self.incarnations.items()],
         )
-        db.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.changes)
-        for statement, rows in (
-            (INSERT_PARAMETER, self.parameters),
-            ("INSERT OR IGNORE INTO path (path) VALUES (?)", [*{row[-1:]: None for row in self.offenders}]),
-            ("INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?", self.offenders),
-            ("INSERT INTO replica VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.replicas),
-            (_INSERT_EVENT, self.events),
-        ):
-            if rows:
+        bulk.write(db, "INSERT INTO change VALUES ?", self.changes)
+        bulk.write(db, INSERT_PARAMETER, self.parameters)
+        bulk.write(db, "INSERT OR IGNORE INTO path (path) VALUES ?", [*{row[-1:]: None for row in self.offenders}])
+        bulk.write(db, "INSERT INTO replica VALUES ?", self.replicas)
+        for statement, rows in ((_INSERT_OFFENDER, self.offenders), (_INSERT_EVENT, self.events)):
+            if rows:  # each row looks at rows before it
                 db.executemany(statement, rows)
 
 
 INSERT_PARAMETER: Final = (
     "INSERT INTO parameter (incarnation_id, path, totals, baseline, value_count, first_step, last_step) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
+    "VALUES ? ON CONFLICT DO UPDATE SET totals = excluded.totals, "
     "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, "
     "last_step = excluded.last_step"
 )
+_INSERT_OFFENDER: Final = "INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?"
 _INSERT_EVENT: Final = (
     "INSERT OR IGNORE INTO event "
     "(revision, run_id, process, kind, time, step, attempt, same_as, repeated, detail, key) VALUES "

@@ -15,7 +15,7 @@ from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
-from optwrap_exporter.store import retention, rollups
+from optwrap_exporter.store import bulk, retention, rollups
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES
@@ -139,7 +139,8 @@ class Rows:
         )
         self._db.execute("DELETE FROM parameter WHERE incarnation_id = ?", (key,))
         rows = [folded.parameter(path) for path in {**one.share.parameters, **one.parameter_records}]
-        self._db.executemany(
+        bulk.write(
+            self._db,
             INSERT_PARAMETER,
             [(into, row.parameter, row.totals, row.baseline, *(row.records or _NONE)) for row in rows],
         )

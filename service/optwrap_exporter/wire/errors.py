@@ -5,7 +5,7 @@
       CursorError           wire.cursor         422  a cursor is damaged or belongs to another list
       ImplausibleError      ledger.bounds       422  a seq or a count jumps further than the time in between allows
       ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt
-      BusyError             ingest.group_commit 429  too many reports wait, too many new runs, or seqs with too many gaps
+      BusyError             ingest.group_commit 429  too many reports wait, too many new runs, or too many gaps in seqs
       ClosedError           ingest.ingest       503  the exporter is shutting down
       StoreUnavailableError store.condition     503  the store stores no reports now: full, damaged, gone, ...
       StoreError            store.opening       --   the data directory cannot be used: the command exits with 2
