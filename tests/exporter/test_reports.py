@@ -275,7 +275,7 @@ def test_the_bytes_of_all_reports_being_received_are_limited(site: Served, monke
         while (answer := site.client.post("/v1/reports", content=report, headers=JSON)).status_code == 200:
             assert time.monotonic() < deadline, "the slow report was never counted"
         refusal(answer, 429)
-        assert answer.headers["retry-after"] == "2"
+        assert int(answer.headers["retry-after"]) > 0
     while site.client.post("/v1/reports", content=report, headers=JSON).status_code != 200:
         assert time.monotonic() < deadline, "what the slow report held was never given free"
 

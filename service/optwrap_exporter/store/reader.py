@@ -219,7 +219,7 @@ def _fitting(rows: Iterable[_EventRow], most: int, room: int) -> tuple[list[Even
     """The first events, at most `most` of them and about `room` bytes but at least one; whether there are more."""
     items: list[Event] = []
     for row in rows:
-        room -= _EVENT_BYTES + len(row[-1])  # the detail is ASCII
+        room -= _EVENT_BYTES + len(row[-1].encode())
         if len(items) == most or (items and room < 0):
             return items, True
         items.append(_event(row))
@@ -249,7 +249,7 @@ def changes(db: sqlite3.Connection, after: int, run: str | None, *, until: int |
     ):
         span = Span(key, process, 1, 0) if first_step is None else Span(key, process, first_step, last_step)
         message = _change(db, revision, name, span)
-        room -= len(message.model_dump_json())
+        room -= len(message.model_dump_json().encode())
         if room < 0 and messages:
             ((left_out,),) = db.execute(
                 f"SELECT count(*) FROM change JOIN run ON run.id = run_id WHERE revision > ? AND revision <= ? {only}",
