@@ -124,13 +124,17 @@ class Connection(HttpToolsProtocol):
             and (self.cycle is None or self.cycle.response_complete)  # else this report waits for another answer
         ):
             # A client that does not read its answers gets no more of them from here: the app waits until it does.
-            if admission.full and self.parser.should_keep_alive() and not self.flow.write_paused:
+            plain = self.parser.should_keep_alive() and not self.expect_100_continue
+            if admission.full and plain and not self.flow.write_paused:
                 self._refused = True
                 self.transport.write(admission.refuse())
                 self._connections.became_idle(self)
                 return
             admission.expect()
         super().on_headers_complete()
+        if self.expect_100_continue:
+            # A client that waits for 100 may send its body after a refusal, or not: what follows cannot be told apart.
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body. The parser calls it."""
