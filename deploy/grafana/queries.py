@@ -90,7 +90,7 @@ def since(metric: str, of: str = ONE) -> str:
 
 def of_this_run(expr: str) -> str:
     """The expression, restricted to the exporters that have this run."""
-    return f'{expr} and on (job, instance) optwrap_process_count{{run="$run"}}'
+    return f'{expr} and on (job, instance) optwrap_processes_expected{{run="$run"}}'
 
 
 def gained(metric: str, label: str) -> str:
