@@ -172,7 +172,7 @@ def test_nothing_turns_stale_while_the_store_is_full(site: Served, caplog: pytes
     with caplog.at_level(logging.ERROR):
         for _ in range(20):
             for job in jobs:
-                job.step("skipped_not_finite", "NaN", **{f"w{job.seq}_{i}": 1 for i in range(300)})
+                job.step("skipped_not_finite", "NaN", **{f"w{job.seq}_{i}": 1 for i in range(190)})
                 answer = site.client.post("/v1/reports", json=job.report())
         assert answer.status_code == 503
         assert site.client.get("/-/healthy").json()["store"]["condition"] == "full"
