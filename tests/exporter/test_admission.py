@@ -88,6 +88,25 @@ def test_the_connection_of_a_refused_report_stays_usable(full: Served, size: int
     assert json.loads(body)["acknowledged"] == 1
 
 
+def test_a_client_that_waits_for_100_continue_is_refused_and_its_connection_closed(full: Served) -> None:
+    """It does not send its body then, so the next request would be taken for it."""
+    with dial(full) as connection:
+        connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
+        said, _ = answer(connection)
+        assert (said.status, said.headers["connection"]) == (429, "close")
+        assert connection.recv(1) == b""
+
+
+def test_a_report_after_100_continue_is_stored(site: Served) -> None:
+    whole = request(Job().report())
+    head, _, body = whole.partition(b"\r\n\r\n")
+    with dial(site) as connection:
+        connection.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert answer(connection)[0].status == 200
+
+
 def test_refusals_in_a_pipeline_are_answered_in_order(full: Served) -> None:
     other = b"GET /-/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with dial(full) as connection:

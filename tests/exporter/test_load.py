@@ -2,6 +2,7 @@
 
 import pytest
 from optwrap_exporter.load import LONGEST_INTERVAL, TARGET, Load
+from optwrap_exporter.store.states import read_states
 
 from tests.exporter.ledgers import Watched
 from tests.exporter.running import Job, Served
@@ -107,7 +108,7 @@ def test_a_process_is_stale_after_three_of_the_intervals_that_it_was_asked_for()
 def test_the_interval_that_was_asked_for_survives_a_restart(site: Served) -> None:
     site.ingest.load.interval = 20.0
     site.send(Job().report())
-    (run,) = site.store.restore()
+    (run,) = read_states(site.store._db)
     assert run.processes[0].stale_after == 60
 
 
@@ -121,3 +122,17 @@ def test_the_load_counts_the_processes_that_report(site: Served) -> None:
     assert site.ledger.reporting() == 0
     site.send(Job(process=5).report())
     assert site.ledger.reporting() == 1
+
+
+def test_no_process_turns_stale_while_the_exporter_refuses_reports(site: Served) -> None:
+    """The exporter is overloaded, the job is well."""
+    site.send(Job().report())
+    site.clock.advance(9)
+    site.ingest.load.refused()
+    site.ingest.tick()
+    site.clock.advance(9)
+    site.ingest.tick()
+    assert site.ledger.health("lm") == "starting"
+    site.clock.advance(2)
+    site.ingest.tick()
+    assert site.ledger.health("lm") == "stale"

@@ -16,8 +16,8 @@ wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.run ledger.conflict ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.views ledger.plan ledger.ledger
-store.condition store.schema store.rollups store.downsample store.retention store.reader store.states store.writer
-store.opening store.store
+store.condition store.bulk store.schema store.rollups store.downsample store.retention store.reader store.states
+store.writer store.opening store.store
 load
 group_commit
 waiting

@@ -68,3 +68,7 @@ class Clocks:
         if self._paused_at is not None:
             self._paused_at = None
             self.listening = self._clock() + LONGEST_RETRY
+
+    def hold_staleness(self) -> None:
+        """Let no process become stale until `stale_after` from now: this exporter has refused reports."""
+        self.listening = max(self.listening, self.now())

@@ -118,8 +118,8 @@ class Ledger:
         after, folding = after.fold(report.incarnation) if before is None else (after, None)
         return Plan(
             time=age,
-            run=evolved(
-                run.with_process(after),
+            run=run.with_process(
+                after,
                 labels=_labels(run.labels, report, before, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),
             ),

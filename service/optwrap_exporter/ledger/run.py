@@ -310,10 +310,10 @@ class RunState:
                 largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
         return sum_of(largest.values())
 
-    def with_process(self, process: ProcessState) -> "RunState":
-        """The run with one process added or replaced."""
+    def with_process(self, process: ProcessState, **changes: Any) -> "RunState":
+        """The run with one process added or replaced, and with other fields changed."""
         processes = {**self.processes, process.process: process}
-        return evolved(self, processes=processes, heard=_heard(self.heard, process.incarnation))
+        return evolved(self, processes=processes, heard=_heard(self.heard, process.incarnation), **changes)
 
     def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
         """The run with more step records of an incarnation counted as not stored."""
