@@ -50,7 +50,8 @@ class Monitor:
       token_file: path of a file that holds the exporter's token, read for every report. If it is missing or unreadable,
         that is logged once, and reports go without a token until it can be read. Default: OPTWRAP_TOKEN_FILE, else no
         token.
-      interval: seconds between reports, above 0 and at most 3600.
+      interval: seconds between reports, above 0 and at most 3600. An exporter with many processes asks for fewer
+        reports; the Monitor follows it, and still reports the first bad step of a streak at once.
 
     Raises:
       ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.

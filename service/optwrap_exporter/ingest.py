@@ -145,9 +145,9 @@ class Ingest:
         return self._waiting
 
     @property
-    def full(self) -> bool:
-        """Whether as many reports wait as may."""
-        return self._waiting >= self._most
+    def room(self) -> int:
+        """How many more reports may wait."""
+        return self._most - self._waiting
 
     def offer(self, report: Report, digest: bytes | None = None) -> "Future[Acknowledgement]":
         """Queue a report. Any thread may call it; it never blocks.
@@ -305,7 +305,8 @@ class Ingest:
             _log.warning("could not store changes of health or delete old data; will try again: %s", error)
 
     def _on_tick(self, *, unlimited: bool = False) -> None:
-        self.load.measure(self._ledger.reporting())
+        if self.load.measure(self._ledger.reporting()):
+            self._ledger.hold_staleness()  # a process that was refused is not to blame
         self._commits.make_room()
         self._commits.commit(self._ledger.pass_time())
         if self._retention.seconds is None:

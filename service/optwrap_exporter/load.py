@@ -14,6 +14,8 @@ TARGET: Final = 0.5
 """The part of the capacity that the exporter asks for."""
 LONGEST_INTERVAL: Final = 3600.0
 """The longest interval that is asked for, in seconds."""
+_LONGEST_RETRY: Final = 5.0
+"""The longest Retry-After in seconds: half of the shortest time after which a process is stale."""
 _DECAY_SECONDS: Final = 10.0
 """Older measurements count less: after this time by a factor of e."""
 _PRIOR_REPORTS: Final = 50.0
@@ -41,8 +43,10 @@ class Load:
         self._monotonic = monotonic
         self._random = random
         self._at = (monotonic(), cpu())
-        self._new = [0, 0, 0.0]
-        """Since the last measurement: reports committed, reports refused, seconds in which the writer was busy."""
+        self._committed = self._refused = 0
+        """Reports since the last measurement."""
+        self._busy = 0.0
+        """Seconds since the last measurement in which the writer was busy with reports."""
         self._seconds = self._demand = self._reports = self._cpu_seconds = self._busy_seconds = 0.0
         self._processes = 0
         self.interval = 0.0
@@ -50,20 +54,20 @@ class Load:
 
     def committed(self, reports: int, busy: float) -> None:
         """Count reports, and the seconds in which the writer was busy with them. For the writer's thread only."""
-        self._new[0] += reports
-        self._new[2] += busy
+        self._committed += reports
+        self._busy += busy
 
     def refused(self) -> None:
         """Count a report that was refused because too many are waiting. For the event loop only."""
-        self._new[1] += 1
+        self._refused += 1
 
     def joined(self) -> None:
         """Count a process that reports for the first time, before the next measurement."""
         self._processes += 1
         self._ask()
 
-    def measure(self, processes: int) -> None:
-        """Take stock of the time since the last call.
+    def measure(self, processes: int) -> int:
+        """Take stock of the time since the last call. Returns the number of reports that were refused in it.
 
         Args:
           processes: the number of processes that report.
@@ -71,9 +75,11 @@ class Load:
         now, cpu = self._monotonic(), self._cpu()
         seconds, used = now - self._at[0], cpu - self._at[1]
         if seconds <= 0:
-            return
-        reports, refused, busy = self._new
-        self._at, self._new = (now, cpu), [0, 0, 0.0]
+            return 0
+        reports, refused, busy = self._committed, self._refused, self._busy
+        self._at = (now, cpu)
+        self._committed = self._refused = 0
+        self._busy = 0.0
         kept = math.exp(-seconds / _DECAY_SECONDS)
         self._seconds = kept * self._seconds + seconds
         self._demand = kept * self._demand + reports + refused
@@ -83,6 +89,7 @@ class Load:
             self._busy_seconds = kept * self._busy_seconds + busy
         self._processes = processes
         self._ask()
+        return refused
 
     @property
     def capacity(self) -> float:
@@ -97,7 +104,7 @@ class Load:
 
     def retry_after(self) -> int:
         """Seconds after which a refused client may try again. Random, so that they do not all come back together."""
-        return 1 + int(self._random() * min(self.interval, LONGEST_INTERVAL - 1))
+        return 1 + int(self._random() * min(self.interval, _LONGEST_RETRY - 1))
 
     def _ask(self) -> None:
         self.interval = min(self._processes / (TARGET * self.capacity), LONGEST_INTERVAL)

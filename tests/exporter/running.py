@@ -52,15 +52,15 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(data_dir: Path, clock: TurnedClock | None = None, **settings: Any) -> Iterator[Served]:
-    """An exporter on a free port during the block. Its ingest ticks only when the test says so."""
+def served(data_dir: Path, clock: TurnedClock | None = None, *, tick: float = 0, **settings: Any) -> Iterator[Served]:
+    """An exporter on a free port during the block. Without a `tick` its ingest ticks only when the test says so."""
     clock = clock or TurnedClock()
     given = Settings(**{"listen": parse_address("127.0.0.1:0"), "data_dir": data_dir, **settings})
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store(data_dir, limit_bytes=given.retention_bytes)))
         ledger = Ledger(clock)
         retention = Retention(seconds=given.retention_days * 86_400)
-        ingest = Ingest(store, ledger, clock=clock, tick=0, retention=retention)
+        ingest = Ingest(store, ledger, clock=clock, tick=tick, retention=retention)
         ingest.start()
         stack.callback(ingest.close)
         hub = Hub(ingest.subscribe, ledger)

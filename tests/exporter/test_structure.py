@@ -15,7 +15,7 @@ wire.vocabulary wire.errors wire.size wire.requests wire.fields wire.answers wir
 wire.duplicate_keys
 ledger.evolve ledger.ranges ledger.counters ledger.streaks ledger.incarnation ledger.run ledger.conflict
 ledger.divergence ledger.health ledger.events ledger.apply_report ledger.views ledger.ledger
-store.schema store.rollups store.downsample store.retention store.reader store.writer store.store
+store.bulk store.schema store.rollups store.downsample store.retention store.reader store.writer store.store
 load
 group_commit
 waiting

@@ -28,6 +28,7 @@ class Admission:
         self._load = load
         self._statistics = statistics
         self._bytes = 0
+        self._coming = 0
         body = bytes(refusal(429, "request", None, "the same report later").body)
         self._head = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: %d\r\n"
         headers = {
@@ -41,7 +42,18 @@ class Admission:
     @property
     def full(self) -> bool:
         """Whether the next report would have to be refused."""
-        return self._ingest.full or self._bytes >= MOST_BYTES
+        return self._ingest.room <= self._coming or self._bytes >= MOST_BYTES
+
+    def expect(self) -> None:
+        """Count a report that is admitted and whose handling will begin in this turn of the event loop.
+
+        Hundreds of connections may be ready in one turn. The queue shows none of them yet.
+        """
+        self._coming += 1
+
+    def begin(self) -> None:
+        """Stop counting a report as expected, because its handling begins."""
+        self._coming = max(0, self._coming - 1)
 
     def hold(self, size: int) -> bool:
         """Count bytes of a report. False if there are too many now; they are counted all the same."""

@@ -34,16 +34,21 @@ from optwrap_exporter.settings import Address, Settings
 from optwrap_exporter.store.store import Store, StoreError, holds_store
 
 DISTRIBUTION: Final = "optwrap-exporter"
+_SWITCH_SECONDS: Final = 0.001
+"""How long one thread may hold Python's lock while another waits. The writer gives it up for each row, so that with
+Python's 5 ms a busy event loop would stop it."""
 
 
 class _App(FastAPI):
     """FastAPI with a shortcut: POST /v1/reports passes the same middleware, but none of FastAPI's own layers."""
 
     reports: ASGIApp
+    admission: Admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event."""
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
+            self.admission.begin()
             await self.reports(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -88,6 +93,7 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed))
     app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
+    app.admission = admission
     app.reports = SecurityHeaders(HostCheck(reports.ReportRoute(settings, ingest, admission, statistics), settings))
     # The middleware added last handles a request first.
     app.add_middleware(HostCheck, settings=settings)
@@ -107,6 +113,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
     """
     configure_logging(settings.log_level)
     most_connections = allow_connections()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         with contextlib.ExitStack() as stack:
             sockets = bind_tcp(settings.listen)

@@ -115,23 +115,26 @@ class Connection(HttpToolsProtocol):
         """
         self._in_head = False
         self._connections.became_busy(self)
-        self._refused = self._refuses()
-        if self._refused and self._admission is not None:
-            self.transport.write(self._admission.refuse())
-            self._connections.became_idle(self)
-        else:
-            super().on_headers_complete()
-
-    def _refuses(self) -> bool:
-        return (
-            self._admission is not None
-            and self._admission.full
+        self._refused = False
+        admission = self._admission
+        if (
+            admission is not None
             and self.url == _REPORTS
             and self.parser.get_method() == b"POST"
-            and self.parser.should_keep_alive()
-            and (self.cycle is None or self.cycle.response_complete)  # else its answer comes first
-            and not self.flow.write_paused  # else the client does not read its answers
-        )
+            and (self.cycle is None or self.cycle.response_complete)  # else this report waits for another answer
+        ):
+            # A client that does not read its answers gets no more of them from here: the app waits until it does.
+            plain = self.parser.should_keep_alive() and not self.expect_100_continue
+            if admission.full and plain and not self.flow.write_paused:
+                self._refused = True
+                self.transport.write(admission.refuse())
+                self._connections.became_idle(self)
+                return
+            admission.expect()
+        super().on_headers_complete()
+        if self.expect_100_continue:
+            # A client that waits for 100 may send its body after a refusal, or not: what follows cannot be told apart.
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body. The parser calls it."""

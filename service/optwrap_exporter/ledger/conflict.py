@@ -54,7 +54,7 @@ def _in_other_processes(
     run: RunState, process: ProcessState, incarnation: IncarnationState
 ) -> Iterator[IncarnationState]:
     """Current incarnations of other processes that are known to belong to another launch."""
-    if process.names_own_attempt(incarnation):
+    if process.names_own_attempt(incarnation) or run.attempts.keys() <= {incarnation.attempt}:
         return
     for beside in run.processes.values():
         other = beside.incarnation

@@ -14,7 +14,6 @@ from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.events import NewEvent
-from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import ProcessView, Shown
@@ -126,8 +125,8 @@ class Ledger:
         after, events = apply_report(run, merged, report, disagreement, asked=asked, now=now, listening=self._listening)
         return Plan(
             time=now,
-            run=evolved(
-                run.with_process(after),
+            run=run.with_process(
+                after,
                 labels=_labels(run.labels, report, before, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),
             ),
@@ -159,6 +158,10 @@ class Ledger:
             for run in list(self._runs.values())
             for process in run.processes.values()
         )
+
+    def hold_staleness(self) -> None:
+        """Let no process become stale until `stale_after` from now: this exporter has refused reports."""
+        self._listening = self._clock()
 
     def stage(self, plan: Plan) -> None:
         """Let later plans see this one. Readers see it after `adopt`."""

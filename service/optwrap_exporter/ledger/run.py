@@ -5,6 +5,7 @@ reads, so that a restarted exporter restores its ledger without reading step rec
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from statistics import median
@@ -260,9 +261,27 @@ class RunState:
                 largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
         return sum_of(largest.values())
 
-    def with_process(self, process: ProcessState) -> "RunState":
-        """The run with one process added or replaced."""
-        return evolved(self, processes={**self.processes, process.process: process})
+    @cached_property
+    def attempts(self) -> Mapping[str, int]:
+        """By attempt, the number of processes whose current incarnation belongs to it."""
+        return Counter(process.incarnation.attempt for process in self.processes.values())
+
+    def with_process(self, process: ProcessState, **changes: Any) -> "RunState":
+        """The run with one process added or replaced, and with other fields changed.
+
+        It carries `attempts` over, because a run may have thousands of processes.
+        """
+        known = self.processes.get(process.process)
+        before, after = known.incarnation.attempt if known is not None else None, process.incarnation.attempt
+        attempts = self.attempts
+        if before != after:
+            attempts = Counter(attempts)
+            attempts[after] += 1
+            if before is not None:
+                attempts[before] -= 1
+            attempts = +attempts
+        processes = {**self.processes, process.process: process}
+        return evolved(self, processes=processes, attempts=attempts, **changes)
 
     def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
         """The run with more step records of an incarnation counted as not stored."""

@@ -10,13 +10,13 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
+from optwrap_exporter.store import bulk
+
 SIZE: Final = 64
 """Step numbers in a block."""
 
 Row = tuple[int, int, float | None, int]
 """Step, incarnation id, norm as stored, bad."""
-BlockRow = tuple[int | float | None, ...]
-"""A row of the table `block`."""
 Extreme = tuple[float, int, int]
 """Norm, step, incarnation id."""
 
@@ -65,8 +65,8 @@ def of_rows(rows: Iterable[Row]) -> dict[int, Block]:
     return found
 
 
-_UPSERT: Final = """
-INSERT INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+UPSERT: Final = """
+INSERT INTO block VALUES ?
 ON CONFLICT DO UPDATE SET
     good = good + excluded.good,
     bad = bad + excluded.bad,
@@ -82,18 +82,13 @@ ON CONFLICT DO UPDATE SET
 )
 
 
-def rows_of(run_id: int, process: int, rows: Iterable[Row]) -> list[BlockRow]:
-    """Step records as rows for `write_rows`."""
+def rows_of(run_id: int, process: int, rows: Iterable[Row]) -> list[bulk.Row]:
+    """Step records as rows for `UPSERT`."""
     nothing = (None, None, None)
     return [
         (run_id, process, number, block.good, block.bad, *(block.low or nothing), *(block.high or nothing))
         for number, block in of_rows(rows).items()
     ]
-
-
-def write_rows(db: sqlite3.Connection, rows: Iterable[BlockRow]) -> None:
-    """Add the rows of new step records to the stored blocks."""
-    db.executemany(_UPSERT, rows)
 
 
 def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> None:
@@ -102,7 +97,7 @@ def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last:
     db.execute(
         "DELETE FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?", (run_id, process, first, last)
     )
-    write_rows(db, rows_of(run_id, process, _rows(db, run_id, process, first * SIZE, (last + 1) * SIZE - 1)))
+    bulk.write(db, UPSERT, rows_of(run_id, process, _rows(db, run_id, process, first * SIZE, (last + 1) * SIZE - 1)))
 
 
 def _rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> Iterable[Row]:

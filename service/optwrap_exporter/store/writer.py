@@ -14,7 +14,8 @@ from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.incarnation import IncarnationState, ParameterRecords, ParameterState
 from optwrap_exporter.ledger.ledger import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.store import retention, rollups
+from optwrap_exporter.store import bulk, retention, rollups
+from optwrap_exporter.store.bulk import Row
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES
 
@@ -194,9 +195,6 @@ class Rows:
         pending.blocks += rollups.rows_of(run_id, process, counted)
 
 
-_Row = tuple[str | int | float | bytes | None, ...]
-
-
 class _Pending:
     """The rows of a group that are not written yet. Written together, they cost a fraction of what each costs alone."""
 
@@ -204,50 +202,50 @@ class _Pending:
         self.processes: dict[tuple[int, int], ProcessState] = {}
         self.incarnations: dict[int, IncarnationState] = {}
         """By row id. Of several states of one process or incarnation only the last is written."""
-        self.changes: list[_Row] = []
-        self.parameters: list[_Row] = []
-        self.steps: list[_Row] = []
-        self.blocks: list[rollups.BlockRow] = []
-        self.offenders: list[_Row] = []
-        self.replicas: list[_Row] = []
-        self.events: list[_Row] = []
+        self.changes: list[Row] = []
+        self.parameters: list[Row] = []
+        self.steps: list[Row] = []
+        self.blocks: list[Row] = []
+        self.offenders: list[Row] = []
+        self.replicas: list[Row] = []
+        self.events: list[Row] = []
 
     def write_steps(self, db: sqlite3.Connection) -> None:
         """Write the step records so far."""
-        if self.steps:
-            db.executemany("INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self.steps)
-            rollups.write_rows(db, self.blocks)
-            self.steps, self.blocks = [], []
+        bulk.write(db, "INSERT INTO step VALUES ?", self.steps)
+        bulk.write(db, rollups.UPSERT, self.blocks)
+        self.steps, self.blocks = [], []
 
     def write(self, db: sqlite3.Connection) -> None:
         """Write all rows."""
         self.write_steps(db)
-        db.executemany(
-            "INSERT INTO process VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET state = excluded.state",
+        bulk.write(
+            db,
+            "INSERT INTO process VALUES ? ON CONFLICT DO UPDATE SET state = excluded.state",
             [(*key, _json(process.durable())) for key, process in self.processes.items()],
         )
-        db.executemany(
-            "UPDATE incarnation SET state = ? WHERE id = ?",
-            [(_json(incarnation.durable()), key) for key, incarnation in self.incarnations.items()],
+        bulk.write(
+            db,
+            "WITH new (id, state) AS (VALUES ?) UPDATE incarnation SET state = new.state FROM new "
+            "WHERE incarnation.id = new.id",
+            [(key, _json(incarnation.durable())) for key, incarnation in self.incarnations.items()],
         )
-        db.executemany("INSERT INTO change VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.changes)
-        for statement, rows in (
-            (_INSERT_PARAMETER, self.parameters),
-            ("INSERT OR IGNORE INTO path (path) VALUES (?)", [*{row[-1:]: None for row in self.offenders}]),
-            ("INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?", self.offenders),
-            ("INSERT INTO replica VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self.replicas),
-            (_INSERT_EVENT, self.events),
-        ):
-            if rows:
+        bulk.write(db, "INSERT INTO change VALUES ?", self.changes)
+        bulk.write(db, _INSERT_PARAMETER, self.parameters)
+        bulk.write(db, "INSERT OR IGNORE INTO path (path) VALUES ?", [*{row[-1:]: None for row in self.offenders}])
+        bulk.write(db, "INSERT INTO replica VALUES ?", self.replicas)
+        for statement, rows in ((_INSERT_OFFENDER, self.offenders), (_INSERT_EVENT, self.events)):
+            if rows:  # each row looks at rows before it
                 db.executemany(statement, rows)
 
 
 _INSERT_PARAMETER: Final = (
     "INSERT INTO parameter (incarnation_id, path, totals, baseline, value_count, first_step, last_step) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET totals = excluded.totals, "
+    "VALUES ? ON CONFLICT DO UPDATE SET totals = excluded.totals, "
     "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, "
     "last_step = excluded.last_step"
 )
+_INSERT_OFFENDER: Final = "INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?"
 _INSERT_EVENT: Final = (
     "INSERT OR IGNORE INTO event "
     "(revision, run_id, process, kind, time, step, attempt, same_as, repeated, detail, key) VALUES "
@@ -256,7 +254,7 @@ _INSERT_EVENT: Final = (
 )
 
 
-def _event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -> _Row:
+def _event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -> Row:
     same_as = None
     if event.kind in events.OF_STEPS and event.step is not None:
         before = plan.process.times_taken_before(plan.incarnation, event.step)

@@ -160,7 +160,7 @@ class ReportRoute:
                 self._refuse_busy()
 
     async def _take(self, body: bytes, connection: Connection | None) -> Acknowledgement:
-        if self._ingest.full:  # others came while this body arrived
+        if self._ingest.room <= 0:  # others came while this body arrived
             self._refuse_busy()
         try:
             report = parse_report(body)
