@@ -159,7 +159,7 @@ def test_a_refusal_costs_next_to_nothing(full: Served) -> None:
             state.update(await stack.enter_async_context(app.router.lifespan_context(app)))
             config = uvicorn.Config(app, log_config=None)
             connection = Connection(
-                config=config, server_state=ServerState(), app_state=state, connections=Connections(8)
+                config=config, server_state=ServerState(), app_state=state, connections=Connections(1)
             )
             transport = _Transport()
             connection.connection_made(transport)

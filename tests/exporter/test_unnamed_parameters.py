@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+from optwrap_exporter.ledger import counters, incarnation
 from optwrap_exporter.wire.vocabulary import MOST_PARAMETERS
 
 from tests.exporter.running import Job, Served, TurnedClock, served
@@ -79,3 +81,16 @@ def test_a_report_that_names_too_many_or_counts_too_few_is_refused(site: Served)
         answer = site.client.post("/v1/reports", json={**report, "unnamed": wrong})
         assert [one["field"] for one in answer.json()["detail"]] == [f"unnamed[{len(wrong) - 1}].step"]
     assert site.get("/v1/runs")["items"] == []
+
+
+def test_an_incarnation_keeps_a_bounded_number_of_names(site: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many reports name others. The counts of the others are in `other`."""
+    for module in (counters, incarnation):
+        monkeypatch.setattr(module, "MOST_NAMES", 5)
+    job = Job()
+    for first in range(0, 12, 3):
+        job.step("skipped_not_finite", "NaN", **{f"p{first + n}": 1 for n in range(3)})
+        site.send(job.report())
+    assert [row["parameter"] for row in site.get("/v1/runs/lm/parameters")["items"]] == [f"p{n}" for n in range(5)]
+    named = sum(row["steps"] for row in site.get("/v1/runs/lm/parameters")["items"])
+    assert others(site) == 12 - named == 7

@@ -15,6 +15,9 @@ from optwrap_exporter.wire.vocabulary import LARGEST, OUTCOMES, SKIP_REASONS, Ou
 
 Key = TypeVar("Key")
 
+MOST_NAMES: Final = 16_384
+"""The most parameters that are kept by name: four reports of different ones. The others are in `parameter_steps`."""
+
 
 class Replica(NamedTuple):
     """Identifies a replica. If all three fields are None: all replicas without an entry of their own."""
@@ -155,5 +158,6 @@ def _joined(a: Mapping[Key, int], b: Mapping[Key, int], join: Callable[[int, int
         return a
     both = dict(a)
     for key, n in b.items():
-        both[key] = join(both.get(key, 0), n)
+        if key in both or len(both) < MOST_NAMES:
+            both[key] = join(both.get(key, 0), n)
     return both

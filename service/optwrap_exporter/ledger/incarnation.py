@@ -1,7 +1,4 @@
-"""One incarnation of a process: its state, and how a report is merged into it.
-
-A state is immutable. The store writes what `durable` returns, and parameters as rows of their own.
-"""
+"""One incarnation of a process: its immutable state, and how a report is merged into it."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -9,7 +6,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica
+from optwrap_exporter.ledger.counters import MOST_NAMES, NOTHING, Counts, Replica
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.parts import (
     NONE_DROPPED,
@@ -305,8 +302,9 @@ def _with_offenders(
         return before
     found = dict(before)
     for one in offenders:
-        here = ParameterRecords(one.not_finite, one.step, one.step)
-        found[one.parameter] = found[one.parameter].plus(here) if one.parameter in found else here
+        if one.parameter in found or len(found) < MOST_NAMES:
+            here = ParameterRecords(one.not_finite, one.step, one.step)
+            found[one.parameter] = found[one.parameter].plus(here) if one.parameter in found else here
     return found
 
 
