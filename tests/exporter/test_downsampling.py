@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,7 @@ def test_downsampling_keeps_every_bad_step_and_the_extremes_of_the_good_ones(
     for gap in gaps * (filler + 1):
         at += gap
         stored[at] = kinds[at % len(kinds)]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "step": list(stored),
         "time": [1e6 + time for time in itertools.accumulate(pace[step % len(pace)] for step in stored)],
         "outcome": [outcome for outcome, _ in stored.values()],
@@ -112,7 +113,7 @@ def test_downsampling_by_time_keeps_slow_steps_among_many_fast_ones(kept: Kept) 
     steps = list(range(1, fast + slow + 1))
     times = [step * 0.01 if step <= fast else fast * 0.01 + (step - fast) * 60.0 for step in steps]
     norms = [chance.random() for _ in steps]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "step": steps,
         "time": times,
         "outcome": ["applied"] * len(steps),
