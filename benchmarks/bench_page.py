@@ -21,7 +21,7 @@ from tests.conftest import RunningExporter
 from tests.e2e.page.desk import BAD, DESK, GUARD, Reporter
 from tests.exporter.running import Job, TurnedClock
 
-AT_ONCE = 20_000
+AT_ONCE = 8000
 
 WATCH = """(wanted) => {
     new MutationObserver(() => {

@@ -67,6 +67,15 @@ def _now() -> Row:
             limits=thresholds((None, "green"), (1, "red")),
         ),
         number(
+            "Stores ill",
+            "Exporters whose store keeps no reports. Training goes on, and nothing turns stale: see the runbook of "
+            "OptwrapStoreUnhealthy.",
+            "none",
+            Query(f"count(optwrap_exporter_store_healthy{{{_OF}}} == 0) or vector(0)"),
+            span=4,
+            limits=thresholds((None, "green"), (1, "red")),
+        ),
+        number(
             "Fullest store",
             "Share of its limit. From 90 % on the exporter drops the oldest step records. Above 95 % for 15 minutes "
             "there is an alert.",
@@ -82,7 +91,7 @@ def _now() -> Row:
             "refused.",
             "locale",
             Query(f"sum by (outcome) (optwrap_exporter_reports_total{{{_OF}}}) > 0", "{{outcome}}"),
-            span=12,
+            span=8,
         ),
         rows_by(
             "instance",
@@ -125,7 +134,8 @@ def _reports() -> Row:
         ),
         lines(
             "Reports accepted",
-            "Reports per second that each exporter accepted. By default each process sends one report per second.",
+            "Reports per second that each exporter accepted. By default each process sends one report per second, "
+            "or fewer if its exporter asks for that.",
             "suffix: reports/s",
             Query(
                 f"sum by (instance) ({_rate('optwrap_exporter_reports_total', f'{_OF}, {_TAKEN}')})",
@@ -142,6 +152,13 @@ def _reports() -> Row:
                 "{{instance}}: {{outcome}}",
             ),
             stacked=True,
+        ),
+        lines(
+            "Capacity used",
+            "Reports that arrive, as a part of those that one core can take. The exporter asks processes for as many "
+            "reports as keep it near 50 %; above 100 % some are refused.",
+            "percentunit",
+            Query(f"max by (instance) (optwrap_exporter_capacity_used_ratio{{{_OF}}})", "{{instance}}"),
         ),
         lines(
             "Time to answer a scrape by exporter",
@@ -201,6 +218,18 @@ def _store() -> Row:
             Query(
                 f"count by (instance) (optwrap_last_report_timestamp_seconds{{{_OF}}})",
                 "{{instance}}: processes",
+            ),
+            Query(f"max by (instance) (optwrap_exporter_hidden_runs{{{_OF}}})", "{{instance}}: hidden runs"),
+            steps=True,
+        ),
+        lines(
+            "Condition of the store",
+            "1 for the condition that holds: ok, full, read_only, corrupt, io_error or gone. Reports are stored only "
+            "while it is ok.",
+            "none",
+            Query(
+                f"max by (instance, condition) (optwrap_exporter_store_condition{{{_OF}}}) == 1",
+                "{{instance}}: {{condition}}",
             ),
             steps=True,
         ),

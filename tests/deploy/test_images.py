@@ -226,8 +226,8 @@ def test_exporter_of_the_pod_is_a_sidecar() -> None:
     assert exporter["restartPolicy"] == "Always"
     command = exporter["lifecycle"]["preStop"]["exec"]["command"]
     (seconds,) = map(int, re.findall(r"sleep\((\d+)\)", command[-1]))
-    scrape = load(DEPLOY / "kubernetes" / "prometheus-scrape.yaml")["scrape_configs"][0]
-    assert int(scrape["scrape_interval"].removesuffix("s")) < seconds < POD["terminationGracePeriodSeconds"]
+    interval = load(PROMETHEUS / "prometheus.yml")["global"]["scrape_interval"]
+    assert int(interval.removesuffix("s")) < seconds < POD["terminationGracePeriodSeconds"]
 
 
 def test_kustomization_names_the_images_of_the_pod() -> None:

@@ -44,7 +44,7 @@ def ask(exporter: RunningExporter, path: str, **query: Any) -> Any:
 
 
 def recorded(exporter: RunningExporter, run: str) -> list[int]:
-    found: list[int] = ask(exporter, f"{run}/steps", points=100_000)["columns"]["step"]
+    found: list[int] = ask(exporter, f"{run}/steps", points=20_000)["columns"]["step"]
     return found
 
 
