@@ -125,7 +125,7 @@ def measure_pushgateway(total: int) -> None:
     """The rows of the peer: as many series as the exporter makes of a process, in 1,000 groups."""
     content = series(36)
     for title, arguments, pushes in (
-        ("pushgateway, 36 series", (), max(total // 20, 100)),
+        ("pushgateway, 36 series", (), max(total // 500, 30)),
         ("pushgateway, without its consistency check", ("--push.disable-consistency-check",), total),
     ):
         with pushgateway(*arguments) as server:

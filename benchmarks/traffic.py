@@ -265,6 +265,8 @@ def exporter(*, pinned: bool) -> Iterator[Server]:
             "127.0.0.1:0",
             "--data-dir",
             f"{directory}/data",
+            "--new-runs-per-minute",  # each client is a run of its own
+            "1000000",
         ]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert process.stderr is not None
