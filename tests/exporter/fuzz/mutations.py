@@ -92,7 +92,9 @@ def _changed(tree: Any, rng: random.Random) -> Any:
         case 1:
             container[key] = copy.deepcopy(rng.choice(JUNK))
         case 2 if isinstance(value, int | float) and not isinstance(value, bool):
-            container[key] = rng.choice([value + 1, value - 1, -value, value * 2, value + 0.5, value * 1000, 2**53])
+            container[key] = rng.choice(
+                [value + 1, value - 1, -value, value * 2, value % 2**53 + 0.5, value * 1000, 2**53]
+            )
         case 3 if isinstance(value, list) and value:
             container[key] = [copy.deepcopy(rng.choice(value)) for _ in range(rng.choice((1, 2, 100, 8192, 8193)))]
         case 4 if isinstance(value, dict):
