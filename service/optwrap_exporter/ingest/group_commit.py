@@ -21,7 +21,7 @@ from optwrap_exporter.ledger.plan import Plan, acknowledge
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Acknowledgement
-from optwrap_exporter.wire.errors import ExporterError
+from optwrap_exporter.wire.errors import ExporterError, FieldError
 from optwrap_exporter.wire.requests import Report
 
 _log = logging.getLogger(__name__)
@@ -32,20 +32,8 @@ GAPS_RETRY_SECONDS: Final = 1.0
 """Seconds after which a client whose seqs have too many gaps may send the report again."""
 
 
-class ConflictError(ExporterError):
-    """Other content is stored under this incarnation and seq, or the incarnation under another attempt (HTTP 409).
-
-    Attributes:
-      field: the field of the report that is wrong.
-      value: the value received.
-      allowed: what is allowed.
-    """
-
-    def __init__(self, field: str, value: str, allowed: str) -> None:
-        self.field = field
-        self.value = value
-        self.allowed = allowed
-        super().__init__(f"{field}: {value}: expected {allowed}")
+class ConflictError(FieldError):
+    """Other content is stored under this incarnation and seq, or the incarnation under another attempt (HTTP 409)."""
 
 
 class BusyError(ExporterError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.wire.errors import ExporterError
+from optwrap_exporter.wire.errors import FieldError
 from optwrap_exporter.wire.requests import Report
 
 SEQ_BURST: Final = 64
@@ -24,20 +24,8 @@ AWAY_SECONDS: Final = 2 * 86_400.0
 """How much longer than the exporter knows an incarnation the steps may have taken: it was away, or did not hear it."""
 
 
-class ImplausibleError(ExporterError):
-    """A seq or a count is further from the last one than the time in between allows (HTTP 422).
-
-    Attributes:
-      field: the field of the report that is wrong.
-      value: the value received.
-      allowed: what is allowed.
-    """
-
-    def __init__(self, field: str, value: int, allowed: str) -> None:
-        self.field = field
-        self.value = value
-        self.allowed = allowed
-        super().__init__(f"{field}: {value}: expected {allowed}")
+class ImplausibleError(FieldError):
+    """A seq or a count is further from the last one than the time in between allows (HTTP 422)."""
 
 
 def check(known: IncarnationState | None, report: Report, now: float) -> None:

@@ -3,6 +3,7 @@
     ExporterError
       OversizeError         wire.size           413  a body has too many JSON values to be parsed
       CursorError           wire.cursor         422  a cursor is damaged or belongs to another list
+      FieldError            wire.errors         --   a field is wrong beside what is stored: the base of the next two
       ImplausibleError      ledger.bounds       422  a seq or a count jumps further than the time in between allows
       ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt
       BusyError             ingest.group_commit 429  too many reports wait, too many new runs, or too many gaps in seqs
@@ -29,6 +30,22 @@ _FEW: Final = 8
 
 class ExporterError(Exception):
     """The base of every error that this package raises on purpose."""
+
+
+class FieldError(ExporterError):
+    """A field of a report is wrong beside what is stored.
+
+    Attributes:
+      field: the field of the report that is wrong.
+      value: the value received.
+      allowed: what is allowed.
+    """
+
+    def __init__(self, field: str, value: str | int, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field}: {value}: expected {allowed}")
 
 
 class ErrorDetail(BaseModel):
