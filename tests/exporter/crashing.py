@@ -34,7 +34,7 @@ def reports(last: int) -> list[Report]:
 def main(directory: Path, first: int, last: int) -> None:
     """Take reports `first` to `last`, one after the other."""
     todo = reports(last)[first - 1 :]
-    with Store(directory) as store, Ingest(store, Ledger(time.time), clock=time.time) as ingest:
+    with Store(directory) as store, Ingest(store, Ledger(time.time)) as ingest:
         for report in todo:
             ingest.submit(report)
             print(report.seq, flush=True)

@@ -28,7 +28,7 @@ class Exporter:
         self.clock = clock or TurnedClock()
         self.store = Store(directory, limit_bytes=limit_bytes)
         self.ledger = Ledger(self.clock)
-        self.ingest = Ingest(self.store, self.ledger, clock=self.clock, waiting=waiting, tick=0, retention=retention)
+        self.ingest = Ingest(self.store, self.ledger, waiting=waiting, tick=0, retention=retention)
 
     def __enter__(self) -> "Exporter":
         self.ingest.start()

@@ -60,7 +60,7 @@ def served(data_dir: Path, clock: TurnedClock | None = None, *, tick: float = 0,
         store = stack.enter_context(contextlib.closing(Store(data_dir, limit_bytes=given.retention_bytes)))
         ledger = Ledger(clock)
         retention = Retention(seconds=given.retention_days * 86_400)
-        ingest = Ingest(store, ledger, clock=clock, tick=tick, retention=retention)
+        ingest = Ingest(store, ledger, tick=tick, retention=retention)
         ingest.start()
         stack.callback(ingest.close)
         hub = Hub(ingest.subscribe, store, ledger)

@@ -29,7 +29,7 @@ class Machine:
     def start(self) -> None:
         self.store = self._stack.enter_context(Store(self.directory))
         self.ledger = Ledger(self.wall, self.steady)
-        self.ingest = Ingest(self.store, self.ledger, clock=self.wall, tick=0, retention=Retention(seconds=RETENTION))
+        self.ingest = Ingest(self.store, self.ledger, tick=0, retention=Retention(seconds=RETENTION))
         self._stack.enter_context(self.ingest)
 
     def stop(self) -> None:

@@ -101,7 +101,7 @@ def starts(clock: TurnedClock, number: int) -> list[Trainer]:
 
 def test_a_late_report_of_a_folded_incarnation_is_acknowledged_and_changes_nothing(tmp_path: Path) -> None:
     clock = TurnedClock()
-    with Store(tmp_path) as store, Ingest(store, Ledger(clock), clock=clock, tick=0) as ingest:
+    with Store(tmp_path) as store, Ingest(store, Ledger(clock), tick=0) as ingest:
         trainers = starts(clock, 2 * KEPT)
         sent = [trainer.report() for trainer in trainers]
         for report in sent:
@@ -187,7 +187,7 @@ def test_a_report_costs_the_same_after_thousands_of_starts() -> None:
 
 def test_what_a_restart_reads_is_bounded(tmp_path: Path) -> None:
     clock = TurnedClock()
-    with Store(tmp_path) as store, Ingest(store, Ledger(clock), clock=clock, tick=0) as ingest:
+    with Store(tmp_path) as store, Ingest(store, Ledger(clock), tick=0) as ingest:
         for trainer in starts(clock, 300):
             clock.advance(1)
             ingest.submit(trainer.report())

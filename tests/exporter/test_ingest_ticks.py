@@ -67,7 +67,7 @@ def test_the_writer_thread_ticks(tmp_path: Path) -> None:
     """It ticks by a real clock; how soon is not asserted."""
     clock, told = TurnedClock(), threading.Event()
     with Store(tmp_path) as store:
-        ingest = Ingest(store, Ledger(clock), clock=clock, tick=0.01)
+        ingest = Ingest(store, Ledger(clock), tick=0.01)
         with ingest:
             ingest.submit(Trainer(clock).report())
             ingest.subscribe(lambda _: told.set())
@@ -79,7 +79,7 @@ def test_the_writer_thread_ticks(tmp_path: Path) -> None:
 def test_a_failed_tick_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, told, failed = TurnedClock(), threading.Event(), threading.Event()
     with Store(tmp_path) as store:
-        ingest = Ingest(store, Ledger(clock), clock=clock, tick=0.01)
+        ingest = Ingest(store, Ledger(clock), tick=0.01)
         commit = store.commit
 
         def fails_once(plan: Plan, digest: bytes | None = None) -> tuple[int, Plan]:

@@ -132,7 +132,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             limits = Limits(settings.new_runs_per_minute, settings.retention_bytes // BYTES_FOR_AN_INCARNATION)
             ledger = Ledger(clock, time.monotonic, limits)
             retention = Retention(seconds=settings.retention_days * 86_400)
-            ingest = Ingest(store, ledger, clock=clock, retention=retention)
+            ingest = Ingest(store, ledger, retention=retention)
             stack.callback(ingest.close)
             ingest.start()
             hub = Hub(ingest.subscribe, store, ledger)
@@ -169,7 +169,7 @@ def forget_run(data_dir: Path, name: str) -> None:
         raise click.ClickException(f"--data-dir {data_dir}: contains no store")
     try:
         with contextlib.closing(Store(data_dir)) as store:
-            ingest = Ingest(store, Ledger(time.time), clock=time.time, tick=0)
+            ingest = Ingest(store, Ledger(time.time), tick=0)
             ingest.start()
             with contextlib.closing(ingest):
                 if not ingest.forget(name):

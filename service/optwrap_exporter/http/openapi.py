@@ -20,7 +20,7 @@ def document() -> dict[str, Any]:
     """The OpenAPI document of an app with an empty temporary store."""
     with tempfile.TemporaryDirectory() as directory, contextlib.closing(Store(Path(directory) / "store")) as store:
         ledger = Ledger(time.time)
-        ingest = Ingest(store, ledger, clock=time.time, tick=0)
+        ingest = Ingest(store, ledger, tick=0)
         hub = Hub(ingest.subscribe, store, ledger)
         settings = Settings(parse_address(DEFAULT_LISTEN), Path(directory))
         app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=time.time)

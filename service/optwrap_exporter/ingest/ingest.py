@@ -25,7 +25,6 @@ from optwrap_exporter.ingest.group_commit import (
 )
 from optwrap_exporter.ingest.load import Load
 from optwrap_exporter.ingest.waiting import Waiting, give_answers
-from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
@@ -74,7 +73,6 @@ class Ingest:
     Args:
       store: where reports are committed. Only this ingest may write to it.
       ledger: an empty ledger.
-      clock: the exporter's clock.
       waiting: how many reports may wait for the writer.
       tick: seconds between ticks, which find stale and stalled processes and delete old data. 0: only `tick()` does.
       retention: how long data is kept.
@@ -89,7 +87,6 @@ class Ingest:
         store: Store,
         ledger: Ledger,
         *,
-        clock: Clock,
         waiting: int = 256,
         tick: float = 1.0,
         retention: Retention | None = None,
@@ -97,7 +94,6 @@ class Ingest:
     ) -> None:
         self._store = store
         self._ledger = ledger
-        self._clock = clock
         self._most = waiting
         self._tick = tick
         self._retention = retention or Retention()
