@@ -30,6 +30,8 @@ class Decision:
         self._rows = rows
         self._tally = Tally(policy)
         self._waiting: deque[object] = deque()
+        self._error: Exception | None = None
+        """What `observe` has kept for `decide` to raise."""
         self._layout: Layout | None = None
         self._last: bytes | None = None
         """The words of the last row."""
@@ -46,7 +48,10 @@ class Decision:
         # The caller may reuse its array.
         self._waiting.append(observed.copy() if isinstance(observed, np.ndarray) else observed)
         if len(self._waiting) > self.policy.lag + 1:
-            self._read(self._waiting.popleft())
+            try:
+                self._read(self._waiting.popleft())
+            except Exception as error:
+                self._error = error
 
     def decide(self) -> Stop | None:
         """Decide from all readings but the last `lag` ones.
@@ -55,6 +60,9 @@ class Decision:
           ValueError: one of them is no reading, or that of another instrumentation.
           Exception: JAX raises because the step that made it failed, or because it was donated.
         """
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
         while len(self._waiting) > self.policy.lag:
             self._read(self._waiting.popleft())
         return self._tally.stop
