@@ -114,8 +114,8 @@ class Worker:
         # A forked child inherits the exit handlers of its parent, but not the thread.
         if os.getpid() == self._pid and not self.inbox.done.is_set():
             uncaught = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-            failed = isinstance(uncaught, BaseException)
-            self.close(Ending("failed", in_words(uncaught)) if failed else Ending.of(None, None, self.stop))
+            stopped = Ending.of(None, None, self.stop)
+            self.close(stopped if uncaught is None else Ending("failed", in_words(uncaught)))
 
 
 class _ReportingThread(threading.Thread):

@@ -79,7 +79,23 @@ class Tally:
 
     def __init__(self, policy: StopPolicy) -> None:
         self._policy = policy
+        self.stop: Stop | None = None
+        """The decision so far. Once there is one, it stays until the counters fall."""
+        self._start: Counts | None = None
+        """The counts just before the first step."""
         self._last: Counts | None = None
+        self._clean = 0
+        """The last good step."""
+        self._trouble: _Trouble | None = None
+        """The bad steps up to now; None if the last step is good."""
+        self._accepted: _Trouble | None = None
+        """The trouble in which a non-finite value was accepted first."""
+        self._bad: deque[tuple[int, BadStep]] = deque(maxlen=MAX_BAD_STEPS)
+        """The last bad steps up to the first accepted one, by number."""
+        self._bad_count = 0
+        """Bad steps up to the first accepted one."""
+        self._skips: deque[tuple[int, _Trouble]] = deque(maxlen=1 if policy.skipped is None else policy.skipped[0])
+        """The last skipped steps, each with the trouble that it belongs to."""
 
     def add(self, now: Counts, bad_step: Callable[[], BadStep]) -> None:
         """Count one reading.
@@ -88,10 +104,8 @@ class Tally:
           now: its counters.
           bad_step: describes its step; called only if that is a bad one.
         """
-        if self._last is None or not now.continues(self._last):
-            self._begin(now)
-        last, self._last = self._last, now
-        assert last is not None
+        last = self._last if self._last is not None and now.continues(self._last) else self._begin(now)
+        self._last = now
         if self.stop is not None:
             return
         gap = now.step - last.step - (now.outcome >= 0)
@@ -103,25 +117,14 @@ class Tally:
         if trouble is not None:
             self._judge(last, now, trouble, gap)
 
-    stop: Stop | None = None
-    """The decision so far. Once there is one, it stays until the counters fall."""
-
-    def _begin(self, now: Counts) -> None:
-        self._last = self._start = now.before_step()
-        self.stop = None
-        self._clean = self._start.step
-        """The last good step."""
-        self._trouble: _Trouble | None = None
-        """The bad steps up to now; None if the last step is good."""
-        self._accepted: _Trouble | None = None
-        """The trouble in which a non-finite value was accepted first."""
-        self._bad: deque[tuple[int, BadStep]] = deque(maxlen=MAX_BAD_STEPS)
-        """The last bad steps up to the first accepted one, by number."""
-        self._bad_count = 0
-        """Bad steps up to the first accepted one."""
-        most = 1 if self._policy.skipped is None else self._policy.skipped[0]
-        self._skips: deque[tuple[int, _Trouble]] = deque(maxlen=most)
-        """The last skipped steps, each with the trouble that it belongs to."""
+    def _begin(self, now: Counts) -> Counts:
+        """Begin with the step of a reading; returns the counts just before it."""
+        start = now.before_step()
+        self._start, self._clean, self._bad_count = start, start.step, 0
+        self.stop = self._trouble = self._accepted = None
+        self._bad.clear()
+        self._skips.clear()
+        return start
 
     def _enter(self) -> _Trouble:
         if self._trouble is None:
@@ -160,13 +163,14 @@ class Tally:
 
     def _judge(self, last: Counts, now: Counts, trouble: _Trouble, gap: int) -> None:
         """Stop if a condition holds now."""
-        policy = self._policy
-        taken = now.step - self._start.step
+        policy, start = self._policy, self._start
+        assert start is not None
+        taken = now.step - start.step
         streak = now.not_finite_streak
         if gap > 0 and now.not_finite_streak_peak > last.not_finite_streak_peak:
             streak = max(streak, now.not_finite_streak_peak)
         streak = min(streak, taken)
-        accepted = now.outcomes[_ACCEPTED] - self._start.outcomes[_ACCEPTED]
+        accepted = now.outcomes[_ACCEPTED] - start.outcomes[_ACCEPTED]
         if policy.not_finite_streak is not None and streak >= policy.not_finite_streak:
             self._stop(now, trouble, f"not_finite_streak: {_steps(streak)} in a row had non-finite gradients")
         elif policy.accepted_not_finite is not None and accepted >= policy.accepted_not_finite:

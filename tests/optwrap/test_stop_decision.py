@@ -54,26 +54,24 @@ def readings(steps: Sequence[Step], old: int = 0) -> Any:
     def filled(value: int, *shape: int) -> Any:
         return np.full((STEPS, *shape), value, np.int32)
 
-    words = _pack(
-        Counters(
-            fingerprint=np.full(STEPS, LAYOUT.fingerprint, np.uint32),
-            outcomes=(before + np.cumsum(np.eye(len(OUTCOMES))[outcome], axis=0)).astype(np.uint32),
-            not_finite_steps=(old + np.cumsum(bad)).astype(np.uint32),
-            not_finite_streak=np.array(streaks, np.uint32),
-            not_finite_streak_peak=np.maximum(old, np.maximum.accumulate(streaks)).astype(np.uint32),
-            outcome=outcome.astype(np.int32),
-            finite=~bad,
-            gradient_norm=np.ones(STEPS, np.float32),
-            gradient_norm_limit=np.full(STEPS, ABSENT, np.float32),
-            gauges=filled(ABSENT, len(INTEGER_GAUGES)),
-            replica=np.where(bad, 5, ABSENT).astype(np.int32),
-            replicas_not_finite=np.where(bad, 2, ABSENT).astype(np.int32),
-            window_not_finite=np.zeros((STEPS, 0), np.bool_),
-            parameters=np.cumsum(values > 0, axis=0).astype(np.uint32),
-            not_finite_values=values.astype(np.uint32),
-        )
+    fields: dict[str, Any] = dict(
+        fingerprint=np.full(STEPS, LAYOUT.fingerprint, np.uint32),
+        outcomes=(before + np.cumsum(np.eye(len(OUTCOMES))[outcome], axis=0)).astype(np.uint32),
+        not_finite_steps=(old + np.cumsum(bad)).astype(np.uint32),
+        not_finite_streak=np.array(streaks, np.uint32),
+        not_finite_streak_peak=np.maximum(old, np.maximum.accumulate(streaks)).astype(np.uint32),
+        outcome=outcome.astype(np.int32),
+        finite=~bad,
+        gradient_norm=np.ones(STEPS, np.float32),
+        gradient_norm_limit=np.full(STEPS, ABSENT, np.float32),
+        gauges=filled(ABSENT, len(INTEGER_GAUGES)),
+        replica=np.where(bad, 5, ABSENT).astype(np.int32),
+        replicas_not_finite=np.where(bad, 2, ABSENT).astype(np.int32),
+        window_not_finite=np.zeros((STEPS, 0), np.bool_),
+        parameters=np.cumsum(values > 0, axis=0).astype(np.uint32),
+        not_finite_values=values.astype(np.uint32),
     )
-    return np.asarray(words)
+    return np.asarray(_pack(Counters(**fields)))
 
 
 class Expected(NamedTuple):
