@@ -24,9 +24,10 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import optwrap
+
+P: Any = jax.sharding.PartitionSpec  # which has no types
 
 BATCHES = 120
 CORRUPTED = (55, 56, 57)
@@ -42,7 +43,11 @@ def batch(number: int, rows: Any) -> tuple[Any, Any]:
     y = np.sin(x.sum(axis=1, keepdims=True))
     if number in CORRUPTED:
         y[0] = np.nan
-    return tuple(jax.make_array_from_callback(part.shape, rows, part.__getitem__) for part in (x, y))
+
+    def placed(whole: Any) -> Any:
+        return jax.make_array_from_callback(whole.shape, rows, lambda index: whole[index])
+
+    return placed(x), placed(y)
 
 
 def loss(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:

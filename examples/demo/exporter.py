@@ -111,9 +111,13 @@ def running(listen: str, data_dir: Path | None, endpoint: str | None) -> Iterato
         if endpoint is None:
             directory = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="optwrap-demo-")))
             endpoint = stack.enter_context(Exporter(listen, directory)).endpoint
-        if endpoint.startswith("http"):
-            print(f"The page: {endpoint}/", flush=True)
         yield endpoint
+
+
+def say_where(endpoint: str) -> None:
+    """Print the address of the page, if it has one."""
+    if endpoint.startswith("http"):
+        print(f"The page: {endpoint}/", flush=True)
 
 
 def hold(endpoint: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from examples.demo.errors import DemoError
-from examples.demo.exporter import answer, client, hold, running
+from examples.demo.exporter import answer, client, hold, running, say_where
 from examples.demo.options import Options
 from optwrap import Stop
 
@@ -36,6 +36,7 @@ def run(options: Options) -> None:
         running(options.listen, options.data_dir, options.endpoint) as endpoint,
         tempfile.TemporaryDirectory(prefix="optwrap-pod-") as directory,
     ):
+        say_where(endpoint)
         for number in range(1, _LAUNCHES + 1):
             print(f"Launch {number}: {options.processes} processes", flush=True)
             codes = _launch(number, options.processes, endpoint, Path(directory))

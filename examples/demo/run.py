@@ -8,7 +8,7 @@ from rich.console import Console
 import optwrap
 from examples.demo import summary, train
 from examples.demo.errors import DemoError
-from examples.demo.exporter import answer, hold, running
+from examples.demo.exporter import answer, hold, running, say_where
 from examples.demo.options import Options
 from examples.demo.progress import Progress
 
@@ -30,6 +30,7 @@ def run(options: Options) -> None:
             monitor = optwrap.Monitor(run=options.run, endpoint=endpoint)
         except ValueError as error:
             raise DemoError(str(error)) from error
+        say_where(endpoint)
         with monitor, Progress(console, "with optwrap", settings.steps) as progress:
             losses = train.with_optwrap(
                 settings, seed=options.seed, monitor=monitor, emit=options.emit, progress=progress
