@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Final
 
+from optwrap_exporter.ledger.conditions import Conditions
 from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import Conditions, ProcessState
+from optwrap_exporter.ledger.run import ProcessState
 from optwrap_exporter.ledger.streaks import StreakChanges, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
