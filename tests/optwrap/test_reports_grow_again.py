@@ -41,7 +41,7 @@ def test_a_limit_that_stays_costs_a_few_refusals_and_no_record() -> None:
     largest_after(sim, 10)
     at_first = len(refused)
     largest_after(sim, 30 * GROW_AFTER)
-    assert 0 < len(refused) - at_first < 6 * GROW_AFTER
+    assert 0 < len(refused) - at_first < 40, "one or two for each of 30 times that reports grew"
     assert sim.books.dropped() == {"steps": 0, "bad_steps": 0}
     steps = [step for _, step in sim.books.steps()]
     assert sorted(steps) == list(range(1, len(steps) + 1))
