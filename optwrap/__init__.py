@@ -11,6 +11,8 @@ from optwrap._reading.unpack import Layout, Reading, Totals, unpack
 from optwrap._step.adopt import adopt
 from optwrap._step.instrument import instrument
 from optwrap._step.replicas import ReplicaFlags, replica_flags
+from optwrap._stop.policy import StopPolicy
+from optwrap._stop.stop import BadStep, Stop
 from optwrap._version import __version__ as __version__
 from optwrap._wrappers.apply_if_finite import apply_if_finite
 from optwrap._wrappers.flatten import flatten
@@ -22,6 +24,7 @@ from optwrap._wrappers.skip_if import SkipIfState, skip_if
 
 __all__ = [
     "ApplyIfFiniteState",
+    "BadStep",
     "InstrumentState",
     "Layout",
     "LookaheadParams",
@@ -37,6 +40,8 @@ __all__ = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "Stop",
+    "StopPolicy",
     "Totals",
     "adopt",
     "apply_gradients",

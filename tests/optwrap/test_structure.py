@@ -11,12 +11,14 @@ ALLOWED = {
     "_wrappers": ("_core",),
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
-    "_monitor": ("_version", "_reading", "_core.checks", "_core.errors"),
+    "_stop": ("_reading",),
+    "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
 
 PUBLIC = [
     "ApplyIfFiniteState",
+    "BadStep",
     "InstrumentState",
     "Layout",
     "LookaheadParams",
@@ -32,6 +34,8 @@ PUBLIC = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "Stop",
+    "StopPolicy",
     "Totals",
     "adopt",
     "apply_gradients",

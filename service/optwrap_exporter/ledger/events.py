@@ -5,7 +5,7 @@ An event that is derived again has the same key. So neither a crash nor a repeat
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from optwrap_exporter.ledger.conditions import Conditions
 from optwrap_exporter.ledger.divergence import Disagreement
@@ -165,11 +165,15 @@ def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
 def _ended(
     known: IncarnationState | None, incarnation: IncarnationState, report: Report, now: float
 ) -> Iterator[NewEvent]:
-    """`finished` or `failed`: the incarnation reported its end."""
+    """`finished`, `failed` or `stopped`: the incarnation reported its end."""
     if not incarnation.ended or (known is not None and known.state == incarnation.state):
         return
-    kind: EventKind = "finished" if incarnation.state == "finished" else "failed"
-    detail = {"steps": incarnation.totals.steps}
+    kind = cast(EventKind, incarnation.state)  # every state that ends an incarnation has an event of its name
+    detail: dict[str, Any] = {"steps": incarnation.totals.steps}
+    if incarnation.reason is not None:
+        detail["reason"] = incarnation.reason
+    if incarnation.last_clean_step is not None:
+        detail["last_clean_step"] = incarnation.last_clean_step
     key = f"{kind}/{report.process}/{incarnation.incarnation}"
     yield NewEvent(report.process, kind, now, None, incarnation.attempt, detail, key)
 

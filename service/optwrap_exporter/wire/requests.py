@@ -248,6 +248,10 @@ class Report(_Request):
     sent_at: Time
     """Seconds since 1970 by the client's clock."""
     state: State
+    reason: Annotated[Text | None, _LEFT_OUT] = None
+    """Why the run ended, in one line; absent before its end, and if it is not known."""
+    last_clean_step: _OptionalCount = None
+    """Of a run that stopped: the step to roll back to, by the optimizer's own count; absent if it is not known."""
     source: Source
     totals: Counters
     at_start: Counters
