@@ -17,7 +17,7 @@ class Gauges(NamedTuple):
     """The gauges that are read from the wrappers' states."""
 
     integers: list[jax.Array]
-    """7 of int32[], in the order of INTEGER_GAUGES; ABSENT where no wrapper has that gauge."""
+    """9 of int32[], in the order of INTEGER_GAUGES; ABSENT where no wrapper has that gauge."""
     gradient_norm_limit: jax.Array
     """float32[]: a step with this norm or a larger one is skipped; ABSENT if there is no such limit."""
 
