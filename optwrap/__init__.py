@@ -19,6 +19,7 @@ from optwrap._wrappers.masked import masked
 from optwrap._wrappers.multi_steps import MultiSteps
 from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
 from optwrap._wrappers.skip_if import SkipIfState, skip_if
+from optwrap._wrappers.skip_spikes import SkipSpikesState, skip_spikes
 
 __all__ = [
     "ApplyIfFiniteState",
@@ -37,6 +38,7 @@ __all__ = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "SkipSpikesState",
     "Totals",
     "adopt",
     "apply_gradients",
@@ -51,5 +53,6 @@ __all__ = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "skip_spikes",
     "unpack",
 ]

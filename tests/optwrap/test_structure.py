@@ -32,6 +32,7 @@ PUBLIC = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "SkipSpikesState",
     "Totals",
     "adopt",
     "apply_gradients",
@@ -46,6 +47,7 @@ PUBLIC = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "skip_spikes",
     "unpack",
 ]
 
