@@ -14,7 +14,6 @@ are plain means. A spike, a norm of 0 and a step that does not count change neit
 """
 
 import math
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import jax
@@ -199,28 +198,28 @@ def judge(
 
 
 def replay(norms: ArrayLike, settings: Settings) -> Memory:
-    """The memory after each of these norms: float32[..., n] to arrays with the same axes.
+    """The memory after each of these norms: arrays with the same axes.
 
     Args:
       norms: float[..., n], global L2 norms in the order of their steps; NaN or infinite where a step was not finite.
       settings: the rule's settings.
     """
     given = jnp.asarray(norms, jnp.float32)
+    after: Memory = jax.tree.map(
+        lambda values: values.reshape(given.shape), _replay(given.reshape(-1, given.shape[-1]), settings)
+    )
+    return after
 
+
+@jax.jit
+def _replay(rows: jax.Array, settings: Settings) -> Memory:
     def step(memory: Memory, norm: jax.Array) -> tuple[Memory, Memory]:
         finite = jnp.isfinite(norm)
         memory = judge(memory, jnp.log(jnp.where(finite, norm, 1.0)), finite, settings)
         return memory, memory
 
-    def one(row: jax.Array) -> Memory:
-        after: Memory = lax.scan(step, no_memory(), row)[1]
-        return after
-
-    run: Callable[[jax.Array], Memory] = one
-    for _ in range(given.ndim - 1):
-        run = jax.vmap(run)
-    memory: Memory = jax.jit(run)(given)
-    return memory
+    after: Memory = jax.vmap(lambda row: lax.scan(step, no_memory(), row)[1])(rows)
+    return after
 
 
 def pack(memory: Memory) -> tuple[jax.Array, jax.Array]:
