@@ -18,7 +18,9 @@ from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventK
 MOST_NAMED: Final = 20
 """The most parameters that one event names. The stored offenders are those that the client named."""
 
-OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
+OF_STEPS: Final[frozenset[EventKind]] = frozenset(
+    {"skipped", "accepted_not_finite", "streak_started", "streak_ended", "rebased"}
+)
 """Kinds of events that every process of an attempt reports. A run lists only the first report of each event."""
 
 _WITHIN_A_STEP: Final[dict[EventKind, int]] = {"streak_ended": 0, "streak_started": 1}
@@ -67,6 +69,7 @@ def derive_events(
         *_started(before, report, now),
         *_resumed(known, after, incarnation, report, now),
         *_of_steps(followed, report),
+        *_rebased(before, after, report, now),
         *_of_conditions(old, after),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
@@ -145,6 +148,21 @@ def _of_streaks(followed: StreakChanges, report: Report) -> Iterator[NewEvent]:
             detail = {"length": length, "first_step": change.first, "last_step": change.last}
         key = f"{kind}/{report.process}/{report.incarnation}/{change.first}"
         yield NewEvent(report.process, kind, change.time, step, report.attempt, detail, key)
+
+
+def _rebased(before: ProcessState | None, after: ProcessState, report: Report, now: float) -> Iterator[NewEvent]:
+    """`rebased`: skip_spikes took the norms that it had skipped as the new level, since this incarnation's last report.
+
+    The report counts rebases but does not say at which step they were, so the event has the report's last step.
+    """
+    if before is None or before.current != report.incarnation or after.current != report.incarnation:
+        return
+    old, new = before.gauges.guard_rebases, after.gauges.guard_rebases
+    if old is None or new is None or new <= old:
+        return
+    detail = {"rebases": new, "limit": after.gauges.gradient_norm_limit}
+    key = f"rebased/{report.process}/{report.incarnation}/{new}"
+    yield NewEvent(report.process, "rebased", now, report.totals.steps or None, report.attempt, detail, key)
 
 
 def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
