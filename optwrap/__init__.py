@@ -21,6 +21,7 @@ from optwrap._wrappers.masked import masked
 from optwrap._wrappers.multi_steps import MultiSteps
 from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
 from optwrap._wrappers.skip_if import SkipIfState, skip_if
+from optwrap._wrappers.skip_spikes import SkipSpikesState, skip_spikes
 
 __all__ = [
     "ApplyIfFiniteState",
@@ -40,6 +41,7 @@ __all__ = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "SkipSpikesState",
     "Stop",
     "StopPolicy",
     "Totals",
@@ -56,5 +58,6 @@ __all__ = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "skip_spikes",
     "unpack",
 ]

@@ -39,6 +39,8 @@ INTEGER_GAUGES: Final = (
     "gradient_step",
     "steps_since_sync",
     "sync_period",
+    "guard_rebases",
+    "guard_would_skip_steps",
 )
 """The gauges read from the wrappers' states, in the order of `Counters.gauges`."""
 
@@ -87,7 +89,7 @@ class Counters(NamedTuple):
     gradient_norm_limit: jax.Array
     """float32[]: a step with this norm or a larger one is skipped; ABSENT if there is no such limit."""
     gauges: jax.Array
-    """int32[7]: INTEGER_GAUGES after the last step; ABSENT where no wrapper has that gauge."""
+    """int32[9]: INTEGER_GAUGES after the last step; ABSENT where no wrapper has that gauge."""
     replica: jax.Array
     """int32[]: index of the first replica whose own gradients were non-finite in the last step; ABSENT if there was
     none, or if the step was given no `replica_flags`."""

@@ -44,9 +44,10 @@ def instrument(
 
     Every call has exactly one outcome. It is found from the outermost wrapper inwards:
 
-    * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` or `skip_if` rejected the gradients,
-      or `MultiSteps` skipped the mini-step. `skipped_not_finite` if the wrapper's input had a non-finite value; else
-      `skipped_large` if its skip function returns a `norm_squared`, as `skip_large_updates` does; else `skipped_other`.
+    * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite`, `skip_if` or `skip_spikes` rejected
+      the gradients, or `MultiSteps` skipped the mini-step. `skipped_not_finite` if the wrapper's input had a non-finite
+      value; else `skipped_large` under `skip_spikes`, and if the skip function returns a `norm_squared`, as
+      `skip_large_updates` does; else `skipped_other`.
     * `accumulated`: a window of `MultiSteps` accumulated the gradients, finite or not, and is not complete.
     * `accepted_not_finite`: a non-finite value reached the inner optimizer: there was no guard, the guard gave up, or
       the window had accumulated the value. (optax's own `MultiSteps` also calls the inner optimizer in the middle of a

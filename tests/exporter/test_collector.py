@@ -37,7 +37,13 @@ def story(site: Served) -> None:
     for process in range(2):
         job = Job(process=process, process_count=2, clock=site.clock)
         job.gauges |= {"mini_step": 0, "every_k": 4, "guard_not_finite_count": 0, "guard_not_finite_limit": 3}
-        job.gauges |= {"gradient_norm_limit": 10.0, "steps_since_sync": 1, "sync_period": 6}
+        job.gauges |= {
+            "gradient_norm_limit": 10.0,
+            "steps_since_sync": 1,
+            "sync_period": 6,
+            "guard_rebases": 1,
+            "guard_would_skip_steps": 0,
+        }
         site.send(job.report("starting"))
         job.step("applied", 0.5)
         at = {"replica": 5, "process": 1, "device": "gpu:5"}

@@ -34,6 +34,7 @@ PUBLIC = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "SkipSpikesState",
     "Stop",
     "StopPolicy",
     "Totals",
@@ -50,6 +51,7 @@ PUBLIC = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "skip_spikes",
     "unpack",
 ]
 

@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
+from optwrap_exporter.ledger.conditions import Conditions
 from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import Conditions, ProcessState
+from optwrap_exporter.ledger.run import ProcessState
 from optwrap_exporter.ledger.streaks import StreakChanges, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
@@ -17,7 +18,9 @@ from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventK
 MOST_NAMED: Final = 20
 """The most parameters that one event names. The stored offenders are those that the client named."""
 
-OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
+OF_STEPS: Final[frozenset[EventKind]] = frozenset(
+    {"skipped", "accepted_not_finite", "streak_started", "streak_ended", "rebased"}
+)
 """Kinds of events that every process of an attempt reports. A run lists only the first report of each event."""
 
 _WITHIN_A_STEP: Final[dict[EventKind, int]] = {"streak_ended": 0, "streak_started": 1}
@@ -66,6 +69,7 @@ def derive_events(
         *_started(before, report, now),
         *_resumed(known, after, incarnation, report, now),
         *_of_steps(followed, report),
+        *_rebased(before, after, report, now),
         *_of_conditions(old, after),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
@@ -144,6 +148,21 @@ def _of_streaks(followed: StreakChanges, report: Report) -> Iterator[NewEvent]:
             detail = {"length": length, "first_step": change.first, "last_step": change.last}
         key = f"{kind}/{report.process}/{report.incarnation}/{change.first}"
         yield NewEvent(report.process, kind, change.time, step, report.attempt, detail, key)
+
+
+def _rebased(before: ProcessState | None, after: ProcessState, report: Report, now: float) -> Iterator[NewEvent]:
+    """`rebased`: skip_spikes took the norms that it had skipped as the new level, since this incarnation's last report.
+
+    The report counts rebases but does not say at which step they were, so the event has the report's last step.
+    """
+    if before is None or before.current != report.incarnation or after.current != report.incarnation:
+        return
+    old, new = before.gauges.guard_rebases, after.gauges.guard_rebases
+    if old is None or new is None or new <= old:
+        return
+    detail = {"rebases": new, "limit": after.gauges.gradient_norm_limit}
+    key = f"rebased/{report.process}/{report.incarnation}/{new}"
+    yield NewEvent(report.process, "rebased", now, report.totals.steps or None, report.attempt, detail, key)
 
 
 def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:

@@ -126,7 +126,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
 
 def dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
     """Step records that are missing, summed up."""
-    parts = [part for process in processes for part in process.parts]
+    parts = [part for process in processes for part in (process.earlier, *process.parts)]
     return DroppedTotals(
         steps=sum(part.dropped.steps for part in parts),
         bad_steps=sum(part.dropped.bad_steps for part in parts),

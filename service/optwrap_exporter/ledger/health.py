@@ -8,18 +8,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, cast
 
+from optwrap_exporter.ledger.conditions import Conditions, Conflict, Lasting, Party
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import (
-    LEAST_STALLED_AFTER,
-    Conditions,
-    Conflict,
-    Lasting,
-    Party,
-    ProcessState,
-    RunState,
-)
+from optwrap_exporter.ledger.run import LEAST_STALLED_AFTER, ProcessState, RunState
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
 GAVE_UP_SECONDS: Final = 300.0
@@ -244,9 +237,9 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
 
 def attempt_began(run: RunState, attempt: str) -> float:
     """When the first report of an attempt arrived."""
-    return min(
-        state.first_report for process in run.processes.values() for state in process.parts if state.attempt == attempt
-    )
+    left = [run.past.open[attempt].launch.since] if attempt in run.past.open else []
+    parts = (part for process in run.processes.values() for part in process.parts)
+    return min([*left, *(part.first_report for part in parts if part.attempt == attempt)])
 
 
 def of_run(run: RunState, now: float, listening: float) -> HealthSince:

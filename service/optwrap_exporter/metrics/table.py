@@ -143,6 +143,16 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process("optwrap_accumulation_every_k", "gauge", "Mini-steps per gradient step."),
     _process("optwrap_gradient_norm", "gauge", "The last finite global L2 norm of the incoming gradients."),
     _process("optwrap_gradient_norm_limit", "gauge", "The global L2 norm at which gradients are skipped as large."),
+    _process(
+        "optwrap_guard_rebases_total",
+        "counter",
+        "Times that skip_spikes took the norms that it had skipped as the new level. Counted in the optimizer's state.",
+    ),
+    _process(
+        "optwrap_guard_would_skip_steps_total",
+        "counter",
+        "Steps that a skip_spikes with shadow=True took but would have skipped. Counted in the optimizer's state.",
+    ),
     _process("optwrap_lookahead_steps_since_sync", "gauge", "Fast steps since the last synchronisation of lookahead."),
     _process("optwrap_lookahead_sync_period", "gauge", "Fast steps between two synchronisations of lookahead."),
     _process(

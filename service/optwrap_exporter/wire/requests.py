@@ -159,6 +159,8 @@ class Gauges(_Request):
     gradient_norm_limit: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, _LEFT_OUT] = None
     steps_since_sync: _OptionalCount = None
     sync_period: _OptionalCount = None
+    guard_rebases: _OptionalCount = None
+    guard_would_skip_steps: _OptionalCount = None
 
 
 class StepColumns(_Request):

@@ -32,6 +32,7 @@ EventKind = Literal[
     "accepted_not_finite",
     "streak_started",
     "streak_ended",
+    "rebased",
     "starved",
     "stalled",
     "stale",

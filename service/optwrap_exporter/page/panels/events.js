@@ -13,6 +13,7 @@ const EVENTS = {
   accepted_not_finite: { word: "Applied although non-finite", shape: "bang", class: "kind-accepted_not_finite" },
   streak_started: { word: "Non-finite streak started", shape: "warning", class: "warning" },
   streak_ended: { word: "Non-finite streak ended", shape: "good", class: "good" },
+  rebased: { word: "Guard rebased", shape: "warning", class: "warning" },
   starved: { word: "Starved", shape: "critical", class: "critical" },
   stalled: { word: "Stalled", shape: "critical", class: "critical" },
   stale: { word: "Reports stopped", shape: "critical", class: "critical" },
@@ -48,6 +49,7 @@ const PHRASES = {
   streak_ended: ({ length, first_step: first, last_step: last }) => [
     `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,
   ],
+  rebased: ({ limit }) => [limit ? `new norm limit ${valueInWords(limit)}` : null],
   started: ({ host, process_count: count }) => [`on ${visible(host)}`, count > 1 ? `${integer(count)} processes` : null],
   resumed: ({ from, to }) => [from === null ? `from step ${integer(to)}` : `from step ${integer(to)}, after step ${integer(from)}`],
   finished: ending,
