@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.store import retention
+from optwrap_exporter.store import retention, rollups
 from optwrap_exporter.store.store import Store
 
 from tests.exporter.stores import Kept, check_blocks
@@ -65,7 +65,7 @@ def test_a_sweep_that_was_interrupted_is_done_by_the_next_exporter(
 def test_a_slice_that_fails_is_deleted_by_the_next_call(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(kept)
     with monkeypatch.context() as patch:
-        patch.setattr(retention.rollups, "rewrite", lambda *_: 1 / 0)
+        patch.setattr(rollups, "rewrite", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             kept.store.retire(kept.clock.now - 205)
     while kept.store.retire(kept.clock.now - 205):
