@@ -59,7 +59,7 @@ class RunView:
     expected: int
     """Number of processes of the job, as the job reports it."""
     reporting: int
-    """Number of processes that report or have finished: neither failed nor stale."""
+    """Number of processes that report or have finished: not failed, stopped or stale."""
     last_report: float
     totals: Counts
     """Counted over all attempts, of the process with the most in each; never falls."""
@@ -87,7 +87,7 @@ def run_view(run: RunState, now: float, listening: float) -> RunView:
         run=run.run,
         health=health.overall(healths, expected=expected, began=began).health,
         expected=expected,
-        reporting=sum(one.health not in {"failed", "stale"} for one in healths),
+        reporting=sum(one.health not in {"failed", "stopped", "stale"} for one in healths),
         last_report=max(process.last_report for process in members),
         totals=run.total,
         parameters=_labelled(run, run.total),

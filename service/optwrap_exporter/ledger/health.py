@@ -6,7 +6,7 @@ that holds is the one shown.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from optwrap_exporter.ledger.conditions import Conditions, Conflict, Lasting, Party
 from optwrap_exporter.ledger.counters import Counts
@@ -74,7 +74,7 @@ def _unhealthy(process: ProcessState, now: float, listening: float) -> bool:
 
 
 def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
-    """Since when the current incarnation has ended: it reported `finished` or `failed`."""
+    """Since when the current incarnation has ended: it reported `finished`, `failed` or `stopped`."""
     if not after.incarnation.ended:
         return None
     return now if entered or old.ended is None else old.ended
@@ -191,7 +191,7 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
             yield HealthSince("gave_up", conditions.gave_up.since)
         cleared = max(cleared, until)
     if conditions.ended is not None:
-        yield HealthSince("failed" if process.incarnation.state == "failed" else "finished", conditions.ended)
+        yield HealthSince(cast(Health, process.incarnation.state), conditions.ended)
     if (stale := stale_since(process, now, listening)) is not None:
         yield HealthSince("stale", stale)
     if (stalled := stalled_since(process, now, listening)) is not None:

@@ -31,7 +31,7 @@ OPEN: Final = 16
 """Attempts that no process is in, but a late one may still come to."""
 SHOWN: Final = 100
 """Closed attempts that are still listed one by one."""
-WORST_FIRST: Final[tuple[AttemptState, ...]] = ("failed", "running", "starting", "lost", "finished")
+WORST_FIRST: Final[tuple[AttemptState, ...]] = ("failed", "stopped", "running", "starting", "lost", "finished")
 """The state of an attempt is the first of these that a process of it has."""
 
 

@@ -10,6 +10,7 @@ from optwrap_exporter.ledger import health, ranges
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince
+from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
 from optwrap_exporter.ledger.past import Launch
 from optwrap_exporter.ledger.run import ProcessState, RunState
@@ -47,16 +48,27 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
     """The run in the list of runs."""
     current = health.of_run(run, now, listening)
     members = health.relevant(run, now)
+    ended = _ended(members, current.health)
     return RunSummary(
         run=run.run,
         health=current.health,
         since=current.since,
+        reason=None if ended is None else ended.reason,
+        last_clean_step=None if ended is None else ended.last_clean_step,
         first_report=_first_report(run),
         last_report=max(process.last_report for process in run.processes.values()),
         totals=run.total.totals(),
         process_count=health.process_count(members),
         processes=len(members),
     )
+
+
+def _ended(members: Iterable[ProcessState], current: Health) -> IncarnationState | None:
+    """The incarnation that says why the run failed or stopped; None if it did neither."""
+    if current not in {"failed", "stopped"}:
+        return None
+    said = [one.incarnation for one in members if one.incarnation.state == current]
+    return next((one for one in said if one.reason is not None), said[0])
 
 
 class ShownRow(NamedTuple):
@@ -96,6 +108,8 @@ def detail(
         run=run.run,
         health=brief.health,
         since=brief.since,
+        reason=brief.reason,
+        last_clean_step=brief.last_clean_step,
         first_report=brief.first_report,
         last_report=brief.last_report,
         totals=brief.totals,

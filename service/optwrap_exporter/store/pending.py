@@ -103,7 +103,8 @@ def event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) ->
     same_as = None
     if event.kind in events.OF_STEPS and event.step is not None:
         before = plan.process.times_taken_before(plan.incarnation, event.step)
-        same_as = f"{event.kind}/{event.attempt}/{before}/{event.step}"
+        # Processes report a rebase at different steps, but all with the same number of rebases.
+        same_as = f"{event.kind}/{event.attempt}/{before}/{event.detail.get('rebases', event.step)}"
     detail = to_text(event.detail)
     return (
         revision,
