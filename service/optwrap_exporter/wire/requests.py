@@ -103,7 +103,7 @@ class Counters(_Request):
     parameter_steps: Annotated[Count | None, Field(exclude_if=_absent)] = None
     """The sum over all parameters, also over those that `parameters` does not name. Absent if it names all."""
     replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_REPLICAS, fail_fast=True, exclude_if=_empty)] = _EMPTY
-    """First non-finite replicas. The Monitor counts them from the start of the incarnation, so its `at_start` has none."""
+    """First non-finite replicas. The Monitor counts them from the start of the incarnation: its `at_start` has none."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
