@@ -102,6 +102,7 @@ def alone(name: str) -> Any:
     return jax.jit(step, compiler_options=AS_USERS)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("guard", GUARDS)
 @pytest.mark.parametrize("inner", INNER)
 def test_an_accepted_step_equals_that_of_the_inner_optimizer(guard: str, inner: str) -> None:

@@ -136,7 +136,9 @@ def coarser(one: Any, other: Any) -> Any:
 def test_everything_but_windows_gives_the_same_bits(dtype: str, case: Case, seed: int, exponent: int) -> None:
     """Parameters, updates and states of every step, compiled with all of XLA's optimizations."""
     with wide(dtype):
-        for _, _, mine, other in steps_of_both(case, dtype, seed, exponent, [compiled(case, lib, "as users") for lib in BOTH]):
+        for _, _, mine, other in steps_of_both(
+            case, dtype, seed, exponent, [compiled(case, lib, "as users") for lib in BOTH]
+        ):
             assert_same(mine, other)
 
 
