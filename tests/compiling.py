@@ -1,7 +1,8 @@
-"""How JAX compiles in the tests: quickly, but as users have it where the last bits of the numbers are the subject.
+"""How XLA compiles in the tests: quickly, but as users have it where the last bits or long computations are the subject.
 
-Compiling was two thirds of the suite's processor time. The options below make it a fifth of that; the programs mean the
-same, and only their rounding may differ. `--thorough` compiles everything as users have it.
+Compiling was most of the processor time of the library's tests. With the options below it takes a sixth of it; the
+programs mean the same, and only their rounding may differ. They run slower: where a test computes much, the options of
+users are quicker in all. `--thorough` compiles everything as users have it.
 """
 
 import os
