@@ -1,4 +1,4 @@
-"""How XLA compiles in the tests: quickly, but as users have it where the last bits or long computations are the subject.
+"""How XLA compiles in the tests: quickly, and as users have it where last bits or long computations are the subject.
 
 Compiling was most of the processor time of the library's tests. With the options below it takes a sixth of it; the
 programs mean the same, and only their rounding may differ. They run slower: where a test computes much, the options of
