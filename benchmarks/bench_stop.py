@@ -47,7 +47,7 @@ def loop(policy: optwrap.StopPolicy | None, leaves: int, times: Times) -> Any:
                 *carry[:], reading = step(grads, *carry)
                 monitor.observe(reading)
                 assert monitor.should_stop() is None
-            jax.block_until_ready(reading)
+            jax.block_until_ready(reading)  # type: ignore[no-untyped-call]  # jax gives it no types
 
     return train
 
