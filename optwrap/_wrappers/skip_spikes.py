@@ -76,8 +76,8 @@ class SkipSpikesState(NamedTuple):
 def skip_spikes(
     inner: optax.GradientTransformation,
     *,
-    spreads: ArrayLike = 6.0,
-    min_ratio: ArrayLike = 2.0,
+    spreads: ArrayLike = 7.5,
+    min_ratio: ArrayLike = 3.0,
     rebase_after: ArrayLike = 32,
     max_norm: ArrayLike | None = None,
     shadow: bool = False,
@@ -100,7 +100,7 @@ def skip_spikes(
         ...     updates, state = tx.update(jnp.array([0.6, 0.8]), state)
         >>> updates, state = tx.update(jnp.array([6.0, 8.0]), state)
         >>> print(updates, state.limit, state.total_large)
-        [0. 0.] 2.0 1
+        [0. 0.] 3.0 1
 
     The norms are those of the gradients that this transformation gets: around `MultiSteps` those of one mini-step,
     inside it those of the window's mean or sum. optax has no counterpart. The rule is that of docs/guards.md, where it
