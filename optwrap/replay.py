@@ -107,8 +107,7 @@ class Client:
         for step in sorted(records):
             norm, finite, large = records[step]
             found.steps.append(step)
-            # Finite gradients whose squares overflow have an infinite norm: it is large.
-            found.norms.append(min(norm, float(np.finfo(np.float32).max)) if finite else math.nan)
+            found.norms.append(norm if finite else math.nan)
             found.skipped_large += large
         return found
 

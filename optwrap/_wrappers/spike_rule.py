@@ -91,7 +91,7 @@ class Memory(NamedTuple):
     skipped_large: jax.Array
     """Steps skipped for their norm."""
     skipped_not_finite: jax.Array
-    """Steps skipped because they were not finite."""
+    """Steps skipped because their norm was not finite."""
     rebases: jax.Array
     """Times that the mean of the spikes became the level."""
     would_skip: jax.Array
@@ -141,7 +141,7 @@ def judge(
     Args:
       before: the memory before the step.
       log_norm: float32[], the logarithm of its gradients' norm: -inf for a norm of 0. Ignored if not `finite`.
-      finite: bool[], whether its gradients are finite.
+      finite: bool[], whether the norm is finite.
       settings: the rule's settings.
       counts: bool[], whether the step counts: if not, it is taken if it is finite, and nothing is learned from it.
       shadow: whether to take the steps that are large, and only count them.
