@@ -8,6 +8,7 @@ each training the norms (float32[steps]) and the steps with a fault.
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from benchmarks import cart_pole
 from examples.demo import model
 from examples.demo.data import Batch, Corpus, StoredBatch
 from examples.demo.faults import Damage
-from examples.demo.settings import QUICK
+from examples.demo.settings import FULL, QUICK, Settings
 
 FILE: Final = Path(__file__).parent / "spike_traces.npz"
 STEPS: Final = 3000
@@ -46,7 +47,7 @@ def rate(peak: float, steps: int) -> optax.Schedule:
 
 def faulty_steps(steps: int) -> list[int]:
     """The steps with a fault: single ones, and three in a row, from FIRST_FAULT on."""
-    single = np.arange(FIRST_FAULT, steps, max(1, steps // 12))
+    single = np.arange(min(FIRST_FAULT, steps // 2), steps, max(1, steps // 12))
     return sorted({*map(int, single), *(int(single[-1]) - i for i in (1, 2))})
 
 
@@ -68,14 +69,14 @@ def record(gradients: Gradients, params: Any, batches: Iterable[Any], tx: Any, f
     return np.array(jax.device_get(norms), np.float32)
 
 
-def transformer(steps: int, faulty: list[int]) -> Array:
-    """The demo's smaller model on its text; a fault damages the stored targets of one layer."""
-    corpus = Corpus(context=QUICK.context, layers=QUICK.layers)
-    shape = model.Shape(len(corpus.vocabulary), QUICK.context, QUICK.layers, QUICK.heads, QUICK.width)
+def transformer(settings: Settings, steps: int, faulty: list[int]) -> Array:
+    """The demo's model on its text; a fault damages the stored targets of one layer."""
+    corpus = Corpus(context=settings.context, layers=settings.layers)
+    shape = model.Shape(len(corpus.vocabulary), settings.context, settings.layers, settings.heads, settings.width)
     damages = [damage for damage in Damage for _ in range(3)]
 
     def batches() -> Iterable[Batch]:
-        for number, stored in zip(range(steps), corpus.batches(QUICK.batch, seed=0), strict=False):
+        for number, stored in zip(range(steps), corpus.batches(settings.batch, seed=0), strict=False):
             first, *others = stored.ahead
             if number in faulty:
                 first = damages[faulty.index(number) % len(damages)].damage(first)
@@ -84,7 +85,7 @@ def transformer(steps: int, faulty: list[int]) -> Array:
     def gradients(params: Any, batch: Batch) -> Any:
         return jax.grad(model.loss, has_aux=True)(params, shape, batch, corpus.scale)[0]
 
-    return record(gradients, model.init(0, shape), batches(), optax.adamw(rate(QUICK.learning_rate, steps)), faulty)
+    return record(gradients, model.init(0, shape), batches(), optax.adamw(rate(settings.learning_rate, steps)), faulty)
 
 
 CLASSES: Final = 8
@@ -136,17 +137,19 @@ def reinforcement(steps: int, faulty: list[int]) -> Array:
 
 
 TRAININGS: Final[dict[str, Callable[[int, list[int]], Array]]] = {
-    "transformer": transformer,
+    "transformer": functools.partial(transformer, FULL),
+    "small transformer": functools.partial(transformer, QUICK),
     "convolutional net": convolutional,
     "reinforcement learning": reinforcement,
 }
 
 
-def recorded(steps: int) -> dict[str, Array]:
-    """The traces: `NAME` and `NAME, faults` are norms, `NAME, faulty` the steps with a fault."""
+def recorded(steps: int, names: Iterable[str] = tuple(TRAININGS)) -> dict[str, Array]:
+    """The traces of these trainings: `NAME` and `NAME, faults` are norms, `NAME, faulty` the steps with a fault."""
     faulty = faulty_steps(steps)
     traces: dict[str, Array] = {}
-    for name, training in TRAININGS.items():
+    for name in names:
+        training = TRAININGS[name]
         traces[name] = training(steps, [])
         traces[f"{name}, faults"] = training(steps, faulty)
         traces[f"{name}, faulty"] = np.array(faulty, np.int32)
