@@ -11,6 +11,8 @@ from optwrap._reading.unpack import Layout, Reading, Totals, unpack
 from optwrap._step.adopt import adopt
 from optwrap._step.instrument import instrument
 from optwrap._step.replicas import ReplicaFlags, replica_flags
+from optwrap._stop.policy import StopPolicy
+from optwrap._stop.stop import BadStep, Stop
 from optwrap._version import __version__ as __version__
 from optwrap._wrappers.apply_if_finite import apply_if_finite
 from optwrap._wrappers.flatten import flatten
@@ -23,6 +25,7 @@ from optwrap._wrappers.skip_spikes import SkipSpikesState, skip_spikes
 
 __all__ = [
     "ApplyIfFiniteState",
+    "BadStep",
     "InstrumentState",
     "Layout",
     "LookaheadParams",
@@ -39,6 +42,8 @@ __all__ = [
     "ShouldSkipUpdateFunction",
     "SkipIfState",
     "SkipSpikesState",
+    "Stop",
+    "StopPolicy",
     "Totals",
     "adopt",
     "apply_gradients",

@@ -95,8 +95,9 @@ def instrument(
 
     Raises:
       TypeError: an argument, or `replica_flags` in `update`, has the wrong type.
-      ValueError: `emit` or `name` is not allowed, or emit="callback" has no monitor; in `update`: the gradients have
-        other leaves than the parameters in `init`, or other shapes than the parameters in `update`.
+      ValueError: `emit` or `name` is not allowed, or emit="callback" has no monitor, or one with a stop policy; in
+        `update`: the gradients have other leaves than the parameters in `init`, or other shapes than the parameters in
+        `update`.
     """
     inner = transformation("tx", tx)
     key = _checked_name(name)
@@ -189,6 +190,11 @@ def _check_emission(monitor: Any, emit: Any) -> None:
         raise ValueError(
             'monitor must be given with emit="callback", got None: the step needs an observer to call; pass '
             'optwrap.Monitor(run=...), or use emit="reading"'
+        )
+    if emit == "callback" and getattr(monitor, "stop_policy", None) is not None:
+        raise ValueError(
+            'monitor must have no stop policy with emit="callback", got one: callbacks arrive at another time on each '
+            'host, so the hosts could stop at different steps; use emit="reading", or leave out the Monitor\'s stop'
         )
 
 

@@ -213,7 +213,7 @@ def replicas(site: Served) -> dict[tuple[str, ...], float]:
     }
 
 
-@pytest.mark.parametrize("end", ["finished", "failed", "lost"])
+@pytest.mark.parametrize("end", ["finished", "failed", "stopped", "lost"])
 def test_gauges_of_an_ended_process_disappear_before_its_counters(site: Served, end: str) -> None:
     ended, live = Job(run="ended", clock=site.clock), Job(run="live", clock=site.clock)
     ended.step()

@@ -11,13 +11,15 @@ ALLOWED = {
     "_wrappers": ("_core",),
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
-    "_monitor": ("_version", "_reading", "_core.checks", "_core.errors"),
+    "_stop": ("_reading",),
+    "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
     "replay": ("_monitor.settings", "_wrappers.spike_rule"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
 
 PUBLIC = [
     "ApplyIfFiniteState",
+    "BadStep",
     "InstrumentState",
     "Layout",
     "LookaheadParams",
@@ -34,6 +36,8 @@ PUBLIC = [
     "ShouldSkipUpdateFunction",
     "SkipIfState",
     "SkipSpikesState",
+    "Stop",
+    "StopPolicy",
     "Totals",
     "adopt",
     "apply_gradients",

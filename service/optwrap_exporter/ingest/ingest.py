@@ -26,7 +26,7 @@ from optwrap_exporter.ingest.group_commit import (
 from optwrap_exporter.ingest.load import Load
 from optwrap_exporter.ingest.waiting import Waiting, give_answers
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.store.condition import StoreUnavailableError
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.errors import ExporterError
@@ -51,8 +51,13 @@ class Retention:
     """How long data is kept. The totals of a live run are always kept."""
 
     seconds: float | None = None
-    """Step records and events older than this are deleted, and whole runs that have not reported for as long.
-    None keeps everything."""
+    """Step records and events older than this are deleted within `slack`, and whole runs that have not reported for as
+    long. None keeps everything."""
+
+    @property
+    def slack(self) -> float:
+        """Seconds by which records may get older: deleted together they cost a fraction of what each costs alone."""
+        return min(3600.0, (self.seconds or 0.0) / 16)
 
 
 _Job = Waiting | Callable[[], object] | None
@@ -133,6 +138,11 @@ class Ingest:
     def alive(self) -> bool:
         """Whether the writer thread runs, for /-/healthy."""
         return self._thread.is_alive()
+
+    @property
+    def store_state(self) -> StoreState:
+        """Whether reports are stored, and if not, why."""
+        return self._store.state
 
     @property
     def waiting(self) -> int:
@@ -314,8 +324,8 @@ class Ingest:
         if self._retention.seconds is None:
             return
         before = self._ledger.clocks.age() - self._retention.seconds
-        until = time.monotonic() + _RETIRE_SECONDS
-        while self._store.retire(before) and (unlimited or time.monotonic() < until):
+        slack, until = self._retention.slack, time.monotonic() + _RETIRE_SECONDS
+        while self._store.retire(before, slack) and (unlimited or time.monotonic() < until):
             pass
         for run in self._ledger.idle(before):
             self._forget(run)

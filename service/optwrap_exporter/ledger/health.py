@@ -6,20 +6,13 @@ that holds is the one shown.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
+from optwrap_exporter.ledger.conditions import Conditions, Conflict, Lasting, Party
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import (
-    LEAST_STALLED_AFTER,
-    Conditions,
-    Conflict,
-    Lasting,
-    Party,
-    ProcessState,
-    RunState,
-)
+from optwrap_exporter.ledger.run import LEAST_STALLED_AFTER, ProcessState, RunState
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
 GAVE_UP_SECONDS: Final = 300.0
@@ -65,7 +58,7 @@ def advance(
         stalled=_stalled(old, after, change, entered=entered, now=now, listening=listening),
         starved=_starved(old, after, entered, now),
         skipping=_skipping(old, after, change, entered, now),
-        gave_up=_gave_up(old, change, now),
+        gave_up=_gave_up(old, after, change, now),
         conflict=_conflict(old, after, change, entered, now),
         cleared=old.cleared,
     )
@@ -81,7 +74,7 @@ def _unhealthy(process: ProcessState, now: float, listening: float) -> bool:
 
 
 def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
-    """Since when the current incarnation has ended: it reported `finished` or `failed`."""
+    """Since when the current incarnation has ended: it reported `finished`, `failed` or `stopped`."""
     if not after.incarnation.ended:
         return None
     return now if entered or old.ended is None else old.ended
@@ -122,12 +115,23 @@ def _skipping(old: Conditions, after: ProcessState, change: Change | None, enter
     return old.skipping if continued and old.skipping is not None else now
 
 
-def _gave_up(old: Conditions, change: Change | None, now: float) -> Lasting | None:
+def _gave_up(old: Conditions, after: ProcessState, change: Change | None, now: float) -> Lasting | None:
     """When steps with non-finite gradients were accepted: the first and the last time."""
+    known = None if old.gave_up is None or _rolled_back(after, old.gave_up) else old.gave_up
     if change is None or change.gained is None or not change.gained.outcomes.accepted_not_finite:
-        return old.gave_up
-    lasting = old.gave_up is not None and now < old.gave_up.last + GAVE_UP_SECONDS
-    return Lasting(old.gave_up.since if lasting and old.gave_up else now, now)
+        return known
+    lasting = known is not None and now < known.last + GAVE_UP_SECONDS
+    return Lasting(known.since if lasting and known else now, now)
+
+
+def _rolled_back(process: ProcessState, gave_up: Lasting) -> bool:
+    """Whether the process stopped since, and now takes steps from the one that it named, or from an earlier one."""
+    current = process.incarnation
+    if not current.has_counters or current.first_report <= gave_up.last:
+        return False
+    previous = process.before(current)
+    clean = None if previous is None else previous.last_clean_step
+    return clean is not None and current.start_step <= clean
 
 
 def _conflict(
@@ -198,7 +202,7 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
             yield HealthSince("gave_up", conditions.gave_up.since)
         cleared = max(cleared, until)
     if conditions.ended is not None:
-        yield HealthSince("failed" if process.incarnation.state == "failed" else "finished", conditions.ended)
+        yield HealthSince(cast(Health, process.incarnation.state), conditions.ended)
     if (stale := stale_since(process, now, listening)) is not None:
         yield HealthSince("stale", stale)
     if (stalled := stalled_since(process, now, listening)) is not None:
@@ -233,9 +237,9 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
 
 def attempt_began(run: RunState, attempt: str) -> float:
     """When the first report of an attempt arrived."""
-    return min(
-        state.first_report for process in run.processes.values() for state in process.parts if state.attempt == attempt
-    )
+    left = [run.past.open[attempt].launch.since] if attempt in run.past.open else []
+    parts = (part for process in run.processes.values() for part in process.parts)
+    return min([*left, *(part.first_report for part in parts if part.attempt == attempt)])
 
 
 def of_run(run: RunState, now: float, listening: float) -> HealthSince:

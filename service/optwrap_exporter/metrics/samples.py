@@ -13,7 +13,7 @@ GAUGES_GO_AFTER: Final = 15 * 60.0
 COUNTERS_GO_AFTER: Final = 60 * 60.0
 """Seconds after its last report until its counters disappear. A late scrape must still see the last increase."""
 
-_ENDED: Final = frozenset({"finished", "failed", "stale"})
+_ENDED: Final = frozenset({"finished", "failed", "stopped", "stale"})
 
 # Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {

@@ -8,7 +8,7 @@ from optwrap_exporter.wire.errors import ExporterError
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 4
+VERSION: Final = 5
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -16,7 +16,8 @@ CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL UNIQUE,
     labels TEXT NOT NULL,               -- JSON: parameters with a metric label of their own
-    replica_labels TEXT NOT NULL        -- JSON: replicas with one
+    replica_labels TEXT NOT NULL,       -- JSON: replicas with one
+    past TEXT NOT NULL                  -- JSON: Past.durable
 );
 CREATE TABLE process (
     run_id INTEGER NOT NULL,
@@ -29,7 +30,7 @@ CREATE TABLE incarnation (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     incarnation TEXT NOT NULL,
-    state TEXT NOT NULL,                -- JSON: IncarnationState.durable; see writer._SUM and _FOLDED
+    state TEXT NOT NULL,                -- JSON: IncarnationState.durable; see writer.SUM and _FOLDED
     not_stored INTEGER NOT NULL DEFAULT 0,  -- step records for which there was no room
     UNIQUE (run_id, process, incarnation)
 );
@@ -138,6 +139,9 @@ CREATE TABLE trial (                    -- empty, but for `write_trial`
 
 _TRIAL_BYTES: Final = 1 << 15
 
+LOCK_SECONDS: Final = 3.0
+"""How long to wait while another program has locked the database. After that the store is ill, and says so."""
+
 OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event")
 """Tables with a column `run_id`."""
 
@@ -148,7 +152,7 @@ class SchemaError(ExporterError):
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that one thread at a time may use. Transactions are begun explicitly."""
-    db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA synchronous = NORMAL")
     return db
 

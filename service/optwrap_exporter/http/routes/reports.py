@@ -123,6 +123,8 @@ class ReportRoute:
             self._refuse_busy()
         headers = dict(reversed(scope["headers"]))  # of several headers of one name the first counts
         self._check(scope, headers)
+        if not (store := self._ingest.store_state).ok:  # the body is not worth reading
+            raise _Refused("unavailable", store_refusal(store))
         connection: Connection | None = scope["state"].get("connection")
         body = bytearray()
         try:
@@ -165,7 +167,7 @@ class ReportRoute:
         try:
             report = parse_report(body)
         except OversizeError as error:
-            allowed = f"at most {MOST_STRUCTURE}: send fewer step records and parameters in one report"
+            allowed = f"at most {MOST_STRUCTURE}, no long number: send fewer step records and parameters in one report"
             raise _Refused("too_large", refusal(413, "body", str(error), allowed)) from None
         except ValidationError as error:
             detail = [one.model_dump() for one in error_details(error)]
