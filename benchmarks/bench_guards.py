@@ -117,7 +117,7 @@ def costs(count: int, size: int, steps: int) -> list[tuple[str, ...]]:
     for one in times.values():
         one.clear()
     take_turns(rounds, lambda done: done >= ROUNDS)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for form, one in times.items():
         base = times[BASELINES.get(form, "apply_if_finite")]
         ratios = ratio(one.seconds, base.seconds), ratio(one.cpu_seconds, base.cpu_seconds)

@@ -37,7 +37,9 @@ def gradients(params: Any, batch: Any) -> Any:
         total = reward + DISCOUNT * later
         return total, total
 
-    returns = jax.vmap(lambda row: jax.lax.scan(discounted, 0.0, row, reverse=True)[1])(0.01 * scale * alive)
+    returns = jax.vmap(lambda row: jax.lax.scan(discounted, jnp.float32(0.0), row, reverse=True)[1])(
+        0.01 * scale * alive
+    )
     return jax.grad(_loss)(params, states, actions, alive, returns)
 
 

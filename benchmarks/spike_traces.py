@@ -162,7 +162,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each training (default {STEPS})")
     parser.add_argument("--out", type=Path, default=FILE, help="the file to write (default: the committed one)")
     options = parser.parse_args()
-    np.savez_compressed(options.out, **recorded(options.steps))
+    traces: dict[str, Any] = recorded(options.steps)
+    np.savez_compressed(options.out, **traces)
     print(f"wrote {options.out}, {options.out.stat().st_size / 1e3:.0f} kB")
 
 
