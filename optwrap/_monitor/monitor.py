@@ -6,7 +6,7 @@ import functools
 import os
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Self
 
 from optwrap._monitor.log import LogOnce
@@ -70,7 +70,7 @@ class Monitor:
     ) -> None:
         self._parts = parts = _parts or Parts()
         self._once = LogOnce()
-        self._put: Callable[[object], None] | None = None
+        self._put: Callable[[object, Mapping[str, object]], None] | None = None
         """Where `observe` puts a reading; None if the Monitor is off, closed, or has no thread yet after a fork."""
         self._closed = False
         self._instrumentation: weakref.ref[object] | None = None
@@ -128,7 +128,7 @@ class Monitor:
                 self._run,
             )
 
-    def observe(self, reading: object) -> None:
+    def observe(self, reading: object, /, **scalars: object) -> None:
         """Report one step, or several. Never blocks, not even for the device, and never raises.
 
         Observe the reading that each step returns, and nothing else. Do not observe a restored state: its last step
@@ -144,11 +144,16 @@ class Monitor:
             computed; do not donate it. Or uint32[n, words]: n consecutive steps (from lax.scan; their times are spread
             evenly since the last reading and marked as interpolated), or n equal rows, replicas of one step (from
             pmap). Anything else is ignored, with one line in the log.
+          **scalars: numbers of this step to store and draw beside the norm: `loss=loss`. Each is a real number or a JAX
+            or numpy array, read in the Monitor's thread; do not donate it. It has no axes, or the reading's leading
+            axes: one number for each step, or for each replica, of which the mean is stored. At most 16 names of
+            `[a-zA-Z_][a-zA-Z0-9_]{0,63}` in the life of a Monitor, injected hyperparameters included; a name that is
+            used twice has the observed value. Anything else is ignored, with one line in the log.
         """
         try:
             put = self._put or self._reopen()
             if put is not None:
-                put(reading)
+                put(reading, scalars)
         except Exception as error:
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
@@ -228,7 +233,7 @@ class Monitor:
                     settings.run,
                 )
 
-    def _reopen(self) -> Callable[[object], None] | None:
+    def _reopen(self) -> Callable[[object, Mapping[str, object]], None] | None:
         """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
         if self._worker is not None:
             if self._closed:

@@ -142,6 +142,15 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process("optwrap_accumulation_mini_step", "gauge", "Mini-steps in the open accumulation window."),
     _process("optwrap_accumulation_every_k", "gauge", "Mini-steps per gradient step."),
     _process("optwrap_gradient_norm", "gauge", "The last finite global L2 norm of the incoming gradients."),
+    _process("optwrap_update_norm", "gauge", "The last finite global L2 norm of an update that was applied."),
+    _process(
+        "optwrap_scalar",
+        "gauge",
+        "The last finite value of a number that the training reports with its steps.",
+        "name",
+        note="Names that the training chose, such as `loss`, and injected hyperparameters, such as `learning_rate`: at "
+        "most 16.",
+    ),
     _process("optwrap_gradient_norm_limit", "gauge", "The global L2 norm at which gradients are skipped as large."),
     _process("optwrap_lookahead_steps_since_sync", "gauge", "Fast steps since the last synchronisation of lookahead."),
     _process("optwrap_lookahead_sync_period", "gauge", "Fast steps between two synchronisations of lookahead."),

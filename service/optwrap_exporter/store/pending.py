@@ -68,7 +68,7 @@ INSERT_PARAMETER: Final = (
     "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, "
     "last_step = excluded.last_step"
 )
-_INSERT_OFFENDER: Final = "INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?"
+_INSERT_OFFENDER: Final = "INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ?, ? FROM path WHERE path = ?"
 _INSERT_EVENT: Final = (
     "INSERT OR IGNORE INTO event "
     "(revision, run_id, process, kind, time, step, attempt, same_as, repeated, detail, key) VALUES "
