@@ -54,18 +54,21 @@ def shares(grads: Any) -> dict[str, float]:
     return {LAYOUT.parameters[i]: squares[i] / sum(squares) for i in order if squares[i]}
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("size", [1e-12, 1.0, 1e30])
-def test_the_three_largest_shares_are_those_of_numpy(seed: int, size: float) -> None:
+def test_the_three_largest_shares_are_those_of_numpy() -> None:
     """Also where the squares of finite gradients overflow."""
-    grads = jax.tree.map(lambda leaf: (leaf * size).astype(leaf.dtype), gradients(seed))
-    found = after(optwrap.instrument(optax.sgd(0.0)), grads).largest_parameters
-    assert list(found) == list(shares(grads))
-    np.testing.assert_allclose(list(found.values()), list(shares(grads).values()), rtol=1e-3)
+    tx = optwrap.instrument(optax.sgd(0.0))
+    state = tx.init(PARAMS)
+    step = jax.jit(lambda grads: optwrap.reading(tx.update(grads, state)[1]))
+    for seed in range(20):
+        for size in (1e-12, 1.0, 1e30):
+            grads = jax.tree.map(lambda leaf: (leaf * size).astype(leaf.dtype), gradients(seed))  # noqa: B023
+            found = optwrap.unpack(np.asarray(step(grads)), LAYOUT).largest_parameters
+            assert list(found) == list(shares(grads))
+            np.testing.assert_allclose(list(found.values()), list(shares(grads).values()), rtol=1e-3)
 
 
 def test_of_equal_shares_the_first_parameters_are_reported() -> None:
-    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1 / np.sqrt(leaf.size)), PARAMS)
+    grads = jax.tree.map(lambda leaf: (jnp.arange(leaf.size) == 0).reshape(leaf.shape).astype(leaf.dtype), PARAMS)
     grads["head"] = jnp.zeros_like(grads["head"])
     found = after(optwrap.instrument(optax.sgd(0.0)), grads).largest_parameters
     assert list(found) == ["embed", "layer/b", "layer/scale"]
@@ -85,12 +88,12 @@ def test_a_non_finite_step_reports_its_non_finite_parameters_instead(value: floa
 
 
 def test_frozen_parameters_and_integer_leaves_keep_the_names_right() -> None:
-    tx = optwrap.instrument(optax.sgd(0.0))
-    state = tx.init({**PARAMS, "count": jnp.zeros(2, jnp.int32)})
-    grads = {**gradients(3), "count": np.zeros(2, jax.dtypes.float0)}
-    grads["embed"] = None
+    tx = optwrap.instrument(optax.identity())
+    params = {**PARAMS, "count": jnp.zeros(2, jnp.int32)}
+    state = tx.init(params)
+    grads = {**gradients(3), "count": jnp.ones(2, jnp.int32), "embed": None}
     layout = Layout(("count", *LAYOUT.parameters))
-    _, state = jax.jit(tx.update)(grads, state, {**PARAMS, "count": jnp.zeros(2, jnp.int32)})
+    _, state = jax.jit(tx.update)(grads, state, params)
     found = optwrap.unpack(np.asarray(optwrap.reading(state)), layout).largest_parameters
     expected = gradients(3)
     expected["embed"] = jnp.zeros_like(expected["embed"])
