@@ -3,6 +3,6 @@
 observe -> queue (Inbox) -> intake -> account (totals by incarnation, records in the backlog) -> outbox (reports, by
 encode) -> transport -> exporter. The reporter drives all of it; the thread starts and ends the reporter.
 
-Modules, lowest first: log settings source transport worst backlog account encode queue scalars
-intake outbox reporter thread monitor.
+Modules, lowest first: log settings source transport worst queue backlog account encode intake outbox
+reporter thread monitor.
 """

@@ -13,9 +13,9 @@ import numpy as np
 from optwrap._monitor.account import Account, Observation
 from optwrap._monitor.log import LogOnce, origin
 from optwrap._monitor.queue import Inbox, Item
-from optwrap._monitor.scalars import Scalars
 from optwrap._reading.counters import Words
 from optwrap._reading.replicas import NonfiniteReplicas, nonfinite_replicas
+from optwrap._reading.scalars import ALLOWED, MAX_SCALARS, is_name, values_of
 from optwrap._reading.unpack import Layout, Reading, unpack
 
 _YIELD_EVERY: Final = 4
@@ -133,6 +133,51 @@ class Intake:
         # Observed ones first: they have the loss. An observed one replaces a hyperparameter of the same name.
         injected = {name: value for name, value in reading.scalars.items() if name not in observed}
         return dataclasses.replace(reading, scalars=self._scalars.admitted({**observed, **injected}))
+
+
+class Scalars:
+    """The scalars of one Monitor. What is not allowed is ignored, with one line in the log.
+
+    Args:
+      once: logs what is ignored.
+    """
+
+    def __init__(self, once: LogOnce) -> None:
+        self._once = once
+        self._names: dict[str, None] = {}
+        """Every name so far, at most MAX_SCALARS."""
+
+    def columns(self, scalars: Mapping[str, object], rows: int, *, replicas: bool) -> dict[str, list[float]]:
+        """The values of each scalar, one for each step of the reading.
+
+        Args:
+          scalars: the arguments of `observe`.
+          rows: the number of rows that the reading has.
+          replicas: whether the rows are replicas of one step; then a scalar is their mean.
+        """
+        found = {}
+        for name, value in scalars.items():
+            try:
+                if not is_name(name):
+                    raise ValueError(f"scalar {name!r}: allowed: {ALLOWED}")
+                values = values_of(name, value, rows)
+            except Exception as error:  # JAX raises if the step failed, or if the array was donated
+                self._once.warn("scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", error)
+                continue
+            if self._admits(name):
+                found[name] = [sum(values) / rows] if replicas else values
+        return found
+
+    def admitted(self, scalars: Mapping[str, float]) -> Mapping[str, float]:
+        """The scalars whose names are within the limit."""
+        return {name: value for name, value in scalars.items() if self._admits(name)}
+
+    def _admits(self, name: str) -> bool:
+        if name in self._names or len(self._names) < MAX_SCALARS:
+            self._names[name] = None
+            return True
+        self._once.warn("scalars", "optwrap: the scalar %s is ignored; allowed: %s", name, ALLOWED)
+        return False
 
 
 class Step(NamedTuple):

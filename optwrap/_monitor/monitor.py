@@ -7,15 +7,23 @@ import os
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, get_args
 
+from optwrap._monitor.intake import as_rows, on_host
 from optwrap._monitor.log import LogOnce
-from optwrap._monitor.queue import Flush
+from optwrap._monitor.queue import Ending, Flush, in_words
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
 from optwrap._reading.unpack import Layout
+from optwrap._stop.decision import Decision
+from optwrap._stop.policy import StopPolicy
+from optwrap._stop.stop import Stop
 
-_FINAL_STATES: Final = ("finished", "failed")
+_FinalState = Literal["finished", "failed", "stopped"]
+_Put = Callable[[object, Mapping[str, object]], None]
+"""Takes a reading and its scalars."""
+
+_FINAL_STATES: Final = get_args(_FinalState)
 
 
 class Monitor:
@@ -33,10 +41,11 @@ class Monitor:
     Each instrumented optimizer needs its own Monitor and its own run. After a fork the parent continues to report. The
     child reports only if it observes, as a newly started process does.
 
-    As a context manager a Monitor closes as "failed" if an exception leaves the block, otherwise as "finished". If it
-    is never closed, it closes when the interpreter exits (as "failed" after an uncaught exception), and waits at most
-    2 s for its last report. `sys.exit(status)` outside a block is not seen as a failure, because Python's exit
-    handlers do not get the status: use the block, or call `close("failed")`.
+    As a context manager a Monitor closes as "failed" if an exception leaves the block, with the exception as the
+    reason; as "stopped" if `should_stop` has returned a `Stop`; otherwise as "finished". If it is never closed, it
+    closes in the same way when the interpreter exits, and waits at most 2 s for its last report. `sys.exit(status)`
+    outside a block is not seen as a failure, because Python's exit handlers do not get the status: use the block, or
+    call `close("failed")`.
 
     Args:
       run: the run's name, the same after a resume: 1 to 128 of `A-Z a-z 0-9 . _ : -`, beginning with a letter or digit.
@@ -52,8 +61,10 @@ class Monitor:
         token.
       interval: seconds between reports, above 0 and at most 3600. An exporter with many processes asks for fewer
         reports; the Monitor follows it, and still reports the first bad step of a streak at once.
+      stop: when `should_stop` says that the training should stop; None for never. It needs no exporter.
 
     Raises:
+      TypeError: `stop` is no `StopPolicy`.
       ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.
     """
 
@@ -66,12 +77,18 @@ class Monitor:
         attempt: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         interval: float = 1.0,
+        stop: StopPolicy | None = None,
         _parts: Parts | None = None,
     ) -> None:
+        if not (stop is None or isinstance(stop, StopPolicy)):
+            raise TypeError(f"stop: got {stop!r}; allowed: an optwrap.StopPolicy, or None")
         self._parts = parts = _parts or Parts()
         self._once = LogOnce()
-        self._put: Callable[[object, Mapping[str, object]], None] | None = None
-        """Where `observe` puts a reading; None if the Monitor is off, closed, or has no thread yet after a fork."""
+        self._put: _Put | None = None
+        """Where `observe` puts a reading; None if there is nobody to take it, or no thread yet after a fork."""
+        self._decision = None if stop is None else Decision(stop, lambda observed: as_rows(on_host(observed)))
+        self._stop: Stop | None = None
+        """What `should_stop` returned last."""
         self._closed = False
         self._instrumentation: weakref.ref[object] | None = None
         """The instrumentation whose `update` was traced last."""
@@ -85,6 +102,7 @@ class Monitor:
             token_file=token_file,
             interval=interval,
         )
+        self._put = self._puts(None)
         if self._settings is not None:
             self._check_token(self._settings)
             self._worker = Worker(self._settings, parts)
@@ -97,6 +115,11 @@ class Monitor:
             return "Monitor(off)"
         return f"Monitor(run={self._settings.run!r}, endpoint={self._settings.endpoint.text!r})"
 
+    @property
+    def stop_policy(self) -> StopPolicy | None:
+        """When `should_stop` says that the training should stop; None for never."""
+        return None if self._decision is None else self._decision.policy
+
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:
         """Receive the parameters' names. `instrument` calls this whenever `init` or `update` is traced.
 
@@ -104,6 +127,8 @@ class Monitor:
           layout: the parameters' paths.
           stepping: whether `update` is traced, and not `init`.
         """
+        if self._decision is not None:
+            self._decision.describe(layout, stepping=stepping)
         if self._worker is None:
             return
         inbox = self._worker.inbox
@@ -157,6 +182,31 @@ class Monitor:
         except Exception as error:
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
+    def should_stop(self) -> Stop | None:
+        """Whether the training should stop, as the policy `stop` says. Call it in the loop, after `observe`.
+
+        It is decided in this process, from all readings observed but the last `StopPolicy.lag` ones; no exporter and no
+        other process is asked. In data-parallel training all hosts get the same readings, so all of them get the same
+        answer at the same step, if all observe every step and ask at the same place of the loop. (Not if each process
+        trains its own copy.) It waits until the device has computed those readings. If the loop observes several times
+        between two questions, `observe` waits in the same way.
+
+        Returns:
+          None, or the `Stop`: the same one from then on, until the counters fall because an older state was restored.
+          Then counting starts again. None without a policy.
+
+        Raises:
+          ValueError: something that is no reading of this instrumentation was observed.
+          jax.errors.JaxRuntimeError: the step of a reading failed, or the reading was donated.
+        """
+        if self._decision is None:
+            return None
+        found = self._decision.decide()
+        if self._worker is not None:
+            self._worker.stop = found
+        self._stop = found
+        return found
+
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the exporter has stored everything observed so far.
 
@@ -183,22 +233,24 @@ class Monitor:
                 worker.inbox.flushes.remove(flush)
         return flush.succeeded
 
-    def close(self, state: Literal["finished", "failed"] = "finished") -> None:
+    def close(self, state: _FinalState | None = None, reason: str | None = None) -> None:
         """Report the end of the run, and stop. Waits at most 2 s. Closing again does nothing.
 
         Args:
-          state: how the run ended.
+          state: how the run ended. Default: "stopped" if `should_stop` has returned a `Stop`, otherwise "finished".
+          reason: why, for those who watch the run: one line of at most 256 characters. Default for "stopped": that of
+            the `Stop`.
 
         Raises:
           ValueError: `state` is not one of these.
         """
-        if state not in _FINAL_STATES:
-            raise ValueError(f"close: state is {state!r}; allowed: {' or '.join(map(repr, _FINAL_STATES))}")
+        if not (state is None or state in _FINAL_STATES):
+            raise ValueError(f"close: state is {state!r}; allowed: {', '.join(map(repr, _FINAL_STATES))}, or None")
         self._put = None
         if not self._closed:
             self._closed = True
             if self._worker is not None:
-                self._worker.close(state)
+                self._worker.close(Ending.of(state, reason, self._stop))
 
     def __enter__(self) -> Self:
         return self
@@ -206,9 +258,11 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
-        # sys.exit() and sys.exit(0) end a program that succeeded.
-        succeeded = error is None or (isinstance(error, SystemExit) and not error.code)
-        self.close("finished" if succeeded else "failed")
+        # sys.exit() and sys.exit(0) end a program that succeeded, and sys.exit(stop.exit_code) one that stopped.
+        if error is None or (isinstance(error, SystemExit) and (not error.code or self._stop is not None)):
+            self.close()
+        else:
+            self.close("failed", in_words(error))
 
     @property
     def _run(self) -> str:
@@ -233,7 +287,20 @@ class Monitor:
                     settings.run,
                 )
 
-    def _reopen(self) -> Callable[[object, Mapping[str, object]], None] | None:
+    def _puts(self, put: _Put | None) -> _Put | None:
+        """What takes a reading: the decision to stop, if there is a policy, after `put`."""
+        decision = self._decision
+        if decision is None:
+            return put
+
+        def decide(reading: object, scalars: Mapping[str, object]) -> None:
+            if put is not None:
+                put(reading, scalars)
+            decision.observe(reading)
+
+        return decide
+
+    def _reopen(self) -> _Put | None:
         """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
         if self._worker is not None:
             if self._closed:
@@ -257,12 +324,12 @@ class Monitor:
             return
         # The worker does not know the Monitor: when the Monitor is collected, its thread has to be ended.
         weakref.finalize(self, self._worker.close_soon).atexit = False
-        self._put = self._worker.inbox.put
+        self._put = self._puts(self._worker.inbox.put)
 
     def _reset_after_fork(self) -> None:
         """In a forked child: replace the parent's thread, locks, readings and connection by new ones."""
-        self._put = None
         if self._worker is not None and not self._closed and self._settings is not None:
+            self._put = None
             parent, self._worker = self._worker, Worker(self._settings, self._parts)
             self._worker.inbox.layout = parent.inbox.layout
             parent.transport.abandon()

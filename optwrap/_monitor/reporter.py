@@ -164,7 +164,7 @@ class Reporter:
         while not self._intake.drain() and clock.monotonic() < half:
             clock.sleep(_POLL_EVERY)
         self._intake.abandon()
-        self._account.finish(closing.state)
+        self._account.finish(closing.ending)
         pause = 0.02
         while True:
             self._send(outbox, heartbeat=False, deadline=closing.deadline)

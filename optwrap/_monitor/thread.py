@@ -14,11 +14,12 @@ from typing import Final
 
 from optwrap._monitor.account import Account
 from optwrap._monitor.log import log
-from optwrap._monitor.queue import Closing, Inbox
+from optwrap._monitor.queue import Closing, Ending, Inbox, in_words
 from optwrap._monitor.reporter import Clock, Reporter
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource, Source
 from optwrap._monitor.transport import HttpTransport, Transport
+from optwrap._stop.stop import Stop
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for which `close`, and the end of the process, wait for the last report."""
@@ -61,6 +62,8 @@ class Worker:
         )
         self.thread: threading.Thread | None = None
         """None until `start`."""
+        self.stop: Stop | None = None
+        """The decision that the training should stop, for an end without `close`."""
         self._clock = parts.clock
         self._settings = settings
         self._starting = threading.Lock()
@@ -86,19 +89,19 @@ class Worker:
                 self.thread = thread
                 atexit.register(self._at_exit)
 
-    def close(self, state: str) -> None:
+    def close(self, ending: Ending) -> None:
         """End the thread, and wait at most CLOSE_TIMEOUT for its last report."""
         if self.thread is not None:
-            self._request_end(state, CLOSE_TIMEOUT - _MARGIN)
+            self._request_end(ending, CLOSE_TIMEOUT - _MARGIN)
             self.inbox.done.wait(CLOSE_TIMEOUT)
 
     def close_soon(self) -> None:
         """End the thread without waiting. Safe in a finalizer, which may run in any thread, even in this one."""
-        self._request_end("finished", CLOSE_TIMEOUT)
+        self._request_end(Ending.of(None, None, self.stop), CLOSE_TIMEOUT)
 
-    def _request_end(self, state: str, within: float) -> None:
+    def _request_end(self, ending: Ending, within: float) -> None:
         if self.inbox.closing is None:
-            self.inbox.closing = Closing(state, self._clock.monotonic() + within)
+            self.inbox.closing = Closing(ending, self._clock.monotonic() + within)
         self.inbox.wakeup.set()
 
     def _run(self) -> None:
@@ -111,7 +114,8 @@ class Worker:
         # A forked child inherits the exit handlers of its parent, but not the thread.
         if os.getpid() == self._pid and not self.inbox.done.is_set():
             uncaught = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-            self.close("finished" if uncaught is None else "failed")
+            stopped = Ending.of(None, None, self.stop)
+            self.close(stopped if uncaught is None else Ending("failed", in_words(uncaught)))
 
 
 class _ReportingThread(threading.Thread):

@@ -1,8 +1,9 @@
-"""Names and limits of scalars: the loss and other numbers of a step, and injected hyperparameters."""
+"""Names, limits and values of scalars: the loss and other numbers of a step, and injected hyperparameters."""
 
 import re
 from typing import Any, Final
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,3 +31,27 @@ def shortest(value: Any) -> float:
     if jnp.issubdtype(value.dtype, np.floating) and value.dtype.itemsize <= 4:
         return float(str(np.float32(value)))
     return float(value)
+
+
+def values_of(name: str, value: Any, rows: int) -> list[float]:
+    """The values of one observed scalar, one for each row of the reading.
+
+    Raises:
+      ValueError: it is neither one real number nor one for each row.
+      Exception: JAX raises because the step that made it failed, or because its buffer was donated.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"scalar {name}: got a traced value; allowed: an array that the jitted step returned")
+    if isinstance(value, jax.Array):
+        if not (value.is_fully_addressable or value.is_fully_replicated):
+            raise ValueError(f"scalar {name}: got an array whose parts are in several processes; allowed: its mean")
+        value = jax.device_get(value)  # an explicit transfer, which jax.transfer_guard("disallow") permits
+    array = np.asarray(value)
+    if not (array.dtype.kind in "biuf" or jnp.issubdtype(array.dtype, np.floating)) or (
+        array.ndim and array.size != rows
+    ):
+        raise ValueError(
+            f"scalar {name}: got {array.dtype}{list(array.shape)}; allowed: one real number, or one for each of the "
+            f"reading's {rows} rows"
+        )
+    return [shortest(one) for one in array.reshape(-1)] * (1 if array.ndim else rows)

@@ -87,7 +87,8 @@ class Reading:
     gauges: Mapping[str, float | int]
     """The gauges that the optimizer has: not_finite_streak, not_finite_streak_peak and gradient_norm always;
     gradient_norm_limit, guard_not_finite_count, guard_not_finite_limit, mini_step, every_k, gradient_step,
-    steps_since_sync and sync_period where a wrapper has them; update_norm if the step has one."""
+    steps_since_sync, sync_period, guard_rebases and guard_would_skip_steps where a wrapper has them; update_norm if the
+    step has one."""
     largest_parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The share of the squared norm, from 0 to 1, of the three parameters with the largest shares, the largest first.
     Empty if the norm is zero or a value is non-finite."""

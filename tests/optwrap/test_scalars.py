@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import optwrap
 from optwrap import Layout, Monitor
 from optwrap._monitor.backlog import Record
+from optwrap._monitor.intake import Scalars
 from optwrap._monitor.log import LogOnce
-from optwrap._monitor.scalars import Scalars
 from optwrap._monitor.worst import Named
 from optwrap._reading.scalars import is_name, shortest
 from tests.optwrap.monitoring import StubExporter, Training, log_lines

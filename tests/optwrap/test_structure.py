@@ -11,12 +11,14 @@ ALLOWED = {
     "_wrappers": ("_core",),
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
-    "_monitor": ("_version", "_reading", "_core.checks", "_core.errors"),
+    "_stop": ("_reading",),
+    "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
 
 PUBLIC = [
     "ApplyIfFiniteState",
+    "BadStep",
     "InstrumentState",
     "Layout",
     "LookaheadParams",
@@ -32,6 +34,9 @@ PUBLIC = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "SkipSpikesState",
+    "Stop",
+    "StopPolicy",
     "Totals",
     "adopt",
     "apply_gradients",
@@ -46,6 +51,7 @@ PUBLIC = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "skip_spikes",
     "unpack",
 ]
 
