@@ -61,10 +61,11 @@ def _calling(observer: Observer, names: tuple[str, ...]) -> Callable[[Any], Word
             rows, bits = np.split(rows, [rows.shape[1] - len(names)], axis=1)
             scalars = dict(zip(names, bits.view(np.float32).T, strict=True))
             # Several rows come from a vmap. If all are equal, the optimizer does not depend on the mapped axis.
+            observe: Any = observer.observe  # an observer need not take scalars if none are given
             if (rows == rows[0]).all():
-                observer.observe(rows[0], **{name: value.mean() for name, value in scalars.items()})
+                observe(rows[0], **{name: value.mean() for name, value in scalars.items()})
             else:
-                observer.observe(rows, **scalars)
+                observe(rows, **scalars)
         except Exception as error:
             # If this raised, the step would fail and the training would lose its donated state.
             if type(error) not in logged:

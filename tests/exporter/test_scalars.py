@@ -148,12 +148,12 @@ def test_downsampling_keeps_good_steps_with_a_non_finite_scalar(tmp_path: Path) 
     for start in range(0, count, 512):
         for _ in range(512):
             trainer.step()
-        losses = ["NaN" if start + i + 1 == odd else 1.0 for i in range(min(512, count - start))]
-        trainer.columns |= {"scalars": {"loss": losses}}  # type: ignore[dict-item]
+        given = ["NaN" if start + i + 1 == odd else 1.0 for i in range(512)]
+        trainer.columns |= {"scalars": {"loss": given}}  # type: ignore[dict-item]
         kept.take(trainer.report())
     for axis in ("step", "time"):
-        answer = kept.store.steps("lm", 0, since=None, until=None, points=20, axis=axis)  # type: ignore[arg-type]
+        answer = kept.store.steps("lm", 0, since=None, until=None, points=20, axis=axis)
         assert answer.sampled
         losses = dict(zip(answer.columns.step, answer.columns.scalars["loss"], strict=True))
-        assert math.isnan(losses[odd])
+        assert math.isnan(losses[odd] or 0)
     kept.store.close()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap._reading.counters import MAX_COUNT, pack, parameter_count, split
+from optwrap._reading.counters import MAX_COUNT, Sizes, pack, parameter_count, split
 from optwrap._reading.state import reading
 from optwrap._reading.unpack import Layout, Reading, unpack
 from optwrap._step.count import sizes
@@ -222,7 +222,7 @@ def test_gradients_flow_through_an_instrumented_update() -> None:
 def test_counters_saturate_and_never_wrap() -> None:
     tx = instrument(momentum())
     state = tx.init(FLOAT32)
-    fields = split(state.counters["instrument"], 0)
+    fields = split(state.counters["instrument"], Sizes(0, 0))
     counts = ("outcomes", "not_finite_steps", "not_finite_streak", "not_finite_streak_peak", "parameters")
     full = {name: jnp.full_like(getattr(fields, name), MAX_COUNT) for name in counts}
     state = state._replace(counters={"instrument": pack(fields._replace(**full))})

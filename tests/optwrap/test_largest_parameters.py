@@ -138,7 +138,7 @@ def test_a_step_that_applies_nothing_has_no_update_norm(fused: bool) -> None:
     assert after(guarded, bad, fused=fused).update_norm is None
     window = optwrap.instrument(optwrap.MultiSteps(optax.sgd(0.25), 2), update_norm=True)
     assert after(window, gradients(0), fused=fused).update_norm is None
-    assert after(window, gradients(0), gradients(1), fused=fused).update_norm > 0
+    assert (after(window, gradients(0), gradients(1), fused=fused).update_norm or 0) > 0
 
 
 def test_an_update_that_is_applied_although_non_finite_has_a_non_finite_norm() -> None:
