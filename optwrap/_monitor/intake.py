@@ -1,8 +1,10 @@
 """Moves readings from the inbox to the account, in the reporting thread, without waiting for a device."""
 
 import contextlib
+import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ from optwrap._monitor.log import LogOnce, origin
 from optwrap._monitor.queue import Inbox, Item
 from optwrap._reading.counters import Words
 from optwrap._reading.replicas import NonfiniteReplicas, nonfinite_replicas
+from optwrap._reading.scalars import ALLOWED, MAX_SCALARS, is_name, values_of
 from optwrap._reading.unpack import Layout, Reading, unpack
 
 _YIELD_EVERY: Final = 4
@@ -44,6 +47,7 @@ class Intake:
         self._yield = yield_
         self._head: Item | None = None
         """The oldest reading: taken out of the inbox, but not computed yet."""
+        self._scalars = Scalars(once)
         self._last_number = 0
         self._last_time: float | None = None
 
@@ -54,7 +58,7 @@ class Intake:
                 self._head = self._next()
             if self._head is None:
                 return True
-            if not is_ready(self._head.observed):
+            if not all(map(is_ready, (self._head.observed, *self._head.scalars.values()))):
                 return False
             item, self._head = self._head, None
             evicted = item.number - self._last_number - 1
@@ -71,8 +75,8 @@ class Intake:
     def _next(self) -> Item | None:
         first = self._inbox.first
         if first is not None and not self._last_number:
-            # Release the array, but keep the item: it shows that a reading was observed.
-            self._inbox.first = first._replace(observed=None)
+            # Release the arrays, but keep the item: it shows that a reading was observed.
+            self._inbox.first = first._replace(observed=None, scalars={})
             return first
         item = self._inbox.take()
         return self._inbox.take() if item is not None and item.number == 1 else item
@@ -87,15 +91,22 @@ class Intake:
     def _count(self, item: Item, evicted: int) -> None:
         layout = self._inbox.layout
         try:
-            words = self._new_rows(as_rows(on_host(item.observed)))
+            every = on_host(item.observed)
+            rows = as_rows(every)
+            words = self._new_rows(rows)
             if not len(words):
                 return
+            observed = math.prod(every.shape[:-1])
+            scalars = self._scalars.columns(item.scalars, observed, replicas=len(rows) < observed)
+            skipped = len(rows) - len(words)
             steps = read_steps(words, lambda row: unpack(row, layout), item.time, self._last_time)
             self._last_time = item.time
             for i, step in enumerate(steps):
                 self._account.add(
                     Observation(
-                        reading=step.reading,
+                        reading=self._with_scalars(
+                            step.reading, {name: values[skipped + i] for name, values in scalars.items()}
+                        ),
                         identity=step.words.tobytes(),
                         time=step.time,
                         layout=layout,
@@ -114,6 +125,59 @@ class Intake:
                 error,
                 error=unexpected,
             )
+
+    def _with_scalars(self, reading: Reading, observed: Mapping[str, float]) -> Reading:
+        """The reading with the scalars that were observed with it."""
+        if not (reading.scalars or observed):
+            return reading
+        # Observed ones first: they have the loss. An observed one replaces a hyperparameter of the same name.
+        injected = {name: value for name, value in reading.scalars.items() if name not in observed}
+        return dataclasses.replace(reading, scalars=self._scalars.admitted({**observed, **injected}))
+
+
+class Scalars:
+    """The scalars of one Monitor. What is not allowed is ignored, with one line in the log.
+
+    Args:
+      once: logs what is ignored.
+    """
+
+    def __init__(self, once: LogOnce) -> None:
+        self._once = once
+        self._names: dict[str, None] = {}
+        """Every name so far, at most MAX_SCALARS."""
+
+    def columns(self, scalars: Mapping[str, object], rows: int, *, replicas: bool) -> dict[str, list[float]]:
+        """The values of each scalar, one for each step of the reading.
+
+        Args:
+          scalars: the arguments of `observe`.
+          rows: the number of rows that the reading has.
+          replicas: whether the rows are replicas of one step; then a scalar is their mean.
+        """
+        found = {}
+        for name, value in scalars.items():
+            try:
+                if not is_name(name):
+                    raise ValueError(f"scalar {name!r}: allowed: {ALLOWED}")
+                values = values_of(name, value, rows)
+            except Exception as error:  # JAX raises if the step failed, or if the array was donated
+                self._once.warn("scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", error)
+                continue
+            if self._admits(name):
+                found[name] = [sum(values) / rows] if replicas else values
+        return found
+
+    def admitted(self, scalars: Mapping[str, float]) -> Mapping[str, float]:
+        """The scalars whose names are within the limit."""
+        return {name: value for name, value in scalars.items() if self._admits(name)}
+
+    def _admits(self, name: str) -> bool:
+        if name in self._names or len(self._names) < MAX_SCALARS:
+            self._names[name] = None
+            return True
+        self._once.warn("scalars", "optwrap: the scalar %s is ignored; allowed: %s", name, ALLOWED)
+        return False
 
 
 class Step(NamedTuple):

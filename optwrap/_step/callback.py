@@ -7,10 +7,11 @@ accelerator transfers each operand separately.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -20,7 +21,7 @@ from optwrap._reading.observer import Observer
 _log: Final = logging.getLogger("optwrap")
 
 
-def report(words: jax.Array, observer: Observer) -> jax.Array:
+def report(words: jax.Array, observer: Observer, scalars: Mapping[str, jax.Array]) -> jax.Array:
     """Have the device call `observer.observe` with this reading, and wait until it returns.
 
     Under a plain jit over a mesh the call comes once, in the process of the mesh's first device. `jax.export` refuses
@@ -29,25 +30,42 @@ def report(words: jax.Array, observer: Observer) -> jax.Array:
     Args:
       words: the packed counters after the step, uint32[words].
       observer: receives them as a numpy array.
+      scalars: each float32[]; the observer gets them as keyword arguments.
 
     Returns:
       The same words. They depend on the callback, so it runs before anything that uses them.
     """
+    values = [lax.bitcast_convert_type(value, jnp.uint32) for value in scalars.values()]
+    operand = jnp.concatenate([words, jnp.stack(values)]) if values else words
     zero: jax.Array = jax.pure_callback(
-        _calling(observer), np.zeros([], np.uint32), lax.stop_gradient(words), vmap_method="expand_dims"
+        _calling(observer, tuple(scalars)),
+        np.zeros([], np.uint32),
+        lax.stop_gradient(operand),
+        vmap_method="expand_dims",
     )
     return words ^ zero
 
 
-def _calling(observer: Observer) -> Callable[[Any], Words]:
-    """The function that runs on the host: passes the words to `observer`, and returns 0 even if that raises."""
+def _calling(observer: Observer, names: tuple[str, ...]) -> Callable[[Any], Words]:
+    """The function that runs on the host: passes the words to `observer`, and returns 0 even if that raises.
+
+    Args:
+      observer: gets the words.
+      names: the names of the scalars, whose bits are the last words.
+    """
     logged: set[type[Exception]] = set()
 
     def call(words: Any) -> Words:
         try:
             rows = np.array(words, np.uint32).reshape(-1, np.shape(words)[-1])
+            rows, bits = np.split(rows, [rows.shape[1] - len(names)], axis=1)
+            scalars = dict(zip(names, bits.view(np.float32).T, strict=True))
             # Several rows come from a vmap. If all are equal, the optimizer does not depend on the mapped axis.
-            observer.observe(rows[0] if (rows == rows[0]).all() else rows)
+            observe: Any = observer.observe  # an observer need not take scalars if none are given
+            if (rows == rows[0]).all():
+                observe(rows[0], **{name: value.mean() for name, value in scalars.items()})
+            else:
+                observe(rows, **scalars)
         except Exception as error:
             # If this raised, the step would fail and the training would lose its donated state.
             if type(error) not in logged:

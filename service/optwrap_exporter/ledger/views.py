@@ -114,6 +114,7 @@ def detail(
         state_totals=leading.incarnation.totals.totals(),
         unseen=unseen(run, leading),
         gauges=leading.gauges,
+        scalars=dict(leading.scalars),
         parameters=shown_parameters,
         replicas=shown_replicas,
         dropped=dropped(run.processes.values()),

@@ -176,6 +176,8 @@ class RunDetail(_Answer):
     unseen: int
     """Steps of the optimizer's state that no stored report covers."""
     gauges: Gauges
+    scalars: dict[str, float]
+    """The last finite value of each scalar."""
     parameters: list[ParameterRow]
     """Worst first."""
     replicas: list[ReplicaRow]
