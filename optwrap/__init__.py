@@ -3,6 +3,7 @@
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 
 from optwrap._core.apply_gradients import apply_gradients, settle
+from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.monitor import Monitor
 from optwrap._reading.observer import Observer
 from optwrap._reading.replicas import Replica
@@ -37,6 +38,7 @@ __all__ = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "StepRecord",
     "Totals",
     "adopt",
     "apply_gradients",

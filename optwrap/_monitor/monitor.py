@@ -3,17 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import types
 import weakref
 from collections.abc import Callable
 from typing import Final, Literal, Self
 
+from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.log import LogOnce
 from optwrap._monitor.queue import Flush
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
-from optwrap._reading.unpack import Layout
+from optwrap._reading.unpack import Layout, Reading
 
 _FINAL_STATES: Final = ("finished", "failed")
 
@@ -30,8 +32,9 @@ class Monitor:
     A Monitor never initialises JAX's devices, so it may be made before `jax.distributed.initialize`. The hello waits
     until the program has initialised them, unless `process` is given (and `attempt`, for processes other than 0).
 
-    Each instrumented optimizer needs its own Monitor and its own run. After a fork the parent continues to report. The
-    child reports only if it observes, as a newly started process does.
+    Each instrumented optimizer needs its own Monitor and its own run. A new Monitor closes an earlier one of the same
+    run in this process, so a notebook's cell can be run again; the run's totals are then those of both. After a fork
+    the parent continues to report. The child reports only if it observes, as a newly started process does.
 
     As a context manager a Monitor closes as "failed" if an exception leaves the block, otherwise as "finished". If it
     is never closed, it closes when the interpreter exits (as "failed" after an uncaught exception), and waits at most
@@ -52,6 +55,15 @@ class Monitor:
         token.
       interval: seconds between reports, above 0 and at most 3600. An exporter with many processes asks for fewer
         reports; the Monitor follows it, and still reports the first bad step of a streak at once.
+      on_step: called with a `StepRecord` for each counted step, in order, in a thread of the Monitor's: for trackers,
+        see `optwrap.trackers`. An exception in it is logged, once for each line that raises. If it is slower than the
+        training, records are left out, and the next one says how many; training and reports never wait. It is called
+        with the endpoint "off", too.
+      counts_from: "zero" if this process began the training, so that the first reading counts all steps of its state:
+        for a loop that returns its last state only. "first_reading" if the training was resumed: steps before the
+        first reading are not counted. Default: the same, and if there are such steps, one line in the log says so.
+      members: the size of an ensemble that is trained in one `jax.vmap`, at most 256. The first axis of each observed
+        reading is the member, and each member is a run: `run.0`, `run.1`, ...
 
     Raises:
       ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.
@@ -66,6 +78,9 @@ class Monitor:
         attempt: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         interval: float = 1.0,
+        on_step: Callable[[StepRecord], object] | None = None,
+        counts_from: Literal["first_reading", "zero"] | None = None,
+        members: int | None = None,
         _parts: Parts | None = None,
     ) -> None:
         self._parts = parts = _parts or Parts()
@@ -73,6 +88,12 @@ class Monitor:
         self._put: Callable[[object], None] | None = None
         """Where `observe` puts a reading; None if the Monitor is off, closed, or has no thread yet after a fork."""
         self._closed = False
+        self._superseded = False
+        """Whether a newer Monitor of this run has closed this one."""
+        if not (on_step is None or callable(on_step)):
+            raise TypeError(f"on_step: got {on_step!r}; allowed: a callable that takes a StepRecord, or None")
+        self._on_step = on_step
+        self._layout: Layout | None = None
         self._instrumentation: weakref.ref[object] | None = None
         """The instrumentation whose `update` was traced last."""
         self._worker: Worker | None = None
@@ -84,10 +105,13 @@ class Monitor:
             attempt=attempt,
             token_file=token_file,
             interval=interval,
+            counts_from=counts_from,
+            members=members,
+            local=on_step is not None,
         )
         if self._settings is not None:
             self._check_token(self._settings)
-            self._worker = Worker(self._settings, parts)
+            self._worker = self._new_worker(self._settings)
             self._start()
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=functools.partial(_after_fork, weakref.ref(self)))
@@ -97,36 +121,64 @@ class Monitor:
             return "Monitor(off)"
         return f"Monitor(run={self._settings.run!r}, endpoint={self._settings.endpoint.text!r})"
 
+    @property
+    def layout(self) -> Layout | None:
+        """The parameters' names, for `optwrap.unpack`; None until `init` or `update` is traced."""
+        return self._layout
+
+    def latest(self, member: int = 0) -> Reading | None:
+        """The newest reading that the device has computed, unpacked; None before the first, or if the Monitor is off.
+
+        For one's own logger: it never waits for the device. It is a moment behind the loop, because the Monitor's
+        thread reads what was observed.
+
+        Args:
+          member: whose reading, with `Monitor(members=n)`.
+
+        Raises:
+          IndexError: there is no such member.
+        """
+        if self._worker is None:
+            return None
+        accounts = self._worker.accounts
+        if not 0 <= member < len(accounts):
+            raise IndexError(f"latest: member is {member}; allowed: 0 to {len(accounts) - 1}")
+        return accounts[member].latest
+
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:
         """Receive the parameters' names. `instrument` calls this whenever `init` or `update` is traced.
 
         Args:
           layout: the parameters' paths.
           stepping: whether `update` is traced, and not `init`.
+
+        Raises:
+          ValueError: the `update` of another optimizer, which still exists, was traced before: its counts would be
+            lost.
         """
-        if self._worker is None:
-            return
-        inbox = self._worker.inbox
-        before = inbox.layout
-        if before is not None and before == layout and layout.replicas is None:
+        of = self._instrumentation and self._instrumentation()
+        this = layout.source and layout.source()
+        if stepping and this is not None:
+            if of not in (None, this):
+                of = None
+                # The optimizer of a notebook's cell that is run again may wait for the garbage collector.
+                gc.collect()
+                if self._instrumentation and self._instrumentation() is not None:
+                    raise ValueError(
+                        f"Monitor: {self!r} is given to a second optimizer, and the first one still exists; allowed: "
+                        "one instrument for each Monitor; give each its own, Monitor(run=...) under a name of its own "
+                        "(if the first is left from an earlier run of this notebook's cell, make the Monitor in the "
+                        "same cell)"
+                    )
+            self._instrumentation = layout.source
+        elif of not in (None, this) and self._layout is not None:
+            return  # an optimizer that is only initialised; the readings are those of the one that steps
+        if self._layout == layout and layout.replicas is None:
             # `init` is traced again whenever an outer instrumentation is, and does not know the replicas.
-            layout = dataclasses.replace(layout, replicas=before.replicas)
-        inbox.layout = layout
-        another = stepping and self._is_another(layout)
-        if before is not None and before != layout:
-            self._once.warn(
-                "layout",
-                "optwrap: a second instrumentation reports to the Monitor of run %s, which from now on ignores "
-                "readings of the first; give each instrument its own Monitor",
-                self._run,
-            )
-        elif another:
-            self._once.warn(
-                "another",
-                "optwrap: two instrumentations with the same parameters report to the Monitor of run %s; if both "
-                "train, its counts are wrong; give each instrument its own Monitor",
-                self._run,
-            )
+            layout = dataclasses.replace(layout, replicas=self._layout.replicas if self._layout else None)
+        self._layout = layout
+        if self._worker is not None:
+            self._worker.inbox.layout = layout
 
     def observe(self, reading: object) -> None:
         """Report one step, or several. Never blocks, not even for the device, and never raises.
@@ -141,9 +193,10 @@ class Monitor:
 
         Args:
           reading: the result of `optwrap.reading`, uint32[words], on the host or on any devices, possibly still being
-            computed; do not donate it. Or uint32[n, words]: n consecutive steps (from lax.scan; their times are spread
-            evenly since the last reading and marked as interpolated), or n equal rows, replicas of one step (from
-            pmap). Anything else is ignored, with one line in the log.
+            computed; do not donate it. It may have any leading axes: they are time in row-major order (from lax.scan,
+            nested or not; times are spread evenly since the last reading and marked as interpolated). An axis along
+            which all rows are equal holds replicas of one step (from pmap). With `Monitor(members=n)` the first axis is
+            the member. Anything else is ignored, with one line in the log, and counted in `dropped` if it is a reading.
         """
         try:
             put = self._put or self._reopen()
@@ -209,10 +262,12 @@ class Monitor:
     def _run(self) -> str:
         return "" if self._settings is None else self._settings.run
 
-    def _is_another(self, layout: Layout) -> bool:
-        """Whether the step traced last belongs to another instrumentation than this layout, which still exists."""
-        last, self._instrumentation = self._instrumentation and self._instrumentation(), layout.source
-        return last is not None and layout.source is not None and last is not layout.source()
+    def _new_worker(self, settings: Settings) -> Worker:
+        worker = Worker(
+            settings, self._parts, on_step=self._on_step, superseded=functools.partial(_supersede, weakref.ref(self))
+        )
+        worker.inbox.layout = self._layout
+        return worker
 
     def _check_token(self, settings: Settings) -> None:
         if settings.token_file is not None:
@@ -231,7 +286,14 @@ class Monitor:
     def _reopen(self) -> Callable[[object], None] | None:
         """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
         if self._worker is not None:
-            if self._closed:
+            if self._superseded:
+                self._once.warn(
+                    "closed",
+                    "optwrap: a newer Monitor of run %s in this process has closed this one; readings observed here "
+                    "from now on are ignored; give each optimizer a Monitor with a run of its own",
+                    self._run,
+                )
+            elif self._closed:
                 self._once.warn(
                     "closed",
                     "optwrap: the Monitor of run %s is closed; readings observed from now on are ignored",
@@ -258,8 +320,7 @@ class Monitor:
         """In a forked child: replace the parent's thread, locks, readings and connection by new ones."""
         self._put = None
         if self._worker is not None and not self._closed and self._settings is not None:
-            parent, self._worker = self._worker, Worker(self._settings, self._parts)
-            self._worker.inbox.layout = parent.inbox.layout
+            parent, self._worker = self._worker, self._new_worker(self._settings)
             parent.transport.abandon()
 
 
@@ -267,3 +328,10 @@ def _after_fork(reference: weakref.ref[Monitor]) -> None:
     monitor = reference()
     if monitor is not None:
         monitor._reset_after_fork()
+
+
+def _supersede(reference: weakref.ref[Monitor]) -> None:
+    monitor = reference()
+    if monitor is not None:
+        monitor._superseded = monitor._closed = True
+        monitor._put = None

@@ -8,11 +8,12 @@ accelerator transfers each operand separately.
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Never
 
 import jax
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from optwrap._reading.counters import Words
 from optwrap._reading.observer import Observer
@@ -32,11 +33,27 @@ def report(words: jax.Array, observer: Observer) -> jax.Array:
 
     Returns:
       The same words. They depend on the callback, so it runs before anything that uses them.
+
+    Raises:
+      NotImplementedError: the step is in a `jax.vmap`, when that is traced. The members of an ensemble would call one
+        after another or all at once, as JAX pleases, and the observer could not tell them apart.
     """
-    zero: jax.Array = jax.pure_callback(
-        _calling(observer), np.zeros([], np.uint32), lax.stop_gradient(words), vmap_method="expand_dims"
+    call = _calling(observer)
+
+    @custom_vmap
+    def on_host(words: jax.Array) -> jax.Array:
+        return jax.pure_callback(call, np.zeros([], np.uint32), words)
+
+    on_host.def_vmap(_refuse)
+    return words ^ on_host(lax.stop_gradient(words))
+
+
+def _refuse(*_: Any) -> Never:
+    raise NotImplementedError(
+        'instrument: emit="callback" is in a jax.vmap, which is not supported: return optwrap.reading(opt_state) from '
+        'the vmapped step instead, with emit="reading", and pass it to observe of a Monitor(members=n): each member of '
+        "the ensemble becomes a run of its own"
     )
-    return words ^ zero
 
 
 def _calling(observer: Observer) -> Callable[[Any], Words]:
@@ -45,9 +62,7 @@ def _calling(observer: Observer) -> Callable[[Any], Words]:
 
     def call(words: Any) -> Words:
         try:
-            rows = np.array(words, np.uint32).reshape(-1, np.shape(words)[-1])
-            # Several rows come from a vmap. If all are equal, the optimizer does not depend on the mapped axis.
-            observer.observe(rows[0] if (rows == rows[0]).all() else rows)
+            observer.observe(np.array(words, np.uint32))
         except Exception as error:
             # If this raised, the step would fail and the training would lose its donated state.
             if type(error) not in logged:
@@ -56,6 +71,6 @@ def _calling(observer: Observer) -> Callable[[Any], Words]:
                     "optwrap: a reading was lost because %r raised; further errors of this type are not logged",
                     observer,
                 )
-        return np.zeros(np.shape(words)[:-1], np.uint32)
+        return np.zeros([], np.uint32)
 
     return call

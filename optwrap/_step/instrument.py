@@ -81,7 +81,7 @@ def instrument(
       emit: with "reading", your jitted step returns `optwrap.reading(state)` and your loop passes it to
         `monitor.observe`. With "callback" the step calls `monitor.observe` through a host callback, and your loop does
         not change. That needs a backend with host callbacks (CPU, CUDA, ROCm, TPU) and does not work under
-        `jax.export`. On several simulated CPU devices, wait for each step (`jax.block_until_ready`): otherwise XLA may
+        `jax.export` or `jax.vmap`. On several simulated CPU devices, wait for each step (`jax.block_until_ready`): otherwise XLA may
         run out of threads and abort the process. If a signal handler raises while the main thread runs the callback
         (Ctrl-C, for one), JAX raises a `jax.errors.JaxRuntimeError` from the step in place of that exception.
       name: tells several instrumentations in one optimizer apart: 1 to 64 of `[A-Za-z0-9._-]`, "instrument" if None.

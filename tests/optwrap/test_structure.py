@@ -32,6 +32,7 @@ PUBLIC = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "StepRecord",
     "Totals",
     "adopt",
     "apply_gradients",
