@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-import gc
 import os
+import time
 import types
 import weakref
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from optwrap._monitor.log import LogOnce
 from optwrap._monitor.queue import Flush
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
-from optwrap._reading.unpack import Layout, Reading
+from optwrap._reading.unpack import Layout, Reading, Source
 
 _FINAL_STATES: Final = ("finished", "failed")
 
@@ -94,8 +94,10 @@ class Monitor:
             raise TypeError(f"on_step: got {on_step!r}; allowed: a callable that takes a StepRecord, or None")
         self._on_step = on_step
         self._layout: Layout | None = None
-        self._instrumentation: weakref.ref[object] | None = None
+        self._stepping: weakref.ref[Source] | None = None
         """The instrumentation whose `update` was traced last."""
+        self._stepping_since = 0
+        """When that was traced first, on the clock of `Source.created`."""
         self._worker: Worker | None = None
         self._settings = resolve(
             parts.environ,
@@ -153,25 +155,19 @@ class Monitor:
           stepping: whether `update` is traced, and not `init`.
 
         Raises:
-          ValueError: the `update` of another optimizer, which still exists, was traced before: its counts would be
-            lost.
+          ValueError: the `update` of another optimizer was traced before, and both existed then: the counts of one
+            would be lost. An optimizer that was made later takes over, as in a notebook's cell that is run again.
         """
-        of = self._instrumentation and self._instrumentation()
+        last = self._stepping and self._stepping()
         this = layout.source and layout.source()
-        if stepping and this is not None:
-            if of not in (None, this):
-                of = None
-                # The optimizer of a notebook's cell that is run again may wait for the garbage collector.
-                gc.collect()
-                if self._instrumentation and self._instrumentation() is not None:
-                    raise ValueError(
-                        f"Monitor: {self!r} is given to a second optimizer, and the first one still exists; allowed: "
-                        "one instrument for each Monitor; give each its own, Monitor(run=...) under a name of its own "
-                        "(if the first is left from an earlier run of this notebook's cell, make the Monitor in the "
-                        "same cell)"
-                    )
-            self._instrumentation = layout.source
-        elif of not in (None, this) and self._layout is not None:
+        if stepping and this is not None and this is not last:
+            if last is not None and this.created < self._stepping_since:
+                raise ValueError(
+                    f"Monitor: {self!r} is given to a second optimizer; allowed: one instrument for each Monitor; give "
+                    "each optimizer its own, Monitor(run=...) under a name of its own"
+                )
+            self._stepping, self._stepping_since = layout.source, time.monotonic_ns()
+        elif last not in (None, this) and not stepping and self._layout is not None:
             return  # an optimizer that is only initialised; the readings are those of the one that steps
         if self._layout == layout and layout.replicas is None:
             # `init` is traced again whenever an outer instrumentation is, and does not know the replicas.

@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -98,13 +99,14 @@ class Worker:
         """
         with self._starting:
             if self.thread is None:
-                thread = _ReportingThread(self)
                 for other in threading.enumerate():
                     # A notebook's cell that is run again. Two Monitors of one run would be a conflict.
-                    if isinstance(other, _ReportingThread) and thread.replaces(other):
+                    worker = other.worker if isinstance(other, _ReportingThread) else None
+                    if worker is not None and self._replaces(worker):
                         log.info("optwrap: a new Monitor of run %s closes the one before it", self._settings.run)
-                        other.worker.superseded()
-                        other.worker.close("finished")
+                        worker.superseded()
+                        worker.close("finished")
+                thread = _ReportingThread(self)
                 thread.start()
                 self.thread = thread
                 atexit.register(self._at_exit)
@@ -118,6 +120,12 @@ class Worker:
     def close_soon(self) -> None:
         """End the thread without waiting. Safe in a finalizer, which may run in any thread, even in this one."""
         self._request_end("finished", CLOSE_TIMEOUT)
+
+    def _replaces(self, other: "Worker") -> bool:
+        """Whether `other` reports the same run, process and endpoint, and is not about to end."""
+        mine, others = self._settings, other._settings
+        same = (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
+        return same and not mine.off and other.inbox.closing is None
 
     def _request_end(self, state: str, within: float) -> None:
         if self.inbox.closing is None:
@@ -142,12 +150,9 @@ class _ReportingThread(threading.Thread):
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(target=worker._run, name="optwrap-monitor", daemon=True)
-        self.worker = worker
+        self._worker = weakref.ref(worker)
 
-    def replaces(self, other: "_ReportingThread") -> bool:
-        """Whether `other` reports the same run, process and endpoint, and is not about to end."""
-        if other.worker.inbox.closing is not None:
-            return False
-        mine, others = self.worker._settings, other.worker._settings
-        same = (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
-        return same and not mine.off
+    @property
+    def worker(self) -> Worker | None:
+        """The worker; None once it has ended and nobody else has it."""
+        return self._worker()

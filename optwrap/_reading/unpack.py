@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import time
 import weakref
 import zlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import jax
 import numpy as np
@@ -25,13 +26,20 @@ from optwrap._reading.counters import (
 from optwrap._reading.replicas import Replica, Replicas
 
 
+class Source:
+    """One instrumentation. A monitor tells two apart by it."""
+
+    def __init__(self) -> None:
+        self.created: Final = time.monotonic_ns()
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The static description of an instrumentation's readings. `instrument` passes it to the monitor when traced."""
 
     parameters: tuple[str, ...]
     """Path of each parameter, in the order of the tree's leaves: `decoder/layer_3/mlp/w`."""
-    source: "weakref.ref[object] | None" = dataclasses.field(default=None, compare=False, repr=False)
+    source: "weakref.ref[Source] | None" = dataclasses.field(default=None, compare=False, repr=False)
     """Identity of the instrumentation; tells two with the same parameters apart."""
     replicas: Replicas | None = dataclasses.field(default=None, compare=False, repr=False)
     """The replicas that `replica_flags` cover; None if the traced step had no flags."""

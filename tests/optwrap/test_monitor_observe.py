@@ -153,29 +153,6 @@ def test_a_traced_value_and_a_donated_reading_are_ignored(
     assert "deleted" in deleted
 
 
-def test_two_instrumentations_with_equal_parameters_are_told_apart(
-    make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
-) -> None:
-    """An error. An instrumentation that is traced again, or that replaces a deleted one, is not another one."""
-    monitor = make()
-    params = {"w": jnp.ones(3)}
-
-    def built() -> Any:
-        tx = optwrap.instrument(optax.sgd(0.1), monitor)
-        for _ in range(2):
-            jax.eval_shape(tx.update, params, tx.init(params))
-        return tx
-
-    for _ in range(3):
-        built()
-    assert not log_lines(caplog)
-    both = built(), built  # the first one still exists
-    with pytest.raises(ValueError, match=r"second optimizer.*give each its own, Monitor\(run=\.\.\.\)"):
-        both[1]()
-    jax.eval_shape(both[0].update, params, both[0].init(params))
-    assert not log_lines(caplog)
-
-
 @pytest.mark.parametrize("fresh_state", [True, False])
 def test_counting_starts_just_before_the_first_reading(
     stub: StubExporter, make: Callable[..., Monitor], fresh_state: bool
