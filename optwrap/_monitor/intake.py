@@ -240,7 +240,8 @@ def as_rows(words: Words) -> Words:
             words = words.take([0], axis)
     words = words.reshape(-1, width)
     changed = (words[1:] != words[:-1]).any(axis=1)
-    return words[np.concatenate([[True], changed])]
+    rows: Words = words[np.concatenate([[True], changed])]
+    return rows
 
 
 def new_rows(words: Words, account: Account) -> Words:

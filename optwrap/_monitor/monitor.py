@@ -158,8 +158,8 @@ class Monitor:
           ValueError: the `update` of another optimizer was traced before, and both existed then: the counts of one
             would be lost. An optimizer that was made later takes over, as in a notebook's cell that is run again.
         """
-        last = self._stepping and self._stepping()
-        this = layout.source and layout.source()
+        last = None if self._stepping is None else self._stepping()
+        this = None if layout.source is None else layout.source()
         if stepping and this is not None and this is not last:
             if last is not None and this.created < self._stepping_since:
                 raise ValueError(
