@@ -2,6 +2,7 @@
 
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 
+from optwrap import trackers
 from optwrap._core.apply_gradients import apply_gradients, settle
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.monitor import Monitor
@@ -53,5 +54,6 @@ __all__ = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "trackers",
     "unpack",
 ]

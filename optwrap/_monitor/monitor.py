@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Final, Literal, Self
 
 from optwrap._monitor.local.record import StepRecord
+from optwrap._monitor.local.serve import serve as serve_locally
+from optwrap._monitor.local.table import table
 from optwrap._monitor.log import LogOnce
 from optwrap._monitor.queue import Flush
 from optwrap._monitor.settings import Settings, read_token, resolve
@@ -64,6 +66,9 @@ class Monitor:
         first reading are not counted. Default: the same, and if there are such steps, one line in the log says so.
       members: the size of an ensemble that is trained in one `jax.vmap`, at most 256. The first axis of each observed
         reading is the member, and each member is a run: `run.0`, `run.1`, ...
+      serve: start an exporter at `endpoint`, an address of this machine, as a child that ends with this process, and
+        print the link to its page. Needs the package optwrap-exporter. If something listens there, nothing is started.
+        If it cannot be started, one line in the log says why. Waits until it listens, which takes a second or two.
 
     Raises:
       ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.
@@ -81,6 +86,7 @@ class Monitor:
         on_step: Callable[[StepRecord], object] | None = None,
         counts_from: Literal["first_reading", "zero"] | None = None,
         members: int | None = None,
+        serve: bool = False,
         _parts: Parts | None = None,
     ) -> None:
         self._parts = parts = _parts or Parts()
@@ -113,10 +119,17 @@ class Monitor:
         )
         if self._settings is not None:
             self._check_token(self._settings)
+            if serve and not self._settings.off and serve_locally(self._settings.endpoint):
+                print(f"optwrap: {self._settings.endpoint.text.rstrip('/')}/?run={self._settings.runs[0]}")
             self._worker = self._new_worker(self._settings)
             self._start()
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=functools.partial(_after_fork, weakref.ref(self)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the link to the exporter, and the newest step."""
+        runs = () if self._settings is None else self._settings.runs
+        return table(self._settings, {run: self.latest(member) for member, run in enumerate(runs)})
 
     def __repr__(self) -> str:
         if self._settings is None:

@@ -11,6 +11,7 @@ ALLOWED = {
     "_wrappers": ("_core",),
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
+    "trackers": ("_reading", "_monitor"),
     "_monitor": ("_version", "_reading", "_core.checks", "_core.errors"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
@@ -47,6 +48,7 @@ PUBLIC = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "trackers",
     "unpack",
 ]
 
