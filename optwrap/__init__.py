@@ -13,6 +13,8 @@ from optwrap._reading.unpack import Layout, Reading, Totals, unpack
 from optwrap._step.adopt import adopt
 from optwrap._step.instrument import instrument
 from optwrap._step.replicas import ReplicaFlags, replica_flags
+from optwrap._stop.policy import StopPolicy
+from optwrap._stop.stop import BadStep, Stop
 from optwrap._version import __version__ as __version__
 from optwrap._wrappers.apply_if_finite import apply_if_finite
 from optwrap._wrappers.flatten import flatten
@@ -21,9 +23,11 @@ from optwrap._wrappers.masked import masked
 from optwrap._wrappers.multi_steps import MultiSteps
 from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, skip_large_updates, skip_not_finite
 from optwrap._wrappers.skip_if import SkipIfState, skip_if
+from optwrap._wrappers.skip_spikes import SkipSpikesState, skip_spikes
 
 __all__ = [
     "ApplyIfFiniteState",
+    "BadStep",
     "InstrumentState",
     "Layout",
     "LookaheadParams",
@@ -39,7 +43,10 @@ __all__ = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "SkipSpikesState",
     "StepRecord",
+    "Stop",
+    "StopPolicy",
     "Totals",
     "adopt",
     "apply_gradients",
@@ -54,6 +61,7 @@ __all__ = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "skip_spikes",
     "trackers",
     "unpack",
 ]

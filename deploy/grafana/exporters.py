@@ -177,7 +177,7 @@ def _reports() -> Row:
             "s",
             Query(
                 f"time() - min by (instance) (optwrap_last_report_timestamp_seconds{{{_OF}}} "
-                f'unless ignoring (health) optwrap_process_health{{{_OF}, health=~"finished|failed"}} == 1)',
+                f'unless ignoring (health) optwrap_process_health{{{_OF}, health=~"finished|failed|stopped"}} == 1)',
                 "{{instance}}",
             ),
         ),

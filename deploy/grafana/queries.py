@@ -22,6 +22,7 @@ HEALTH: Final = (
     ("starved", "orange"),
     ("stalled", "dark-orange"),
     ("stale", "purple"),
+    ("stopped", "super-light-red"),
     ("failed", "light-red"),
     ("gave_up", "red"),
     ("conflict", "dark-red"),

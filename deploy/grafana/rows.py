@@ -137,6 +137,15 @@ def health() -> Row:
             Query(largest("optwrap_gradient_norm_limit"), "limit", RED, dashed=True),
             log=True,
         ),
+        lines(
+            "Adaptive guard",
+            "Counts of skip_spikes: rebases, in which it took the norms that it had skipped for the new level, and "
+            "steps that it would have skipped, where it only watches (`shadow=True`).",
+            "short",
+            Query(largest("optwrap_guard_rebases_total"), "rebases", "yellow"),
+            Query(largest("optwrap_guard_would_skip_steps_total"), "would skip", "text"),
+            steps=True,
+        ),
     )
 
 

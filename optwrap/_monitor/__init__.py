@@ -5,6 +5,6 @@ encode) -> transport -> exporter. The reporter drives all of it; the thread star
 
 What a Monitor does for its own program is in `local`.
 
-Modules, lowest first: log settings source transport worst backlog account encode queue intake outbox
+Modules, lowest first: log settings source transport worst queue backlog account encode intake outbox
 reporter thread monitor.
 """

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
 from optwrap._monitor.backlog import Backlog, Entry, Record
+from optwrap._monitor.queue import Ending
 from optwrap._monitor.worst import MAX_PARAMETERS, name_worst
 from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
 from optwrap._reading.replicas import OTHERS, NonfiniteReplicas, Replica
@@ -87,6 +88,8 @@ class Incarnation:
     totals: Totals
     """The latest totals."""
     state: str = "starting"
+    ending: Ending | None = None
+    """How it ended; None while it goes on."""
     gauges: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
     seq: int = 0
     """Number of the latest report; 0 if there is none."""
@@ -201,9 +204,9 @@ class Account:
             self.current.state = "running"
             self._add_record(observation, reading.outcome)
 
-    def finish(self, state: str) -> None:
+    def finish(self, ending: Ending) -> None:
         """Set the final state of the current incarnation, to be reported once more."""
-        self.current.state = state
+        self.current.state, self.current.ending = ending.state, ending
         self.current.unreported = True
 
     def count_dropped(self, entries: Iterable[Entry[Incarnation]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from optwrap._monitor.account import Incarnation, subtract
 from optwrap._monitor.backlog import Record
+from optwrap._monitor.queue import Ending
 from optwrap._monitor.worst import MAX_PARAMETERS, Named, name_worst
 from optwrap._reading.replicas import Replica
 from optwrap._reading.unpack import Totals
@@ -75,6 +76,8 @@ def encode(
             for parameter, values in _by_path(record.nonfinite_parameters.counts, operator.add).items()
         ],
     }
+    if incarnation.ending is not None:
+        body |= _ending(incarnation.ending)
     unnamed = [
         {"step": record.step, "parameters": others, "not_finite": rest}
         for record in records
@@ -107,6 +110,17 @@ def totals(of: Totals, max_parameters: int = MAX_PARAMETERS) -> dict[str, Any]:
         found["parameter_steps"] = sum(of.parameters.values())
     if of.replicas:
         found["replicas"] = [_replica(replica) | {"steps": steps} for replica, steps in of.replicas.items()]
+    return found
+
+
+def _ending(ending: Ending) -> dict[str, Any]:
+    """Why it ended and where to roll back to, in the form that the wire allows: one line of at most 256 characters."""
+    found: dict[str, Any] = {}
+    if ending.reason is not None:
+        line = " ".join(ending.reason.split())
+        found["reason"] = "".join(c if c.isprintable() else "?" for c in line)[:256]
+    if ending.last_clean_step is not None:
+        found["last_clean_step"] = ending.last_clean_step
     return found
 
 

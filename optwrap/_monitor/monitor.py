@@ -8,18 +8,23 @@ import time
 import types
 import weakref
 from collections.abc import Callable
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, get_args
 
+from optwrap._monitor.intake import as_rows, on_host
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.local.serve import serve as serve_locally
 from optwrap._monitor.local.table import table
 from optwrap._monitor.log import LogOnce
-from optwrap._monitor.queue import Flush
+from optwrap._monitor.queue import Ending, Flush, in_words
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
 from optwrap._reading.unpack import Layout, Reading, Source
+from optwrap._stop.decision import Decision
+from optwrap._stop.policy import StopPolicy
+from optwrap._stop.stop import Stop
 
-_FINAL_STATES: Final = ("finished", "failed")
+_FinalState = Literal["finished", "failed", "stopped"]
+_FINAL_STATES: Final = get_args(_FinalState)
 
 
 class Monitor:
@@ -38,10 +43,11 @@ class Monitor:
     run in this process, so a notebook's cell can be run again; the run's totals are then those of both. After a fork
     the parent continues to report. The child reports only if it observes, as a newly started process does.
 
-    As a context manager a Monitor closes as "failed" if an exception leaves the block, otherwise as "finished". If it
-    is never closed, it closes when the interpreter exits (as "failed" after an uncaught exception), and waits at most
-    2 s for its last report. `sys.exit(status)` outside a block is not seen as a failure, because Python's exit
-    handlers do not get the status: use the block, or call `close("failed")`.
+    As a context manager a Monitor closes as "failed" if an exception leaves the block, with the exception as the
+    reason; as "stopped" if `should_stop` has returned a `Stop`; otherwise as "finished". If it is never closed, it
+    closes in the same way when the interpreter exits, and waits at most 2 s for its last report. `sys.exit(status)`
+    outside a block is not seen as a failure, because Python's exit handlers do not get the status: use the block, or
+    call `close("failed")`.
 
     Args:
       run: the run's name, the same after a resume: 1 to 128 of `A-Z a-z 0-9 . _ : -`, beginning with a letter or digit.
@@ -69,8 +75,10 @@ class Monitor:
       serve: start an exporter at `endpoint`, an address of this machine, as a child that ends with this process, and
         print the link to its page. Needs the package optwrap-exporter. If something listens there, nothing is started.
         If it cannot be started, one line in the log says why. Waits until it listens, which takes a second or two.
+      stop: when `should_stop` says that the training should stop; None for never. It needs no exporter.
 
     Raises:
+      TypeError: `stop` is no `StopPolicy`.
       ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.
     """
 
@@ -87,12 +95,23 @@ class Monitor:
         counts_from: Literal["first_reading", "zero"] | None = None,
         members: int | None = None,
         serve: bool = False,
+        stop: StopPolicy | None = None,
         _parts: Parts | None = None,
     ) -> None:
+        if not (stop is None or isinstance(stop, StopPolicy)):
+            raise TypeError(f"stop: got {stop!r}; allowed: an optwrap.StopPolicy, or None")
+        if stop is not None and members is not None:
+            raise ValueError(
+                f"stop: got a StopPolicy with members={members!r}; allowed: one of them, because the members of an "
+                "ensemble cannot stop one by one; decide by `latest(member)`"
+            )
         self._parts = parts = _parts or Parts()
         self._once = LogOnce()
         self._put: Callable[[object], None] | None = None
-        """Where `observe` puts a reading; None if the Monitor is off, closed, or has no thread yet after a fork."""
+        """Where `observe` puts a reading; None if there is nobody to take it, or no thread yet after a fork."""
+        self._decision = None if stop is None else Decision(stop, lambda observed: as_rows(on_host(observed)))
+        self._stop: Stop | None = None
+        """What `should_stop` returned last."""
         self._closed = False
         self._superseded = False
         """Whether a newer Monitor of this run has closed this one."""
@@ -117,6 +136,7 @@ class Monitor:
             members=members,
             local=on_step is not None,
         )
+        self._put = self._puts(None)
         if self._settings is not None:
             self._check_token(self._settings)
             if serve and not self._settings.off and serve_locally(self._settings.endpoint):
@@ -160,6 +180,11 @@ class Monitor:
             raise IndexError(f"latest: member is {member}; allowed: 0 to {len(accounts) - 1}")
         return accounts[member].latest
 
+    @property
+    def stop_policy(self) -> StopPolicy | None:
+        """When `should_stop` says that the training should stop; None for never."""
+        return None if self._decision is None else self._decision.policy
+
     def describe(self, layout: Layout, *, stepping: bool = False) -> None:
         """Receive the parameters' names. `instrument` calls this whenever `init` or `update` is traced.
 
@@ -171,6 +196,8 @@ class Monitor:
           ValueError: the `update` of another optimizer was traced before, and both existed then: the counts of one
             would be lost. An optimizer that was made later takes over, as in a notebook's cell that is run again.
         """
+        if self._decision is not None:
+            self._decision.describe(layout, stepping=stepping)
         last = None if self._stepping is None else self._stepping()
         this = None if layout.source is None else layout.source()
         if stepping and this is not None and this is not last:
@@ -214,6 +241,31 @@ class Monitor:
         except Exception as error:
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
+    def should_stop(self) -> Stop | None:
+        """Whether the training should stop, as the policy `stop` says. Call it in the loop, after `observe`.
+
+        It is decided in this process, from all readings observed but the last `StopPolicy.lag` ones; no exporter and no
+        other process is asked. In data-parallel training all hosts get the same readings, so all of them get the same
+        answer at the same step, if all observe every step and ask at the same place of the loop. (Not if each process
+        trains its own copy.) It waits until the device has computed those readings. If the loop observes several times
+        between two questions, `observe` waits in the same way.
+
+        Returns:
+          None, or the `Stop`: the same one from then on, until the counters fall because an older state was restored.
+          Then counting starts again. None without a policy.
+
+        Raises:
+          ValueError: something that is no reading of this instrumentation was observed.
+          jax.errors.JaxRuntimeError: the step of a reading failed, or the reading was donated.
+        """
+        if self._decision is None:
+            return None
+        found = self._decision.decide()
+        if self._worker is not None:
+            self._worker.stop = found
+        self._stop = found
+        return found
+
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until the exporter has stored everything observed so far.
 
@@ -240,22 +292,24 @@ class Monitor:
                 worker.inbox.flushes.remove(flush)
         return flush.succeeded
 
-    def close(self, state: Literal["finished", "failed"] = "finished") -> None:
+    def close(self, state: _FinalState | None = None, reason: str | None = None) -> None:
         """Report the end of the run, and stop. Waits at most 2 s. Closing again does nothing.
 
         Args:
-          state: how the run ended.
+          state: how the run ended. Default: "stopped" if `should_stop` has returned a `Stop`, otherwise "finished".
+          reason: why, for those who watch the run: one line of at most 256 characters. Default for "stopped": that of
+            the `Stop`.
 
         Raises:
           ValueError: `state` is not one of these.
         """
-        if state not in _FINAL_STATES:
-            raise ValueError(f"close: state is {state!r}; allowed: {' or '.join(map(repr, _FINAL_STATES))}")
+        if not (state is None or state in _FINAL_STATES):
+            raise ValueError(f"close: state is {state!r}; allowed: {', '.join(map(repr, _FINAL_STATES))}, or None")
         self._put = None
         if not self._closed:
             self._closed = True
             if self._worker is not None:
-                self._worker.close(state)
+                self._worker.close(Ending.of(state, reason, self._stop))
 
     def __enter__(self) -> Self:
         return self
@@ -263,9 +317,11 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
-        # sys.exit() and sys.exit(0) end a program that succeeded.
-        succeeded = error is None or (isinstance(error, SystemExit) and not error.code)
-        self.close("finished" if succeeded else "failed")
+        # sys.exit() and sys.exit(0) end a program that succeeded, and sys.exit(stop.exit_code) one that stopped.
+        if error is None or (isinstance(error, SystemExit) and (not error.code or self._stop is not None)):
+            self.close()
+        else:
+            self.close("failed", in_words(error))
 
     @property
     def _run(self) -> str:
@@ -291,6 +347,18 @@ class Monitor:
                     error,
                     settings.run,
                 )
+
+    def _puts(self, put: Callable[[object], None] | None) -> Callable[[object], None] | None:
+        """What takes a reading: the decision to stop, if there is a policy, after `put`."""
+        if self._decision is None or put is None:
+            return put if self._decision is None else self._decision.observe
+        observe = self._decision.observe
+
+        def both(reading: object) -> None:
+            put(reading)
+            observe(reading)
+
+        return both
 
     def _reopen(self) -> Callable[[object], None] | None:
         """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
@@ -323,12 +391,12 @@ class Monitor:
             return
         # The worker does not know the Monitor: when the Monitor is collected, its thread has to be ended.
         weakref.finalize(self, self._worker.close_soon).atexit = False
-        self._put = self._worker.inbox.put
+        self._put = self._puts(self._worker.inbox.put)
 
     def _reset_after_fork(self) -> None:
         """In a forked child: replace the parent's thread, locks, readings and connection by new ones."""
-        self._put = None
         if self._worker is not None and not self._closed and self._settings is not None:
+            self._put = None
             parent, self._worker = self._worker, self._new_worker(self._settings)
             parent.transport.abandon()
 

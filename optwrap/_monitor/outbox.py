@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from optwrap._monitor.account import Account, Incarnation
 from optwrap._monitor.backlog import Entry
 from optwrap._monitor.encode import Identity, encode
 from optwrap._monitor.worst import MAX_PARAMETERS
+
+_GROW_AFTER: Final = 64
+"""Acknowledgements after which reports may be twice as large again, if they had to become smaller."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,8 +51,10 @@ class Outbox:
     ) -> None:
         self._account = account
         self._identity = identity
-        self._max_rows = max_rows
-        self._max_parameters = max_parameters
+        self._max_rows = self._most_rows = max_rows
+        self._max_parameters = self._most_parameters = max_parameters
+        self._accepted = 0
+        """Acknowledgements since a report was too large, or since the limits grew."""
         self._max_held = max_held
         self.held: list[Report] = []
         """Built and not acknowledged, oldest first."""
@@ -99,6 +104,7 @@ class Outbox:
         self.refused = False
         incarnation.maybe_stored = True
         incarnation.refusals = 0
+        self._grow()
         for report in [r for r in self.held if r.incarnation is incarnation and r.seq <= acknowledged]:
             self._release(report)
         for old in self._account.incarnations[:-1]:
@@ -127,9 +133,9 @@ class Outbox:
     def shrink(self, report: Report) -> bool:
         """Release a report that is too large, and make the next ones smaller; False if it cannot be smaller.
 
-        First fewer step records are sent in one report, then fewer parameters are named. The limits stay for good: the
-        limit of the exporter, or of a proxy before it, does.
+        First fewer step records are sent in one report, then fewer parameters are named.
         """
+        self._accepted = 0
         if len(report.entries) > 1:
             rows = sum(entry.record.weight for entry in report.entries)
             self._max_rows = max(1, min(self._max_rows, rows) // 2)
@@ -140,6 +146,20 @@ class Outbox:
         self._withdraw(report, reuse_seq=True)
         self._account.count_dropped(self._account.backlog.put_back(report.entries))
         return True
+
+    def _grow(self) -> None:
+        """Allow larger reports again from time to time: the one that was too large may have been an exception.
+
+        The number of parameters grows last, because `shrink` would cut step records first.
+        """
+        self._accepted += 1
+        if self._accepted < _GROW_AFTER:
+            return
+        self._accepted = 0
+        if self._max_rows < self._most_rows:
+            self._max_rows = min(self._most_rows, 2 * self._max_rows)
+        else:
+            self._max_parameters = min(self._most_parameters, 2 * max(1, self._max_parameters))
 
     def _next(self) -> Incarnation | None:
         """The next incarnation to report: the oldest of those with the fewest refusals; None if there is none."""

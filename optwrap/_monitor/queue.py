@@ -4,13 +4,15 @@ import contextlib
 import itertools
 import queue
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from optwrap._reading.unpack import Layout
+from optwrap._stop.stop import Stop
 
 
 class Item(NamedTuple):
@@ -24,11 +26,32 @@ class Item(NamedTuple):
     """Seconds since 1970."""
 
 
-class Closing(NamedTuple):
-    """The final state of the run, and the deadline of the last report."""
+class Ending(NamedTuple):
+    """How the run ended."""
 
     state: str
-    """"finished" or "failed"."""
+    """"finished", "failed" or "stopped"."""
+    reason: str | None = None
+    last_clean_step: int | None = None
+    """The step to roll back to, if it stopped."""
+
+    @classmethod
+    def of(cls, state: str | None, reason: str | None, stop: Stop | None) -> Self:
+        """The ending in this state, or by default in the one that follows from the decision to stop."""
+        if stop is None or state not in (None, "stopped"):
+            return cls(state or "finished", reason)
+        return cls("stopped", reason or stop.reason, stop.last_clean_step)
+
+
+def in_words(error: BaseException) -> str:
+    """An exception by its type and message, as a reason."""
+    return "".join(traceback.format_exception_only(error))
+
+
+class Closing(NamedTuple):
+    """How the run ended, and the deadline of the last report."""
+
+    ending: Ending
     deadline: float
     """Monotonic seconds."""
 

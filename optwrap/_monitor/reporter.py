@@ -182,7 +182,7 @@ class Reporter:
             clock.sleep(_POLL_EVERY)
         self._intake.abandon()
         for account in self._accounts:
-            account.finish(closing.state)
+            account.finish(closing.ending)
         pause = 0.02
         while True:
             self._send(heartbeat=False, deadline=closing.deadline)

@@ -17,11 +17,12 @@ from optwrap._monitor.account import Account
 from optwrap._monitor.local.callback import Caller
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.log import log
-from optwrap._monitor.queue import Closing, Inbox
+from optwrap._monitor.queue import Closing, Ending, Inbox, in_words
 from optwrap._monitor.reporter import Clock, Reporter
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource, Source
 from optwrap._monitor.transport import HttpTransport, NoTransport, Transport
+from optwrap._stop.stop import Stop
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for which `close`, and the end of the process, wait for the last report."""
@@ -86,6 +87,8 @@ class Worker:
         )
         self.thread: threading.Thread | None = None
         """None until `start`."""
+        self.stop: Stop | None = None
+        """The decision that the training should stop, for an end without `close`."""
         self._clock = parts.clock
         self._settings = settings
         self._starting = threading.Lock()
@@ -105,21 +108,21 @@ class Worker:
                     if worker is not None and self._replaces(worker):
                         log.info("optwrap: a new Monitor of run %s closes the one before it", self._settings.run)
                         worker.superseded()
-                        worker.close("finished")
+                        worker.close(Ending.of(None, None, worker.stop))
                 thread = _ReportingThread(self)
                 thread.start()
                 self.thread = thread
                 atexit.register(self._at_exit)
 
-    def close(self, state: str) -> None:
+    def close(self, ending: Ending) -> None:
         """End the thread, and wait at most CLOSE_TIMEOUT for its last report."""
         if self.thread is not None:
-            self._request_end(state, CLOSE_TIMEOUT - _MARGIN)
+            self._request_end(ending, CLOSE_TIMEOUT - _MARGIN)
             self.inbox.done.wait(CLOSE_TIMEOUT)
 
     def close_soon(self) -> None:
         """End the thread without waiting. Safe in a finalizer, which may run in any thread, even in this one."""
-        self._request_end("finished", CLOSE_TIMEOUT)
+        self._request_end(Ending.of(None, None, self.stop), CLOSE_TIMEOUT)
 
     def _replaces(self, other: "Worker") -> bool:
         """Whether `other` reports the same run, process and endpoint, and is not about to end."""
@@ -127,9 +130,9 @@ class Worker:
         same = (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
         return same and not mine.off and other.inbox.closing is None
 
-    def _request_end(self, state: str, within: float) -> None:
+    def _request_end(self, ending: Ending, within: float) -> None:
         if self.inbox.closing is None:
-            self.inbox.closing = Closing(state, self._clock.monotonic() + within)
+            self.inbox.closing = Closing(ending, self._clock.monotonic() + within)
         self.inbox.wakeup.set()
 
     def _run(self) -> None:
@@ -142,7 +145,8 @@ class Worker:
         # A forked child inherits the exit handlers of its parent, but not the thread.
         if os.getpid() == self._pid and not self.inbox.done.is_set():
             uncaught = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-            self.close("finished" if uncaught is None else "failed")
+            stopped = Ending.of(None, None, self.stop)
+            self.close(stopped if uncaught is None else Ending("failed", in_words(uncaught)))
 
 
 class _ReportingThread(threading.Thread):

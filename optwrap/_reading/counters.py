@@ -7,7 +7,7 @@ The words, in this order: the layout version, the number of accumulation windows
 are declared. Signed integers and floats keep their bits; a bool is 0 or 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -39,6 +39,8 @@ INTEGER_GAUGES: Final = (
     "gradient_step",
     "steps_since_sync",
     "sync_period",
+    "guard_rebases",
+    "guard_would_skip_steps",
 )
 """The gauges read from the wrappers' states, in the order of `Counters.gauges`."""
 
@@ -87,7 +89,7 @@ class Counters(NamedTuple):
     gradient_norm_limit: jax.Array
     """float32[]: a step with this norm or a larger one is skipped; ABSENT if there is no such limit."""
     gauges: jax.Array
-    """int32[7]: INTEGER_GAUGES after the last step; ABSENT where no wrapper has that gauge."""
+    """int32[9]: INTEGER_GAUGES after the last step; ABSENT where no wrapper has that gauge."""
     replica: jax.Array
     """int32[]: index of the first replica whose own gradients were non-finite in the last step; ABSENT if there was
     none, or if the step was given no `replica_flags`."""
@@ -134,11 +136,18 @@ def split(words: Any, windows: int) -> Counters:
       words: uint32[..., HEAD + W + 2 P], a JAX or numpy array.
       windows: W.
     """
-    fields = {}
-    for name, (start, size) in _positions(words.shape[-1], windows).items():
+    return Counters(*fields(words, windows, Counters._fields))
+
+
+def fields(words: Any, windows: int, names: Sequence[str]) -> list[Any]:
+    """The fields of these names, as `split` returns them."""
+    positions = _positions(words.shape[-1], windows)
+    found = []
+    for name in names:
+        start, size = positions[name]
         is_vector = name in _VECTORS or name in _OF_A_PROGRAM
-        fields[name] = _from_words(name, words[..., start : start + size] if is_vector else words[..., start])
-    return Counters(**fields)
+        found.append(_from_words(name, words[..., start : start + size] if is_vector else words[..., start]))
+    return found
 
 
 def advance(words: jax.Array, windows: int, events: Mapping[str, Any], values: Mapping[str, Any]) -> jax.Array:

@@ -100,7 +100,7 @@ class Reading:
     gauges: Mapping[str, float | int]
     """The gauges that the optimizer has: not_finite_streak, not_finite_streak_peak and gradient_norm always;
     gradient_norm_limit, guard_not_finite_count, guard_not_finite_limit, mini_step, every_k, gradient_step,
-    steps_since_sync and sync_period where a wrapper has them."""
+    steps_since_sync, sync_period, guard_rebases and guard_would_skip_steps where a wrapper has them."""
     replica: int | None = None
     """Index of the first replica whose own gradients were non-finite; None if there was none, or no flags."""
     replicas_not_finite: int | None = None

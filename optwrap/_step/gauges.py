@@ -11,13 +11,14 @@ from optwrap._reading.counters import ABSENT, INTEGER_GAUGES
 from optwrap._step.grad_summary import on_any_device
 from optwrap._step.wrappers import Wrapper, depth_first
 from optwrap._wrappers.skip_if import SkipIfState
+from optwrap._wrappers.skip_spikes import SkipSpikesState
 
 
 class Gauges(NamedTuple):
     """The gauges that are read from the wrappers' states."""
 
     integers: list[jax.Array]
-    """7 of int32[], in the order of INTEGER_GAUGES; ABSENT where no wrapper has that gauge."""
+    """9 of int32[], in the order of INTEGER_GAUGES; ABSENT where no wrapper has that gauge."""
     gradient_norm_limit: jax.Array
     """float32[]: a step with this norm or a larger one is skipped; ABSENT if there is no such limit."""
 
@@ -30,8 +31,9 @@ def gauges(wrappers: Sequence[Wrapper]) -> Gauges:
     * MultiSteps and lookahead: the outermost.
     * apply_if_finite: the one nearest to its limit, even if it was not called in this step; if no limit is known, the
       one with the largest count.
-    * the norm limit: that of the outermost MultiSteps or skip_if. A limit inside a window is not reported, because it
-      does not apply to the incoming gradients.
+    * skip_spikes: the outermost.
+    * the norm limit: that of the outermost MultiSteps, skip_if or skip_spikes. A limit inside a window is not reported,
+      because it does not apply to the incoming gradients.
     """
     every = tuple(depth_first(wrappers))
     values: dict[str, jax.Array | None] = {}
@@ -48,6 +50,11 @@ def gauges(wrappers: Sequence[Wrapper]) -> Gauges:
             case SkipIfState():
                 own = _norm_limit(wrapper)
                 norm_limit = norm_limit if own is None else own
+            case SkipSpikesState() as spikes:
+                memory = spikes.memory
+                values |= {"guard_rebases": memory.rebases, "guard_would_skip_steps": memory.would_skip}
+                none = jnp.array(ABSENT, jnp.float32) if norm_limit is None else norm_limit
+                norm_limit = jnp.where(jnp.isfinite(memory.limit), memory.limit, none)
             case optax.LookaheadState() as lookahead:
                 values |= {"steps_since_sync": lookahead.steps_since_sync, "sync_period": _limit(wrapper)}
     guards = [wrapper for wrapper in every if isinstance(wrapper.new, optax.ApplyIfFiniteState)]

@@ -44,9 +44,10 @@ def instrument(
 
     Every call has exactly one outcome. It is found from the outermost wrapper inwards:
 
-    * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite` or `skip_if` rejected the gradients,
-      or `MultiSteps` skipped the mini-step. `skipped_not_finite` if the wrapper's input had a non-finite value; else
-      `skipped_large` if its skip function returns a `norm_squared`, as `skip_large_updates` does; else `skipped_other`.
+    * `skipped_not_finite`, `skipped_large`, `skipped_other`: an `apply_if_finite`, `skip_if` or `skip_spikes` rejected
+      the gradients, or `MultiSteps` skipped the mini-step. `skipped_not_finite` if the wrapper's input had a non-finite
+      value; else `skipped_large` under `skip_spikes`, and if the skip function returns a `norm_squared`, as
+      `skip_large_updates` does; else `skipped_other`.
     * `accumulated`: a window of `MultiSteps` accumulated the gradients, finite or not, and is not complete.
     * `accepted_not_finite`: a non-finite value reached the inner optimizer: there was no guard, the guard gave up, or
       the window had accumulated the value. (optax's own `MultiSteps` also calls the inner optimizer in the middle of a
@@ -95,8 +96,9 @@ def instrument(
 
     Raises:
       TypeError: an argument, or `replica_flags` in `update`, has the wrong type.
-      ValueError: `emit` or `name` is not allowed, or emit="callback" has no monitor; in `update`: the gradients have
-        other leaves than the parameters in `init`, or other shapes than the parameters in `update`.
+      ValueError: `emit` or `name` is not allowed, or emit="callback" has no monitor, or one with a stop policy; in
+        `update`: the gradients have other leaves than the parameters in `init`, or other shapes than the parameters in
+        `update`.
     """
     inner = transformation("tx", tx)
     key = _checked_name(name)
@@ -185,6 +187,11 @@ def _check_emission(monitor: Any, emit: Any) -> None:
         raise ValueError(
             'monitor must be given with emit="callback", got None: the step needs an observer to call; pass '
             'optwrap.Monitor(run=...), or use emit="reading"'
+        )
+    if emit == "callback" and getattr(monitor, "stop_policy", None) is not None:
+        raise ValueError(
+            'monitor must have no stop policy with emit="callback", got one: callbacks arrive at another time on each '
+            'host, so the hosts could stop at different steps; use emit="reading", or leave out the Monitor\'s stop'
         )
 
 

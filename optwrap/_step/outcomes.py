@@ -26,6 +26,8 @@ from optwrap._reading.counters import OUTCOMES
 from optwrap._step.grad_summary import Summary, anywhere, on_any_device
 from optwrap._step.wrappers import WRAPPERS, Wrapper, depth_first, outermost
 from optwrap._wrappers.skip_if import SkipIfState
+from optwrap._wrappers.skip_spikes import SkipSpikesState
+from optwrap._wrappers.spike_rule import LARGE, NOT_FINITE
 
 _BY_SEVERITY: Final = (
     "accumulated",
@@ -162,6 +164,8 @@ def _judge_wrapper(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Ar
             return _judge_window(wrapper, given, context)
         case SkipIfState():
             return _judge_skip(wrapper, given, context)
+        case SkipSpikesState():
+            return _judge_spikes(wrapper, given, context)
     # lookahead passes its input on unchanged, and changes the updates.
     return _judge(wrapper.inside, wrapper.old.fast_state, given._replace(alone=False), context)
 
@@ -200,6 +204,17 @@ def _judge_skip(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array
     leaves = None if given.leaves is None else given.leaves | finite
     inside = _judge(wrapper.inside, old.inner_state, given._replace(finite=finite, leaves=leaves), context)
     return jnp.where(skipped, _skip_severity(finite, new.skip_state), inside)
+
+
+def _judge_spikes(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array:
+    old, new = wrapper.old.memory, wrapper.new.memory
+    called = (new.steps != old.steps) | (new.steps == INT32_MAX)
+    # Use its own verdict: its input may be only some of the leaves, or the mean of a window.
+    finite = jnp.where(called, new.verdict != NOT_FINITE, given.finite)
+    leaves = None if given.leaves is None else given.leaves | finite
+    inside = _judge(wrapper.inside, wrapper.old.inner_state, given._replace(finite=finite, leaves=leaves), context)
+    severity = jnp.where(called & (new.verdict == LARGE), _LARGE, inside)
+    return jnp.where(called & ~finite, _NOT_FINITE, severity)
 
 
 def _judge_window(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array:

@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 from optwrap._core.declarations import Declaration, Guard, Limit, Sync, Window, collecting, walk
 from optwrap._core.trees import as_int32
 from optwrap._wrappers.skip_if import SkipIfState
+from optwrap._wrappers.skip_spikes import SkipSpikesState
 
-WRAPPERS: Final = (optax.ApplyIfFiniteState, optax.MultiStepsState, optax.LookaheadState, SkipIfState)
+WRAPPERS: Final = (optax.ApplyIfFiniteState, optax.MultiStepsState, optax.LookaheadState, SkipIfState, SkipSpikesState)
 """The states from which the outcome and the gauges are read."""
 
 _INJECTED: Final = (optax.schedules.InjectHyperparamsState, optax.schedules.InjectStatefulHyperparamsState)

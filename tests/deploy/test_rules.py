@@ -75,7 +75,7 @@ MUTATIONS = {
     ),
     "a finished run has no streak": (
         "alerts.yml",
-        r"finished\|failed\|stale",
+        r"finished\|failed\|stopped\|stale",
         "failed",
         "a run that finished during a streak, and then leaves the exporter",
     ),

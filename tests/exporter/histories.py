@@ -107,7 +107,7 @@ def histories(draw: st.DrawFn, most_processes: int = 3) -> History:
                     if draw(st.booleans()):
                         reports.append(trainer.report())
                 clock.advance(0.5)
-                reports.append(trainer.report(draw(st.sampled_from(["running", "finished", "failed"]))))
+                reports.append(trainer.report(draw(st.sampled_from(["running", "finished", "failed", "stopped"]))))
                 history.trainers.append(trainer)
                 history.reports[trainer.incarnation] = reports
                 clock.advance(0.5)  # no two incarnations say anything at the same moment

@@ -37,7 +37,13 @@ def story(site: Served) -> None:
     for process in range(2):
         job = Job(process=process, process_count=2, clock=site.clock)
         job.gauges |= {"mini_step": 0, "every_k": 4, "guard_not_finite_count": 0, "guard_not_finite_limit": 3}
-        job.gauges |= {"gradient_norm_limit": 10.0, "steps_since_sync": 1, "sync_period": 6}
+        job.gauges |= {
+            "gradient_norm_limit": 10.0,
+            "steps_since_sync": 1,
+            "sync_period": 6,
+            "guard_rebases": 1,
+            "guard_would_skip_steps": 0,
+        }
         site.send(job.report("starting"))
         job.step("applied", 0.5)
         at = {"replica": 5, "process": 1, "device": "gpu:5"}
@@ -207,7 +213,7 @@ def replicas(site: Served) -> dict[tuple[str, ...], float]:
     }
 
 
-@pytest.mark.parametrize("end", ["finished", "failed", "lost"])
+@pytest.mark.parametrize("end", ["finished", "failed", "stopped", "lost"])
 def test_gauges_of_an_ended_process_disappear_before_its_counters(site: Served, end: str) -> None:
     ended, live = Job(run="ended", clock=site.clock), Job(run="live", clock=site.clock)
     ended.step()

@@ -253,7 +253,7 @@ def test_after_the_loss_of_the_store_there_is_no_started_or_resumed_event(traine
     assert take(Ledger(clock), trainer.report(oldest_held=2)).events == ()
 
 
-@pytest.mark.parametrize("state", ["finished", "failed"])
+@pytest.mark.parametrize("state", ["finished", "failed", "stopped"])
 def test_the_end_of_a_process_is_one_event(ledger: Ledger, trainer: Trainer, state: str) -> None:
     trainer.step()
     assert kinds(take(ledger, trainer.report()).events) == ["started"]

@@ -247,7 +247,7 @@ def test_gave_up_is_worse_than_failed_and_stale(watched: Watched, trainer: Train
     assert watched.of() == ("failed", 0)
 
 
-@pytest.mark.parametrize("state", ["finished", "failed"])
+@pytest.mark.parametrize("state", ["finished", "failed", "stopped"])
 def test_an_ended_process_is_neither_stale_nor_stalled(watched: Watched, trainer: Trainer, state: Health) -> None:
     watched.say(trainer)
     watched.clock.advance(3)
@@ -402,6 +402,6 @@ def test_a_run_has_the_first_health_of_the_order_that_any_process_has(
 
 def test_the_order_of_healths_is_the_documented_one() -> None:
     assert list(HEALTHS) == [
-        "conflict", "gave_up", "failed", "finished", "stale", "stalled", "starved", "skipping", "starting", "degraded",
-        "ok",
+        "conflict", "gave_up", "failed", "stopped", "finished", "stale", "stalled", "starved", "skipping", "starting",
+        "degraded", "ok",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ settings
 wire.vocabulary wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
 wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
-ledger.folding ledger.run ledger.conflict ledger.divergence
+ledger.folding ledger.past ledger.conditions ledger.run ledger.conflict ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.figures ledger.views ledger.plan ledger.ledger
 store.bulk store.condition store.schema store.readers store.rollups store.downsample store.retention store.reader
 store.pending store.writer store.opening store.store

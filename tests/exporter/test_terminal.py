@@ -132,7 +132,7 @@ def test_an_unknown_run_is_one_line(site: Served, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == f"optwrap-exporter: the exporter at {site.url} has no run 'nobody'\n"
 
 
-@pytest.mark.parametrize(("state", "status"), [("failed", 1), ("finished", 0), ("running", 0)])
+@pytest.mark.parametrize(("state", "status"), [("failed", 1), ("stopped", 1), ("finished", 0), ("running", 0)])
 def test_the_exit_status_shows_whether_a_run_needs_attention(site: Served, state: str, status: int) -> None:
     fill(site)
     fill(site, "it", state)
@@ -150,7 +150,7 @@ def test_a_stale_run_needs_attention(site: Served) -> None:
 def test_every_health_has_an_exit_status() -> None:
     assert set(HEALTHS) > terminal.HEALTHY
     assert set(HEALTHS) - terminal.HEALTHY == {
-        *("conflict", "gave_up", "failed", "stale", "stalled", "starved", "degraded"),
+        *("conflict", "gave_up", "failed", "stopped", "stale", "stalled", "starved", "degraded"),
     }
 
 

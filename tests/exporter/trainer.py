@@ -234,9 +234,9 @@ class Job(_Process):
         paths = {name.replace("__", "/"): values for name, values in offenders.items()}
         self.count(outcome, norm, paths, replica=replica)
 
-    def report(self, state: str = "running") -> dict[str, Any]:
+    def report(self, state: str = "running", **changes: Any) -> dict[str, Any]:
         """The next report, as JSON."""
-        return self.json(state, oldest_held=self.seq + 1)
+        return self.json(state, oldest_held=self.seq + 1, **changes)
 
     @property
     def totals(self) -> dict[str, Any]:

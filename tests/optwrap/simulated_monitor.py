@@ -12,7 +12,7 @@ from optwrap_exporter.wire import requests as wire
 from optwrap_exporter.wire.consistency import parse_report
 
 from optwrap._monitor.account import Account
-from optwrap._monitor.queue import Closing, Flush, Inbox
+from optwrap._monitor.queue import Closing, Ending, Flush, Inbox
 from optwrap._monitor.reporter import Clock, Reporter
 from optwrap._monitor.settings import Settings, resolve
 from optwrap._monitor.transport import Answer, TransportError
@@ -160,5 +160,5 @@ class SimulatedMonitor:
         return flush.succeeded
 
     def finish(self, state: str = "finished") -> None:
-        self.inbox.closing = Closing(state, self.now + 2)
+        self.inbox.closing = Closing(Ending(state), self.now + 2)
         self.reporter.finish()

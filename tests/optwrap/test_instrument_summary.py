@@ -124,7 +124,7 @@ def test_mixed_dtypes_need_no_implicit_promotion() -> None:
         assert summary.not_finite.dtype == jnp.int32
 
 
-@pytest.mark.parametrize("wrapper", ["apply_if_finite", "skip_not_finite", "skip_large_updates"])
+@pytest.mark.parametrize("wrapper", ["apply_if_finite", "skip_not_finite", "skip_large_updates", "skip_spikes"])
 def test_a_wrapper_takes_norms_and_counts_from_the_instrumentation(wrapper: str) -> None:
     """The step reads the gradients as often as one without a wrapper."""
     large = functools.partial(optwrap.skip_large_updates, max_squared_norm=9.0)
@@ -133,6 +133,7 @@ def test_a_wrapper_takes_norms_and_counts_from_the_instrumentation(wrapper: str)
         "apply_if_finite": optwrap.apply_if_finite(optwrap.apply_if_finite(optax.sgd(0.1), 5), 5),
         "skip_not_finite": optwrap.skip_if(optax.sgd(0.1), optwrap.skip_not_finite),
         "skip_large_updates": optwrap.skip_if(optax.sgd(0.1), large),
+        "skip_spikes": optwrap.skip_spikes(optwrap.skip_if(optax.sgd(0.1), large)),
     }
     params = {"w": jnp.ones((64, 8))}
 

@@ -245,10 +245,10 @@ def test_a_second_monitor_of_a_run_closes_the_first(
     assert others[0].flush()
 
 
-@pytest.mark.parametrize("state", ["running", "", None, "Finished"])
+@pytest.mark.parametrize("state", ["running", "", 0, "Finished"])
 def test_close_refuses_a_state_that_is_not_final(make: Callable[..., Monitor], state: Any) -> None:
     """The message has the value and what is allowed."""
-    with pytest.raises(ValueError, match=r"state is .*allowed: 'finished' or 'failed'"):
+    with pytest.raises(ValueError, match=r"state is .*allowed: 'finished', 'failed', 'stopped', or None"):
         make().close(state)
 
 

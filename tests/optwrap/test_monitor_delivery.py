@@ -16,7 +16,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from optwrap._monitor.queue import Closing, Flush
+from optwrap._monitor.queue import Closing, Ending, Flush
 from optwrap._monitor.reporter import MAX_BACKOFF, Clock
 from optwrap._monitor.transport import Answer
 from tests.optwrap import monitoring
@@ -371,7 +371,7 @@ def test_an_unexpected_error_does_not_end_the_thread(caplog: pytest.LogCaptureFi
     def wait(timeout: float) -> None:
         sim.now += timeout
         if sim.now > 1010:
-            sim.inbox.closing = Closing("finished", sim.now + 2)
+            sim.inbox.closing = Closing(Ending("finished"), sim.now + 2)
 
     sim.network.post = post  # type: ignore[method-assign]  # the bug
     sim.inbox.wakeup.wait = wait  # type: ignore[method-assign]  # the loop runs here, in simulated time

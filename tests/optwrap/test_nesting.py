@@ -74,6 +74,8 @@ def without_figures(state: Any) -> Any:
         return state._replace(notfinite_count=(), last_finite=(), total_notfinite=())
     if isinstance(state, optwrap.SkipIfState):
         return (state.gradient_step, state.inner_state)
+    if isinstance(state, optwrap.SkipSpikesState):
+        return state.inner_state
     assert isinstance(state, optwrap.MultiStepsState)
     return state._replace(skip_state=())
 
@@ -87,7 +89,7 @@ def test_skipping_equals_training_without_the_batch(case: Case, faults: dict[int
     ours = run(case, optwrap, FLOAT32, batches)[-1]
     clean = run(case, optax, FLOAT32, [grads for grads in batches if is_finite(grads)])[-1]
     assert_same(ours.params, clean.params)
-    if isinstance(ours.state, optwrap.SkipIfState):
+    if isinstance(ours.state, optwrap.SkipIfState | optwrap.SkipSpikesState):
         assert_same(as_optax_has_it(ours.state), clean.state)
     else:
         assert_same(as_optax_has_it(without_figures(ours.state)), without_figures(clean.state))

@@ -227,6 +227,8 @@ def test_a_wrong_counts_from_or_on_step_is_an_error(make: Callable[..., Monitor]
         make(counts_from="now")
     with pytest.raises(TypeError, match="on_step: got 3; allowed: a callable"):
         make(on_step=3)
+    with pytest.raises(ValueError, match="members=2; allowed: one of them"):
+        make(members=2, stop=optwrap.StopPolicy(not_finite_streak=3))
 
 
 @pytest.mark.parametrize("endpoint", ["exporter", "off"])

@@ -91,13 +91,16 @@ def test_layouts_differ_by_their_names_and_order() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (np.zeros(30, np.float32), r"expected a uint32 vector of at least 25 words .* got float32\[30\]"),
+        (np.zeros(HEAD + 5, np.float32), rf"expected a uint32 vector of at least {HEAD} .* float32\[{HEAD + 5}\]"),
         (np.zeros((2, 30), np.uint32), r"got uint32\[2, 30\]"),
         ([VERSION] * 30, r"got list"),
-        (np.zeros(24, np.uint32), r"got uint32\[24\]"),
-        (np.zeros(27, np.uint32), rf"the first word is 0x0, expected {VERSION:#x}"),
-        (np.array([VERSION, 0, *[0] * 24], np.uint32), r"expected 25 words \(for 0 .* got 26 words"),
-        (np.array([VERSION, 9, *[0] * 25], np.uint32), r"expected 34 words \(for 9 .* got 27 words"),
+        (np.zeros(HEAD - 1, np.uint32), rf"got uint32\[{HEAD - 1}\]"),
+        (np.zeros(HEAD + 2, np.uint32), rf"the first word is 0x0, expected {VERSION:#x}"),
+        (
+            np.array([VERSION, 0, *[0] * (HEAD - 1)], np.uint32),
+            rf"expected {HEAD} words \(for 0 .* got {HEAD + 1} words",
+        ),
+        (np.array([VERSION, 9, *[0] * HEAD], np.uint32), rf"expected {HEAD + 9} words \(for 9 .* got {HEAD + 2} words"),
     ],
     ids=["float32", "two axes", "a list", "too short", "version", "too long", "too short for its size"],
 )

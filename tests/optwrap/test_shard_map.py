@@ -37,6 +37,7 @@ DECIDING: dict[str, Make] = {
     "skip_large_updates": lambda axes: windowed(momentum(), LARGE, axes),
     "of_optax": lambda axes: windowed(momentum(), optax.skip_not_finite, axes),
     "nested": lambda axes: windowed(optwrap.apply_if_finite(momentum(), 1, axis_name=axes), LARGE, axes),
+    "skip_spikes": lambda axes: optwrap.skip_spikes(momentum(), max_norm=2000.0**0.5, axis_name=axes),
     "around": lambda axes: optwrap.apply_if_finite(windowed(momentum(), LARGE, axes), 1, axis_name=axes),
 }
 """Every wrapper that decides, from its `axis_name`."""

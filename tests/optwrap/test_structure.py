@@ -11,13 +11,15 @@ ALLOWED = {
     "_wrappers": ("_core",),
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
+    "_stop": ("_reading",),
     "trackers": ("_reading", "_monitor"),
-    "_monitor": ("_version", "_reading", "_core.checks", "_core.errors"),
+    "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
 
 PUBLIC = [
     "ApplyIfFiniteState",
+    "BadStep",
     "InstrumentState",
     "Layout",
     "LookaheadParams",
@@ -33,7 +35,10 @@ PUBLIC = [
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
     "SkipIfState",
+    "SkipSpikesState",
     "StepRecord",
+    "Stop",
+    "StopPolicy",
     "Totals",
     "adopt",
     "apply_gradients",
@@ -48,6 +53,7 @@ PUBLIC = [
     "skip_if",
     "skip_large_updates",
     "skip_not_finite",
+    "skip_spikes",
     "trackers",
     "unpack",
 ]

@@ -11,6 +11,7 @@ import pytest
 import optwrap
 from optwrap import trackers
 from optwrap._monitor.monitor import Monitor
+from optwrap._monitor.queue import Ending
 from tests.optwrap.monitoring import Training
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -30,7 +31,7 @@ def run(make: Callable[..., Monitor], on_step: trackers.OnStep) -> None:
         rows.append(np.array(training.words()))
     monitor.observe(np.stack(rows))
     assert monitor._worker is not None
-    monitor._worker._request_end("finished", 30)  # a busy machine: more than the 2 s of `close`
+    monitor._worker._request_end(Ending("finished"), 30)  # a busy machine: more than the 2 s of `close`
     assert monitor._worker.inbox.done.wait(60)
 
 

@@ -34,6 +34,7 @@ def test_the_public_names_are_these() -> None:
     assert set(optwrap.__all__) >= {
         *("apply_if_finite", "flatten", "lookahead", "masked", "MultiSteps"),
         *("ShouldSkipUpdateFunction", "skip_not_finite", "skip_large_updates", "skip_if", "SkipIfState"),
+        *("skip_spikes", "SkipSpikesState"),
     }
     assert all(hasattr(optwrap, name) for name in optwrap.__all__)
 

@@ -69,12 +69,20 @@ MORE: dict[str, Wrap] = {
 """Further ways of using each."""
 
 
-GUARDS = ("apply_if_finite", "multi_steps_skip_not_finite", "multi_steps_skip_large", "skip_if", "skip_if_large")
+GUARDS = (
+    "apply_if_finite",
+    "multi_steps_skip_not_finite",
+    "multi_steps_skip_large",
+    "skip_if",
+    "skip_if_large",
+    "skip_spikes",
+)
 """What leaves out gradients that are not finite."""
 
 OURS: dict[str, Wrap] = {
     "skip_if": lambda library, inner: skip_if(library, inner, "not_finite"),
     "skip_if_large": lambda library, inner: skip_if(library, inner, "large"),
+    "skip_spikes": lambda library, inner: inner if library is optax else library.skip_spikes(inner, min_ratio=1e6),
 }
 """What optax has no counterpart of."""
 
@@ -85,10 +93,10 @@ def skip_if(library: Library, inner: Any, skip: str) -> Any:
 
 
 def as_optax_has_it(tree: Tree) -> Tree:
-    """The tree with each state of skip_if replaced by its inner state."""
+    """The tree with each state of skip_if and skip_spikes replaced by its inner state."""
 
     def is_ours(node: Any) -> bool:
-        return isinstance(node, optwrap.SkipIfState)
+        return isinstance(node, optwrap.SkipIfState | optwrap.SkipSpikesState)
 
     def inner(node: Any) -> Any:
         return as_optax_has_it(node.inner_state) if is_ours(node) else node
@@ -149,6 +157,8 @@ OURS_PAIRS = [
     for outer, inner in [
         *(("skip_if", name) for name in [*WRAPPERS, "skip_if_large"]),
         *((name, "skip_if") for name in WRAPPERS),
+        *(("skip_spikes", name) for name in ("multi_steps", "lookahead", "skip_if")),
+        *((name, "skip_spikes") for name in ("apply_if_finite", "multi_steps", "masked")),
     ]
 ]
 

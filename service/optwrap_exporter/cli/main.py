@@ -177,7 +177,8 @@ def status(ctx: click.Context, url: str, run: str | None, as_json: bool) -> None
     """Show every run of the exporter at URL once.
 
     Exits with 0 if every run is ok, starting, skipping or finished; with 1 if a run needs attention (conflict, gave_up,
-    failed, stale, stalled, starved, degraded) or the exporter stores no reports; and with 2 if no exporter answers.
+    failed, stopped, stale, stalled, starved, degraded) or the exporter stores no reports; and with 2 if no exporter
+    answers.
     """
     from optwrap_exporter.cli.client import show_status  # noqa: PLC0415 - each command loads only what it needs
 

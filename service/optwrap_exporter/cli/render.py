@@ -48,7 +48,8 @@ def draw(
     if not runs:
         return Text("no run has reported yet")
     latest = sorted((event for one in events.values() for event in one), key=lambda event: -event["time"])[:EVENTS]
-    lines: list[RenderableType] = [Text(clean(_beginning(event)), style="bold") for event in beginnings]
+    lines: list[RenderableType] = [Text(clean(_ended(run)), style="bold") for run in runs if run["reason"]]
+    lines += [Text(clean(_beginning(event)), style="bold") for event in beginnings]
     if latest:
         lines += [Text(""), Text("last events", style="bold"), *(_line(_event(event, now)) for event in latest)]
     return Group(_table(runs, steps, now, width), *lines)
@@ -149,6 +150,12 @@ def _window(gauges: Json) -> RenderableType:
 
 def _line(text: str) -> Text:
     return Text(clean(text), no_wrap=True, overflow="ellipsis")
+
+
+def _ended(run: Json) -> str:
+    """Why the run failed or stopped, and where to roll back to."""
+    hint = "" if run["last_clean_step"] is None else f"; roll back to step {run['last_clean_step']:,}"
+    return f"{run['run']}: {run['health']}: {run['reason']}{hint}"
 
 
 def _beginning(event: Json) -> str:

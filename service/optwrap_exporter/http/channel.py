@@ -24,7 +24,7 @@ from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import ANSWER_BYTES
-from optwrap_exporter.wire.vocabulary import Health
+from optwrap_exporter.wire.vocabulary import ENDED, Health
 
 ROUND_SECONDS: Final = 0.25
 """The shortest time from one round to the next."""
@@ -215,7 +215,7 @@ class Channel:
         """The `run` events for a stream that begins. Runs in a thread."""
         names = [] if self.run is None else [self.run]
         if self.run is None:  # a stream of all runs begins with those that have not ended
-            names = [name for name in self._ledger.runs() if self._ledger.health(name) not in {"finished", "failed"}]
+            names = [name for name in self._ledger.runs() if self._ledger.health(name) not in ENDED]
         shown: list[bytes] = []
         for place, name in enumerate(names):
             if sum(map(len, shown)) > ANSWER_BYTES // 2:

@@ -15,6 +15,8 @@ HEAD_BYTES: Final = 64 << 10
 """The most bytes of a request head that arrives in several parts. A part is at most 256 KiB."""
 REQUEST_BYTES: Final = 16 << 20
 """The most bytes of a request with everything around its body, such as the sizes and extensions of chunks."""
+MOST_PIPELINED: Final = 16
+"""The most requests of a connection that wait for the answer to an earlier one. Each takes some 2 KB of memory."""
 
 _NO_ROOM: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\nRetry-After: 1\r\n"
@@ -115,7 +117,12 @@ class Connection(HttpToolsProtocol):
         """
         self._in_head = False
         self._connections.became_busy(self)
-        self._refused = False
+        self._refused = self.transport.is_closing()
+        # uvicorn reads no more while requests wait, but one part of 256 KiB can have 10,000 of them.
+        if self._refused or len(self.pipeline) >= MOST_PIPELINED:
+            self._refused = True
+            self.transport.close()
+            return
         admission = self._admission
         if (
             admission is not None

@@ -51,8 +51,13 @@ class Retention:
     """How long data is kept. The totals of a live run are always kept."""
 
     seconds: float | None = None
-    """Step records and events older than this are deleted, and whole runs that have not reported for as long.
-    None keeps everything."""
+    """Step records and events older than this are deleted within `slack`, and whole runs that have not reported for as
+    long. None keeps everything."""
+
+    @property
+    def slack(self) -> float:
+        """Seconds by which records may get older: deleted together they cost a fraction of what each costs alone."""
+        return min(3600.0, (self.seconds or 0.0) / 16)
 
 
 _Job = Waiting | Callable[[], object] | None
@@ -314,8 +319,8 @@ class Ingest:
         if self._retention.seconds is None:
             return
         before = self._ledger.clocks.age() - self._retention.seconds
-        until = time.monotonic() + _RETIRE_SECONDS
-        while self._store.retire(before) and (unlimited or time.monotonic() < until):
+        slack, until = self._retention.slack, time.monotonic() + _RETIRE_SECONDS
+        while self._store.retire(before, slack) and (unlimited or time.monotonic() < until):
             pass
         for run in self._ledger.idle(before):
             self._forget(run)

@@ -14,6 +14,7 @@ import math
 from typing import Final, NamedTuple
 
 from optwrap_exporter.ledger import health, streaks
+from optwrap_exporter.ledger.conditions import Peak, TimedStep
 from optwrap_exporter.ledger.conflict import rival_of
 from optwrap_exporter.ledger.counters import NOTHING, Counts
 from optwrap_exporter.ledger.divergence import Disagreement
@@ -21,7 +22,7 @@ from optwrap_exporter.ledger.events import NewEvent, derive_events
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.health import Change
 from optwrap_exporter.ledger.incarnation import IncarnationState, continues, merge_report
-from optwrap_exporter.ledger.run import Peak, ProcessState, RunState, TimedStep, position_of
+from optwrap_exporter.ledger.run import ProcessState, RunState, position_of
 from optwrap_exporter.ledger.streaks import NO_STREAK, StreakChanges
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS

@@ -8,6 +8,8 @@ from optwrap_exporter.wire.vocabulary import Outcome
 
 _MOST_STEPS: Final = 8192
 _MOST_GROUPS: Final = 256
+_GROUPS_OF_RUN: Final = 2
+"""Groups of one run. While some processes have rolled back and others have not, or two jobs report, there are two."""
 
 
 class _Group(NamedTuple):
@@ -38,7 +40,7 @@ class Disagreement:
 
 
 class StepOutcomes:
-    """The outcomes of the last steps of every attempt that has several processes. In memory only."""
+    """The outcomes of the last steps of every run that has several processes. In memory only."""
 
     def __init__(self) -> None:
         self._groups: dict[_Group, dict[int, _Recorded]] = {}
@@ -65,12 +67,22 @@ class StepOutcomes:
         if report.source.process_count == 1 or not len(report.steps):
             return
         key = _Group(report.run, report.attempt, generation)
-        group = self._groups.pop(key, {})
+        group = self._groups.pop(key, None)
+        if group is None:
+            group = {}
+            self._make_way(report.run)
         self._groups[key] = group  # the group used last is forgotten last
+        recorded = {outcome: _Recorded(outcome, report.process) for outcome in set(report.steps.outcome)}
         for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True):
             if step not in group:
-                group[step] = _Recorded(outcome, report.process)
+                group[step] = recorded[outcome]
                 self._staged.append((group, step))
+
+    def _make_way(self, run: str) -> None:
+        """Forget the oldest groups of a run that is to have one more."""
+        of_run = [key for key in self._groups if key.run == run]
+        for key in of_run[: max(0, len(of_run) + 1 - _GROUPS_OF_RUN)]:
+            del self._groups[key]
 
     def adopt(self) -> None:
         """Keep what is staged. The oldest outcomes are forgotten."""

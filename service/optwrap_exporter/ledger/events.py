@@ -5,11 +5,12 @@ An event that is derived again has the same key. So neither a crash nor a repeat
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from optwrap_exporter.ledger.conditions import Conditions
 from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import Conditions, ProcessState
+from optwrap_exporter.ledger.run import ProcessState
 from optwrap_exporter.ledger.streaks import StreakChanges, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
@@ -17,7 +18,9 @@ from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventK
 MOST_NAMED: Final = 20
 """The most parameters that one event names. The stored offenders are those that the client named."""
 
-OF_STEPS: Final[frozenset[EventKind]] = frozenset({"skipped", "accepted_not_finite", "streak_started", "streak_ended"})
+OF_STEPS: Final[frozenset[EventKind]] = frozenset(
+    {"skipped", "accepted_not_finite", "streak_started", "streak_ended", "rebased"}
+)
 """Kinds of events that every process of an attempt reports. A run lists only the first report of each event."""
 
 _WITHIN_A_STEP: Final[dict[EventKind, int]] = {"streak_ended": 0, "streak_started": 1}
@@ -66,6 +69,7 @@ def derive_events(
         *_started(before, report, now),
         *_resumed(known, after, incarnation, report, now),
         *_of_steps(followed, report),
+        *_rebased(before, after, report, now),
         *_of_conditions(old, after),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
@@ -146,6 +150,21 @@ def _of_streaks(followed: StreakChanges, report: Report) -> Iterator[NewEvent]:
         yield NewEvent(report.process, kind, change.time, step, report.attempt, detail, key)
 
 
+def _rebased(before: ProcessState | None, after: ProcessState, report: Report, now: float) -> Iterator[NewEvent]:
+    """`rebased`: skip_spikes took the norms that it had skipped as the new level, since this incarnation's last report.
+
+    The report counts rebases but does not say at which step they were, so the event has the report's last step.
+    """
+    if before is None or before.current != report.incarnation or after.current != report.incarnation:
+        return
+    old, new = before.gauges.guard_rebases, after.gauges.guard_rebases
+    if old is None or new is None or new <= old:
+        return
+    detail = {"rebases": new, "limit": after.gauges.gradient_norm_limit}
+    key = f"rebased/{report.process}/{report.incarnation}/{new}"
+    yield NewEvent(report.process, "rebased", now, report.totals.steps or None, report.attempt, detail, key)
+
+
 def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
     """`stale`, `stalled` and `starved`: the condition is new, or began again."""
     new, incarnation = after.conditions, after.incarnation
@@ -164,11 +183,15 @@ def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
 def _ended(
     known: IncarnationState | None, incarnation: IncarnationState, report: Report, now: float
 ) -> Iterator[NewEvent]:
-    """`finished` or `failed`: the incarnation reported its end."""
+    """`finished`, `failed` or `stopped`: the incarnation reported its end."""
     if not incarnation.ended or (known is not None and known.state == incarnation.state):
         return
-    kind: EventKind = "finished" if incarnation.state == "finished" else "failed"
-    detail = {"steps": incarnation.totals.steps}
+    kind = cast(EventKind, incarnation.state)  # every state that ends an incarnation has an event of its name
+    detail: dict[str, Any] = {"steps": incarnation.totals.steps}
+    if incarnation.reason is not None:
+        detail["reason"] = incarnation.reason
+    if incarnation.last_clean_step is not None:
+        detail["last_clean_step"] = incarnation.last_clean_step
     key = f"{kind}/{report.process}/{incarnation.incarnation}"
     yield NewEvent(report.process, kind, now, None, incarnation.attempt, detail, key)
 

@@ -59,7 +59,7 @@ class RunView:
     expected: int
     """Number of processes of the job, as the job reports it."""
     reporting: int
-    """Number of processes that report or have finished: neither failed nor stale."""
+    """Number of processes that report or have finished: not failed, stopped or stale."""
     last_report: float
     totals: Counts
     """Counted over all attempts, of the process with the most in each; never falls."""
@@ -87,7 +87,7 @@ def run_view(run: RunState, now: float, listening: float) -> RunView:
         run=run.run,
         health=health.overall(healths, expected=expected, began=began).health,
         expected=expected,
-        reporting=sum(one.health not in {"failed", "stale"} for one in healths),
+        reporting=sum(one.health not in {"failed", "stopped", "stale"} for one in healths),
         last_report=max(process.last_report for process in members),
         totals=run.total,
         parameters=_labelled(run, run.total),
@@ -126,7 +126,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
 
 def dropped(processes: Iterable[ProcessState]) -> DroppedTotals:
     """Step records that are missing, summed up."""
-    parts = [part for process in processes for part in process.parts]
+    parts = [part for process in processes for part in (process.earlier, *process.parts)]
     return DroppedTotals(
         steps=sum(part.dropped.steps for part in parts),
         bad_steps=sum(part.dropped.bad_steps for part in parts),

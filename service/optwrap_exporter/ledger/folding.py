@@ -1,13 +1,16 @@
 """Folds old incarnations: what a process with thousands of starts keeps of the early ones. Pure.
 
-A process keeps its last KEPT incarnations. The older ones of one attempt become one sum, a `Folded`, so totals stay
-exact: a run counts from each attempt its largest process. Only the ids of the folded incarnations are kept one by one.
-A late report of one of them is acknowledged and changes nothing, because what it adds to the sum cannot be known.
+    an incarnation of its own    one of the last RECENT, or of the last KEPT while it was heard within LATE_SECONDS
+    in the sum of its attempt    while the process keeps another incarnation of the attempt one by one
+    in the sum of the process    once it does not: the process has left the attempt (`ledger.past`)
+
+All totals stay exact. Of a folded incarnation the id is remembered, REMEMBERED of them: a late report of it is
+acknowledged and changes nothing, because what it adds to the sum cannot be known.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica
@@ -21,19 +24,28 @@ from optwrap_exporter.ledger.parts import (
     counts_from_durable,
     counts_to_durable,
     fields_of,
+    joined_spans,
+    summed_records,
 )
 from optwrap_exporter.ledger.ranges import Ranges
 from optwrap_exporter.wire.vocabulary import ENDED, State
 
 KEPT: Final = 16
-"""Incarnations of a process that are kept one by one. A Monitor reports for two or three of them at most."""
+"""The most incarnations of a process that are kept one by one. A Monitor reports for two or three of them at most."""
+RECENT: Final = 4
+"""Incarnations of a process that are kept one by one however long they have been silent."""
+LATE_SECONDS: Final = 3600.0
+"""Seconds: the others are kept one by one for so long after their last report. No interval is longer."""
+REMEMBERED: Final = 32
+"""Folded incarnations whose ids are remembered. A later report of an older one counts from where it begins."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """The sum of old incarnations of one process and one attempt."""
+    """The sum of old incarnations of one process: of one attempt, or of all the attempts that it has left."""
 
     attempt: str
+    """Empty if it is the sum of those that it has left."""
     own_attempt: bool
     first_report: float
     last_report: float
@@ -95,6 +107,10 @@ class Folded:
 _PLAIN: Final = fields_of(Folded, "share", "not_stored", "parameter_records", "replica_spans")
 
 
+NONE_FOLDED: Final = Folded("", False, 0.0, 0.0, 0.0, 0.0, "starting")
+"""The sum of no attempts."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Folding:
     """One incarnation that was folded, and the sum with it."""
@@ -103,18 +119,25 @@ class Folding:
     folded: Folded
 
 
+class Folds(NamedTuple):
+    """What a process has folded because of one report."""
+
+    foldings: tuple[Folding, ...] = ()
+    left: tuple[Folded, ...] = ()
+    """The sums of the attempts that it has left. They are in `ProcessState.earlier` now, and in `RunState.past`."""
+    forgotten: tuple[str, ...] = ()
+    """Ids of incarnations that are no longer remembered."""
+
+
+NO_FOLDS: Final = Folds()
+
+
 def add(folded: Folded | None, one: IncarnationState) -> Folded:
     """The sum with one incarnation more."""
     old = folded or Folded(
         one.attempt, one.own_attempt, one.first_report, one.last_report, one.aged_at, one.order, one.state
     )
     last = one.order >= old.order
-    records = dict(old.parameter_records)
-    for path, found in one.parameter_records.items():
-        records[path] = records[path].plus(found) if path in records else found
-    spans = dict(old.replica_spans)
-    for replica, span in one.replica_spans.items():
-        spans[replica] = spans[replica].joined(span) if replica in spans else span
     covered = ranges.union([*old.covered, (one.baseline.steps + 1, one.totals.steps)])
     return Folded(
         attempt=old.attempt,
@@ -130,6 +153,18 @@ def add(folded: Folded | None, one: IncarnationState) -> Folded:
         share=old.share.plus(one.share),
         dropped=DroppedRecords(*(a + b for a, b in zip(old.dropped, one.dropped, strict=True))),
         not_stored=old.not_stored + one.not_stored,
-        parameter_records=records,
-        replica_spans=spans,
+        parameter_records=summed_records(old.parameter_records, one.parameter_records),
+        replica_spans=joined_spans(old.replica_spans, one.replica_spans),
     )
+
+
+def summed(earlier: Folded, left: Iterable[Folded]) -> Folded:
+    """The sum over attempts that a process has left, with some more. It has only what a process shows of them."""
+    for one in left:
+        earlier = dataclasses.replace(
+            earlier,
+            share=earlier.share.plus(one.share),
+            dropped=DroppedRecords(*(a + b for a, b in zip(earlier.dropped, one.dropped, strict=True))),
+            not_stored=earlier.not_stored + one.not_stored,
+        )
+    return earlier

@@ -6,20 +6,13 @@ that holds is the one shown.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
+from optwrap_exporter.ledger.conditions import Conditions, Conflict, Lasting, Party
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import (
-    LEAST_STALLED_AFTER,
-    Conditions,
-    Conflict,
-    Lasting,
-    Party,
-    ProcessState,
-    RunState,
-)
+from optwrap_exporter.ledger.run import LEAST_STALLED_AFTER, ProcessState, RunState
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health
 
 GAVE_UP_SECONDS: Final = 300.0
@@ -81,7 +74,7 @@ def _unhealthy(process: ProcessState, now: float, listening: float) -> bool:
 
 
 def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
-    """Since when the current incarnation has ended: it reported `finished` or `failed`."""
+    """Since when the current incarnation has ended: it reported `finished`, `failed` or `stopped`."""
     if not after.incarnation.ended:
         return None
     return now if entered or old.ended is None else old.ended
@@ -198,7 +191,7 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
             yield HealthSince("gave_up", conditions.gave_up.since)
         cleared = max(cleared, until)
     if conditions.ended is not None:
-        yield HealthSince("failed" if process.incarnation.state == "failed" else "finished", conditions.ended)
+        yield HealthSince(cast(Health, process.incarnation.state), conditions.ended)
     if (stale := stale_since(process, now, listening)) is not None:
         yield HealthSince("stale", stale)
     if (stalled := stalled_since(process, now, listening)) is not None:
@@ -233,9 +226,9 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
 
 def attempt_began(run: RunState, attempt: str) -> float:
     """When the first report of an attempt arrived."""
-    return min(
-        state.first_report for process in run.processes.values() for state in process.parts if state.attempt == attempt
-    )
+    left = [run.past.open[attempt].launch.since] if attempt in run.past.open else []
+    parts = (part for process in run.processes.values() for part in process.parts)
+    return min([*left, *(part.first_report for part in parts if part.attempt == attempt)])
 
 
 def of_run(run: RunState, now: float, listening: float) -> HealthSince:

@@ -75,6 +75,10 @@ class IncarnationState:
     """Every seq that is stored."""
     state: State
     """The state in the report with the highest seq."""
+    reason: str | None = None
+    """Why it ended, if that report says so."""
+    last_clean_step: int | None = None
+    """The step to roll back to, if that report names one."""
     rose: Rise = _NEVER
     aged_at: float = 0.0
     """When the last report arrived, by the clock that data ages by (`Ledger.age`)."""
@@ -250,6 +254,8 @@ def merge_report(
         heartbeats=_heartbeats(before, report, now),
         highest_seq=report.seq,
         state=report.state,
+        reason=report.reason,
+        last_clean_step=report.last_clean_step,
         streak=followed.open,
     )
 

@@ -16,6 +16,7 @@ from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.figures import ProcessView, RunView
+from optwrap_exporter.ledger.folding import NO_FOLDS
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState
@@ -71,7 +72,7 @@ class Ledger:
         """
         self._runs = {run.run: run for run in runs}
         parts = [part for run in self._runs.values() for process in run.processes.values() for part in process.parts]
-        self._incarnations = len(parts)
+        self._incarnations = _incarnations(self._runs.values())
         ages = [part.aged_at for part in parts] + ([] if newest is None else [newest])
         self.clocks.restart(max(ages, default=None))
 
@@ -119,19 +120,20 @@ class Ledger:
         merged = merge(process, report, now, age)
         disagreement = self._outcomes.disagreement(report, merged.incarnation.generation)
         after, events = apply_report(run, merged, report, disagreement, asked=asked, now=now, listening=listening)
-        after, folding = after.fold(report.incarnation) if before is None else (after, None)
+        after, folds = after.fold(report.incarnation, now) if before is None else (after, NO_FOLDS)
         return Plan(
             time=age,
             run=run.with_process(
                 after,
                 labels=_labels(run.labels, report, before, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),
+                past=run.past_with(after, folds.left) if folds.left else run.past,
             ),
             process=after,
             events=tuple(events),
             report=report,
             before=before,
-            folding=folding,
+            folds=folds,
         )
 
     def pass_time(self) -> list[Plan]:
@@ -165,7 +167,7 @@ class Ledger:
         """Let later plans see this one. Readers see it after `adopt`."""
         self._staged[plan.run.run] = plan.run
         if plan.report is not None:
-            self._staged_incarnations += plan.before is None
+            self._staged_incarnations += (plan.before is None) - len(plan.folds.foldings)
             self._outcomes.stage(plan.report, plan.incarnation.generation)
 
     def adopt(self) -> None:
@@ -196,7 +198,7 @@ class Ledger:
         """Forget a run that the store has deleted."""
         gone = self._runs.pop(run, None)
         if gone is not None:
-            self._incarnations -= sum(1 for process in gone.processes.values() for _ in process.parts)
+            self._incarnations -= _incarnations([gone])
         self._outcomes.forget(run)
 
     def idle(self, since: float) -> list[str]:
@@ -304,6 +306,11 @@ class Ledger:
     def _process(self, run: str, process: int) -> ProcessState | None:
         state = self._runs.get(run)
         return state.processes.get(process) if state else None
+
+
+def _incarnations(runs: Iterable[RunState]) -> int:
+    """The number of incarnations that are kept one by one."""
+    return sum(len(process.incarnations) for run in runs for process in run.processes.values())
 
 
 def _labels(

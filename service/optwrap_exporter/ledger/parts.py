@@ -46,6 +46,41 @@ class StepSpan(NamedTuple):
         return StepSpan(min(self.first, other.first), max(self.last, other.last))
 
 
+def larger_records(
+    one: Mapping[str, ParameterRecords], other: Mapping[str, ParameterRecords]
+) -> Mapping[str, ParameterRecords]:
+    """By parameter, the records with the most values; of equally many those with the earliest first step."""
+    if not one or not other:
+        return one or other
+    found = dict(one)
+    for path, records in other.items():
+        if path not in found or _largest_last(records) > _largest_last(found[path]):
+            found[path] = records
+    return found
+
+
+def _largest_last(records: ParameterRecords) -> tuple[int, int, int]:
+    return records.values, -records.first_step, records.last_step
+
+
+def summed_records(
+    one: Mapping[str, ParameterRecords], other: Mapping[str, ParameterRecords]
+) -> Mapping[str, ParameterRecords]:
+    """By parameter, the sum over different step records."""
+    found = dict(one)
+    for path, records in other.items():
+        found[path] = found[path].plus(records) if path in found else records
+    return found
+
+
+def joined_spans(one: Mapping[Replica, StepSpan], other: Mapping[Replica, StepSpan]) -> Mapping[Replica, StepSpan]:
+    """By replica, the span that covers both."""
+    found = dict(one)
+    for replica, span in other.items():
+        found[replica] = found[replica].joined(span) if replica in found else span
+    return found
+
+
 class DroppedRecords(NamedTuple):
     """Step records that the client dropped."""
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.events import NewEvent
-from optwrap_exporter.ledger.folding import Folding
+from optwrap_exporter.ledger.folding import NO_FOLDS, Folds
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.wire.answers import Acknowledgement
@@ -28,8 +28,8 @@ class Plan:
     """The report's incarnation before the report; None if it is new."""
     records: bool = True
     """Whether the report's step records are stored."""
-    folding: Folding | None = None
-    """The incarnation that is no longer kept one by one, because the report's is new."""
+    folds: Folds = NO_FOLDS
+    """What is no longer kept one by one, because the report's incarnation is new."""
 
     @property
     def incarnation(self) -> IncarnationState:

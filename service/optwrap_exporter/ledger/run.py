@@ -8,14 +8,26 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from optwrap_exporter.ledger import folding
+from optwrap_exporter.ledger.conditions import NO_CONDITIONS, Conditions, Conflict, Lasting, Party, Peak, TimedStep
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.folding import KEPT, Folded, Folding
+from optwrap_exporter.ledger.folding import (
+    KEPT,
+    LATE_SECONDS,
+    NO_FOLDS,
+    NONE_FOLDED,
+    RECENT,
+    REMEMBERED,
+    Folded,
+    Folding,
+    Folds,
+)
 from optwrap_exporter.ledger.incarnation import IncarnationState, Position
-from optwrap_exporter.ledger.parts import ParameterRecords, fields_of
+from optwrap_exporter.ledger.parts import ParameterRecords, fields_of, summed_records
+from optwrap_exporter.ledger.past import NO_PAST, Past
 from optwrap_exporter.wire.requests import Gauges, Report, Source
 from optwrap_exporter.wire.vocabulary import own_attempt
 
@@ -29,72 +41,13 @@ LEAST_STARVED_AFTER: Final = 100
 """Steps: no process is starved sooner."""
 
 
-class Lasting(NamedTuple):
-    """A condition that holds for some time after it was last seen. Times by the exporter's clock."""
-
-    since: float
-    last: float
-    """When it was last seen."""
-
-
-class Party(NamedTuple):
-    """One of the two incarnations of a conflict."""
-
-    incarnation: str
-    attempt: str
-    host: str
-
-
-class Conflict(NamedTuple):
-    """Two incarnations that report under one name at the same time. Times by the exporter's clock."""
-
-    since: float
-    last: float
-    """When it was last seen."""
-    older: Party
-    newer: Party
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Conditions:
-    """Since when each condition of a process holds, by the exporter's clock; None if it does not hold.
-
-    `health.advance` is the only place that sets them.
-    """
-
-    ended: float | None = None
-    stale: float | None = None
-    stalled: float | None = None
-    starved: float | None = None
-    skipping: float | None = None
-    gave_up: Lasting | None = None
-    conflict: Conflict | None = None
-    cleared: float = 0.0
-    """When the last of these conditions ended."""
-
-
-class TimedStep(NamedTuple):
-    """A step and the client's time of its record."""
-
-    step: int
-    time: float
-
-
-class Peak(NamedTuple):
-    """The longest streak that a report saw."""
-
-    time: float
-    """When the report arrived, by the exporter's clock."""
-    length: int
-
-
 @dataclasses.dataclass(frozen=True)  # without slots: derived values are cached
 class ProcessState:
     """One process of a run: its incarnations, and the state of the current one. Times by the exporter's clock."""
 
     process: int
     incarnations: Mapping[str, IncarnationState]
-    """The last KEPT ones, and a few more while they report. By id, in their order."""
+    """Those that may still report (see `folding`). By id, in their order."""
     current: str
     """The id of the current incarnation. The process shows its gauges and its health."""
     interval: float
@@ -117,11 +70,13 @@ class ProcessState:
     """The longest streaks of the last minutes, each shorter than the one before it."""
     gradient_step_at: int | None = None
     """The state's step number at its last gradient step, or where the current incarnation began."""
-    conditions: Conditions = Conditions()
+    conditions: Conditions = NO_CONDITIONS
     folded: Mapping[str, Folded] = dataclasses.field(default_factory=dict)
-    """By attempt, the sum of its incarnations that are no longer kept one by one."""
+    """The sum of the incarnations that are no longer kept one by one, by attempt that has others that are."""
     folded_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """By id of a folded incarnation, its attempt."""
+    """By id of a folded incarnation, its attempt. The last REMEMBERED ones, in the order in which they were folded."""
+    earlier: Folded = NONE_FOLDED
+    """The sum over the attempts that the process has left. What only the run shows of them is in `RunState.past`."""
 
     @cached_property
     def incarnation(self) -> IncarnationState:
@@ -150,7 +105,7 @@ class ProcessState:
 
     @cached_property
     def shares(self) -> Mapping[str, Counts]:
-        """By attempt, the sum over its incarnations."""
+        """By attempt that the process has not left, the sum over its incarnations."""
         found = {attempt: folded.share for attempt, folded in self.folded.items()}
         for state in self.incarnations.values():
             found[state.attempt] = found.get(state.attempt, NOTHING).plus(state.share)
@@ -159,21 +114,19 @@ class ProcessState:
     @cached_property
     def total(self) -> Counts:
         """The totals of this process: the sum over its incarnations."""
-        return sum_of(self.shares.values())
+        return sum_of([self.earlier.share, *self.shares.values()])
 
     @cached_property
-    def parameter_records(self) -> Mapping[tuple[str, str], ParameterRecords]:
-        """By attempt and parameter, the step records summed up."""
-        found: dict[tuple[str, str], ParameterRecords] = {}
+    def parameter_records(self) -> Mapping[str, Mapping[str, ParameterRecords]]:
+        """By attempt that the process has not left, and parameter, the step records summed up."""
+        found: dict[str, Mapping[str, ParameterRecords]] = {}
         for state in self.parts:
-            for path, records in state.parameter_records.items():
-                key = (state.attempt, path)
-                found[key] = found[key].plus(records) if key in found else records
+            found[state.attempt] = summed_records(found.get(state.attempt, {}), state.parameter_records)
         return found
 
     @property
     def parts(self) -> Iterator[Folded | IncarnationState]:
-        """What the process is the sum of: first the folded incarnations, then the others in their order."""
+        """What its attempts are the sum of, but for those it has left: folded ones first, then the others in order."""
         yield from self.folded.values()
         yield from self.incarnations.values()
 
@@ -198,24 +151,40 @@ class ProcessState:
         ]
         return earlier[-1] if earlier else None
 
-    def fold(self, new: str) -> tuple["ProcessState", Folding | None]:
-        """Fold the incarnation that has been silent for longest, if there are too many.
+    def fold(self, new: str, now: float) -> tuple["ProcessState", Folds]:
+        """Fold incarnations that can hardly report any more, the one that has been silent for longest first.
 
         Args:
           new: the id of an incarnation that is new, and is kept.
+          now: the exporter's clock.
         """
-        if len(self.incarnations) <= KEPT:
-            return self, None
-        candidates = [state for state in self.incarnations.values() if state.incarnation not in {new, self.current}]
-        chosen = min(candidates, key=lambda state: (state.last_report, state.order))
-        folded = folding.add(self.folded.get(chosen.attempt), chosen)
+        kept, sums, foldings = dict(self.incarnations), dict(self.folded), []
+        while (chosen := self._over(kept, new, now)) is not None:
+            del kept[chosen.incarnation]
+            sums[chosen.attempt] = folding.add(sums.get(chosen.attempt), chosen)
+            foldings.append(Folding(chosen, sums[chosen.attempt]))
+        if not foldings:
+            return self, NO_FOLDS
+        staying = {state.attempt for state in kept.values()}
+        left = tuple(one for attempt, one in sums.items() if attempt not in staying)
+        ids = {**self.folded_ids, **{one.incarnation.incarnation: one.incarnation.attempt for one in foldings}}
+        forgotten = tuple(ids)[:-REMEMBERED]
         after = dataclasses.replace(
             self,
-            incarnations={name: state for name, state in self.incarnations.items() if state is not chosen},
-            folded={**self.folded, chosen.attempt: folded},
-            folded_ids={**self.folded_ids, chosen.incarnation: chosen.attempt},
+            incarnations=kept,
+            folded={attempt: one for attempt, one in sums.items() if attempt in staying},
+            folded_ids={name: ids[name] for name in tuple(ids)[-REMEMBERED:]},
+            earlier=folding.summed(self.earlier, left),
         )
-        return after, Folding(chosen, folded)
+        return after, Folds(tuple(foldings), left, forgotten)
+
+    def _over(self, kept: Mapping[str, IncarnationState], new: str, now: float) -> IncarnationState | None:
+        """The incarnation to fold next; None if the others are kept."""
+        candidates = [state for state in kept.values() if state.incarnation not in {new, self.current}]
+        chosen = min(candidates, key=lambda state: (state.last_report, state.order), default=None)
+        if chosen is None or len(kept) > KEPT:
+            return chosen
+        return chosen if len(kept) > RECENT and chosen.last_report <= now - LATE_SECONDS else None
 
     def with_incarnation(self, incarnation: IncarnationState) -> "ProcessState":
         """The process with one incarnation added or replaced."""
@@ -234,10 +203,11 @@ class ProcessState:
         process: int,
         written: Mapping[str, Any],
         incarnations: Iterable[IncarnationState],
-        folded: Iterable[Folded] = (),
+        sums: Iterable[Folded] = (),
         folded_ids: Mapping[str, str] | None = None,
     ) -> "ProcessState":
-        """The state that `durable` wrote."""
+        """The state that `durable` wrote, with what was stored elsewhere: `sums` are `folded` and `earlier`."""
+        folded = {one.attempt: one for one in sums}
         conditions = dict(written["conditions"])
         if conditions["gave_up"] is not None:
             conditions["gave_up"] = Lasting(*conditions["gave_up"])
@@ -248,7 +218,8 @@ class ProcessState:
         return cls(
             process=process,
             incarnations=in_order(incarnations),
-            folded={one.attempt: one for one in folded},
+            earlier=folded.pop(NONE_FOLDED.attempt, NONE_FOLDED),
+            folded=folded,
             folded_ids=folded_ids or {},
             **dict(written)
             | {
@@ -262,7 +233,7 @@ class ProcessState:
         )
 
 
-_DURABLE: Final = fields_of(ProcessState, "process", "incarnations", "folded", "folded_ids")
+_DURABLE: Final = fields_of(ProcessState, "process", "incarnations", "folded", "folded_ids", "earlier")
 
 
 def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:
@@ -300,15 +271,27 @@ class RunState:
     heard: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """By attempt whose launch is known, when a current incarnation of it last reported in order; old ones are left out.
     With it a report need not look at every other process."""
+    past: Past = NO_PAST
+    """What processes have left."""
 
     @cached_property
     def total(self) -> Counts:
         """The totals of this run: the sum over its attempts of the largest process in each, field by field."""
-        largest: dict[str, Counts] = {}
+        largest = {attempt: one.share for attempt, one in self.past.open.items()}
         for process in self.processes.values():
             for attempt, share in process.shares.items():
                 largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
-        return sum_of(largest.values())
+        return sum_of([*(one.share for one in self.past.closed), *largest.values()])
+
+    def past_with(self, process: ProcessState, left: Iterable[Folded]) -> Past:
+        """`past` once a process has left attempts. `process` is its state after that."""
+        past = self.past
+        for folded in left:
+            past = past.joined(folded)
+        if past.open.keys() == self.past.open.keys():
+            return past
+        others = (one for one in self.processes.values() if one.process != process.process)  # once for an attempt
+        return past.closed_but({part.attempt for one in (process, *others) for part in one.parts})
 
     def with_process(self, process: ProcessState, **changes: Any) -> "RunState":
         """The run with one process added or replaced, and with other fields changed."""
@@ -318,13 +301,14 @@ class RunState:
     def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
         """The run with more step records of an incarnation counted as not stored."""
         state = self.processes[process]
-        if (attempt := state.folded_ids.get(incarnation)) is not None:
-            sum_ = state.folded[attempt]
-            sum_ = dataclasses.replace(sum_, not_stored=sum_.not_stored + records)
-            return self.with_process(dataclasses.replace(state, folded={**state.folded, attempt: sum_}))
-        before = state.incarnations[incarnation]
-        after = evolved(before, not_stored=before.not_stored + records)
-        return self.with_process(state.with_incarnation(after))
+        if (before := state.incarnations.get(incarnation)) is not None:
+            after = evolved(before, not_stored=before.not_stored + records)
+            return self.with_process(state.with_incarnation(after))
+        sum_ = state.folded.get(state.folded_ids.get(incarnation, ""), state.earlier)
+        sum_ = dataclasses.replace(sum_, not_stored=sum_.not_stored + records)
+        if sum_.attempt:
+            return self.with_process(evolved(state, folded={**state.folded, sum_.attempt: sum_}))
+        return self.with_process(evolved(state, earlier=sum_))
 
 
 def heard_from(processes: Iterable[ProcessState]) -> Mapping[str, float]:

@@ -1,7 +1,7 @@
 """What the API shows of a run: pure functions of its state and the time."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel
@@ -10,7 +10,9 @@ from optwrap_exporter.ledger import health
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince
-from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan
+from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
+from optwrap_exporter.ledger.past import Launch
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.wire.answers import (
     ANSWER_BYTES,
@@ -23,7 +25,7 @@ from optwrap_exporter.wire.answers import (
     RunDetail,
     RunSummary,
 )
-from optwrap_exporter.wire.vocabulary import HEALTHS, OUTCOMES, AttemptState, Health
+from optwrap_exporter.wire.vocabulary import HEALTHS, OUTCOMES, Health
 
 
 def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
@@ -46,11 +48,14 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
     """The run in the list of runs."""
     current = health.of_run(run, now, listening)
     members = health.relevant(run, now)
+    ended = _ended(members, current.health)
     missing = unseen(run, lead(run, now))
     return RunSummary(
         run=run.run,
         health=current.health,
         since=current.since,
+        reason=None if ended is None else ended.reason,
+        last_clean_step=None if ended is None else ended.last_clean_step,
         first_report=_first_report(run),
         last_report=max(process.last_report for process in run.processes.values()),
         totals=run.total.totals(),
@@ -59,6 +64,14 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
         process_count=health.process_count(members),
         processes=len(members),
     )
+
+
+def _ended(members: Iterable[ProcessState], current: Health) -> IncarnationState | None:
+    """The incarnation that says why the run failed or stopped; None if it did neither."""
+    if current not in {"failed", "stopped"}:
+        return None
+    said = [one.incarnation for one in members if one.incarnation.state == current]
+    return next((one for one in said if one.reason is not None), said[0])
 
 
 class ShownRow(NamedTuple):
@@ -98,6 +111,8 @@ def detail(
         run=run.run,
         health=brief.health,
         since=brief.since,
+        reason=brief.reason,
+        last_clean_step=brief.last_clean_step,
         first_report=brief.first_report,
         last_report=brief.last_report,
         totals=brief.totals,
@@ -113,7 +128,7 @@ def detail(
         left_out=LeftOutOfRun(
             parameters=len(bad) - len(shown_parameters),
             replicas=len(named) - len(shown_replicas),
-            attempts=len(attempts) - len(shown_attempts),
+            attempts=len(attempts) - len(shown_attempts) + run.past.attempts - len(run.past.launches),
             processes=waiting,
         ),
     )
@@ -171,6 +186,7 @@ def unseen(run: RunState, leading: ProcessState) -> Unseen:
     """What nobody observed: before reporting began, or in a loop that returned its last state only."""
     now = leading.incarnation.totals
     spans = [_Span(now.steps, now.steps, now.not_finite_steps, None)]
+    spans += [_Span(first - 1, last, None, None) for past in run.past.sums for first, last in past.covered]
     for process in run.processes.values():
         for state in process.incarnations.values():
             start, end = state.baseline, state.totals
@@ -215,11 +231,9 @@ def worst_first(row: ParameterRow) -> tuple[int, int, str]:
 
 def replicas(run: RunState) -> list[ReplicaRow]:
     """Replicas that were the first non-finite one, worst first."""
-    spans: dict[Replica, StepSpan] = {}
-    for process in run.processes.values():
-        for part in process.parts:
-            for replica, span in part.replica_spans.items():
-                spans[replica] = spans[replica].joined(span) if replica in spans else span
+    spans: Mapping[Replica, StepSpan] = {}
+    for part in (*run.past.sums, *(part for process in run.processes.values() for part in process.parts)):
+        spans = joined_spans(spans, part.replica_spans)
     rows = [
         ReplicaRow(
             replica=replica.number,
@@ -241,24 +255,24 @@ def _worst_replica_first(row: ReplicaRow) -> tuple[int, float, float, str]:
     return (-row.steps, number, process, row.device or "")
 
 
-def _parameter_records(run: RunState) -> dict[str, ParameterRecords]:
+def _parameter_records(run: RunState) -> Mapping[str, ParameterRecords]:
     """Step records by parameter, summed over attempts.
 
     All processes of an attempt see the same values, so only the process with the most values counts.
     """
-    largest: dict[tuple[str, str], ParameterRecords] = {}
-    for _, process in sorted(run.processes.items()):
-        for key, found in process.parameter_records.items():
-            if key not in largest or largest[key].values < found.values:
-                largest[key] = found
-    summed: dict[str, ParameterRecords] = {}
-    for (_, path), found in largest.items():
-        summed[path] = summed[path].plus(found) if path in summed else found
+    largest = {attempt: one.parameter_records for attempt, one in run.past.open.items()}
+    for process in run.processes.values():
+        for attempt, found in process.parameter_records.items():
+            largest[attempt] = larger_records(largest.get(attempt, {}), found)
+    summed: Mapping[str, ParameterRecords] = {}
+    for found in (*(one.parameter_records for one in run.past.closed), *largest.values()):
+        summed = summed_records(summed, found)
     return summed
 
 
 def _first_report(run: RunState) -> float:
-    return min(part.first_report for process in run.processes.values() for part in process.parts)
+    parts = (part.first_report for process in run.processes.values() for part in process.parts)
+    return min([*(past.launch.since for past in run.past.sums), *parts])
 
 
 def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[list[ProcessRow], int, int]:
@@ -303,27 +317,28 @@ def _row(row: ShownRow) -> ProcessRow:
 
 
 def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
-    """Every launch of the run, by its first report."""
-    since: dict[str, float] = {}
-    until: dict[str, float] = {}
-    states: dict[str, set[AttemptState]] = {}
+    """The launches of the run, by their first report. Of those that are over long ago only the last ones."""
+    found: dict[str, Launch] = {}
+
+    def add(launch: Launch) -> None:
+        known = found.get(launch.attempt)
+        found[launch.attempt] = known.joined(launch) if known is not None else launch
+
+    for past in (*run.past.launches, *(one.launch for one in run.past.open.values())):
+        add(past)
     for process in run.processes.values():
         silent = health.stale_since(process, now, listening) is not None
-        last: dict[str, AttemptState] = {}
-        for state in process.parts:
-            since[state.attempt] = min(since.get(state.attempt, state.first_report), state.first_report)
-            until[state.attempt] = max(until.get(state.attempt, 0.0), state.last_report)
-            lost = not state.ended and (silent or state is not process.incarnation)
-            last[state.attempt] = "lost" if lost else state.state
-        for attempt, found in last.items():
-            states.setdefault(attempt, set()).add(found)
-    worst: tuple[AttemptState, ...] = ("failed", "running", "starting", "lost", "finished")
-    return [
-        AttemptRow(
-            attempt=attempt,
-            since=since[attempt],
-            until=until[attempt],
-            state=next(state for state in worst if state in states[attempt]),
-        )
-        for attempt in sorted(since, key=lambda name: (since[name], name))
-    ]
+        mine: dict[str, Launch] = {}
+        for part in process.parts:  # the state of a process is that of its last part
+            lost = not part.ended and (silent or part is not process.incarnation)
+            since = mine[part.attempt].since if part.attempt in mine else part.first_report
+            until = mine[part.attempt].until if part.attempt in mine else part.last_report
+            mine[part.attempt] = Launch(
+                part.attempt,
+                min(since, part.first_report),
+                max(until, part.last_report),
+                "lost" if lost else part.state,
+            )
+        for launch in mine.values():
+            add(launch)
+    return [AttemptRow(**one._asdict()) for one in sorted(found.values(), key=lambda one: (one.since, one.attempt))]

@@ -13,7 +13,7 @@ GAUGES_GO_AFTER: Final = 15 * 60.0
 COUNTERS_GO_AFTER: Final = 60 * 60.0
 """Seconds after its last report until its counters disappear. A late scrape must still see the last increase."""
 
-_ENDED: Final = frozenset({"finished", "failed", "stale"})
+_ENDED: Final = frozenset({"finished", "failed", "stopped", "stale"})
 
 # Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {
@@ -25,6 +25,12 @@ _PLAIN_GAUGES: Final = {
     "optwrap_gradient_norm_limit": "gradient_norm_limit",
     "optwrap_lookahead_steps_since_sync": "steps_since_sync",
     "optwrap_lookahead_sync_period": "sync_period",
+}
+
+# Counters that the wire has as gauges: absent where the optimizer has no skip_spikes.
+_GUARD_COUNTERS: Final = {
+    "optwrap_guard_rebases_total": "guard_rebases",
+    "optwrap_guard_would_skip_steps_total": "guard_would_skip_steps",
 }
 
 
@@ -81,6 +87,9 @@ def _counters(view: ProcessView, add: Add) -> None:
     add("optwrap_accepted_not_finite_steps_total", totals.outcomes.accepted_not_finite)
     for kind in DROPPED:
         add("optwrap_client_dropped_total", getattr(view.dropped, kind), kind)
+    for name, field in _GUARD_COUNTERS.items():
+        if (count := getattr(view.gauges, field)) is not None:
+            add(name, count)
     for parameter, steps in view.parameters.items():
         add("optwrap_parameter_not_finite_steps_total", steps, parameter)
     for replica, steps in view.replicas.items():

@@ -143,6 +143,16 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process("optwrap_accumulation_every_k", "gauge", "Mini-steps per gradient step."),
     _process("optwrap_gradient_norm", "gauge", "The last finite global L2 norm of the incoming gradients."),
     _process("optwrap_gradient_norm_limit", "gauge", "The global L2 norm at which gradients are skipped as large."),
+    _process(
+        "optwrap_guard_rebases_total",
+        "counter",
+        "Times that skip_spikes took the norms that it had skipped as the new level. Counted in the optimizer's state.",
+    ),
+    _process(
+        "optwrap_guard_would_skip_steps_total",
+        "counter",
+        "Steps that a skip_spikes with shadow=True took but would have skipped. Counted in the optimizer's state.",
+    ),
     _process("optwrap_lookahead_steps_since_sync", "gauge", "Fast steps since the last synchronisation of lookahead."),
     _process("optwrap_lookahead_sync_period", "gauge", "Fast steps between two synchronisations of lookahead."),
     _process(
@@ -184,8 +194,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         "gauge",
         "1 for the current health of the process. The other healths have no series.",
         "health",
-        note="`conflict`, `gave_up`, `failed`, `finished`, `stale`, `stalled`, `starved`, `skipping`, `starting`, "
-        "`degraded`, `ok`. Of several that hold, the first one is shown.",
+        note="`conflict`, `gave_up`, `failed`, `stopped`, `finished`, `stale`, `stalled`, `starved`, `skipping`, "
+        "`starting`, `degraded`, `ok`. Of several that hold, the first one is shown.",
     ),
     _run("optwrap_run_steps_total", "Steps of the run, whatever their outcome."),
     _run("optwrap_run_gradient_steps_total", "Steps of the run in which the inner optimizer ran."),
@@ -223,7 +233,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "optwrap_processes_reporting",
         "gauge",
-        "Number of processes that report to this exporter or have finished: neither failed nor stale.",
+        "Number of processes that report to this exporter or have finished: not failed, stopped or stale.",
         ("run",),
     ),
     Metric(
@@ -301,7 +311,8 @@ def document() -> str:
         "",
         "A scrape shows only what is committed to the store. Every counter of a process starts at zero with its first",
         "report. It counts across restarts, resumes and rollbacks, and does not fall as long as the store exists. The",
-        "gauges of a finished, failed or stale process disappear after 15 minutes, its counters after one hour.",
+        "gauges of a finished, failed, stopped or stale process disappear after 15 minutes, its counters after one",
+        "hour.",
         "",
         "In data-parallel training every process reports the same global counts. The counters `optwrap_run_*` have",
         "them once for a run: in each attempt, those of the process with the most. If several exporters have processes",

@@ -19,7 +19,19 @@ export const HEALTH = {
     past: true,
     sentence: (run) => `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.`,
   },
-  failed: { tier: "critical", word: "Failed", past: true, sentence: () => "The training loop ended with an exception." },
+  failed: {
+    tier: "critical",
+    word: "Failed",
+    past: true,
+    sentence: ({ reason }) => (reason ? `The training failed: ${visible(reason)}` : "The training loop ended with an exception."),
+  },
+  stopped: {
+    tier: "critical",
+    word: "Stopped",
+    past: true,
+    sentence: ({ reason, last_clean_step: clean }) =>
+      `The training stopped itself${reason ? `: ${visible(reason)}` : ""}.${(clean ?? null) === null ? "" : ` Roll back to step ${integer(clean)}.`}`,
+  },
   stale: {
     tier: "critical",
     word: "No report",

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState
+from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.store import bulk, rollups
 from optwrap_exporter.store.bulk import Row
 
@@ -17,9 +17,10 @@ class Pending:
     """The rows of a group that are not written yet. Written together, they cost a fraction of what each costs alone."""
 
     def __init__(self) -> None:
+        self.runs: dict[int, RunState] = {}
         self.processes: dict[tuple[int, int], ProcessState] = {}
         self.incarnations: dict[int, IncarnationState] = {}
-        """By row id. Of several states of one process or incarnation only the last is written."""
+        """By row id, as runs. Of several states of a run, a process or an incarnation only the last is written."""
         self.changes: list[Row] = []
         self.parameters: list[Row] = []
         self.steps: list[Row] = []
@@ -42,6 +43,11 @@ class Pending:
     def write(self, db: sqlite3.Connection) -> None:
         """Write all rows."""
         self.write_steps(db)
+        for key, run in self.runs.items():
+            db.execute(
+                "UPDATE run SET labels = ?, replica_labels = ?, past = ? WHERE id = ?",
+                (to_text(run.labels), to_text(run.replica_labels), to_text(run.past.durable()), key),
+            )
         bulk.write(
             db,
             "INSERT INTO process VALUES ? ON CONFLICT DO UPDATE SET state = excluded.state",
@@ -82,7 +88,8 @@ def event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) ->
     same_as = None
     if event.kind in events.OF_STEPS and event.step is not None:
         before = plan.process.times_taken_before(plan.incarnation, event.step)
-        same_as = f"{event.kind}/{event.attempt}/{before}/{event.step}"
+        # Processes report a rebase at different steps, but all with the same number of rebases.
+        same_as = f"{event.kind}/{event.attempt}/{before}/{event.detail.get('rebases', event.step)}"
     detail = to_text(event.detail)
     return (
         revision,

@@ -8,7 +8,7 @@ from optwrap_exporter.wire.errors import ExporterError
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 4
+VERSION: Final = 5
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -16,7 +16,8 @@ CREATE TABLE run (
     id INTEGER PRIMARY KEY,
     run TEXT NOT NULL UNIQUE,
     labels TEXT NOT NULL,               -- JSON: parameters with a metric label of their own
-    replica_labels TEXT NOT NULL        -- JSON: replicas with one
+    replica_labels TEXT NOT NULL,       -- JSON: replicas with one
+    past TEXT NOT NULL                  -- JSON: Past.durable
 );
 CREATE TABLE process (
     run_id INTEGER NOT NULL,
@@ -29,7 +30,7 @@ CREATE TABLE incarnation (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     incarnation TEXT NOT NULL,
-    state TEXT NOT NULL,                -- JSON: IncarnationState.durable; see writer._SUM and _FOLDED
+    state TEXT NOT NULL,                -- JSON: IncarnationState.durable; see writer.SUM and _FOLDED
     not_stored INTEGER NOT NULL DEFAULT 0,  -- step records for which there was no room
     UNIQUE (run_id, process, incarnation)
 );

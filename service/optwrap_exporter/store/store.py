@@ -32,7 +32,7 @@ SMALLEST_LIMIT: Final = 1024 * 1024
 """The smallest `limit_bytes`. Empty tables take a tenth of it."""
 
 _AT_ONCE: Final = 64
-"""Changes, or events, deleted in one transaction. It is short, because the next report waits for it."""
+"""Events deleted in one transaction if there is no room for them."""
 _CROWDED: Final = 0.9
 """The part of the limit that is filled. The rest absorbs the growth of the B-trees."""
 _RECORD_BYTES: Final = 100
@@ -73,6 +73,7 @@ class Store:
             self._db, self._restored = opening.opened(self._path, recover=recover)
             schema.limit_pages(self._db, limit_bytes)
             self._rows = Rows(self._db)
+            self._sweep: retention.Sweep | None = None
             self._watch = Watch(self._path, lambda: schema.file_bytes(self._db))
             self._size = schema.used_bytes(self._db)
             self._readers = Readers(self._path, self._watch)
@@ -283,8 +284,9 @@ class Store:
         used = schema.used_bytes(self._db)
         target = max(int(_CROWDED * self._limit) - coming, used - 2 * coming - _SLICE)
         try:
-            while schema.used_bytes(self._db) > target:
-                gone = self._transaction(lambda: retention.make_room(self._db, target, _AT_ONCE), trial=True)
+            while (missing := schema.used_bytes(self._db) - target) > 0:
+                work = partial(retention.make_room, self._db, missing, _RECORD_BYTES)
+                gone = self._transaction(work, trial=True)
                 if gone is not None:
                     lost.update(gone)
                 elif not self._transaction(lambda: retention.drop_events(self._db, _AT_ONCE), trial=True):
@@ -293,21 +295,24 @@ class Store:
             pass
         return lost
 
-    def retire(self, before: float) -> bool:
+    def retire(self, before: float, slack: float = 0.0) -> bool:
         """Delete some of the step records and events that were committed before a time. False if there were none.
+
+        Args:
+          before: the time, by the clock that data ages by.
+          slack: seconds by which the oldest must be older, to begin with. It then deletes all of them, call by call.
 
         Raises:
           StoreUnavailableError, sqlite3.Error: the database could not be written.
         """
-        revision = retention.last_change_before(self._db, before, _AT_ONCE)
-        if revision is None:
+        sweep = self._sweep if self._sweep is not None else retention.sweep_before(self._db, before, slack)
+        self._sweep = sweep
+        if sweep is None:
             return False
-
-        def both() -> None:
-            retention.drop_records(self._db, revision)
-            self._db.execute("DELETE FROM event WHERE revision <= ?", (revision,))
-
-        self._transaction(both)
+        committed = self._transaction(sweep.delete_slice)
+        committed()
+        if sweep.done:
+            self._sweep = None
         return True
 
     def forget(self, run: str) -> bool:

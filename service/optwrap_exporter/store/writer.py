@@ -6,29 +6,29 @@ import json
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.folding import Folded, Folding
+from optwrap_exporter.ledger.folding import NONE_FOLDED, Folded, Folding
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
+from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
 from optwrap_exporter.store import bulk, retention, rollups
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
+from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES
 
 _INDEX: Final = {outcome: index for index, outcome in enumerate(OUTCOMES)}
 _NONE: Final = (None, None, None)
-_SUM: Final = "/"
-"""Begins the name of a row that has the sum of folded incarnations; no incarnation's id has it. The attempt follows."""
 _FOLDED: Final = "folded"
 """The only key in the state of an incarnation that was folded. Its value is the attempt."""
 
-_Labels = tuple[tuple[str, ...], tuple[Replica, ...]]
-"""The parameters and the replicas of a run that have metric labels of their own."""
+_Row = tuple[tuple[str, ...], tuple[Replica, ...], Past]
+"""What is written of a run itself: the parameters and replicas with metric labels of their own, and its past."""
 
 
 class Rows:
@@ -38,7 +38,7 @@ class Rows:
         self._db = db
         self._revision: int | None = None
         """The last revision; None if it has to be read."""
-        self._runs: dict[str, tuple[int, _Labels | None]] = {}
+        self._runs: dict[str, tuple[int, _Row | None]] = {}
         self._incarnations: dict[tuple[int, int, str], int] = {}
 
     def forget_keys(self) -> None:
@@ -81,7 +81,7 @@ class Rows:
 
     def _add(self, pending: Pending, plan: Plan, digest: bytes | None, revision: int) -> None:
         process, report, incarnation = plan.process.process, plan.report, plan.incarnation
-        run_id = self._run(plan.run)
+        run_id = self._run(pending, plan.run)
         pending.processes[run_id, process] = plan.process
         incarnation_id = self._incarnation(run_id, process, incarnation)
         touched = [*report.steps.step, *(o.step for o in report.offenders)] if report and plan.records else []
@@ -105,7 +105,7 @@ class Rows:
                 for row in map(incarnation.parameter, incarnation.changed_parameters(plan.before))
             ]
             if not plan.records:
-                retention.count_not_stored(self._db, incarnation_id, len(report.steps))
+                retention.count_not_stored(self._db, (run_id, process, incarnation_id), len(report.steps))
             if touched:
                 self._steps(pending, plan, report, run_id=run_id, incarnation_id=incarnation_id, revision=revision)
                 pending.offenders += [
@@ -117,44 +117,82 @@ class Rows:
                     for one in report.replicas
                 ]
         pending.events += [event_row(plan, event, run_id, revision) for event in plan.events]
-        if plan.folding is not None:
-            self._fold(pending, plan.folding, run_id, process)
+        if plan.folds.foldings:
+            self._fold_all(pending, plan, run_id)
 
-    def _fold(self, pending: Pending, folding: Folding, run_id: int, process: int) -> None:
+    def _fold_all(self, pending: Pending, plan: Plan, run_id: int) -> None:
+        """Write what a process has folded, and the attempts that it has left."""
+        process, folds = plan.process, plan.folds
+        of = (run_id, process.process)
+        for folding in folds.foldings:
+            self._fold(pending, folding, of)
+        if not folds.left and not folds.forgotten:
+            return
+        into = self._sum(of, process.earlier)
+        for left in folds.left:
+            self._merge(of, SUM + left.attempt, into)
+        for name in folds.forgotten:
+            self._merge(of, name, into)
+        self._parameters(into, process.earlier, {path for left in folds.left for path in left.share.parameters})
+
+    def _fold(self, pending: Pending, folding: Folding, of: tuple[int, int]) -> None:
         """Write a sum with one incarnation more. Of that incarnation only its id is kept, for late reports."""
         one, folded = folding.incarnation, folding.folded
         (key,) = self._db.execute(
-            "SELECT id FROM incarnation WHERE run_id = ? AND process = ? AND incarnation = ?",
-            (run_id, process, one.incarnation),
+            "SELECT id FROM incarnation WHERE run_id = ? AND process = ? AND incarnation = ?", (*of, one.incarnation)
         ).fetchone()
         pending.forget_incarnation(key)
-        (into,) = self._db.execute(
-            "INSERT INTO incarnation (run_id, process, incarnation, state, not_stored) VALUES (?, ?, ?, ?, "
-            "(SELECT not_stored FROM incarnation WHERE id = ?)) ON CONFLICT DO UPDATE SET state = excluded.state, "
-            "not_stored = not_stored + excluded.not_stored RETURNING id",
-            (run_id, process, _SUM + folded.attempt, to_text(folded.durable()), key),
-        ).fetchone()
+        self._incarnations.pop((*of, one.incarnation), None)
+        into = self._sum(of, folded)
+        self._db.execute(
+            "UPDATE incarnation SET not_stored = not_stored + (SELECT not_stored FROM incarnation WHERE id = ?) "
+            "WHERE id = ?",
+            (key, into),
+        )
         self._db.execute(
             "UPDATE incarnation SET state = ?, not_stored = 0 WHERE id = ?", (to_text({_FOLDED: one.attempt}), key)
         )
         self._db.execute("DELETE FROM parameter WHERE incarnation_id = ?", (key,))
-        rows = [folded.parameter(path) for path in {**one.share.parameters, **one.parameter_records}]
+        self._parameters(into, folded, {**one.share.parameters, **one.parameter_records})
+
+    def _sum(self, of: tuple[int, int], folded: Folded) -> int:
+        """Write the row of a sum, without its parameters and `not_stored`. Returns its id."""
+        (key,) = self._db.execute(
+            "INSERT INTO incarnation (run_id, process, incarnation, state) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET state = excluded.state RETURNING id",
+            (*of, SUM + folded.attempt, to_text(folded.durable())),
+        ).fetchone()
+        return int(key)
+
+    def _merge(self, of: tuple[int, int], name: str, into: int) -> None:
+        """Delete the row of an incarnation or of a sum. Another row gets what it counted as not stored."""
+        for key, not_stored in self._db.execute(
+            "DELETE FROM incarnation WHERE run_id = ? AND process = ? AND incarnation = ? RETURNING id, not_stored",
+            (*of, name),
+        ).fetchall():
+            self._db.execute("UPDATE incarnation SET not_stored = not_stored + ? WHERE id = ?", (not_stored, into))
+            self._db.execute("DELETE FROM parameter WHERE incarnation_id = ?", (key,))
+
+    def _parameters(self, key: int, folded: Folded, paths: Iterable[str]) -> None:
+        rows = [folded.parameter(path) for path in paths]
         bulk.write(
             self._db,
             INSERT_PARAMETER,
-            [(into, row.parameter, row.totals, row.baseline, *(row.records or _NONE)) for row in rows],
+            [(key, row.parameter, row.totals, row.baseline, *(row.records or _NONE)) for row in rows],
         )
 
-    def _run(self, run: RunState) -> int:
-        labels = (run.labels, run.replica_labels)
+    def _run(self, pending: Pending, run: RunState) -> int:
+        row = (run.labels, run.replica_labels, run.past)
         key, written = self._runs.get(run.run, (0, None))
-        if written != labels:
+        if not key:
             (key,) = self._db.execute(
-                "INSERT INTO run (run, labels, replica_labels) VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
-                "SET labels = excluded.labels, replica_labels = excluded.replica_labels RETURNING id",
-                (run.run, *map(to_text, labels)),
+                "INSERT INTO run (run, labels, replica_labels, past) VALUES (?, '', '', '') "
+                "ON CONFLICT DO UPDATE SET run = run RETURNING id",
+                (run.run,),
             ).fetchone()
-            self._runs[run.run] = (key, labels)
+        if written != row:
+            pending.runs[key] = run
+            self._runs[run.run] = (key, row)
         return key
 
     def _incarnation(self, run_id: int, process: int, incarnation: IncarnationState) -> int:
@@ -235,7 +273,7 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
         records = None if values is None else ParameterRecords(values, first, last)
         parameters.setdefault(incarnation_id, []).append(ParameterState(path, totals, baseline, records))
     incarnations: dict[tuple[int, int], list[IncarnationState]] = {}
-    sums: dict[tuple[int, int], list[Folded]] = {}
+    sums: dict[tuple[int, int], dict[str, Folded]] = {}
     folded_ids: dict[tuple[int, int], dict[str, str]] = {}
     late: Counter[tuple[int, int, str]] = Counter()
     """Records that were not stored, of incarnations that had been folded before."""
@@ -243,24 +281,31 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
         "SELECT id, run_id, process, incarnation, state, not_stored FROM incarnation ORDER BY id"
     ):
         state, of = json.loads(text), (run_id, process)
-        if name.startswith(_SUM):
-            sums.setdefault(of, []).append(Folded.from_durable(state, parameters.get(key, []), not_stored))
+        if name.startswith(SUM):
+            folded = Folded.from_durable(state, parameters.get(key, []), not_stored)
+            sums.setdefault(of, {})[folded.attempt] = folded
         elif _FOLDED in state:
             folded_ids.setdefault(of, {})[name] = state[_FOLDED]
             late[*of, state[_FOLDED]] += not_stored
         else:
             restored = IncarnationState.from_durable(state, parameters.get(key, []), not_stored)
             incarnations.setdefault(of, []).append(restored)
+    for (run_id, process, attempt), not_stored in late.items():
+        mine = sums[run_id, process]
+        folded = mine[attempt if attempt in mine else NONE_FOLDED.attempt]
+        mine[folded.attempt] = dataclasses.replace(folded, not_stored=folded.not_stored + not_stored)
     processes: dict[int, dict[int, ProcessState]] = {}
     for run_id, process, text in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):
         of = (run_id, process)
-        folded = [
-            dataclasses.replace(one, not_stored=one.not_stored + late[*of, one.attempt]) for one in sums.get(of, [])
-        ]
         processes.setdefault(run_id, {})[process] = ProcessState.from_durable(
-            process, json.loads(text), incarnations[of], folded, folded_ids.get(of)
+            process, json.loads(text), incarnations[of], sums.get(of, {}).values(), folded_ids.get(of)
         )
-    for run_id, run, labels, replicas in db.execute("SELECT id, run, labels, replica_labels FROM run"):
-        named = tuple(Replica(*replica) for replica in json.loads(replicas))
-        heard = heard_from(processes[run_id].values())
-        yield RunState(run, processes[run_id], tuple(json.loads(labels)), named, heard)
+    for run_id, run, labels, replicas, past in db.execute("SELECT id, run, labels, replica_labels, past FROM run"):
+        yield RunState(
+            run,
+            processes[run_id],
+            tuple(json.loads(labels)),
+            tuple(Replica(*replica) for replica in json.loads(replicas)),
+            heard_from(processes[run_id].values()),
+            Past.from_durable(json.loads(past)),
+        )

@@ -130,6 +130,10 @@ class RunSummary(_Answer):
     health: Health
     since: float
     """When that health began."""
+    reason: str | None
+    """Why it failed or stopped, by the first process that says so; null in any other health."""
+    last_clean_step: int | None
+    """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
     first_report: float
     last_report: float
     totals: Totals
@@ -163,6 +167,10 @@ class RunDetail(_Answer):
     health: Health
     since: float
     """When that health began."""
+    reason: str | None
+    """Why it failed or stopped, by the first process that says so; null in any other health."""
+    last_clean_step: int | None
+    """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
     first_report: float
     last_report: float
     totals: Totals

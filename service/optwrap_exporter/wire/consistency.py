@@ -13,7 +13,7 @@ from optwrap_exporter.wire.errors import inconsistent
 from optwrap_exporter.wire.fields import check_fields
 from optwrap_exporter.wire.requests import Counters, Report
 from optwrap_exporter.wire.size import check_size
-from optwrap_exporter.wire.vocabulary import OUTCOMES, SATURATED
+from optwrap_exporter.wire.vocabulary import ENDED, OUTCOMES, SATURATED
 
 
 def parse_report(body: str | bytes) -> Report:
@@ -34,6 +34,10 @@ def _checked(report: Report) -> Report:
     """The report, or the first contradiction in it as a PydanticCustomError."""
     if report.oldest_held > report.seq:
         raise inconsistent("oldest_held", f"at most seq, {report.seq}", report.oldest_held)
+    if report.reason is not None and report.state not in ENDED:
+        raise inconsistent("reason", f"none while the state is {report.state}", report.reason)
+    if report.last_clean_step is not None and report.state != "stopped":
+        raise inconsistent("last_clean_step", f"none while the state is {report.state}", report.last_clean_step)
     _check_counters(report.totals, report.at_start)
     _check_step_records(report)
     _check_offenders(report)

@@ -90,10 +90,12 @@ def shown(value: object, longest: int = _LONGEST) -> str:
 
 
 def _described(value: object) -> str:
-    """The value as Python writes it; a list or object of many values, or of others, only by their number."""
+    """The value as Python writes it; a list or object of many, long or nested values only by their number."""
+    if isinstance(value, bytes):
+        value = value[:_LONGEST]
     if isinstance(value, list | dict):
         inner = value.values() if isinstance(value, dict) else value
-        if len(value) > _FEW or any(isinstance(one, list | dict) for one in inner):
+        if len(value) > _FEW or any(isinstance(one, list | dict) or len(str(one)) > _LONGEST for one in inner):
             return f"a list of {len(value)} values" if isinstance(value, list) else f"an object of {len(value)} fields"
     return repr(value)
 

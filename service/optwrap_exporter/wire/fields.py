@@ -1,7 +1,8 @@
-"""Refuses a large report at its first unknown or missing field, before pydantic sees it.
+"""Refuses a large report at its first unknown or missing field, or too long list, before pydantic sees it.
 
 pydantic makes one error for each such field, and copies the whole object into the error of a missing one. For 4 MiB
-that would be a second of processor time. A small report cannot have many fields, so pydantic alone is quick.
+that would be a second of processor time. It reads a list or a mapping to its end before it compares the length. A small
+report cannot have many fields, so pydantic alone is quick.
 """
 
 from functools import cache
@@ -12,13 +13,14 @@ from pydantic_core import InitErrorDetails, from_json
 
 from optwrap_exporter.wire.errors import inconsistent
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import MOST_RECORDS
 
 _LARGE: Final = 16_384
 """Bytes of a body above which it is checked here."""
 
 
 def check_fields(body: bytes) -> None:
-    """Raise if an object of a large report has an unknown field or lacks a required one.
+    """Raise if an object of a large report has an unknown field or lacks a required one, or if a list is too long.
 
     Raises:
       pydantic.ValidationError: with the first such field.
@@ -40,6 +42,9 @@ def _check(model: type[BaseModel], tree: Any, place: tuple[str | int, ...]) -> N
         if name not in fields:
             error = inconsistent(name or '""', "no field of this name: leave it out", value)
             raise _error(InitErrorDetails(type=error, loc=place, input=value))
+        if isinstance(value, list | dict) and len(value) > MOST_RECORDS:
+            error = inconsistent(name, f"at most {MOST_RECORDS} entries", value)
+            raise _error(InitErrorDetails(type=error, loc=place, input=None))
     for name, field in fields.items():
         if field.is_required() and name not in tree:
             raise _error(InitErrorDetails(type="missing", loc=(*place, name), input=None))

@@ -159,6 +159,8 @@ class Gauges(_Request):
     gradient_norm_limit: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, _LEFT_OUT] = None
     steps_since_sync: _OptionalCount = None
     sync_period: _OptionalCount = None
+    guard_rebases: _OptionalCount = None
+    guard_would_skip_steps: _OptionalCount = None
 
 
 class StepColumns(_Request):
@@ -248,6 +250,10 @@ class Report(_Request):
     sent_at: Time
     """Seconds since 1970 by the client's clock."""
     state: State
+    reason: Annotated[Text | None, _LEFT_OUT] = None
+    """Why the run ended, in one line; absent before its end, and if it is not known."""
+    last_clean_step: _OptionalCount = None
+    """Of a run that stopped: the step to roll back to, by the optimizer's own count; absent if it is not known."""
     source: Source
     totals: Counters
     at_start: Counters

@@ -11,12 +11,13 @@ from pydantic_core import core_schema
 Outcome = Literal[
     "applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"
 ]
-State = Literal["starting", "running", "finished", "failed"]
-AttemptState = Literal["starting", "running", "finished", "failed", "lost"]
+State = Literal["starting", "running", "finished", "failed", "stopped"]
+AttemptState = Literal["starting", "running", "finished", "failed", "stopped", "lost"]
 Health = Literal[
     "conflict",
     "gave_up",
     "failed",
+    "stopped",
     "finished",
     "stale",
     "stalled",
@@ -31,6 +32,7 @@ EventKind = Literal[
     "accepted_not_finite",
     "streak_started",
     "streak_ended",
+    "rebased",
     "starved",
     "stalled",
     "stale",
@@ -38,6 +40,7 @@ EventKind = Literal[
     "resumed",
     "finished",
     "failed",
+    "stopped",
     "conflict",
     "diverged",
 ]
@@ -55,7 +58,7 @@ SKIP_REASONS: Final[dict[Outcome, SkipReason]] = {
     "skipped_other": "other",
 }
 """Why a step was skipped, by its outcome."""
-ENDED: Final[frozenset[State]] = frozenset({"finished", "failed"})
+ENDED: Final[frozenset[State]] = frozenset({"finished", "failed", "stopped"})
 """States after which a process reports no more steps."""
 HEALTHS: Final[tuple[Health, ...]] = get_args(Health)
 """Every health, worst first. If several hold, the first one is shown."""

@@ -64,6 +64,9 @@ def unknown(item: Callable[[int], str], *, most: int = 10**9) -> bytes:
 FEW: Final = 40_000
 """As many items of one key, or of three, as pass the limit of values."""
 
+ESCAPED: Final = "\\u00e9" * 10
+NESTED: Final = '{"a":' * 150 + "1" + "}" * 150
+
 BOMBS: Final[dict[str, Callable[[], bytes]]] = {
     "empty offenders": lambda: filled("offenders", lambda _: "{}"),
     "empty offenders, 0.3 MB": lambda: filled("offenders", lambda _: "{}", size=300_000),
@@ -101,6 +104,15 @@ BOMBS: Final[dict[str, Callable[[], bytes]]] = {
     "a long integer": lambda: b"1" * SIZE,
     "a long fraction": lambda: b'{"interval":0.' + b"3" * (SIZE - 20) + b"}",
     "a long exponent": lambda: b'{"interval":1e' + b"9" * (SIZE - 20) + b"}",
+    "integers of 4,300 digits": lambda: filled("totals.parameters", lambda n: f'"{n}":' + "9" * 4300, "{}"),
+    "integers of 30 digits": lambda: filled("steps.step", lambda _: "9" * 30, most=120_000),
+    "fractions of 4,000 digits": lambda: filled("steps.time", lambda _: "0." + "3" * 4000),
+    "escaped names of parameters": lambda: filled(
+        "totals.parameters", lambda n: f'"{ESCAPED}{n}":0', "{}", most=50_000
+    ),
+    "one name again and again": lambda: filled("totals.parameters", lambda _: f'"{"a" * 60}":0', "{}", most=60_000),
+    "a list of one long string": lambda: filled("source.host", lambda _: '"' + "a" * (SIZE - 3000) + 'é"', most=1),
+    "nested unknown fields of gauges": lambda: filled("gauges", lambda n: f'"{n}":{NESTED}', "{}", most=400),
     "a long integer in a field": lambda: b'{"seq":' + b"9" * (SIZE - 20) + b"}",
     "white space": lambda: b" " * SIZE,
     "white space, then no JSON": lambda: b" " * (SIZE - 1) + b"x",

@@ -35,9 +35,9 @@ class Victim:
     def post(self, body: bytes) -> tuple[httpx.Response, Cost]:
         """Send a report; the answer and its cost."""
         (self._proc / "clear_refs").write_text("5")  # the highest memory starts anew
-        memory, seconds = self._memory("VmRSS"), self._seconds()
+        memory, seconds = self.memory("VmRSS"), self._seconds()
         answer = self.client.post("/v1/reports", content=body, headers={"content-type": "application/json"})
-        return answer, Cost(self._seconds() - seconds, max(0, self._memory("VmHWM") - memory))
+        return answer, Cost(self._seconds() - seconds, max(0, self.memory("VmHWM") - memory))
 
     def _seconds(self) -> float:
         spent = 0
@@ -46,7 +46,8 @@ class Victim:
                 spent += int((thread / "schedstat").read_text().split()[0])
         return spent / 1e9
 
-    def _memory(self, name: str) -> int:
+    def memory(self, name: str) -> int:
+        """A figure of its memory in bytes: VmRSS now, or VmHWM at the highest."""
         status = (self._proc / "status").read_text()
         return int(status.partition(f"{name}:")[2].split()[0]) * 1024
 

@@ -165,7 +165,7 @@ class ReportRoute:
         try:
             report = parse_report(body)
         except OversizeError as error:
-            allowed = f"at most {MOST_STRUCTURE}: send fewer step records and parameters in one report"
+            allowed = f"at most {MOST_STRUCTURE}, no long number: send fewer step records and parameters in one report"
             raise _Refused("too_large", refusal(413, "body", str(error), allowed)) from None
         except ValidationError as error:
             detail = [one.model_dump() for one in error_details(error)]

@@ -13,6 +13,7 @@ const EVENTS = {
   accepted_not_finite: { word: "Applied although non-finite", shape: "bang", class: "kind-accepted_not_finite" },
   streak_started: { word: "Non-finite streak started", shape: "warning", class: "warning" },
   streak_ended: { word: "Non-finite streak ended", shape: "good", class: "good" },
+  rebased: { word: "Guard rebased", shape: "warning", class: "warning" },
   starved: { word: "Starved", shape: "critical", class: "critical" },
   stalled: { word: "Stalled", shape: "critical", class: "critical" },
   stale: { word: "Reports stopped", shape: "critical", class: "critical" },
@@ -20,6 +21,7 @@ const EVENTS = {
   resumed: { word: "Resumed", shape: "good", class: "idle" },
   finished: { word: "Finished", shape: "idle", class: "idle" },
   failed: { word: "Failed", shape: "critical", class: "critical" },
+  stopped: { word: "Stopped", shape: "critical", class: "critical" },
   conflict: { word: "Conflict", shape: "critical", class: "critical" },
   diverged: { word: "Processes disagree", shape: "critical", class: "critical" },
 };
@@ -33,6 +35,12 @@ function appearance({ kind, detail }) {
   return EVENTS[kind] ?? { word: visible(kind.replaceAll("_", " ")), shape: "idle", class: "idle" };
 }
 
+const ending = ({ steps, reason, last_clean_step: clean }) => [
+  `after ${plural(steps, "step")}`,
+  reason ? visible(reason) : null,
+  (clean ?? null) === null ? null : `roll back to step ${integer(clean)}`,
+];
+
 /** Turns the detail of an event into phrases, by kind. Phrases that are null are left out. */
 const PHRASES = {
   skipped: (detail) => [`norm ${valueInWords(detail.norm)}`, parameterNames(detail), fromReplica(detail)],
@@ -41,10 +49,12 @@ const PHRASES = {
   streak_ended: ({ length, first_step: first, last_step: last }) => [
     `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,
   ],
+  rebased: ({ limit }) => [limit ? `new norm limit ${valueInWords(limit)}` : null],
   started: ({ host, process_count: count }) => [`on ${visible(host)}`, count > 1 ? `${integer(count)} processes` : null],
   resumed: ({ from, to }) => [from === null ? `from step ${integer(to)}` : `from step ${integer(to)}, after step ${integer(from)}`],
-  finished: ({ steps }) => [`after ${plural(steps, "step")}`],
-  failed: ({ steps }) => [`after ${plural(steps, "step")}`],
+  finished: ending,
+  failed: ending,
+  stopped: ending,
 };
 
 const parameterNames = ({ parameters = [], parameter_count: count }) => parametersInWords(parameters, count);

@@ -1,0 +1,66 @@
+"""The conditions of a process, and what they are judged by: small values, each with its times."""
+
+import dataclasses
+from typing import Final, NamedTuple
+
+
+class Lasting(NamedTuple):
+    """A condition that holds for some time after it was last seen. Times by the exporter's clock."""
+
+    since: float
+    last: float
+    """When it was last seen."""
+
+
+class Party(NamedTuple):
+    """One of the two incarnations of a conflict."""
+
+    incarnation: str
+    attempt: str
+    host: str
+
+
+class Conflict(NamedTuple):
+    """Two incarnations that report under one name at the same time. Times by the exporter's clock."""
+
+    since: float
+    last: float
+    """When it was last seen."""
+    older: Party
+    newer: Party
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conditions:
+    """Since when each condition of a process holds, by the exporter's clock; None if it does not hold.
+
+    `health.advance` is the only place that sets them.
+    """
+
+    ended: float | None = None
+    stale: float | None = None
+    stalled: float | None = None
+    starved: float | None = None
+    skipping: float | None = None
+    gave_up: Lasting | None = None
+    conflict: Conflict | None = None
+    cleared: float = 0.0
+    """When the last of these conditions ended."""
+
+
+NO_CONDITIONS: Final = Conditions()
+
+
+class TimedStep(NamedTuple):
+    """A step and the client's time of its record."""
+
+    step: int
+    time: float
+
+
+class Peak(NamedTuple):
+    """The longest streak that a report saw."""
+
+    time: float
+    """When the report arrived, by the exporter's clock."""
+    length: int
