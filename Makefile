@@ -37,7 +37,7 @@ demo: setup ## train a small transformer with faults put in, and watch it; HOLD=
 	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
 
 test: setup ## the tests; ARGS='-k name' for some
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: setup ## training, exporter and network go wrong in every way, drawn from SEEDS=10 seeds from FIRST=0 on
 	@$(BIN)/python -m tests.e2e.chaos --seeds $(or $(SEEDS),10) --first $(or $(FIRST),0) $(ARGS)
@@ -52,7 +52,7 @@ fuzz: setup ## REPORTS=100000 mutated reports to a real exporter, drawn from SEE
 	@$(BIN)/python -m tests.exporter.fuzz --reports $(or $(REPORTS),100000) --seed $(or $(SEED),0) $(ARGS)
 
 thorough: setup ## every test, and every case of the long tables: much longer than 'test'
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --thorough --timeout 900 $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --thorough --timeout 900 $(ARGS)
 
 check: setup check-page ## ruff and mypy; eslint and tsc
 	@$(BIN)/ruff format --check .

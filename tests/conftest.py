@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.compiling import compile_quickly
 from tests.polling import wait_until
 from tests.thinning import thinned
 
@@ -22,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "thin(n): without --thorough, one in n of the test's cases runs")
+    if not config.getoption("thorough"):
+        compile_quickly()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,7 +14,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         # Imported here, so that a missing package is one line and no traceback.
-        from examples.demo.run import run  # noqa: PLC0415
+        if options.processes:
+            from examples.demo.pod import run  # noqa: PLC0415
+        else:
+            from examples.demo.run import run  # noqa: PLC0415
     except ImportError as error:
         print(f"demo: {error}; `make setup` installs what the demo needs", file=sys.stderr)
         return 1

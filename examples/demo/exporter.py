@@ -1,12 +1,15 @@
 """Runs an exporter in a process of its own beside the training, and queries it."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -90,6 +93,38 @@ class Exporter:
     def _output(self) -> str:
         # Without seeking: the exporter writes at the same file offset.
         return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
+
+
+@contextlib.contextmanager
+def running(listen: str, data_dir: Path | None, endpoint: str | None) -> Iterator[str]:
+    """The address of the exporter to use: a running one, or one that runs during the block.
+
+    Args:
+      listen: `host:port` on loopback for the exporter to start.
+      data_dir: its data directory; None for one that is deleted with it.
+      endpoint: the running exporter; None to start one.
+
+    Raises:
+      DemoError: it cannot run; the message is one line.
+    """
+    with contextlib.ExitStack() as stack:
+        if endpoint is None:
+            directory = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="optwrap-demo-")))
+            endpoint = stack.enter_context(Exporter(listen, directory)).endpoint
+        yield endpoint
+
+
+def say_where(endpoint: str) -> None:
+    """Print the address of the page, if it has one."""
+    if endpoint.startswith("http"):
+        print(f"The page: {endpoint}/", flush=True)
+
+
+def hold(endpoint: str) -> None:
+    """Keep the exporter up until Ctrl-C."""
+    print(f"The page stays at {endpoint}/ until Ctrl-C.", file=sys.stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 def client(endpoint: str) -> httpx.Client:

@@ -29,6 +29,8 @@ class Options:
     """Whether to train without optwrap as well."""
     hold: bool
     """Whether the exporter keeps running at the end."""
+    processes: int
+    """Number of processes that train together, stop and roll back; 0 for the training in one process."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,6 +51,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         allow_abbrev=False,
     )
     parser.add_argument("--quick", action="store_true", help="a smaller model and fewer steps: some 15 seconds")
+    parser.add_argument(
+        "--pod",
+        action="store_true",
+        help="instead, let four processes (quick: two) train together, stop at the same step, and roll back",
+    )
     parser.add_argument("--steps", type=_positive, help=f"micro-steps ({FULL.steps}; quick: {QUICK.steps})")
     parser.add_argument("--seed", type=_seed, default=0, help="of parameters and batches (%(default)s)")
     parser.add_argument("--run", default="demo", help="the run's name (%(default)s)")
@@ -74,6 +81,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
                     f"--{name.replace('_', '-')} is for an exporter that the demo starts, and --endpoint starts none"
                 )
 
+    if found.pod:
+        for name in ("steps", "seed", "run", "emit", "no_baseline"):
+            if getattr(found, name) != parser.get_default(name):
+                parser.error(f"--{name.replace('_', '-')} has no meaning with --pod")
+
     settings = QUICK if found.quick else FULL
     if found.steps is not None:
         settings = dataclasses.replace(settings, steps=found.steps)
@@ -87,6 +99,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         endpoint=found.endpoint,
         baseline=not found.no_baseline,
         hold=found.hold,
+        processes=(2 if found.quick else 4) if found.pod else 0,
     )
 
 

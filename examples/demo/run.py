@@ -1,18 +1,14 @@
 """The demo from start to end: exporter, training with optwrap, training without, summary."""
 
-import contextlib
 import json
 import logging
-import tempfile
-import threading
-from pathlib import Path
 
 from rich.console import Console
 
 import optwrap
 from examples.demo import summary, train
 from examples.demo.errors import DemoError
-from examples.demo.exporter import Exporter, answer
+from examples.demo.exporter import answer, hold, running, say_where
 from examples.demo.options import Options
 from examples.demo.progress import Progress
 
@@ -29,20 +25,12 @@ def run(options: Options) -> None:
     settings = options.settings
     console = Console(stderr=True)
     _log_to(console)
-    with contextlib.ExitStack() as stack:
-        if options.endpoint is None:
-            data_dir = options.data_dir or Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="optwrap-demo-"))
-            )
-            endpoint = stack.enter_context(Exporter(options.listen, data_dir)).endpoint
-        else:
-            endpoint = options.endpoint
+    with running(options.listen, options.data_dir, options.endpoint) as endpoint:
         try:
             monitor = optwrap.Monitor(run=options.run, endpoint=endpoint)
         except ValueError as error:
             raise DemoError(str(error)) from error
-        if endpoint.startswith("http"):
-            print(f"The page: {endpoint}/", flush=True)
+        say_where(endpoint)
         with monitor, Progress(console, "with optwrap", settings.steps) as progress:
             losses = train.with_optwrap(
                 settings, seed=options.seed, monitor=monitor, emit=options.emit, progress=progress
@@ -67,9 +55,7 @@ def run(options: Options) -> None:
             print("The page ends with the demo; --hold (make demo HOLD=1) keeps it up.\n")
         print(json.dumps(found), flush=True)
         if options.hold:
-            console.print(f"The page stays at {endpoint}/ until Ctrl-C.", highlight=False, soft_wrap=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+            hold(endpoint)
 
 
 def _log_to(console: Console) -> None:

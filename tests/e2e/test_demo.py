@@ -31,7 +31,7 @@ from tests.polling import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 REPOSITORY = Path(__file__).parents[2]
-MANY = 3000
+MANY = 2000
 """Micro-steps of a training in which there is time to do something; short as steps are, some seconds."""
 CORPUS = Corpus(context=FULL.context, layers=FULL.layers)
 
@@ -243,7 +243,7 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
     steps = MANY
     exporter = start_exporter()
     with started("--endpoint", exporter.url, "--no-baseline", "--steps", str(steps)) as process:
-        for before in (200, 1000):
+        for before in (200, 800):
             wait_for_steps(exporter.url, before)
             exporter.kill9()
             wait_for_line(process.stderr, "cannot report run demo")

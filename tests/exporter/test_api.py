@@ -64,7 +64,7 @@ def test_the_document_lists_every_health_and_event_kind() -> None:
 # That totals add up, and that a cursor is one this list gave, is beyond what a schema can say.
 BEYOND = [positive_data_acceptance]
 QUICK = settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     database=None,
     derandomize=True,
@@ -108,7 +108,7 @@ def test_any_request_for_a_stream_is_answered_as_the_document_says(site: Served)
     seen: Counter[int] = Counter()
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 
-        @settings(QUICK, max_examples=60)
+        @settings(QUICK, max_examples=50)
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
             headers = {name: str(value) for name, value in (case.headers or {}).items()}

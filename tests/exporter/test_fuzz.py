@@ -34,8 +34,8 @@ def test_a_body_made_to_be_expensive_is_refused_cheaply(target: Victim, name: st
 
 
 def test_mutated_reports_are_answered_as_documented_and_change_nothing_else(tmp_path: Path) -> None:
-    """2,000 of them, of a real Monitor's shapes: their statuses, time, memory, another run, and /metrics."""
-    found = campaign.run(tmp_path / "data", seed=1, reports=2000, headroom=HEADROOM)
+    """800 of them, of a real Monitor's shapes: their statuses, time, memory, another run, and /metrics."""
+    found = campaign.run(tmp_path / "data", seed=1, reports=800, headroom=HEADROOM)
     assert found.wrong == []
-    assert found.statuses[200] > 200, "too few got through to the ledger"
-    assert found.statuses[422] > 200
+    assert found.statuses[200] > 80, "too few got through to the ledger"
+    assert found.statuses[422] > 80

@@ -102,7 +102,7 @@ def test_a_content_type_may_have_a_charset_and_any_case(shared: Served) -> None:
         b"[" * 100_000,
         b'{"a":' * 50_000,
         b'{"run": "' + b"x" * 3_000_000 + b'"}',
-        b"1" * 4_000_000,
+        b"1" * 100_000,
         b'{"seq": 1e999}',
         b'{"run": "\\ud800"}',
         b'{"totals": ' + b"[" * 150 + b"]" * 150 + b"}",

@@ -46,7 +46,7 @@ def test_a_stop_is_an_event_and_a_health_with_reason_and_hint(
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.run(["status", site.url]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert f"lm: stopped: {REASON}; roll back to step 1" in lines
+    assert f"lm: {REASON}; roll back to step 1" in lines
     assert any("lm/0  stopped" in line and "last_clean_step=1" in line for line in lines)
 
 
@@ -55,7 +55,7 @@ def test_a_failure_shows_its_exception(site: Served, capsys: pytest.CaptureFixtu
     end(site, "failed", reason="ValueError: no more data")
     assert shown(site.get("/v1/runs/lm")) == ("failed", "ValueError: no more data", None)
     cli.run(["status", site.url])
-    assert "lm: failed: ValueError: no more data" in capsys.readouterr().out.splitlines()
+    assert "lm: ValueError: no more data" in capsys.readouterr().out.splitlines()
 
 
 def test_of_several_processes_the_first_that_says_why_is_shown(site: Served) -> None:
@@ -110,3 +110,24 @@ def test_a_wrong_ending_is_refused(state: str, said: dict[str, Any], field: str)
     with pytest.raises(ValidationError) as error:
         parse_report(json.dumps(job.report(state, **said)))
     assert field in str(error.value)
+
+
+@pytest.mark.parametrize(("clean", "health"), [(1, "ok"), (0, "gave_up"), (None, "gave_up")])
+def test_a_rollback_to_the_clean_step_ends_gave_up(site: Served, clean: int | None, health: str) -> None:
+    """The reason is shown although gave_up is the worse health. A resume from a later step does not heal it."""
+    job = Job(clock=site.clock)
+    job.step("applied", 0.5)
+    clean_state = job.state.copy()
+    job.step("accepted_not_finite", "NaN", w=1)
+    site.send(job.report())
+    site.send(job.report("stopped", reason=REASON, **({} if clean is None else {"last_clean_step": clean})))
+    assert shown(site.get("/v1/runs/lm")) == ("gave_up", REASON, clean)
+    site.clock.advance(20)
+    hello = Job(clock=site.clock, incarnation="e2", attempt="second")
+    site.send(hello.report("starting"))
+    assert shown(site.get("/v1/runs/lm")) == ("gave_up", None, None), "a hello does not say where it goes on"
+    site.clock.advance(1)
+    again = Job(clock=site.clock, incarnation="e3", attempt="second", state=clean_state)
+    again.step("applied", 0.5)
+    site.send(again.report())
+    assert shown(site.get("/v1/runs/lm")) == (health, None, None)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
+from tests.compiling import AS_USERS
 from tests.optwrap.fused import CHOSEN, EVERY, fused, instrumented, run_fused
 from tests.optwrap.transformations import (
     FLOAT32,
@@ -24,6 +25,7 @@ from tests.optwrap.transformations import (
     gradients,
     multi_steps,
     run,
+    stepper,
 )
 
 STEPS = 9
@@ -86,27 +88,34 @@ GUARDS = {
 }
 
 
-@pytest.mark.parametrize("guard", GUARDS)
-@pytest.mark.parametrize(
-    "inner", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9), optax.lion(0.1)], ids=["adamw", "sgd", "lion"]
-)
-def test_an_accepted_step_equals_that_of_the_inner_optimizer(guard: str, inner: Any) -> None:
-    """Bit for bit its jitted update and apply."""
-    rng = np.random.default_rng(0)
-    params = {"w": rng.normal(size=(33, 65)).astype(np.float32), "b": rng.normal(size=65).astype(np.float32)}
-    outer = GUARDS[guard](inner)
+INNER = {"adamw": optax.adamw(0.1), "sgd": optax.sgd(0.1, momentum=0.9), "lion": optax.lion(0.1)}
 
-    @jax.jit
-    def bare(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        updates, state = inner.update(grads, state, params)
+
+@functools.cache
+def alone(name: str) -> Any:
+    """The jitted update and apply of an inner optimizer."""
+
+    def step(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = INNER[name].update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
+    return jax.jit(step, compiler_options=AS_USERS)
+
+
+@pytest.mark.thin(4)
+@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize("inner", INNER)
+def test_an_accepted_step_equals_that_of_the_inner_optimizer(guard: str, inner: str) -> None:
+    """Bit for bit its jitted update and apply, compiled as users have it."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(33, 65)).astype(np.float32), "b": rng.normal(size=65).astype(np.float32)}
+    outer = GUARDS[guard](INNER[inner])
     ours = (params, jax.jit(outer.init)(params))
-    theirs = (params, jax.jit(inner.init)(params))
-    step = jax.jit(functools.partial(optwrap.apply_gradients, outer))
+    theirs = (params, jax.jit(INNER[inner].init)(params))
+    step = jax.jit(functools.partial(optwrap.apply_gradients, outer), compiler_options=AS_USERS)
     for _ in range(20):
         grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
-        ours, theirs = step(grads, ours[1], ours[0]), bare(grads, theirs[1], theirs[0])
+        ours, theirs = step(grads, ours[1], ours[0]), alone(inner)(grads, theirs[1], theirs[0])
         assert_same(ours[0], theirs[0])
 
 
@@ -162,8 +171,9 @@ def test_non_finite_parameters_do_not_change_the_outcome_of_an_outermost_guard()
     guard = optwrap.apply_if_finite(optax.sgd(0.1), 3)
     for tx, outcome in ((guard, "skipped_not_finite"), (optwrap.masked(guard, True), "accepted_not_finite")):
         watched = optwrap.instrument(tx)
-        _, state = optwrap.apply_gradients(watched, grads, watched.init(params), params)
-        _, other = watched.update(grads, watched.init(params), params)
+        start = watched.init(params)
+        _, state = jax.jit(functools.partial(optwrap.apply_gradients, watched))(grads, start, params)
+        _, other = jax.jit(watched.update)(grads, start, params)
         said = [optwrap.unpack(np.asarray(optwrap.reading(each))).outcome for each in (state, other)]
         assert said == [outcome, "skipped_not_finite"]
 
@@ -206,9 +216,10 @@ def test_works_under_vmap_and_scan() -> None:
         return jax.lax.scan(step, (params, tx.init(params)), batches)[0]
 
     together = jax.jit(jax.vmap(train))(batches)
+    step = jax.jit(functools.partial(optwrap.apply_gradients, tx))
+    start = tx.init(params)
     for member in range(4):
-        alone = (params, tx.init(params))
-        step = jax.jit(functools.partial(optwrap.apply_gradients, tx))
+        alone = (params, start)
         for number in range(6):
             alone = step({"w": batches["w"][member, number]}, alone[1], alone[0])
         its = jax.tree.map(lambda leaf, member=member: leaf[member], together)
@@ -220,6 +231,7 @@ def test_training_can_be_differentiated_through() -> None:
     """Forward and backward, over complete windows."""
     tx = multi_steps(optwrap, optax.sgd(0.5), 2)
 
+    @jax.jit
     def trained(scale: jax.Array) -> jax.Array:
         params, state = jnp.ones(3), tx.init(jnp.ones(3))
         for step in range(4):
@@ -238,8 +250,9 @@ def test_extra_args_reach_the_optimizer() -> None:
     )
     params = jnp.ones(2)
     state = tx.init(params)
+    step = jax.jit(functools.partial(optwrap.apply_gradients, tx))
     for value in (1.0, 2.0, 3.0):
-        params, state = jax.jit(functools.partial(optwrap.apply_gradients, tx))(params, state, params, value=value)
+        params, state = step(params, state, params, value=value)
     assert optax.tree.get(state, "scale") < 1
 
 
@@ -271,10 +284,11 @@ def test_weakly_typed_parameters_become_strongly_typed(wrap: str, params: Any) -
     ours = theirs = case.params(params)
     ours_state = theirs_state = tx.init(ours)
     grads = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), jnp.bfloat16), params)
+    fused = jax.jit(functools.partial(optwrap.apply_gradients, tx))
+    step = jax.jit(stepper(tx))
     for _ in range(12):
-        ours, ours_state = optwrap.apply_gradients(tx, grads, ours_state, ours)
-        updates, theirs_state = tx.update(grads, theirs_state, theirs)
-        theirs = optax.apply_updates(theirs, updates)
+        ours, ours_state = fused(grads, ours_state, ours)
+        theirs, theirs_state, _ = step(grads, theirs_state, theirs)
         assert not any(leaf.weak_type for leaf in jax.tree.leaves(ours))
     # Of the first step, with parameters that are weak still, one may be rounded and the other not: 0.001.
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):

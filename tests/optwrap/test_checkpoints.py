@@ -19,6 +19,7 @@ from tests.optwrap.transformations import (
     PAIRS,
     SINGLES,
     TREES,
+    UNOPTIMIZED,
     After,
     Case,
     assert_same,
@@ -60,10 +61,10 @@ def assert_goes_on(case: Case, tree: Tree, first: Any, through: Through, directo
     """Save under `first` after some or all steps, restore under the other, and take the remaining steps."""
     second = optax if first is optwrap else optwrap
     batches = batches_for(case, tree)
-    trail = run(case, first, tree, batches)
+    trail = run(case, first, tree, batches, "unoptimized")
     moments = range(STEPS + 1) if case in SINGLES else MOMENTS
     saved = [{"params": trail[moment].params, "state": trail[moment].state} for moment in moments]
-    init, step = compiled(case, second)
+    init, step = compiled(case, second, "unoptimized")
     params = case.params(tree)
     like = [{"params": params, "state": jax.eval_shape(init, params)}] * len(saved)
     for moment, restored in zip(moments, through(saved, like, directory), strict=True):
@@ -106,7 +107,7 @@ def test_checkpoints_of_mixed_dtypes_and_none_continue_too(
 def instrumented(case: Case, library: Any) -> tuple[Any, Callable[[Tree, Tree, Tree], After]]:
     """The case under `optwrap.instrument`, and a jitted step of it."""
     tx = optwrap.instrument(case.build(library))
-    return tx, jax.jit(stepper(tx))
+    return tx, jax.jit(stepper(tx), compiler_options=UNOPTIMIZED)
 
 
 def test_the_saved_steps_cover_every_kind() -> None:

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import optwrap
+from tests.compiling import AS_USERS
 from tests.optwrap.differences import BAD, GOOD, PARAMS, has_nan, train
 
 
@@ -214,7 +215,8 @@ def test_skip_not_finite_sees_any_number_of_bad_values(billions: int) -> None:
     leaves = billions * 2**30 // values.size
 
     def called(library: Any) -> Any:
-        return jax.jit(lambda values: library.skip_not_finite([values] * leaves, 0, None))(values)
+        skip = jax.jit(lambda values: library.skip_not_finite([values] * leaves, 0, None), compiler_options=AS_USERS)
+        return skip(values)
 
     skip, said = called(optax)
     assert not skip

@@ -55,7 +55,7 @@ EVERY_PAIR = PAIRS + OURS_PAIRS
 def test_finite_gradients_give_what_optax_gives(case: Case, tree: str) -> None:
     """Parameters, updates and states are optax's, bit for bit, in values, dtypes and structure."""
     batches = [gradients(TREES[tree], step) for step in range(STEPS)]
-    ours, theirs = (run(case, library, TREES[tree], batches) for library in (optwrap, optax))
+    ours, theirs = (run(case, library, TREES[tree], batches, "as users") for library in (optwrap, optax))
     for mine, other in zip(ours, theirs, strict=True):
         assert_same(as_optax_has_it(mine), other)
 
@@ -65,7 +65,7 @@ def test_finite_gradients_give_what_optax_gives(case: Case, tree: str) -> None:
 def test_finite_gradients_give_what_optax_gives_where_two_are_nested(case: Case) -> None:
     """The same for nestings of two."""
     batches = [gradients(FLOAT32, step) for step in range(STEPS)]
-    ours, theirs = (run(case, library, FLOAT32, batches) for library in (optwrap, optax))
+    ours, theirs = (run(case, library, FLOAT32, batches, "as users") for library in (optwrap, optax))
     for mine, other in zip(ours, theirs, strict=True):
         assert_same(as_optax_has_it(mine), other)
 
@@ -90,7 +90,7 @@ def test_gradients_wider_than_the_parameters_give_what_optax_gives(case: Case) -
     """With float32 gradients of bfloat16 parameters MultiSteps casts the state back, the others let it widen."""
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), FLOAT32)
     batches = [gradients(FLOAT32, step) for step in range(4)]
-    ours, theirs = (run(case, library, tree, batches)[-1] for library in (optwrap, optax))
+    ours, theirs = (run(case, library, tree, batches, "as users")[-1] for library in (optwrap, optax))
     assert_same(as_optax_has_it(ours), theirs)
 
 
@@ -247,10 +247,10 @@ def test_a_state_of_either_library_continues_under_the_other() -> None:
     """A training goes from optax's wrappers to ours and back."""
     case = Case("apply_if_finite-multi_steps", next(c.wraps for c in PAIRS if c.name == "apply_if_finite-multi_steps"))
     batches = [gradients(FLOAT32, step) for step in range(6)]
-    expected = run(case, optax, FLOAT32, batches)[-1]
-    params, state = FLOAT32, compiled(case, optax)[0](FLOAT32)
+    expected = run(case, optax, FLOAT32, batches, "as users")[-1]
+    params, state = FLOAT32, compiled(case, optax, "as users")[0](FLOAT32)
     for i, grads in enumerate(batches):
-        params, state, _ = compiled(case, (optax, optwrap)[i % 2])[1](grads, state, params)
+        params, state, _ = compiled(case, (optax, optwrap)[i % 2], "as users")[1](grads, state, params)
     assert_same((params, state), (expected.params, expected.state))
 
 

@@ -134,7 +134,7 @@ def figures(state: Tree) -> list[int]:
 
 
 def trained(case: Case, tree: Tree, batches: list[Tree]) -> list[After]:
-    return run(case, optwrap, tree, batches, unoptimized=True)
+    return run(case, optwrap, tree, batches, "unoptimized")
 
 
 def substance(state: Tree, *, of_window: bool) -> Tree:

@@ -136,7 +136,9 @@ def coarser(one: Any, other: Any) -> Any:
 def test_everything_but_windows_gives_the_same_bits(dtype: str, case: Case, seed: int, exponent: int) -> None:
     """Parameters, updates and states of every step, compiled with all of XLA's optimizations."""
     with wide(dtype):
-        for _, _, mine, other in steps_of_both(case, dtype, seed, exponent, [compiled(case, lib) for lib in BOTH]):
+        for _, _, mine, other in steps_of_both(
+            case, dtype, seed, exponent, [compiled(case, lib, "as users") for lib in BOTH]
+        ):
             assert_same(mine, other)
 
 
@@ -148,7 +150,7 @@ def test_windows_are_within_one_ulp_of_the_accumulator(dtype: str, case: Case, s
     most = 1 if case.name.endswith("-mean") else 0
     with wide(dtype):
         for grads, before, mine, other in steps_of_both(
-            case, dtype, seed, exponent, [compiled(case, lib) for lib in BOTH]
+            case, dtype, seed, exponent, [compiled(case, lib, "as users") for lib in BOTH]
         ):
             assert_same_types((mine.updates, mine.state), (other.updates, other.state))
             assert_same(mine.state._replace(acc_grads=()), other.state._replace(acc_grads=()))
@@ -173,7 +175,7 @@ MEAN = accumulating("float32", mean=True)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_mean_is_rounded_once_or_twice(library: Any, compiles: bool, dtype: str) -> None:
     """Each accumulated value is one of the two roundings, so only contraction can differ."""
-    init, step = compiled(MEAN, library)
+    init, step = compiled(MEAN, library, "as users")
     update = step if compiles else stepper(MEAN.build(library))
     tree = {"w": jnp.zeros(256, DTYPES[dtype])}
     state = init(tree)

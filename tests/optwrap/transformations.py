@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import optwrap
+from tests.compiling import AS_USERS
 
 Tree = Any
 Library = Any
@@ -41,9 +42,16 @@ def multi_steps(library: Library, inner: Any, *args: Any, skip: str | None = Non
     return library.MultiSteps(inner, *args, **kwargs).gradient_transformation()
 
 
-UNOPTIMIZED = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
-"""Compiler options for half the time, and without the contractions that differ from program to program; but for those
-of float16, which LLVM still contracts."""
+UNOPTIMIZED = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": True,
+}
+"""Compiler options for programs without the contractions that differ from program to program; but for those of
+float16, which LLVM still contracts."""
+
+COMPILING: dict[str, Any] = {"quickly": None, "as users": AS_USERS, "unoptimized": UNOPTIMIZED}
+"""Compiler options by how a program is compiled; None leaves them to the process, see `tests.compiling`."""
 
 
 WRAPPERS: dict[str, Wrap] = {
@@ -232,21 +240,20 @@ def stepper(transformation: Any) -> Callable[[Tree, Tree, Tree], After]:
 Compiled = tuple[Callable[[Tree], Tree], Callable[[Tree, Tree, Tree], After]]
 
 
-def compiled(case: Case, library: Library, *, unoptimized: bool = False) -> Compiled:
-    """The jitted init and step of a case, which jit compiles once per types of the tree."""
-    return _compiled(case, library, unoptimized)
+def compiled(case: Case, library: Library, how: str = "quickly") -> Compiled:
+    """The jitted init and step of a case, which jit compiles once per types of the tree; `how` is of `COMPILING`."""
+    return _compiled(case, library, how)
 
 
 @functools.cache  # which tells an argument that is left out from one that has its default
-def _compiled(case: Case, library: Library, unoptimized: bool) -> Compiled:
+def _compiled(case: Case, library: Library, how: str) -> Compiled:
     transformation = case.build(library)
-    options = UNOPTIMIZED if unoptimized else None
-    return jax.jit(transformation.init), jax.jit(stepper(transformation), compiler_options=options)
+    return jax.jit(transformation.init), jax.jit(stepper(transformation), compiler_options=COMPILING[how])
 
 
-def run(case: Case, library: Library, tree: Tree, batches: list[Tree], *, unoptimized: bool = False) -> list[After]:
+def run(case: Case, library: Library, tree: Tree, batches: list[Tree], how: str = "quickly") -> list[After]:
     """The initial parameters and state, and those after every batch."""
-    init, step = compiled(case, library, unoptimized=unoptimized)
+    init, step = compiled(case, library, how)
     params = case.params(tree)
     trail = [After(params, init(params), None)]
     for grads in batches:

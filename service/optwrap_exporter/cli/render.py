@@ -155,7 +155,7 @@ def _line(text: str) -> Text:
 def _ended(run: Json) -> str:
     """Why the run failed or stopped, and where to roll back to."""
     hint = "" if run["last_clean_step"] is None else f"; roll back to step {run['last_clean_step']:,}"
-    return f"{run['run']}: {run['health']}: {run['reason']}{hint}"
+    return f"{run['run']}: {run['reason']}{hint}"
 
 
 def _beginning(event: Json) -> str:

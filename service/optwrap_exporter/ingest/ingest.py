@@ -26,7 +26,7 @@ from optwrap_exporter.ingest.group_commit import (
 from optwrap_exporter.ingest.load import Load
 from optwrap_exporter.ingest.waiting import Waiting, give_answers
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.store.condition import StoreUnavailableError
+from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.errors import ExporterError
@@ -138,6 +138,11 @@ class Ingest:
     def alive(self) -> bool:
         """Whether the writer thread runs, for /-/healthy."""
         return self._thread.is_alive()
+
+    @property
+    def store_state(self) -> StoreState:
+        """Whether reports are stored, and if not, why."""
+        return self._store.state
 
     @property
     def waiting(self) -> int:

@@ -74,12 +74,25 @@ class Counts:
         return sum(self.outcomes)
 
     @property
+    def zero(self) -> bool:
+        """Whether nothing is counted, as when an incarnation begins."""
+        return (
+            self.outcomes == _NO_OUTCOMES
+            and not self.not_finite_steps
+            and not self.parameters
+            and not self.replicas
+            and not self.parameter_steps
+        )
+
+    @property
     def gradient_steps(self) -> int:
         """Calls of `update` in which the inner optimizer ran."""
         return self.outcomes.applied + self.outcomes.accepted_not_finite
 
     def plus(self, other: "Counts") -> "Counts":
         """The sum, field by field, at most LARGEST."""
+        if self.zero or other.zero:
+            return other if self.zero else self
         return Counts(
             OutcomeCounts(*map(_add, self.outcomes, other.outcomes)),
             _add(self.not_finite_steps, other.not_finite_steps),
@@ -90,6 +103,8 @@ class Counts:
 
     def minus(self, other: "Counts") -> "Counts":
         """The difference, field by field, at least 0."""
+        if other.zero:
+            return self
         return Counts(
             OutcomeCounts(*(max(0, a - b) for a, b in zip(self.outcomes, other.outcomes, strict=True))),
             max(0, self.not_finite_steps - other.not_finite_steps),

@@ -4,14 +4,14 @@ An event that is derived again has the same key. So neither a crash nor a repeat
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, cast
 
 from optwrap_exporter.ledger.conditions import Conditions
 from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.run import ProcessState
-from optwrap_exporter.ledger.streaks import StreakChanges, StreakStarted
+from optwrap_exporter.ledger.streaks import StreakChanges, StreakEnded, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
 
@@ -102,18 +102,17 @@ def _resumed(
 
 def _of_steps(followed: StreakChanges | None, report: Report) -> list[NewEvent]:
     """The events of step records and streaks, by step. A late report makes events of records only."""
-    found = [*_of_records(report)]
-    if followed is not None and followed.changes:
-        found += _of_streaks(followed, report)
+    changes = followed.changes if followed is not None else ()
+    if not changes and all(outcome in GOOD_OUTCOMES for outcome in report.steps.outcome):  # the usual case
+        return []
+    bad = _Details(report)
+    found = [*_of_records(report, bad), *_of_streaks(changes, report, bad)]
     return sorted(found, key=lambda event: (event.step or 0, _WITHIN_A_STEP.get(event.kind, len(_WITHIN_A_STEP))))
 
 
-def _of_records(report: Report) -> Iterator[NewEvent]:
+def _of_records(report: Report, bad: "_Details") -> Iterator[NewEvent]:
     """`skipped` and `accepted_not_finite`: one event for each such step."""
     columns = report.steps
-    if all(outcome in GOOD_OUTCOMES for outcome in columns.outcome):
-        return
-    bad = _Details(report)
     for step, time, outcome, finite, norm, mini_step in zip(
         columns.step, columns.time, columns.outcome, columns.finite, columns.norm, columns.mini_step, strict=True
     ):
@@ -131,12 +130,9 @@ def _of_records(report: Report) -> Iterator[NewEvent]:
         yield NewEvent(report.process, kind, time, step, report.attempt, detail, key)
 
 
-def _of_streaks(followed: StreakChanges, report: Report) -> Iterator[NewEvent]:
+def _of_streaks(changes: Iterable[StreakStarted | StreakEnded], report: Report, bad: "_Details") -> Iterator[NewEvent]:
     """`streak_started` and `streak_ended`."""
-    if not followed.changes:
-        return
-    bad = _Details(report)
-    for change in followed.changes:
+    for change in changes:
         if isinstance(change, StreakStarted):
             kind: EventKind = "streak_started"
             step = change.first
@@ -226,12 +222,14 @@ class _Details:
             self._offenders.setdefault(offender.step, []).append(offender)
         self._unnamed = {one.step: one.parameters for one in report.unnamed}
         self._replicas = {record.step: record for record in report.replicas}
+        self._found: dict[int, dict[str, Any]] = {}
 
     def of(self, step: int) -> dict[str, Any]:
         """At most MOST_NAMED parameters, their number, the first and the largest one; and the first replica."""
-        return _parameters(self._offenders.get(step, []), self._unnamed.get(step, 0)) | _replica(
-            self._replicas.get(step)
-        )
+        if (found := self._found.get(step)) is None:  # a step may both be skipped and start a streak
+            found = _parameters(self._offenders.get(step, []), self._unnamed.get(step, 0))
+            self._found[step] = found = found | _replica(self._replicas.get(step))
+        return found
 
 
 def _parameters(offenders: list[Offender], unnamed: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def advance(
         stalled=_stalled(old, after, change, entered=entered, now=now, listening=listening),
         starved=_starved(old, after, entered, now),
         skipping=_skipping(old, after, change, entered, now),
-        gave_up=_gave_up(old, change, now),
+        gave_up=_gave_up(old, after, change, now),
         conflict=_conflict(old, after, change, entered, now),
         cleared=old.cleared,
     )
@@ -115,12 +115,23 @@ def _skipping(old: Conditions, after: ProcessState, change: Change | None, enter
     return old.skipping if continued and old.skipping is not None else now
 
 
-def _gave_up(old: Conditions, change: Change | None, now: float) -> Lasting | None:
+def _gave_up(old: Conditions, after: ProcessState, change: Change | None, now: float) -> Lasting | None:
     """When steps with non-finite gradients were accepted: the first and the last time."""
+    known = None if old.gave_up is None or _rolled_back(after, old.gave_up) else old.gave_up
     if change is None or change.gained is None or not change.gained.outcomes.accepted_not_finite:
-        return old.gave_up
-    lasting = old.gave_up is not None and now < old.gave_up.last + GAVE_UP_SECONDS
-    return Lasting(old.gave_up.since if lasting and old.gave_up else now, now)
+        return known
+    lasting = known is not None and now < known.last + GAVE_UP_SECONDS
+    return Lasting(known.since if lasting and known else now, now)
+
+
+def _rolled_back(process: ProcessState, gave_up: Lasting) -> bool:
+    """Whether the process stopped since, and now takes steps from the one that it named, or from an earlier one."""
+    current = process.incarnation
+    if not current.has_counters or current.first_report <= gave_up.last:
+        return False
+    previous = process.before(current)
+    clean = None if previous is None else previous.last_clean_step
+    return clean is not None and current.start_step <= clean
 
 
 def _conflict(

@@ -17,7 +17,6 @@ from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.figures import ProcessView, RunView
 from optwrap_exporter.ledger.folding import NO_FOLDS
-from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState
 from optwrap_exporter.ledger.views import Shown
@@ -125,7 +124,7 @@ class Ledger:
             time=age,
             run=run.with_process(
                 after,
-                labels=_labels(run.labels, report, before, after),
+                labels=_labels(run.labels, report, after),
                 replica_labels=_replica_labels(run.replica_labels, report, after),
                 past=run.past_with(after, folds.left) if folds.left else run.past,
             ),
@@ -313,12 +312,10 @@ def _incarnations(runs: Iterable[RunState]) -> int:
     return sum(len(process.incarnations) for run in runs for process in run.processes.values())
 
 
-def _labels(
-    labels: tuple[str, ...], report: Report, before: IncarnationState | None, process: ProcessState
-) -> tuple[str, ...]:
+def _labels(labels: tuple[str, ...], report: Report, process: ProcessState) -> tuple[str, ...]:
     """The labels with newly non-finite parameters: by step, and within a step in the tree's order."""
     share = process.incarnations[report.incarnation].share
-    if len(labels) == LABELS or (before is not None and share.parameters == before.share.parameters):
+    if len(labels) == LABELS or all(path in labels for path in share.parameters):  # earlier ones have had theirs
         return labels
     total = process.total.parameters
     first = [offender.parameter for offender in sorted(report.offenders, key=lambda offender: offender.step)]

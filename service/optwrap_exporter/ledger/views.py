@@ -48,7 +48,7 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
     """The run in the list of runs."""
     current = health.of_run(run, now, listening)
     members = health.relevant(run, now)
-    ended = _ended(members, current.health)
+    ended = _ended(members)
     missing = unseen(run, lead(run, now))
     return RunSummary(
         run=run.run,
@@ -66,12 +66,10 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
     )
 
 
-def _ended(members: Iterable[ProcessState], current: Health) -> IncarnationState | None:
-    """The incarnation that says why the run failed or stopped; None if it did neither."""
-    if current not in {"failed", "stopped"}:
-        return None
-    said = [one.incarnation for one in members if one.incarnation.state == current]
-    return next((one for one in said if one.reason is not None), said[0])
+def _ended(members: Iterable[ProcessState]) -> IncarnationState | None:
+    """The incarnation that says best why the run failed or stopped; None if no process did, or all run again."""
+    found = [one.incarnation for one in members if one.incarnation.state in {"failed", "stopped"}]
+    return min(found, key=lambda one: (one.state == "stopped", one.reason is None), default=None)
 
 
 class ShownRow(NamedTuple):

@@ -5,6 +5,9 @@ import { durationSince, integer, plural, seconds, visible } from "./format.js";
 /** Health tiers, worst first. A tier has a colour and a shape. */
 export const TIERS = ["critical", "warning", "idle", "good"];
 
+/** Where to roll back to, if the training stopped and said so. */
+const rollBack = ({ last_clean_step: clean }) => ((clean ?? null) === null ? "" : ` Roll back to step ${integer(clean)}.`);
+
 /**
  * Every health that the exporter reports, worst first within its tier.
  *
@@ -17,7 +20,8 @@ export const HEALTH = {
     tier: "critical",
     word: "Guard gave up",
     past: true,
-    sentence: (run) => `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.`,
+    sentence: (run) =>
+      `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.${rollBack(run)}`,
   },
   failed: {
     tier: "critical",
@@ -29,8 +33,7 @@ export const HEALTH = {
     tier: "critical",
     word: "Stopped",
     past: true,
-    sentence: ({ reason, last_clean_step: clean }) =>
-      `The training stopped itself${reason ? `: ${visible(reason)}` : ""}.${(clean ?? null) === null ? "" : ` Roll back to step ${integer(clean)}.`}`,
+    sentence: (run) => `The training stopped itself${run.reason ? `: ${visible(run.reason)}` : ""}.${rollBack(run)}`,
   },
   stale: {
     tier: "critical",

@@ -14,6 +14,7 @@ themselves once a trial write succeeds, `gone` once the same files are back. `co
 import logging
 import os
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -122,6 +123,7 @@ class Watch:
         self._state = StoreState(since=clock())
         self._failed_at = 0.0
         self._size = 0
+        self._log_size = 0
         self._files = (_identity(path), _identity(self._log_path))
 
     @property
@@ -163,6 +165,10 @@ class Watch:
         if found.st_size < self._size and found.st_size < self._expected():
             raise self._set("corrupt", f"{self._path} was cut off from {self._size} to {found.st_size} bytes")
         self._size = found.st_size
+        log_size = os.stat(self._log_path).st_size
+        if log_size < self._log_size and log_size < _log_bytes(self._path):
+            raise self._set("corrupt", f"{self._log_path} was cut off from {self._log_size} to {log_size} bytes")
+        self._log_size = log_size
         if self._state.condition == "gone":
             self.recovered()
 
@@ -209,6 +215,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _log_bytes(path: Path) -> int:
+    """The bytes that the write-ahead log needs to have, by its index: https://www.sqlite.org/walformat.html, 2.2."""
+    with path.with_name(f"{path.name}-shm").open("rb") as file:
+        header = file.read(20)
+    if len(header) < 20:
+        return 0
+    page, frames = struct.unpack_from("=14xHI", header)
+    return 32 + frames * (24 + (65_536 if page == 1 else page)) if frames else 0
 
 
 def _looked_up(condition: Condition, directory: Path) -> Condition:

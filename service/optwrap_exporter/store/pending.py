@@ -62,10 +62,20 @@ class Pending:
         bulk.write(db, "INSERT INTO change VALUES ?", self.changes)
         bulk.write(db, INSERT_PARAMETER, self.parameters)
         bulk.write(db, "INSERT OR IGNORE INTO path (path) VALUES ?", [*{row[-1:]: None for row in self.offenders}])
+        bulk.write(db, _INSERT_OFFENDER, self.offenders)
         bulk.write(db, "INSERT INTO replica VALUES ?", self.replicas)
-        for statement, rows in ((_INSERT_OFFENDER, self.offenders), (_INSERT_EVENT, self.events)):
-            if rows:  # each row looks at rows before it
-                db.executemany(statement, rows)
+        bulk.write(db, _INSERT_EVENT, self._with_repeated())
+
+    def _with_repeated(self) -> list[Row]:
+        """The rows of events, each with whether another process reported the event earlier in this group."""
+        reported: dict[tuple[object, object], set[object]] = {}
+        rows: list[Row] = []
+        for row in self.events:
+            run_id, process, same_as = row[1], row[2], row[7]
+            by = reported.setdefault((run_id, same_as), set()) if same_as is not None else set()
+            rows.append((*row, bool(by - {process})))
+            by.add(process)
+        return rows
 
 
 INSERT_PARAMETER: Final = (
@@ -74,12 +84,17 @@ INSERT_PARAMETER: Final = (
     "baseline = excluded.baseline, value_count = excluded.value_count, first_step = excluded.first_step, "
     "last_step = excluded.last_step"
 )
-_INSERT_OFFENDER: Final = "INSERT INTO offender SELECT ?, ?, ?, ?, ?, id, ? FROM path WHERE path = ?"
+_INSERT_OFFENDER: Final = (
+    "WITH new (run_id, process, step, revision, position, not_finite, path) AS (VALUES ?) INSERT INTO offender "
+    "SELECT run_id, process, step, revision, position, path.id, not_finite FROM new CROSS JOIN path USING (path)"
+)
 _INSERT_EVENT: Final = (
+    "WITH new (revision, run_id, process, kind, time, step, attempt, same_as, detail, key, repeated) AS (VALUES ?) "
     "INSERT OR IGNORE INTO event "
-    "(revision, run_id, process, kind, time, step, attempt, same_as, repeated, detail, key) VALUES "
-    "(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, "
-    "EXISTS (SELECT 1 FROM event WHERE run_id = ?2 AND same_as = ?8 AND process != ?3), ?9, ?10)"
+    "(revision, run_id, process, kind, time, step, attempt, same_as, repeated, detail, key) "
+    "SELECT revision, run_id, process, kind, time, step, attempt, same_as, repeated OR (same_as IS NOT NULL AND EXISTS "
+    "(SELECT 1 FROM event WHERE run_id = new.run_id AND same_as = new.same_as AND process != new.process)), "
+    "detail, key FROM new"
 )
 
 

@@ -131,7 +131,7 @@ class RunSummary(_Answer):
     since: float
     """When that health began."""
     reason: str | None
-    """Why it failed or stopped, by the first process that says so; null in any other health."""
+    """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
     """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
     first_report: float
@@ -168,7 +168,7 @@ class RunDetail(_Answer):
     since: float
     """When that health began."""
     reason: str | None
-    """Why it failed or stopped, by the first process that says so; null in any other health."""
+    """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
     """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
     first_report: float

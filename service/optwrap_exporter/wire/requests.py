@@ -98,12 +98,12 @@ class Counters(_Request):
     outcomes: Outcomes
     parameters: Annotated[dict[Parameter, Count], Field(max_length=MOST_PARAMETERS, fail_fast=True)]
     """Steps in which the parameter's gradient was non-finite, in the tree's order: at most 4,096 parameters, those with
-    the most such steps. Parameters at zero are left out. The client counts them from the start of the incarnation, so
-    `at_start` has none."""
+    the most such steps. Parameters at zero are left out. The Monitor counts them from the start of the incarnation, so
+    its `at_start` has none; other clients may give the counts of that time there, as for every counter."""
     parameter_steps: Annotated[Count | None, Field(exclude_if=_absent)] = None
     """The sum over all parameters, also over those that `parameters` does not name. Absent if it names all."""
     replicas: Annotated[list[ReplicaSteps], Field(max_length=MOST_REPLICAS, fail_fast=True, exclude_if=_empty)] = _EMPTY
-    """First non-finite replicas. The client counts them from the start of the incarnation, so `at_start` has none."""
+    """First non-finite replicas. The Monitor counts them from the start of the incarnation: its `at_start` has none."""
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:

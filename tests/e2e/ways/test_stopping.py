@@ -27,8 +27,9 @@ EXPECTED: dict[str, tuple[int, int, list[int]] | None] = {
 the first of the three skipped ones."""
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.thin(3)
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("n", [4, 2])
 def test_all_processes_stop_at_the_same_step(n: int, tmp_path: Path) -> None:
     """They all get the same Stop, with the replica of each bad step; the one with an exporter reports it."""
     stub = StubExporter()

@@ -123,6 +123,8 @@ class ReportRoute:
             self._refuse_busy()
         headers = dict(reversed(scope["headers"]))  # of several headers of one name the first counts
         self._check(scope, headers)
+        if not (store := self._ingest.store_state).ok:  # the body is not worth reading
+            raise _Refused("unavailable", store_refusal(store))
         connection: Connection | None = scope["state"].get("connection")
         body = bytearray()
         try:
