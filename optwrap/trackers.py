@@ -90,8 +90,9 @@ def tensorboard(writer: SummaryWriter | str, *, every: int = 1) -> OnStep:
     if isinstance(writer, str):
         from tensorboardX import SummaryWriter as Writer  # noqa: PLC0415  # only when used
 
-        writer = Writer(writer, write_to_disk=True)
-    to: SummaryWriter = writer
+        to: SummaryWriter = Writer(writer)
+    else:
+        to = writer
 
     def log(values: Mapping[str, float], record: StepRecord) -> None:
         for name, value in values.items():

@@ -21,8 +21,8 @@ def launch(checkpoints: pathlib.Path, last: int) -> None:
     # [watched]
     manager = ocp.CheckpointManager(checkpoints)
     start = manager.latest_step() or 0
-    counts_from = "first_reading" if start else "zero"
-    with optwrap.Monitor(run="orbax-resume", counts_from=counts_from) as monitor, manager:
+    monitor = optwrap.Monitor(run="orbax-resume", counts_from="first_reading" if start else "zero")
+    with monitor, manager:
         tx = optwrap.instrument(optwrap.apply_if_finite(optax.adam(0.1), 5), monitor)
         params = {"w": jnp.zeros(2)}
         state = {"params": params, "opt_state": tx.init(params)}

@@ -234,6 +234,8 @@ def as_rows(words: Words) -> Words:
     An axis along which all is equal holds replicas of one step (from pmap): one of them stays. The others are time, in
     row-major order. A row that repeats the one before it is no new step: the loop did not call the optimizer.
     """
+    if words.ndim == 1:
+        return words[None]
     width = words.shape[-1]
     for axis in reversed(range(words.ndim - 1)):
         if (words == words.take([0], axis)).all():

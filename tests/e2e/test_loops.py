@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from tests.optwrap.monitoring import Books, StubExporter
 
 Totals = dict[str, int]
+Trained = Callable[[str], tuple[Any, dict[str, Totals], Any]]
+"""Runs an example in this process: its module, the totals of each of its runs, and what it returned."""
 
 
 def skipped(steps: int, bad: int, *parameters: str) -> Totals:
@@ -19,12 +21,11 @@ def skipped(steps: int, bad: int, *parameters: str) -> Totals:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[ModuleType, dict[str, Totals], object]]]:
-    """Runs an example in this process: its module, the totals of each of its runs, and what it returned."""
+def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trained]:
     stub = StubExporter()
     monkeypatch.setenv("OPTWRAP_ENDPOINT", stub.endpoint)
 
-    def run(name: str) -> tuple[ModuleType, dict[str, Totals], object]:
+    def run(name: str) -> tuple[Any, dict[str, Totals], Any]:
         module = importlib.import_module(f"examples.loops.{name}")
         returned = module.main()
         runs: dict[str, Books] = {}
@@ -47,23 +48,21 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[M
         ("orbax_resume", "orbax-resume", ("w",)),
     ],
 )
-def test_models_of_other_libraries(
-    trained: Callable[..., object], name: str, run: str, parameters: tuple[str, ...]
-) -> None:
+def test_models_of_other_libraries(trained: Trained, name: str, run: str, parameters: tuple[str, ...]) -> None:
     """Twenty steps, two of them bad; the third in two launches, of which the first saw both."""
-    _, totals, _ = trained(name)  # type: ignore[misc]
+    _, totals, _ = trained(name)
     assert totals == {run: skipped(20, 2, *parameters)}
 
 
-def test_a_scan_inside_jit(trained: Callable[..., object]) -> None:
+def test_a_scan_inside_jit(trained: Trained) -> None:
     """The corrupted minibatch comes once in each epoch."""
-    module, totals, _ = trained("rl_scan")  # type: ignore[misc]
+    module, totals, _ = trained("rl_scan")
     steps = module.UPDATES * module.EPOCHS * module.MINIBATCHES
     assert totals == {"rl-scan": skipped(steps, module.EPOCHS, "w")}
 
 
-def test_an_ensemble(trained: Callable[..., object]) -> None:
-    module, totals, _ = trained("ensemble")  # type: ignore[misc]
+def test_an_ensemble(trained: Trained) -> None:
+    module, totals, _ = trained("ensemble")
     assert totals == {
         f"ensemble.{member}": skipped(module.STEPS, int(member == module.CORRUPTED[0]), "w")
         if member == module.CORRUPTED[0]
@@ -72,18 +71,18 @@ def test_an_ensemble(trained: Callable[..., object]) -> None:
     }
 
 
-def test_two_optimizers(trained: Callable[..., object]) -> None:
+def test_two_optimizers(trained: Trained) -> None:
     """The generator never sees the NaN: the discriminator skips its step."""
-    module, totals, _ = trained("gan")  # type: ignore[misc]
+    module, totals, _ = trained("gan")
     assert totals == {
         "gan.generator": skipped(module.STEPS, 0),
         "gan.discriminator": skipped(module.STEPS, 1, "slope"),
     }
 
 
-def test_micro_batches(trained: Callable[..., object]) -> None:
+def test_micro_batches(trained: Trained) -> None:
     """23 of the 24 were accumulated, which is five windows of four and three more."""
-    module, totals, _ = trained("micro_batches")  # type: ignore[misc]
+    module, totals, _ = trained("micro_batches")
     good = module.BATCHES * module.MICRO - 1
     windows = good // module.MICRO
     assert totals == {
@@ -97,9 +96,9 @@ def test_micro_batches(trained: Callable[..., object]) -> None:
     }
 
 
-def test_a_guard_for_each_group(trained: Callable[..., object]) -> None:
+def test_a_guard_for_each_group(trained: Trained) -> None:
     """The body goes on while the head skips."""
-    module, totals, _ = trained("partition")  # type: ignore[misc]
+    module, totals, _ = trained("partition")
     bad = len(module.CORRUPTED)
     assert totals == {
         "partition.body": skipped(module.STEPS, 0),
@@ -107,10 +106,10 @@ def test_a_guard_for_each_group(trained: Callable[..., object]) -> None:
     }
 
 
-def test_a_hidden_loop(trained: Callable[..., object]) -> None:
+def test_a_hidden_loop(trained: Trained) -> None:
     """NumPyro's own losses say in which steps the NaN was drawn."""
     pytest.importorskip("numpyro")
-    module, totals, result = trained("numpyro_svi")  # type: ignore[misc]
+    module, totals, result = trained("numpyro_svi")
     bad = int(np.isnan(np.asarray(result.losses)).sum())
     assert 0 < bad < module.STEPS
     (found,) = totals.values()
@@ -118,10 +117,10 @@ def test_a_hidden_loop(trained: Callable[..., object]) -> None:
     assert any(name.startswith("parameter mean_auto") for name in found)
 
 
-def test_keras(trained: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keras(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters have Keras's own paths."""
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     pytest.importorskip("keras")
-    _, totals, _ = trained("keras_fit")  # type: ignore[misc]
+    _, totals, _ = trained("keras_fit")
     (found,) = totals.values()
     assert found == skipped(20, 2, "line/dense/bias", "line/dense/kernel")

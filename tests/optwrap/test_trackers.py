@@ -79,7 +79,8 @@ def test_tensorboard_writes_event_files(make: Callable[..., Monitor], tmp_path: 
     with tensorboardX.SummaryWriter(str(tmp_path)) as writer:
         run(make, trackers.tensorboard(writer))
     (file,) = tmp_path.iterdir()
-    data, found = file.read_bytes(), {}
+    data = file.read_bytes()
+    found: dict[tuple[int, str], float] = {}
     while data:
         size = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + size])
