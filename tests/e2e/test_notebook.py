@@ -1,5 +1,6 @@
 """What notebooks and hidden loops do, against a real exporter."""
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -57,5 +58,6 @@ def test_a_hidden_loop_is_counted_from_zero_or_shown_as_unseen(exporter: Running
         hidden = (0, 0) if counts_from == "zero" else (39, 13)
         assert (answer["unseen"], answer["unseen_not_finite"]) == hidden
     command = [sys.executable, "-m", "optwrap_exporter", "status", exporter.url]
-    shown = subprocess.run(command, check=False, capture_output=True, text=True, env={"COLUMNS": "200"}).stdout
+    environment = {**os.environ, "COLUMNS": "200"}
+    shown = subprocess.run(command, check=False, capture_output=True, text=True, env=environment).stdout
     assert "+39 unseen, 13 non-finite" in shown
