@@ -12,7 +12,9 @@ ALLOWED = {
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
     "_stop": ("_reading",),
+    "trackers": ("_reading", "_monitor"),
     "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
+    "replay": ("_monitor.settings", "_wrappers.spike_rule"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
 
@@ -35,6 +37,7 @@ PUBLIC = [
     "ShouldSkipUpdateFunction",
     "SkipIfState",
     "SkipSpikesState",
+    "StepRecord",
     "Stop",
     "StopPolicy",
     "Totals",
@@ -52,6 +55,7 @@ PUBLIC = [
     "skip_large_updates",
     "skip_not_finite",
     "skip_spikes",
+    "trackers",
     "unpack",
 ]
 

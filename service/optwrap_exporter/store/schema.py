@@ -71,6 +71,8 @@ CREATE TABLE step (
     mini_step INTEGER,
     interpolated INTEGER NOT NULL,
     bad INTEGER NOT NULL,
+    update_norm REAL,                   -- null: none; -1: NaN
+    scalars TEXT,                       -- JSON, by name, non-finite numbers as strings; null: none
     PRIMARY KEY (run_id, process, step, incarnation_id)
 ) WITHOUT ROWID;
 CREATE INDEX step_bad ON step (run_id, process, step) WHERE bad = 1;
@@ -99,7 +101,8 @@ CREATE TABLE offender (
     revision INTEGER NOT NULL,
     position INTEGER NOT NULL,          -- index in its report: the tree's order
     path_id INTEGER NOT NULL,
-    not_finite INTEGER NOT NULL,
+    not_finite INTEGER,                 -- this or norm_share
+    norm_share REAL,
     PRIMARY KEY (run_id, process, step, revision, position)
 ) WITHOUT ROWID;
 CREATE TABLE replica (                  -- wire.requests.ReplicaRecord
