@@ -142,6 +142,9 @@ CREATE TABLE trial (                    -- empty, but for `write_trial`
 
 _TRIAL_BYTES: Final = 1 << 15
 
+LOCK_SECONDS: Final = 3.0
+"""How long to wait while another program has locked the database. After that the store is ill, and says so."""
+
 OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event")
 """Tables with a column `run_id`."""
 
@@ -152,7 +155,7 @@ class SchemaError(ExporterError):
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that one thread at a time may use. Transactions are begun explicitly."""
-    db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA synchronous = NORMAL")
     return db
 
