@@ -178,8 +178,8 @@ _SHOWN_APART: Final = frozenset({"parameters", "parameter_count", "first", "larg
 def _first_parameters(detail: Json) -> str:
     """The first parameters of an event: their number of non-finite values, or their share of the squared norm."""
     if shares := detail.get("norm_shares"):
-        named = [one for index, one in enumerate(shares[:_NAMED]) if index == 0 or one["norm_share"] >= _LEAST_SHARE]
-        return ", ".join(f"{one['norm_share']:.0%} {one['parameter']}" for one in named)
+        large = [one for index, one in enumerate(shares[:_NAMED]) if index == 0 or one["norm_share"] >= _LEAST_SHARE]
+        return ", ".join(f"{one['norm_share']:.0%} {one['parameter']}" for one in large)
     parameters = detail.get("parameters") or []
     named = ", ".join(f"{one['parameter']} ({one['not_finite']:,})" for one in parameters[:_NAMED])
     more = detail.get("parameter_count", len(parameters)) - len(parameters[:_NAMED])
