@@ -2,7 +2,9 @@
 
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 
+from optwrap import trackers
 from optwrap._core.apply_gradients import apply_gradients, settle
+from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.monitor import Monitor
 from optwrap._reading.observer import Observer
 from optwrap._reading.replicas import Replica
@@ -42,6 +44,7 @@ __all__ = [
     "ShouldSkipUpdateFunction",
     "SkipIfState",
     "SkipSpikesState",
+    "StepRecord",
     "Stop",
     "StopPolicy",
     "Totals",
@@ -59,5 +62,6 @@ __all__ = [
     "skip_large_updates",
     "skip_not_finite",
     "skip_spikes",
+    "trackers",
     "unpack",
 ]

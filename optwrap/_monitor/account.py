@@ -147,12 +147,16 @@ class Account:
     Args:
       new_id: makes the id of an incarnation.
       max_rows: limit of the waiting records, in table rows.
+      from_zero: whether the process began the training, so that the first reading counts all its steps.
       max_incarnations: limit of the incarnations kept. Beyond it, one without a stored report is merged into the one
         before it, so that the sum over incarnations stays right.
     """
 
-    def __init__(self, new_id: Callable[[], str], *, max_rows: int = 65_536, max_incarnations: int = 32) -> None:
+    def __init__(
+        self, new_id: Callable[[], str], *, max_rows: int = 65_536, max_incarnations: int = 32, from_zero: bool = False
+    ) -> None:
         self._new_id = new_id
+        self._from_zero = from_zero
         self._max_incarnations = max_incarnations
         self._last: Observation | None = None
         self._last_condition = (False, False)
@@ -168,6 +172,11 @@ class Account:
     def current(self) -> Incarnation:
         """The incarnation that counts now."""
         return self.incarnations[-1]
+
+    @property
+    def latest(self) -> Reading | None:
+        """The newest reading; None before the first."""
+        return None if self._last is None else self._last.reading
 
     def repeats(self, identity: bytes) -> bool:
         """Whether these are the words of the last reading."""
@@ -185,7 +194,7 @@ class Account:
                 bad = min(lost, max(0, _bad_steps(before_step(reading)) - _bad_steps(last.reading.totals)))
                 self._lose(self.current, lost - bad, bad)
         else:
-            at_start = before_step(reading)
+            at_start = ZERO if self._from_zero and last is None else before_step(reading)
             if last is not None or at_start != ZERO:
                 self._begin(at_start)
             self._lose(self.current, observation.lost, 0)
@@ -209,7 +218,7 @@ class Account:
             self._lose(entry.owner, not entry.record.bad, entry.record.bad)
 
     def abandon(self, readings: int) -> None:
-        """Count readings that were observed and will not be read."""
+        """Count step records that were observed and are lost: refused, or never read."""
         self._lose(self.current, readings, 0)
 
     def _lose(self, incarnation: Incarnation, steps: int, bad_steps: int) -> None:

@@ -2,21 +2,28 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
 
-from optwrap._monitor.account import Account, Observation
+from optwrap._monitor.account import Account, Observation, before_step
+from optwrap._monitor.local.callback import Caller
+from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.log import LogOnce, origin
 from optwrap._monitor.queue import Inbox, Item
-from optwrap._reading.counters import Words
+from optwrap._monitor.settings import Settings
+from optwrap._reading.counters import VERSION, Words
 from optwrap._reading.replicas import NonfiniteReplicas, nonfinite_replicas
 from optwrap._reading.scalars import ALLOWED, MAX_SCALARS, is_name, values_of
 from optwrap._reading.unpack import Layout, Reading, unpack
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 _YIELD_EVERY: Final = 4
 """After this many readings the thread sleeps for 10 us, so that the training loop gets the interpreter lock.
@@ -25,25 +32,45 @@ _YIELD_EVERY: Final = 4
 Python's switch interval of 5 ms."""
 
 
+class Part(NamedTuple):
+    """What was observed of one optimizer: all, or one member of an ensemble."""
+
+    words: Words
+    """uint32[..., words]."""
+    scalars: Mapping[str, Values]
+    """By name, float64[rows]: one value for each row of `words`."""
+
+
 class Intake:
-    """Reads the observed arrays in order, as soon as the device has computed them, and adds them to the account.
+    """Reads the observed arrays in order, as soon as the device has computed them, and adds them to the accounts.
 
     While a step hangs on the device, later readings wait, but this thread does not: it goes on reporting, without new
     steps.
 
     Args:
+      settings: the Monitor's settings. With `members`, the first axis of a reading is that of the accounts.
       inbox: where readings come from.
-      account: where they are counted.
+      accounts: where they are counted: one, or one for each member.
       once: logs readings that could not be read.
+      caller: gets the record of each counted step; None if nobody asked for them.
       yield_: lets other threads run; called after every few readings.
     """
 
     def __init__(
-        self, inbox: Inbox, account: Account, once: LogOnce, *, yield_: Callable[[], None] = lambda: time.sleep(1e-5)
+        self,
+        settings: Settings,
+        inbox: Inbox,
+        accounts: Sequence[Account],
+        once: LogOnce,
+        *,
+        caller: Caller | None = None,
+        yield_: Callable[[], None] = lambda: time.sleep(1e-5),
     ) -> None:
+        self._settings = settings
         self._inbox = inbox
-        self._account = account
+        self._accounts = accounts
         self._once = once
+        self._caller = caller
         self._yield = yield_
         self._head: Item | None = None
         """The oldest reading: taken out of the inbox, but not computed yet."""
@@ -70,7 +97,8 @@ class Intake:
     def abandon(self) -> None:
         """Count all waiting readings as dropped."""
         waiting = len(self._inbox.items) + (self._head is not None)
-        self._account.abandon(waiting)
+        for account in self._accounts:
+            account.abandon(waiting)
 
     def _next(self) -> Item | None:
         first = self._inbox.first
@@ -81,50 +109,80 @@ class Intake:
         item = self._inbox.take()
         return self._inbox.take() if item is not None and item.number == 1 else item
 
-    def _new_rows(self, words: Words) -> Words:
-        """The rows after the row that was counted last; all rows if it is not among them."""
-        for i in range(len(words), 0, -1):
-            if self._account.repeats(words[i - 1].tobytes()):
-                return words[i:]
-        return words
-
     def _count(self, item: Item, evicted: int) -> None:
-        layout = self._inbox.layout
+        observed = item.observed
         try:
-            every = on_host(item.observed)
-            rows = as_rows(every)
-            words = self._new_rows(rows)
-            if not len(words):
-                return
-            observed = math.prod(every.shape[:-1])
-            scalars = self._scalars.columns(item.scalars, observed, replicas=len(rows) < observed)
-            skipped = len(rows) - len(words)
-            steps = read_steps(words, lambda row: unpack(row, layout), item.time, self._last_time)
-            self._last_time = item.time
-            for i, step in enumerate(steps):
-                self._account.add(
-                    Observation(
-                        reading=self._with_scalars(
-                            step.reading, {name: values[skipped + i] for name, values in scalars.items()}
-                        ),
-                        identity=step.words.tobytes(),
-                        time=step.time,
-                        layout=layout,
-                        interpolated=step.interpolated,
-                        nonfinite_replicas=_nonfinite_replicas(step.reading, layout, item.observed),
-                        # An evicted reading is assumed to have had as many steps as this one.
-                        lost=evicted * len(steps) if i == 0 else 0,
-                    )
-                )
+            observed = on_host(observed)
+            parts = [observed] if self._settings.members is None else as_members(observed, self._settings.members)
+            scalars = self._scalars.values(item.scalars, math.prod(observed.shape[:-1]))
         except Exception as error:
-            # A ValueError is ours and a RuntimeError is JAX's; for any other log the traceback.
-            unexpected = None if isinstance(error, ValueError | RuntimeError) else error
-            self._once.warn(
-                origin(error),
-                "optwrap: a reading was ignored; further readings with this problem are ignored silently: %s",
-                error,
-                error=unexpected,
+            self._refuse(error, observed, self._accounts, evicted)
+            return
+        for number, (account, words) in enumerate(zip(self._accounts, parts, strict=True)):
+            try:
+                mine = {name: values.reshape(len(parts), -1)[number] for name, values in scalars.items()}
+                self._add(account, self._settings.run_of(number), Part(words, mine), item, evicted)
+            except Exception as error:
+                self._refuse(error, words, [account], evicted)
+        self._last_time = item.time
+
+    def _add(self, account: Account, run: str, part: Part, item: Item, evicted: int) -> None:
+        layout = self._inbox.layout
+        rows, step_of = rows_by_step(part.words)
+        words = new_rows(rows, account)
+        if not len(words):
+            return
+        skipped = len(rows) - len(words)
+        means = {name: mean_by_step(values, step_of)[skipped:] for name, values in part.scalars.items()}
+        steps = read_steps(words, lambda row: unpack(row, layout), item.time, self._last_time)
+        if account.latest is None:
+            self._mention_earlier_steps(run, steps[0].reading)
+        for i, step in enumerate(steps):
+            reading = self._with_scalars(step.reading, {name: float(values[i]) for name, values in means.items()})
+            account.add(
+                Observation(
+                    reading=reading,
+                    identity=step.words.tobytes(),
+                    time=step.time,
+                    layout=layout,
+                    interpolated=step.interpolated,
+                    nonfinite_replicas=_nonfinite_replicas(step.reading, layout, item.observed),
+                    # An evicted reading is assumed to have had as many steps as this one.
+                    lost=evicted * len(steps) if i == 0 else 0,
+                )
             )
+            if self._caller is not None and reading.outcome is not None:
+                self._caller.put(StepRecord(run, step.time, step.interpolated, reading))
+
+    def _mention_earlier_steps(self, run: str, first: Reading) -> None:
+        """Log that the steps before the first reading are not counted, unless the program has said whether they are."""
+        if self._settings.counts_from is None and first.step > 1:
+            before = before_step(first)
+            self._once.warn(
+                "counts_from",
+                "optwrap: the first reading of run %s is that of step %d; %d steps before it, %d of them non-finite, "
+                "were not observed and are not counted. If this process took them, as in a loop that returns its last "
+                'state, pass Monitor(counts_from="zero"); if the training was resumed, counts_from="first_reading" '
+                "says so, and this line is not logged",
+                run,
+                first.step,
+                before.steps,
+                before.not_finite_steps,
+            )
+
+    def _refuse(self, error: Exception, observed: object, accounts: Sequence[Account], evicted: int) -> None:
+        """Log why a reading is refused, and count the step records that are lost with it."""
+        steps = steps_in(observed)
+        for account in accounts:
+            account.abandon(evicted + steps // len(accounts))
+        # A ValueError is ours and a RuntimeError is JAX's; for any other log the traceback.
+        unexpected = None if isinstance(error, ValueError | RuntimeError) else error
+        self._once.warn(
+            origin(error),
+            "optwrap: a reading was ignored; further readings with this problem are ignored silently: %s",
+            error,
+            error=unexpected,
+        )
 
     def _with_scalars(self, reading: Reading, observed: Mapping[str, float]) -> Reading:
         """The reading with the scalars that were observed with it."""
@@ -147,13 +205,12 @@ class Scalars:
         self._names: dict[str, None] = {}
         """Every name so far, at most MAX_SCALARS."""
 
-    def columns(self, scalars: Mapping[str, object], rows: int, *, replicas: bool) -> dict[str, list[float]]:
-        """The values of each scalar, one for each step of the reading.
+    def values(self, scalars: Mapping[str, object], rows: int) -> dict[str, Values]:
+        """The values of each scalar, float64[rows], one for each row of the reading.
 
         Args:
           scalars: the arguments of `observe`.
           rows: the number of rows that the reading has.
-          replicas: whether the rows are replicas of one step; then a scalar is their mean.
         """
         found = {}
         for name, value in scalars.items():
@@ -165,7 +222,7 @@ class Scalars:
                 self._once.warn("scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", error)
                 continue
             if self._admits(name):
-                found[name] = [sum(values) / rows] if replicas else values
+                found[name] = np.array(values, np.float64)
         return found
 
     def admitted(self, scalars: Mapping[str, float]) -> Mapping[str, float]:
@@ -203,10 +260,10 @@ def is_ready(observed: object) -> bool:
 
 
 def on_host(observed: object) -> Words:
-    """A copy of `observed` in host memory, uint32[words] or uint32[n, words].
+    """A copy of `observed` in host memory, uint32[..., words].
 
     Raises:
-      ValueError: it is not a uint32 array of one or two axes.
+      ValueError: it is not a uint32 array with at least one axis.
       Exception: JAX raises because the step that made the array failed, or because its buffer was donated.
     """
     if isinstance(observed, jax.core.Tracer):
@@ -215,10 +272,10 @@ def on_host(observed: object) -> Words:
         )
     if not isinstance(observed, jax.Array | np.ndarray):
         raise ValueError(f"observe: got a {type(observed).__name__}; allowed: what optwrap.reading() returns")
-    if observed.dtype != np.uint32 or observed.ndim not in (1, 2) or not observed.size:
+    if observed.dtype != np.uint32 or not observed.ndim or not observed.size:
         raise ValueError(
             f"observe: got {observed.dtype}{list(observed.shape)}; allowed: uint32[words], as optwrap.reading() "
-            "returns it, or uint32[n, words]: n consecutive steps, or n replicas of one step"
+            "returns it, or uint32[..., words]: leading axes are time, in row-major order, or replicas of one step"
         )
     if isinstance(observed, jax.Array):
         # device_get is an explicit transfer, which jax.transfer_guard("disallow") permits.
@@ -230,17 +287,71 @@ def on_host(observed: object) -> Words:
     return observed
 
 
+def as_members(words: Words, members: int) -> list[Words]:
+    """The readings of each member of an ensemble, along the first axis.
+
+    Raises:
+      ValueError: the first axis has another length.
+    """
+    if words.ndim == 1 or len(words) != members:
+        raise ValueError(
+            f"observe: got uint32{list(words.shape)}; allowed with Monitor(members={members}): the member as the first "
+            f"axis, uint32[{members}, ..., words]; move the axis there, jnp.moveaxis(reading, 1, 0)"
+        )
+    return list(words)
+
+
 def as_rows(words: Words) -> Words:
-    """One row for each step, uint32[n, words]: equal rows are replicas of one step (from pmap) and become one row."""
-    if words.ndim == 1:
-        return words[None]
-    return words[:1] if (words == words[0]).all() else words
+    """One row for each step, uint32[n, words], from any leading axes, as `rows_by_step` finds them."""
+    return rows_by_step(words)[0]
+
+
+def rows_by_step(words: Words) -> tuple[Words, Numbers]:
+    """One row for each step, uint32[n, words], and the step that each row of `words` belongs to, int64[rows].
+
+    An axis along which all is equal holds replicas of one step (from pmap): one of them stays. The others are time, in
+    row-major order. A row that repeats the one before it is no new step: the loop did not call the optimizer.
+    """
+    lead, width = words.shape[:-1], words.shape[-1]
+    for axis in reversed(range(len(lead))):
+        if (words == words.take([0], axis)).all():
+            words = words.take([0], axis)
+    kept, words = words.shape[:-1], words.reshape(-1, width)
+    new = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])
+    step_of = np.broadcast_to((np.cumsum(new) - 1).reshape(kept), lead).reshape(-1)
+    rows: Words = words[new]
+    return rows, step_of
+
+
+def mean_by_step(values: Values, step_of: Numbers) -> Values:
+    """The mean of the values of each step, float64[n]: of replicas, and of rows that repeat a step."""
+    means: Values = np.bincount(step_of, weights=values) / np.bincount(step_of)
+    return means
+
+
+def new_rows(words: Words, account: Account) -> Words:
+    """The rows after the row that was counted last; all rows if it is not among them."""
+    for i in range(len(words), 0, -1):
+        if account.repeats(words[i - 1].tobytes()):
+            return words[i:]
+    return words
+
+
+def steps_in(observed: object) -> int:
+    """The number of step records in an array of readings; 0 if it is no such array."""
+    if isinstance(observed, jax.core.Tracer) or not isinstance(observed, jax.Array | np.ndarray):
+        return 0
+    if observed.dtype != np.uint32 or not observed.ndim or not observed.size:
+        return 0
+    if isinstance(observed, np.ndarray) and observed.flat[0] != VERSION:
+        return 0
+    return math.prod(observed.shape[:-1])
 
 
 def read_steps(
     words: Words, unpack: Callable[[Words], Reading], time: float, previous_time: float | None
 ) -> list[Step]:
-    """Unpack consecutive steps, and spread their times evenly since the previous reading.
+    """Unpack steps in order, and spread their times evenly since the previous reading.
 
     Args:
       words: uint32[n, words], one row for each step.
@@ -249,17 +360,18 @@ def read_steps(
       previous_time: when the reading before them was observed, in seconds since 1970.
 
     Raises:
-      ValueError: the rows are not consecutive steps, or `unpack` raises.
+      ValueError: the rows are not rising steps, or `unpack` raises.
     """
     if len(words) == 1:
         return [Step(unpack(words[0]), words[0], time, False)]
     found = [unpack(row) for row in words]
     steps = [reading.step for reading in found]
-    if steps != list(range(steps[0], steps[0] + len(steps))):
+    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
         shown = ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
         raise ValueError(
-            f"observe: got {len(steps)} rows of steps {shown}; allowed with a leading axis: consecutive steps "
-            "(from lax.scan), or equal rows (from pmap)"
+            f"observe: got {len(steps)} rows of steps {shown}; allowed with leading axes: rising steps in row-major "
+            "order (from lax.scan, nested or not), or equal rows (from pmap); for an ensemble (vmap) pass "
+            "Monitor(members=n) and put the member's axis first"
         )
     n = len(steps)
     since = time if previous_time is None else min(previous_time, time)

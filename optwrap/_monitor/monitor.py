@@ -4,17 +4,21 @@ import contextlib
 import dataclasses
 import functools
 import os
+import time
 import types
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Self, get_args
 
 from optwrap._monitor.intake import as_rows, on_host
+from optwrap._monitor.local.record import StepRecord
+from optwrap._monitor.local.serve import serve as serve_locally
+from optwrap._monitor.local.table import table
 from optwrap._monitor.log import LogOnce
 from optwrap._monitor.queue import Ending, Flush, in_words
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
-from optwrap._reading.unpack import Layout
+from optwrap._reading.unpack import Layout, Reading, Source
 from optwrap._stop.decision import Decision
 from optwrap._stop.policy import StopPolicy
 from optwrap._stop.stop import Stop
@@ -38,8 +42,9 @@ class Monitor:
     A Monitor never initialises JAX's devices, so it may be made before `jax.distributed.initialize`. The hello waits
     until the program has initialised them, unless `process` is given (and `attempt`, for processes other than 0).
 
-    Each instrumented optimizer needs its own Monitor and its own run. After a fork the parent continues to report. The
-    child reports only if it observes, as a newly started process does.
+    Each instrumented optimizer needs its own Monitor and its own run. A new Monitor closes an earlier one of the same
+    run in this process, so a notebook's cell can be run again; the run's totals are then those of both. After a fork
+    the parent continues to report. The child reports only if it observes, as a newly started process does.
 
     As a context manager a Monitor closes as "failed" if an exception leaves the block, with the exception as the
     reason; as "stopped" if `should_stop` has returned a `Stop`; otherwise as "finished". If it is never closed, it
@@ -61,6 +66,18 @@ class Monitor:
         token.
       interval: seconds between reports, above 0 and at most 3600. An exporter with many processes asks for fewer
         reports; the Monitor follows it, and still reports the first bad step of a streak at once.
+      on_step: called with a `StepRecord` for each counted step, in order, in a thread of the Monitor's: for trackers,
+        see `optwrap.trackers`. An exception in it is logged, once for each line that raises. If it is slower than the
+        training, records are left out, and the next one says how many; training and reports never wait. It is called
+        with the endpoint "off", too.
+      counts_from: "zero" if this process began the training, so that the first reading counts all steps of its state:
+        for a loop that returns its last state only. "first_reading" if the training was resumed: steps before the
+        first reading are not counted. Default: the same, and if there are such steps, one line in the log says so.
+      members: the size of an ensemble that is trained in one `jax.vmap`, at most 256. The first axis of each observed
+        reading is the member, and each member is a run: `run.0`, `run.1`, ...
+      serve: start an exporter at `endpoint`, an address of this machine, as a child that ends with this process, and
+        print the link to its page. Needs the package optwrap-exporter. If something listens there, nothing is started.
+        If it cannot be started, one line in the log says why. Waits until it listens, which takes a second or two.
       stop: when `should_stop` says that the training should stop; None for never. It needs no exporter.
 
     Raises:
@@ -77,11 +94,20 @@ class Monitor:
         attempt: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         interval: float = 1.0,
+        on_step: Callable[[StepRecord], object] | None = None,
+        counts_from: Literal["first_reading", "zero"] | None = None,
+        members: int | None = None,
+        serve: bool = False,
         stop: StopPolicy | None = None,
         _parts: Parts | None = None,
     ) -> None:
         if not (stop is None or isinstance(stop, StopPolicy)):
             raise TypeError(f"stop: got {stop!r}; allowed: an optwrap.StopPolicy, or None")
+        if stop is not None and members is not None:
+            raise ValueError(
+                f"stop: got a StopPolicy with members={members!r}; allowed: one of them, because the members of an "
+                "ensemble cannot stop one by one; decide by `latest(member)`"
+            )
         self._parts = parts = _parts or Parts()
         self._once = LogOnce()
         self._put: _Put | None = None
@@ -90,8 +116,16 @@ class Monitor:
         self._stop: Stop | None = None
         """What `should_stop` returned last."""
         self._closed = False
-        self._instrumentation: weakref.ref[object] | None = None
+        self._superseded = False
+        """Whether a newer Monitor of this run has closed this one."""
+        if not (on_step is None or callable(on_step)):
+            raise TypeError(f"on_step: got {on_step!r}; allowed: a callable that takes a StepRecord, or None")
+        self._on_step = on_step
+        self._layout: Layout | None = None
+        self._stepping: weakref.ref[Source] | None = None
         """The instrumentation whose `update` was traced last."""
+        self._stepping_since = 0
+        """When that was traced first, on the clock of `Source.created`."""
         self._worker: Worker | None = None
         self._settings = resolve(
             parts.environ,
@@ -101,19 +135,53 @@ class Monitor:
             attempt=attempt,
             token_file=token_file,
             interval=interval,
+            counts_from=counts_from,
+            members=members,
+            local=on_step is not None,
         )
         self._put = self._puts(None)
         if self._settings is not None:
             self._check_token(self._settings)
-            self._worker = Worker(self._settings, parts)
+            if serve and not self._settings.off and serve_locally(self._settings.endpoint):
+                print(f"optwrap: {self._settings.endpoint.text.rstrip('/')}/?run={self._settings.runs[0]}")
+            self._worker = self._new_worker(self._settings)
             self._start()
             if hasattr(os, "register_at_fork"):
                 os.register_at_fork(after_in_child=functools.partial(_after_fork, weakref.ref(self)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the link to the exporter, and the newest step."""
+        runs = () if self._settings is None else self._settings.runs
+        return table(self._settings, {run: self.latest(member) for member, run in enumerate(runs)})
 
     def __repr__(self) -> str:
         if self._settings is None:
             return "Monitor(off)"
         return f"Monitor(run={self._settings.run!r}, endpoint={self._settings.endpoint.text!r})"
+
+    @property
+    def layout(self) -> Layout | None:
+        """The parameters' names, for `optwrap.unpack`; None until `init` or `update` is traced."""
+        return self._layout
+
+    def latest(self, member: int = 0) -> Reading | None:
+        """The newest reading that the device has computed, unpacked; None before the first, or if the Monitor is off.
+
+        For one's own logger: it never waits for the device. It is a moment behind the loop, because the Monitor's
+        thread reads what was observed.
+
+        Args:
+          member: whose reading, with `Monitor(members=n)`.
+
+        Raises:
+          IndexError: there is no such member.
+        """
+        if self._worker is None:
+            return None
+        accounts = self._worker.accounts
+        if not 0 <= member < len(accounts):
+            raise IndexError(f"latest: member is {member}; allowed: 0 to {len(accounts) - 1}")
+        return accounts[member].latest
 
     @property
     def stop_policy(self) -> StopPolicy | None:
@@ -126,32 +194,30 @@ class Monitor:
         Args:
           layout: the parameters' paths.
           stepping: whether `update` is traced, and not `init`.
+
+        Raises:
+          ValueError: the `update` of another optimizer was traced before, and both existed then: the counts of one
+            would be lost. An optimizer that was made later takes over, as in a notebook's cell that is run again.
         """
         if self._decision is not None:
             self._decision.describe(layout, stepping=stepping)
-        if self._worker is None:
-            return
-        inbox = self._worker.inbox
-        before = inbox.layout
-        if before is not None and before == layout and layout.replicas is None:
+        last = None if self._stepping is None else self._stepping()
+        this = None if layout.source is None else layout.source()
+        if stepping and this is not None and this is not last:
+            if last is not None and this.created < self._stepping_since:
+                raise ValueError(
+                    f"Monitor: {self!r} is given to a second optimizer; allowed: one instrument for each Monitor; give "
+                    "each optimizer its own, Monitor(run=...) under a name of its own"
+                )
+            self._stepping, self._stepping_since = layout.source, time.monotonic_ns()
+        elif last not in (None, this) and not stepping and self._layout is not None:
+            return  # an optimizer that is only initialised; the readings are those of the one that steps
+        if self._layout == layout and layout.replicas is None:
             # `init` is traced again whenever an outer instrumentation is, and does not know the replicas.
-            layout = dataclasses.replace(layout, replicas=before.replicas)
-        inbox.layout = layout
-        another = stepping and self._is_another(layout)
-        if before is not None and before != layout:
-            self._once.warn(
-                "layout",
-                "optwrap: a second instrumentation reports to the Monitor of run %s, which from now on ignores "
-                "readings of the first; give each instrument its own Monitor",
-                self._run,
-            )
-        elif another:
-            self._once.warn(
-                "another",
-                "optwrap: two instrumentations with the same parameters report to the Monitor of run %s; if both "
-                "train, its counts are wrong; give each instrument its own Monitor",
-                self._run,
-            )
+            layout = dataclasses.replace(layout, replicas=self._layout.replicas if self._layout else None)
+        self._layout = layout
+        if self._worker is not None:
+            self._worker.inbox.layout = layout
 
     def observe(self, reading: object, /, **scalars: object) -> None:
         """Report one step, or several. Never blocks, not even for the device, and never raises.
@@ -166,9 +232,10 @@ class Monitor:
 
         Args:
           reading: the result of `optwrap.reading`, uint32[words], on the host or on any devices, possibly still being
-            computed; do not donate it. Or uint32[n, words]: n consecutive steps (from lax.scan; their times are spread
-            evenly since the last reading and marked as interpolated), or n equal rows, replicas of one step (from
-            pmap). Anything else is ignored, with one line in the log.
+            computed; do not donate it. It may have any leading axes: they are time in row-major order (from lax.scan,
+            nested or not; times are spread evenly since the last reading and marked as interpolated). An axis along
+            which all rows are equal holds replicas of one step (from pmap). With `Monitor(members=n)` the first axis is
+            the member. Anything else is ignored, with one line in the log, and counted in `dropped` if it is a reading.
           **scalars: numbers of this step to store and draw beside the norm: `loss=loss`. Each is a real number or a JAX
             or numpy array, read in the Monitor's thread; do not donate it. It has no axes, or the reading's leading
             axes: one number for each step, or for each replica, of which the mean is stored. At most 16 names of
@@ -268,10 +335,12 @@ class Monitor:
     def _run(self) -> str:
         return "" if self._settings is None else self._settings.run
 
-    def _is_another(self, layout: Layout) -> bool:
-        """Whether the step traced last belongs to another instrumentation than this layout, which still exists."""
-        last, self._instrumentation = self._instrumentation and self._instrumentation(), layout.source
-        return last is not None and layout.source is not None and last is not layout.source()
+    def _new_worker(self, settings: Settings) -> Worker:
+        worker = Worker(
+            settings, self._parts, on_step=self._on_step, superseded=functools.partial(_supersede, weakref.ref(self))
+        )
+        worker.inbox.layout = self._layout
+        return worker
 
     def _check_token(self, settings: Settings) -> None:
         if settings.token_file is not None:
@@ -303,7 +372,14 @@ class Monitor:
     def _reopen(self) -> _Put | None:
         """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
         if self._worker is not None:
-            if self._closed:
+            if self._superseded:
+                self._once.warn(
+                    "closed",
+                    "optwrap: a newer Monitor of run %s in this process has closed this one; readings observed here "
+                    "from now on are ignored; give each optimizer a Monitor with a run of its own",
+                    self._run,
+                )
+            elif self._closed:
                 self._once.warn(
                     "closed",
                     "optwrap: the Monitor of run %s is closed; readings observed from now on are ignored",
@@ -330,8 +406,7 @@ class Monitor:
         """In a forked child: replace the parent's thread, locks, readings and connection by new ones."""
         if self._worker is not None and not self._closed and self._settings is not None:
             self._put = None
-            parent, self._worker = self._worker, Worker(self._settings, self._parts)
-            self._worker.inbox.layout = parent.inbox.layout
+            parent, self._worker = self._worker, self._new_worker(self._settings)
             parent.transport.abandon()
 
 
@@ -339,3 +414,10 @@ def _after_fork(reference: weakref.ref[Monitor]) -> None:
     monitor = reference()
     if monitor is not None:
         monitor._reset_after_fork()
+
+
+def _supersede(reference: weakref.ref[Monitor]) -> None:
+    monitor = reference()
+    if monitor is not None:
+        monitor._superseded = monitor._closed = True
+        monitor._put = None

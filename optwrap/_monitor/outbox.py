@@ -58,6 +58,18 @@ class Outbox:
         self._max_held = max_held
         self.held: list[Report] = []
         """Built and not acknowledged, oldest first."""
+        self.refused = False
+        """Whether the latest answer was a refusal."""
+
+    @property
+    def run(self) -> str:
+        """The name of the run that it reports."""
+        return self._identity.run
+
+    @property
+    def current(self) -> Incarnation:
+        """The incarnation that counts now."""
+        return self._account.current
 
     @property
     def empty(self) -> bool:
@@ -89,6 +101,7 @@ class Outbox:
 
     def acknowledge(self, incarnation: Incarnation, acknowledged: int) -> None:
         """Release the reports of `incarnation` up to the number that the exporter has acknowledged."""
+        self.refused = False
         incarnation.maybe_stored = True
         incarnation.refusals = 0
         self._grow()
@@ -112,6 +125,7 @@ class Outbox:
           report: the report.
           seq_is_taken: whether the exporter has stored another report under the same number.
         """
+        self.refused = True
         self._withdraw(report, reuse_seq=not seq_is_taken)
         self._account.count_dropped(report.entries)
         report.incarnation.refusals += 1

@@ -7,18 +7,19 @@ import dataclasses
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, sleep, time
 from typing import Final
 
 from optwrap._monitor.account import Account
 from optwrap._monitor.encode import Identity
 from optwrap._monitor.intake import Intake
+from optwrap._monitor.local.callback import Caller
 from optwrap._monitor.log import LogOnce, log, origin
 from optwrap._monitor.outbox import Outbox, Report
 from optwrap._monitor.queue import Inbox
 from optwrap._monitor.settings import Settings
-from optwrap._monitor.source import Source
+from optwrap._monitor.source import Source, own_attempt
 from optwrap._monitor.transport import Answer, Transport, TransportError
 
 MAX_BACKOFF: Final = 30.0
@@ -59,25 +60,35 @@ class Reporter:
     Args:
       settings: the Monitor's settings.
       inbox: where readings come from.
-      account: where readings are counted.
+      accounts: where readings are counted: one for each of the runs in `settings`.
       transport: sends reports.
       source: finds the identity of the process.
       clock: the time.
+      caller: gets the record of each step; None if nobody asked for them.
     """
 
     def __init__(
-        self, settings: Settings, inbox: Inbox, account: Account, *, transport: Transport, source: Source, clock: Clock
+        self,
+        settings: Settings,
+        inbox: Inbox,
+        accounts: Sequence[Account],
+        *,
+        transport: Transport,
+        source: Source,
+        clock: Clock,
+        caller: Caller | None = None,
     ) -> None:
         self._settings = settings
         self._inbox = inbox
         self._transport = transport
         self._source = source
-        self._account = account
+        self._accounts = accounts
         self._clock = clock
+        self._caller = caller
         self._once = LogOnce()
-        self._intake = Intake(inbox, account, self._once)
-        self._outbox: Outbox | None = None
-        """None until the process index and the attempt are known."""
+        self._intake = Intake(settings, inbox, accounts, self._once, caller=caller)
+        self._outboxes: list[Outbox] = []
+        """One for each account; empty until the process index and the attempt are known."""
         self._due = clock.monotonic()
         """When the next report or the next retry is due."""
         self._started = clock.time() - self._due
@@ -89,8 +100,6 @@ class Reporter:
         """Attempts in a row without a usable answer."""
         self._lost_at: float | None = None
         """When the exporter was lost; None while it can be reached."""
-        self._refused = False
-        """Whether the latest answer was a refusal."""
         self._known_lost = 0
         """Step records that were lost when a flush last ended."""
         self._interval = settings.interval
@@ -99,12 +108,16 @@ class Reporter:
     @property
     def delivered(self) -> bool:
         """Whether the exporter has acknowledged all counts, and all records that were not dropped."""
-        return self._outbox is not None and self._outbox.empty and not self._refused
+        return bool(self._outboxes) and all(outbox.empty and not outbox.refused for outbox in self._outboxes)
 
     @property
     def flushed(self) -> bool:
         """Whether everything is delivered, and no step record was dropped since a flush last ended."""
-        return self.delivered and self._account.lost == self._known_lost
+        return self.delivered and self._lost == self._known_lost
+
+    @property
+    def _lost(self) -> int:
+        return sum(account.lost for account in self._accounts)
 
     def run(self) -> None:
         """Report until the inbox is closed."""
@@ -113,6 +126,8 @@ class Reporter:
                 self._guarded(self.cycle)
                 self._inbox.wakeup.wait(self.pause())
             self._guarded(self.finish)
+            if self._caller is not None and self._inbox.closing is not None:
+                self._caller.close(self._inbox.closing.deadline - self._clock.monotonic())
         finally:
             self._transport.close()
             self._inbox.done.set()
@@ -130,23 +145,25 @@ class Reporter:
                 flush.started = True
         # Read the inbox even while the process index is unknown: a bad step must not be evicted from it.
         drained = self._intake.drain()
-        outbox = self._prepare_outbox()
-        if outbox is None:
+        outboxes = self._prepare_outboxes()
+        if not outboxes:
             return
         now = self._clock.monotonic()
-        urgent = self._account.urgent and not self._failures and now >= self._sent + _URGENT_AFTER
+        is_urgent = any(account.urgent for account in self._accounts)
+        urgent = is_urgent and not self._failures and now >= self._sent + _URGENT_AFTER
         due = urgent or now >= self._due
-        if now >= self._blocked_until and (due or (flushes and not self._failures and not outbox.empty)):
-            self._send(outbox, heartbeat=due)
-        if flushes and drained and (outbox.empty or self._refused):
+        waiting = flushes and not self._failures and not all(outbox.empty for outbox in outboxes)
+        if now >= self._blocked_until and (due or waiting):
+            self._send(heartbeat=due)
+        if flushes and drained and all(outbox.empty or outbox.refused for outbox in outboxes):
             for flush in flushes:
                 flush.succeeded = self.flushed
                 flush.done.set()
-            self._known_lost = self._account.lost
+            self._known_lost = self._lost
 
     def pause(self) -> float:
         """Seconds until the next cycle, unless the inbox wakes the thread earlier."""
-        if self._outbox is None:
+        if not self._outboxes:
             return _READ_EVERY
         if self._inbox.flushes and not self._failures:
             return _POLL_EVERY
@@ -156,20 +173,21 @@ class Reporter:
 
     def finish(self) -> None:
         """Send the last reports, until the deadline of closing."""
-        closing, outbox, clock = self._inbox.closing, self._prepare_outbox(), self._clock
-        if closing is None or outbox is None:
+        closing, outboxes, clock = self._inbox.closing, self._prepare_outboxes(), self._clock
+        if closing is None or not outboxes:
             return
         # Half of the time is for the device to finish the observed readings, half for the exporter.
         half = (clock.monotonic() + closing.deadline) / 2
         while not self._intake.drain() and clock.monotonic() < half:
             clock.sleep(_POLL_EVERY)
         self._intake.abandon()
-        self._account.finish(closing.ending)
+        for account in self._accounts:
+            account.finish(closing.ending)
         pause = 0.02
         while True:
-            self._send(outbox, heartbeat=False, deadline=closing.deadline)
+            self._send(heartbeat=False, deadline=closing.deadline)
             left = closing.deadline - clock.monotonic()
-            if outbox.empty or self._refused or left <= pause:
+            if all(outbox.empty or outbox.refused for outbox in outboxes) or left <= pause:
                 return
             clock.sleep(pause)
             pause = min(2 * pause, 0.5)
@@ -197,35 +215,54 @@ class Reporter:
     def _read_inbox(self) -> None:
         self._guarded(self._intake.drain)
 
-    def _prepare_outbox(self) -> Outbox | None:
-        """The outbox, whose first report is the hello; None while the process index or the attempt is unknown."""
-        if self._outbox is None:
+    def _prepare_outboxes(self) -> list[Outbox]:
+        """The outboxes, whose first reports are the hellos; none while the process index or the attempt is unknown."""
+        if not self._outboxes:
             if self._inbox.first is not None:
                 self._source.note_step()
             process = self._source.process()
-            first = self._account.incarnations[0].id
+            first = self._accounts[0].incarnations[0].id
             attempt = self._source.attempt(self._settings.run, first, self._clock.monotonic())
             if process is None or attempt is None:
-                return None
-            outbox = Outbox(self._account, Identity(self._settings.run, process, attempt, self._settings.interval))
-            outbox.build_hello(self._source.describe(), self._now())
-            self._outbox = outbox
-        return self._outbox
+                return []
+            for run, account in zip(self._settings.runs, self._accounts, strict=True):
+                # An attempt that is only this process's own is named after the run's own incarnation.
+                own = own_attempt(account.incarnations[0].id) if attempt == own_attempt(first) else attempt
+                outbox = Outbox(account, Identity(run, process, own, self._settings.interval))
+                outbox.build_hello(self._source.describe(), self._now())
+                self._outboxes.append(outbox)
+        return self._outboxes
 
-    def _send(self, outbox: Outbox, *, heartbeat: bool, deadline: float | None = None) -> None:
-        """Send the held reports again, then new ones. If there are none and `heartbeat` is true, send a heartbeat."""
+    def _send(self, *, heartbeat: bool, deadline: float | None = None) -> None:
+        """Send what every outbox has; a refused report of one does not hold up the others."""
         self._sent = now = self._clock.monotonic()
-        self._account.urgent = False
+        for account in self._accounts:
+            account.urgent = False
+        all_sent = True
+        for outbox in self._outboxes:
+            if not self._send_from(outbox, heartbeat=heartbeat, deadline=deadline):
+                all_sent = False
+                if self._failures:
+                    return  # the exporter does not answer; a refusal of one run says nothing of the others
+        if all_sent:
+            self._due = now + self._pace()
+
+    def _send_from(self, outbox: Outbox, *, heartbeat: bool, deadline: float | None) -> bool:
+        """Send the held reports again, then new ones. If there are none and `heartbeat` is true, send a heartbeat.
+
+        Returns:
+          Whether all of them were accepted.
+        """
         for held in list(outbox.held):
             heartbeat = False
             if held in outbox.held and not self._deliver(outbox, held, deadline):
-                return
+                return False
         source = self._source.describe()
         while (report := outbox.build(source, self._now(), heartbeat=heartbeat)) is not None:
-            heartbeat = heartbeat and report.incarnation is not self._account.current
+            heartbeat = heartbeat and report.incarnation is not outbox.current
             if not self._deliver(outbox, report, deadline):
-                return
-        self._due = now + self._pace()
+                return False
+        return True
 
     def _pace(self) -> float:
         """Seconds from this report to the next one.
@@ -262,7 +299,6 @@ class Reporter:
                 outbox.acknowledge(report.incarnation, answer.acknowledged(report.incarnation.seq))
                 self._follow(answer)
                 self._reached()
-                self._refused = False
                 return True
         except TransportError as error:
             outbox.mark_uncertain(report)
@@ -277,13 +313,12 @@ class Reporter:
         if answer.status == _TOO_LARGE and outbox.shrink(report):
             return True
         outbox.give_up(report, seq_is_taken=answer.status == _CONFLICT)
-        self._refused = True
         self._due = self._clock.monotonic() + self._settings.interval
         self._once.warn(
             (answer.status, *answer.fields),
             "optwrap: the exporter at %s refused a report of run %s, whose step records are lost: %s",
             self._settings.endpoint.text,
-            self._settings.run,
+            outbox.run,
             answer.message,
         )
         return False

@@ -20,6 +20,8 @@ _PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 _MAX_TOKEN_LENGTH: Final = 4096
 _MAX_PROCESS: Final = 65_535
 _MAX_INTERVAL: Final = 3600.0
+_MAX_MEMBERS: Final = 256
+_COUNTS_FROM: Final = ("first_reading", "zero")
 _ENDPOINTS: Final = f"http://HOST:PORT, unix:///PATH/TO/SOCKET, or {OFF!r} to turn reporting off"
 
 
@@ -49,6 +51,24 @@ class Settings:
     token_file: str | None
     interval: float
     """Seconds between reports."""
+    counts_from: str | None = None
+    """"zero" if this process began the training, "first_reading" if not; None if the program does not say."""
+    members: int | None = None
+    """How many members the observed ensemble has, each a run of its own; None without an ensemble."""
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is reported; steps are read for this program only."""
+        return self.endpoint.text == OFF
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The name of the run, or of each member's run."""
+        return tuple(map(self.run_of, range(self.members or 1)))
+
+    def run_of(self, member: int) -> str:
+        """The name of a member's run; of the run itself without an ensemble."""
+        return self.run if self.members is None else f"{self.run}.{member}"
 
 
 def resolve(
@@ -60,13 +80,28 @@ def resolve(
     attempt: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
     interval: float = 1.0,
+    counts_from: str | None = None,
+    members: int | None = None,
+    local: bool = False,
 ) -> Settings | None:
     """The settings given by the arguments and, for those that are None, by the environment.
 
     An empty variable counts as absent. The token file need not exist: `read_token` reads it when a report is sent.
 
+    Args:
+      environ: the environment.
+      run: as for the Monitor, like all that follow.
+      endpoint: the exporter.
+      process: index of this process.
+      attempt: name of this launch.
+      token_file: path of the token.
+      interval: seconds between reports.
+      counts_from: whether this process began the training.
+      members: size of the ensemble.
+      local: whether steps are read even if they are not reported.
+
     Returns:
-      None if the endpoint is "off".
+      None if the endpoint is "off" and steps need not be read.
 
     Raises:
       ValueError: an argument or variable is wrong; the message names it, its value and what is allowed.
@@ -82,10 +117,16 @@ def resolve(
     address = _endpoint(DEFAULT_ENDPOINT if value is None else value, names)
     checked_process = _process(process)
     checked_interval = _interval(interval)
-    if address is None:
+    checked_members = _members(members)
+    if counts_from not in (None, *_COUNTS_FROM):
+        raise ValueError(f"counts_from: got {counts_from!r}; allowed: {' or '.join(map(repr, _COUNTS_FROM))}")
+    if address is None and not local:
         return None
 
     name, names = given(run, "run")
+    if address is None:
+        address = Endpoint(OFF)
+        name = name or OFF
     if not (isinstance(name, str) and _RUN.fullmatch(name)):
         raise ValueError(
             f"{names}: got {'nothing' if name is None else repr(name)}; allowed: a name of 1 to 128 letters, digits, "
@@ -101,7 +142,7 @@ def resolve(
     if not (file is None or isinstance(file, str | os.PathLike)):
         raise ValueError(f"{names}: got {file!r}; allowed: the path of a file that holds the token")
     path = None if file is None else os.fsdecode(file)
-    return Settings(name, address, checked_process, launch, path, checked_interval)
+    return Settings(name, address, checked_process, launch, path, checked_interval, counts_from, checked_members)
 
 
 def read_token(path: str) -> str:
@@ -168,6 +209,19 @@ def _interval(given: object) -> float:
     if isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= _MAX_INTERVAL:
         return float(given)
     raise ValueError(f"interval: got {given!r}; allowed: seconds, above 0 and at most {_MAX_INTERVAL:g}")
+
+
+def _members(given: object) -> int | None:
+    if given is None:
+        return None
+    if isinstance(given, SupportsIndex) and not isinstance(given, bool):
+        members = operator.index(given)
+        if 1 <= members <= _MAX_MEMBERS:
+            return members
+    raise ValueError(
+        f"members: got {given!r}; allowed: the size of the ensemble, an integer from 1 to {_MAX_MEMBERS}, or None "
+        "without one"
+    )
 
 
 def _scheduled(environ: Mapping[str, str]) -> str | None:

@@ -9,22 +9,31 @@ import os
 import secrets
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from optwrap._monitor.account import Account
+from optwrap._monitor.local.callback import Caller
+from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.log import log
 from optwrap._monitor.queue import Closing, Ending, Inbox, in_words
 from optwrap._monitor.reporter import Clock, Reporter
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource, Source
-from optwrap._monitor.transport import HttpTransport, Transport
+from optwrap._monitor.transport import HttpTransport, NoTransport, Transport
 from optwrap._stop.stop import Stop
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for which `close`, and the end of the process, wait for the last report."""
+_MAX_ROWS: Final = 65_536
+"""Limit of the waiting step records of all members together, in table rows."""
 _MARGIN: Final = 0.2
 """The reporting thread stops this many seconds before CLOSE_TIMEOUT, so that it has ended when `close` returns."""
+
+
+def _transport(settings: Settings) -> Transport:
+    return NoTransport() if settings.off else HttpTransport(settings.endpoint, settings.token_file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Parts:
 
     environ: Mapping[str, str] = dataclasses.field(default_factory=lambda: os.environ)
     clock: Clock = dataclasses.field(default_factory=Clock)
-    transport: Callable[[Settings], Transport] = lambda settings: HttpTransport(settings.endpoint, settings.token_file)
+    transport: Callable[[Settings], Transport] = _transport
     source: Callable[[Settings], Source] = lambda settings: JaxSource(settings.process, settings.attempt)
     new_id: Callable[[], str] = lambda: secrets.token_hex(8)
     """Makes the id of an incarnation."""
@@ -47,18 +56,34 @@ class Worker:
     Args:
       settings: the Monitor's settings.
       parts: the Monitor's parts.
+      on_step: called with the record of each step, in another thread.
+      superseded: called when a newer Monitor of the same run closes this one.
     """
 
-    def __init__(self, settings: Settings, parts: Parts) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        parts: Parts,
+        *,
+        on_step: Callable[[StepRecord], object] | None = None,
+        superseded: Callable[[], None] = lambda: None,
+    ) -> None:
         self.inbox = Inbox(parts.queue_size, parts.clock.time)
         self.transport = parts.transport(settings)
+        self.superseded = superseded
+        members = len(settings.runs)
+        self.accounts = [
+            Account(parts.new_id, max_rows=max(1024, _MAX_ROWS // members), from_zero=settings.counts_from == "zero")
+            for _ in range(members)
+        ]
         self.reporter = Reporter(
             settings,
             self.inbox,
-            Account(parts.new_id),
+            self.accounts,
             transport=self.transport,
             source=parts.source(settings),
             clock=parts.clock,
+            caller=None if on_step is None else Caller(on_step, settings.run),
         )
         self.thread: threading.Thread | None = None
         """None until `start`."""
@@ -70,21 +95,21 @@ class Worker:
         self._pid = os.getpid()
 
     def start(self) -> None:
-        """Start the thread, unless it was started.
+        """Start the thread, unless it was started. Other Monitors of the same run in this process are closed first.
 
         Raises:
           RuntimeError: the process can start no thread.
         """
         with self._starting:
             if self.thread is None:
-                thread = _ReportingThread(self._run, self._settings, self.inbox)
-                if any(thread.duplicates(other) for other in threading.enumerate()):
-                    log.warning(
-                        "optwrap: this process has a second Monitor that reports run %s to %s; the exporter will show "
-                        "a conflict; close the first Monitor, or give each its own run",
-                        self._settings.run,
-                        self._settings.endpoint.text,
-                    )
+                for other in threading.enumerate():
+                    # A notebook's cell that is run again. Two Monitors of one run would be a conflict.
+                    worker = other.worker if isinstance(other, _ReportingThread) else None
+                    if worker is not None and self._replaces(worker):
+                        log.info("optwrap: a new Monitor of run %s closes the one before it", self._settings.run)
+                        worker.superseded()
+                        worker.close(Ending.of(None, None, worker.stop))
+                thread = _ReportingThread(self)
                 thread.start()
                 self.thread = thread
                 atexit.register(self._at_exit)
@@ -98,6 +123,12 @@ class Worker:
     def close_soon(self) -> None:
         """End the thread without waiting. Safe in a finalizer, which may run in any thread, even in this one."""
         self._request_end(Ending.of(None, None, self.stop), CLOSE_TIMEOUT)
+
+    def _replaces(self, other: "Worker") -> bool:
+        """Whether `other` reports the same run, process and endpoint, and is not about to end."""
+        mine, others = self._settings, other._settings
+        same = (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
+        return same and not mine.off and other.inbox.closing is None
 
     def _request_end(self, ending: Ending, within: float) -> None:
         if self.inbox.closing is None:
@@ -121,14 +152,11 @@ class Worker:
 class _ReportingThread(threading.Thread):
     """The thread. Its class distinguishes it from the other threads of the process."""
 
-    def __init__(self, target: Callable[[], None], settings: Settings, inbox: Inbox) -> None:
-        super().__init__(target=target, name="optwrap-monitor", daemon=True)
-        self._settings = settings
-        self._inbox = inbox
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(target=worker._run, name="optwrap-monitor", daemon=True)
+        self._worker = weakref.ref(worker)
 
-    def duplicates(self, other: threading.Thread) -> bool:
-        """Whether `other` reports the same run, process and endpoint, and is not about to end."""
-        if not isinstance(other, _ReportingThread) or other._inbox.closing is not None:
-            return False
-        mine, others = self._settings, other._settings
-        return (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
+    @property
+    def worker(self) -> Worker | None:
+        """The worker; None once it has ended and nobody else has it."""
+        return self._worker()

@@ -29,11 +29,10 @@ class Observer(Protocol):
         """
 
     def observe(self, reading: Any, /) -> None:
-        """Take one reading, uint32[words], or several, uint32[n, words]. Must not block, and must not raise.
+        """Take one reading, uint32[words], or several, uint32[..., words]. Must not block, and must not raise.
 
-        If `update` is given scalars (emit="callback"), they are keyword arguments, float32[] or float32[n]; then this
-        method must take them: `def observe(self, reading, /, **scalars)`.
+        If `update` is given scalars (emit="callback"), they are keyword arguments, float32[]; then this method must
+        take them: `def observe(self, reading, /, **scalars)`.
 
-        With emit="callback" the readings are numpy arrays, and JAX may deliver one twice. A leading axis is then that
-        of a `vmap`: separate optimizers, not consecutive steps.
+        With emit="callback" the readings are numpy arrays without leading axes, and JAX may deliver one twice.
         """

@@ -1,5 +1,6 @@
 """The state of `instrument`, and `reading`, which finds it in any optimizer state."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +12,10 @@ class InstrumentState(NamedTuple):
     """State of `instrument`: the state of the wrapped transformation, and the counters.
 
     The counters are saved in checkpoints with the state, so they cover the whole training, not one process.
+
+    The fields of the wrapped state are attributes of this one, too: `opt_state.hyperparams` of
+    `optax.inject_hyperparams`, `opt_state.gradient_step` of `MultiSteps`. Names that begin with an underscore are not,
+    nor are `count` and `index`, which every tuple has: read those of `opt_state.inner_state`.
     """
 
     inner_state: Any
@@ -18,6 +23,26 @@ class InstrumentState(NamedTuple):
     counters: dict[str, jax.Array]
     """The packed counters, uint32[words], under the instrumentation's name. (A dict's key is static: it is no leaf.)
     This array is also the reading; get it with `optwrap.reading`."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Fields only: libraries ask objects for methods to find out what they are, and this is a tuple.
+        if not name.startswith("_") and name in _fields(self.inner_state):
+            return getattr(self.inner_state, name)
+        fields = ", ".join(_fields(self)) or "none"
+        raise AttributeError(
+            f"InstrumentState has no attribute {name!r}, and the state inside it, a {type(self.inner_state).__name__}, "
+            f"has no such field; there are: {fields}",
+            name=name,
+            obj=self,
+        )
+
+
+def _fields(state: Any) -> tuple[str, ...]:
+    """The names that can be read from a state: its own fields, and for an `InstrumentState` those inside it."""
+    if dataclasses.is_dataclass(state):
+        return tuple(field.name for field in dataclasses.fields(state))
+    own: tuple[str, ...] = getattr(type(state), "_fields", ())
+    return own + _fields(state.inner_state) if isinstance(state, InstrumentState) else own
 
 
 def reading(state: Any, name: str | None = None) -> jax.Array:

@@ -1,12 +1,14 @@
-"""Reads a packed reading on the host: numpy only, no device is touched."""
+"""Reads a packed reading on the host, into plain Python values."""
 
 import dataclasses
 import functools
+import time
 import weakref
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Protocol
 
+import jax
 import numpy as np
 
 from optwrap._reading.counters import (
@@ -25,6 +27,13 @@ from optwrap._reading.replicas import Replica, Replicas
 from optwrap._reading.scalars import shortest
 
 
+class Source:
+    """One instrumentation. A monitor tells two apart by it."""
+
+    def __init__(self) -> None:
+        self.created: Final = time.monotonic_ns()
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The static description of an instrumentation's readings. `instrument` passes it to the monitor when traced."""
@@ -33,7 +42,7 @@ class Layout:
     """Path of each parameter, in the order of the tree's leaves: `decoder/layer_3/mlp/w`."""
     scalars: tuple[str, ...] = ()
     """Names of the injected hyperparameters that the readings hold."""
-    source: "weakref.ref[object] | None" = dataclasses.field(default=None, compare=False, repr=False)
+    source: "weakref.ref[Source] | None" = dataclasses.field(default=None, compare=False, repr=False)
     """Identity of the instrumentation; tells two with the same parameters apart."""
     replicas: Replicas | None = dataclasses.field(default=None, compare=False, repr=False)
     """The replicas that `replica_flags` cover; None if the traced step had no flags."""
@@ -43,6 +52,14 @@ class Layout:
         """CRC-32 of the paths and of the scalars' names (uint32). Every reading carries it."""
         names = "\1".join(["\0".join(self.parameters), *self.scalars])
         return zlib.crc32(names.encode("utf-8", "surrogatepass"))
+
+
+class Described(Protocol):
+    """Something that knows the parameters' names: a `Monitor`."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """The names; None until `init` or `update` is traced."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,22 +125,31 @@ class Reading:
         return self.totals.steps
 
 
-def unpack(words: Words, layout: Layout | None = None) -> Reading:
-    """The contents of one reading.
+def unpack(reading: Any, monitor_or_layout: Described | Layout | None = None) -> Reading:
+    """The contents of one reading, for one's own logger.
 
     For example::
 
-        reading = optwrap.unpack(np.asarray(optwrap.reading(state)))
+        params, opt_state, reading = train_step(params, opt_state, batch)
+        step = optwrap.unpack(reading, monitor)
+        print(step.step, step.outcome, step.norm)
+
+    This waits for the device. `Monitor.latest` and `Monitor(on_step=...)` do not.
 
     Args:
-      words: uint32[words] on the host: the result of `optwrap.reading`, or one row of it if it has leading axes.
-      layout: the parameters' names, as `Observer.describe` gets them; without it they are `leaf_0`, `leaf_1`, ...
+      reading: uint32[words], the result of `optwrap.reading`, on the host or on any devices; one row of it if it has
+        leading axes.
+      monitor_or_layout: where the parameters' names come from: the `Monitor` of the instrumentation, or a `Layout` as
+        `Observer.describe` gets it. Without it, and before `init` is traced, they are `leaf_0`, `leaf_1`, ...
 
     Raises:
-      ValueError: `words` is not a reading, was made by another version of optwrap, or belongs to another
-        instrumentation than `layout`.
+      ValueError: `reading` is not a reading, was made by another version of optwrap, or belongs to another
+        instrumentation than the layout.
     """
-    counters = _split(words)
+    counters = _split(_on_host(reading))
+    layout = monitor_or_layout
+    if layout is not None and not isinstance(layout, Layout):
+        layout = layout.layout
     size = len(counters.parameters)
     fingerprint = int(counters.fingerprint)
     if layout is not None and (fingerprint != layout.fingerprint or size != len(layout.parameters)):
@@ -178,12 +204,21 @@ def _or_none(value: Any) -> int | None:
     return None if number == ABSENT else number
 
 
+def _on_host(reading: Any) -> Any:
+    if isinstance(reading, jax.core.Tracer):
+        raise ValueError(
+            "reading: expected an array, got a traced value: return it from the jitted step, then unpack it"
+        )
+    # device_get is an explicit transfer, which jax.transfer_guard("disallow") permits.
+    return np.asarray(jax.device_get(reading)) if isinstance(reading, jax.Array) else reading
+
+
 def _split(words: Words) -> Counters:
     if getattr(words, "dtype", None) != np.uint32 or words.ndim != 1 or len(words) < HEAD:
         got = f"{words.dtype}{list(words.shape)}" if hasattr(words, "dtype") else type(words).__name__
         raise ValueError(
             f"reading: expected a uint32 vector of at least {HEAD} words as optwrap.reading() returns it, got {got}: "
-            "pass np.asarray(reading), or one row of it where it has leading axes"
+            "pass the reading, or one row of it where it has leading axes"
         )
     if int(words[0]) != VERSION:
         raise ValueError(

@@ -8,12 +8,13 @@ accelerator transfers each operand separately.
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Never
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from optwrap._reading.counters import Words
 from optwrap._reading.observer import Observer
@@ -34,16 +35,31 @@ def report(words: jax.Array, observer: Observer, scalars: Mapping[str, jax.Array
 
     Returns:
       The same words. They depend on the callback, so it runs before anything that uses them.
+
+    Raises:
+      NotImplementedError: the step is in a `jax.vmap`, when that is traced. The members of an ensemble would call one
+        after another or all at once, as JAX pleases, and the observer could not tell them apart.
     """
     values = [lax.bitcast_convert_type(value, jnp.uint32) for value in scalars.values()]
     operand = jnp.concatenate([words, jnp.stack(values)]) if values else words
-    zero: jax.Array = jax.pure_callback(
-        _calling(observer, tuple(scalars)),
-        np.zeros([], np.uint32),
-        lax.stop_gradient(operand),
-        vmap_method="expand_dims",
-    )
+    call = _calling(observer, tuple(scalars))
+
+    @custom_vmap
+    def on_host(operand: jax.Array) -> jax.Array:
+        zero: jax.Array = jax.pure_callback(call, np.zeros([], np.uint32), operand)
+        return zero
+
+    on_host.def_vmap(_refuse)
+    zero: jax.Array = on_host(lax.stop_gradient(operand))
     return words ^ zero
+
+
+def _refuse(*_: Any) -> Never:
+    raise NotImplementedError(
+        'instrument: emit="callback" is in a jax.vmap, which is not supported: return optwrap.reading(opt_state) from '
+        'the vmapped step instead, with emit="reading", and pass it to observe of a Monitor(members=n): each member of '
+        "the ensemble becomes a run of its own"
+    )
 
 
 def _calling(observer: Observer, names: tuple[str, ...]) -> Callable[[Any], Words]:
@@ -57,15 +73,9 @@ def _calling(observer: Observer, names: tuple[str, ...]) -> Callable[[Any], Word
 
     def call(words: Any) -> Words:
         try:
-            rows = np.array(words, np.uint32).reshape(-1, np.shape(words)[-1])
-            rows, bits = np.split(rows, [rows.shape[1] - len(names)], axis=1)
-            scalars = dict(zip(names, bits.view(np.float32).T, strict=True))
-            # Several rows come from a vmap. If all are equal, the optimizer does not depend on the mapped axis.
+            row, bits = np.split(np.array(words, np.uint32), [len(words) - len(names)])
             observe: Any = observer.observe  # an observer need not take scalars if none are given
-            if (rows == rows[0]).all():
-                observe(rows[0], **{name: value.mean() for name, value in scalars.items()})
-            else:
-                observe(rows, **scalars)
+            observe(row, **dict(zip(names, bits.view(np.float32), strict=True)))
         except Exception as error:
             # If this raised, the step would fail and the training would lose its donated state.
             if type(error) not in logged:
@@ -74,6 +84,6 @@ def _calling(observer: Observer, names: tuple[str, ...]) -> Callable[[Any], Word
                     "optwrap: a reading was lost because %r raised; further errors of this type are not logged",
                     observer,
                 )
-        return np.zeros(np.shape(words)[:-1], np.uint32)
+        return np.zeros([], np.uint32)
 
     return call

@@ -18,7 +18,7 @@ from optwrap._reading.counters import parameter_count
 from optwrap._reading.observer import Observer
 from optwrap._reading.scalars import MAX_SCALARS
 from optwrap._reading.state import InstrumentState, has_instrumentation
-from optwrap._reading.unpack import Layout
+from optwrap._reading.unpack import Layout, Source
 from optwrap._step.callback import report
 from optwrap._step.count import Leaves, counted, first_counters, sizes
 from optwrap._step.grad_summary import reducing_over, summarized
@@ -90,9 +90,10 @@ def instrument(
       emit: with "reading", your jitted step returns `optwrap.reading(state)` and your loop passes it to
         `monitor.observe`. With "callback" the step calls `monitor.observe` through a host callback, and your loop does
         not change. That needs a backend with host callbacks (CPU, CUDA, ROCm, TPU) and does not work under
-        `jax.export`. On several simulated CPU devices, wait for each step (`jax.block_until_ready`): otherwise XLA may
-        run out of threads and abort the process. If a signal handler raises while the main thread runs the callback
-        (Ctrl-C, for one), JAX raises a `jax.errors.JaxRuntimeError` from the step in place of that exception.
+        `jax.export` or `jax.vmap`. On several simulated CPU devices, wait for each step (`jax.block_until_ready`):
+        otherwise XLA may run out of threads and abort the process. If a signal handler raises while the main thread
+        runs the callback (Ctrl-C, for one), JAX raises a `jax.errors.JaxRuntimeError` from the step in place of that
+        exception.
       name: tells several instrumentations in one optimizer apart: 1 to 64 of `[A-Za-z0-9._-]`, "instrument" if None.
       axis_name: axes of the `pmap`, or of the `shard_map` with check_vma=False, in which `update` is called, along
         which the gradients differ: a name or a tuple of names. Without it each device counts its own gradients. Under
@@ -117,11 +118,11 @@ def instrument(
     if not isinstance(update_norm, bool):
         raise TypeError(f"update_norm must be True or False, got {shown(update_norm)}")
 
-    identity = _Identity()  # lives as long as the functions below
+    source = Source()  # lives as long as the functions below
 
     def describe(layout: Layout, *, stepping: bool = False) -> None:
         if monitor is not None:
-            monitor.describe(dataclasses.replace(layout, source=weakref.ref(identity)), stepping=stepping)
+            monitor.describe(dataclasses.replace(layout, source=weakref.ref(source)), stepping=stepping)
 
     def init(params: Any) -> InstrumentState:
         inner_state = inner.init(params)
@@ -186,10 +187,6 @@ def instrument(
         return InstrumentState(inner_state, {key: words})
 
     return Fused(init, reducing_over(axes, update), reducing_over(axes, apply))
-
-
-class _Identity:
-    """One object per instrumentation, so that a monitor can tell two apart."""
 
 
 def _checked_name(name: str | None) -> str:

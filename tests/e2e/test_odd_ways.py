@@ -116,9 +116,10 @@ def test_ten_thousand_steps_of_one_scan_are_each_recorded(shared: RunningExporte
 
 
 def test_two_monitors_of_one_run_and_process_are_a_conflict_and_both_are_counted(shared: RunningExporter) -> None:
-    """The conflict ends when they do."""
+    """The conflict ends when they do. In one process a second one would close the first, but for the two names."""
     with contextlib.ExitStack() as stack:
-        both = [Trained(stack.enter_context(optwrap.Monitor("two", shared.url, 0, interval=0.1))) for _ in range(2)]
+        urls = shared.url, shared.url.replace("127.0.0.1", "localhost")
+        both = [Trained(stack.enter_context(optwrap.Monitor("two", url, 0, interval=0.1))) for url in urls]
 
         def conflict() -> bool:
             for trained in both:

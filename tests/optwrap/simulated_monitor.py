@@ -121,7 +121,7 @@ class SimulatedMonitor:
         self.inbox = Inbox(queue, clock.time)
         self.account = Account(lambda: next(ids), max_rows=max_rows, max_incarnations=max_incarnations)
         self.reporter = Reporter(
-            settings, self.inbox, self.account, transport=self.network, source=self.source, clock=clock
+            settings, self.inbox, [self.account], transport=self.network, source=self.source, clock=clock
         )
         self.training = Training()
         self.inbox.layout = self.training.layout

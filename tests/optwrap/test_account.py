@@ -32,7 +32,7 @@ def observed(training: Training, **fields: object) -> Observation:
     return Observation(unpack(words, given["layout"]), words.tobytes(), **given)
 
 
-def account(**limits: int) -> Account:
+def account(**limits: Any) -> Account:
     ids = itertools.count()
     return Account(lambda: f"incarnation-{next(ids)}", **limits)
 

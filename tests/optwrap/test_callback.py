@@ -155,13 +155,24 @@ def test_a_keyboard_interrupt_in_the_observer_ends_the_step() -> None:
         jax.block_until_ready(jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS))
 
 
-def test_under_vmap_the_observer_gets_a_row_for_each_optimizer() -> None:
+@pytest.mark.parametrize("inner", [lambda step: step, jax.jit], ids=["update", "a jitted update"])
+def test_a_vmap_of_a_callback_is_refused_when_it_is_traced(inner: Any) -> None:
+    """The message says what to do instead."""
     tx = instrument(optax.sgd(0.5), listening := Listening(), emit="callback")
     states = jax.vmap(lambda _: tx.init(PARAMS))(jnp.arange(3))
-    grads = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, leaf * jnp.nan]), PARAMS)
-    _, states = jax.jit(jax.vmap(lambda grads, state: tx.update(grads, state, PARAMS)))(grads, states)
-    jax.block_until_ready(states)
-    np.testing.assert_array_equal(listening.words, reading(states))
+    step = inner(lambda grads, state: tx.update(grads, state, PARAMS))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), PARAMS)
+    with pytest.raises(NotImplementedError, match=r"Monitor\(members=n\)"):
+        jax.eval_shape(jax.vmap(step), stacked, states)
+    assert listening.words == []
+
+
+def test_a_vmap_in_which_the_optimizer_is_not_mapped_reports_once() -> None:
+    tx = instrument(optax.sgd(0.5), listening := Listening(), emit="callback")
+    state = tx.init(PARAMS)
+    _, state = jax.jit(jax.vmap(lambda _: tx.update(PARAMS, state, PARAMS), axis_size=3, out_axes=None))(jnp.ones(3))
+    jax.block_until_ready(state)
+    assert listening.steps == [1]
 
 
 def test_an_eager_update_reports_too() -> None:

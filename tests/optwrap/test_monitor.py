@@ -222,21 +222,27 @@ def test_observing_after_close_is_logged_once_and_ignored(
     assert stub.books.totals() == {}
 
 
-def test_a_second_monitor_of_a_run_is_logged(make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture) -> None:
-    """Not one that follows a closed one, nor one of another run, process or exporter."""
-
-    def logged() -> list[str]:
-        return [line for line in log_lines(caplog) if "second Monitor" in line]
-
-    make().close()
-    alive = [make(), make(run="another"), make(process=1), make(endpoint="http://127.0.0.1:9")]
-    assert logged() == []
-    alive.append(make())
-    (line,) = logged()
-    assert "run r " in line
-    assert "close the first Monitor" in line
-    for monitor in alive:
-        monitor.close()
+def test_a_second_monitor_of_a_run_closes_the_first(
+    stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not one of another run, process or exporter. The first says so when it observes."""
+    first, others = make(), [make(run="another"), make(process=1), make(endpoint="http://127.0.0.1:9")]
+    training = Training()
+    for monitor in (first, *others):
+        monitor.describe(training.layout)
+    first.observe(training.step().words())
+    second = make()
+    assert [r["state"] for r in stub.books.order if (r["run"], r["process"]) == ("r", 0)][-1] == "finished"
+    second.describe(training.layout)
+    second.observe(training.step().words())
+    assert second.flush()
+    assert stub.books.totals() == {"applied": 2}
+    assert not [line for line in log_lines(caplog) if "closed" in line]
+    first.observe(training.step().words())
+    others[0].observe(training.words())
+    (line,) = [line for line in log_lines(caplog) if "closed" in line]
+    assert "a newer Monitor of run r" in line
+    assert others[0].flush()
 
 
 @pytest.mark.parametrize("state", ["running", "", 0, "Finished"])

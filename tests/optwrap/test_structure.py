@@ -12,6 +12,7 @@ ALLOWED = {
     "_reading": (),
     "_step": ("_core", "_wrappers", "_reading"),
     "_stop": ("_reading",),
+    "trackers": ("_reading", "_monitor"),
     "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
     "replay": ("_monitor.settings", "_wrappers.spike_rule"),
 }
@@ -36,6 +37,7 @@ PUBLIC = [
     "ShouldSkipUpdateFunction",
     "SkipIfState",
     "SkipSpikesState",
+    "StepRecord",
     "Stop",
     "StopPolicy",
     "Totals",
@@ -53,6 +55,7 @@ PUBLIC = [
     "skip_large_updates",
     "skip_not_finite",
     "skip_spikes",
+    "trackers",
     "unpack",
 ]
 

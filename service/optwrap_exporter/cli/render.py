@@ -69,9 +69,9 @@ def _table(runs: Sequence[Json], steps: Mapping[str, Json], now: float, width: i
     """A table with one line per run. In a narrow terminal the least important columns are left out."""
     columns: dict[str, tuple[_Cell, dict[str, Any]]] = {
         "run": (lambda run: Text(clean(run["run"])), {"no_wrap": False, "max_width": 32, "overflow": "fold"}),
-        "health": (lambda run: Text(run["health"], style=_COLOURS.get(run["health"], "bold red")), {}),
+        "health": (_health, {}),
         "since": (lambda run: _ago(now, run["since"]), {"justify": "right"}),
-        "steps": (lambda run: f"{run['totals']['steps']:,}", {"justify": "right"}),
+        "steps": (_steps, {"justify": "right"}),
         "gradient\nsteps": (lambda run: f"{run['totals']['gradient_steps']:,}", {"justify": "right"}),
         "streak": (lambda run: str(_gauges(run).get("not_finite_streak", "")), {"justify": "right"}),
         "skipped:\nnon-finite /\nlarge / other": (_skipped, {"justify": "right"}),
@@ -105,6 +105,23 @@ def _table(runs: Sequence[Json], steps: Mapping[str, Json], now: float, width: i
 
 def _gauges(run: Json) -> Json:
     return run["gauges"] or {}
+
+
+def _health(run: Json) -> Text:
+    """The health. A run with steps that nobody observed is never plainly green."""
+    health, colour = run["health"], _COLOURS.get(run["health"], "bold red")
+    if run["unseen"] and colour in ("green", "blue", "cyan"):
+        colour = "yellow" if run["unseen_not_finite"] else "cyan"
+    return Text(health, style=colour)
+
+
+def _steps(run: Json) -> str:
+    """The steps, and on a second line those that nobody observed."""
+    steps = f"{run['totals']['steps']:,}"
+    if not run["unseen"]:
+        return steps
+    bad = f", {run['unseen_not_finite']:,} non-finite" if run["unseen_not_finite"] else ""
+    return f"{steps}\n+{run['unseen']:,} unseen{bad}"
 
 
 def _skipped(run: Json) -> str:

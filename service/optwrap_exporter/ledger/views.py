@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from optwrap_exporter.ledger import health, ranges
+from optwrap_exporter.ledger import health
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince
@@ -49,6 +49,7 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
     current = health.of_run(run, now, listening)
     members = health.relevant(run, now)
     ended = _ended(members)
+    missing = unseen(run, lead(run, now))
     return RunSummary(
         run=run.run,
         health=current.health,
@@ -58,6 +59,8 @@ def summary(run: RunState, now: float, listening: float) -> RunSummary:
         first_report=_first_report(run),
         last_report=max(process.last_report for process in run.processes.values()),
         totals=run.total.totals(),
+        unseen=missing.steps,
+        unseen_not_finite=missing.not_finite,
         process_count=health.process_count(members),
         processes=len(members),
     )
@@ -112,7 +115,8 @@ def detail(
         last_report=brief.last_report,
         totals=brief.totals,
         state_totals=leading.incarnation.totals.totals(),
-        unseen=unseen(run, leading),
+        unseen=brief.unseen,
+        unseen_not_finite=brief.unseen_not_finite,
         gauges=leading.gauges,
         scalars=dict(leading.scalars),
         parameters=shown_parameters,
@@ -159,15 +163,47 @@ def lead(run: RunState, now: float) -> ProcessState:
     return next(process for process in members if process.last_report + process.stale_after > last)
 
 
-def unseen(run: RunState, leading: ProcessState) -> int:
+class Unseen(NamedTuple):
     """Steps of the optimizer's state that no incarnation covers."""
-    taken = leading.incarnation.totals.steps
-    steps = [one for past in run.past.sums for one in past.covered]
+
+    steps: int
+    not_finite: int
+    """How many of them had non-finite gradients, as far as the counters of the incarnations beside them tell."""
+
+
+class _Span(NamedTuple):
+    """The steps that an incarnation covers, and the non-finite steps of the state at both ends."""
+
+    before: int
+    last: int
+    not_finite_before: int | None
+    """None if it is not kept, as in a folded incarnation."""
+    not_finite_after: int | None
+
+
+def unseen(run: RunState, leading: ProcessState) -> Unseen:
+    """What nobody observed: before reporting began, or in a loop that returned its last state only."""
+    now = leading.incarnation.totals
+    spans = [_Span(now.steps, now.steps, now.not_finite_steps, None)]
+    spans += [_Span(first - 1, last, None, None) for past in run.past.sums for first, last in past.covered]
     for process in run.processes.values():
-        steps += [(state.baseline.steps + 1, state.totals.steps) for state in process.incarnations.values()]
-        steps += [one for folded in process.folded.values() for one in folded.covered]
-    covered = ranges.union(steps)
-    return taken - ranges.count(covered, 1, taken)
+        for state in process.incarnations.values():
+            start, end = state.baseline, state.totals
+            spans.append(_Span(start.steps, end.steps, start.not_finite_steps, end.not_finite_steps))
+        for folded in process.folded.values():
+            spans += [_Span(first - 1, last, None, None) for first, last in folded.covered]
+    reached, not_finite = 0, 0
+    at_reached: int | None = 0
+    steps = 0
+    for span in sorted((span for span in spans if span.before <= now.steps), key=lambda span: span[:2]):
+        if span.before > reached:
+            steps += span.before - reached
+            if at_reached is not None and span.not_finite_before is not None:
+                not_finite += max(0, span.not_finite_before - at_reached)
+            reached, at_reached = span.before, span.not_finite_before
+        if span.last > reached:
+            reached, at_reached = span.last, span.not_finite_after
+    return Unseen(steps, not_finite)
 
 
 def parameters(run: RunState) -> list[ParameterRow]:

@@ -178,8 +178,8 @@ export function mergeParameters(held, { parameters: worst, left_out: { parameter
 }
 
 function rowOf(row, detail) {
-  const { health, since, last_report: last, totals } = detail;
-  return { ...row, health, since, last_report: last, totals };
+  const { health, since, last_report: last, totals, unseen, unseen_not_finite } = detail;
+  return { ...row, health, since, last_report: last, totals, unseen, unseen_not_finite };
 }
 
 function reported(state, data) {

@@ -72,6 +72,23 @@ export function health(name) {
   return HEALTH[name] ?? { tier: "warning", word: String(name), sentence: () => "" };
 }
 
+/**
+ * The tier in which a run is shown: that of its health, but a run with steps that nobody observed is never plainly good.
+ *
+ * @param {{health: string, unseen?: number, unseen_not_finite?: number}} run
+ */
+export function tierOfRun(run) {
+  const { tier } = health(run.health);
+  if (!run.unseen || tier === "critical" || tier === "warning") return tier;
+  return run.unseen_not_finite ? "warning" : "idle";
+}
+
+/** "39 steps were not observed, 13 of them non-finite." Empty if all were observed. */
+export function unseenInWords({ unseen = 0, unseen_not_finite: bad = 0 }) {
+  if (!unseen) return "";
+  return `${plural(unseen, "step")} ${unseen === 1 ? "was" : "were"} not observed${bad ? `, ${integer(bad)} of them non-finite` : ""}.`;
+}
+
 /** Compares two healths for sorting, worst first. */
 export function compareHealth(a, b) {
   const byTier = TIERS.indexOf(health(a).tier) - TIERS.indexOf(health(b).tier);

@@ -137,6 +137,10 @@ class RunSummary(_Answer):
     first_report: float
     last_report: float
     totals: Totals
+    unseen: int
+    """Steps of the optimizer's state that no stored report covers."""
+    unseen_not_finite: int
+    """How many of them had non-finite gradients, as far as that is known."""
     process_count: int
     """Number of processes of the job, as the job reports it."""
     processes: int
@@ -175,6 +179,8 @@ class RunDetail(_Answer):
     """The counters of the optimizer's state now; falls after a rollback."""
     unseen: int
     """Steps of the optimizer's state that no stored report covers."""
+    unseen_not_finite: int
+    """How many of them had non-finite gradients, as far as that is known."""
     gauges: Gauges
     scalars: dict[str, float]
     """The last finite value of each scalar."""

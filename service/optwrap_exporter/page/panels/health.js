@@ -3,7 +3,7 @@
 import { clock, dateTime, durationSince, integer, parametersInWords, plural, seconds, visible } from "../format.js";
 import { lastReport, streakStart } from "../model.js";
 import { paths } from "../api.js";
-import { health, healthAge, healthBegan } from "../words.js";
+import { health, healthAge, healthBegan, tierOfRun, unseenInWords } from "../words.js";
 import { grafanaOf } from "../url.js";
 import { el, jsonLink, replaceShape, setAttribute, setText } from "../dom.js";
 
@@ -36,7 +36,8 @@ export function createHealth(root, announcer, { onStep }) {
   let announced = "";
 
   function showHealth(run, { lost, at, now }) {
-    const { tier, word: healthWord, sentence: explain, past } = health(run.health);
+    const { word: healthWord, sentence: explain, past } = health(run.health);
+    const tier = tierOfRun(run);
     const began = healthBegan(run);
     setAttribute(root, "class", `health ${lost ? "lost" : tier}`);
     setAttribute(root, "data-health", run.health);
@@ -44,7 +45,7 @@ export function createHealth(root, announcer, { onStep }) {
     setText(word, lost ? `Last known: ${healthWord}` : healthWord);
     setText(since, `${healthAge(run, past ? now : at)}, ${past ? "at" : "since"} ${clock(began, now)}`);
     setAttribute(since, "title", dateTime(began));
-    setText(sentence, lost ? "The current state of the run is unknown." : explain(run));
+    setText(sentence, lost ? "The current state of the run is unknown." : `${explain(run)} ${unseenInWords(run)}`.trim());
     announce(`${run.run}: ${lost ? "disconnected from the exporter" : healthWord}`);
   }
 

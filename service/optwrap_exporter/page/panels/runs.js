@@ -1,7 +1,7 @@
 /** The list of runs, worst first. It is hidden if there is only one run. */
 
 import { compact, visible } from "../format.js";
-import { health, healthInWords } from "../words.js";
+import { healthInWords, tierOfRun } from "../words.js";
 import { ofRun } from "../url.js";
 import { paths } from "../api.js";
 import { el, jsonLink, keyed, replaceShape, setAttribute, setText } from "../dom.js";
@@ -34,7 +34,7 @@ export function createRuns(root, shell, { onSelect }) {
     keyed(list, state.runs, ({ run }) => run, create, (item, row) => {
       const link = item.firstChild;
       const [icon, lines] = link.children;
-      const { tier } = health(row.health);
+      const tier = tierOfRun(row);
       setAttribute(link, "class", tier);
       setAttribute(link, "aria-current", row.run === state.selected ? "page" : null);
       replaceShape(icon, tier);

@@ -138,7 +138,8 @@ function createSteps(root) {
     shares(outcomes, steps);
     setText(value, compact(steps));
     setText(unit, rate === null || run.health === "finished" ? "" : `${rate >= 10 ? compact(Math.round(rate)) : rate.toPrecision(2)} per s`);
-    const unseen = run.unseen ? ` · ${compact(run.unseen)} unseen` : "";
+    const badUnseen = run.unseen_not_finite ? ` (${compact(run.unseen_not_finite)} non-finite)` : "";
+    const unseen = run.unseen ? ` · ${compact(run.unseen)} unseen${badUnseen}` : "";
     setText(foot, `${compact(bad ?? 0)} non-finite${unseen}`);
     const droppedSteps = (run.dropped?.steps ?? 0) + (run.dropped?.bad_steps ?? 0);
     setAttribute(
