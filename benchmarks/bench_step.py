@@ -47,6 +47,7 @@ GUARDED: Final = "bare"
 UNGUARDED: Final = "no guard"
 INSTRUMENTED: Final = "instrumented, nothing returned"
 OBSERVED: Final = "reading observed"
+SCALARS: Final = "reading and three scalars observed"
 UNGUARDED_INSTRUMENTED: Final = "no guard, instrumented, nothing returned"
 WATCHED: Final = "no guard, reading observed"
 TINY: Final = 64
@@ -94,6 +95,8 @@ class Variant:
     """Whether the step is instrumented with emit="callback"."""
     instrumented: bool = True
     guarded: bool = True
+    scalars: tuple[str, ...] = ()
+    """Scalars that the step returns beside its reading, observed with it."""
 
 
 class Trainer:
@@ -116,7 +119,9 @@ class Trainer:
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(params: Any, state: Any, data: Any) -> Any:
             params, state = optwrap.apply_gradients(tx, case.gradients(params, data), state, params)
-            return params, state, None if variant.leave is None else variant.leave(optwrap.reading(state))
+            left = None if variant.leave is None else variant.leave(optwrap.reading(state))
+            first = jax.tree.leaves(params)[0].reshape(-1)[0].astype(jnp.float32)
+            return params, state, left, {name: first + i for i, name in enumerate(variant.scalars)}
 
         self._step = step
         self._data = case.data
@@ -143,9 +148,9 @@ class Trainer:
         params, state = self._params, self._state
         with self.times.round(steps):
             for _ in range(steps):
-                params, state, reading = self._step(params, state, self._data)
+                params, state, reading, scalars = self._step(params, state, self._data)
                 if self._observe is not None:
-                    self._observe(reading)
+                    self._observe(reading, **scalars)
             wait((params, state))
         self._params, self._state = params, state
         self.steps += steps
@@ -233,6 +238,7 @@ def measure(case: Case, endpoint: str, seconds: float, run: str, console: Consol
             Variant(INSTRUMENTED),
             Variant(UNGUARDED_INSTRUMENTED, guarded=False),
             Variant(OBSERVED, endpoint, returned),
+            Variant(SCALARS, endpoint, returned, scalars=("loss", "accuracy", "tokens")),
             Variant(WATCHED, endpoint, returned, guarded=False),
             Variant("reading observed, exporter absent", absent, returned),
             Variant("reading observed, exporter hangs", hanging, returned),
@@ -300,6 +306,7 @@ def show(case: Case, trainers: list[Trainer], console: Console) -> None:
     times = {trainer.variant.title: trainer.times for trainer in trainers}
     for what, ours, baseline in (
         ("observation", OBSERVED, INSTRUMENTED),
+        ("three scalars", SCALARS, OBSERVED),
         ("instrumentation", INSTRUMENTED, GUARDED),
         ("instrumentation, without a guard", UNGUARDED_INSTRUMENTED, UNGUARDED),
         ("end to end", OBSERVED, UNGUARDED),

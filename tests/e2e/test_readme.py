@@ -92,10 +92,29 @@ def test_the_python_blocks_report_what_they_did(
         assert run in asked.stdout or run not in command, asked
 
 
+def guide(run: str) -> str:
+    """The example of docs/guides/monitor.md that reports this run."""
+    text = (REPOSITORY / "docs" / "guides" / "monitor.md").read_text()
+    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if run in code)
+    return code
+
+
+def test_the_example_of_the_loss_reports_it_with_each_step(exporter: RunningExporter, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(guide("with-a-loss"))
+    ran = shell(f"{sys.executable} {script}", tmp_path, OPTWRAP_ENDPOINT=exporter.url)
+    assert ran.returncode == 0, ran.stderr
+    columns = httpx.get(f"{exporter.url}/v1/runs/with-a-loss/steps").json()["columns"]
+    assert columns["step"] == list(range(1, 101))
+    loss = columns["scalars"]["loss"]
+    assert loss[0] == 9.0
+    assert loss[-1] < loss[0]
+    assert columns["scalars"]["learning_rate"][:1] == [0.01]
+    assert all(norm > 0 for norm in columns["update_norm"])
+
+
 def test_the_example_of_the_replicas_names_the_one_that_brought_it(exporter: RunningExporter, tmp_path: Path) -> None:
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```$", (REPOSITORY / "docs" / "guides" / "monitor.md").read_text(), re.M | re.S
-    )
+    code = guide("eight-replicas")
     script = tmp_path / "train.py"
     script.write_text(code)
     ran = shell(f"{sys.executable} {script}", tmp_path, OPTWRAP_ENDPOINT=exporter.url)

@@ -22,6 +22,8 @@ _SPARK: Final = "▁▂▃▄▅▆▇█"
 _BAD: Final = "✕"
 _NAMED: Final = 2
 """Number of parameters that an event names."""
+_LEAST_SHARE: Final = 0.01
+"""A parameter with a smaller share of the squared norm is named only if it is the first."""
 
 Json = dict[str, Any]
 
@@ -193,7 +195,8 @@ _SHOWN_APART: Final = frozenset({"parameters", "parameter_count", "first", "larg
 def _first_parameters(detail: Json) -> str:
     """The first parameters of an event: their number of non-finite values, or their share of the squared norm."""
     if shares := detail.get("norm_shares"):
-        return ", ".join(f"{one['norm_share']:.0%} {one['parameter']}" for one in shares[:_NAMED])
+        large = [one for index, one in enumerate(shares[:_NAMED]) if index == 0 or one["norm_share"] >= _LEAST_SHARE]
+        return ", ".join(f"{one['norm_share']:.0%} {one['parameter']}" for one in large)
     parameters = detail.get("parameters") or []
     named = ", ".join(f"{one['parameter']} ({one['not_finite']:,})" for one in parameters[:_NAMED])
     more = detail.get("parameter_count", len(parameters)) - len(parameters[:_NAMED])

@@ -125,7 +125,8 @@ export function visible(text) {
 }
 
 /**
- * Names the first parameters of a list, and says how many more there are; null for an empty list.
+ * Names the first parameters of a list, and says how many more there are; of shares, those of at least 1 %. Null for an
+ * empty list.
  *
  * @param {{parameter: string, not_finite?: number, norm_share?: number}[]} parameters with their numbers of non-finite values,
  *   or with their shares of the squared norm
@@ -133,9 +134,10 @@ export function visible(text) {
  */
 export function parametersInWords(parameters, count = parameters.length) {
   if (!parameters.length) return null;
-  const named = parameters.slice(0, 2).map(({ parameter, not_finite: values, norm_share: share }) => {
-    return share === undefined ? `${visible(parameter)} (${plural(values, "value")})` : `${percent(share, 1)} ${visible(parameter)}`;
-  });
-  if (parameters[0].norm_share !== undefined) return named.join(", ");
+  if (parameters[0].norm_share !== undefined) {
+    const large = parameters.slice(0, 2).filter(({ norm_share: share }, i) => i === 0 || share >= 0.01);
+    return large.map(({ parameter, norm_share: share }) => `${percent(share, 1)} ${visible(parameter)}`).join(", ");
+  }
+  const named = parameters.slice(0, 2).map(({ parameter, not_finite: values }) => `${visible(parameter)} (${plural(values, "value")})`);
   return named.join(", ") + (count > named.length ? ` and ${integer(count - named.length)} more` : "");
 }

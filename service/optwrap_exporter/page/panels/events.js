@@ -43,8 +43,8 @@ const ending = ({ steps, reason, last_clean_step: clean }) => [
 
 /** Turns the detail of an event into phrases, by kind. Phrases that are null are left out. */
 const PHRASES = {
-  skipped: (detail) => [`norm ${valueInWords(detail.norm)}`, parameterNames(detail), fromReplica(detail)],
-  accepted_not_finite: (detail) => [`norm ${valueInWords(detail.norm)}`, parameterNames(detail), fromReplica(detail)],
+  skipped: (detail) => [`norm ${norm(wireNumber(detail.norm))}`, parameterNames(detail), fromReplica(detail)],
+  accepted_not_finite: (detail) => [`norm ${norm(wireNumber(detail.norm))}`, parameterNames(detail), fromReplica(detail)],
   streak_started: (detail) => [parameterNames(detail), fromReplica(detail)],
   streak_ended: ({ length, first_step: first, last_step: last }) => [
     `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,

@@ -1,14 +1,16 @@
 /** The scalars panel: a chart of the loss and of each other number that changes, and the others as text. */
 
 import { norm, visible } from "../format.js";
-import { shownRecords, visibleRange } from "../view.js";
-import { el, panelHead, setText } from "../dom.js";
+import { STEPS_HELD } from "../steps.js";
+import { shownRecords, stepsInView, visibleRange } from "../view.js";
+import { paths } from "../api.js";
+import { el, panelHead, setAttribute, setText } from "../dom.js";
 import { createScalarChart } from "../chart/scalar.js";
 
 /** @import { State } from "../model.js" */
 
 export function createScalars(root, uPlot, { onRange, onFollow }) {
-  const { head } = panelHead("scalars-title", "Scalars", "The loss and other numbers of each step, and injected hyperparameters");
+  const { head, link } = panelHead("scalars-title", "Scalars", "The loss and other numbers of each step, and injected hyperparameters");
   const constants = el("p", { class: "constants" });
   const charts = el("div", { class: "scalars" });
   root.append(head, charts, constants);
@@ -33,6 +35,7 @@ export function createScalars(root, uPlot, { onRange, onFollow }) {
     const found = range ? scalarsWithin(records, range) : new Map();
     root.hidden = found.size === 0;
     if (root.hidden) return;
+    setAttribute(link, "href", paths.steps(state.selected, { process: state.process, ...stepsInView(state), points: STEPS_HELD }));
     for (const [name, { figure, chart }] of shown) {
       if (found.get(name)?.changes) continue;
       chart?.destroy();
