@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
+from optwrap._reading.counters import HEAD
 from optwrap._reading.state import reading
 from optwrap._reading.unpack import Layout, unpack
 from optwrap._step.instrument import instrument
@@ -204,7 +205,7 @@ def test_a_reading_of_many_parameters_arrives_whole() -> None:
     jax.block_until_ready(state)
     (words,) = listening.words
     np.testing.assert_array_equal(words, reading(state))
-    assert words.shape == (25 + 2 * 401,)
+    assert words.shape == (HEAD + 2 * 401,)
 
 
 def test_on_a_mesh_the_step_reports_once() -> None:
