@@ -53,7 +53,7 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
       name: the `name` of the `instrument`, needed if `state` holds several.
 
     Returns:
-      uint32[words], 25 words, one for each accumulation window and two for each parameter. A new array, safe to keep
+      uint32[words], 27 words, one for each accumulation window and two for each parameter. A new array, safe to keep
       when `state` is donated; the same on every device. If the state has leading axes (vmap, pmap), so has the reading.
       `optwrap.unpack` reads it.
 
