@@ -33,7 +33,7 @@ $(LINTERS): service/package.json | $(READY)
 	@$(NPM) install --no-package-lock --no-audit --no-fund --ignore-scripts
 	@touch $@
 
-demo: setup ## train a small transformer with faults put in, and watch it; HOLD=1 leaves the page up
+demo: setup ## train a small transformer with faults put in, and watch it; HOLD=1 leaves the page up; ARGS=--pod: four processes
 	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
 
 test: setup ## the tests; ARGS='-k name' for some

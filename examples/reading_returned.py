@@ -51,7 +51,7 @@ def main() -> None:
             if number in CORRUPTED:
                 y[0] = np.nan
             params, opt_state, value, reading = step(params, opt_state, x, y)
-            monitor.observe(reading)
+            monitor.observe(reading, loss=value)
 
     skipped = int(opt_state.inner_state.total_notfinite)
     print(f"{STEPS} steps, of which {skipped} were skipped; loss {float(value):.4f}")

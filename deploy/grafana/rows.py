@@ -131,11 +131,20 @@ def health() -> Row:
         lines(
             "Gradient norm and limit",
             "Global L2 norm of the incoming gradients: the last finite norm at each scrape. The exporter's page shows "
-            "every step. Steps whose norm reaches the limit are skipped.",
+            "every step. Steps whose norm reaches the limit are skipped. With `update_norm=True` also the norm of the "
+            "update that was applied.",
             "short",
             Query(largest("optwrap_gradient_norm"), "norm", "blue"),
             Query(largest("optwrap_gradient_norm_limit"), "limit", RED, dashed=True),
+            Query(largest("optwrap_update_norm"), "update", "purple"),
             log=True,
+        ),
+        lines(
+            "Scalars",
+            "Numbers that the training reports with its steps, such as the loss, and injected hyperparameters: the "
+            "last finite value at each scrape.",
+            "short",
+            Query(f"max by (run, name) (optwrap_scalar{{{ONE}}})", "{{name}}"),
         ),
         lines(
             "Adaptive guard",

@@ -33,7 +33,9 @@ def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emi
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: model.Params, opt_state: Any, batch: Batch) -> Any:
         gradients, loss = job.gradients(params, batch)
-        updates, opt_state = tx.update(gradients, opt_state, params)
+        # With emit="callback" the loss goes with the update.
+        scalars = {"scalars": {"loss": loss}} if emit == "callback" else {}
+        updates, opt_state = tx.update(gradients, opt_state, params, **scalars)
         params = optax.apply_updates(params, updates)
         reading = optwrap.reading(opt_state) if emit == "reading" else None  # 2
         return params, opt_state, loss, reading
@@ -44,7 +46,7 @@ def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emi
     for number, batch in enumerate(job.batches(), start=1):
         params, opt_state, loss, reading = step(params, opt_state, batch)
         if reading is not None:
-            monitor.observe(reading)  # 2
+            monitor.observe(reading, loss=loss)  # 2
         losses.append(loss)
         progress.advance(number, loss, functools.partial(glance, opt_state))
     jax.block_until_ready(opt_state)  # type: ignore[no-untyped-call]  # jax gives it no types

@@ -107,8 +107,8 @@ def nonfinite_counts(leaves: Sequence[Any], suspects: Sequence[jax.Array], toget
 
 def counts_and_norm(
     leaves: Sequence[Any], norms: Sequence[jax.Array], total: jax.Array, together: Together = ALONE
-) -> tuple[jax.Array, jax.Array]:
-    """The non-finite counts and the L2 norm of leaves whose sum of squares is not finite.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The non-finite counts, the L2 norm and the leaves' squared norms, if their sum is not finite.
 
     Args:
       leaves: floating or complex leaves, at least one.
@@ -117,8 +117,9 @@ def counts_and_norm(
       together: the devices that hold parts of the leaves.
 
     Returns:
-      The counts, as `nonfinite_counts` returns them, and the norm, a scalar of the dtype of `total`. If all values are
-      finite and only their squares overflow, this is the true norm. If a value is non-finite, it is NaN or infinite.
+      The counts, as `nonfinite_counts` returns them; the norm, a scalar of the dtype of `total`; and the squared norm
+      of each leaf times a common factor. If all values are finite and only their squares overflow, this is the true
+      norm, and the squared norms are finite. If a value is non-finite, the norm is NaN or infinite.
     """
     # If the scale were a constant, XLA would square it, which gives 0, where a leaf is a scalar.
     scale = jnp.where(jnp.isfinite(total), jnp.ones_like(total), jnp.full_like(total, _SCALE))
@@ -126,27 +127,28 @@ def counts_and_norm(
     counts, scaled = _examine_chunks(leaves, suspected, scale, together)
 
     def of_norms(chunk: list[int]) -> jax.Array:
-        return jnp.sum(jnp.square(jnp.sqrt(jnp.stack([norms[i].astype(scale.dtype) for i in chunk])) * scale))
+        return jnp.square(jnp.sqrt(jnp.stack([norms[i].astype(scale.dtype) for i in chunk])) * scale)
 
     squares = [
         lax.select(suspect, square, vary(of_norms(chunk), varying(jax.typeof(square))))
         for chunk, suspect, square in zip(_chunks(leaves), suspected, scaled, strict=True)
     ]
-    norm = jnp.sqrt(together.total(squares)) / scale
-    return counts, jnp.where(jnp.all(counts == 0), norm, jnp.sqrt(total))
+    each = together.totals(squares)[_order(leaves)]
+    norm = jnp.sqrt(jnp.sum(each)) / scale
+    return counts, jnp.where(jnp.all(counts == 0), norm, jnp.sqrt(total)), each
 
 
 def _examine_chunks(
     leaves: Sequence[Any], suspects: Sequence[jax.Array], scale: jax.Array, together: Together
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """A count for each leaf; for each chunk the sum of squares of its values times `scale`, or 0 if not suspect."""
+    """A count for each leaf; by chunk, the squared norms of the leaves times `scale`, or 0 if not suspect."""
     chunks, counts, squares = _chunks(leaves), [], []
     for chunk, suspect in zip(chunks, suspects, strict=True):
         values = [jnp.asarray(leaves[i]) for i in chunk]
         count, square = lax.cond(suspect, _examine, _leave, values, scale)
         counts.append(together.total_count(count, values[0].size))
         squares.append(square)
-    return jnp.concatenate(counts)[np.argsort(np.concatenate(chunks))], squares
+    return jnp.concatenate(counts)[_order(leaves)], squares
 
 
 def count_dtype() -> np.dtype[Any]:
@@ -175,6 +177,14 @@ def _squared_norm(leaf: Any) -> jax.Array:
         return _sum(lax.square(lax.real(leaf))) + _sum(lax.square(lax.imag(leaf)))
     # Not narrower than float32: 90,000 ones already overflow a float16 sum. Not vdot: on a mesh it gathers the leaf.
     return _sum(lax.square(_widened(leaf)))
+
+
+def _squared_norms(stacked: jax.Array) -> jax.Array:
+    """The squared norm of each leaf of a stack."""
+    axes = tuple(range(1, stacked.ndim))
+    if jnp.issubdtype(stacked.dtype, jnp.complexfloating):
+        return jnp.sum(lax.square(lax.real(stacked)) + lax.square(lax.imag(stacked)), axis=axes)
+    return jnp.sum(lax.square(_widened(stacked)), axis=axes)
 
 
 def _finite_probe(leaf: Any) -> jax.Array:
@@ -210,13 +220,18 @@ def _chunks(leaves: Sequence[Any]) -> list[list[int]]:
     return chunks
 
 
+def _order(leaves: Sequence[Any]) -> Any:
+    """For each leaf its place among the leaves of all chunks."""
+    return np.argsort(np.concatenate(_chunks(leaves)))
+
+
 # The branches of conditions. They are module-level functions, because outside jit JAX recompiles a condition whenever
 # its branches are new function objects.
 
 
 def _leave(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     axes = varying(jax.typeof(leaves[0])) | varying(jax.typeof(scale))
-    return vary(jnp.zeros([len(leaves)], count_dtype()), axes), vary(jnp.zeros_like(scale), axes)
+    return vary(jnp.zeros([len(leaves)], count_dtype()), axes), vary(jnp.zeros([len(leaves)], scale.dtype), axes)
 
 
 def _examine(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -228,7 +243,8 @@ def _examine(leaves: list[jax.Array], scale: jax.Array) -> tuple[jax.Array, jax.
         counts = jnp.sum(~jnp.isfinite(values), axis=tuple(range(1, values.ndim)), dtype=count_dtype())
     if not jnp.issubdtype(values.dtype, jnp.complexfloating):
         values = values.astype(scale.dtype)
-    square = _squared_norm(values * scale.astype(values.dtype)).astype(scale.dtype)
+    scaled = values * scale.astype(values.dtype)
+    square = (_squared_norm(scaled)[None] if len(leaves) == 1 else _squared_norms(scaled)).astype(scale.dtype)
     axes = varying(jax.typeof(values)) | varying(jax.typeof(scale))
     return vary(counts, axes), vary(square, axes)
 

@@ -10,9 +10,10 @@ records.
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Final, TypeVar
 
-from optwrap._monitor.backlog import Backlog, Entry, Record
+from optwrap._monitor.backlog import Backlog, Entry, Record, is_good
 from optwrap._monitor.queue import Ending
 from optwrap._monitor.worst import MAX_PARAMETERS, name_worst
 from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
@@ -23,6 +24,8 @@ MAX_REPLICAS: Final = 64
 """Replicas that the totals of one incarnation list; steps of any further replica are counted under OTHERS."""
 
 ZERO: Final = Totals(outcomes=dict.fromkeys(OUTCOMES, 0), not_finite_steps=0, parameters={})
+
+_NO_SHARES: Final[Mapping[str, float]] = MappingProxyType({})
 
 _Key = TypeVar("_Key")
 
@@ -254,6 +257,10 @@ class Account:
             mini_step=None if mini_step is None else int(mini_step),
             nonfinite_parameters=name_worst(reading.nonfinite_parameters, MAX_PARAMETERS, keep_first=True),
             nonfinite_replicas=observation.nonfinite_replicas,
+            # For good steps they would make reports four times as long.
+            largest_parameters=_NO_SHARES if is_good(outcome, reading.finite) else reading.largest_parameters,
+            update_norm=reading.update_norm,
+            scalars=reading.scalars,
         )
         condition = (record.bad, outcome == "accepted_not_finite")
         if condition != self._last_condition:

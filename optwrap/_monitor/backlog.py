@@ -2,14 +2,22 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from optwrap._monitor.worst import Named
 from optwrap._reading.counters import GOOD_OUTCOMES
 from optwrap._reading.replicas import NonfiniteReplicas
 
 Owner = TypeVar("Owner")
+
+_SCALARS_IN_A_ROW: Final = 8
+"""So many scalars are about as long in a report as one parameter."""
+
+
+def is_good(outcome: str, finite: bool) -> bool:
+    """Whether nothing went wrong in a step: it was not skipped, and its gradients were finite."""
+    return finite and outcome in GOOD_OUTCOMES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,17 +39,30 @@ class Record:
     """Number of non-finite values in the gradient by parameter, of at most MAX_PARAMETERS."""
     nonfinite_replicas: NonfiniteReplicas | None = None
     """The replicas whose own gradients were non-finite; None if there were none, or if that is unknown."""
+    largest_parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Of a bad step with finite gradients, the largest shares of the squared norm."""
+    update_norm: float | None = None
+    """Global L2 norm of the update that was applied; None if there was none, or if it is unknown."""
+    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The loss and other numbers of the step, and injected hyperparameters."""
 
     @property
     def bad(self) -> bool:
         """Whether the step was skipped, was accepted with non-finite values, or had non-finite gradients."""
-        return self.outcome not in GOOD_OUTCOMES or not self.finite
+        return not is_good(self.outcome, self.finite)
 
     @property
     def weight(self) -> int:
         """Its size in table rows, the unit of the limits of memory and of reports."""
         named, others, _ = self.nonfinite_parameters
-        return 1 + len(named) + (others > 0) + (self.nonfinite_replicas is not None)
+        return (
+            1
+            + len(named)
+            + (others > 0)
+            + (self.nonfinite_replicas is not None)
+            + len(self.largest_parameters)
+            + -(-len(self.scalars) // _SCALARS_IN_A_ROW)
+        )
 
 
 class Entry(NamedTuple, Generic[Owner]):

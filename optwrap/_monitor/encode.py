@@ -6,7 +6,7 @@ import math
 import operator
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from optwrap._monitor.account import Incarnation, subtract
 from optwrap._monitor.backlog import Record
@@ -14,6 +14,8 @@ from optwrap._monitor.queue import Ending
 from optwrap._monitor.worst import MAX_PARAMETERS, Named, name_worst
 from optwrap._reading.replicas import Replica
 from optwrap._reading.unpack import Totals
+
+_Value = TypeVar("_Value", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +73,13 @@ def encode(
         "gauges": _gauges(incarnation.gauges),
         "steps": _columns(records),
         "offenders": [
-            {"step": record.step, "parameter": parameter, "not_finite": values}
+            {"step": record.step, "parameter": parameter, field: value}
             for record in records
-            for parameter, values in _by_path(record.nonfinite_parameters.counts, operator.add).items()
+            for field, values in (
+                ("not_finite", _by_path(record.nonfinite_parameters.counts, operator.add)),
+                ("norm_share", _by_path(record.largest_parameters, lambda a, b: min(1.0, a + b))),
+            )
+            for parameter, value in values.items()
         ],
     }
     if incarnation.ending is not None:
@@ -134,9 +140,9 @@ def _replica(replica: Replica) -> dict[str, Any]:
     return {"replica": replica.number, "process": replica.process, "device": replica.device}
 
 
-def _by_path(counts: Mapping[str, int], combine: Callable[[int, int], int]) -> dict[str, int]:
-    """The counts by escaped path. If several paths become the same one, their counts are combined."""
-    found: dict[str, int] = {}
+def _by_path(counts: Mapping[str, _Value], combine: Callable[[_Value, _Value], _Value]) -> dict[str, _Value]:
+    """The counts or shares by escaped path. If several paths become the same one, their values are combined."""
+    found: dict[str, _Value] = {}
     for parameter, count in counts.items():
         path = _path(parameter)
         found[path] = combine(found[path], count) if path in found else count
@@ -153,17 +159,17 @@ def _path(parameter: str) -> str:
 
 
 def _gauges(gauges: Mapping[str, float | int]) -> dict[str, Any]:
-    """The gauges that have a value. The wire has no gradient_step, and only a norm may be non-finite."""
+    """The gauges that have a value. The wire has no gradient_step, and only the two norms may be non-finite."""
     return {
         name: _number(value)
         for name, value in gauges.items()
-        if name == "gradient_norm" or (name != "gradient_step" and math.isfinite(value) and value >= 0)
+        if name in ("gradient_norm", "update_norm") or (name != "gradient_step" and math.isfinite(value) and value >= 0)
     }
 
 
-def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+def _columns(records: Sequence[Record]) -> dict[str, Any]:
     """The step records, column by column."""
-    found: dict[str, list[Any]] = {
+    found: dict[str, Any] = {
         "step": [record.step for record in records],
         "time": [record.time for record in records],
         "outcome": [record.outcome for record in records],
@@ -173,7 +179,15 @@ def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
     }
     if any(record.interpolated for record in records):
         found["interpolated"] = [record.interpolated for record in records]
+    if any(record.update_norm is not None for record in records):
+        found["update_norm"] = [_optional(record.update_norm) for record in records]
+    if names := list(dict.fromkeys(name for record in records for name in record.scalars)):
+        found["scalars"] = {name: [_optional(record.scalars.get(name)) for record in records] for name in names}
     return found
+
+
+def _optional(value: float | None) -> float | str | None:
+    return None if value is None else _number(value)
 
 
 def _number(value: float) -> float | str:

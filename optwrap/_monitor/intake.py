@@ -1,10 +1,11 @@
 """Moves readings from the inbox to the account, in the reporting thread, without waiting for a device."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from optwrap._monitor.queue import Inbox, Item
 from optwrap._monitor.settings import Settings
 from optwrap._reading.counters import VERSION, Words
 from optwrap._reading.replicas import NonfiniteReplicas, nonfinite_replicas
+from optwrap._reading.scalars import ALLOWED, MAX_SCALARS, is_name, values_of
 from optwrap._reading.unpack import Layout, Reading, unpack
 
 _YIELD_EVERY: Final = 4
@@ -60,6 +62,7 @@ class Intake:
         self._yield = yield_
         self._head: Item | None = None
         """The oldest reading: taken out of the inbox, but not computed yet."""
+        self._scalars = Scalars(once)
         self._last_number = 0
         self._last_time: float | None = None
 
@@ -70,7 +73,7 @@ class Intake:
                 self._head = self._next()
             if self._head is None:
                 return True
-            if not is_ready(self._head.observed):
+            if not all(map(is_ready, (self._head.observed, *self._head.scalars.values()))):
                 return False
             item, self._head = self._head, None
             evicted = item.number - self._last_number - 1
@@ -88,8 +91,8 @@ class Intake:
     def _next(self) -> Item | None:
         first = self._inbox.first
         if first is not None and not self._last_number:
-            # Release the array, but keep the item: it shows that a reading was observed.
-            self._inbox.first = first._replace(observed=None)
+            # Release the arrays, but keep the item: it shows that a reading was observed.
+            self._inbox.first = first._replace(observed=None, scalars={})
             return first
         item = self._inbox.take()
         return self._inbox.take() if item is not None and item.number == 1 else item
@@ -99,28 +102,44 @@ class Intake:
         try:
             observed = on_host(observed)
             parts = [observed] if self._settings.members is None else as_members(observed, self._settings.members)
+            scalars = self._scalars.columns(item.scalars, math.prod(observed.shape[:-1]))
         except Exception as error:
             self._refuse(error, observed, self._accounts, evicted)
             return
+        of_each = math.prod(parts[0].shape[:-1])
         for number, (account, words) in enumerate(zip(self._accounts, parts, strict=True)):
+            own = {name: values[number * of_each :][:of_each] for name, values in scalars.items()}
             try:
-                self._add(account, self._settings.run_of(number), words, item, evicted)
+                self._add(account, words, own, item, evicted, run=self._settings.run_of(number))
             except Exception as error:
                 self._refuse(error, words, [account], evicted)
         self._last_time = item.time
 
-    def _add(self, account: Account, run: str, words: Words, item: Item, evicted: int) -> None:
+    def _add(
+        self,
+        account: Account,
+        words: Words,
+        scalars: Mapping[str, Sequence[float]],
+        item: Item,
+        evicted: int,
+        *,
+        run: str,
+    ) -> None:
         layout = self._inbox.layout
-        words = new_rows(as_rows(words), account)
+        rows, sources = rows_and_sources(words)
+        words = new_rows(rows, account)
         if not len(words):
             return
+        sources = sources[len(rows) - len(words) :]
         steps = read_steps(words, lambda row: unpack(row, layout), item.time, self._last_time)
         if account.latest is None:
             self._mention_earlier_steps(run, steps[0].reading)
         for i, step in enumerate(steps):
+            own = {name: sum(values[j] for j in sources[i]) / len(sources[i]) for name, values in scalars.items()}
+            reading = self._with_scalars(step.reading, own)
             account.add(
                 Observation(
-                    reading=step.reading,
+                    reading=reading,
                     identity=step.words.tobytes(),
                     time=step.time,
                     layout=layout,
@@ -131,7 +150,7 @@ class Intake:
                 )
             )
             if self._caller is not None and step.reading.outcome is not None:
-                self._caller.put(StepRecord(run, step.time, step.interpolated, step.reading))
+                self._caller.put(StepRecord(run, step.time, step.interpolated, reading))
 
     def _mention_earlier_steps(self, run: str, first: Reading) -> None:
         """Log that the steps before the first reading are not counted, unless the program has said whether they are."""
@@ -162,6 +181,58 @@ class Intake:
             error,
             error=unexpected,
         )
+
+    def _with_scalars(self, reading: Reading, observed: Mapping[str, float]) -> Reading:
+        """The reading with the scalars that were observed with it."""
+        if not (reading.scalars or observed):
+            return reading
+        # Observed ones first: they have the loss. An observed one replaces a hyperparameter of the same name.
+        injected = {name: value for name, value in reading.scalars.items() if name not in observed}
+        return dataclasses.replace(reading, scalars=self._scalars.admitted({**observed, **injected}))
+
+
+class Scalars:
+    """The scalars of one Monitor. What is not allowed is ignored, with one line in the log.
+
+    Args:
+      once: logs what is ignored.
+    """
+
+    def __init__(self, once: LogOnce) -> None:
+        self._once = once
+        self._names: dict[str, None] = {}
+        """Every name so far, at most MAX_SCALARS."""
+
+    def columns(self, scalars: Mapping[str, object], rows: int) -> dict[str, list[float]]:
+        """The values of each scalar, one for each row of the reading.
+
+        Args:
+          scalars: the arguments of `observe`.
+          rows: the number of rows that the reading has.
+        """
+        found = {}
+        for name, value in scalars.items():
+            try:
+                if not is_name(name):
+                    raise ValueError(f"scalar {name!r}: allowed: {ALLOWED}")
+                values = values_of(name, value, rows)
+            except Exception as error:  # JAX raises if the step failed, or if the array was donated
+                self._once.warn("scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", error)
+                continue
+            if self._admits(name):
+                found[name] = values
+        return found
+
+    def admitted(self, scalars: Mapping[str, float]) -> Mapping[str, float]:
+        """The scalars whose names are within the limit."""
+        return {name: value for name, value in scalars.items() if self._admits(name)}
+
+    def _admits(self, name: str) -> bool:
+        if name in self._names or len(self._names) < MAX_SCALARS:
+            self._names[name] = None
+            return True
+        self._once.warn("scalars", "optwrap: the scalar %s is ignored; allowed: %s", name, ALLOWED)
+        return False
 
 
 class Step(NamedTuple):
@@ -229,21 +300,29 @@ def as_members(words: Words, members: int) -> list[Words]:
 
 
 def as_rows(words: Words) -> Words:
-    """One row for each step, uint32[n, words], from any leading axes.
+    """One row for each step, uint32[n, words], from any leading axes: see `rows_and_sources`."""
+    return rows_and_sources(words)[0]
+
+
+def rows_and_sources(words: Words) -> tuple[Words, list[list[int]]]:
+    """One row for each step, uint32[n, words], and where each was in row-major order: once for each replica.
 
     An axis along which all is equal holds replicas of one step (from pmap): one of them stays. The others are time, in
     row-major order. A row that repeats the one before it is no new step: the loop did not call the optimizer.
     """
     if words.ndim == 1:
-        return words[None]
+        return words[None], [[0]]
     width = words.shape[-1]
+    sources = np.arange(words.size // width).reshape(*words.shape[:-1], 1)
     for axis in reversed(range(words.ndim - 1)):
-        if (words == words.take([0], axis)).all():
+        if words.shape[axis] > 1 and (words == words.take([0], axis)).all():
             words = words.take([0], axis)
+            sources = np.moveaxis(sources, axis, -1)
+            sources = np.expand_dims(sources.reshape(*sources.shape[:-2], -1), axis)
     words = words.reshape(-1, width)
-    changed = (words[1:] != words[:-1]).any(axis=1)
-    rows: Words = words[np.concatenate([[True], changed])]
-    return rows
+    stays = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])
+    rows: Words = words[stays]
+    return rows, sources.reshape(len(words), -1)[stays].tolist()
 
 
 def new_rows(words: Words, account: Account) -> Words:

@@ -7,7 +7,7 @@ import os
 import time
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Self, get_args
 
 from optwrap._monitor.intake import as_rows, on_host
@@ -24,6 +24,9 @@ from optwrap._stop.policy import StopPolicy
 from optwrap._stop.stop import Stop
 
 _FinalState = Literal["finished", "failed", "stopped"]
+_Put = Callable[[object, Mapping[str, object]], None]
+"""Takes a reading and its scalars."""
+
 _FINAL_STATES: Final = get_args(_FinalState)
 
 
@@ -107,7 +110,7 @@ class Monitor:
             )
         self._parts = parts = _parts or Parts()
         self._once = LogOnce()
-        self._put: Callable[[object], None] | None = None
+        self._put: _Put | None = None
         """Where `observe` puts a reading; None if there is nobody to take it, or no thread yet after a fork."""
         self._decision = None if stop is None else Decision(stop, lambda observed: as_rows(on_host(observed)))
         self._stop: Stop | None = None
@@ -217,7 +220,7 @@ class Monitor:
         if self._worker is not None:
             self._worker.inbox.layout = layout
 
-    def observe(self, reading: object) -> None:
+    def observe(self, reading: object, /, **scalars: object) -> None:
         """Report one step, or several. Never blocks, not even for the device, and never raises.
 
         Observe the reading that each step returns, and nothing else. Do not observe a restored state: its last step
@@ -234,11 +237,16 @@ class Monitor:
             nested or not; times are spread evenly since the last reading and marked as interpolated). An axis along
             which all rows are equal holds replicas of one step (from pmap). With `Monitor(members=n)` the first axis is
             the member. Anything else is ignored, with one line in the log, and counted in `dropped` if it is a reading.
+          **scalars: numbers of this step to store and draw beside the norm: `loss=loss`. Each is a real number or a JAX
+            or numpy array, read in the Monitor's thread; do not donate it. It has no axes, or the reading's leading
+            axes: one number for each step, or for each replica, of which the mean is stored. At most 16 names of
+            `[a-zA-Z_][a-zA-Z0-9_]{0,63}` in the life of a Monitor, injected hyperparameters included; a name that is
+            used twice has the observed value. Anything else is ignored, with one line in the log.
         """
         try:
             put = self._put or self._reopen()
             if put is not None:
-                put(reading)
+                put(reading, scalars)
         except Exception as error:
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
 
@@ -349,19 +357,20 @@ class Monitor:
                     settings.run,
                 )
 
-    def _puts(self, put: Callable[[object], None] | None) -> Callable[[object], None] | None:
+    def _puts(self, put: _Put | None) -> _Put | None:
         """What takes a reading: the decision to stop, if there is a policy, after `put`."""
-        if self._decision is None or put is None:
-            return put if self._decision is None else self._decision.observe
-        observe = self._decision.observe
+        decision = self._decision
+        if decision is None:
+            return put
 
-        def both(reading: object) -> None:
-            put(reading)
-            observe(reading)
+        def decide(reading: object, scalars: Mapping[str, object]) -> None:
+            if put is not None:
+                put(reading, scalars)
+            decision.observe(reading)
 
-        return both
+        return decide
 
-    def _reopen(self) -> Callable[[object], None] | None:
+    def _reopen(self) -> _Put | None:
         """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
         if self._worker is not None:
             if self._superseded:

@@ -6,7 +6,8 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -24,6 +25,8 @@ class Item(NamedTuple):
     """The argument of `observe`."""
     time: float
     """Seconds since 1970."""
+    scalars: Mapping[str, object] = MappingProxyType({})
+    """The further arguments of `observe`."""
 
 
 class Ending(NamedTuple):
@@ -101,7 +104,7 @@ class Inbox:
     __slots__ = ("_numbers", "_time", "_wake_every", "closing", "done", "first", "flushes", "items", "layout", "wakeup")
 
     def __init__(self, size: int, time: Callable[[], float]) -> None:
-        self.items: deque[tuple[int, object, float]] = deque(maxlen=size)
+        self.items: deque[tuple[int, object, float, Mapping[str, object]]] = deque(maxlen=size)
         """The fields of an Item, as plain tuples."""
         self.first: Item | None = None
         """The first item ever put. Counting starts from it, so it is kept here, where later items cannot evict it."""
@@ -116,13 +119,15 @@ class Inbox:
         self._numbers = itertools.count(1)
         self._wake_every = max(1, size // 2)
 
-    def put(self, observed: object) -> None:
-        """Append a reading. Wakes the reporting thread only if many are waiting."""
+    def put(self, observed: object, scalars: Mapping[str, object] = MappingProxyType({})) -> None:
+        """Append a reading and its scalars. Wakes the reporting thread only if many are waiting."""
+        # The caller may reuse its arrays, and the array of a host callback is valid only during the call.
         if isinstance(observed, np.ndarray):
-            # The caller may reuse its array, and the array of a host callback is valid only during the call.
             observed = observed.copy()
+        if scalars:
+            scalars = {name: one.copy() if isinstance(one, np.ndarray) else one for name, one in scalars.items()}
         number = next(self._numbers)
-        item = (number, observed, self._time())
+        item = (number, observed, self._time(), scalars)
         if number == 1:
             self.first = Item._make(item)
         self.items.append(item)

@@ -28,8 +28,11 @@ class Observer(Protocol):
           stepping: whether `update` is being traced, not `init`.
         """
 
-    def observe(self, reading: Any) -> None:
+    def observe(self, reading: Any, /) -> None:
         """Take one reading, uint32[words], or several, uint32[..., words]. Must not block, and must not raise.
+
+        If `update` is given scalars (emit="callback"), they are keyword arguments, float32[]; then this method must
+        take them: `def observe(self, reading, /, **scalars)`.
 
         With emit="callback" the readings are numpy arrays without leading axes, and JAX may deliver one twice.
         """

@@ -20,10 +20,11 @@ from optwrap._reading.counters import (
     Counters,
     Words,
     parameter_count,
+    sizes_of,
     split,
-    window_count,
 )
 from optwrap._reading.replicas import Replica, Replicas
+from optwrap._reading.scalars import shortest
 
 
 class Source:
@@ -39,6 +40,8 @@ class Layout:
 
     parameters: tuple[str, ...]
     """Path of each parameter, in the order of the tree's leaves: `decoder/layer_3/mlp/w`."""
+    scalars: tuple[str, ...] = ()
+    """Names of the injected hyperparameters that the readings hold."""
     source: "weakref.ref[Source] | None" = dataclasses.field(default=None, compare=False, repr=False)
     """Identity of the instrumentation; tells two with the same parameters apart."""
     replicas: Replicas | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -46,8 +49,9 @@ class Layout:
 
     @functools.cached_property
     def fingerprint(self) -> int:
-        """CRC-32 of the paths (uint32). Every reading carries it."""
-        return zlib.crc32("\0".join(self.parameters).encode("utf-8", "surrogatepass"))
+        """CRC-32 of the paths and of the scalars' names (uint32). Every reading carries it."""
+        names = "\1".join(["\0".join(self.parameters), *self.scalars])
+        return zlib.crc32(names.encode("utf-8", "surrogatepass"))
 
 
 class Described(Protocol):
@@ -100,7 +104,16 @@ class Reading:
     gauges: Mapping[str, float | int]
     """The gauges that the optimizer has: not_finite_streak, not_finite_streak_peak and gradient_norm always;
     gradient_norm_limit, guard_not_finite_count, guard_not_finite_limit, mini_step, every_k, gradient_step,
-    steps_since_sync, sync_period, guard_rebases and guard_would_skip_steps where a wrapper has them."""
+    steps_since_sync, sync_period, guard_rebases and guard_would_skip_steps where a wrapper has them; update_norm if the
+    step has one."""
+    largest_parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The share of the squared norm, from 0 to 1, of the three parameters with the largest shares, the largest first.
+    Empty if the norm is zero or a value is non-finite."""
+    update_norm: float | None = None
+    """Global L2 norm of the update that the step applied; None if it applied none, or without `update_norm=True`."""
+    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The hyperparameters of `optax.inject_hyperparams` by name, as of this step. From a Monitor also the scalars that
+    were observed with the reading."""
     replica: int | None = None
     """Index of the first replica whose own gradients were non-finite; None if there was none, or no flags."""
     replicas_not_finite: int | None = None
@@ -146,6 +159,7 @@ def unpack(reading: Any, monitor_or_layout: Described | Layout | None = None) ->
             "instrument its own Monitor"
         )
     paths = tuple(f"leaf_{i}" for i in range(size)) if layout is None else layout.parameters
+    names = tuple(f"scalar_{i}" for i in range(len(counters.scalars))) if layout is None else layout.scalars
 
     def by_path(values: Any) -> dict[str, int]:
         return {paths[i]: int(values[i]) for i in np.flatnonzero(values)}
@@ -156,6 +170,9 @@ def unpack(reading: Any, monitor_or_layout: Described | Layout | None = None) ->
     gauges["not_finite_streak"] = int(counters.not_finite_streak)
     gauges["not_finite_streak_peak"] = int(counters.not_finite_streak_peak)
     gauges["gradient_norm"] = float(counters.gradient_norm)
+    update_norm = None if counters.update_norm == ABSENT else float(counters.update_norm)
+    if update_norm is not None:
+        gauges["update_norm"] = update_norm
     if counters.gradient_norm_limit >= 0:
         gauges["gradient_norm_limit"] = float(counters.gradient_norm_limit)
     return Reading(
@@ -169,6 +186,14 @@ def unpack(reading: Any, monitor_or_layout: Described | Layout | None = None) ->
         norm=float(counters.gradient_norm),
         nonfinite_parameters=by_path(counters.not_finite_values),
         gauges=gauges,
+        largest_parameters={
+            paths[i]: share
+            for i, share in zip(counters.largest.tolist(), counters.largest_shares.tolist(), strict=True)
+            if i != ABSENT
+        },
+        update_norm=update_norm,
+        # Before the first step they have no values.
+        scalars={} if counters.outcome < 0 else dict(zip(names, map(shortest, counters.scalars), strict=True)),
         replica=_or_none(counters.replica),
         replicas_not_finite=_or_none(counters.replicas_not_finite),
     )
@@ -201,6 +226,6 @@ def _split(words: Words) -> Counters:
             "optwrap; read it with the version that made it, or continue with counters at zero: "
             "optwrap.adopt(tx, state.inner_state, params)"
         )
-    windows = window_count(words)
-    parameter_count(len(words), windows)
-    return split(words, windows)
+    sizes = sizes_of(words)
+    parameter_count(len(words), sizes)
+    return split(words, sizes)

@@ -1,4 +1,4 @@
 """The instrumentation, which runs inside the jitted step.
 
-Modules, lowest first: paths wrappers grad_summary gauges outcomes replicas count callback adopt instrument.
+Modules, lowest first: paths wrappers grad_summary scalars gauges outcomes replicas count callback adopt instrument.
 """

@@ -7,10 +7,11 @@ accelerator transfers each operand separately.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Never
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
@@ -21,7 +22,7 @@ from optwrap._reading.observer import Observer
 _log: Final = logging.getLogger("optwrap")
 
 
-def report(words: jax.Array, observer: Observer) -> jax.Array:
+def report(words: jax.Array, observer: Observer, scalars: Mapping[str, jax.Array]) -> jax.Array:
     """Have the device call `observer.observe` with this reading, and wait until it returns.
 
     Under a plain jit over a mesh the call comes once, in the process of the mesh's first device. `jax.export` refuses
@@ -30,6 +31,7 @@ def report(words: jax.Array, observer: Observer) -> jax.Array:
     Args:
       words: the packed counters after the step, uint32[words].
       observer: receives them as a numpy array.
+      scalars: each float32[]; the observer gets them as keyword arguments.
 
     Returns:
       The same words. They depend on the callback, so it runs before anything that uses them.
@@ -38,15 +40,17 @@ def report(words: jax.Array, observer: Observer) -> jax.Array:
       NotImplementedError: the step is in a `jax.vmap`, when that is traced. The members of an ensemble would call one
         after another or all at once, as JAX pleases, and the observer could not tell them apart.
     """
-    call = _calling(observer)
+    values = [lax.bitcast_convert_type(value, jnp.uint32) for value in scalars.values()]
+    operand = jnp.concatenate([words, jnp.stack(values)]) if values else words
+    call = _calling(observer, tuple(scalars))
 
     @custom_vmap
-    def on_host(words: jax.Array) -> jax.Array:
-        zero: jax.Array = jax.pure_callback(call, np.zeros([], np.uint32), words)
+    def on_host(operand: jax.Array) -> jax.Array:
+        zero: jax.Array = jax.pure_callback(call, np.zeros([], np.uint32), operand)
         return zero
 
     on_host.def_vmap(_refuse)
-    zero: jax.Array = on_host(lax.stop_gradient(words))
+    zero: jax.Array = on_host(lax.stop_gradient(operand))
     return words ^ zero
 
 
@@ -58,13 +62,21 @@ def _refuse(*_: Any) -> Never:
     )
 
 
-def _calling(observer: Observer) -> Callable[[Any], Words]:
-    """The function that runs on the host: passes the words to `observer`, and returns 0 even if that raises."""
+def _calling(observer: Observer, names: tuple[str, ...]) -> Callable[[Any], Words]:
+    """The function that runs on the host: passes the words to `observer`, and returns 0 even if that raises.
+
+    Args:
+      observer: gets the words.
+      names: the names of the scalars, whose bits are the last words.
+    """
     logged: set[type[Exception]] = set()
 
     def call(words: Any) -> Words:
         try:
-            observer.observe(np.array(words, np.uint32))
+            bits = np.array(words, np.uint32)
+            bits, values = np.split(bits, [len(bits) - len(names)])
+            observe: Any = observer.observe  # an observer need not take scalars if none are given
+            observe(bits, **dict(zip(names, values.view(np.float32), strict=True)))
         except Exception as error:
             # If this raised, the step would fail and the training would lose its donated state.
             if type(error) not in logged:

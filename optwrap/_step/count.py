@@ -1,21 +1,36 @@
 """The packed counters: before the first step, and after each step."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optwrap._reading.counters import ABSENT, INTEGER_GAUGES, OUTCOMES, Counters, advance, count_if, pack, split
+from optwrap._core.trees import gradient_tree
+from optwrap._reading.counters import (
+    ABSENT,
+    INTEGER_GAUGES,
+    LARGEST,
+    OUTCOMES,
+    Counters,
+    Sizes,
+    advance,
+    count_if,
+    pack,
+    split,
+)
 from optwrap._reading.unpack import Layout
 from optwrap._step.gauges import gauges
+from optwrap._step.grad_summary import among, norm_of
 from optwrap._step.outcomes import Call, count_windows, judge
 from optwrap._step.replicas import first_and_count
+from optwrap._step.scalars import hyperparameters, values
 from optwrap._step.wrappers import Wrapper
 
 
 class Leaves(NamedTuple):
-    """The parameters of a step's gradients, and the flags of its replicas."""
+    """The parameters of a step's gradients, the flags of its replicas, and its scalars."""
 
     layout: Layout
     """All parameters' names."""
@@ -23,13 +38,15 @@ class Leaves(NamedTuple):
     """For each leaf of the gradients the index of its parameter; None if every parameter has one, in order."""
     flags: jax.Array | None = None
     """bool[R]: the replicas whose own gradients were non-finite; None if the step was given no flags."""
+    scalars: Mapping[str, jax.Array] = MappingProxyType({})
+    """The scalars given to `update`, each float32[]."""
 
 
 def first_counters(layout: Layout, windows: int) -> jax.Array:
     """The packed counters before the first step.
 
     Args:
-      layout: the parameters' names.
+      layout: the names of the parameters and scalars.
       windows: number of accumulation windows in the wrapped state.
     """
 
@@ -51,27 +68,41 @@ def first_counters(layout: Layout, windows: int) -> jax.Array:
             gauges=jnp.full([len(INTEGER_GAUGES)], ABSENT, jnp.int32),
             replica=jnp.array(ABSENT, jnp.int32),
             replicas_not_finite=jnp.array(ABSENT, jnp.int32),
+            largest=jnp.full([LARGEST], ABSENT, jnp.int32),
+            largest_shares=jnp.zeros([LARGEST], jnp.float32),
+            update_norm=jnp.array(ABSENT, jnp.float32),
             window_not_finite=jnp.zeros([windows], jnp.bool_),
+            scalars=jnp.zeros([len(layout.scalars)], jnp.float32),
             parameters=zeros(size),
             not_finite_values=zeros(size),
         )
     )
 
 
-def counted(words: jax.Array, call: Call, wrappers: Sequence[Wrapper], leaves: Leaves) -> jax.Array:
+def sizes(state: Any) -> Sizes:
+    """The sizes of the packed counters of an optimizer with this state."""
+    return Sizes(count_windows(state), len(hyperparameters(state)))
+
+
+def counted(
+    words: jax.Array, call: Call, inner_state: Any, wrappers: Sequence[Wrapper], leaves: Leaves, *, update_norm: bool
+) -> jax.Array:
     """The packed counters after a step.
 
     Args:
       words: the packed counters before it.
       call: the step.
+      inner_state: the optimizer's state after it.
       wrappers: the outermost wrappers in the optimizer.
       leaves: the parameters that the gradients belong to.
+      update_norm: whether `call.returned` are updates whose norm is to be reported.
     """
-    windows = count_windows(call.before)
-    before, summary = split(words, windows), call.summary
+    lengths = sizes(call.before)
+    before, summary = split(words, lengths), call.summary
     outcome, window_not_finite = judge(wrappers, call, before.window_not_finite)
-    not_finite = summary.not_finite
+    not_finite, largest = summary.not_finite, summary.largest
     if leaves.indices is not None:
+        largest = among(largest, leaves.indices)
         every = jnp.zeros(before.parameters.shape, not_finite.dtype)
         not_finite = every.at[jnp.array(leaves.indices, jnp.int32)].set(not_finite)
     streak = jnp.where(summary.finite, jnp.uint32(0), count_if(before.not_finite_streak, jnp.array(True)))
@@ -79,7 +110,7 @@ def counted(words: jax.Array, call: Call, wrappers: Sequence[Wrapper], leaves: L
     replica, replicas_not_finite = first_and_count(leaves.flags)
     return advance(
         words,
-        windows,
+        lengths,
         events={
             "outcomes": [outcome == i for i in range(len(OUTCOMES))],
             "not_finite_steps": ~summary.finite,
@@ -96,7 +127,17 @@ def counted(words: jax.Array, call: Call, wrappers: Sequence[Wrapper], leaves: L
             "gauges": levels.integers,
             "replica": replica,
             "replicas_not_finite": replicas_not_finite,
+            "largest": largest.indices,
+            "largest_shares": largest.shares,
+            "update_norm": _update_norm(call, outcome) if update_norm else jnp.array(ABSENT, jnp.float32),
+            "scalars": values(hyperparameters(inner_state)),
             "window_not_finite": window_not_finite,
             "not_finite_values": not_finite,
         },
     )
+
+
+def _update_norm(call: Call, outcome: jax.Array) -> jax.Array:
+    """float32[]: the norm of the update that this step applied; ABSENT if the inner optimizer was not called."""
+    taken = (outcome == OUTCOMES.index("applied")) | (outcome == OUTCOMES.index("accepted_not_finite"))
+    return jnp.where(taken, norm_of(gradient_tree(call.returned)), ABSENT)

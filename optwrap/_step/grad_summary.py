@@ -19,6 +19,7 @@ from optwrap._core.checks import INT32_MAX
 from optwrap._core.collectives import Axes, Together
 from optwrap._core.finite import count_dtype, counts_and_norm, inexact_leaves, is_inexact, squared_norms
 from optwrap._core.norm_cache import Answer, caching_answer, caching_norms
+from optwrap._reading.counters import ABSENT, LARGEST
 
 Update = TypeVar("Update", bound=Callable[..., Any])
 
@@ -41,6 +42,15 @@ def reducing_over(axes: Axes, update: Update) -> Update:
     return cast(Update, wrapped)
 
 
+class Largest(NamedTuple):
+    """The leaves with the largest shares of the squared norm, the largest first; of equal ones the first."""
+
+    indices: jax.Array
+    """int32[3]: ABSENT where there is no further leaf with a share, or where a value is non-finite."""
+    shares: jax.Array
+    """float32[3]: from 0 to 1."""
+
+
 class Summary(NamedTuple):
     """The summary of a tree of gradients with P leaves."""
 
@@ -50,6 +60,8 @@ class Summary(NamedTuple):
     """float32[]: global L2 norm of the floating and complex leaves."""
     not_finite: jax.Array
     """int32[P]: the number of non-finite values of each leaf, saturated at 2**31 - 1."""
+    largest: Largest
+    """Indices among the P leaves."""
 
 
 @contextlib.contextmanager
@@ -63,32 +75,68 @@ def summarized(tree: Any) -> Iterator[Summary]:
     every = jax.tree.leaves(tree)
     leaves = inexact_leaves(every)
     if not leaves:
-        yield Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32))
+        nothing = Largest(jnp.full([LARGEST], ABSENT, jnp.int32), jnp.zeros([LARGEST], jnp.float32))
+        yield Summary(jnp.array(True), jnp.zeros([], jnp.float32), jnp.zeros([len(every)], jnp.int32), nothing)
         return
     together = _together.get()
     norms = squared_norms(leaves)
-    total = together.total(norms)
+    squares = together.totals(norms)
+    total = lax.optimization_barrier(jnp.sum(squares))  # type: ignore[no-untyped-call]  # XLA would repeat the sum
 
-    def usual() -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jnp.array(True), jnp.sqrt(total), jnp.zeros([len(leaves)], count_dtype())
+    def usual() -> tuple[jax.Array, ...]:
+        return jnp.array(True), jnp.sqrt(total), jnp.zeros([len(leaves)], count_dtype()), squares
 
-    def count() -> tuple[jax.Array, jax.Array, jax.Array]:
-        counts, norm = counts_and_norm(leaves, norms, total, together)
-        return jnp.all(counts == 0), norm, counts
+    def count() -> tuple[jax.Array, ...]:
+        counts, norm, scaled = counts_and_norm(leaves, norms, total, together)
+        return jnp.all(counts == 0), norm, counts, scaled
 
-    finite, norm, counts = lax.cond(jnp.isfinite(total), usual, count)
+    finite, norm, counts, squares = lax.cond(jnp.isfinite(total), usual, count)
     nonfinite = jnp.minimum(counts, INT32_MAX).astype(jnp.int32)
+    largest = _largest(squares, finite)
     if len(leaves) < len(every):
-        places = [i for i, leaf in enumerate(every) if is_inexact(leaf)]
-        nonfinite = jnp.zeros([len(every)], jnp.int32).at[np.array(places)].set(nonfinite)
+        places = np.array([i for i, leaf in enumerate(every) if is_inexact(leaf)])
+        nonfinite = jnp.zeros([len(every)], jnp.int32).at[places].set(nonfinite)
+        largest = among(largest, places)
     with caching_norms(leaves, norms), caching_answer(leaves, together, Answer(finite, counts)):
-        yield Summary(finite, norm.astype(jnp.float32), nonfinite)
+        yield Summary(finite, norm.astype(jnp.float32), nonfinite, largest)
+
+
+def _largest(squares: jax.Array, finite: jax.Array) -> Largest:
+    """The leaves with the largest of these squared norms."""
+    # The gradient of a sort would be computed for nothing where a step is differentiated.
+    shares = lax.stop_gradient(squares / jnp.sum(squares)).astype(jnp.float32)
+    shares = jnp.where(finite & (shares > 0), shares, 0)  # not NaN, which counts as large
+    if len(shares) < LARGEST:
+        shares = jnp.pad(shares, (0, LARGEST - len(shares)))
+    shares, indices = lax.top_k(shares, LARGEST)
+    return Largest(jnp.where(shares > 0, indices.astype(jnp.int32), ABSENT), shares)
+
+
+def among(largest: Largest, places: Any) -> Largest:
+    """The same leaves in a longer list of leaves, in which `places` (integers, [P]) are their indices."""
+    indices = jnp.asarray(places, jnp.int32)[jnp.maximum(largest.indices, 0)]
+    return largest._replace(indices=jnp.where(largest.indices == ABSENT, ABSENT, indices))
+
+
+def norm_of(updates: Any) -> jax.Array:
+    """float32[]: the global L2 norm of the floating and complex leaves."""
+    leaves = inexact_leaves(updates)
+    if not leaves:
+        return jnp.zeros([], jnp.float32)
+    return jnp.sqrt(_together.get().total(squared_norms(leaves))).astype(jnp.float32)
 
 
 def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
     """Whether `test`, an elementwise function, is true for any value of any floating or complex leaf: bool[]."""
     found = [on_any_device(jnp.any(test(jnp.asarray(leaf)))) for leaf in inexact_leaves(tree)]
     return jnp.any(jnp.stack(found)) if found else jnp.array(False)
+
+
+def mean_of_devices(value: jax.Array) -> jax.Array:
+    """The mean of a float over the devices on which it may differ."""
+    axes = _together.get().axes(value)
+    mean: jax.Array = lax.pmean(value, axes) if axes else value  # type: ignore[no-untyped-call]
+    return mean
 
 
 def on_any_device(value: jax.Array) -> jax.Array:

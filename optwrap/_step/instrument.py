@@ -1,6 +1,7 @@
 """`instrument`: wraps an optimizer and counts, inside the jitted step, the outcome of every call of `update`."""
 
 import dataclasses
+import logging
 import re
 import weakref
 from typing import Any, Final, Literal
@@ -15,19 +16,22 @@ from optwrap._core.collectives import Axes, AxisName
 from optwrap._core.trees import gradient_tree, is_placeholder
 from optwrap._reading.counters import parameter_count
 from optwrap._reading.observer import Observer
+from optwrap._reading.scalars import MAX_SCALARS
 from optwrap._reading.state import InstrumentState, has_instrumentation
 from optwrap._reading.unpack import Layout, Source
 from optwrap._step.callback import report
-from optwrap._step.count import Leaves, counted, first_counters
+from optwrap._step.count import Leaves, counted, first_counters, sizes
 from optwrap._step.grad_summary import reducing_over, summarized
 from optwrap._step.outcomes import Call, count_windows
 from optwrap._step.paths import parameter_paths
 from optwrap._step.replicas import flags_and_replicas
+from optwrap._step.scalars import given, hyperparameters
 from optwrap._step.wrappers import wrappers
 
 DEFAULT_NAME: Final = "instrument"
 """The name of an instrumentation if `name` is None."""
 
+_log: Final = logging.getLogger("optwrap")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EMITS: Final = ("reading", "callback")
 
@@ -39,6 +43,7 @@ def instrument(
     emit: Literal["reading", "callback"] = "reading",
     name: str | None = None,
     axis_name: AxisName = None,
+    update_norm: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Counts the outcome of every call of `tx.update`. The updates and the state of `tx` stay the same.
 
@@ -64,12 +69,15 @@ def instrument(
     Under `apply_gradients` a transformation around the wrappers returns new parameters, not updates. If the parameters
     were already non-finite, such calls count as `accepted_not_finite`.
 
-    The state also has the norm of the incoming gradients, the number of non-finite values by parameter, and the
-    counters and limits of the wrappers. All of this is one array, which is saved in checkpoints; `optwrap.reading`
-    returns it.
+    The state also has the norm of the incoming gradients, the three parameters with the largest shares of its square,
+    the number of non-finite values by parameter, the counters and limits of the wrappers, and the scalar
+    hyperparameters that `optax.inject_hyperparams` holds, such as `learning_rate` (of the first 16). All of this is one
+    array, which is saved in checkpoints; `optwrap.reading` returns it.
 
     `update` also takes `replica_flags`, the result of `optwrap.replica_flags` before the mean. It is passed on to `tx`
-    only if `tx` contains another instrumentation.
+    only if `tx` contains another instrumentation. With emit="callback", `update` and `optwrap.apply_gradients` also
+    take `scalars`, a dict of real numbers without axes that are reported with the step: `scalars={"loss": loss}`. It
+    is not passed on. With emit="reading" it is ignored: pass the scalars to `monitor.observe`.
 
     optax's own wrappers do not declare their limits, so those gauges are absent. optax's `apply_if_finite` is assumed
     to have given up if its updates are not zero, or if a step counter in its inner state changed.
@@ -90,6 +98,9 @@ def instrument(
       axis_name: axes of the `pmap`, or of the `shard_map` with check_vma=False, in which `update` is called, along
         which the gradients differ: a name or a tuple of names. Without it each device counts its own gradients. Under
         `shard_map` with check_vma it is not needed, because types show what differs.
+      update_norm: whether the reading also has the global L2 norm of the returned updates, in steps whose outcome is
+        `applied` or `accepted_not_finite`. Under `lookahead` it is that of the fast updates. It costs one more pass,
+        and `optwrap.apply_gradients` then calls `update` and applies the updates afterwards, as optax does.
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.
@@ -104,6 +115,8 @@ def instrument(
     key = _checked_name(name)
     axes = Axes("instrument: axis_name", axis_name, every_typed=True)
     _check_emission(monitor, emit)
+    if not isinstance(update_norm, bool):
+        raise TypeError(f"update_norm must be True or False, got {shown(update_norm)}")
 
     source = Source()  # lives as long as the functions below
 
@@ -112,10 +125,10 @@ def instrument(
             monitor.describe(dataclasses.replace(layout, source=weakref.ref(source)), stepping=stepping)
 
     def init(params: Any) -> InstrumentState:
-        layout = Layout(parameter_paths(gradient_tree(params)))
+        inner_state = inner.init(params)
+        layout = Layout(parameter_paths(gradient_tree(params)), tuple(hyperparameters(inner_state)))
         if not is_placeholder(params):
             describe(layout)
-        inner_state = inner.init(params)
         return InstrumentState(inner_state, {key: first_counters(layout, count_windows(inner_state))})
 
     def update(
@@ -128,7 +141,7 @@ def instrument(
         return new_updates, after(call, state, inner_state, params, leaves)
 
     def apply(grads: Any, state: InstrumentState, params: Any, **extra_args: Any) -> tuple[Any, InstrumentState]:
-        if not isinstance(inner, Fused) or inner.apply is None:  # then the updates are available
+        if update_norm or not isinstance(inner, Fused) or inner.apply is None:  # then the updates are available
             new_updates, state = update(grads, state, params, **extra_args)
             return add(params, new_updates), state
         leaves, extra_args = described(grads, state, params, extra_args)
@@ -140,23 +153,37 @@ def instrument(
     def described(
         gradients: Any, state: InstrumentState, params: Any, extra_args: dict[str, Any]
     ) -> tuple[Leaves, dict[str, Any]]:
-        """Describe the step to the monitor; returns the gradients' parameters, and the extra arguments for `tx`."""
+        """Describe the step to the monitor; returns what belongs to its gradients, and the extra arguments for `tx`."""
         check_gradients("instrument", gradients, gradient_tree(params))
         words = _counters_of(state, key)
-        size = parameter_count(words.shape[-1], count_windows(state.inner_state))
-        leaves = _leaves(gradients, params, size)
+        size = parameter_count(words.shape[-1], sizes(state.inner_state))
+        injected = tuple(hyperparameters(state.inner_state))
+        leaves = _leaves(gradients, params, size, injected)
+        scalars = given(extra_args.pop("scalars", None), MAX_SCALARS - len(injected))
+        if scalars and emit != "callback":
+            _log.warning(
+                'optwrap: the scalars given to update are ignored, because emit is "reading": pass them to '
+                "monitor.observe, with the reading"
+            )
         flags, replicas = flags_and_replicas(extra_args.get("replica_flags"))
         describe(dataclasses.replace(leaves.layout, replicas=replicas), stepping=True)
         if not has_instrumentation(state.inner_state):
             extra_args = {name: value for name, value in extra_args.items() if name != "replica_flags"}
-        return leaves._replace(flags=flags), extra_args
+        return leaves._replace(flags=flags, scalars=scalars), extra_args
 
     def after(call: Call, state: InstrumentState, inner_state: Any, params: Any, leaves: Leaves) -> InstrumentState:
         """The state after the step."""
         outermost = wrappers(inner.init, call.gradients if params is None else params, state.inner_state, inner_state)
-        words = counted(state.counters[key], call, outermost, leaves)
+        words = counted(
+            state.counters[key],
+            call,
+            inner_state,
+            outermost,
+            leaves,
+            update_norm=update_norm,
+        )
         if emit == "callback" and monitor is not None:
-            words = report(words, monitor)
+            words = report(words, monitor, leaves.scalars)
         return InstrumentState(inner_state, {key: words})
 
     return Fused(init, reducing_over(axes, update), reducing_over(axes, apply))
@@ -210,14 +237,14 @@ def _counters_of(state: Any, key: str) -> jax.Array:
     return state.counters[key]
 
 
-def _leaves(updates: Any, params: Any, size: int) -> Leaves:
-    """The names of the `size` parameters, and which of them have a gradient."""
+def _leaves(updates: Any, params: Any, size: int, scalars: tuple[str, ...]) -> Leaves:
+    """The names of the `size` parameters and of the scalars, and which parameters have a gradient."""
     paths = parameter_paths(updates)
     if len(paths) == size:
-        return Leaves(Layout(paths), None)
+        return Leaves(Layout(paths, scalars), None)
     every = parameter_paths(gradient_tree(params))
     if len(every) == size and set(paths) <= set(every):  # frozen parameters, whose gradients are None
-        return Leaves(Layout(every), [every.index(path) for path in paths])
+        return Leaves(Layout(every, scalars), [every.index(path) for path in paths])
     raise ValueError(
         f"updates must have the {size} leaves of the parameters in init (or some of them, if update also gets params), "
         f"got {len(paths)} leaves, {shown(paths)}: pass the gradients of the parameters that init was called with"

@@ -214,7 +214,9 @@ def _judge_spikes(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Arr
     leaves = None if given.leaves is None else given.leaves | finite
     inside = _judge(wrapper.inside, wrapper.old.inner_state, given._replace(finite=finite, leaves=leaves), context)
     severity = jnp.where(called & (new.verdict == LARGE), _LARGE, inside)
-    return jnp.where(called & ~finite, _NOT_FINITE, severity)
+    # The norm of finite gradients overflows if they are large.
+    overflow = given.finite if given.leaves is not None else jnp.array(False)
+    return jnp.where(called & ~finite, jnp.where(overflow, _LARGE, _NOT_FINITE), severity)
 
 
 def _judge_window(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array:

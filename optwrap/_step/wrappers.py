@@ -22,7 +22,8 @@ from optwrap._wrappers.skip_spikes import SkipSpikesState
 WRAPPERS: Final = (optax.ApplyIfFiniteState, optax.MultiStepsState, optax.LookaheadState, SkipIfState, SkipSpikesState)
 """The states from which the outcome and the gauges are read."""
 
-_INJECTED: Final = (optax.schedules.InjectHyperparamsState, optax.schedules.InjectStatefulHyperparamsState)
+INJECTED: Final = (optax.schedules.InjectHyperparamsState, optax.schedules.InjectStatefulHyperparamsState)
+"""The states that hold injected hyperparameters."""
 
 
 class Limits(NamedTuple):
@@ -101,7 +102,7 @@ def _declared(init: Callable[[Any], Any], params: Any, new: Any) -> list[_Limits
             state = init(params)
         injected = [
             (traced, live.hyperparams[key])
-            for node, live in zip(walk(state, _INJECTED), walk(new, _INJECTED), strict=True)
+            for node, live in zip(walk(state, INJECTED), walk(new, INJECTED), strict=True)
             for key, traced in node.hyperparams.items()
         ]
         for node in walk(state, WRAPPERS):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from optwrap._reading.counters import Words, fields, window_count
+from optwrap._reading.counters import Words, fields, sizes_of
 from optwrap._reading.replicas import nonfinite_replicas
 from optwrap._reading.unpack import Layout, unpack
 from optwrap._stop.policy import StopPolicy
@@ -75,7 +75,7 @@ class Decision:
         if (head := words[0, :3].tobytes()) != self._head:
             unpack(words[0], layout)  # raises if it is no reading, or not one of this instrumentation
             self._head = head
-        columns = fields(words, window_count(words[0]), Counts._fields)
+        columns = fields(words, sizes_of(words[0]), Counts._fields)
         counts = [Counts(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
         steps = [one.step for one in counts]
         if steps != list(range(steps[0], steps[0] + len(steps))):

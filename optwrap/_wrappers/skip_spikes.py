@@ -1,28 +1,23 @@
 """`skip_spikes`: skips steps whose gradient norm jumps out of its own recent range."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from optwrap._core import checks as _checks
 from optwrap._core.apply_gradients import Fused, apply_gradients
-from optwrap._core.collectives import Axes, AxisName, Together
+from optwrap._core.collectives import Axes, AxisName
 from optwrap._core.cond import apply_if, step_if
-from optwrap._core.finite import finite_probes, inexact_leaves, squared_norms
-from optwrap._core.norm_cache import Answer, cached_answer, caching_answer, caching_norms
+from optwrap._core.finite import inexact_leaves, squared_norms
+from optwrap._core.norm_cache import Answer, caching_answer, caching_norms
 from optwrap._core.trees import Tree, gradient_tree
 from optwrap._wrappers import spike_rule as _rule
-
-_LARGEST_SQUARE: Final = float(np.finfo(np.float32).max)
-"""A larger sum of squares counts as this one, so that a norm whose square overflows has a logarithm."""
 
 
 class SkipSpikesState(NamedTuple):
@@ -59,7 +54,7 @@ class SkipSpikesState(NamedTuple):
 
     @property
     def total_notfinite(self) -> jax.Array:
-        """int32[]: steps skipped because their gradients were not finite."""
+        """int32[]: steps skipped because their norm was not finite."""
         return self.memory.skipped_not_finite
 
     @property
@@ -76,23 +71,25 @@ class SkipSpikesState(NamedTuple):
 def skip_spikes(
     inner: optax.GradientTransformation,
     *,
-    spreads: ArrayLike = 6.0,
-    min_ratio: ArrayLike = 2.0,
+    spreads: ArrayLike = 7.5,
+    min_ratio: ArrayLike = 3.0,
     rebase_after: ArrayLike = 32,
     max_norm: ArrayLike | None = None,
     shadow: bool = False,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Skip the steps whose gradients are not finite, or whose norm jumps out of its own recent range.
+    """Skip the steps whose gradients are not finite, or whose global L2 norm jumps out of its own recent range.
 
-    The guard follows the mean (*level*) and the *spread* of the logarithm of the global L2 norm, and skips a step at or
+    The guard follows the mean (*level*) and the *spread* of the logarithm of the norm, and skips a step at or
     above the *limit*: `spreads` spreads above the level, but at least `min_ratio` times the level. A skipped step
     returns zero updates and leaves the inner state unchanged, and its norm changes neither level nor spread. After
     `rebase_after` large steps, about in a row, the norms are at a new level: the guard takes their mean for it, takes
     the step, and counts a *rebase*. (Exactly: a large step adds 1 to a doubt, a step taken takes 1/4 away.)
 
-    The first 10 finite steps are taken, whatever their norm. Up to the 64th the limit is at least 20 times the level.
-    Steps whose norm is 0, and mini-steps of weight 0, are taken and change nothing.
+    A norm that is not finite is always skipped: that of gradients with NaN or Inf, and that of finite gradients whose
+    squares overflow (a norm of 1.8e19 or more in float32). The first 10 other steps are taken, whatever their norm. Up
+    to the 64th the limit is at least 20 times the level. Steps whose norm is 0, and mini-steps of weight 0, are taken
+    and change nothing.
 
         >>> tx = skip_spikes(optax.sgd(1.0))
         >>> state = tx.init(jnp.zeros(2))
@@ -100,7 +97,7 @@ def skip_spikes(
         ...     updates, state = tx.update(jnp.array([0.6, 0.8]), state)
         >>> updates, state = tx.update(jnp.array([6.0, 8.0]), state)
         >>> print(updates, state.limit, state.total_large)
-        [0. 0.] 2.0 1
+        [0. 0.] 3.0 1
 
     The norms are those of the gradients that this transformation gets: around `MultiSteps` those of one mini-step,
     inside it those of the window's mean or sum. optax has no counterpart. The rule is that of docs/guards.md, where it
@@ -152,7 +149,11 @@ def skip_spikes(
         together = axes.here()
         leaves = inexact_leaves(updates)
         norms = squared_norms(leaves)
-        log_norm, finite = _log_norm_and_finite(leaves, norms, together)
+        square = together.total(norms) if norms else jnp.zeros([], jnp.float32)
+        # One pass: what is not finite, and finite gradients whose squares overflow, make this infinite or NaN.
+        finite = jnp.isfinite(square)
+        # The logarithm must not see NaN: `jax_debug_nans` would raise.
+        log_norm = (0.5 * jnp.log(jnp.where(finite, square, 1.0))).astype(jnp.float32)
         weight = extra_args.get("weight")
         counts = True if weight is None else jnp.asarray(weight) > 0
         memory = _rule.judge(state.memory, log_norm, finite, settings, counts=counts, shadow=shadow)
@@ -184,32 +185,3 @@ def skip_spikes(
         return applied.params, after._replace(inner_state=applied.state)
 
     return Fused(init, update, apply)
-
-
-def _log_norm_and_finite(leaves: list[Any], norms: list[jax.Array], together: Together) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of the norm of the leaves, float32[], and whether all values are finite, bool[]."""
-    if not leaves:
-        return jnp.array(-jnp.inf, jnp.float32), jnp.array(True)
-    total = together.total(norms)
-    answer = cached_answer(leaves, together)
-    if answer is not None:
-        finite = answer.finite
-    else:
-        # A finite sum of squares proves that all values are finite. Only where it is not are they read once more.
-        finite = jax.lax.cond(jnp.isfinite(total), _yes, _all_finite(together), total, leaves)
-    # The logarithm must never see NaN: `jax_debug_nans` would raise.
-    total = jnp.minimum(jnp.where(finite, total, 1.0), _LARGEST_SQUARE)
-    return (0.5 * jnp.log(total)).astype(jnp.float32), finite
-
-
-# Outside jit, JAX recompiles a condition whenever its branches are new function objects.
-
-
-def _yes(total: jax.Array, leaves: list[jax.Array]) -> jax.Array:
-    del leaves
-    return jnp.ones_like(total, dtype=jnp.bool_)
-
-
-@functools.cache
-def _all_finite(together: Together) -> Callable[[jax.Array, list[jax.Array]], jax.Array]:
-    return lambda _, leaves: jnp.isfinite(together.total(finite_probes(leaves)))

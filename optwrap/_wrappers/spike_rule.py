@@ -3,8 +3,9 @@
 It works on the logarithm `y` of the norm:
 
 * *level*: exponential mean of y with rate 0.03, over the steps taken.
-* *spread*: exponential mean, with rate 0.01, of the difference between one step taken and the next, divided by 1.128.
-  For independent normal noise that is its standard deviation. A level that rises or falls slowly does not change it.
+* *spread*: root of the exponential mean, with rate 0.01, of the squared difference between one step taken and the
+  next, divided by 2. For independent noise that is its standard deviation. A level that rises or falls slowly does not
+  change it. A difference counts as at most the distance from level to limit.
 * *limit*: `level + max(spreads * max(spread, 0.02), ln(min_ratio))`. A step at or above the limit is a spike.
 * *doubt*: each spike adds 1, each step taken takes 1/4 away, and it is never below 0. At `rebase_after` the norms are
   at a new level: the mean of the spikes becomes the level, and the step is taken.
@@ -36,9 +37,7 @@ _EARLY_RATIO: Final = 20.0
 _LEVEL_RATE: Final = 0.03
 _SPREAD_RATE: Final = 0.01
 _LEAST_SPREAD: Final = 0.02
-"""Norms that hardly differ, as in full-batch training, may jump by 2 % without being spikes."""
-_DIFFERENCE: Final = 2 / math.sqrt(math.pi)
-"""Mean absolute difference of two independent normal values of standard deviation 1: 1.128."""
+"""For norms that hardly differ, as in full-batch training."""
 _DOUBT: Final = 4
 """The unit of doubt: steps taken that outweigh one spike."""
 
@@ -58,9 +57,9 @@ _COUNTS: Final = (
 class Settings(NamedTuple):
     """The rule's settings. All may be traced."""
 
-    spreads: ArrayLike = 6.0
+    spreads: ArrayLike = 7.5
     """float[]: the limit is this many spreads above the level."""
-    min_ratio: ArrayLike = 2.0
+    min_ratio: ArrayLike = 3.0
     """float[]: a norm below this many times the level is never a spike."""
     rebase_after: ArrayLike = 32
     """int[]: spikes, about in a row, after which their mean is the new level."""
@@ -92,7 +91,7 @@ class Memory(NamedTuple):
     skipped_large: jax.Array
     """Steps skipped for their norm."""
     skipped_not_finite: jax.Array
-    """Steps skipped because they were not finite."""
+    """Steps skipped because their norm was not finite."""
     rebases: jax.Array
     """Times that the mean of the spikes became the level."""
     would_skip: jax.Array
@@ -106,9 +105,9 @@ def checked(where: str, settings: Settings) -> Settings:
       TypeError: one is not a real scalar, or `rebase_after` not an integer.
       ValueError: one is out of range.
     """
-    remedy = "pass the limit in spreads above the level, such as 6"
+    remedy = "pass the limit in spreads above the level, such as 7.5"
     spreads = _checks.real(f"{where}spreads", settings.spreads, math.inf, remedy)
-    remedy = "pass the ratio to the level below which no norm is a spike, such as 2"
+    remedy = "pass the ratio to the level below which no norm is a spike, such as 3"
     min_ratio = _checks.real(f"{where}min_ratio", settings.min_ratio, math.inf, remedy)
     if _checks.is_concrete(min_ratio) and np.less(min_ratio, 1):
         raise ValueError(f"{where}min_ratio must be a number from 1, got {min_ratio}: {remedy}")
@@ -142,7 +141,7 @@ def judge(
     Args:
       before: the memory before the step.
       log_norm: float32[], the logarithm of its gradients' norm: -inf for a norm of 0. Ignored if not `finite`.
-      finite: bool[], whether its gradients are finite.
+      finite: bool[], whether the norm is finite.
       settings: the rule's settings.
       counts: bool[], whether the step counts: if not, it is taken if it is finite, and nothing is learned from it.
       shadow: whether to take the steps that are large, and only count them.
@@ -171,9 +170,11 @@ def judge(
     number = jnp.maximum(seen, 1).astype(jnp.float32)
     level = before.level + jnp.maximum(_LEVEL_RATE, 1 / (number + 1)) * (y - before.level)
     level = jnp.where(seen == 0, y, level)
-    difference = jnp.minimum(jnp.abs(y - before.previous), margin) / _DIFFERENCE
-    wider = spread + jnp.maximum(_SPREAD_RATE, 1 / number) * (difference - spread)
-    wider = jnp.where(seen == 0, 0.0, wider)
+    difference = jnp.minimum(jnp.abs(y - before.previous), margin)
+    square = jnp.square(spread) + jnp.maximum(_SPREAD_RATE, 1 / number) * (
+        jnp.square(difference) / 2 - jnp.square(spread)
+    )
+    wider = jnp.where(seen == 0, 0.0, jnp.sqrt(jnp.maximum(square, 0.0)))
 
     def kept(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(rebase, pending, jnp.where(taken, new, old))

@@ -51,7 +51,8 @@ def story(site: Served) -> None:
         job.step("skipped_not_finite", "Infinity", decoder__w=9)
         job.step("skipped_large", 12.5)
         job.step("accumulated", 0.25)
-        job.gauges |= {"mini_step": 1, "guard_not_finite_count": 2}
+        job.gauges |= {"mini_step": 1, "guard_not_finite_count": 2, "update_norm": 0.05}
+        job.columns["scalars"] = {"loss": [3.5, 3.25, "NaN", 3.0, "NaN"]}  # type: ignore[assignment]
         job.dropped = {"steps": 2, "bad_steps": 1}
         site.clock.advance(1)
         site.send(job.report())

@@ -113,7 +113,7 @@ def test_every_step_record_counts_once(history: History, data: st.DataObject) ->
     for report in arrived.values():
         for offender in report.offenders:
             by_process = found.setdefault((offender.parameter, report.attempt), {})
-            by_process.setdefault(report.process, []).append((offender.step, offender.not_finite))
+            by_process.setdefault(report.process, []).append((offender.step, offender.not_finite or 0))
     for row in detail(ledger).parameters:
         attempts = [by_process for (path, _), by_process in found.items() if path == row.parameter]
         assert row.values == sum(max(sum(n for _, n in seen) for seen in by.values()) for by in attempts)

@@ -83,7 +83,7 @@ def test_kill_9_loses_no_acknowledged_report_and_repeats_none(tmp_path: Path) ->
         assert answer is not None
         assert answer.totals.steps == truth[-1].totals.steps
         assert {row.parameter: row.steps for row in answer.parameters} == dict(truth[-1].totals.parameters)
-        values = sum(offender.not_finite for report in truth for offender in report.offenders)
+        values = sum(offender.not_finite or 0 for report in truth for offender in report.offenders)
         assert sum(row.values for row in answer.parameters) == values
         expected = [
             (step, outcome, finite, to_json_number(norm))

@@ -341,6 +341,6 @@ def test_answers_write_nonfinite_numbers_as_names_and_omit_absent_fields() -> No
 def test_the_answer_about_a_run_has_every_documented_field() -> None:
     assert set(RunDetail.model_fields) == {
         "run", "health", "since", "reason", "last_clean_step", "first_report", "last_report", "totals", "state_totals",
-        "unseen", "unseen_not_finite", "gauges", "parameters", "replicas", "dropped", "attempts", "processes",
-        "left_out",
+        "unseen", "unseen_not_finite", "gauges", "scalars", "parameters", "replicas", "dropped", "attempts",
+        "processes", "left_out",
     }  # fmt: skip

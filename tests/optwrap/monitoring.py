@@ -94,6 +94,10 @@ class Training:
             fingerprint=np.uint32(self.layout.fingerprint),
             replica=np.int32(ABSENT),
             replicas_not_finite=np.int32(ABSENT),
+            largest=np.full(3, ABSENT, np.int32),
+            largest_shares=np.zeros(3, np.float32),
+            update_norm=np.float32(ABSENT),
+            scalars=np.zeros(0, np.float32),
         )
         return Counters(**arrays)
 

@@ -8,8 +8,8 @@ import math
 class Reference:
     """The guard over one sequence of norms."""
 
-    spreads: float = 6.0
-    min_ratio: float = 2.0
+    spreads: float = 7.5
+    min_ratio: float = 3.0
     rebase_after: int = 32
     max_norm: float = math.inf
 
@@ -37,8 +37,9 @@ class Reference:
             return self._spike(y)
         self.doubt = max(0.0, self.doubt - 0.25)
         if self.seen:
-            difference = min(abs(y - self.previous), math.log(ratio)) / 1.1283791670955126
-            self.spread += max(0.01, 1 / self.seen) * (difference - self.spread)
+            difference = min(abs(y - self.previous), math.log(ratio))
+            share = max(0.01, 1 / self.seen)
+            self.spread = math.sqrt((1 - share) * self.spread**2 + share * difference**2 / 2)
         self.seen += 1
         self.level += max(0.03, 1 / self.seen) * (y - self.level)
         self.previous = y

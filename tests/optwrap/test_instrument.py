@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optwrap
-from optwrap._reading.counters import MAX_COUNT, pack, parameter_count, split
+from optwrap._reading.counters import MAX_COUNT, Sizes, pack, parameter_count, split
 from optwrap._reading.state import reading
 from optwrap._reading.unpack import Layout, Reading, unpack
+from optwrap._step.count import sizes
 from optwrap._step.instrument import instrument
-from optwrap._step.outcomes import count_windows
 from tests.optwrap.compilations import traces
 from tests.optwrap.transformations import (
     FLOAT32,
@@ -122,8 +122,8 @@ def test_update_returns_a_state_of_the_same_types_as_init(case: Case, tree: str)
     for before, now in zip(jax.tree.leaves(state.counters), jax.tree.leaves(after.counters), strict=True):
         assert (before.shape, before.dtype, before.weak_type) == (now.shape, now.dtype, now.weak_type)
     (words,) = jax.tree.leaves(state.counters)
-    windows = count_windows(state.inner_state)
-    assert parameter_count(words.shape[-1], windows) == len(jax.tree.leaves(TREES[tree]))
+    lengths = sizes(state.inner_state)
+    assert parameter_count(words.shape[-1], lengths) == len(jax.tree.leaves(TREES[tree]))
 
 
 @pytest.mark.parametrize("case", [*SINGLES, *PAIRS], ids=lambda case: case.name)
@@ -222,7 +222,7 @@ def test_gradients_flow_through_an_instrumented_update() -> None:
 def test_counters_saturate_and_never_wrap() -> None:
     tx = instrument(momentum())
     state = tx.init(FLOAT32)
-    fields = split(state.counters["instrument"], 0)
+    fields = split(state.counters["instrument"], Sizes(0, 0))
     counts = ("outcomes", "not_finite_steps", "not_finite_streak", "not_finite_streak_peak", "parameters")
     full = {name: jnp.full_like(getattr(fields, name), MAX_COUNT) for name in counts}
     state = state._replace(counters={"instrument": pack(fields._replace(**full))})

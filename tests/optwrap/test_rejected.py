@@ -48,7 +48,7 @@ WINDOWS = ("multi_steps", "multi_steps_sum", "multi_steps_float16")
 """Windows without a skip function: what is not finite goes into the mean or sum, and a guard inside rejects the window.
 Finite gradients may overflow there, too: in the sum, or in the mean's difference."""
 STATES = (optwrap.ApplyIfFiniteState, optwrap.SkipIfState, optwrap.SkipSpikesState, optwrap.MultiStepsState)
-LIMITS = {"multi_steps_skip_large": 15.0, "skip_if_large": 1e6}
+LIMITS = {"multi_steps_skip_large": 15.0, "skip_if_large": 1e6, "skip_spikes": np.inf}
 """Of the guards that look at the squared norm."""
 TREES = {"float32": (FLOAT32, LARGEST[np.float32]), "float16": (tree_of(jnp.float16), LARGEST[np.float16])}
 

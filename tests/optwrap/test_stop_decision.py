@@ -1,5 +1,6 @@
 """The decision to stop, against a plain reference that looks at each step's outcome and at nothing else."""
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ class Step(NamedTuple):
     @property
     def is_bad(self) -> bool:
         return self.outcome not in GOOD_OUTCOMES or not self.finite
+
+
+NAN = Step("accepted_not_finite", False)
 
 
 def readings(steps: Sequence[Step], old: int = 0) -> Any:
@@ -194,11 +198,37 @@ def test_if_readings_are_missing_a_stop_is_never_too_early_and_its_clean_step_ne
                 break
 
 
+@pytest.mark.parametrize(
+    ("bad", "read", "policy", "expected"),
+    [
+        # The skip of steps 2 to 6 may be that of step 2, which is outside the window.
+        ({2: Step("skipped_other", True), 9: Step("skipped_other", True)}, (1, 7, 9), StopPolicy(skipped=(2, 6)), None),
+        ({6: Step("skipped_other", True), 9: Step("skipped_other", True)}, (1, 5, 6, 9), StopPolicy(skipped=(2, 6)), 5),
+        # Steps 2 to 4 are good, as the counters say.
+        ({1: Step("skipped_large", True), 5: NAN}, (1, 5), StopPolicy(accepted_not_finite=1), 4),
+        # One of steps 2 to 4 was bad.
+        ({1: Step("skipped_large", True), 3: Step("skipped_large", True), 5: NAN}, (1, 5), StopPolicy(1), 0),
+        # The streak of steps 3 to 5 shows in its peak alone.
+        ({3: NAN, 4: NAN, 5: NAN}, (1, 2, 7), StopPolicy(not_finite_streak=3), 2),
+    ],
+)
+def test_what_the_counters_say_of_missing_readings_is_used(
+    bad: dict[int, Step], read: tuple[int, ...], policy: StopPolicy, expected: int | None
+) -> None:
+    """The last clean step, or no stop."""
+    rows = readings([bad.get(step, Step("applied", True)) for step in range(1, STEPS + 1)])
+    deciding = decision(dataclasses.replace(policy, lag=0))
+    for step in read:
+        deciding.observe(rows[step - 1 : step])
+    stop = deciding.decide()
+    assert (stop and stop.last_clean_step) == expected
+
+
 def test_a_stop_stays_until_the_counters_fall_and_then_counts_begin_anew() -> None:
     """A rollback within the process: restored to step 2, with other batches."""
     bad, good = Step("skipped_not_finite", False), Step("applied", True)
     rows = readings([good] * 3 + [bad] * 3 + [good] * 3)
-    deciding = decision(StopPolicy(not_finite_streak=3, lag=0))
+    deciding = decision(StopPolicy(not_finite_streak=3, skipped=(5, 20), lag=0))
     for row in rows[:9]:
         deciding.observe(row[None])
         stop = deciding.decide()

@@ -14,6 +14,7 @@ ALLOWED = {
     "_stop": ("_reading",),
     "trackers": ("_reading", "_monitor"),
     "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
+    "replay": ("_monitor.settings", "_wrappers.spike_rule"),
 }
 """What each sub-package may import. What runs in the step and what runs on the host share the reading alone."""
 

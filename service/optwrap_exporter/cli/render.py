@@ -75,9 +75,20 @@ def _table(runs: Sequence[Json], steps: Mapping[str, Json], now: float, width: i
         "skipped:\nnon-finite /\nlarge / other": (_skipped, {"justify": "right"}),
         "window": (lambda run: _window(_gauges(run)), {"min_width": 12}),
         "norm": (lambda run: _number(_gauges(run).get("gradient_norm")), {"justify": "right"}),
+        "scalars": (lambda run: _scalars(run.get("scalars") or {}), {"max_width": 36, "overflow": "ellipsis"}),
         f"last {NORMS} norms": (lambda run: sparkline(steps[run["run"]]), {}),
     }
-    dispensable = ["gradient\nsteps", f"last {NORMS} norms", "norm", "window", "steps", "since"]
+    if not any(run.get("scalars") for run in runs):
+        del columns["scalars"]
+    dispensable = [
+        *({"scalars"} & {*columns}),
+        "gradient\nsteps",
+        f"last {NORMS} norms",
+        "norm",
+        "window",
+        "steps",
+        "since",
+    ]
     measure = Console(width=10_000)
     while True:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -148,6 +159,11 @@ def _window(gauges: Json) -> RenderableType:
     return grid
 
 
+def _scalars(scalars: Json) -> str:
+    """The first scalars, each as its name and last finite value."""
+    return clean(", ".join(f"{name} {_number(value)}" for name, value in list(scalars.items())[:_NAMED]))
+
+
 def _line(text: str) -> Text:
     return Text(clean(text), no_wrap=True, overflow="ellipsis")
 
@@ -171,11 +187,13 @@ def _event(event: Json, now: float) -> str:
     return f"{_ago(now, event['time']):>8} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {text}"
 
 
-_SHOWN_APART: Final = frozenset({"parameters", "parameter_count", "first", "largest", "replica"})
+_SHOWN_APART: Final = frozenset({"parameters", "parameter_count", "first", "largest", "norm_shares", "replica"})
 
 
 def _first_parameters(detail: Json) -> str:
-    """The first parameters of an event with their number of non-finite values, and how many more there are."""
+    """The first parameters of an event: their number of non-finite values, or their share of the squared norm."""
+    if shares := detail.get("norm_shares"):
+        return ", ".join(f"{one['norm_share']:.0%} {one['parameter']}" for one in shares[:_NAMED])
     parameters = detail.get("parameters") or []
     named = ", ".join(f"{one['parameter']} ({one['not_finite']:,})" for one in parameters[:_NAMED])
     more = detail.get("parameter_count", len(parameters)) - len(parameters[:_NAMED])

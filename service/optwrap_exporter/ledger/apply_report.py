@@ -11,6 +11,7 @@ totals and step records. It changes neither gauges nor health.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from optwrap_exporter.ledger import health, streaks
@@ -25,7 +26,7 @@ from optwrap_exporter.ledger.incarnation import IncarnationState, continues, mer
 from optwrap_exporter.ledger.run import ProcessState, RunState, position_of
 from optwrap_exporter.ledger.streaks import NO_STREAK, StreakChanges
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS
+from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS, MOST_SCALARS
 
 PEAK_SECONDS: Final = 300.0
 """Seconds for which a streak counts towards the peak that is shown."""
@@ -165,7 +166,9 @@ def _follow(
         source=report.source,
         gauges=report.gauges,
         last_report=now,
-        gradient_norm=_last_finite_norm(process.gradient_norm, report),
+        gradient_norm=_last_finite(process.gradient_norm, report.gauges.gradient_norm, report.steps.norm),
+        update_norm=_last_finite(process.update_norm, report.gauges.update_norm, report.steps.update_norm or ()),
+        scalars=_last_scalars(process.scalars, report),
         last_step=now if gained.steps else process.last_step,
         last_gradient_step=now if gained.gradient_steps else process.last_gradient_step,
         last_record=last_record,
@@ -175,11 +178,23 @@ def _follow(
     )
 
 
-def _last_finite_norm(before: float | None, report: Report) -> float | None:
-    gauge = report.gauges.gradient_norm
+def _last_finite(before: float | None, gauge: float | None, column: Sequence[float | None]) -> float | None:
+    """The last finite value: the gauge, else the last in the column, else the one before."""
     if gauge is not None and math.isfinite(gauge):
         return gauge
-    return next((norm for norm in reversed(report.steps.norm) if math.isfinite(norm)), before)
+    return next((value for value in reversed(column) if value is not None and math.isfinite(value)), before)
+
+
+def _last_scalars(before: Mapping[str, float], report: Report) -> Mapping[str, float]:
+    """The last finite value of each scalar. If there are too many names, those in the report are kept."""
+    columns = report.steps.scalars
+    if not columns:
+        return before
+    fresh = {name: _last_finite(before.get(name), None, column) for name, column in columns.items()}
+    found = {name: value for name, value in fresh.items() if value is not None}
+    return dict(
+        list({**found, **{name: value for name, value in before.items() if name not in found}}.items())[:MOST_SCALARS]
+    )
 
 
 def _pace(

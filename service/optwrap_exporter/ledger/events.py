@@ -214,7 +214,7 @@ def _diverged(disagreement: Disagreement | None, report: Report, now: float) -> 
 
 
 class _Details:
-    """What a report says about the non-finite gradients of its steps, as in the detail of an event."""
+    """What a report says about the parameters and replicas of its bad steps, as in the detail of an event."""
 
     def __init__(self, report: Report) -> None:
         self._offenders: dict[int, list[Offender]] = {}
@@ -225,21 +225,25 @@ class _Details:
         self._found: dict[int, dict[str, Any]] = {}
 
     def of(self, step: int) -> dict[str, Any]:
-        """At most MOST_NAMED parameters, their number, the first and the largest one; and the first replica."""
+        """The first non-finite parameters, else the largest shares of the norm; and the first non-finite replica."""
         if (found := self._found.get(step)) is None:  # a step may both be skipped and start a streak
             found = _parameters(self._offenders.get(step, []), self._unnamed.get(step, 0))
             self._found[step] = found = found | _replica(self._replicas.get(step))
         return found
 
 
-def _parameters(offenders: list[Offender], unnamed: int) -> dict[str, Any]:
+def _parameters(of_step: list[Offender], unnamed: int) -> dict[str, Any]:
+    offenders = [one for one in of_step if one.not_finite is not None]
     if not offenders:
-        return {"parameters": [], "parameter_count": unnamed} if unnamed else {}
+        shares = [{"parameter": o.parameter, "norm_share": o.norm_share} for o in of_step[:MOST_NAMED]]
+        return ({"norm_shares": shares} if shares else {}) | (
+            {"parameters": [], "parameter_count": unnamed} if unnamed else {}
+        )
     return {
         "parameters": [{"parameter": o.parameter, "not_finite": o.not_finite} for o in offenders[:MOST_NAMED]],
         "parameter_count": len(offenders) + unnamed,
         "first": offenders[0].parameter,
-        "largest": max(offenders, key=lambda o: o.not_finite).parameter,
+        "largest": max(offenders, key=lambda o: o.not_finite or 0).parameter,
     }
 
 

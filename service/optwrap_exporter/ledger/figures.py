@@ -41,6 +41,10 @@ class ProcessView:
     gauges: Gauges
     gradient_norm: float | None
     """The last finite gradient norm."""
+    update_norm: float | None
+    """The last finite norm of an applied update."""
+    scalars: Mapping[str, float]
+    """The last finite value of each scalar."""
     streak_peak: int
     """The longest streak of the last 5 minutes."""
     last_report: float
@@ -116,6 +120,8 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
         dropped=dropped([process]),
         gauges=process.gauges,
         gradient_norm=process.gradient_norm,
+        update_norm=process.update_norm,
+        scalars=process.scalars,
         streak_peak=max([*peaks, process.gauges.not_finite_streak or 0]),
         last_report=process.last_report,
         last_step=process.last_step,

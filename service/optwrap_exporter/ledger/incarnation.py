@@ -308,6 +308,8 @@ def _with_offenders(
         return before
     found = dict(before)
     for one in offenders:
+        if one.not_finite is None:
+            continue
         if one.parameter in found or len(found) < MOST_NAMES:
             here = ParameterRecords(one.not_finite, one.step, one.step)
             found[one.parameter] = found[one.parameter].plus(here) if one.parameter in found else here

@@ -58,6 +58,10 @@ class ProcessState:
     """When the current incarnation last reported, late reports excluded."""
     gradient_norm: float | None = None
     """The last finite gradient norm."""
+    update_norm: float | None = None
+    """The last finite norm of an applied update."""
+    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The last finite value of each scalar, at most MOST_SCALARS: those that were reported last."""
     last_step: float | None = None
     """When a report last brought a step."""
     last_gradient_step: float | None = None

@@ -118,6 +118,7 @@ def detail(
         unseen=brief.unseen,
         unseen_not_finite=brief.unseen_not_finite,
         gauges=leading.gauges,
+        scalars=dict(leading.scalars),
         parameters=shown_parameters,
         replicas=shown_replicas,
         dropped=dropped(run.processes.values()),

@@ -114,6 +114,9 @@ def _gauges(view: ProcessView, add: Add) -> None:
         gauge(name, getattr(view.gauges, field))
     gauge("optwrap_not_finite_streak_peak", view.streak_peak)
     gauge("optwrap_gradient_norm", view.gradient_norm)
+    gauge("optwrap_update_norm", view.update_norm)
+    for scalar, value in view.scalars.items():
+        add("optwrap_scalar", value, scalar)
     gauge("optwrap_state_steps", view.state.steps)
     gauge("optwrap_last_report_timestamp_seconds", view.last_report)
     gauge("optwrap_last_step_timestamp_seconds", view.last_step)

@@ -142,6 +142,10 @@ METRICS: Final[tuple[Metric, ...]] = (
     _process("optwrap_accumulation_mini_step", "gauge", "Mini-steps in the open accumulation window."),
     _process("optwrap_accumulation_every_k", "gauge", "Mini-steps per gradient step."),
     _process("optwrap_gradient_norm", "gauge", "The last finite global L2 norm of the incoming gradients."),
+    _process("optwrap_update_norm", "gauge", "The last finite global L2 norm of an update that was applied."),
+    _process(
+        "optwrap_scalar", "gauge", "The last finite value of a scalar, such as `loss` (at most 16 names).", "name"
+    ),
     _process("optwrap_gradient_norm_limit", "gauge", "The global L2 norm at which gradients are skipped as large."),
     _process(
         "optwrap_guard_rebases_total",

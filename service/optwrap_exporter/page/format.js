@@ -127,11 +127,15 @@ export function visible(text) {
 /**
  * Names the first parameters of a list, and says how many more there are; null for an empty list.
  *
- * @param {{parameter: string, not_finite: number}[]} parameters with their numbers of non-finite values
+ * @param {{parameter: string, not_finite?: number, norm_share?: number}[]} parameters with their numbers of non-finite values,
+ *   or with their shares of the squared norm
  * @param {number} count how many parameters there are in all
  */
 export function parametersInWords(parameters, count = parameters.length) {
   if (!parameters.length) return null;
-  const named = parameters.slice(0, 2).map(({ parameter, not_finite: values }) => `${visible(parameter)} (${plural(values, "value")})`);
+  const named = parameters.slice(0, 2).map(({ parameter, not_finite: values, norm_share: share }) => {
+    return share === undefined ? `${visible(parameter)} (${plural(values, "value")})` : `${percent(share, 1)} ${visible(parameter)}`;
+  });
+  if (parameters[0].norm_share !== undefined) return named.join(", ");
   return named.join(", ") + (count > named.length ? ` and ${integer(count - named.length)} more` : "");
 }

@@ -17,6 +17,7 @@ import { createParameters } from "./panels/parameters.js";
 import { createPod } from "./panels/pod.js";
 import { createProcesses } from "./panels/processes.js";
 import { createRuns } from "./panels/runs.js";
+import { createScalars } from "./panels/scalars.js";
 import { createTiles } from "./panels/tiles.js";
 import { createTop } from "./panels/top.js";
 
@@ -136,6 +137,7 @@ const panels = [
     onRange: showRange,
     onAxis: changeAxis,
   }),
+  createScalars(byId("scalars"), uPlot, { onRange: showRange, onFollow: () => view({ range: null, step: null, at: null }) }),
   createPod(byId("pod"), { onProcess: showProcess }),
   createParameters(byId("parameters"), { onStep: showStep }),
   createEvents(byId("events"), { onStep: showStep, onOlder: session.older }),

@@ -33,7 +33,7 @@ export const OFFENDERS_HELD = 2_000;
  * @property {number} version Changes whenever the step records do.
  * @property {any[]} events Newest first.
  * @property {any} olderEvents The cursor of the events before the oldest one held; null if there are none.
- * @property {Map<number, any[]>} offenders Non-finite parameters by step.
+ * @property {Map<number, any[]>} offenders By step its non-finite parameters, or those with the largest shares of its norm.
  * @property {any[]} parameters The parameters that were ever non-finite.
  * @property {any[]} thinned Where the exporter's last answer left out bad steps: parts of the range, with their numbers.
  */
@@ -199,7 +199,7 @@ function reported(state, data) {
 
 /** The parameters that an event names, in the form of a report's offenders. */
 function offendersOf({ step, detail }) {
-  return step === null ? [] : (detail.parameters ?? []).map((offender) => ({ step, ...offender }));
+  return step === null ? [] : (detail.parameters ?? detail.norm_shares ?? []).map((offender) => ({ step, ...offender }));
 }
 
 function withOffenders(held, incoming) {

@@ -45,10 +45,25 @@ export const AXES = {
  * @property {number | null} norm The gradient norm; null if it is non-finite.
  * @property {number | null} raw The gradient norm as reported; may be NaN or Infinity.
  * @property {number | null} mini How many gradients the accumulation window held.
+ * @property {Record<string, number> | null} scalars The loss and other numbers by name, non-finite ones too; null if there are none.
  */
+
+/** The name under which the norm of the update is shown with the scalars. No scalar has a space in its name. */
+export const UPDATE_NORM = "update norm";
+
+/** Whether a scalar of a record is non-finite. */
+function isOdd({ scalars }) {
+  return scalars !== null && !Object.values(scalars).every(Number.isFinite);
+}
 
 /** Turns the API's columns into records sorted along an axis. Of records that are the same, the latest is kept. */
 export function recordsOf(columns, { compare } = AXES.step) {
+  const named = Object.entries(columns.scalars ?? {});
+  if (columns.update_norm) named.push([UPDATE_NORM, columns.update_norm]);
+  const scalarsAt = (i) => {
+    const found = named.map(([name, column]) => [name, wireNumber(column[i])]).filter(([, value]) => value !== null);
+    return found.length ? Object.fromEntries(found) : null;
+  };
   const records = columns.step.map((step, i) => {
     const value = wireNumber(columns.norm[i]);
     return {
@@ -58,6 +73,7 @@ export function recordsOf(columns, { compare } = AXES.step) {
       norm: Number.isFinite(value) ? value : null,
       raw: value,
       mini: columns.mini_step?.[i] ?? null,
+      scalars: scalarsAt(i),
     };
   });
   records.sort((a, b) => compare(a, b) || a.time - b.time);
@@ -72,6 +88,7 @@ export class Steps {
   norm = /** @type {(number | null)[]} */ ([]);
   raw = /** @type {(number | null)[]} */ ([]);
   mini = /** @type {(number | null)[]} */ ([]);
+  scalars = /** @type {(Record<string, number> | null)[]} */ ([]);
   /** Indices of the bad records, sorted. */
   bad = /** @type {number[]} */ ([]);
   /** The step that was taken last; less than the largest after a rollback. Undefined before the first. */
@@ -86,7 +103,8 @@ export class Steps {
   }
 
   #clear() {
-    Object.assign(this, { step: [], time: [], kind: [], norm: [], raw: [], mini: [], bad: [], latest: undefined, latestTime: -Infinity });
+    const columns = { step: [], time: [], kind: [], norm: [], raw: [], mini: [], scalars: [] };
+    Object.assign(this, { ...columns, bad: [], latest: undefined, latestTime: -Infinity });
   }
 
   get length() {
@@ -115,7 +133,8 @@ export class Steps {
 
   /** @returns {StepRecord} */
   at(i) {
-    return { step: this.step[i], time: this.time[i], kind: this.kind[i], norm: this.norm[i], raw: this.raw[i], mini: this.mini[i] };
+    const { step, time, kind, norm, raw, mini, scalars } = this;
+    return { step: step[i], time: time[i], kind: kind[i], norm: norm[i], raw: raw[i], mini: mini[i], scalars: scalars[i] };
   }
 
   /**
@@ -205,6 +224,7 @@ export class Steps {
     this.norm.push(record.norm);
     this.raw.push(record.raw);
     this.mini.push(record.mini);
+    this.scalars.push(record.scalars);
     if (isBad(record.kind)) this.bad.push(this.length - 1);
     if (record.time >= this.latestTime) {
       this.latest = record.step;
@@ -252,7 +272,7 @@ function halve(records, compare) {
   const kept = [];
   let group = [];
   for (const record of records) {
-    if (isBad(record.kind)) {
+    if (isBad(record.kind) || isOdd(record)) {
       kept.push(record);
       continue;
     }

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from optwrap_exporter.store.rollups import SIZE, Block
+from optwrap_exporter.store.step_columns import ROLLED_UP
 from optwrap_exporter.wire.answers import BadSteps
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
@@ -72,7 +73,9 @@ _Row = tuple[int, int, float | None, int, float]
 
 
 def _good(db: sqlite3.Connection, span: Span) -> Iterator[_Row]:
-    return db.execute(f"SELECT step, incarnation_id, norm, bad, time FROM step WHERE {IN_SPAN} AND bad = 0", span)
+    return db.execute(
+        f"SELECT step, incarnation_id, {ROLLED_UP}, bad, time FROM step WHERE {IN_SPAN} AND bad = 0", span
+    )
 
 
 def _each(db: sqlite3.Connection, span: Span) -> list[tuple[float, Block]]:

@@ -85,8 +85,9 @@ INSERT_PARAMETER: Final = (
     "last_step = excluded.last_step"
 )
 _INSERT_OFFENDER: Final = (
-    "WITH new (run_id, process, step, revision, position, not_finite, path) AS (VALUES ?) INSERT INTO offender "
-    "SELECT run_id, process, step, revision, position, path.id, not_finite FROM new CROSS JOIN path USING (path)"
+    "WITH new (run_id, process, step, revision, position, not_finite, norm_share, path) AS (VALUES ?) "
+    "INSERT INTO offender SELECT run_id, process, step, revision, position, path.id, not_finite, norm_share "
+    "FROM new CROSS JOIN path USING (path)"
 )
 _INSERT_EVENT: Final = (
     "WITH new (revision, run_id, process, kind, time, step, attempt, same_as, detail, key, repeated) AS (VALUES ?) "

@@ -1,13 +1,12 @@
 """The queries of the API. Each runs in a read transaction of the caller, so it sees one state of the database."""
 
 import json
-import math
 import sqlite3
 import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from optwrap_exporter.store import downsample, rollups
+from optwrap_exporter.store import downsample, rollups, step_columns
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
 from optwrap_exporter.wire.answers import (
     ANSWER_BYTES,
@@ -20,13 +19,10 @@ from optwrap_exporter.wire.answers import (
     StepsAnswer,
 )
 from optwrap_exporter.wire.cursor import decode, encode
-from optwrap_exporter.wire.requests import Offender, ReplicaRecord, StepColumns
-from optwrap_exporter.wire.vocabulary import OUTCOMES, EventKind
+from optwrap_exporter.wire.requests import Offender, ReplicaRecord
+from optwrap_exporter.wire.vocabulary import EventKind
 
-_COLUMNS: Final = "step, time, outcome, finite, norm, mini_step, interpolated"
 _LAST: Final = 2**62
-
-_Row = tuple[int, float, int, int, float | None, int | None, int]
 
 
 def run_id(db: sqlite3.Connection, run: str) -> int | None:
@@ -53,7 +49,7 @@ def steps(
 ) -> StepsAnswer:
     """`Store.steps`."""
     key = run_id(db, run)
-    found: list[_Row] = []
+    found: list[step_columns.Row] = []
     thinned: list[BadSteps] = []
     replicas: list[ReplicaRecord] = []
     good, bad, left_out = 0, 0, 0
@@ -62,7 +58,7 @@ def steps(
         blocks = rollups.read(db, *span) if span.first <= span.last else {}
         good = sum(block.good for block in blocks.values())
         bad = sum(block.bad for block in blocks.values())
-        select = f"SELECT {_COLUMNS} FROM step"
+        select = f"SELECT {step_columns.SELECTED} FROM step"
         if good <= points and bad <= most_bad:
             found = db.execute(f"{select} WHERE {IN_SPAN}", span).fetchall()
         else:
@@ -92,7 +88,7 @@ def steps(
         sampled=good > points,
         bad=bad,
         thinned=thinned,
-        columns=columns(found),
+        columns=step_columns.read(found),
         replicas=replicas,
         replicas_left_out=left_out,
     )
@@ -128,7 +124,7 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
 
 def _sampled(
     db: sqlite3.Connection, span: Span, blocks: dict[int, rollups.Block], buckets: int, axis: Axis
-) -> list[_Row]:
+) -> list[step_columns.Row]:
     """Good steps, downsampled: those with the smallest and the largest norm of each bucket."""
     if buckets < 1:
         return []
@@ -136,27 +132,11 @@ def _sampled(
     chosen = {extreme[1:] for block in joined for extreme in (block.low, block.high) if extreme is not None}
     return db.execute(
         f"""
-        SELECT {_COLUMNS} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?
+        SELECT {step_columns.SELECTED} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?
             AND step = json_extract(chosen.value, '$[0]') AND incarnation_id = json_extract(chosen.value, '$[1]')
         """,
         (json.dumps(sorted(chosen)), span.run_id, span.process),
     ).fetchall()
-
-
-def columns(rows: Iterable[_Row]) -> StepColumns:
-    """Step rows as columns."""
-    table = list(zip(*rows, strict=True)) or [()] * 7
-    step, time, outcome, finite, norm, mini_step, interpolated = table
-    # They were validated on arrival. Validating a million of them again would be slow.
-    return StepColumns.model_construct(
-        step=list(step),
-        time=list(time),
-        outcome=[OUTCOMES[v] for v in outcome],
-        finite=[bool(f) for f in finite],
-        norm=[math.nan if n is None else n for n in norm],
-        mini_step=list(mini_step),
-        interpolated=[bool(i) for i in interpolated] if any(interpolated) else None,
-    )
 
 
 _EVENT_BYTES: Final = 512
@@ -279,7 +259,8 @@ def _change(db: sqlite3.Connection, revision: int, run: str, span: Span) -> Repo
 
     # Bad steps before good ones, then the newest.
     found = db.execute(
-        f"SELECT {_COLUMNS} FROM step WHERE {where} ORDER BY bad DESC, step DESC LIMIT ?", (*values, _MOST_STEPS)
+        f"SELECT {step_columns.SELECTED} FROM step WHERE {where} ORDER BY bad DESC, step DESC LIMIT ?",
+        (*values, _MOST_STEPS),
     ).fetchall()
     found.sort(key=lambda row: row[0])
     replicas = _replicas(db, where, values, _MOST_REPLICAS)
@@ -293,7 +274,7 @@ def _change(db: sqlite3.Connection, revision: int, run: str, span: Span) -> Repo
         run=run,
         process=span.process,
         revision=revision,
-        steps=columns(found),
+        steps=step_columns.read(found),
         offenders=offenders,
         replicas=replicas,
         events=events,
@@ -310,13 +291,14 @@ def _offenders(db: sqlite3.Connection, where: str, values: tuple[int, ...]) -> t
     """The first offenders, and how many are left out."""
     shown: list[Offender] = []
     room, left_out = _OFFENDER_BYTES, 0
-    for step, path, n in db.execute(
-        f"SELECT step, path, not_finite FROM offender JOIN path ON path.id = path_id WHERE {where} ORDER BY position",
+    for step, path, not_finite, share in db.execute(
+        "SELECT step, path, not_finite, norm_share FROM offender JOIN path ON path.id = path_id "
+        f"WHERE {where} ORDER BY position",
         values,
     ):
         room -= len(json.dumps(path)) + 80
         if room < 0:
             left_out += 1
         else:
-            shown.append(Offender.model_construct(step=step, parameter=path, not_finite=n))
+            shown.append(Offender.model_construct(step=step, parameter=path, not_finite=not_finite, norm_share=share))
     return shown, left_out

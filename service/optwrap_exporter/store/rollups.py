@@ -1,7 +1,7 @@
 """Rollups of step records: for every SIZE step numbers the count of steps and the smallest and largest norm.
 
-With them a million steps are counted and downsampled without being read. A NaN norm counts as infinite here, so that
-downsampling keeps a good step with a NaN norm.
+With them a million steps are counted and downsampled without being read. A NaN norm counts as infinite here, and so
+does the norm of a step with a non-finite scalar, so that downsampling keeps these steps.
 """
 
 import dataclasses
@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from optwrap_exporter.store import bulk
+from optwrap_exporter.store.step_columns import ROLLED_UP
 
 SIZE: Final = 64
 """Step numbers in a block."""
 
 Row = tuple[int, int, float | None, int]
-"""Step, incarnation id, norm as stored, bad."""
+"""Step, incarnation id, norm as `step_columns.ROLLED_UP`, bad."""
 Extreme = tuple[float, int, int]
 """Norm, step, incarnation id."""
 
@@ -102,7 +103,8 @@ def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last:
 
 def _rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> Iterable[Row]:
     return db.execute(
-        "SELECT step, incarnation_id, norm, bad FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ?",
+        f"SELECT step, incarnation_id, {ROLLED_UP}, bad FROM step "
+        "WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ?",
         (run_id, process, first, last),
     )
 

@@ -71,6 +71,8 @@ CREATE TABLE step (
     mini_step INTEGER,
     interpolated INTEGER NOT NULL,
     bad INTEGER NOT NULL,
+    update_norm REAL,                   -- null: none; -1: NaN
+    scalars TEXT,                       -- JSON, by name, non-finite numbers as strings; null: none
     PRIMARY KEY (run_id, process, step, incarnation_id)
 ) WITHOUT ROWID;
 CREATE INDEX step_bad ON step (run_id, process, step) WHERE bad = 1;
@@ -99,7 +101,8 @@ CREATE TABLE offender (
     revision INTEGER NOT NULL,
     position INTEGER NOT NULL,          -- index in its report: the tree's order
     path_id INTEGER NOT NULL,
-    not_finite INTEGER NOT NULL,
+    not_finite INTEGER,                 -- this or norm_share
+    norm_share REAL,
     PRIMARY KEY (run_id, process, step, revision, position)
 ) WITHOUT ROWID;
 CREATE TABLE replica (                  -- wire.requests.ReplicaRecord
@@ -139,6 +142,9 @@ CREATE TABLE trial (                    -- empty, but for `write_trial`
 
 _TRIAL_BYTES: Final = 1 << 15
 
+LOCK_SECONDS: Final = 3.0
+"""How long to wait while another program has locked the database. After that the store is ill, and says so."""
+
 OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event")
 """Tables with a column `run_id`."""
 
@@ -149,7 +155,7 @@ class SchemaError(ExporterError):
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that one thread at a time may use. Transactions are begun explicitly."""
-    db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA synchronous = NORMAL")
     return db
 

@@ -16,7 +16,7 @@ from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
 from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
-from optwrap_exporter.store import bulk, retention, rollups
+from optwrap_exporter.store import bulk, retention, rollups, step_columns
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.wire.requests import Report
@@ -109,7 +109,16 @@ class Rows:
             if touched:
                 self._steps(pending, plan, report, run_id=run_id, incarnation_id=incarnation_id, revision=revision)
                 pending.offenders += [
-                    (run_id, process, offender.step, revision, position, offender.not_finite, offender.parameter)
+                    (
+                        run_id,
+                        process,
+                        offender.step,
+                        revision,
+                        position,
+                        offender.not_finite,
+                        offender.norm_share,
+                        offender.parameter,
+                    )
                     for position, offender in enumerate(report.offenders)
                 ]
                 pending.replicas += [
@@ -231,7 +240,7 @@ class Rows:
             )
             known = {step for (step,) in stored}
         counted: list[rollups.Row] = []
-        for step, time, outcome, finite, norm, mini_step, estimated in zip(
+        for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
             columns.step,
             columns.time,
             columns.outcome,
@@ -239,7 +248,9 @@ class Rows:
             columns.norm,
             columns.mini_step,
             columns.interpolated or itertools.repeat(False),
-            strict=False,  # the last column may be endless; the wire has checked the lengths of the others
+            columns.update_norm or itertools.repeat(None),
+            step_columns.scalars_by_step(columns),
+            strict=False,  # some columns may be endless; the wire has checked the lengths of the others
         ):
             if step in known:
                 continue
@@ -259,9 +270,12 @@ class Rows:
                     mini_step,
                     estimated,
                     bad,
+                    step_columns.stored_update_norm(update_norm),
+                    scalars,
                 )
             )
-            counted.append((step, incarnation_id, number, bad))
+            kept = None if scalars is not None and step_columns.NOT_FINITE in scalars else number
+            counted.append((step, incarnation_id, kept, bad))
         pending.blocks += rollups.rows_of(run_id, process, counted)
 
 

@@ -182,6 +182,8 @@ class RunDetail(_Answer):
     unseen_not_finite: int
     """How many of them had non-finite gradients, as far as that is known."""
     gauges: Gauges
+    scalars: dict[str, float]
+    """The last finite value of each scalar."""
     parameters: list[ParameterRow]
     """Worst first."""
     replicas: list[ReplicaRow]

@@ -106,12 +106,15 @@ def _check_step_records(report: Report) -> None:
 
 
 def _check_offenders(report: Report) -> None:
-    """Offenders belong to steps in `steps`, and each parameter occurs once in a step."""
+    """Offenders belong to steps in `steps`, each parameter occurs once in a step, and each has one of two fields."""
     steps = set(report.steps.step)
     seen: set[tuple[int, str]] = set()
     for index, offender in enumerate(report.offenders):
         if offender.step not in steps:
             raise inconsistent(f"offenders[{index}].step", "a step in steps.step of this report", offender.step)
+        if (offender.not_finite is None) == (offender.norm_share is None):
+            got = "neither" if offender.not_finite is None else "both"
+            raise inconsistent(f"offenders[{index}]", "either not_finite or norm_share", got)
         key = (offender.step, offender.parameter)
         if key in seen:
             raise inconsistent(f"offenders[{index}]", "each parameter of a step once", f"{offender.parameter} again")

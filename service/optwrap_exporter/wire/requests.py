@@ -17,16 +17,20 @@ from optwrap_exporter.wire.vocabulary import (
     MOST_PARAMETERS,
     MOST_RECORDS,
     MOST_REPLICAS,
+    MOST_SCALARS,
     Attempt,
     Count,
     Incarnation,
     Norm,
     Norms,
+    OptionalNorms,
+    OptionalScalars,
     Outcome,
     Parameter,
     Process,
     ReplicaNumber,
     Run,
+    ScalarName,
     State,
     Step,
     Text,
@@ -38,12 +42,14 @@ def _absent(value: object) -> bool:
     return value is None
 
 
-def _empty(value: list[Any]) -> bool:
+def _empty(value: list[Any] | dict[str, Any]) -> bool:
     return not value
 
 
 # A default of [] would be copied by Python for every report.
 _EMPTY: Final[Any] = Field(default_factory=list, json_schema_extra={"default": []})
+
+_NO_SCALARS: Final[Any] = Field(default_factory=dict, json_schema_extra={"default": {}})
 
 _Item = TypeVar("_Item")
 Records = Annotated[list[_Item], Field(max_length=MOST_RECORDS, fail_fast=True)]
@@ -161,6 +167,8 @@ class Gauges(_Request):
     sync_period: _OptionalCount = None
     guard_rebases: _OptionalCount = None
     guard_would_skip_steps: _OptionalCount = None
+    update_norm: Annotated[Norm | None, _LEFT_OUT] = None
+    """Global L2 norm of the update that the last step applied; absent if it applied none."""
 
 
 class StepColumns(_Request):
@@ -177,26 +185,41 @@ class StepColumns(_Request):
     """Position in the accumulation window; null without accumulation."""
     interpolated: Annotated[Records[bool] | None, Field(exclude_if=_absent)] = None
     """Whether the time is an estimate, as for the steps of one scan. Absent if no time is."""
+    update_norm: Annotated[OptionalNorms | None, Field(exclude_if=_absent)] = None
+    """Global L2 norm of the update that the step applied; null if it applied none. Absent if no step has one."""
+    scalars: Annotated[
+        dict[ScalarName, OptionalScalars], Field(max_length=MOST_SCALARS, fail_fast=True, exclude_if=_empty)
+    ] = _NO_SCALARS
+    """The loss and other numbers by name; null where a step has none. Absent if there are none."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        for name in ("time", "outcome", "finite", "norm", "mini_step", "interpolated"):
-            column = getattr(self, name)
-            if column is not None and len(column) != len(self.step):
-                raise inconsistent(name, f"as many entries as step, {len(self.step)}", f"{len(column)} entries")
+        for name in ("time", "outcome", "finite", "norm", "mini_step", "interpolated", "update_norm"):
+            self._check_length(name, getattr(self, name))
+        for name, column in self.scalars.items():
+            self._check_length(f"scalars.{name}", column)
         return self
+
+    def _check_length(self, name: str, column: list[Any] | None) -> None:
+        if column is not None and len(column) != len(self.step):
+            raise inconsistent(name, f"as many entries as step, {len(self.step)}", f"{len(column)} entries")
 
     def __len__(self) -> int:
         return len(self.step)
 
 
 class Offender(_Request):
-    """One parameter whose gradient was non-finite in one step."""
+    """One parameter in one bad step: its gradient was non-finite, or it had a large share of the norm.
+
+    It has either `not_finite` or `norm_share`.
+    """
 
     step: Step
     parameter: Parameter
-    not_finite: Annotated[int, Field(ge=1, le=LARGEST)]
+    not_finite: Annotated[Annotated[int, Field(ge=1, le=LARGEST)] | None, _LEFT_OUT] = None
     """Number of non-finite values in its gradient."""
+    norm_share: Annotated[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None, _LEFT_OUT] = None
+    """Its share of the squared norm, of a step whose gradients were finite. The client sends the three largest."""
 
 
 class UnnamedOffenders(_Request):
@@ -261,7 +284,7 @@ class Report(_Request):
     gauges: Gauges = Gauges()
     steps: StepColumns = StepColumns()
     offenders: Records[Offender] = []
-    """In the tree's order within a step."""
+    """Within a step non-finite parameters in the tree's order, or the largest share first."""
     unnamed: Annotated[Records[UnnamedOffenders], Field(exclude_if=_empty)] = _EMPTY
     replicas: Annotated[Records[ReplicaRecord], Field(exclude_if=_empty)] = _EMPTY
     dropped: Dropped = Dropped(steps=0, bad_steps=0)

@@ -74,6 +74,8 @@ MOST_RECORDS: Final = 8192
 """The most step records, offenders and replica records in one report, each."""
 MOST_REPLICAS: Final = 256
 """The most replicas that the totals of a report name."""
+MOST_SCALARS: Final = 16
+"""The most scalars in one report, and of one process."""
 SATURATED: Final = 2**32 - 1
 """The library's counters stop here. A counter that has stopped cannot be compared with the others."""
 
@@ -86,7 +88,7 @@ def own_attempt(incarnation: str) -> str:
     return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
 
 
-_NOT_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NOT_FINITE_NUMBERS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NO_CONTROLS: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 NotFinite = Literal["NaN", "Infinity", "-Infinity"]
@@ -100,15 +102,19 @@ def to_json_number(value: float) -> float | NotFinite:
 
 
 def _number(value: float | str) -> float:
-    return _NOT_FINITE[value] if isinstance(value, str) else value
+    return NOT_FINITE_NUMBERS[value] if isinstance(value, str) else value
 
 
 def _names(values: Iterable[float]) -> list[float | NotFinite]:
     return [value if math.isfinite(value) else to_json_number(value) for value in values]
 
 
-def _numbers(values: Iterable[float | str]) -> list[float]:
-    return [_NOT_FINITE[value] if isinstance(value, str) else value for value in values]
+def _optional_names(values: Iterable[float | None]) -> list[float | NotFinite | None]:
+    return [value if value is None or math.isfinite(value) else to_json_number(value) for value in values]
+
+
+def _numbers(values: Iterable[Any]) -> list[Any]:
+    return [NOT_FINITE_NUMBERS[value] if isinstance(value, str) else value for value in values]
 
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -121,17 +127,25 @@ Attempt = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 Process = Annotated[int, Field(ge=0, le=65_535)]
 Parameter = Annotated[str, Field(min_length=1, max_length=1024, pattern=_NO_CONTROLS)]
 """A parameter's path, as `jax.tree_util.keystr(path, simple=True, separator="/")` writes it."""
+ScalarName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")]
 Text = Annotated[str, Field(max_length=256, pattern=_NO_CONTROLS)]
 ReplicaNumber = Annotated[int, Field(ge=0, le=2**31)]
 """A replica's index along the replica axes, row-major, from 0."""
 
 
-class _NormOnTheWire:
-    """Reads a norm from JSON as a number or a name; from Python also as a non-finite float."""
+class _NumberOnTheWire:
+    """Reads a number from JSON as a number or a name; from Python also as a non-finite float.
+
+    Args:
+      least: the smallest finite value; None for any.
+    """
+
+    def __init__(self, least: float | None) -> None:
+        self._least = least
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         del source
-        wire = handler.generate_schema(Annotated[float, Field(ge=0, allow_inf_nan=False)] | NotFinite)
+        wire = handler.generate_schema(Annotated[float, Field(ge=self._least, allow_inf_nan=False)] | NotFinite)
 
         def named(value: Any) -> Any:
             return to_json_number(value) if isinstance(value, float) else value
@@ -141,7 +155,8 @@ class _NormOnTheWire:
         )
 
 
-_WireNorm = Annotated[float, _NormOnTheWire()]
+_WireNorm = Annotated[float, _NumberOnTheWire(0)]
+_WireScalar = Annotated[float, _NumberOnTheWire(None)]
 Norm = Annotated[
     _WireNorm,
     AfterValidator(_number),
@@ -154,3 +169,12 @@ Norms = Annotated[
     AfterValidator(_numbers),
     PlainSerializer(_names, return_type=list[float | NotFinite], when_used="json"),
 ]
+_OPTIONAL: Final = PlainSerializer(_optional_names, return_type=list[float | NotFinite | None], when_used="json")
+OptionalNorms = Annotated[
+    list[_WireNorm | None], Field(max_length=MOST_RECORDS, fail_fast=True), AfterValidator(_numbers), _OPTIONAL
+]
+"""Norms, null where there is none."""
+OptionalScalars = Annotated[
+    list[_WireScalar | None], Field(max_length=MOST_RECORDS, fail_fast=True), AfterValidator(_numbers), _OPTIONAL
+]
+"""Numbers, null where there is none. In Python floats, NaN and infinities included."""

@@ -9,11 +9,18 @@ import { KINDS } from "../words.js";
 /** @import { Steps } from "../steps.js" */
 
 /** A chart narrower than this is drawn smaller (CSS pixels). */
-const NARROW = 560;
+export const NARROW = 560;
 /** The line crosses gaps in time that are narrower than this (CSS pixels). */
 const MIN_GAP_WIDTH = 8;
 /** Height of both strips (CSS pixels). It is always reserved, so that the axis does not move when accumulation begins. */
 const STRIPS_HEIGHT = 2 * (STRIP_GAP + STRIP_HEIGHT);
+
+/** All charts of the page share the crosshair, but not the selection of a range. */
+export const SYNC = {
+  key: "steps",
+  scales: ["x", null],
+  filters: { pub: (type) => type === "mousemove" || type === "mouseleave" },
+};
 
 /** Loads uPlot; null if it is missing in this installation. */
 export async function loadChartLibrary() {
@@ -29,7 +36,8 @@ export async function loadChartLibrary() {
   }
 }
 
-function readColours() {
+/** The colours of the page's theme. */
+export function readColours() {
   const style = getComputedStyle(document.documentElement);
   const value = (name) => style.getPropertyValue(name).trim();
   const kinds = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, value(`--kind-${kind.replaceAll("_", "-")}`)]));
@@ -130,6 +138,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
         cursor: {
           y: false,
           drag: { x: true, y: false, setScale: false },
+          sync: SYNC,
           points: { size: 7, fill: () => colours.line, stroke: () => colours.line },
           bind: { dblclick: () => () => onFollow() },
         },
@@ -239,7 +248,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
         rebuild();
       }
       drawnKey = key;
-      range = padded(...(next.visible ?? [0, 1]));
+      range = padded(...(next.visible ?? [0, 1]), byTime);
       draw();
     },
     /** Moves the crosshair to a position on the axis. */
@@ -248,13 +257,14 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     },
   };
 
-  /**
-   * Adds half a step on either side, so that the first and last bars are whole. The width is never zero.
-   * @returns {[number, number]}
-   */
-  function padded(min, max) {
-    if (max <= min) return [min - 1, max + 1];
-    const space = (max - min) * 0.01;
-    return byTime ? [min - space / 2, max + space] : [min - 0.5, max + Math.max(0.5, space)];
-  }
+}
+
+/**
+ * Adds half a step on either side, so that the first and last bars are whole. The width is never zero.
+ * @returns {[number, number]}
+ */
+export function padded(min, max, byTime) {
+  if (max <= min) return [min - 1, max + 1];
+  const space = (max - min) * 0.01;
+  return byTime ? [min - space / 2, max + space] : [min - 0.5, max + Math.max(0.5, space)];
 }

@@ -13,7 +13,8 @@ const MAX_GUIDES = 120;
 
 const paths = new Map(Object.entries(SHAPES).map(([name, { d }]) => [name, new Path2D(d)]));
 
-function draw(context, name, x, y, size, colour) {
+/** Draws a shape with its middle at (x, y). */
+export function draw(context, name, x, y, size, colour) {
   context.save();
   context.translate(x - size / 2, y - size / 2);
   context.scale(size / 10, size / 10);

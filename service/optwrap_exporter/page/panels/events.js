@@ -57,7 +57,7 @@ const PHRASES = {
   stopped: ending,
 };
 
-const parameterNames = ({ parameters = [], parameter_count: count }) => parametersInWords(parameters, count);
+const parameterNames = ({ parameters, norm_shares: shares, parameter_count: count }) => parametersInWords(parameters ?? shares ?? [], count);
 
 function details({ kind, detail }) {
   const words = PHRASES[kind]?.(detail) ?? Object.entries(detail).map(([key, value]) => `${visible(key.replaceAll("_", " "))} ${valueInWords(value)}`);

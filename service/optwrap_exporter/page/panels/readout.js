@@ -1,6 +1,6 @@
 /** One step in words, above the chart: the step under the crosshair, else the selected step, else the last one. */
 
-import { clock, integer, norm, parametersInWords } from "../format.js";
+import { clock, integer, norm, parametersInWords, visible } from "../format.js";
 import { shownRecords } from "../view.js";
 import { isBad, KINDS } from "../words.js";
 import { el, setAttribute, setText } from "../dom.js";
@@ -45,11 +45,15 @@ function noSteps({ range }, records) {
   return `No steps from ${from} to ${to}. The recorded steps go from ${first} to ${last}.`;
 }
 
-function stepInWords({ step, time, kind, raw, mini }, { detail, offenders }) {
+/** How many scalars are named. */
+const SCALARS = 3;
+
+function stepInWords({ step, time, kind, raw, mini, scalars }, { detail, offenders }) {
   const everyK = detail?.gauges?.every_k;
   const parts = [integer(step), clock(time), `norm ${norm(raw)}`, KINDS[kind]?.word ?? kind];
   if (mini !== null && everyK) parts.push(`window ${mini} of ${everyK}`);
   const parameters = parametersInWords(offenders.get(step) ?? []);
   if (parameters !== null) parts.push(parameters);
+  for (const [name, value] of Object.entries(scalars ?? {}).slice(0, SCALARS)) parts.push(`${visible(name)} ${norm(value)}`);
   return parts.join(" · ");
 }
