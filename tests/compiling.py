@@ -5,19 +5,26 @@ programs mean the same, and only their rounding may differ. They run slower: whe
 users are quicker in all. `--thorough` compiles everything as users have it.
 """
 
+import importlib.metadata
 import os
+
+HAS_EMITTERS_FLAG = importlib.metadata.version("jaxlib").startswith("0.10.")
+"""Whether XLA still has another way to emit fusions. It ends a process that has a flag it does not know."""
+
+FUSION_EMITTERS: dict[str, str | bool | int] = {"xla_cpu_use_fusion_emitters": True} if HAS_EMITTERS_FLAG else {}
+"""Compiler options for XLA's default way to emit fusions."""
 
 QUICK = (
     "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
+    *(("--xla_cpu_use_fusion_emitters=false",) if HAS_EMITTERS_FLAG else ()),
     "--xla_cpu_parallel_codegen_split_count=1",
 )
-"""For the environment variable XLA_FLAGS. XLA ends a process that has a flag it does not know."""
+"""For the environment variable XLA_FLAGS."""
 
 AS_USERS: dict[str, str | bool | int] = {
     "xla_backend_optimization_level": "3",
-    "xla_cpu_use_fusion_emitters": True,
     "xla_cpu_parallel_codegen_split_count": 32,
+    **FUSION_EMITTERS,
 }
 """Compiler options for `jax.jit`: XLA's own defaults for the options above."""
 

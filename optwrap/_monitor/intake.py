@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
@@ -22,11 +22,23 @@ from optwrap._reading.replicas import NonfiniteReplicas, nonfinite_replicas
 from optwrap._reading.scalars import ALLOWED, MAX_SCALARS, is_name, values_of
 from optwrap._reading.unpack import Layout, Reading, unpack
 
+Values = np.ndarray[Any, np.dtype[np.float64]]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
 _YIELD_EVERY: Final = 4
 """After this many readings the thread sleeps for 10 us, so that the training loop gets the interpreter lock.
 
 `time.sleep(0)` is not enough: this thread would take the lock again before the waiting one wakes up, and keep it for
 Python's switch interval of 5 ms."""
+
+
+class Part(NamedTuple):
+    """What was observed of one optimizer: all, or one member of an ensemble."""
+
+    words: Words
+    """uint32[..., words]."""
+    scalars: Mapping[str, Values]
+    """By name, float64[rows]: one value for each row of `words`."""
 
 
 class Intake:
@@ -102,41 +114,31 @@ class Intake:
         try:
             observed = on_host(observed)
             parts = [observed] if self._settings.members is None else as_members(observed, self._settings.members)
-            scalars = self._scalars.columns(item.scalars, math.prod(observed.shape[:-1]))
+            scalars = self._scalars.values(item.scalars, math.prod(observed.shape[:-1]))
         except Exception as error:
             self._refuse(error, observed, self._accounts, evicted)
             return
-        of_each = math.prod(parts[0].shape[:-1])
         for number, (account, words) in enumerate(zip(self._accounts, parts, strict=True)):
-            own = {name: values[number * of_each :][:of_each] for name, values in scalars.items()}
             try:
-                self._add(account, words, own, item, evicted, run=self._settings.run_of(number))
+                mine = {name: values.reshape(len(parts), -1)[number] for name, values in scalars.items()}
+                self._add(account, self._settings.run_of(number), Part(words, mine), item, evicted)
             except Exception as error:
                 self._refuse(error, words, [account], evicted)
         self._last_time = item.time
 
-    def _add(
-        self,
-        account: Account,
-        words: Words,
-        scalars: Mapping[str, Sequence[float]],
-        item: Item,
-        evicted: int,
-        *,
-        run: str,
-    ) -> None:
+    def _add(self, account: Account, run: str, part: Part, item: Item, evicted: int) -> None:
         layout = self._inbox.layout
-        rows, sources = rows_and_sources(words)
+        rows, step_of = rows_by_step(part.words)
         words = new_rows(rows, account)
         if not len(words):
             return
-        sources = sources[len(rows) - len(words) :]
+        skipped = len(rows) - len(words)
+        means = {name: mean_by_step(values, step_of)[skipped:] for name, values in part.scalars.items()}
         steps = read_steps(words, lambda row: unpack(row, layout), item.time, self._last_time)
         if account.latest is None:
             self._mention_earlier_steps(run, steps[0].reading)
         for i, step in enumerate(steps):
-            own = {name: sum(values[j] for j in sources[i]) / len(sources[i]) for name, values in scalars.items()}
-            reading = self._with_scalars(step.reading, own)
+            reading = self._with_scalars(step.reading, {name: float(values[i]) for name, values in means.items()})
             account.add(
                 Observation(
                     reading=reading,
@@ -149,7 +151,7 @@ class Intake:
                     lost=evicted * len(steps) if i == 0 else 0,
                 )
             )
-            if self._caller is not None and step.reading.outcome is not None:
+            if self._caller is not None and reading.outcome is not None:
                 self._caller.put(StepRecord(run, step.time, step.interpolated, reading))
 
     def _mention_earlier_steps(self, run: str, first: Reading) -> None:
@@ -203,8 +205,8 @@ class Scalars:
         self._names: dict[str, None] = {}
         """Every name so far, at most MAX_SCALARS."""
 
-    def columns(self, scalars: Mapping[str, object], rows: int) -> dict[str, list[float]]:
-        """The values of each scalar, one for each row of the reading.
+    def values(self, scalars: Mapping[str, object], rows: int) -> dict[str, Values]:
+        """The values of each scalar, float64[rows], one for each row of the reading.
 
         Args:
           scalars: the arguments of `observe`.
@@ -220,7 +222,7 @@ class Scalars:
                 self._once.warn("scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", error)
                 continue
             if self._admits(name):
-                found[name] = values
+                found[name] = np.array(values, np.float64)
         return found
 
     def admitted(self, scalars: Mapping[str, float]) -> Mapping[str, float]:
@@ -300,29 +302,31 @@ def as_members(words: Words, members: int) -> list[Words]:
 
 
 def as_rows(words: Words) -> Words:
-    """One row for each step, uint32[n, words], from any leading axes: see `rows_and_sources`."""
-    return rows_and_sources(words)[0]
+    """One row for each step, uint32[n, words], from any leading axes, as `rows_by_step` finds them."""
+    return rows_by_step(words)[0]
 
 
-def rows_and_sources(words: Words) -> tuple[Words, list[list[int]]]:
-    """One row for each step, uint32[n, words], and where each was in row-major order: once for each replica.
+def rows_by_step(words: Words) -> tuple[Words, Numbers]:
+    """One row for each step, uint32[n, words], and the step that each row of `words` belongs to, int64[rows].
 
     An axis along which all is equal holds replicas of one step (from pmap): one of them stays. The others are time, in
     row-major order. A row that repeats the one before it is no new step: the loop did not call the optimizer.
     """
-    if words.ndim == 1:
-        return words[None], [[0]]
-    width = words.shape[-1]
-    sources = np.arange(words.size // width).reshape(*words.shape[:-1], 1)
-    for axis in reversed(range(words.ndim - 1)):
-        if words.shape[axis] > 1 and (words == words.take([0], axis)).all():
+    lead, width = words.shape[:-1], words.shape[-1]
+    for axis in reversed(range(len(lead))):
+        if (words == words.take([0], axis)).all():
             words = words.take([0], axis)
-            sources = np.moveaxis(sources, axis, -1)
-            sources = np.expand_dims(sources.reshape(*sources.shape[:-2], -1), axis)
-    words = words.reshape(-1, width)
-    stays = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])
-    rows: Words = words[stays]
-    return rows, sources.reshape(len(words), -1)[stays].tolist()
+    kept, words = words.shape[:-1], words.reshape(-1, width)
+    new = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])
+    step_of = np.broadcast_to((np.cumsum(new) - 1).reshape(kept), lead).reshape(-1)
+    rows: Words = words[new]
+    return rows, step_of
+
+
+def mean_by_step(values: Values, step_of: Numbers) -> Values:
+    """The mean of the values of each step, float64[n]: of replicas, and of rows that repeat a step."""
+    means: Values = np.bincount(step_of, weights=values) / np.bincount(step_of)
+    return means
 
 
 def new_rows(words: Words, account: Account) -> Words:

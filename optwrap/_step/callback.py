@@ -73,10 +73,9 @@ def _calling(observer: Observer, names: tuple[str, ...]) -> Callable[[Any], Word
 
     def call(words: Any) -> Words:
         try:
-            bits = np.array(words, np.uint32)
-            bits, values = np.split(bits, [len(bits) - len(names)])
+            row, bits = np.split(np.array(words, np.uint32), [len(words) - len(names)])
             observe: Any = observer.observe  # an observer need not take scalars if none are given
-            observe(bits, **dict(zip(names, values.view(np.float32), strict=True)))
+            observe(row, **dict(zip(names, bits.view(np.float32), strict=True)))
         except Exception as error:
             # If this raised, the step would fail and the training would lose its donated state.
             if type(error) not in logged:

@@ -119,7 +119,7 @@ def test_each_kind_of_mistake_is_logged_once(
 ) -> None:
     """Two mistakes that both raise a ValueError are two kinds; one mistake with two values is one kind."""
     monitor = make()
-    for odd in (None, "x", np.zeros(3), np.zeros(4), np.zeros(28, np.uint32), np.ones(28, np.uint32)):
+    for odd in (None, "x", np.zeros(3), np.zeros(4), np.zeros(40, np.uint32), np.ones(40, np.uint32)):
         monitor.observe(odd)
     assert monitor.flush()
     kinds = ("got a NoneType", "got float64[3]", "first word is 0x0")

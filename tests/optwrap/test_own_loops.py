@@ -184,7 +184,7 @@ def test_each_member_of_an_ensemble_is_a_run(stub: StubExporter, make: Callable[
 
 
 def test_scalars_go_with_the_step_of_their_row(make: Callable[..., Monitor]) -> None:
-    """Through repeated rows, replicas and members: a row that is no step has none, and replicas have their mean."""
+    """Through repeated rows, replicas and members: replicas have their mean, and so have rows that repeat a step."""
     records: list[optwrap.StepRecord] = []
     training, rows = trained("none", "applied", "none", "bad")
     monitor = make(on_step=records.append, members=2)
@@ -193,9 +193,9 @@ def test_scalars_go_with_the_step_of_their_row(make: Callable[..., Monitor]) -> 
     monitor.observe(both, loss=np.arange(16, dtype=np.float32).reshape(2, 4, 2), rate=0.5)
     monitor.close()
     assert [(r.run, r.step, dict(r.reading.scalars)) for r in records] == [
-        ("r.0", 1, {"loss": 2.5, "rate": 0.5}),
+        ("r.0", 1, {"loss": 3.5, "rate": 0.5}),
         ("r.0", 2, {"loss": 6.5, "rate": 0.5}),
-        ("r.1", 1, {"loss": 10.5, "rate": 0.5}),
+        ("r.1", 1, {"loss": 11.5, "rate": 0.5}),
         ("r.1", 2, {"loss": 14.5, "rate": 0.5}),
     ]
 

@@ -290,9 +290,9 @@ def test_a_number_is_reported_by_its_shortest_digits(value: float) -> None:
 @given(st.integers(1, 4), st.lists(st.integers(1, 4), max_size=3), st.sampled_from([np.float32, np.int8, np.bool_]))
 def test_a_scalar_has_no_axes_or_one_value_for_each_row(rows: int, shape: list[int], dtype: Any) -> None:
     values = np.ones(shape, dtype)
-    found = Scalars(LogOnce()).columns({"x": values}, rows)
+    found = Scalars(LogOnce()).values({"x": values}, rows)
     fits = values.ndim == 0 or values.size == rows
-    assert found == ({"x": [1.0] * rows} if fits else {})
+    assert {name: one.tolist() for name, one in found.items()} == ({"x": [1.0] * rows} if fits else {})
 
 
 def test_scalars_and_shares_count_towards_the_size_of_a_report() -> None:

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import optwrap
-from tests.compiling import AS_USERS
+from tests.compiling import AS_USERS, FUSION_EMITTERS
 
 Tree = Any
 Library = Any
@@ -42,10 +42,10 @@ def multi_steps(library: Library, inner: Any, *args: Any, skip: str | None = Non
     return library.MultiSteps(inner, *args, **kwargs).gradient_transformation()
 
 
-UNOPTIMIZED = {
+UNOPTIMIZED: dict[str, str | bool | int] = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": True,
+    **FUSION_EMITTERS,
 }
 """Compiler options for programs without the contractions that differ from program to program; but for those of
 float16, which LLVM still contracts."""
