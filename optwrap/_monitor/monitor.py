@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Self, get_args
 
-from optwrap._monitor.intake import as_rows, on_host
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.local.serve import serve as serve_locally
 from optwrap._monitor.local.table import table
@@ -18,6 +17,7 @@ from optwrap._monitor.log import LogOnce
 from optwrap._monitor.queue import Ending, Flush, in_words
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
+from optwrap._reading.rows import as_rows, on_host
 from optwrap._reading.unpack import Layout, Reading, Source
 from optwrap._stop.decision import Decision
 from optwrap._stop.policy import StopPolicy

@@ -95,6 +95,7 @@ def test_the_python_blocks_report_what_they_did(
 def guide(run: str) -> str:
     """The example of docs/guides/monitor.md that reports this run."""
     text = (REPOSITORY / "docs" / "guides" / "monitor.md").read_text()
+    code: str
     (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if run in code)
     return code
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optwrap._monitor.intake import mean_by_step, rows_by_step
+from optwrap._reading.rows import mean_by_step, rows_by_step
 
 
 @settings(deadline=None)
