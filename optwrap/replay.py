@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             token_file=options.token_file,
         )
         settings = _rule.checked(
-            "--", _rule.Settings(options.spreads, options.min_ratio, options.rebase_after, options.max_norm)
+            "", _rule.Settings(options.spreads, options.min_ratio, options.rebase_after, options.max_norm)
         )
         if given is None:
             raise ValueError("endpoint: got 'off'; allowed: the address of an exporter that has the run")

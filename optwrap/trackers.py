@@ -38,14 +38,19 @@ def metrics(step: StepRecord | Reading | None) -> dict[str, float]:
       step: a record, or a reading: `Monitor.latest()`, or the result of `optwrap.unpack`.
 
     Returns:
-      The gauges of the optimizer, by their names; the totals of the state: `steps`, `not_finite_steps`, and the steps
-      by outcome, `steps_applied` and so on. A norm may be non-finite.
+      The scalars and the gauges of the step, by their names; the totals of the state: `steps`, `not_finite_steps`, and
+      the steps by outcome, `steps_applied` and so on. A norm or a scalar may be non-finite.
     """
     if step is None:
         return {}
     reading = step.reading if isinstance(step, StepRecord) else step
     totals = reading.totals
-    found: dict[str, float] = {**reading.gauges, "steps": totals.steps, "not_finite_steps": totals.not_finite_steps}
+    found: dict[str, float] = {
+        **reading.scalars,
+        **reading.gauges,
+        "steps": totals.steps,
+        "not_finite_steps": totals.not_finite_steps,
+    }
     found |= {f"steps_{outcome}": count for outcome, count in totals.outcomes.items()}
     return {PREFIX + name: value for name, value in found.items()}
 

@@ -203,15 +203,16 @@ class Monitor:
             self._decision.describe(layout, stepping=stepping)
         last = None if self._stepping is None else self._stepping()
         this = None if layout.source is None else layout.source()
-        if stepping and this is not None and this is not last:
-            if last is not None and this.created < self._stepping_since:
+        if last is not None and this is not last and (this is None or this.created < self._stepping_since):
+            if stepping and this is not None:
                 raise ValueError(
                     f"Monitor: {self!r} is given to a second optimizer; allowed: one instrument for each Monitor; give "
                     "each optimizer its own, Monitor(run=...) under a name of its own"
                 )
+            if not stepping:
+                return  # an optimizer that is only initialised; the readings are those of the one that steps
+        if stepping and this is not last:
             self._stepping, self._stepping_since = layout.source, time.monotonic_ns()
-        elif last not in (None, this) and not stepping and self._layout is not None:
-            return  # an optimizer that is only initialised; the readings are those of the one that steps
         if self._layout == layout and layout.replicas is None:
             # `init` is traced again whenever an outer instrumentation is, and does not know the replicas.
             layout = dataclasses.replace(layout, replicas=self._layout.replicas if self._layout else None)

@@ -36,7 +36,7 @@ class Decision:
         self._last: bytes | None = None
         """The words of the last row."""
         self._head: bytes | None = None
-        """The first words of the last readings, which say what made them."""
+        """The first words of the last readings, which say what made them: version, sizes and fingerprint."""
 
     def describe(self, layout: Layout, *, stepping: bool) -> None:
         """Receive the parameters' names, as `Observer.describe` does."""
@@ -72,7 +72,7 @@ class Decision:
         if not len(words):
             return
         layout = self._layout
-        if (head := words[0, :3].tobytes()) != self._head:
+        if (head := words[0, :4].tobytes()) != self._head:
             unpack(words[0], layout)  # raises if it is no reading, or not one of this instrumentation
             self._head = head
         columns = fields(words, sizes_of(words[0]), Counts._fields)
@@ -104,7 +104,7 @@ def _bad_step(words: Words, layout: Layout | None, observed: object) -> BadStep:
     return BadStep(
         step=reading.step,
         outcome=str(reading.outcome),
-        parameter=next(iter(reading.nonfinite_parameters), None),
+        parameter=next(iter(reading.nonfinite_parameters or reading.largest_parameters), None),
         parameter_count=len(reading.nonfinite_parameters),
         replica=None if replicas is None else replicas.first,
         replica_count=0 if replicas is None else replicas.affected,

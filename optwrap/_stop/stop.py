@@ -24,7 +24,8 @@ class BadStep:
     outcome: str
     """Its outcome, such as `skipped_not_finite`."""
     parameter: str | None = None
-    """The first parameter with a non-finite gradient, in the tree's order; None if all were finite."""
+    """The first parameter with a non-finite gradient, in the tree's order; if all were finite, the one with the largest
+    share of the squared norm."""
     parameter_count: int = 0
     """Number of parameters with a non-finite gradient."""
     replica: Replica | None = None

@@ -127,7 +127,7 @@ def test_it_is_a_command(exporter: RunningExporter, tmp_path: Path) -> None:
         (["none"], 1, r"run: got none, allowed: a run that GET /v1/runs lists"),
         (["lm", "--process", "7"], 1, r"refuses the steps of run 'lm': process: got 7"),
         (["lm", "--since", "1000"], 1, "no step is stored in that range: leave out --since"),
-        (["lm", "--min-ratio", "0.5"], 2, "--min_ratio must be a number from 1, got 0.5"),
+        (["lm", "--min-ratio", "0.5"], 2, "min_ratio must be a number from 1, got 0.5"),
         (["lm", "--since", "5", "--until", "2"], 2, "--until: got 2; allowed: at least --since, 5"),
         (["lm", "--since", "0"], 2, "must be a step's number, from 1, got 0"),
         (["a b"], 2, r"run (or OPTWRAP_RUN): got 'a b'; allowed: a name of 1 to 128"),

@@ -110,19 +110,20 @@ def test_replicas_of_a_step_are_one_step() -> None:
     assert report["offenders"] == [{"step": 1, "parameter": "head", "not_finite": 2}]
 
 
-def test_rows_that_are_neither_consecutive_nor_equal_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    """With one line that shows the steps. The next valid reading has their totals."""
+def test_rows_whose_steps_fall_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    """With one line that shows the steps. Their records are dropped; the next valid reading has their totals."""
     sim = SimulatedMonitor()
     first, _, third = [np.array(sim.training.step().words()) for _ in range(3)]
     for _ in range(3):
-        sim.inbox.put(np.stack([first, third]))
+        sim.inbox.put(np.stack([third, first]))
     sim.run(1.0)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "optwrap"]
-    assert "rows of steps 1, 3" in line
+    assert "rows of steps 3, 1" in line
     assert sim.books.totals() == {}
     sim.observe()
     sim.run(1.0)
     assert sim.books.totals() == {"applied": 1}, "counting starts just before the first reading"
+    assert sim.books.dropped()["steps"] == 6
 
 
 def test_the_newest_reading_enters_a_full_queue() -> None:

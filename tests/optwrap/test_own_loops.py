@@ -183,6 +183,23 @@ def test_each_member_of_an_ensemble_is_a_run(stub: StubExporter, make: Callable[
         monitor.latest(3)
 
 
+def test_scalars_go_with_the_step_of_their_row(make: Callable[..., Monitor]) -> None:
+    """Through repeated rows, replicas and members: replicas have their mean, and so have rows that repeat a step."""
+    records: list[optwrap.StepRecord] = []
+    training, rows = trained("none", "applied", "none", "bad")
+    monitor = make(on_step=records.append, members=2)
+    monitor.describe(training.layout)
+    both = np.stack([np.stack([rows] * 2, axis=1)] * 2)  # [members, time, replicas, words]
+    monitor.observe(both, loss=np.arange(16, dtype=np.float32).reshape(2, 4, 2), rate=0.5)
+    monitor.close()
+    assert [(r.run, r.step, dict(r.reading.scalars)) for r in records] == [
+        ("r.0", 1, {"loss": 3.5, "rate": 0.5}),
+        ("r.0", 2, {"loss": 6.5, "rate": 0.5}),
+        ("r.1", 1, {"loss": 11.5, "rate": 0.5}),
+        ("r.1", 2, {"loss": 14.5, "rate": 0.5}),
+    ]
+
+
 def test_an_ensemble_of_another_size_is_refused(
     stub: StubExporter, make: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:

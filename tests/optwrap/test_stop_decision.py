@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import optwrap
 from optwrap import Stop, StopPolicy
 from optwrap._reading.counters import ABSENT, GOOD_OUTCOMES, INTEGER_GAUGES, OUTCOMES, Counters, pack
 from optwrap._reading.unpack import Layout
@@ -68,6 +70,10 @@ def readings(steps: Sequence[Step], old: int = 0) -> Any:
         finite=~bad,
         gradient_norm=np.ones(STEPS, np.float32),
         gradient_norm_limit=np.full(STEPS, ABSENT, np.float32),
+        largest=np.tile(np.array([0, 1, ABSENT], np.int32), (STEPS, 1)),
+        largest_shares=np.tile(np.array([0.75, 0.25, 0], np.float32), (STEPS, 1)),
+        update_norm=np.full(STEPS, ABSENT, np.float32),
+        scalars=np.zeros((STEPS, 0), np.float32),
         gauges=filled(ABSENT, len(INTEGER_GAUGES)),
         replica=np.where(bad, 5, ABSENT).astype(np.int32),
         replicas_not_finite=np.where(bad, 2, ABSENT).astype(np.int32),
@@ -255,12 +261,10 @@ def test_a_reading_that_is_observed_twice_counts_once() -> None:
 
 def test_a_fresh_state_may_be_observed_first() -> None:
     """Its counters are all zero, and its outcome is none."""
-    rows = readings([Step("accepted_not_finite", False)] * 3)
-    fresh = rows[:1].copy()
-    names = list(Counters._fields)
-    assert names[1] == "outcomes"
-    fresh[:, 3:] = 0
-    fresh[:, 2 + 1 + 6 + 3] = np.uint32(2**32 - 1)  # the outcome, -1
+    rows = readings([NAN] * 3)
+    params = {name: np.zeros(3, np.float32) for name in PARAMETERS}
+    fresh = np.asarray(optwrap.reading(optwrap.instrument(optax.sgd(0.1)).init(params)))[None]
+    assert fresh.shape[1] == rows.shape[1]
     deciding = decision(StopPolicy(accepted_not_finite=3, lag=0))
     deciding.observe(fresh)
     deciding.observe(rows[2:3])  # two steps are missing between them
@@ -319,6 +323,16 @@ def test_a_bad_step_names_parameter_and_replica() -> None:
     assert (bad.outcome, bad.parameter, bad.parameter_count) == ("skipped_not_finite", "b", 1)
     assert bad.replica is not None
     assert (bad.replica.number, bad.replica_count) == (5, 2)
+
+
+def test_a_step_with_a_large_norm_names_the_parameter_with_the_largest_share() -> None:
+    """No gradient of it is non-finite."""
+    deciding = decision(StopPolicy(skipped=(1, 1), lag=0))
+    deciding.observe(readings([Step("skipped_large", True)]))
+    stop = deciding.decide()
+    assert stop is not None
+    (bad,) = stop.bad_steps
+    assert (bad.parameter, bad.parameter_count, bad.replica) == ("a", 0, None)
 
 
 def test_rows_that_are_not_consecutive_steps_are_refused() -> None:

@@ -165,8 +165,8 @@ OURS_PAIRS = [
     for outer, inner in [
         *(("skip_if", name) for name in [*WRAPPERS, "skip_if_large"]),
         *((name, "skip_if") for name in WRAPPERS),
-        *(("skip_spikes", name) for name in ("multi_steps", "lookahead", "skip_if")),
-        *((name, "skip_spikes") for name in ("apply_if_finite", "multi_steps", "masked")),
+        *(("skip_spikes", name) for name in ("multi_steps", "lookahead")),
+        *((name, "skip_spikes") for name in ("apply_if_finite", "multi_steps")),
     ]
 ]
 
