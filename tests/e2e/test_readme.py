@@ -97,7 +97,7 @@ def guide(run: str) -> str:
     text = (REPOSITORY / "docs" / "guides" / "monitor.md").read_text()
     code: str
     (code,) = (code for code in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if run in code)
-    return code
+    return str(code)
 
 
 def test_the_example_of_the_loss_reports_it_with_each_step(exporter: RunningExporter, tmp_path: Path) -> None:
