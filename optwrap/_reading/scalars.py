@@ -42,9 +42,8 @@ def values_of(name: str, value: Any, rows: int) -> list[float]:
     """
     if isinstance(value, jax.core.Tracer):
         raise ValueError(f"scalar {name}: got a traced value; allowed: an array that the jitted step returned")
-    if isinstance(value, jax.Array):
-        if not (value.is_fully_addressable or value.is_fully_replicated):
-            raise ValueError(f"scalar {name}: got an array whose parts are in several processes; allowed: its mean")
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+        raise ValueError(f"scalar {name}: got an array whose parts are in several processes; allowed: its mean")
     # `jax.device_get` takes seven times as long for a scalar.
     with jax.transfer_guard_device_to_host("allow"):
         array = np.asarray(value)
