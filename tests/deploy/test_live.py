@@ -95,6 +95,9 @@ def train(job: Job) -> None:
     job.step("accepted_not_finite", "NaN", decoder__w=7)
     job.gauges |= {"mini_step": 3, "every_k": EVERY_K, "gradient_norm_limit": 8.0}
     job.gauges |= {"guard_not_finite_count": 2, "guard_not_finite_limit": 5, "steps_since_sync": 1, "sync_period": 6}
+    job.gauges |= {"guard_rebases": job.gauges.get("guard_rebases", 0) + 1, "update_norm": 0.25}
+    job.gauges |= {"guard_would_skip_steps": job.gauges.get("guard_would_skip_steps", 0) + 2}
+    job.columns["scalars"] = {"loss": [1.5] * len(job.columns["step"])}  # type: ignore[assignment]
     job.dropped = {"steps": job.dropped["steps"] + 2, "bad_steps": job.dropped["bad_steps"] + 1}
 
 
@@ -297,6 +300,8 @@ def test_counters_equal_the_reported_totals(live: Live, job: int) -> None:
         ("optwrap_parameter_not_finite_steps_total", "other"): 0,
         ("optwrap_replica_not_finite_steps_total", "5/1/gpu:5"): ROUNDS,
         ("optwrap_replica_not_finite_steps_total", "other/other/other"): 0,
+        ("optwrap_guard_rebases_total", ""): ROUNDS,
+        ("optwrap_guard_would_skip_steps_total", ""): 2 * ROUNDS,
         **{("optwrap_client_dropped_total", kind): n for kind, n in dropped.items()},
     }
     counters = {name for name, metric in SERIES.items() if metric.type == "counter" and "process" in metric.labels}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optwrap._reading.counters import ABSENT, HEAD, INTEGER_GAUGES, OUTCOMES, VERSION, Counters, pack
+from optwrap._reading.counters import ABSENT, HEAD, INTEGER_GAUGES, LARGEST, OUTCOMES, VERSION, Counters, pack
 from optwrap._reading.state import reading
 from optwrap._reading.unpack import Layout, unpack
 from optwrap._step.instrument import instrument
@@ -23,8 +23,10 @@ NAMES = st.lists(st.text(min_size=1, max_size=5), max_size=4, unique=True)
 
 @st.composite
 def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
-    layout = Layout(tuple(draw(NAMES)))
+    scalars = tuple(f"scalar_{i}" for i in range(draw(st.integers(0, 3))))
+    layout = Layout(tuple(draw(NAMES)), scalars)
     size = len(layout.parameters)
+    largest = draw(st.permutations(range(size)))[:LARGEST]
 
     def vector(length: int, values: st.SearchStrategy[int] = COUNT, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
         return np.array(draw(st.lists(values, min_size=length, max_size=length)), dtype)
@@ -45,6 +47,10 @@ def counters(draw: st.DrawFn) -> tuple[Counters, Layout]:
         replicas_not_finite=np.int32(draw(GAUGE)),
         gradient_norm_limit=np.float32(draw(st.floats(width=32, min_value=0))),
         fingerprint=np.uint32(layout.fingerprint),
+        largest=np.array([*largest, *[ABSENT] * (LARGEST - len(largest))], np.int32),
+        largest_shares=np.array([0.5] * len(largest) + [0.0] * (LARGEST - len(largest)), np.float32),
+        update_norm=np.float32(draw(st.sampled_from([ABSENT, 0.25, np.inf]))),
+        scalars=np.array([draw(st.floats(width=32)) for _ in layout.scalars], np.float32),
     )
     return Counters(**arrays), layout
 
@@ -55,7 +61,8 @@ def test_unpack_returns_the_packed_counters(drawn: tuple[Any, Layout]) -> None:
     counted, layout = drawn
     words = np.asarray(pack(counted))
     assert words.dtype == np.uint32
-    assert words.shape == (HEAD + len(counted.window_not_finite) + 2 * len(layout.parameters),)
+    own = len(counted.window_not_finite) + len(layout.scalars) + 2 * len(layout.parameters)
+    assert words.shape == (HEAD + own,)
     got = unpack(words, layout)
     assert got.totals.outcomes == dict(zip(OUTCOMES, counted.outcomes.tolist(), strict=True))
     assert got.totals.steps == got.step == counted.outcomes.sum(dtype=np.uint64)
@@ -78,6 +85,14 @@ def test_unpack_returns_the_packed_counters(drawn: tuple[Any, Layout]) -> None:
         "gradient_norm": float(counted.gradient_norm),
         "gradient_norm_limit": float(counted.gradient_norm_limit),
     }
+    absent = counted.update_norm == ABSENT
+    assert got.update_norm == (None if absent else float(counted.update_norm))
+    expected |= {} if absent else {"update_norm": float(counted.update_norm)}
+    assert list(got.largest_parameters) == [layout.parameters[i] for i in counted.largest if i != ABSENT]
+    assert set(got.largest_parameters.values()) <= {0.5}
+    if got.outcome is not None:
+        np.testing.assert_array_equal(np.array([*got.scalars.values()], np.float32), counted.scalars)
+    assert list(got.scalars) == ([] if got.outcome is None else list(layout.scalars))
     if counted.gradient_norm_limit < 0 or np.isnan(counted.gradient_norm_limit):
         del expected["gradient_norm_limit"]
     assert got.gauges == expected
@@ -197,5 +212,5 @@ def test_a_stacked_state_has_stacked_readings() -> None:
     tx = instrument(optax.sgd(1.0))
     states = jax.vmap(lambda w: tx.init({"w": w}))(jnp.ones((3, 2)))
     rows = np.asarray(reading(states))
-    assert rows.shape == (3, 27)
+    assert rows.shape == (3, HEAD + 2)
     assert [unpack(row).step for row in rows] == [0, 0, 0]
