@@ -63,8 +63,8 @@ class Decision:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        # After a stop the loop may have restored an older state. Its first reading ends the stop; if that had to wait for
-        # `lag` further ones, the loop would be asked to restore again and again.
+        # After a stop the loop may have restored an older state, whose first reading ends the stop. If that reading had
+        # to wait for `lag` further ones, the loop would be asked to restore `lag` times more.
         kept = self.policy.lag if self._tally.stop is None else 0
         while len(self._waiting) > kept:
             self._read(self._waiting.popleft())
