@@ -17,6 +17,8 @@ from optwrap._monitor.local.record import StepRecord
 from optwrap._reading.counters import GOOD_OUTCOMES
 from optwrap._reading.unpack import Reading
 
+__all__ = ["PREFIX", "OnStep", "SummaryWriter", "metrics", "mlflow", "tensorboard", "trackio", "wandb"]
+
 PREFIX: Final = "optwrap/"
 """The beginning of every name that is logged."""
 

@@ -41,7 +41,7 @@ def test_every_fault_in_the_data_is_skipped(name: str) -> None:
 
 
 @pytest.mark.thin(5)
-@pytest.mark.parametrize("name", reversed(TRAININGS))
+@pytest.mark.parametrize("name", list(reversed(TRAININGS)))
 def test_the_recorder_makes_such_traces(name: str) -> None:
     """The norms of sound steps are finite; a fault's is at least ten times as large, or not finite."""
     short = recorded(24, [name])

@@ -97,13 +97,17 @@ def test_multi_steps_is_an_instance_of_optax_but_calls_none_of_its_methods(monke
     assert optwrap.apply_gradients(steps, params, state, params)[1].gradient_step == 2
 
 
-OWN = [name for name in optwrap.__all__ if not getattr(optwrap, name).__module__.startswith("optax")]
+OWN = {
+    **{name: getattr(optwrap, name) for name in optwrap.__all__ if name != "trackers"},
+    **{f"trackers.{name}": value for name, value in vars(optwrap.trackers).items() if inspect.isfunction(value)},
+}
+OWN = {name: found for name, found in OWN.items() if not found.__module__.startswith("optax") and "._" not in name}
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_docstrings_name_every_parameter(name: str) -> None:
     """Each public function and class, and each public method of a class."""
-    found = getattr(optwrap, name)
+    found = OWN[name]
     assert inspect.getdoc(found)
     for function in documented(found):
         # What a constructor takes may be told by the class.

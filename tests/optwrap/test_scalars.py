@@ -144,7 +144,6 @@ def test_the_scalar_of_replicas_is_their_mean(make: Callable[..., Monitor], stub
     "wrong",
     [{"a-b": 1.0}, {"": 1.0}, {"a" * 65: 1.0}, {"é": 1.0}, {"a": "text"}, {"a": None}, {"a": 1j}, {"a": jnp.ones(2)},
      {"a": np.ones((1, 2))}, {"a": [1.0, 2.0]}, {"a": object()}, {"a": 10**400}],
-    ids=repr,
 )  # fmt: skip
 def test_what_is_no_scalar_is_one_line_in_the_log(
     wrong: dict[str, Any], make: Callable[..., Monitor], stub: StubExporter, caplog: pytest.LogCaptureFixture
