@@ -21,7 +21,7 @@ import optax
 from benchmarks import cart_pole
 from examples.demo import model
 from examples.demo.data import Batch, Corpus, StoredBatch
-from examples.demo.faults import Damage
+from examples.demo.faults import Damage, Outcome
 from examples.demo.settings import FULL, QUICK, Settings
 
 FILE: Final = Path(__file__).parent / "spike_traces.npz"
@@ -73,7 +73,7 @@ def transformer(settings: Settings, steps: int, faulty: list[int]) -> Array:
     """The demo's model on its text; a fault damages the stored targets of one layer."""
     corpus = Corpus(context=settings.context, layers=settings.layers)
     shape = model.Shape(len(corpus.vocabulary), settings.context, settings.layers, settings.heads, settings.width)
-    damages = [damage for damage in Damage for _ in range(3)]
+    damages = [damage for damage in Damage if damage.outcome is not Outcome.NEW_LEVEL for _ in range(3)]
 
     def batches() -> Iterable[Batch]:
         for number, stored in zip(range(steps), corpus.batches(settings.batch, seed=0), strict=False):

@@ -21,6 +21,8 @@ class Outcome(enum.StrEnum):
     """A value overflows on the way to the gradient."""
     LARGE = "finite, far too large"
     """Every value is finite, and the norm is far larger than any of an undamaged batch."""
+    NEW_LEVEL = "finite, too large until the guard rebases"
+    """Every value is finite, and the norm is so large that the guard skips it, and below its absolute limit."""
 
 
 def _stuck_bit(block: Array) -> Array:
@@ -50,12 +52,18 @@ def _stray_write(block: Array) -> Array:
     return np.resize(np.frombuffer(_STRAY, block.dtype), block.shape)
 
 
+def _as_bytes(block: Array) -> Array:
+    """Shares stored as 0 to 255, as by a writer that thinks in bytes. For some time all batches are like that."""
+    return (block.view("<f4") * np.float32(255)).view(block.dtype)
+
+
 class Damage(enum.Enum):
     """The kinds of damage to a block: title, function, and what the gradients become."""
 
     STUCK_BIT = ("stuck bit", _stuck_bit, Outcome.NOT_FINITE)
     WRONG_TYPE = ("floats decoded as integers", _wrong_type, Outcome.LARGE)
     STRAY_WRITE = ("log file written over the column", _stray_write, Outcome.LARGE)
+    AS_BYTES = ("shares stored as 0 to 255", _as_bytes, Outcome.NEW_LEVEL)
 
     def __init__(self, title: str, damage: Callable[[Array], Array], outcome: Outcome) -> None:
         self.title = title

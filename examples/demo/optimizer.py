@@ -1,21 +1,16 @@
 """The optimizer, with optwrap's wrappers and without."""
 
-import functools
-
 import optax
 
 import optwrap
-from examples.demo.settings import EVERY_K, MAX_CONSECUTIVE_ERRORS, MAX_NORM, Settings
+from examples.demo.settings import EVERY_K, MAX_CONSECUTIVE_ERRORS, MAX_NORM, MIN_RATIO, REBASE_AFTER, Settings
 
 
 def guarded(settings: Settings) -> optax.GradientTransformation:
-    """AdamW on windows of four mini-steps; a mini-step with non-finite or huge gradients is left out."""
-    window = optwrap.MultiSteps(
-        _adamw(settings),
-        every_k_schedule=EVERY_K,
-        should_skip_update_fn=functools.partial(optwrap.skip_large_updates, max_squared_norm=MAX_NORM**2),
-    )
-    return optwrap.apply_if_finite(window.gradient_transformation(), MAX_CONSECUTIVE_ERRORS)
+    """AdamW on windows of four mini-steps; a mini-step with non-finite or unusually large gradients is skipped."""
+    window = optwrap.MultiSteps(_adamw(settings), EVERY_K).gradient_transformation()
+    guard = optwrap.skip_spikes(window, min_ratio=MIN_RATIO, rebase_after=REBASE_AFTER, max_norm=MAX_NORM)
+    return optwrap.apply_if_finite(guard, MAX_CONSECUTIVE_ERRORS)
 
 
 def bare(settings: Settings) -> optax.GradientTransformation:

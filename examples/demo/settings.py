@@ -7,8 +7,12 @@ from examples.demo.faults import Damage, Fault
 
 EVERY_K: Final = 4
 """Mini-steps per gradient step."""
-MAX_NORM: Final = 100.0
-"""Steps whose gradient norm is at least this are skipped; undamaged batches stay below 10."""
+MAX_NORM: Final = 1000.0
+"""Steps whose gradient norm is at least this are always skipped; undamaged batches stay below 10."""
+MIN_RATIO: Final = 10.0
+"""A norm below this many times the level is never skipped; small batches of text differ a lot."""
+REBASE_AFTER: Final = 8
+"""Large steps in a row after which the guard takes their norms for a new level."""
 MAX_CONSECUTIVE_ERRORS: Final = 8
 """Consecutive non-finite steps after which the guard gives up; more than the longest streak below."""
 
@@ -45,10 +49,11 @@ FULL: Final = Settings(
         Fault(first=353, count=5, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=540, count=1, layer=3, damage=Damage.WRONG_TYPE),
         Fault(first=671, count=2, layer=0, damage=Damage.STRAY_WRITE),
+        Fault(first=760, count=12, layer=2, damage=Damage.AS_BYTES),
         Fault(first=851, count=1, layer=1, damage=Damage.STUCK_BIT),
     ),
 )
-"""A single fault, a streak, a norm spike, two more in a row, and a late one."""
+"""A single fault, a streak, a norm spike, two more in a row, a new level, and a late one."""
 
 QUICK: Final = Settings(
     steps=80,
@@ -63,6 +68,7 @@ QUICK: Final = Settings(
         Fault(first=19, count=4, layer=0, damage=Damage.STUCK_BIT),
         Fault(first=32, count=1, layer=1, damage=Damage.WRONG_TYPE),
         Fault(first=41, count=2, layer=0, damage=Damage.STRAY_WRITE),
+        Fault(first=62, count=11, layer=1, damage=Damage.AS_BYTES),
         Fault(first=300, count=3, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=900, count=2, layer=0, damage=Damage.WRONG_TYPE),
         Fault(first=1500, count=1, layer=1, damage=Damage.STUCK_BIT),

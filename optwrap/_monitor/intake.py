@@ -223,7 +223,14 @@ class Scalars:
                     raise ValueError(f"scalar {name!r}: allowed: {ALLOWED}")
                 values = values_of(name, value, rows)
             except Exception as error:  # JAX raises if the step failed, or if the array was donated
-                self._once.warn("scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", error)
+                problem = (
+                    error
+                    if isinstance(error, ValueError)
+                    else f"scalar {name}: it was donated, or its step failed: {error}"
+                )
+                self._once.warn(
+                    "scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", problem
+                )
                 continue
             if self._admits(name):
                 found[name] = np.array(values, np.float64)

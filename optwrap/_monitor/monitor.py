@@ -260,8 +260,8 @@ class Monitor:
         between two questions, `observe` waits in the same way.
 
         Returns:
-          None, or the `Stop`: the same one from then on, until the counters fall because an older state was restored.
-          Then counting starts again. None without a policy.
+          None, or the `Stop`: the same one from then on, until a reading of an older state is observed, because the
+          loop has restored one. Then counting starts again. None without a policy.
 
         Raises:
           ValueError: something that is no reading of this instrumentation was observed.

@@ -17,8 +17,8 @@ from optwrap._stop.tally import Counts, Tally
 class Decision:
     """The decision of one Monitor.
 
-    It holds at most `lag + 1` readings. Each is read once it is `lag` readings old. `observe` reads only if the loop
-    observes several times between two calls of `decide`.
+    It holds at most `lag + 1` readings. Each is read once it is `lag` readings old, or at once after a stop. `observe`
+    reads only if the loop observes several times between two calls of `decide`.
 
     Args:
       policy: when to stop.
@@ -54,7 +54,7 @@ class Decision:
                 self._error = error
 
     def decide(self) -> Stop | None:
-        """Decide from all readings but the last `lag` ones.
+        """Decide from all readings but the last `lag` ones; once there is a stop, from all readings.
 
         Raises:
           ValueError: one of them is no reading, or that of another instrumentation.
@@ -63,7 +63,10 @@ class Decision:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        while len(self._waiting) > self.policy.lag:
+        # After a stop the loop may have restored an older state, whose first reading ends the stop. If that reading had
+        # to wait for `lag` further ones, the loop would be asked to restore `lag` times more.
+        kept = self.policy.lag if self._tally.stop is None else 0
+        while len(self._waiting) > kept:
             self._read(self._waiting.popleft())
         return self._tally.stop
 

@@ -77,7 +77,7 @@ class Stop:
         file = Path(path)
         stops = _stops_in(file)
         mine = self._as_json(batch_of or (lambda step: step))
-        if not stops or stops[-1] != mine:
+        if mine not in stops:
             stops.append(mine)
         batches = sorted({bad["batch"] for stop in stops for bad in stop["bad_steps"]})
         text = json.dumps({"version": _VERSION, "batches": batches, "stops": stops}, indent=1)

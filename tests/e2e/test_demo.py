@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from examples.demo.data import Corpus
 from examples.demo.faults import Damage, Outcome
 from examples.demo.options import parse
-from examples.demo.settings import EVERY_K, FULL, MAX_CONSECUTIVE_ERRORS, MAX_NORM, QUICK, Settings
+from examples.demo.settings import EVERY_K, FULL, MAX_CONSECUTIVE_ERRORS, MAX_NORM, QUICK, REBASE_AFTER, Settings
 from tests.conftest import RunningExporter
 from tests.polling import wait_until
 
@@ -50,6 +50,7 @@ class Truth:
     offenders: dict[int, str]
     """The bad parameter of each step that has one."""
     longest_streak: int
+    rebases: int
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -79,9 +80,11 @@ class Truth:
 def truth(table: Settings, steps: int | None = None) -> Truth:
     """What `table`'s faults come to: the guard sees each step first, the window what the guard lets in."""
     outcomes, mini_steps, offenders = [], [], {}
-    in_window = streak = longest = 0
+    in_window = streak = longest = rebases = 0
     for step in range(1, (steps or table.steps) + 1):
         faults = [fault for fault in table.faults if fault.first <= step < fault.first + fault.count]
+        shifted = [step - fault.first + 1 for fault in faults if fault.damage.outcome is Outcome.NEW_LEVEL]
+        rebases += shifted == [REBASE_AFTER]
         overflowing = [fault.layer for fault in faults if fault.damage.outcome is Outcome.NOT_FINITE]
         if overflowing:
             offenders[step] = f"decoder/layer_{overflowing[0]}/probe/w"
@@ -89,7 +92,7 @@ def truth(table: Settings, steps: int | None = None) -> Truth:
             outcomes.append("skipped_not_finite")
         else:
             streak = 0
-            if faults:
+            if faults and not (shifted and shifted[0] >= REBASE_AFTER):
                 outcomes.append("skipped_large")
             else:
                 in_window = (in_window + 1) % EVERY_K
@@ -97,7 +100,7 @@ def truth(table: Settings, steps: int | None = None) -> Truth:
         longest = max(longest, streak)
         mini_steps.append(in_window)
     assert longest <= MAX_CONSECUTIVE_ERRORS, "the guard gives up: the lines above do not hold"
-    return Truth(outcomes, mini_steps, offenders, longest)
+    return Truth(outcomes, mini_steps, offenders, longest, rebases)
 
 
 def assert_is(answer: Mapping[str, Any], expected: Truth) -> None:
@@ -106,6 +109,7 @@ def assert_is(answer: Mapping[str, Any], expected: Truth) -> None:
     assert answer["state_totals"] == expected.totals
     assert answer["gauges"]["not_finite_streak_peak"] == expected.longest_streak
     assert answer["gauges"]["not_finite_streak"] == 0
+    assert answer["gauges"]["guard_rebases"] == expected.rebases == 1
     seen = [(p["parameter"], p["steps"], p["first_step"], p["last_step"]) for p in answer["parameters"]]
     assert sorted(seen) == expected.parameters
     assert [steps for _, steps, _, _ in seen] == sorted((steps for _, steps, _, _ in seen), reverse=True)
@@ -280,6 +284,9 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
     kinds = collections.Counter(event["kind"] for event in events)
     assert kinds["streak_started"] == kinds["streak_ended"]
     assert (kinds["started"], kinds["finished"], kinds["resumed"]) == (1, 1, 0)
+    assert kinds["rebased"] == 1
+    spike = next(event for event in events if event["kind"] == "skipped" and event["step"] == 32)
+    assert spike["detail"]["norm_shares"][0]["parameter"] == "decoder/layer_1/probe/w"
 
 
 @pytest.mark.thin(3)
@@ -382,12 +389,13 @@ def test_the_table_of_faults_is_one_that_the_guard_survives(table: Settings) -> 
     assert {fault.damage for fault in happening} == set(Damage)
     assert {fault.count == 1 for fault in happening if fault.damage.outcome is Outcome.NOT_FINITE} == {True, False}
     assert 1 < truth(table).longest_streak <= MAX_CONSECUTIVE_ERRORS
+    assert truth(table).rebases == 1
 
 
 @given(seed=st.integers(0, 2**32 - 1), layer=st.integers(0, FULL.layers - 1))
 @settings(max_examples=20, deadline=None)
 def test_damage_does_to_any_batch_what_the_table_says(seed: int, layer: int) -> None:
-    """A stuck bit overflows in float32 only once it is standardised; the others stay finite, and are huge."""
+    """A stuck bit overflows in float32 only once it is standardised; the others stay finite, and are huge or large."""
     stored = next(CORPUS.batches(FULL.batch, seed))
     sound = CORPUS.decode(stored)
     assert np.array_equal(stored.text, CORPUS.vocabulary[sound.tokens])
@@ -396,6 +404,9 @@ def test_damage_does_to_any_batch_what_the_table_says(seed: int, layer: int) -> 
         read = damage.damage(stored.ahead[layer]).view("<f4").reshape(sound.ahead[layer].shape)
         with np.errstate(over="ignore"):
             standardised = (read - CORPUS.scale.mean[layer]) / CORPUS.scale.std[layer]
-        assert np.isfinite(standardised).all() == (damage.outcome is Outcome.LARGE)
-        assert np.abs(standardised).max() > 1e6 * MAX_NORM
+        assert np.isfinite(standardised).all() == (damage.outcome is not Outcome.NOT_FINITE)
+        if damage.outcome is Outcome.NEW_LEVEL:
+            assert 100 < np.abs(standardised).max() < 1e4
+        else:
+            assert np.abs(standardised).max() > 1e6 * MAX_NORM
         assert not np.shares_memory(read, stored.ahead[layer])

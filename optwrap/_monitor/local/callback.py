@@ -89,5 +89,5 @@ class Caller:
                 )
             try:
                 self._on_step(record)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # sys.exit ends only the thread, and without a word
                 self._once.warn(origin(error), "optwrap: on_step of run %s raised", self._run, error=error)
