@@ -41,11 +41,11 @@ export function createScalarChart(uPlot, host, name, { onRange, onFollow }) {
     return [min - span * 0.2, max + span * 0.08];
   }
 
-  function drawCrosses(plot) {
-    const { ctx, bbox } = plot;
+  function drawCrosses(chart) {
+    const { ctx, bbox } = chart;
     const pixels = MARK * devicePixelRatio;
     for (const x of crossed) {
-      draw(ctx, "cross", plot.valToPos(x, "x", true), bbox.top + bbox.height - pixels * 0.6, pixels, colours.kind("accepted_not_finite"));
+      draw(ctx, "cross", chart.valToPos(x, "x", true), bbox.top + bbox.height - pixels * 0.6, pixels, colours.kind("accepted_not_finite"));
     }
     host.dataset.crosses = String(crossed.length);
   }
@@ -80,10 +80,10 @@ export function createScalarChart(uPlot, host, name, { onRange, onFollow }) {
         hooks: {
           draw: [drawCrosses],
           setSelect: [
-            (plot) => {
-              const { left, width } = plot.select;
-              if (width > 4) onRange([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
-              plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+            (chart) => {
+              const { left, width } = chart.select;
+              if (width > 4) onRange([chart.posToVal(left, "x"), chart.posToVal(left + width, "x")]);
+              chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
             },
           ],
         },
