@@ -135,7 +135,7 @@ export function visible(text) {
 export function parametersInWords(parameters, count = parameters.length) {
   if (!parameters.length) return null;
   if (parameters[0].norm_share !== undefined) {
-    const large = parameters.slice(0, 2).filter(({ norm_share: share }, i) => i === 0 || share >= 0.01);
+    const large = parameters.slice(0, 2).filter(({ norm_share: share = 0 }, i) => i === 0 || share >= 0.01);
     return large.map(({ parameter, norm_share: share }) => `${percent(share, 1)} ${visible(parameter)}`).join(", ");
   }
   const named = parameters.slice(0, 2).map(({ parameter, not_finite: values }) => `${visible(parameter)} (${plural(values, "value")})`);
