@@ -53,7 +53,7 @@ def _stray_write(block: Array) -> Array:
 
 
 def _as_bytes(block: Array) -> Array:
-    """Shares stored as 0 to 255, as by a writer that thinks in bytes. For some time all batches are like that."""
+    """Shares stored as 0 to 255 instead of 0 to 1, by a writer that scales them to a byte."""
     return (block.view("<f4") * np.float32(255)).view(block.dtype)
 
 

@@ -52,7 +52,7 @@ def _counted(answer: dict[str, Any]) -> Iterator[str]:
         f"  skipped: {skipped['not_finite']} not finite, {skipped['large']} too large, {skipped['other']} other; "
         f"longest streak {gauges['not_finite_streak_peak']}"
     )
-    yield f"  rebases, after which the guard takes the norms at a new level: {gauges['guard_rebases']}"
+    yield f"  rebases: {gauges['guard_rebases']}; after one the guard takes norms at the new level"
     for bad in sorted(answer["parameters"], key=lambda parameter: int(parameter["first_step"])):
         steps = "1 step" if bad["steps"] == 1 else f"{bad['steps']} steps"
         yield f"  {bad['parameter']}: not finite in {steps}, first in step {bad['first_step']}"
