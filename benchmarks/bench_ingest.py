@@ -84,13 +84,16 @@ def measure_exporter(total: int) -> None:
 
 @contextlib.contextmanager
 def stalled(server: Server) -> Iterator[None]:
-    """During the block the exporter cannot write, and as many reports wait as may: it refuses all others."""
+    """For 3 s the exporter cannot write, and as many reports wait as may: it refuses all others.
+
+    After that its store counts as ill, and it would answer 503.
+    """
     clients = 300
     with contextlib.closing(sqlite3.connect(f"{server.directory}/optwrap.sqlite3", isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         waiting = threading.Thread(target=drive, args=(server, reports("waiting", clients, 1, 10)))
         waiting.start()
-        time.sleep(2)
+        time.sleep(0.7)
         yield
         db.execute("ROLLBACK")
     waiting.join()
