@@ -40,8 +40,8 @@ _REMEDIES: Final = MappingProxyType(
         "read_only": "make the data directory writable; the exporter then goes on by itself",
         "corrupt": "restart with --recover, which moves the damaged database aside and begins a new one, or restore a "
         "backup and restart",
-        "io_error": "look for the disk's errors in the system's log; the exporter goes on by itself once a write "
-        "succeeds",
+        "io_error": "look for the disk's errors in the system's log, or for a program that has locked the database; "
+        "the exporter goes on by itself once a write succeeds",
         "gone": "put the same directory back, and the exporter goes on by itself; or restart it: it then begins with "
         "what is in the directory, and a directory made anew is an empty store",
     }
