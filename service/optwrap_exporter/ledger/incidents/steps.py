@@ -12,7 +12,7 @@ from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.fold import Fold
 from optwrap_exporter.ledger.incidents.record import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
-from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.requests import ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, Outcome
 
 QUIET_SECONDS: Final = 60.0
@@ -224,6 +224,7 @@ class _Details:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._parameters: dict[int, str] | None = None
+        self._replicas: dict[int, ReplicaRecord] | None = None
 
     def earlier(self, one: IncidentRecord, steps: Sequence[int]) -> dict[str, Any]:
         """The fields that change if the report names them for a step before the one that the incident has them of."""
@@ -232,7 +233,9 @@ class _Details:
         step = next((step for step in steps if step in named), None)
         if step is not None and (one.parameter_step is None or step < one.parameter_step):
             found |= {"parameter": named[step], "parameter_step": step}
-        first = next((record for record in self._report.replicas if record.step in steps), None)
+        if self._replicas is None:
+            self._replicas = {record.step: record for record in self._report.replicas}
+        first = next((self._replicas[step] for step in steps if step in self._replicas), None)
         if first is not None and (one.replica is None or first.step < one.replica.step):
             found["replica"] = Replica(first.step, first.replica, first.process, first.device)
         return found
