@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.incidents.fold import Fold
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.run import ProcessState
+from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.wire.vocabulary import IncidentKind
 
 

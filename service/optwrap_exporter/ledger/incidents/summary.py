@@ -66,6 +66,19 @@ def summary(one: IncidentRecord) -> str:
     return _SENTENCES[one.kind](one)
 
 
+def verdict(one: IncidentRecord) -> str:
+    """What a run whose health is `gave_up` or `diverged` because of the incident is told: what happened, what to do."""
+    clean = one.last_clean_step
+    remedy = (
+        "restore a checkpoint from before" if clean is None else (f"restore a checkpoint at or before {number(clean)}")
+    )
+    if one.kind == "diverged":
+        return f"{summary(one)}: {remedy} on all processes"
+    applied = "1 non-finite step" if one.applied_steps == 1 else f"{number(one.applied_steps)} non-finite steps"
+    at = one.first_step if clean is None else clean + 1
+    return f"gave up at {number(at or 0)}: {applied} applied, not rolled back; {remedy}"
+
+
 def _bad_steps(one: IncidentRecord) -> str:
     first, last = number(one.first_step or 0), number(one.last_step or 0)
     where = f"step {first}" if first == last else f"{first} to {last}"
