@@ -17,12 +17,14 @@ ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.st
 ledger.folding ledger.past ledger.conditions ledger.run ledger.conflict ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.figures ledger.views ledger.plan ledger.ledger
 store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample store.retention
-store.reader store.pending store.writer store.opening store.store
+store.event_list store.reader store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.waiting ingest.ingest
 metrics.table metrics.own metrics.samples metrics.collector metrics.render
-http.errors http.limiter http.routing http.middleware http.authorization http.admission http.connections http.log_limit
+http.errors http.query.csv_answer http.query.limiter http.query.parameters http.query.responses http.query.routing
+http.middleware http.authorization http.admission http.connections http.log_limit
 http.connection_timeout http.server http.channel http.hub
-http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
+http.routes.events http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
+http.routes.steps http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main
 __main__

@@ -8,7 +8,7 @@ from optwrap_exporter.wire.errors import ExporterError
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 5
+VERSION: Final = 6
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -133,6 +133,7 @@ CREATE TABLE event (
     UNIQUE (run_id, key)
 );
 CREATE INDEX event_run ON event (run_id, kind, id);
+CREATE INDEX event_time ON event (run_id, kind, time) WHERE repeated = 0;
 CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_same_as ON event (run_id, same_as) WHERE same_as IS NOT NULL;
 CREATE TABLE trial (                    -- empty, but for `write_trial`

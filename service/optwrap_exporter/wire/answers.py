@@ -2,17 +2,18 @@
 
 from typing import Annotated, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
+from optwrap_exporter.wire.times import Instant, TimedModel
 from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
 
 
-class _Answer(BaseModel):
+class _Answer(TimedModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
 
@@ -237,7 +238,7 @@ class Event(_Answer):
     run: str
     process: int
     kind: EventKind
-    time: float
+    time: Instant
     """Of a step by the client's clock, else by the exporter's."""
     step: int | None
     attempt: str
