@@ -16,10 +16,11 @@ from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import event_list, opening, reader, retention, schema
+from optwrap_exporter.store import event_list, opening, reader, retention, schema, series
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.event_list import EventFilter
+from optwrap_exporter.store.grid import Wanted
 from optwrap_exporter.store.opening import FILE, StoreError
 from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.readers import Readers
@@ -27,6 +28,7 @@ from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Event, Page, StepsAnswer
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.series import SeriesAnswer
 from optwrap_exporter.wire.vocabulary import EventKind, Outcome
 
 SMALLEST_LIMIT: Final = 1024 * 1024
@@ -186,6 +188,15 @@ class Store:
             key = None if run is None else reader.run_id(db, run)
             chosen = EventFilter(tuple(kind), tuple(outcome), process, since, until)
             return event_list.events(db, key, run, chosen, limit=limit, cursor=cursor)
+
+    def series(self, run: str, process: int, wanted: Wanted) -> SeriesAnswer:
+        """Steps of one process, counted in buckets of time. An unknown run or process has none.
+
+        Raises:
+          BucketsError: the buckets asked for are too short for the range.
+        """
+        with self._readers.reading() as db:
+            return series.series(db, reader.run_id(db, run), run, process, wanted)
 
     def changes(
         self, after: int, run: str | None = None, *, until: int | None = None, room: int = ANSWER_BYTES

@@ -2,19 +2,16 @@
 
 from typing import Annotated, Any, Final, Generic, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
-from optwrap_exporter.wire.times import Instant, TimedModel
+from optwrap_exporter.wire.times import Answer as _Answer
+from optwrap_exporter.wire.times import Instant
 from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, IncidentKind, IncidentState, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
-
-
-class _Answer(TimedModel):
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
 
 class Acknowledgement(_Answer):
