@@ -41,6 +41,7 @@ def steps(
     axis: Axis,
     most_bad: int,
     most_replicas: int,
+    buckets: int | None,
 ) -> StepsAnswer:
     """`Store.steps`."""
     key = run_id(db, run)
@@ -48,11 +49,15 @@ def steps(
     thinned: list[BadSteps] = []
     replicas: list[ReplicaRecord] = []
     good, bad, left_out = 0, 0, 0
+    in_buckets = None
     if key is not None:
         span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
         blocks = rollups.read(db, *span) if span.first <= span.last else {}
         good = sum(block.good for block in blocks.values())
         bad = sum(block.bad for block in blocks.values())
+        if buckets is not None:
+            cut = downsample.cut_of(span, blocks, buckets, axis)
+            in_buckets = downsample.as_answer(span, cut, downsample.bucketed(db, span, blocks, cut))
         select = f"SELECT {step_columns.SELECTED} FROM step"
         if good <= points and bad <= most_bad:
             found = db.execute(f"{select} WHERE {IN_SPAN}", span).fetchall()
@@ -86,6 +91,7 @@ def steps(
         columns=step_columns.read(found),
         replicas=replicas,
         replicas_left_out=left_out,
+        buckets=in_buckets,
     )
 
 
@@ -123,7 +129,8 @@ def _sampled(
     """Good steps, downsampled: those with the smallest and the largest norm of each bucket."""
     if buckets < 1:
         return []
-    joined = (downsample.along_time if axis == "time" else downsample.along_steps)(db, span, blocks, buckets)
+    cut = downsample.cut_of(span, blocks, buckets, axis)
+    joined = downsample.bucketed(db, span, blocks, cut).values()
     chosen = {extreme[1:] for block in joined for extreme in (block.low, block.high) if extreme is not None}
     return db.execute(
         f"""

@@ -139,6 +139,7 @@ class Store:
         axis: Axis = "step",
         most_bad: int = sys.maxsize,
         most_replicas: int = sys.maxsize,
+        buckets: int | None = None,
     ) -> StepsAnswer:
         """Step records of one process with since <= step <= until, by step, then time.
 
@@ -147,7 +148,8 @@ class Store:
         there are more than `most_bad` bad steps (skipped, or with non-finite gradients), each of at most
         `reader.BUCKETS` buckets keeps the first and the last of each outcome, and the answer counts all of them. There
         are at most `most_replicas` replica records. After a rollback or a resume a step number can occur more than
-        once. An unknown run or process has no steps.
+        once. With `buckets` the answer also has all steps in at most that many buckets. An unknown run or process has
+        no steps.
         """
         with self._readers.reading() as db:
             return reader.steps(
@@ -160,6 +162,7 @@ class Store:
                 axis=axis,
                 most_bad=most_bad,
                 most_replicas=most_replicas,
+                buckets=buckets,
             )
 
     def events(

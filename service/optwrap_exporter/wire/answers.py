@@ -1,6 +1,6 @@
 """What the exporter answers. Non-finite floats are the strings "NaN", "Infinity" and "-Infinity" in JSON."""
 
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
@@ -8,7 +8,16 @@ from pydantic.json_schema import SkipJsonSchema
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
 from optwrap_exporter.wire.times import Answer as _Answer
 from optwrap_exporter.wire.times import Instant
-from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, IncidentKind, IncidentState, Outcome
+from optwrap_exporter.wire.vocabulary import (
+    OUTCOMES,
+    AttemptState,
+    EventKind,
+    Health,
+    IncidentKind,
+    IncidentState,
+    OptionalNorms,
+    Outcome,
+)
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
@@ -204,6 +213,38 @@ class BadSteps(_Answer):
     """Their number by outcome; outcomes without any are left out."""
 
 
+StepKind = Literal[Outcome, "accumulated_not_finite"]
+STEP_KINDS: Final[tuple[StepKind, ...]] = (*OUTCOMES, "accumulated_not_finite")
+
+
+class StepBuckets(_Answer):
+    """All steps of a range in buckets of equal length, as columns of one length. Buckets without steps are left out.
+
+    A step that was taken again, after a rollback or in another attempt, counts each time.
+    """
+
+    axis: Literal["step", "time"]
+    width: float
+    """Step numbers or seconds in a bucket. The first and the last bucket may cover less."""
+    since: list[int] | None
+    """Where each bucket begins; null along time."""
+    until: list[int] | None
+    """The last step number of each bucket; null along time."""
+    first_time: list[float]
+    """When the earliest step of each bucket was taken."""
+    last_time: list[float]
+    """When the latest step of each bucket was taken."""
+    norm_min: OptionalNorms
+    """The smallest finite norm of each bucket, of good and bad steps; null if it has none."""
+    norm_median: OptionalNorms
+    """The median of these norms: of an even number of them, the lower of the two in the middle."""
+    norm_max: OptionalNorms
+    kinds: dict[StepKind, list[int]]
+    """Steps of each bucket by kind, which add up to all of them; kinds without any are left out. The kind is the
+    outcome, but an accumulated step with non-finite gradients is `accumulated_not_finite`, and an applied one
+    `accepted_not_finite`."""
+
+
 class StepsAnswer(_Answer):
     """The answer of GET /v1/runs/{run}/steps."""
 
@@ -226,6 +267,8 @@ class StepsAnswer(_Answer):
     """Replica records of the steps shown. Like a step, one can be there twice."""
     replicas_left_out: int
     """Number of replica records of the steps shown that are left out."""
+    buckets: StepBuckets | None = None
+    """All steps of the range, good and bad; null unless they are asked for."""
 
 
 class Event(_Answer):

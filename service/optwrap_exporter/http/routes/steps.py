@@ -18,6 +18,8 @@ from optwrap_exporter.wire.vocabulary import LARGEST
 
 MOST_POINTS: Final = 20_000
 """The most good steps that may be asked for."""
+MOST_BUCKETS: Final = 2_000
+"""The most buckets that may be asked for."""
 _MOST_BAD: Final = 8_000
 """Bad steps beyond this number are thinned."""
 _MOST_REPLICAS: Final = 2_000
@@ -41,13 +43,19 @@ def router(store: Store, ledger: Ledger, limiter: Limiter) -> APIRouter:
             Query(ge=2, le=MOST_POINTS, description="The most good steps to return; fewer if the answer is too large."),
         ] = 2000,
         process: ProcessNumber = None,
-        axis: Annotated[Axis, Query(description="The axis along which good steps are downsampled evenly.")] = "step",
+        axis: Annotated[
+            Axis, Query(description="The axis along which steps are downsampled, or cut into buckets.")
+        ] = "step",
+        buckets: Annotated[
+            int | None, Query(ge=1, le=MOST_BUCKETS, description="Also return all steps in at most so many buckets.")
+        ] = None,
     ) -> Response:
         """Get the step records of one process.
 
         If there are more than `points` good steps, they are downsampled. If there are more than 8,000 bad steps, they
         are thinned: each of 1,000 parts of the range shows the first and the last of each outcome, and `thinned` has
-        the number of all of them. Ask for a shorter range to get all. As CSV, the headers `optwrap-total` and
+        the number of all of them. Ask for a shorter range to get all. `buckets` has every step, counted by kind, and
+        the smallest, the median and the largest norm of each bucket. As CSV, the headers `optwrap-total` and
         `optwrap-shown` have the number of steps in the range and in the answer.
         """
         lead = ledger.lead(run)
@@ -70,6 +78,7 @@ def router(store: Store, ledger: Ledger, limiter: Limiter) -> APIRouter:
                 axis=axis,
                 most_bad=int(_MOST_BAD * share),
                 most_replicas=int(_MOST_REPLICAS * share),
+                buckets=buckets,
             )
             return _table(steps) if as_csv else answer(steps)
 
