@@ -13,7 +13,7 @@ from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.store.pending import to_text
-from optwrap_exporter.wire.answers import Incident
+from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.trainer import Trainer, TurnedClock, first_replica, sent, take, with_records

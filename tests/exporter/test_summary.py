@@ -141,7 +141,11 @@ TABLE: list[tuple[Health, Story, str]] = [
         "process 0 on node-0 stopped at step 20: 12 non-finite steps in a row; restore a checkpoint at or before 8",
     ),
     ("finished", _finished, "finished at step 20"),
-    ("gave_up", _gave_up, "gave up at 2: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 1"),
+    (
+        "gave_up",
+        _gave_up,
+        "gave up at 2: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 1",
+    ),
     (
         "conflict",
         _conflict,
