@@ -1,5 +1,6 @@
 """The trackers, each against its real package, writing to local files. Skipped where a package is not installed."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,14 @@ def test_metrics_of_a_reading_are_those_of_its_record() -> None:
     assert found == trackers.metrics(optwrap.StepRecord("r", 0.0, False, reading))
     assert found["optwrap/steps"] == found["optwrap/steps_applied"] == 1
     assert trackers.metrics(None) == {}
+
+
+def test_a_scalar_named_like_a_gauge_or_a_total_takes_no_place() -> None:
+    """All three are logged: the user's `steps` is no count of ours, and ours is not lost to it."""
+    plain = Training().step().reading()
+    scalars = {"gradient_norm": 7.0, "steps": 8.0, "steps_applied": 9.0, "loss": 0.5}
+    found = trackers.metrics(dataclasses.replace(plain, scalars=scalars))
+    assert found == trackers.metrics(plain) | {f"optwrap/scalar/{name}": value for name, value in scalars.items()}
 
 
 @pytest.mark.parametrize("every", [0, -1, True, 1.5, "2"])
