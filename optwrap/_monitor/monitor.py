@@ -304,6 +304,9 @@ class Monitor:
     def close(self, state: _FinalState | None = None, reason: str | None = None) -> None:
         """Report the end of the run, and stop. Waits at most 2 s. Closing again does nothing.
 
+        Called in `on_step` it does not wait: `on_step` is still called for every step that was observed before, within
+        the 2 s, and the last report is sent.
+
         Args:
           state: how the run ended. Default: "stopped" if `should_stop` has returned a `Stop`, otherwise "finished".
           reason: why, for those who watch the run: one line of at most 256 characters. Default for "stopped": that of
