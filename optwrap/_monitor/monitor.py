@@ -241,7 +241,7 @@ class Monitor:
             or numpy array, read in the Monitor's thread; do not donate it. It has no axes, or the reading's leading
             axes: one number for each step, or for each replica, of which the mean is stored. At most 16 names of
             `[a-zA-Z_][a-zA-Z0-9_]{0,63}` in the life of a Monitor, injected hyperparameters included; a name that is
-            used twice has the observed value. Anything else is ignored, with one line in the log.
+            used twice has the observed value. Anything else is ignored, with one line in the log for each name.
         """
         try:
             put = self._put or self._reopen()

@@ -1,4 +1,4 @@
-"""The trackers, each against its real package, writing to local files. Skipped where a package is not installed."""
+"""The trackers, each against its real package, writing to local files."""
 
 import dataclasses
 import math
@@ -34,6 +34,16 @@ def run(make: Callable[..., Monitor], on_step: trackers.OnStep) -> None:
     assert monitor._worker is not None
     monitor._worker._request_end(Ending("finished"), 30)  # a busy machine: more than the 2 s of `close`
     assert monitor._worker.inbox.done.wait(60)
+
+
+@pytest.fixture(autouse=True)
+def no_calls_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These packages report their own use and errors unless they are told not to."""
+    monkeypatch.setenv("DO_NOT_TRACK", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
 
 
 class Writer:
@@ -81,7 +91,6 @@ def test_a_wrong_every_is_an_error(every: Any) -> None:
 
 
 def test_tensorboard_writes_event_files(make: Callable[..., Monitor], tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
     import tensorboardX
     from tensorboardX.proto.event_pb2 import Event
 
@@ -105,7 +114,8 @@ def test_mlflow_logs_to_the_active_run(
 ) -> None:
     # The light package, mlflow-skinny, has no other store without a server.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
     with pytest.raises(ValueError, match="there is no active run"):
         trackers.mlflow()
@@ -116,7 +126,8 @@ def test_mlflow_logs_to_the_active_run(
 
 
 def test_wandb_logs_to_an_offline_run(make: Callable[..., Monitor], tmp_path: Path) -> None:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     with pytest.raises(ValueError, match="there is no current run"):
         trackers.wandb()
     with wandb.init(project="p", dir=str(tmp_path), mode="offline", settings={"console": "off"}) as active:
@@ -130,8 +141,8 @@ def test_trackio_logs_to_a_local_run(
     make: Callable[..., Monitor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    trackio = pytest.importorskip("trackio")
+    import trackio
+
     active = trackio.init(project="p", name="n", embed=False)
     run(make, trackers.trackio(active))
     active.finish()
