@@ -28,7 +28,8 @@ metrics.metric metrics.table metrics.own metrics.samples metrics.collector metri
 http.errors http.query.csv_answer http.query.limiter http.query.parameters http.query.responses http.query.routing
 http.middleware http.authorization http.admission http.connections http.log_limit
 http.connection_timeout http.server http.channel http.hub
-http.routes.events http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
+http.routes.changes http.routes.events http.routes.incidents
+http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
 http.routes.series http.routes.steps http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main
