@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 from optwrap_exporter.http.channel import Channel, reports
 from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.hub import Hub
+from optwrap_exporter.http.query.routing import StrictRoute
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.errors import ErrorBody
@@ -55,7 +56,12 @@ def router(store: Store, hub: Hub) -> APIRouter:
         with hub.follow(run, peer) as channel:
             yield channel
 
-    routes = APIRouter(tags=["stream"])
+    routes = APIRouter(tags=["stream"], route_class=StrictRoute)
+
+    @routes.head("/v1/stream", include_in_schema=False)
+    def head(run: Annotated[Run | None, Query()] = None) -> Response:
+        del run
+        return Response(headers=_HEADERS, media_type=EventStream.media_type)
 
     @routes.get(
         "/v1/stream",
@@ -78,8 +84,8 @@ def router(store: Store, hub: Hub) -> APIRouter:
         A `report` event has what one commit added, without events that another process of the attempt has reported
         before. Events come at most four times a second. A `run` event is the answer of /v1/runs/{run} with the worst
         1,000 parameters. It is sent at the start (for the run asked for, or for every run that has not ended), then
-        about once a second if a report came or the health changed. The first one of a run has all its processes, as
-        far as they fit; later ones only those that changed.
+        about once a second if a report came, or if the health or the summary changed. The first one of a run has all
+        its processes, as far as they fit; later ones only those that changed.
 
         Without Last-Event-ID, or with one that this store did not issue, the stream starts with the next commit. A
         client that is more than 2 MiB of `report` events behind gets a `gap` event, which counts those that are left
