@@ -11,7 +11,7 @@ PACKAGE = Path(optwrap_exporter.__file__).parent
 MODULES = """
 _version
 settings
-wire.vocabulary wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
+wire.vocabulary wire.words wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
 wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.past ledger.conditions ledger.run ledger.conflict ledger.divergence
