@@ -11,8 +11,8 @@ PACKAGE = Path(optwrap_exporter.__file__).parent
 MODULES = """
 _version
 settings
-wire.vocabulary wire.words wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
-wire.duplicate_keys
+wire.vocabulary wire.words wire.times wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency
+wire.cursor wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.past ledger.conditions ledger.run ledger.conflict ledger.divergence
 ledger.health ledger.events ledger.apply_report ledger.figures ledger.views ledger.plan ledger.ledger
@@ -20,8 +20,8 @@ store.bulk store.condition store.schema store.step_columns store.readers store.r
 store.reader store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.waiting ingest.ingest
 metrics.table metrics.own metrics.samples metrics.collector metrics.render
-http.errors http.limiter http.middleware http.admission http.connections http.log_limit http.connection_timeout
-http.server http.channel http.hub
+http.errors http.limiter http.routing http.middleware http.authorization http.admission http.connections http.log_limit
+http.connection_timeout http.server http.channel http.hub
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream
 http.app http.openapi
 cli.render cli.client cli.main

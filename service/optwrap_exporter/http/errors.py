@@ -57,18 +57,28 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": detail}, 422)
 
 
+def _with_head(headers: dict[str, str]) -> dict[str, str]:
+    """The headers of a 405. Where GET is allowed, so is HEAD."""
+    methods = [method.strip() for method in headers.get("Allow", "").split(",") if method.strip()]
+    if "GET" in methods and "HEAD" not in methods:
+        methods.append("HEAD")
+    return {**headers, "Allow": ", ".join(methods)} if methods else headers
+
+
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     # The detail of Starlette's own exceptions is text, not a list.
     detail: Any = error.detail
+    headers = dict(error.headers or {})
     if not isinstance(detail, list):
         if error.status_code == 404:
             detail = [item("path", request.url.path, "a path that GET /docs lists")]
         elif error.status_code == 405:
-            detail = [item("method", request.method, (error.headers or {}).get("Allow", "another method"))]
+            headers = _with_head(headers)
+            detail = [item("method", request.method, headers.get("Allow", "another method"))]
         else:
             detail = [item("request", None, str(detail))]
-    return JSONResponse({"detail": detail}, error.status_code, headers=dict(error.headers or {}))
+    return JSONResponse({"detail": detail}, error.status_code, headers=headers)
 
 
 def broken() -> Response:

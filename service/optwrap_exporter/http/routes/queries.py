@@ -3,15 +3,15 @@
 A few run at a time (`Limiter`). No answer is larger than ANSWER_BYTES.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, HTTPException, Path, Query, Response
 from pydantic import BaseModel
 
 from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.limiter import Limiter
+from optwrap_exporter.http.routing import limited
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.store import Store
@@ -74,18 +74,7 @@ def _bad_cursor(error: CursorError) -> HTTPException:
 
 def router(store: Store, ledger: Ledger) -> APIRouter:
     """The routes of the queries."""
-    limiter = Limiter()
-
-    class LimitedRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle = super().get_route_handler()
-
-            async def limited(request: Request) -> Response:
-                return await limiter.run(request, handle)
-
-            return limited
-
-    routes = APIRouter(prefix="/v1/runs", tags=["queries"], route_class=LimitedRoute)
+    routes = APIRouter(prefix="/v1/runs", tags=["queries"], route_class=limited(Limiter()))
 
     @routes.get("", response_model=Page[RunSummary], responses=INVALID)
     def list_runs(limit: Limit = 100, cursor: Cursor = None) -> Response:
