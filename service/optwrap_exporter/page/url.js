@@ -98,7 +98,7 @@ export function grafanaOf(run) {
 
 /** The address of a runbook; null if there is none for `anchor`. */
 export function runbookOf(anchor) {
-  return anchor ? `/page/runbooks.html#${encodeURIComponent(anchor.toLowerCase())}` : null;
+  return anchor ? `/page/runbooks.html#${encodeURIComponent(anchor)}` : null;
 }
 
 /** Whether this exporter hears only the processes of its own host, so that one it never heard is not missing. */

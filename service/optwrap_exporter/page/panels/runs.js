@@ -144,7 +144,7 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     current = { state, now: until ?? latest };
     root.hidden = (state.runs?.length ?? 0) < 2 && !state.hasArchived;
     if (root.hidden) return;
-    const same = before !== null && before.state.runs === state.runs && before.state.archived === state.archived && before.state.selected === state.selected;
-    if (!same || Math.floor(before?.now ?? 0) !== Math.floor(current.now)) draw();
+    const changed = ["runs", "archived", "selected"].some((part) => before?.state[part] !== state[part]);
+    if (changed || Math.floor(before?.now ?? 0) !== Math.floor(current.now)) draw();
   };
 }
