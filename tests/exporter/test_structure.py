@@ -14,8 +14,11 @@ settings
 wire.vocabulary wire.words wire.times wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency
 wire.cursor wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
-ledger.folding ledger.past ledger.conditions ledger.run ledger.conflict ledger.divergence
-ledger.health ledger.events ledger.apply_report ledger.figures ledger.views ledger.plan ledger.ledger
+ledger.folding ledger.past ledger.conditions ledger.incidents.record ledger.run ledger.conflict ledger.divergence
+ledger.labels ledger.incidents.summary ledger.health ledger.events
+ledger.apply_report ledger.figures ledger.views ledger.plan
+ledger.incidents.fold ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
+ledger.incidents.report ledger.incidents.plans ledger.ledger
 store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample store.retention
 store.reader store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.waiting ingest.ingest
