@@ -128,7 +128,13 @@ window.addEventListener("popstate", () => {
   if (otherProcess) session.reload();
 });
 
-const actions = createActions({ root: document.body, onChanged: session.changed });
+/** Shows another run after the selected one was deleted. */
+function deleted(run) {
+  const other = state.runs?.find((row) => row.run !== run);
+  if (run === state.selected && other) select(other.run);
+}
+
+const actions = createActions({ root: document.body, onChanged: session.changed, onDeleted: deleted });
 
 const panels = [
   createTop({ connection: byId("connection"), lost: byId("lost"), ill: byId("ill") }),

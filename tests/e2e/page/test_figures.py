@@ -1,7 +1,7 @@
 """No figure of the page is false: each has the step and time it is of, and durations count from the event.
 
-The exporter of most of these tests runs in this process, so that hours pass at once: its clock starts in the past and is
-turned to now.
+The exporter of most of these tests runs in this process, so that hours pass at once: its clock starts in the past, and
+is turned to now.
 """
 
 import re

@@ -13,7 +13,7 @@ const SAID_FOR = 6_000;
 /** @returns {number} */
 export const openIncidents = (row) => /** @type {number[]} */ (Object.values(row.incidents_open ?? {})).reduce((sum, count) => sum + count, 0);
 
-export function createActions({ root, onChanged }) {
+export function createActions({ root, onChanged, onDeleted }) {
   const said = el("p", { id: "said", role: "status" });
   const menu = el("div", { id: "menu", popover: "auto", role: "group", "aria-label": "Actions" });
   const token = createTokenDialog();
@@ -48,7 +48,7 @@ export function createActions({ root, onChanged }) {
         ? item("Restore", "List it with the other runs again", () => changes.restore(run))
         : item("Archive", "Hide it from the list; its data is kept", () => changes.archive(run)),
       item("Delete…", "Delete all of its data", async () => {
-        if (await remove.ask(run)) await changes.remove(run);
+        if ((await remove.ask(run)) && (await changes.remove(run))) onDeleted(run);
       }),
     );
     menu.replaceChildren(...items);

@@ -123,18 +123,19 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     const update = (node, row) => updateRow(node, row, { now, selected: state.selected });
     const create = (row) => createRow(row, { onSelect, onMenu, thumbnail: thumbnails.create(row) });
     for (const [part, rows] of parts) keyed(part, rows, ({ run }) => run, create, update);
-    thumbnails.update(parts.flatMap(([, rows]) => rows));
+    thumbnails.update(parts.flatMap(([, rows]) => rows), state.detail === null && !state.missing);
     showFoot(shown, state);
   }
 
-  function showFoot({ folded, foldable, hidden }, { archived: archivedRows }) {
+  function showFoot({ folded, foldable, hidden }, { runs, archived: archivedRows }) {
     fold.hidden = !foldable;
     setAttribute(fold, "aria-expanded", String(open));
     setText(fold, open ? "Hide the runs that are over" : `Show ${plural(folded, "run")} that ${folded === 1 ? "is" : "are"} over`);
     grow.hidden = hidden === 0;
     const none = live.childElementCount + over.childElementCount + old.childElementCount === 0;
     const noArchived = archivedRows?.length === 0 ? "No run is archived." : "";
-    setText(rest, none ? "No run matches." : hidden ? `${integer(hidden)} more.` : noArchived);
+    const empty = runs?.length === 0 ? "All runs are archived." : "No run matches.";
+    setText(rest, none ? empty : hidden ? `${integer(hidden)} more.` : noArchived);
     foot.hidden = fold.hidden && rest.textContent === "";
   }
 

@@ -17,6 +17,7 @@ export function createThumbnails(scroll) {
   const held = new Map();
   const inView = new Set();
   let loading = 0;
+  let waiting = true;
   const observer = new IntersectionObserver(
     (entries) => {
       for (const { target, isIntersecting } of entries) {
@@ -31,6 +32,7 @@ export function createThumbnails(scroll) {
 
   /** Loads the pictures in view that are missing or old. */
   function load() {
+    if (waiting) return;
     for (const run of inView) {
       const one = held.get(run);
       if (loading >= AT_ONCE) return;
@@ -67,8 +69,8 @@ export function createThumbnails(scroll) {
       observer.observe(node);
       return node;
     },
-    /** The rows that the table shows, as they are now. */
-    update: (rows) => {
+    /** The rows that the table shows, as they are now. Nothing is loaded while something that matters more is: `wait`. */
+    update: (rows, wait) => {
       const shown = new Set(rows.map(({ run }) => run));
       for (const run of held.keys()) {
         if (shown.has(run)) continue;
@@ -79,6 +81,7 @@ export function createThumbnails(scroll) {
         const one = held.get(row.run);
         if (one) one.row = row;
       }
+      waiting = wait;
       load();
     },
   };
