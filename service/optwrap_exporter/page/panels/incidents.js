@@ -26,9 +26,9 @@ function tierOf({ kind, state }) {
 export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
   const { head, aside, link } = panelHead("incidents-title", "Incidents", "Each trouble of this run, summed up; open ones first");
   const list = el("ol", { class: "incidents" });
-  const none = el("p", { class: "notice", text: "No trouble so far." });
   const more = el("p", { class: "more" }, el("button", { type: "button", text: "Show older", on: { click: () => older() } }));
-  root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Incidents, open ones first" }, list), more);
+  const scroll = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Incidents, open ones first" }, list);
+  root.append(head, scroll, more);
   let limit = ROWS;
   let held = 0;
   let shownRun = null;
@@ -100,8 +100,8 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     held = state.incidents.length;
     setAttribute(link, "href", paths.incidents(run.run));
     const open = state.incidents.filter((one) => one.state === "open").length;
-    setText(aside, open ? `${integer(open)} open` : "");
-    none.hidden = held > 0;
+    setText(aside, held === 0 ? "No trouble so far." : open ? `${integer(open)} open` : "");
+    scroll.hidden = held === 0;
     more.hidden = held <= limit && state.olderIncidents === null;
     keyed(list, state.incidents.slice(0, limit), ({ id }) => id, create, (node, incident) => {
       const key = `${incident.state} ${incident.updated} ${incident.state === "open" ? Math.floor(now) : ""}`;
