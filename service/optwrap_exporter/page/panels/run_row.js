@@ -7,8 +7,8 @@ import { ofRun } from "../url.js";
 import { el, replaceShape, setAttribute, setText } from "../dom.js";
 
 /**
- * The columns. Those with a value to sort by have a header that sorts. Those that are `wide` are hidden on a narrow screen, those that are `roomy` on a
- * phone.
+ * The columns. Those with a value to sort by have a header that sorts. Those that are `wide` are hidden on a narrow screen,
+ * those that are `roomy` on a phone.
  */
 export const COLUMNS = [
   { key: "health", label: "Health", what: "Sort by health, worst first", className: null },
