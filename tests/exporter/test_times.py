@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from optwrap_exporter.wire.times import Instant, TimedModel, parse_time, rfc3339
+from optwrap_exporter.wire.times import Answer, Instant, parse_time, rfc3339
 
 
-class _Row(TimedModel):
+class _Row(Answer):
     at: Instant
     ended: Instant | None
     step: float
@@ -26,11 +26,15 @@ def test_a_time_is_also_in_rfc_3339() -> None:
 def test_a_subclass_and_an_unvalidated_row_have_it_too() -> None:
     class More(_Row):
         seen: Instant | None = None
+        all: list[Instant]
 
     more = More.model_construct(at=0.0, ended=1.0, step=2.0)
     assert more.model_dump()["at_rfc3339"] == "1970-01-01T00:00:00.000Z"
     assert more.model_dump()["ended_rfc3339"] == "1970-01-01T00:00:01.000Z"
     assert more.model_dump()["seen_rfc3339"] is None
+    assert More.model_construct(at=0.0, ended=None, step=0.0, all=[0.0]).model_dump()["all_rfc3339"] == [
+        "1970-01-01T00:00:00.000Z"
+    ]
 
 
 def test_the_schema_has_the_field() -> None:

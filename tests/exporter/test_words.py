@@ -19,8 +19,13 @@ def test_the_documented_vocabulary_is_current() -> None:
     assert (ROOT / "docs" / "reference" / "words.md").read_text() == words.document(), "run make generated"
 
 
-def test_every_health_has_words() -> None:
-    assert set(words.HEALTHS) >= set(vocabulary.HEALTHS)
+def test_every_health_has_words_worst_first() -> None:
+    assert list(words.HEALTHS) == list(vocabulary.HEALTHS)
+
+
+def test_every_kind_and_state_of_an_incident_has_words() -> None:
+    assert list(words.INCIDENTS) == list(vocabulary.INCIDENT_KINDS)
+    assert list(words.INCIDENT_STATES) == list(vocabulary.INCIDENT_STATES)
 
 
 def test_every_outcome_has_words() -> None:

@@ -18,7 +18,8 @@ from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import Head, HostCheck, SecurityHeaders
-from optwrap_exporter.http.routes import metrics, operation, pages, queries, reports, stream
+from optwrap_exporter.http.query.limiter import Limiter
+from optwrap_exporter.http.routes import events, metrics, operation, pages, queries, reports, series, steps, stream
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
@@ -99,7 +100,11 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     own = OwnCollector(ledger, statistics, figures, load=ingest.load, version=app.version)
     renderer = Renderer(ledger, own, clock=clock)
     app.include_router(reports.router())
-    app.include_router(queries.router(store, ledger))
+    limiter = Limiter()
+    app.include_router(queries.router(ledger, limiter))
+    app.include_router(steps.router(store, ledger, limiter))
+    app.include_router(series.router(store, ledger, limiter))
+    app.include_router(events.router(store, ledger, limiter))
     app.include_router(stream.router(store, hub))
     app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))

@@ -49,9 +49,10 @@ async def _store(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # The first part of a location is the part of the request: query, path or header.
+    # The first part of a location is the part of the request: query, path or header. The index of a repeated parameter
+    # follows its name.
     detail = [
-        item(field_of(one["loc"][1:]), one["input"], str(one["msg"]).removeprefix("Input should be "))
+        item(field_of(one["loc"][1:2]), one["input"], str(one["msg"]).removeprefix("Input should be "))
         for one in error.errors()
     ]
     return JSONResponse({"detail": detail}, 422)

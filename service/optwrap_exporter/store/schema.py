@@ -8,7 +8,7 @@ from optwrap_exporter.wire.errors import ExporterError
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 5
+VERSION: Final = 6
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -80,14 +80,22 @@ CREATE TABLE block (                    -- rollups.Block: the steps of rollups.S
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     block INTEGER NOT NULL,
-    good INTEGER NOT NULL,
-    bad INTEGER NOT NULL,
+    applied INTEGER NOT NULL,           -- how many steps of each wire.answers.STEP_KINDS
+    accumulated INTEGER NOT NULL,
+    skipped_not_finite INTEGER NOT NULL,
+    skipped_large INTEGER NOT NULL,
+    skipped_other INTEGER NOT NULL,
+    accepted_not_finite INTEGER NOT NULL,
+    accumulated_not_finite INTEGER NOT NULL,
     low REAL,                           -- smallest norm of a good step, and that step
     low_step INTEGER,
     low_incarnation INTEGER,
     high REAL,
     high_step INTEGER,
     high_incarnation INTEGER,
+    first_time REAL NOT NULL,           -- of all steps, by the client's clock
+    last_time REAL NOT NULL,
+    norms BLOB NOT NULL,                -- the finite norms of all steps, 8 bytes each, in no order
     PRIMARY KEY (run_id, process, block)
 ) WITHOUT ROWID;
 CREATE TABLE path (
@@ -133,6 +141,7 @@ CREATE TABLE event (
     UNIQUE (run_id, key)
 );
 CREATE INDEX event_run ON event (run_id, kind, id);
+CREATE INDEX event_time ON event (run_id, kind, time) WHERE repeated = 0;
 CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_same_as ON event (run_id, same_as) WHERE same_as IS NOT NULL;
 CREATE TABLE trial (                    -- empty, but for `write_trial`

@@ -239,44 +239,44 @@ class Rows:
                 (run_id, process, columns.step[0], columns.step[-1], incarnation_id),
             )
             known = {step for (step,) in stored}
-        counted: list[rollups.Row] = []
-        for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
-            columns.step,
-            columns.time,
-            columns.outcome,
-            columns.finite,
-            columns.norm,
-            columns.mini_step,
-            columns.interpolated or itertools.repeat(False),
-            columns.update_norm or itertools.repeat(None),
-            step_columns.scalars_by_step(columns),
-            strict=False,  # some columns may be endless; the wire has checked the lengths of the others
-        ):
-            if step in known:
-                continue
-            bad = outcome not in GOOD_OUTCOMES or not finite
-            number = None if math.isnan(norm) else norm  # SQLite has no NaN
-            pending.steps.append(
-                (
-                    run_id,
-                    process,
-                    step,
-                    incarnation_id,
-                    revision,
-                    time,
-                    _INDEX[outcome],
-                    finite,
-                    number,
-                    mini_step,
-                    estimated,
-                    bad,
-                    step_columns.stored_update_norm(update_norm),
-                    scalars,
-                )
+        fresh = [
+            (
+                run_id,
+                process,
+                step,
+                incarnation_id,
+                revision,
+                time,
+                _INDEX[outcome],
+                finite,
+                None if math.isnan(norm) else norm,  # SQLite has no NaN
+                mini_step,
+                estimated,
+                outcome not in GOOD_OUTCOMES or not finite,
+                step_columns.stored_update_norm(update_norm),
+                scalars,
             )
-            kept = None if scalars is not None and step_columns.NOT_FINITE in scalars else number
-            counted.append((step, incarnation_id, kept, bad))
-        pending.blocks += rollups.rows_of(run_id, process, counted)
+            for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
+                columns.step,
+                columns.time,
+                columns.outcome,
+                columns.finite,
+                columns.norm,
+                columns.mini_step,
+                columns.interpolated or itertools.repeat(False),
+                columns.update_norm or itertools.repeat(None),
+                step_columns.scalars_by_step(columns),
+                strict=False,  # some columns may be endless; the wire has checked the lengths of the others
+            )
+            if step not in known
+        ]
+        if not fresh:
+            return
+        pending.steps += fresh
+        _, _, steps, incarnations, _, times, outcomes, finite, norms, *_, texts = zip(*fresh, strict=True)
+        kinds, kept = rollups.kinds_of(outcomes, finite), step_columns.rolled_up(norms, texts)
+        blocks = rollups.of_columns(rollups.Columns(steps, incarnations, kinds, norms, kept, times))
+        pending.blocks += rollups.rows_of(run_id, process, blocks)
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:

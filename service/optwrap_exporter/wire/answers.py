@@ -2,18 +2,16 @@
 
 from typing import Annotated, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
-from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, IncidentKind, IncidentState, Outcome
+from optwrap_exporter.wire.times import Answer as _Answer
+from optwrap_exporter.wire.times import Instant
+from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
 
 class Acknowledgement(_Answer):
@@ -194,42 +192,6 @@ class RunDetail(_Answer):
     left_out: LeftOutOfRun
 
 
-class BadSteps(_Answer):
-    """Bad steps in a row of which only some are shown: of each outcome the first and the last."""
-
-    since: int
-    """The first of them."""
-    until: int
-    """The last of them."""
-    total: int
-    outcomes: dict[Outcome, int]
-    """Their number by outcome; outcomes without any are left out."""
-
-
-class StepsAnswer(_Answer):
-    """The answer of GET /v1/runs/{run}/steps."""
-
-    run: str
-    process: int
-    since: int | None
-    """First step asked for; null means from the first stored step."""
-    until: int | None
-    """Last step asked for; null means to the last stored step."""
-    total: int
-    """Number of step records stored in that range."""
-    sampled: bool
-    """Whether good steps were left out to keep to `points`."""
-    bad: int
-    """Number of bad step records stored in that range: skipped, or with non-finite gradients."""
-    thinned: list[BadSteps]
-    """Where bad steps were left out, because there are more than the answer can hold. Empty if all are shown."""
-    columns: StepColumns
-    replicas: list[ReplicaRecord]
-    """Replica records of the steps shown. Like a step, one can be there twice."""
-    replicas_left_out: int
-    """Number of replica records of the steps shown that are left out."""
-
-
 class Event(_Answer):
     """Something that happened to a process."""
 
@@ -237,71 +199,11 @@ class Event(_Answer):
     run: str
     process: int
     kind: EventKind
-    time: float
+    time: Instant
     """Of a step by the client's clock, else by the exporter's."""
     step: int | None
     attempt: str
     detail: dict[str, Any]
-
-
-class IncidentReplica(_Answer):
-    """The first replica with non-finite gradients in the first bad step."""
-
-    replica: int
-    process: int | None
-    """The process of its first device; null if unknown."""
-    device: str | None
-    """Its devices, as in ReplicaRow; null if unknown."""
-
-
-class Incident(_Answer):
-    """One trouble of a run, from all processes that reported it. Times are seconds since 1970 by the exporter's clock.
-
-    Every process of an attempt reports the same bad steps: here each step counts once.
-    """
-
-    id: int
-    run: str
-    kind: IncidentKind
-    state: IncidentState
-    """`closed`: it is over. `acknowledged`: somebody said so; this is final."""
-    attempt: str
-    """The attempt in which it began."""
-    processes: list[int]
-    """The first 64 processes that it is about. Of `diverged` those that differ from most others."""
-    process_count: int
-    """Number of processes that it is about."""
-    opened: float
-    """When it began."""
-    updated: float
-    """When it last changed because of what a process did or did not do."""
-    closed: float | None
-    """When it was over; null while it lasts."""
-    acknowledged: float | None
-    first_step: int | None
-    """The first step that it is about; null if it is about none."""
-    last_step: int | None
-    steps: int
-    """Number of bad steps; 0 if it is not about steps."""
-    applied: int
-    """How many of them gave non-finite values to the optimizer."""
-    parameter: str | None
-    """The first parameter with non-finite gradients in the first of those steps."""
-    replica: IncidentReplica | None
-    host: str | None
-    """The host of the first of these processes; null if it is about the whole run."""
-    device: str | None
-    """The kind of device of a process that diverged; else null."""
-    last_clean_step: int | None
-    """Roll back to this step or an earlier one; null if no rollback is needed, or the step is not known."""
-    outcomes: list[Outcome]
-    """What became of its bad steps."""
-    reason: str | None
-    """Why a process failed or stopped, as it reported."""
-    summary: str
-    """All of this in one sentence."""
-    runbook: str | None
-    """The heading of the runbook that says what to do; null if there is none."""
 
 
 class LeftOutOfReport(_Answer):

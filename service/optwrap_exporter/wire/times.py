@@ -3,9 +3,9 @@
 import math
 from datetime import UTC, datetime
 from inspect import get_annotations
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, get_args, get_origin
 
-from pydantic import BaseModel, computed_field
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from optwrap_exporter.wire.vocabulary import LATEST
 
@@ -58,22 +58,32 @@ def _is_instant(annotation: Any) -> bool:
     return any(isinstance(part, _Marker) or _is_instant(part) for part in parts)
 
 
-class TimedModel(BaseModel):
-    """A model whose fields of type `Instant`, or `Instant | None`, are in RFC 3339, too."""
+class Answer(BaseModel):
+    """The base of every answer. Fields of type `Instant`, `Instant | None` or `list[Instant]` are in RFC 3339, too."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Add a computed field for each of these fields, which pydantic collects afterwards."""
         super().__init_subclass__(**kwargs)
         for name, annotation in get_annotations(cls).items():
             if _is_instant(annotation):
-                setattr(cls, name + SUFFIX, _computed(name, optional=type(None) in get_args(annotation)))
+                setattr(cls, name + SUFFIX, _computed(name, _text_of(annotation)))
 
 
-def _computed(name: str, *, optional: bool) -> Any:
-    def text(self: BaseModel) -> str | None:
+def _text_of(annotation: Any) -> Any:
+    """The type of the field in RFC 3339."""
+    if get_origin(annotation) is list:
+        return list[str]
+    return str | None if type(None) in get_args(annotation) else str
+
+
+def _computed(name: str, kind: Any) -> Any:
+    def text(self: BaseModel) -> str | list[str] | None:
         time = getattr(self, name)
+        if isinstance(time, list):
+            return [rfc3339(one) for one in time]
         return None if time is None else rfc3339(time)
 
-    returned: Any = str | None if optional else str
-    field = computed_field(return_type=returned, description=f"`{name}` in RFC 3339.")
+    field = computed_field(return_type=kind, description=f"`{name}` in RFC 3339.")
     return field(property(text))

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from optwrap_exporter.http.channel import Channel, reports
 from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.hub import Hub
-from optwrap_exporter.http.routing import StrictRoute
+from optwrap_exporter.http.query.routing import StrictRoute
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.errors import ErrorBody

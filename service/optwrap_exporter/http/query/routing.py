@@ -8,7 +8,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from optwrap_exporter.http.errors import refused
-from optwrap_exporter.http.limiter import Limiter
+from optwrap_exporter.http.query.limiter import Limiter
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
