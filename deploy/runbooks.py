@@ -30,12 +30,14 @@ code {{ font-family: ui-monospace, monospace; font-size: .9em; }}
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading: lower case, hyphens for spaces, no punctuation. Code hosting sites use the same."""
+    """The anchor of a heading on code hosting sites: lower case, hyphens for spaces, no punctuation."""
     return re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-")
 
 
 def page(markdown: str) -> str:
-    """Render the runbooks as one HTML page with an anchor for every heading.
+    """Render the runbooks as one HTML page. The anchor of an alert is its name, as the API's field `runbook` has it.
+
+    Links within runbooks.md have the anchors of code hosting sites, and are changed to these.
 
     Args:
       markdown: the text of runbooks.md.
@@ -48,11 +50,14 @@ def page(markdown: str) -> str:
         raise ValueError("runbooks.md contains '{{', which begins a template in Prometheus; remove it")
     renderer = MarkdownIt("commonmark").enable("table")
     tokens = renderer.parse(markdown)
-    title = None
+    headings = [text.content for opening, text in itertools.pairwise(tokens) if opening.type == "heading_open"]
+    if not headings:
+        raise ValueError("runbooks.md has no heading; alerts link to headings, so add one for each alert")
+    anchors = {f"#{slug(heading)}": f"#{heading}" for heading in headings}
     for opening, text in itertools.pairwise(tokens):
         if opening.type == "heading_open":
-            opening.attrSet("id", slug(text.content))
-            title = title or text.content
-    if title is None:
-        raise ValueError("runbooks.md has no heading; alerts link to headings, so add one for each alert")
-    return _PAGE.format(title=title, body=renderer.renderer.render(tokens, renderer.options, {}))
+            opening.attrSet("id", text.content)
+        for child in text.children or ():
+            if child.type == "link_open":
+                child.attrSet("href", anchors.get(str(child.attrs["href"]), str(child.attrs["href"])))
+    return _PAGE.format(title=headings[0], body=renderer.renderer.render(tokens, renderer.options, {}))

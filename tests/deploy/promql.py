@@ -7,7 +7,14 @@ from typing import Any, Final, NamedTuple
 import promql_parser
 from optwrap_exporter.metrics.table import METRICS, PROCESS, Metric
 
-GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm", "$instance": "node-0:10425"}
+GRAFANA: Final = {
+    "$__rate_interval": "20s",
+    "$__range": "1800s",
+    "$run": "lm",
+    "$instance": "node-0:10425",
+    "$cluster": ".*",
+    "$namespace": ".*",
+}
 """Values of the variables that Grafana substitutes in a query."""
 
 OF_SCRAPING: Final = {"job", "instance", "cluster", "namespace"}
@@ -86,7 +93,7 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
             if SERIES[selector.name].type == "histogram":
                 labels.add("le")
         elif selector.name in recorded:
-            labels = set(selector.name.split(":")[0].split("_"))
+            labels = {*selector.name.split(":")[0].split("_"), "cluster", "namespace"}
         elif selector.name in OF_PROMETHEUS:
             labels = OF_PROMETHEUS[selector.name]
         else:
