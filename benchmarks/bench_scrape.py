@@ -313,7 +313,7 @@ def targets() -> Iterator[tuple[str, str, bool]]:
 
 def panels(watching: Server, minutes: float) -> None:
     """Print the slowest of the dashboards' queries over the last half hour, and their sum by dashboard."""
-    values = {"run": RUN, "instance": ".+", "__rate_interval": "1m", "__range": "30m"}
+    values = {"run": RUN, "instance": ".+", "cluster": ".*", "namespace": ".*", "__rate_interval": "1m", "__range": "30m"}
     seconds: dict[str, float] = {}
     now = time.time()
     for title, expr, instant in targets():

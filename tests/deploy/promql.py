@@ -113,6 +113,8 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
 def _unknown_values(metric: Metric | None, matcher: Any) -> Iterator[str]:
     """The values that the metric table does not list for this label. Labels with free values have no list."""
     listed = re.findall(r"`(\w+)`", metric.note) if metric is not None else []
+    # "As for `optwrap_process_health`": the values are listed there.
+    listed += [value for name in listed if name in SERIES for value in re.findall(r"`(\w+)`", SERIES[name].note)]
     if not listed or matcher.name in {*PROCESS, *OF_SCRAPING, "parameter"}:
         return
     for value in matcher.value.split("|"):
