@@ -30,7 +30,7 @@ def build(addresses: Addresses) -> builders.Dashboard:
                 "Address at which Prometheus scrapes the exporter",
                 f"label_values(up{{{_JOB}}}, instance)",
                 several=True,
-            )
+            ),
         ],
         page="",
         addresses=addresses,

@@ -304,7 +304,7 @@ def where() -> Row:
             "rest are counted as other. The exporter's page shows which was the first.",
             Query(gained("optwrap_run_parameter_not_finite_steps_total", "parameter")),
             # The series "other" always exists. This query drops it while it is zero, and so does the join.
-            Query(f'{largest("optwrap_run_parameter_not_finite_steps_total", by="parameter")} > 0'),
+            Query(f"{largest('optwrap_run_parameter_not_finite_steps_total', by='parameter')} > 0"),
             columns=[
                 ("parameter", "Parameter", ""),
                 ("Value #A", "Steps in this time range", "locale"),
@@ -319,7 +319,7 @@ def where() -> Row:
             "Steps in which a replica of data-parallel training was the first whose own gradients, before the mean, "
             "had a NaN or Inf. A replica that repeats alone has a failing device or bad data. The first ten of a run "
             "have their own name, the rest are counted as other. Empty if the training does not use replica_flags.",
-            Query(f'{largest("optwrap_replica_not_finite_steps_total", by="replica, replica_process, device")} > 0'),
+            Query(f"{largest('optwrap_replica_not_finite_steps_total', by='replica, replica_process, device')} > 0"),
             columns=[
                 ("replica", "Replica", ""),
                 ("replica_process", "In process", ""),
@@ -335,11 +335,9 @@ def where() -> Row:
             "Processes that report, with their hosts and their health.",
             Query(process_health()),
             Query(
-                largest(
-                    "optwrap_process_info", by="process, host, platform, device_kind, jax_version, optwrap_version"
-                )
+                largest("optwrap_process_info", by="process, host, platform, device_kind, jax_version, optwrap_version")
             ),
-            Query(f'time() - {largest("optwrap_last_report_timestamp_seconds", by="process")}'),
+            Query(f"time() - {largest('optwrap_last_report_timestamp_seconds', by='process')}"),
             columns=[
                 ("process", "Process", ""),
                 ("Value #A", "Health", ""),

@@ -1,88 +1,19 @@
 """From a NaN in a jitted step to a notification, with a real job, exporter, Prometheus and Alertmanager."""
 
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import httpx
-import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 import optwrap
-from tests.conftest import RunningExporter
-from tests.deploy import alertmanager as alertmanagers
-from tests.deploy import prometheus as prometheuses
-from tests.deploy.alertmanager import Alertmanager, Notified
 from tests.deploy.places import ALERTS
-from tests.deploy.prometheus import Prometheus
+from tests.deploy.site import LIMIT, Site, Training
 from tests.exporter.running import Job
 from tests.polling import wait_until
 
 # One group, because each worker of a parallel run would start all programs.
 pytestmark = [pytest.mark.programs("prometheus", "prometheus-alertmanager"), pytest.mark.xdist_group("alerting")]
-
-LIMIT = 6
-
-
-class Training:
-    """A jitted optimizer behind a guard, stepped by the test."""
-
-    def __init__(self, monitor: optwrap.Monitor) -> None:
-        self.monitor = monitor
-        tx = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), LIMIT), monitor)
-        self.params: Any = {"decoder": {"w": jnp.ones(3)}, "embed": jnp.ones(2)}
-        self.state = tx.init(self.params)
-
-        @jax.jit
-        def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any, jax.Array]:
-            updates, state = tx.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state, optwrap.reading(state)
-
-        self._step = step
-
-    def step(self, times: int, value: float) -> None:
-        """Take steps whose gradients of decoder/w have this value."""
-        for _ in range(times):
-            gradients = {"decoder": {"w": jnp.full(3, value)}, "embed": jnp.ones(2)}
-            self.params, self.state, reading = self._step(self.params, self.state, gradients)
-            self.monitor.observe(reading)
-        assert self.monitor.flush(30)
-
-
-class Site(NamedTuple):
-    """The running programs, shared by the tests of this file. Each test has its own runs."""
-
-    exporter: RunningExporter
-    prometheus: Prometheus
-    alertmanager: Alertmanager
-
-    def wait_for(self, alert: str, run: str, status: str, **labels: str) -> Notified:
-        """The notification of this alert for this run."""
-        wanted = {"alertname": alert, "run": run, **labels}
-        return self.alertmanager.wait_for(
-            f"{alert} {status}", lambda alert: alert.status == status and wanted.items() <= alert.labels.items()
-        )
-
-    def notified_of(self, run: str) -> set[str]:
-        """The alerts of a run that were notified so far."""
-        return {alert.labels["alertname"] for alert in self.alertmanager.notified if alert.labels.get("run") == run}
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    exporter = RunningExporter(tmp_path_factory.mktemp("exporter") / "data")
-    try:
-        with (
-            alertmanagers.running(tmp_path_factory.mktemp("alertmanager")) as alertmanager,
-            prometheuses.running(
-                tmp_path_factory.mktemp("prometheus"), [exporter.url], alertmanager.address
-            ) as prometheus,
-        ):
-            yield Site(exporter, prometheus, alertmanager)
-    finally:
-        exporter.stop()
 
 
 def test_streak_warns_then_becomes_critical_then_resolves(site: Site) -> None:
@@ -115,7 +46,8 @@ def test_streak_warns_then_becomes_critical_then_resolves(site: Site) -> None:
             f"{run}: {LIMIT // 2} calls in a row had non-finite gradients; "
             f"apply_if_finite rejects at most {LIMIT} in a row"
         )
-        assert warned.annotations["dashboard_url"] == f"http://localhost:3000/d/optwrap-run?var-run={run}"
+        assert warned.annotations["dashboard_url"].startswith(f"http://localhost:3000/d/optwrap-run?var-run={run}&")
+        assert warned.annotations["page_url"] == f"{site.exporter.url}/?run={run}"
         url, _, anchor = warned.annotations["runbook_url"].partition("#")
         assert f'<h2 id="{anchor}">OptwrapNotFiniteStreak</h2>' in httpx.get(url, trust_env=False).text
 
@@ -172,8 +104,14 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
         ("OptwrapNotFiniteStreak", "critical"),
         ("OptwrapSkipRatioHigh", "warning"),
         ("OptwrapStalled", "critical"),
+        ("OptwrapFailed", "critical"),
+        ("OptwrapStopped", "critical"),
+        ("OptwrapProcessStale", "critical"),
+        ("OptwrapProcessMissing", "critical"),
+        ("OptwrapExporterDown", "warning"),
     }
-    alone = follows - {("OptwrapNotFiniteStreak", "critical")}
+    # Without the stale, missing, failed and stopped processes that mute a stall.
+    alone = {(name, severity) for name, severity in follows if severity == "warning" or name == "OptwrapStalled"}
     with httpx.Client(base_url=f"http://{site.alertmanager.address}/api/v2", trust_env=False, timeout=30) as client:
         firing = [
             {"labels": {"alertname": name, "severity": severity, "run": run}}
