@@ -106,7 +106,7 @@ def places(metric: str) -> list[Builder[models.VariableModel]]:
         choice(
             "namespace",
             "Namespace",
-            "Label `namespace` of the exporters, if Prometheus adds it. Choose one if two of them have runs of one name",
+            "Label `namespace` of the exporters, if Prometheus adds it. Choose one if two have runs of one name",
             f"label_values({metric}, namespace)",
             several=True,
         ),

@@ -110,8 +110,8 @@ def now() -> Row:
         ),
         number(
             "Processes reporting",
-            "Processes that report to the run's exporters, and the number of processes that the job has. An exporter of "
-            "one host (--scope host) knows only those of its host.",
+            "Processes that report to the run's exporters, and the number of processes that the job has. An exporter "
+            "of one host (--scope host) knows only those of its host.",
             "locale",
             Query(f"sum by (run) (optwrap_processes_reporting{{{ONE}}})", "reporting"),
             Query(largest("optwrap_processes_expected"), "of the job"),
@@ -135,8 +135,8 @@ def health() -> Row:
         rows_by(
             "kind",
             "Incidents that are open",
-            "The newest open incident of each kind: what is wrong, where it began, and the step of the newest checkpoint "
-            "that is sound. The exporter's page has all of them, and can acknowledge them.",
+            "The newest open incident of each kind: what is wrong, where it began, and the step of the newest "
+            "checkpoint that is sound. The exporter's page has all of them, and can acknowledge them.",
             Query(largest("optwrap_incident_info", by="kind, process, host, device, parameter")),
             Query(f"min by (kind) (optwrap_incident_first_step{{{ONE}}})"),
             Query(f"min by (kind) (optwrap_incident_last_clean_step{{{ONE}}})"),

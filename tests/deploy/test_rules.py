@@ -316,9 +316,11 @@ def test_alert_links_the_page_of_an_exporter(alert: dict[str, Any]) -> None:
 def test_annotations_ask_for_known_metrics_of_this_run_alone(alert: dict[str, Any]) -> None:
     """Every query in a template selects by the alert's own labels, so that another run's value is never shown."""
     for text in alert["annotations"].values():
-        assert text.count("| query") == len(asked := re.findall(r'printf "([^"]*)" ([^|]*)\| query', text)), text
+        asked = re.findall(r'printf "([^"]*)" ([^|]*)\| query', text)
+        assert text.count("| query") == len(asked), text
         for expr, arguments in asked:
-            assert expr.count("%s") == len(given := re.findall(r"\$labels\.(\w+)", arguments))
+            given = re.findall(r"\$labels\.(\w+)", arguments)
+            assert expr.count("%s") == len(given)
             assert re.findall(r"(\w+)='%s'", expr) == given
             assert {"cluster", "namespace"} <= set(given)
             assert unknown(expr.replace("outcome='%s'", "outcome='busy'"), set(RECORDED)) == []
