@@ -10,12 +10,14 @@ PACKAGE = Path(optwrap_exporter.__file__).parent
 
 MODULES = """
 _version
+wire.vocabulary
 settings
-wire.vocabulary wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
+wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wire.cursor
 wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
-ledger.folding ledger.past ledger.conditions ledger.run ledger.conflict ledger.divergence
-ledger.health ledger.events ledger.apply_report ledger.figures ledger.views ledger.plan ledger.ledger
+ledger.folding ledger.past ledger.conditions ledger.pace ledger.lost ledger.process ledger.run ledger.conflict
+ledger.divergence ledger.health ledger.events ledger.apply_report ledger.figures ledger.unseen ledger.attempts
+ledger.summary ledger.labels ledger.views ledger.plan ledger.ledger
 store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample store.retention
 store.reader store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.waiting ingest.ingest

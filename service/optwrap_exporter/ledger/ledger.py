@@ -8,25 +8,22 @@ States are immutable, so any thread may read at any time and never sees half a r
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, figures, health, ranges, views
+from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
-from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.figures import ProcessView, RunView
 from optwrap_exporter.ledger.folding import NO_FOLDS
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.ledger.views import Shown
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import Health
-
-LABELS: Final = 10
-"""The number of parameters of a run, and of replicas, that get metric labels of their own."""
+from optwrap_exporter.wire.vocabulary import Health, Scope
 
 MOST_SHOWN: Final = 1000
 """The most runs in /metrics."""
@@ -46,10 +43,18 @@ class Ledger:
       clock: the exporter's clock. Every time in an answer is of this clock.
       monotonic: a clock in seconds that never jumps. By default the same clock.
       limits: how many names it takes.
+      scope: what it hears: with "job" a process that has not reported is missing.
     """
 
-    def __init__(self, clock: Clock, monotonic: Clock | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        monotonic: Clock | None = None,
+        limits: Limits | None = None,
+        scope: Scope = "host",
+    ) -> None:
         self.clocks = Clocks(clock, monotonic or clock)
+        self._scope = scope
         self._limits = limits or Limits()
         self._new_runs = Quota(self._limits.new_runs, monotonic or clock)
         self._new_processes = Quota(NEW_PROCESSES, monotonic or clock)
@@ -124,8 +129,8 @@ class Ledger:
             time=age,
             run=run.with_process(
                 after,
-                labels=_labels(run.labels, report, after),
-                replica_labels=_replica_labels(run.replica_labels, report, after),
+                labels=labels.with_parameters(run.labels, report, after),
+                replica_labels=labels.with_replicas(run.replica_labels, report, after),
                 past=run.past_with(after, folds.left) if folds.left else run.past,
             ),
             process=after,
@@ -233,7 +238,7 @@ class Ledger:
         """The runs that are shown as they are now, by name, computed one by one."""
         now = self.clocks.now()
         for run in self.shown():
-            yield figures.run_view(run, now, self.clocks.listening)
+            yield figures.run_view(run, now, self.clocks.listening, self._scope)
 
     def lead(self, run: str) -> int | None:
         """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
@@ -246,13 +251,18 @@ class Ledger:
 
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
+        found = self.verdict(run)
+        return found[0] if found is not None else None
+
+    def verdict(self, run: str) -> tuple[Health, str] | None:
+        """The run's health and the sentence about it, as `RunSummary.summary`; None if the run is unknown."""
         state = self._runs.get(run)
-        return health.of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
+        return views.verdict(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
         state = self._runs.get(run)
-        return views.summary(state, self.clocks.now(), self.clocks.listening) if state else None
+        return views.summary(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 
     def detail(self, run: str, most_parameters: int | None = None, shown: Shown | None = None) -> RunDetail | None:
         """The answer of GET /v1/runs/{run}; None if the run is unknown.
@@ -264,7 +274,10 @@ class Ledger:
             updated.
         """
         state = self._runs.get(run)
-        return views.detail(state, self.clocks.now(), self.clocks.listening, most_parameters, shown) if state else None
+        if state is None:
+            return None
+        now, listening = self.clocks.now(), self.clocks.listening
+        return views.detail(state, now, listening, self._scope, most_parameters=most_parameters, shown=shown)
 
     def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
         """Runs by name.
@@ -310,24 +323,3 @@ class Ledger:
 def _incarnations(runs: Iterable[RunState]) -> int:
     """The number of incarnations that are kept one by one."""
     return sum(len(process.incarnations) for run in runs for process in run.processes.values())
-
-
-def _labels(labels: tuple[str, ...], report: Report, process: ProcessState) -> tuple[str, ...]:
-    """The labels with newly non-finite parameters: by step, and within a step in the tree's order."""
-    share = process.incarnations[report.incarnation].share
-    if len(labels) == LABELS or all(path in labels for path in share.parameters):  # earlier ones have had theirs
-        return labels
-    total = process.total.parameters
-    first = [offender.parameter for offender in sorted(report.offenders, key=lambda offender: offender.step)]
-    fresh = [path for path in dict.fromkeys([*first, *report.totals.parameters, *total]) if total.get(path)]
-    return (*labels, *(path for path in fresh if path not in labels))[:LABELS]
-
-
-def _replica_labels(labels: tuple[Replica, ...], report: Report, process: ProcessState) -> tuple[Replica, ...]:
-    """The labels with replicas that are newly the first non-finite one: by step, as far as it is known."""
-    if len(labels) == LABELS or not process.incarnations[report.incarnation].share.replicas:
-        return labels
-    first = [Replica(record.replica, record.process, record.device) for record in report.replicas]
-    total = process.total.replicas
-    fresh = [one for one in dict.fromkeys([*first, *total]) if one in total and one.number is not None]
-    return (*labels, *(one for one in fresh if one not in labels))[:LABELS]

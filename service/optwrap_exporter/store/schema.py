@@ -8,7 +8,7 @@ from optwrap_exporter.wire.errors import ExporterError
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 5
+VERSION: Final = 6
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """

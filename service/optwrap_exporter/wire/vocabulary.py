@@ -45,6 +45,10 @@ EventKind = Literal[
     "diverged",
 ]
 SkipReason = Literal["not_finite", "large", "other"]
+LostReason = Literal["skipped", "redone", "starved"]
+"""Why steps were lost (`ledger.lost`)."""
+Scope = Literal["host", "job"]
+"""What an exporter hears: `host` the processes of its own host, `job` all processes of a job."""
 
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 """Every outcome of a step. The store writes an outcome as its index here."""
@@ -63,6 +67,8 @@ ENDED: Final[frozenset[State]] = frozenset({"finished", "failed", "stopped"})
 HEALTHS: Final[tuple[Health, ...]] = get_args(Health)
 """Every health, worst first. If several hold, the first one is shown."""
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
+LOST_REASONS: Final[tuple[LostReason, ...]] = get_args(LostReason)
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 LARGEST: Final = 2**53
 """The largest count. JSON numbers above it are not exact in every language."""
@@ -163,6 +169,12 @@ Norm = Annotated[
     PlainSerializer(to_json_number, return_type=float | NotFinite, when_used="json"),
 ]
 """A norm. In Python a float, NaN and infinities included; in JSON a number or a name."""
+Number = Annotated[
+    _WireScalar,
+    AfterValidator(_number),
+    PlainSerializer(to_json_number, return_type=float | NotFinite, when_used="json"),
+]
+"""A number, as Norm; it may be negative."""
 Norms = Annotated[
     list[_WireNorm],
     Field(max_length=MOST_RECORDS, fail_fast=True),
