@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.runbooks import page, slug
+from deploy.runbooks import console, of_the_exporter, slug
 from tests.deploy.lint import LOADED, variables
 from tests.deploy.places import ALERTS, OPTIONAL, PROMETHEUS, RECORDED, RULES, RUNBOOKS, load
 from tests.deploy.promql import SERIES, unknown, words, wrong_over_processes
@@ -316,7 +316,7 @@ def test_alert_links_the_page_of_an_exporter(alert: dict[str, Any]) -> None:
 def test_annotations_ask_for_known_metrics_of_this_run_alone(alert: dict[str, Any]) -> None:
     """Every query in a template selects by the alert's own labels, so that another run's value is never shown."""
     for text in alert["annotations"].values():
-        asked = re.findall(r'printf "([^"]*)" ([^|]*)\| query', text)
+        asked = re.findall(r'printf "([^"]*)" ([^|}]*)\| query', text)
         assert text.count("| query") == len(asked), text
         for expr, arguments in asked:
             given = re.findall(r"\$labels\.(\w+)", arguments)
@@ -346,14 +346,14 @@ def test_links_within_the_runbooks_have_a_target() -> None:
     targets = set(re.findall(r"\]\(#([^)]+)\)", text))
     assert targets
     assert targets <= {slug(heading) for heading in HEADINGS}
-    made = page(text)
-    assert all(f'<h2 id="{heading}">' in made for heading in HEADINGS)
-    assert set(re.findall('href="#([^"]+)"', made)) <= set(HEADINGS)
+    for made in (console(text), of_the_exporter(text)):
+        assert all(f'<h2 id="{heading}">' in made for heading in HEADINGS)
+        assert set(re.findall('href="#([^"]+)"', made)) <= set(HEADINGS)
 
 
 def test_runbook_with_a_template_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\{\{"):
-        page("# Runbooks\n\n{{ $value }}\n")
+        console("# Runbooks\n\n{{ $value }}\n")
 
 
 @pytest.mark.parametrize("alert", sorted({alert["alert"] for alert in ALERTS + OPTIONAL}))
