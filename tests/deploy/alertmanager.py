@@ -29,6 +29,8 @@ class Alertmanager:
     def __init__(self, address: str) -> None:
         self.address = address
         self.notified: list[Notified] = []
+        self.messages: list[list[Notified]] = []
+        """The alerts of each notification."""
         self._waiting: list[Notified] = []
         self._changed = threading.Condition()
 
@@ -40,6 +42,7 @@ class Alertmanager:
         ]
         with self._changed:
             self.notified += alerts
+            self.messages.append(alerts)
             self._waiting += alerts
             self._changed.notify_all()
 

@@ -1,12 +1,14 @@
 """From a NaN in a jitted step to a notification, with a real job, exporter, Prometheus and Alertmanager."""
 
 import time
+from pathlib import Path
 
 import httpx
 import jax.numpy as jnp
 import pytest
 
 import optwrap
+from tests.deploy import alertmanager as alertmanagers
 from tests.deploy.places import ALERTS
 from tests.deploy.site import LIMIT, Site, Training
 from tests.exporter.running import Job
@@ -132,3 +134,18 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
         assert in_state("everything", "suppressed") == follows
         assert in_state("everything", "active") == everything - follows
         assert in_state("alone", "active") == alone
+
+
+def test_a_rack_of_exporters_that_goes_down_is_one_message(tmp_path: Path) -> None:
+    """Forty exporters that knew no run, and twenty of one run: one message each, and one of another namespace."""
+    with alertmanagers.running(tmp_path) as alertmanager:
+        down = {"alertname": "OptwrapExporterDown", "severity": "warning", "namespace": "a"}
+        labels = [down | {"instance": f"node-{node}:10425"} for node in range(40)]
+        labels += [down | {"run": "lm"}, down | {"namespace": "b", "instance": "node-0:10425"}]
+        posted = httpx.post(
+            f"http://{alertmanager.address}/api/v2/alerts", json=[{"labels": one} for one in labels], trust_env=False
+        )
+        assert posted.status_code == 200
+        wait_until(lambda: len(alertmanager.notified) >= len(labels), 30)
+        assert sorted(len(message) for message in alertmanager.messages) == [1, 1, 40]
+        assert {alert.receiver for alert in alertmanager.notified} == {"read"}
