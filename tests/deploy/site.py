@@ -95,7 +95,7 @@ def running(directory: Path, *further: str) -> Iterator[Site]:
         (directory / name).mkdir()
     exporters: list[RunningExporter] = []
     try:
-        exporters += [RunningExporter(directory / name) for name in ("exporter", "other")]
+        exporters += [RunningExporter(directory / name, "--scope", "job") for name in ("exporter", "other")]
         urls = [*(one.url for one in exporters), *further]
         with (
             alertmanagers.running(directory / "alertmanager") as alertmanager,

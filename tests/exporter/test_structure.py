@@ -16,12 +16,12 @@ wire.errors wire.size wire.requests wire.fields wire.answers wire.consistency wi
 wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.past ledger.conditions ledger.pace ledger.lost ledger.process ledger.run ledger.conflict
-ledger.divergence ledger.health ledger.events ledger.apply_report ledger.figures ledger.unseen ledger.attempts
+ledger.divergence ledger.health ledger.events ledger.apply_report ledger.attempts ledger.figures ledger.unseen
 ledger.summary ledger.labels ledger.views ledger.plan ledger.ledger
 store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample store.retention
 store.reader store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.waiting ingest.ingest
-metrics.table metrics.own metrics.samples metrics.collector metrics.render
+metrics.metric metrics.table metrics.own metrics.samples metrics.collector metrics.render
 http.errors http.limiter http.middleware http.admission http.connections http.log_limit http.connection_timeout
 http.server http.channel http.hub
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports http.routes.stream

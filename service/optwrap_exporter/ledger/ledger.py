@@ -19,7 +19,7 @@ from optwrap_exporter.ledger.folding import NO_FOLDS
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.ledger.views import Shown
+from optwrap_exporter.ledger.views import Shown, Verdict
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
@@ -227,8 +227,9 @@ class Ledger:
         """Every process of the runs that are shown, sorted by run and process, computed one by one."""
         now = self.clocks.now()
         for run in self.shown():
-            for _, process in sorted(run.processes.items()):
-                yield figures.view(run, process, now, self.clocks.listening)
+            members = {process.process for process in health.relevant(run, now)}
+            for index, process in sorted(run.processes.items()):
+                yield figures.view(run, process, now, self.clocks.listening, left=index not in members)
 
     def views(self) -> list[ProcessView]:
         """`process_views` as a list."""
@@ -254,8 +255,8 @@ class Ledger:
         found = self.verdict(run)
         return found[0] if found is not None else None
 
-    def verdict(self, run: str) -> tuple[Health, str] | None:
-        """The run's health and the sentence about it, as `RunSummary.summary`; None if the run is unknown."""
+    def verdict(self, run: str) -> Verdict | None:
+        """The verdict on the run, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
         return views.verdict(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 

@@ -53,8 +53,12 @@ def summary(run: RunState, now: float, listening: float, scope: Scope) -> RunSum
     return RunSummary(**_common(run, members, lead(run, now), now, scope), processes=len(members))
 
 
-def verdict(run: RunState, now: float, listening: float, scope: Scope) -> tuple[Health, str]:
-    """The health of the run, and the sentence about it, without the cost of the totals."""
+Verdict = tuple[Health, str]
+"""The health of a run, and the sentence about it."""
+
+
+def verdict(run: RunState, now: float, listening: float, scope: Scope) -> Verdict:
+    """The verdict on the run, without the cost of its totals."""
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope)
     return current.health, sentences.of_run(current, members, lead(run, now), now, scope)
@@ -277,7 +281,7 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[li
         if before is None or before.process is not row.process or before.current != row.current:
             changed.append((index, row))
     changed.sort(key=lambda one: (_urgency(one[1].current.health), one[0]))
-    rows, left = fitting((_row(row, now) for _, row in changed), _PROCESS_BYTES)
+    rows, left = fitting((_row(row) for _, row in changed), _PROCESS_BYTES)
     shown.update(changed[: len(rows)])
     return sorted(rows, key=lambda row: row.process), len(changed) - len(rows), left
 
@@ -287,7 +291,7 @@ def _urgency(of: Health) -> int:
     return HEALTHS.index("ok" if of == "finished" else of)
 
 
-def _row(row: ShownRow, now: float) -> ProcessRow:
+def _row(row: ShownRow) -> ProcessRow:
     # There may be thousands of rows, so they are not validated.
     process, current = row
     total = process.total
@@ -296,7 +300,7 @@ def _row(row: ShownRow, now: float) -> ProcessRow:
         host=process.source.host,
         health=current.health,
         since=current.since,
-        summary=sentences.of_process(process, current, now),
+        summary=sentences.of_process(process, current),
         last_report=process.last_report,
         totals=ProcessTotals.model_construct(
             steps=total.steps,
