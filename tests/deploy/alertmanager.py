@@ -59,7 +59,8 @@ class Alertmanager:
 def configuration(webhook: str) -> dict[str, Any]:
     """The repository's alertmanager.yml with short delays, and a webhook for each receiver."""
     config: dict[str, Any] = load(DEPLOY / "alertmanager" / "alertmanager.yml")
-    config["route"] |= {"group_wait": "100ms", "group_interval": "500ms"}
+    for route in (config["route"], *config["route"]["routes"]):
+        route |= {"group_wait": "100ms", "group_interval": "500ms"}
     for receiver in config["receivers"]:
         receiver["webhook_configs"] = [{"url": webhook, "send_resolved": True}]
     return config

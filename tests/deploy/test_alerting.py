@@ -79,7 +79,7 @@ def test_missing_process_and_stale_processes_raise_and_resolve_alerts(site: Site
         send(first)
         missing = site.wait_for("OptwrapProcessMissing", run, "firing")
         assert missing.receiver == "wake"
-        assert missing.annotations["summary"] == f"{run}: 1 of its processes are missing"
+        assert missing.annotations["summary"] == f"{run}: 1 of its 2 processes have not reported"
         for job in (first, second):
             send(job)
         site.wait_for("OptwrapProcessMissing", run, "resolved")
