@@ -61,7 +61,7 @@ def verdict(run: RunState, now: float, listening: float, scope: Scope) -> Verdic
     """The verdict on the run, without the cost of its totals."""
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope)
-    return current.health, sentences.of_run(current, members, lead(run, now), now, scope)
+    return current.health, sentences.of_run(run, current, members, lead(run, now), now=now, scope=scope)
 
 
 def _common(
@@ -78,7 +78,7 @@ def _common(
         "run": run.run,
         "health": current.health,
         "since": current.since,
-        "summary": sentences.of_run(current, members, leading, now, scope),
+        "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
         "last_clean_step": None if ended is None else ended.last_clean_step,
@@ -276,12 +276,12 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[li
     """
     changed: list[tuple[int, ShownRow]] = []
     for index, process in run.processes.items():
-        row = ShownRow(process, health.of_process(process, now, listening))
+        row = ShownRow(process, health.of_process(run, process, now, listening))
         before = shown.get(index)
         if before is None or before.process is not row.process or before.current != row.current:
             changed.append((index, row))
     changed.sort(key=lambda one: (_urgency(one[1].current.health), one[0]))
-    rows, left = fitting((_row(row) for _, row in changed), _PROCESS_BYTES)
+    rows, left = fitting((_row(run, row) for _, row in changed), _PROCESS_BYTES)
     shown.update(changed[: len(rows)])
     return sorted(rows, key=lambda row: row.process), len(changed) - len(rows), left
 
@@ -291,7 +291,7 @@ def _urgency(of: Health) -> int:
     return HEALTHS.index("ok" if of == "finished" else of)
 
 
-def _row(row: ShownRow) -> ProcessRow:
+def _row(run: RunState, row: ShownRow) -> ProcessRow:
     # There may be thousands of rows, so they are not validated.
     process, current = row
     total = process.total
@@ -300,7 +300,7 @@ def _row(row: ShownRow) -> ProcessRow:
         host=process.source.host,
         health=current.health,
         since=current.since,
-        summary=sentences.of_process(process, current),
+        summary=sentences.of_process(run, process, current),
         last_report=process.last_report,
         totals=ProcessTotals.model_construct(
             steps=total.steps,

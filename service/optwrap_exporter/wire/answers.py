@@ -2,18 +2,16 @@
 
 from typing import Annotated, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
+from optwrap_exporter.wire.times import Answer as _Answer
+from optwrap_exporter.wire.times import Instant
 from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, LostReason, Number, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
 
 class Acknowledgement(_Answer):
@@ -234,42 +232,6 @@ class RunDetail(_Run):
     left_out: LeftOutOfRun
 
 
-class BadSteps(_Answer):
-    """Bad steps in a row of which only some are shown: of each outcome the first and the last."""
-
-    since: int
-    """The first of them."""
-    until: int
-    """The last of them."""
-    total: int
-    outcomes: dict[Outcome, int]
-    """Their number by outcome; outcomes without any are left out."""
-
-
-class StepsAnswer(_Answer):
-    """The answer of GET /v1/runs/{run}/steps."""
-
-    run: str
-    process: int
-    since: int | None
-    """First step asked for; null means from the first stored step."""
-    until: int | None
-    """Last step asked for; null means to the last stored step."""
-    total: int
-    """Number of step records stored in that range."""
-    sampled: bool
-    """Whether good steps were left out to keep to `points`."""
-    bad: int
-    """Number of bad step records stored in that range: skipped, or with non-finite gradients."""
-    thinned: list[BadSteps]
-    """Where bad steps were left out, because there are more than the answer can hold. Empty if all are shown."""
-    columns: StepColumns
-    replicas: list[ReplicaRecord]
-    """Replica records of the steps shown. Like a step, one can be there twice."""
-    replicas_left_out: int
-    """Number of replica records of the steps shown that are left out."""
-
-
 class Event(_Answer):
     """Something that happened to a process."""
 
@@ -277,7 +239,7 @@ class Event(_Answer):
     run: str
     process: int
     kind: EventKind
-    time: float
+    time: Instant
     """Of a step by the client's clock, else by the exporter's."""
     step: int | None
     attempt: str
