@@ -123,16 +123,34 @@ class StepOutcomes:
         if group is None:
             return None
         differ = dict(self._differing(group, report))
+        if group.odd and (again := self._again(group, report, differ)) is not None:
+            return Compared({}, again)
+        if not differ and not group.disputed:
+            return None
+        return Compared(differ, self._judge(group, report, differ, voters))
+
+    def _again(self, group: _Group, report: Report, differ: Mapping[int, Vote]) -> Divergence | None:
+        """The divergence of a process that has diverged before: this one, or one that reported the same steps first."""
+        others = sum(process not in group.odd for process in group.spans)
         if report.process in group.odd:
             if not differ:
                 return None
             first = min(differ)
             votes = {report.process: differ[first], group.steps[first].process: group.steps[first].vote}
-            others = sum(process not in group.odd for process in group.spans)
-            return Compared({}, Divergence(first, tuple(sorted(differ)), (report.process,), votes, others))
-        if not differ and not group.disputed:
+            return Divergence(first, tuple(sorted(differ)), (report.process,), votes, others)
+        found: dict[int, Vote] = {}
+        odd = -1
+        columns = report.steps
+        for step, outcome, norm in zip(columns.step, columns.outcome, columns.norm, strict=True):
+            entry = group.steps.get(step)
+            if entry is None or entry.process not in group.odd or (found and entry.process != odd):
+                continue
+            if not entry.vote.agrees(Vote(outcome, norm)):
+                odd, found[step] = entry.process, entry.vote
+        if not found or differ:
             return None
-        return Compared(differ, self._judge(group, report, differ, voters))
+        first = min(found)
+        return Divergence(first, tuple(sorted(found)), (odd,), {odd: found[first]}, others)
 
     def _differing(self, group: _Group, report: Report) -> Iterator[tuple[int, Vote]]:
         known, process, odd = group.steps, report.process, group.odd
