@@ -8,7 +8,6 @@ until a majority agrees, or all processes that report have reported the step.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import repeat
 from typing import Final, NamedTuple
 
 from optwrap_exporter.wire.requests import Report
@@ -156,8 +155,9 @@ class StepOutcomes:
         known, process, odd = group.steps, report.process, group.odd
         columns = report.steps
         for step, outcome, norm in zip(columns.step, columns.outcome, columns.norm, strict=True):
-            entry = known.get(step)
-            if entry is None or (entry[0] == outcome and abs(entry[1] - norm) <= NORM_TOLERANCE * norm):
+            if (entry := known.get(step)) is None:
+                continue
+            if entry[0] == outcome and (entry[1] == norm or abs(entry[1] - norm) <= NORM_TOLERANCE * norm):
                 continue  # the usual case, without the exact comparison
             if entry.process == process or (entry.process in odd and process not in odd):
                 continue
@@ -220,15 +220,12 @@ class StepOutcomes:
             self._stage_votes(group, report.process, compared)
         known, process, odd = group.steps, report.process, group.odd
         group.spans[process] = _joined(group.spans.get(process), (columns.step[0], columns.step[-1]))
-        rows = zip(columns.step, map(_Entry, columns.outcome, columns.norm, repeat(process)), strict=False)
-        if not odd:
-            for step, entry in rows:
-                known.setdefault(step, entry)
+        if not odd and all(map(known.__contains__, columns.step)):  # as usual, but for the first process
             return
-        for step, entry in rows:
+        for step, outcome, norm in zip(columns.step, columns.outcome, columns.norm, strict=True):
             before = known.get(step)
             if before is None or (before.process in odd and process not in odd):
-                known[step] = entry
+                known[step] = _Entry(outcome, norm, process)
 
     def _stage_votes(self, group: _Group, process: int, compared: Compared) -> None:
         if compared.divergence is not None:
