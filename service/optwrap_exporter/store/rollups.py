@@ -202,6 +202,9 @@ def rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: in
     )
 
 
+_EXTREMES: Final = "low, low_step, low_incarnation, high, high_step, high_incarnation"
+
+
 def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int, *, norms: bool) -> dict[int, Block]:
     """The blocks of the steps from `first` to `last`. Blocks at the ends include only steps in that range.
 
