@@ -49,7 +49,7 @@ class Kept:
 
     def events(self, kind: EventKind | None = None, process: int | None = None) -> list[Event]:
         """The events of the run "lm", newest first."""
-        return self.store.events("lm", kind=kind, process=process, limit=1000).items
+        return self.store.events("lm", kind=[kind] if kind else [], process=process, limit=1000).items
 
     @property
     def lead(self) -> int:

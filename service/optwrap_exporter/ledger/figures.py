@@ -84,7 +84,7 @@ def _labelled(run: RunState, total: Counts) -> dict[str, int]:
 def run_view(run: RunState, now: float, listening: float) -> RunView:
     """What a scrape needs of one run."""
     members = health.relevant(run, now)
-    healths = [health.of_process(process, now, listening) for process in members]
+    healths = [health.of_process(run, process, now, listening) for process in members]
     began = min(process.incarnation.first_report for process in members)
     expected = health.process_count(members)
     return RunView(
@@ -101,7 +101,7 @@ def run_view(run: RunState, now: float, listening: float) -> RunView:
 
 def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
     """What a scrape needs of one process."""
-    current = health.of_process(process, now, listening)
+    current = health.of_process(run, process, now, listening)
     total = process.total
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
     replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())

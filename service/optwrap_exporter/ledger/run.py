@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Final
 
 from optwrap_exporter.ledger import folding
-from optwrap_exporter.ledger.conditions import NO_CONDITIONS, Conditions, Conflict, Lasting, Party, Peak, TimedStep
+from optwrap_exporter.ledger.conditions import NO_CONDITIONS, Conditions, Conflict, Party, Peak, TimedStep
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.folding import (
@@ -26,6 +26,7 @@ from optwrap_exporter.ledger.folding import (
     Folds,
 )
 from optwrap_exporter.ledger.incarnation import IncarnationState, Position
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.parts import ParameterRecords, fields_of, summed_records
 from optwrap_exporter.ledger.past import NO_PAST, Past
 from optwrap_exporter.wire.requests import Gauges, Report, Source
@@ -213,8 +214,6 @@ class ProcessState:
         """The state that `durable` wrote, with what was stored elsewhere: `sums` are `folded` and `earlier`."""
         folded = {one.attempt: one for one in sums}
         conditions = dict(written["conditions"])
-        if conditions["gave_up"] is not None:
-            conditions["gave_up"] = Lasting(*conditions["gave_up"])
         if conditions["conflict"] is not None:
             since, last, older, newer = conditions["conflict"]
             conditions["conflict"] = Conflict(since, last, Party(*older), Party(*newer))
@@ -277,6 +276,12 @@ class RunState:
     With it a report need not look at every other process."""
     past: Past = NO_PAST
     """What processes have left."""
+    incidents: tuple[IncidentRecord, ...] = ()
+    """The live ones: those that are open, and the acknowledged ones whose cause still holds. By id."""
+    past_incidents: tuple[IncidentRecord, ...] = ()
+    """The last ones that are over. The store has all of them."""
+    archived: bool = False
+    """Whether somebody hid it."""
 
     @cached_property
     def total(self) -> Counts:

@@ -281,7 +281,7 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[li
     """
     changed: list[tuple[int, ShownRow]] = []
     for index, process in run.processes.items():
-        row = ShownRow(process, health.of_process(process, now, listening))
+        row = ShownRow(process, health.of_process(run, process, now, listening))
         before = shown.get(index)
         if before is None or before.process is not row.process or before.current != row.current:
             changed.append((index, row))

@@ -1,5 +1,6 @@
-/** The vocabulary of the page: the words, colours and shapes of every health and every outcome. */
+/** The colours, shapes and sentences of every health and every outcome. Their words are in vocabulary.js. */
 
+import { HEALTHS, OUTCOMES, REASONS as REASON_WORDS, STORE_CONDITIONS } from "./vocabulary.js";
 import { durationSince, integer, plural, seconds, visible } from "./format.js";
 
 /** Health tiers, worst first. A tier has a colour and a shape. */
@@ -8,58 +9,23 @@ export const TIERS = ["critical", "warning", "idle", "good"];
 /** Where to roll back to, if the training stopped and said so. */
 const rollBack = ({ last_clean_step: clean }) => ((clean ?? null) === null ? "" : ` Roll back to step ${integer(clean)}.`);
 
-/**
- * Every health that the exporter reports, worst first within its tier.
- *
- * `word` is its name on the page. `sentence` explains it, given a run or a process as the API returns it. `past` marks a
- * health that is one event in the past ("Failed 8 min ago"); the others last ("Skipping for 8 min").
- */
-export const HEALTH = {
-  conflict: { tier: "critical", word: "Conflict", sentence: () => "Two live attempts report under this run name." },
-  gave_up: {
-    tier: "critical",
-    word: "Guard gave up",
-    past: true,
-    sentence: (run) =>
-      `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.${rollBack(run)}`,
+/** Explains a health, given a run or a process as the API returns it; where there is none, the vocabulary's meaning does. */
+const SENTENCES = {
+  gave_up: (run) => `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.${rollBack(run)}`,
+  failed: ({ reason }) => (reason ? `The training failed: ${visible(reason)}` : "The training loop ended with an exception."),
+  stopped: (run) => `The training stopped itself${run.reason ? `: ${visible(run.reason)}` : ""}.${rollBack(run)}`,
+  skipping: (run) => {
+    const { not_finite_streak: streak = 0, guard_not_finite_limit: limit } = run.gauges ?? {};
+    const now = `The gradients of the last ${streak > 1 ? plural(streak, "step") : "step"} were non-finite.`;
+    return limit === undefined ? now : `${now} The guard's limit is ${integer(limit)} in a row.`;
   },
-  failed: {
-    tier: "critical",
-    word: "Failed",
-    past: true,
-    sentence: ({ reason }) => (reason ? `The training failed: ${visible(reason)}` : "The training loop ended with an exception."),
-  },
-  stopped: {
-    tier: "critical",
-    word: "Stopped",
-    past: true,
-    sentence: (run) => `The training stopped itself${run.reason ? `: ${visible(run.reason)}` : ""}.${rollBack(run)}`,
-  },
-  stale: {
-    tier: "critical",
-    word: "No report",
-    sentence: () => "The process stopped reporting. It was killed, it hangs, or it cannot reach the exporter.",
-  },
-  stalled: { tier: "critical", word: "Stalled", sentence: () => "The process reports, but it takes no steps." },
-  starved: {
-    tier: "critical",
-    word: "Starved",
-    sentence: () => "No step becomes a gradient step, so the parameters do not change.",
-  },
-  skipping: {
-    tier: "warning",
-    word: "Skipping",
-    sentence: (run) => {
-      const { not_finite_streak: streak = 0, guard_not_finite_limit: limit } = run.gauges ?? {};
-      const now = `The gradients of the last ${streak > 1 ? plural(streak, "step") : "step"} were non-finite.`;
-      return limit === undefined ? now : `${now} The guard's limit is ${integer(limit)} in a row.`;
-    },
-  },
-  degraded: { tier: "warning", word: "Process missing", sentence: () => "At least one process of this run does not report." },
-  starting: { tier: "idle", word: "Starting", sentence: () => "The process reports, but it has not taken a step yet. It may be compiling." },
-  finished: { tier: "idle", word: "Finished", past: true, sentence: (run) => `Training ended normally after ${plural(run.totals?.steps ?? 0, "step")}.` },
-  ok: { tier: "good", word: "Healthy", sentence: () => "Steps arrive, and their gradients are finite." },
+  finished: (run) => `Training ended normally after ${plural(run.totals?.steps ?? 0, "step")}.`,
 };
+
+/** Every health that the exporter reports, worst first: the vocabulary's words, and a `sentence` that explains it. */
+export const HEALTH = Object.fromEntries(
+  Object.entries(HEALTHS).map(([name, words]) => [name, { ...words, sentence: SENTENCES[name] ?? (() => `${words.meaning}.`) }]),
+);
 
 const ORDER = Object.keys(HEALTH);
 
@@ -69,7 +35,7 @@ const ORDER = Object.keys(HEALTH);
  * @param {string} name
  */
 export function health(name) {
-  return HEALTH[name] ?? { tier: "warning", word: String(name), sentence: () => "" };
+  return HEALTH[name] ?? { tier: "warning", word: String(name), past: false, sentence: () => "" };
 }
 
 /**
@@ -121,20 +87,17 @@ export function healthInWords(row, now) {
  * The kinds of steps on the chart, worst first. Where several steps share a pixel, the worst one is visible. A step is `bad`
  * if it was skipped or its gradients were non-finite; the chart marks bad steps on its axis.
  */
-export const KINDS = {
-  accepted_not_finite: { bad: true, word: "applied although non-finite", shape: "bang", what: "The optimizer applied non-finite values" },
-  skipped_not_finite: { bad: true, word: "skipped, non-finite", shape: "cross", what: "Skipped because the gradients were non-finite" },
-  accumulated_not_finite: {
-    bad: true,
-    word: "accumulated although non-finite",
-    shape: "ring",
-    what: "Non-finite gradients were added to the accumulation window",
-  },
-  skipped_other: { bad: true, word: "skipped, other reason", shape: "diamond", what: "Skipped by the training's own skip function" },
-  skipped_large: { bad: true, word: "skipped, large norm", shape: "triangle", what: "Skipped because the gradient norm reached its limit" },
-  applied: { bad: false, word: "gradient step", shape: "bar", what: "The optimizer changed the parameters" },
-  accumulated: { bad: false, word: "accumulated", shape: "low", what: "The gradients were added to the accumulation window" },
-};
+export const KINDS = Object.fromEntries(
+  Object.entries({
+    accepted_not_finite: { bad: true, shape: "bang" },
+    skipped_not_finite: { bad: true, shape: "cross" },
+    accumulated_not_finite: { bad: true, shape: "ring" },
+    skipped_other: { bad: true, shape: "diamond" },
+    skipped_large: { bad: true, shape: "triangle" },
+    applied: { bad: false, shape: "bar" },
+    accumulated: { bad: false, shape: "low" },
+  }).map(([kind, look]) => [kind, { ...look, word: OUTCOMES[kind].word, what: OUTCOMES[kind].meaning }]),
+);
 
 const SEVERITIES = Object.keys(KINDS);
 
@@ -164,11 +127,7 @@ export function fromReplica({ replica }) {
 }
 
 /** The reasons of a skip: the key in the totals, the kind on the chart, and the words. */
-export const REASONS = [
-  { key: "not_finite", kind: "skipped_not_finite", word: "non-finite", what: "NaN or Inf in the gradients" },
-  { key: "large", kind: "skipped_large", word: "large norm", what: "The gradient norm reached its limit" },
-  { key: "other", kind: "skipped_other", word: "other reason", what: "Skipped by the training's own skip function" },
-];
+export const REASONS = Object.entries(REASON_WORDS).map(([key, { word, meaning }]) => ({ key, kind: `skipped_${key}`, word, what: meaning }));
 
 /** SVG paths in a box of 10 by 10, for the canvas and for SVG elements. */
 export const SHAPES = {
@@ -189,12 +148,4 @@ export const SHAPES = {
 };
 
 /** The condition of the exporter's store in words. */
-const STORE_CONDITIONS = {
-  full: "full",
-  read_only: "read-only",
-  corrupt: "damaged",
-  io_error: "failing",
-  gone: "gone: it was deleted, renamed or replaced",
-};
-
-export const storeCondition = (name) => STORE_CONDITIONS[name] ?? visible(name);
+export const storeCondition = (name) => STORE_CONDITIONS[name]?.word ?? visible(name);

@@ -6,21 +6,16 @@ import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from optwrap_exporter.store import downsample, rollups, step_columns
+from optwrap_exporter.store import downsample, event_list, rollups, step_columns
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
 from optwrap_exporter.wire.answers import (
-    ANSWER_BYTES,
     BadSteps,
-    Event,
     Gap,
     LeftOutOfReport,
-    Page,
     ReportMessage,
     StepsAnswer,
 )
-from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord
-from optwrap_exporter.wire.vocabulary import EventKind
 
 _LAST: Final = 2**62
 
@@ -144,73 +139,6 @@ def _extremes(db: sqlite3.Connection, span: Span, blocks: Iterable[rollups.Block
     ).fetchall()
 
 
-_EVENT_BYTES: Final = 512
-"""The most bytes of an event without its detail."""
-_PAGE_BYTES: Final = ANSWER_BYTES - 8192
-"""The most bytes of the items of a page."""
-
-_EventRow = tuple[int, str, int, EventKind, float, int | None, str, str]
-_EVENT: Final = "event.id, run.run, process, kind, time, step, attempt, detail"
-
-
-def _event(row: _EventRow) -> Event:
-    number, run, process, kind, time, step, attempt, detail = row
-    return Event(
-        id=number,
-        run=run,
-        process=process,
-        kind=kind,
-        time=time,
-        step=step,
-        attempt=attempt,
-        detail=json.loads(detail),
-    )
-
-
-def events(
-    db: sqlite3.Connection,
-    run: str,
-    *,
-    kind: EventKind | None,
-    process: int | None,
-    limit: int,
-    cursor: str | None,
-) -> Page[Event]:
-    """`Store.events`."""
-    of = f"events:{run}:{kind or ''}:{'' if process is None else process}"
-    where = ["run.run = ?"]
-    values: list[int | str] = [run]
-    if cursor is not None:
-        where.append("event.id < ?")
-        values += decode(of, cursor, (int,))
-    if kind is not None:
-        where.append("kind = ?")
-        values.append(kind)
-    if process is not None:
-        where.append("process = ?")
-        values.append(process)
-    else:
-        where.append("NOT repeated")
-    rows = db.execute(
-        f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE {' AND '.join(where)} "
-        "ORDER BY event.id DESC LIMIT ?",
-        (*values, limit + 1),
-    )
-    items, more = _fitting(rows, limit, _PAGE_BYTES)
-    return Page(items=items, cursor=encode(of, [items[-1].id]) if more else None)
-
-
-def _fitting(rows: Iterable[_EventRow], most: int, room: int) -> tuple[list[Event], bool]:
-    """The first events, at most `most` of them and about `room` bytes but at least one; whether there are more."""
-    items: list[Event] = []
-    for row in rows:
-        room -= _EVENT_BYTES + len(row[-1].encode())
-        if len(items) == most or (items and room < 0):
-            return items, True
-        items.append(_event(row))
-    return items, False
-
-
 class Changes(NamedTuple):
     """What was committed after a revision."""
 
@@ -271,9 +199,8 @@ def _change(db: sqlite3.Connection, revision: int, run: str, span: Span) -> Repo
     replicas = _replicas(db, where, values, _MOST_REPLICAS)
     offenders, offenders_left_out = _offenders(db, where, values)
     happened = "FROM event JOIN run ON run.id = event.run_id WHERE revision = ? AND NOT repeated"
-    events, more = _fitting(
-        db.execute(f"SELECT {_EVENT} {happened} ORDER BY event.id", (revision,)), sys.maxsize, _MESSAGE_EVENT_BYTES
-    )
+    found_events = db.execute(f"SELECT {event_list.COLUMNS} {happened} ORDER BY event.id", (revision,))
+    events, more = event_list.fitting(found_events, sys.maxsize, _MESSAGE_EVENT_BYTES)
     all_events = db.execute(f"SELECT count(*) {happened}", (revision,)).fetchone()[0] if more else len(events)
     return ReportMessage(
         run=run,

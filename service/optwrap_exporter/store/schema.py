@@ -141,6 +141,7 @@ CREATE TABLE event (
     UNIQUE (run_id, key)
 );
 CREATE INDEX event_run ON event (run_id, kind, id);
+CREATE INDEX event_time ON event (run_id, kind, time) WHERE repeated = 0;
 CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_same_as ON event (run_id, same_as) WHERE same_as IS NOT NULL;
 CREATE TABLE trial (                    -- empty, but for `write_trial`

@@ -9,16 +9,18 @@ import os
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import opening, reader, retention, schema
+from optwrap_exporter.store import event_list, opening, reader, retention, schema, series
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.downsample import Axis
+from optwrap_exporter.store.event_list import EventFilter
+from optwrap_exporter.store.grid import Wanted
 from optwrap_exporter.store.opening import FILE, StoreError
 from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.readers import Readers
@@ -26,7 +28,8 @@ from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Event, Page, StepsAnswer
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import EventKind
+from optwrap_exporter.wire.series import SeriesAnswer
+from optwrap_exporter.wire.vocabulary import EventKind, Outcome
 
 SMALLEST_LIMIT: Final = 1024 * 1024
 """The smallest `limit_bytes`. Empty tables take a tenth of it."""
@@ -164,23 +167,39 @@ class Store:
 
     def events(
         self,
-        run: str,
+        run: str | None = None,
         *,
-        kind: EventKind | None = None,
+        kind: Collection[EventKind] = (),
+        outcome: Collection[Outcome] = (),
         process: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[Event]:
-        """Events, newest first: at most `limit` of them, and about ANSWER_BYTES.
+        """Events of a run, or of all if `run` is None; newest first, at most `limit` of them and about ANSWER_BYTES.
 
-        An event that all processes of an attempt report (a skip, a streak) is listed once, from the process that
-        reported it first. With `process` every event of that process is listed.
+        They are filtered by kind, by the outcome of their step, and by time: since <= time < until. An event that all
+        processes of an attempt report (a skip, a streak) is listed once, from the process that reported it first; with
+        `process` every event of that process is listed. Filtered by outcome, a page may have fewer events than `limit`
+        although there are more.
 
         Raises:
-          CursorError: the cursor belongs to another list. Run, kind and process make a list.
+          CursorError: the cursor belongs to another list. Run, kind, outcome and process make a list.
         """
         with self._readers.reading() as db:
-            return reader.events(db, run, kind=kind, process=process, limit=limit, cursor=cursor)
+            key = None if run is None else reader.run_id(db, run)
+            chosen = EventFilter(tuple(kind), tuple(outcome), process, since, until)
+            return event_list.events(db, key, run, chosen, limit=limit, cursor=cursor)
+
+    def series(self, run: str, process: int, wanted: Wanted) -> SeriesAnswer:
+        """Steps of one process, counted in buckets of time. An unknown run or process has none.
+
+        Raises:
+          BucketsError: the buckets asked for are too short for the range.
+        """
+        with self._readers.reading() as db:
+            return series.series(db, reader.run_id(db, run), run, process, wanted)
 
     def changes(
         self, after: int, run: str | None = None, *, until: int | None = None, room: int = ANSWER_BYTES

@@ -1,6 +1,7 @@
 /** The events panel: the events of the run, newest first. A click on a step shows it in the chart. */
 
 import { clock, dateTime, integer, norm, parametersInWords, plural, seconds, visible, wireNumber } from "../format.js";
+import { EVENTS } from "../vocabulary.js";
 import { fromReplica, KINDS, REASONS } from "../words.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
@@ -9,21 +10,21 @@ import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
 const ROWS = 200;
 const MORE = 1_000;
 
-const EVENTS = {
-  accepted_not_finite: { word: "Applied although non-finite", shape: "bang", class: "kind-accepted_not_finite" },
-  streak_started: { word: "Non-finite streak started", shape: "warning", class: "warning" },
-  streak_ended: { word: "Non-finite streak ended", shape: "good", class: "good" },
-  rebased: { word: "Guard rebased", shape: "warning", class: "warning" },
-  starved: { word: "Starved", shape: "critical", class: "critical" },
-  stalled: { word: "Stalled", shape: "critical", class: "critical" },
-  stale: { word: "Reports stopped", shape: "critical", class: "critical" },
-  started: { word: "Started", shape: "good", class: "idle" },
-  resumed: { word: "Resumed", shape: "good", class: "idle" },
-  finished: { word: "Finished", shape: "idle", class: "idle" },
-  failed: { word: "Failed", shape: "critical", class: "critical" },
-  stopped: { word: "Stopped", shape: "critical", class: "critical" },
-  conflict: { word: "Conflict", shape: "critical", class: "critical" },
-  diverged: { word: "Processes disagree", shape: "critical", class: "critical" },
+/** Shapes and colours of events; an event that is not here is idle. */
+const LOOKS = {
+  accepted_not_finite: { shape: "bang", class: "kind-accepted_not_finite" },
+  streak_started: { shape: "warning", class: "warning" },
+  streak_ended: { shape: "good", class: "good" },
+  rebased: { shape: "warning", class: "warning" },
+  starved: { shape: "critical", class: "critical" },
+  stalled: { shape: "critical", class: "critical" },
+  stale: { shape: "critical", class: "critical" },
+  started: { shape: "good", class: "idle" },
+  resumed: { shape: "good", class: "idle" },
+  failed: { shape: "critical", class: "critical" },
+  stopped: { shape: "critical", class: "critical" },
+  conflict: { shape: "critical", class: "critical" },
+  diverged: { shape: "critical", class: "critical" },
 };
 
 /** The words, shape and colour of an event: those of the reason for a skip, else those of the event's kind. */
@@ -32,7 +33,8 @@ function appearance({ kind, detail }) {
     const reason = REASONS.find(({ key }) => key === detail?.reason) ?? REASONS[2];
     return { word: `Skipped, ${reason.word}`, shape: KINDS[reason.kind].shape, class: `kind-${reason.kind}` };
   }
-  return EVENTS[kind] ?? { word: visible(kind.replaceAll("_", " ")), shape: "idle", class: "idle" };
+  const word = EVENTS[kind]?.word ?? visible(kind.replaceAll("_", " "));
+  return { word, ...(LOOKS[kind] ?? { shape: "idle", class: "idle" }) };
 }
 
 const ending = ({ steps, reason, last_clean_step: clean }) => [
