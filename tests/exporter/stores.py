@@ -13,8 +13,9 @@ from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.rollups import SIZE
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.answers import STEP_KINDS, Event, Page, StepsAnswer
+from optwrap_exporter.wire.answers import Event, Page
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.step_answers import STEP_KINDS, StepsAnswer
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES, EventKind, to_json_number
 
 from tests.exporter.trainer import Trainer, TurnedClock, first_replica

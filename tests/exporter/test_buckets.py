@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.store.downsample import Axis
-from optwrap_exporter.wire.answers import StepBuckets
+from optwrap_exporter.wire.step_answers import StepBuckets
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 from tests.exporter.running import Job, Served

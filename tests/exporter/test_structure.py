@@ -10,17 +10,19 @@ PACKAGE = Path(optwrap_exporter.__file__).parent
 
 MODULES = """
 _version
+wire.vocabulary
 settings
-wire.vocabulary wire.words wire.times wire.errors wire.size wire.requests wire.fields wire.answers wire.series
-wire.consistency wire.cursor wire.duplicate_keys
+wire.words wire.times wire.errors wire.size wire.requests wire.fields wire.incident
+wire.answers wire.step_answers wire.series wire.consistency wire.cursor wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
-ledger.folding ledger.past ledger.conditions ledger.incidents.record ledger.run ledger.conflict ledger.divergence
-ledger.labels ledger.incidents.summary ledger.health ledger.events
-ledger.apply_report ledger.figures ledger.views ledger.plan
+ledger.folding ledger.past ledger.conditions ledger.pace ledger.lost ledger.process ledger.incidents.record ledger.run
+ledger.conflict ledger.divergence ledger.incidents.summary ledger.health ledger.events ledger.apply_report
+ledger.figures ledger.unseen ledger.attempts ledger.summary ledger.labels ledger.views ledger.plan
 ledger.incidents.fold ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
 ledger.incidents.report ledger.incidents.plans ledger.ledger
 store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample store.retention
-store.event_list store.grid store.record_series store.series store.reader store.pending store.writer store.opening store.store
+store.event_list store.grid store.record_series store.series store.reader store.reads
+store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.waiting ingest.ingest
 metrics.table metrics.own metrics.samples metrics.collector metrics.render
 http.errors http.query.csv_answer http.query.limiter http.query.parameters http.query.responses http.query.routing

@@ -19,7 +19,7 @@ from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import Head, HostCheck, SecurityHeaders
 from optwrap_exporter.http.query.limiter import Limiter
-from optwrap_exporter.http.routes import events, metrics, operation, pages, queries, reports, steps, stream
+from optwrap_exporter.http.routes import events, metrics, operation, pages, queries, reports, series, steps, stream
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
@@ -103,11 +103,12 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     limiter = Limiter()
     app.include_router(queries.router(ledger, limiter))
     app.include_router(steps.router(store, ledger, limiter))
+    app.include_router(series.router(store, ledger, limiter))
     app.include_router(events.router(store, ledger, limiter))
     app.include_router(stream.router(store, hub))
     app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
-    app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
+    app.include_router(pages.router(app.openapi, settings.scope, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
     app.admission = admission
     app.reports = SecurityHeaders(
@@ -145,7 +146,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             if settings.ingest_socket is not None:
                 sockets.append(stack.enter_context(bound_unix(settings.ingest_socket)))
             limits = Limits(settings.new_runs_per_minute, settings.retention_bytes // BYTES_FOR_AN_INCARNATION)
-            ledger = Ledger(clock, time.monotonic, limits)
+            ledger = Ledger(clock, time.monotonic, limits, settings.scope)
             retention = Retention(seconds=settings.retention_days * 86_400)
             ingest = Ingest(store, ledger, retention=retention)
             stack.callback(ingest.close)

@@ -49,6 +49,15 @@ class TimedStep(NamedTuple):
     time: float
 
 
+class Seen(NamedTuple):
+    """A value of one step."""
+
+    value: float
+    step: int
+    time: float
+    """When the report with it arrived, by the exporter's clock."""
+
+
 class Peak(NamedTuple):
     """The longest streak that a report saw."""
 

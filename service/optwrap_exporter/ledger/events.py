@@ -5,12 +5,13 @@ An event that is derived again has the same key. So neither a crash nor a repeat
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from optwrap_exporter.ledger.conditions import Conditions
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.run import ProcessState
+from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.streaks import StreakChanges, StreakEnded, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
@@ -60,7 +61,7 @@ def derive_events(
     """
     old = before.conditions if before is not None else Conditions()
     if report is None:
-        return [*_of_conditions(old, after)]
+        return [*_of_conditions(old, after, now)]
     incarnation = after.incarnations[report.incarnation]
     known = before.incarnations.get(report.incarnation) if before is not None else None
     return [
@@ -68,7 +69,7 @@ def derive_events(
         *_resumed(known, after, incarnation, report, now),
         *_of_steps(followed, report),
         *_rebased(before, after, report, now),
-        *_of_conditions(old, after),
+        *_of_conditions(old, after, now),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
     ]
@@ -158,19 +159,32 @@ def _rebased(before: ProcessState | None, after: ProcessState, report: Report, n
     yield NewEvent(report.process, "rebased", now, report.totals.steps or None, report.attempt, detail, key)
 
 
-def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
-    """`stale`, `stalled` and `starved`: the condition is new, or began again."""
+def _of_conditions(old: Conditions, after: ProcessState, now: float) -> Iterator[NewEvent]:
+    """`stale`, `stalled` and `starved`: the condition is new, or began again. Durations are as of the event's time."""
     new, incarnation = after.conditions, after.incarnation
-    details: tuple[tuple[EventKind, float | None, float | None, dict[str, Any]], ...] = (
-        ("stale", old.stale, new.stale, {"last_report": after.last_report}),
-        ("stalled", old.stalled, new.stalled, {} if after.last_step is None else {"last_step": after.last_step}),
-        ("starved", old.starved, new.starved, {"steps": after.steps_without_gradient_step}),
+    conditions: tuple[tuple[EventKind, float | None, float | None], ...] = (
+        ("stale", old.stale, new.stale),
+        ("stalled", old.stalled, new.stalled),
+        ("starved", old.starved, new.starved),
     )
-    for kind, before, since, detail in details:
-        if since is not None and since != before:
-            key = f"{kind}/{after.process}/{incarnation.incarnation}/{since:.3f}"
-            step = incarnation.totals.steps or None
-            yield NewEvent(after.process, kind, since, step, incarnation.attempt, detail, key)
+    for kind, before, since in conditions:
+        if since is None or since == before:
+            continue
+        detail: dict[str, Any]
+        if kind == "stale":
+            detail = {"silent_seconds": round(now - since, 1), "last_report": _text(since)}
+        elif kind == "stalled":
+            detail = {"seconds_without_step": round(now - since, 1), "last_step": _text(since)}
+        else:
+            detail = {"steps": after.steps_without_gradient_step}
+        key = f"{kind}/{after.process}/{incarnation.incarnation}/{since:.3f}"
+        step = incarnation.totals.steps or None
+        yield NewEvent(after.process, kind, now, step, incarnation.attempt, detail, key)
+
+
+def _text(time: float) -> str:
+    """A time as a person reads it: RFC 3339 in UTC, in whole seconds."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _ended(

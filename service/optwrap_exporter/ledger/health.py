@@ -6,7 +6,7 @@ that holds is the one shown.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, cast
 
 from optwrap_exporter.ledger import ranges
@@ -15,8 +15,9 @@ from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import LATCHED, IncidentRecord
-from optwrap_exporter.ledger.run import LEAST_STALLED_AFTER, ProcessState, RunState
-from optwrap_exporter.wire.vocabulary import HEALTHS, Health
+from optwrap_exporter.ledger.process import LEAST_STALLED_AFTER, ProcessState
+from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.wire.vocabulary import HEALTHS, Health, Scope
 
 _LATCHED: Final[tuple[Health, ...]] = ("diverged", "gave_up")
 
@@ -26,6 +27,13 @@ class HealthSince(NamedTuple):
 
     health: Health
     since: float
+
+
+class Judged(NamedTuple):
+    """A process and its health."""
+
+    process: ProcessState
+    health: HealthSince
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> f
 
 
 def _stale(old: Conditions, after: ProcessState, change: Change | None, now: float, listening: float) -> float | None:
-    """Since when the process has not reported for too long."""
+    """The last report, if that is too long ago."""
     if change is None:
         return stale_since(after, now, listening)
     return old.stale if change.gained is None else None
@@ -98,7 +106,7 @@ def _stale(old: Conditions, after: ProcessState, change: Change | None, now: flo
 def _stalled(
     old: Conditions, after: ProcessState, change: Change | None, *, entered: bool, now: float, listening: float
 ) -> float | None:
-    """Since when the process has reported, but taken no step for too long. A process that does not report is stale."""
+    """The last step, if that is too long ago though the process reports. A process that does not report is stale."""
     if change is None:
         silent = stale_since(after, now, listening) is not None
         return old.stalled if silent else stalled_since(after, now, listening)
@@ -142,24 +150,23 @@ def _conflict(
 
 
 def stale_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """When the process became stale; None if it is not stale."""
+    """The last report of a process that is stale; None if it is not stale."""
     conditions = process.conditions
     if conditions.stale is not None or conditions.ended is not None:
         return conditions.stale
-    since = max(process.last_report, listening) + process.stale_after
-    return since if now >= since else None
+    silent = now >= max(process.last_report, listening) + process.stale_after
+    return process.last_report if silent else None
 
 
 def stalled_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """When the process became stalled; None if it is not stalled."""
+    """The last step, or the start, of a process that is stalled; None if it is not stalled."""
     conditions = process.conditions
     if conditions.stalled is not None or conditions.ended is not None:
         return conditions.stalled
-    moved = max(process.last_step or 0.0, process.incarnation.first_report, listening)
-    if now < moved + LEAST_STALLED_AFTER:  # avoids the median in the usual case
+    heard = max(process.moved, listening)
+    if now < heard + LEAST_STALLED_AFTER:  # avoids the median in the usual case
         return None
-    since = moved + process.stalled_after
-    return since if now >= since else None
+    return process.moved if now >= heard + process.stalled_after else None
 
 
 def changes(process: ProcessState, now: float, listening: float) -> bool:
@@ -206,13 +213,23 @@ def _latched(run: RunState, process: int) -> Iterator[HealthSince]:
     if not run.incidents:  # the usual case
         return
     for kind in _LATCHED:
-        times = [one.opened for one in run.incidents if one.kind == kind and _is_open(one, process)]
-        if times:
-            yield HealthSince(kind, min(times))
+        if (one := latched_by(run, kind, process)) is not None:
+            yield HealthSince(kind, one.opened)
 
 
-def _is_open(one: IncidentRecord, process: int) -> bool:
-    return one.state == "open" and ranges.contains(one.processes, process)
+def latched_by(run: RunState, health: Health, process: int | None = None) -> IncidentRecord | None:
+    """The first open incident because of which a run, or one of its processes, is diverged or gave up."""
+    return next(
+        (
+            one
+            for one in run.incidents
+            if one.kind == health
+            and one.kind in LATCHED
+            and one.state == "open"
+            and (process is None or ranges.contains(one.processes, process))
+        ),
+        None,
+    )
 
 
 def _unlatched(run: RunState, process: int) -> float:
@@ -250,13 +267,23 @@ def attempt_began(run: RunState, attempt: str) -> float:
     return min([*left, *(part.first_report for part in parts if part.attempt == attempt)])
 
 
-def of_run(run: RunState, now: float, listening: float) -> HealthSince:
-    """The health of a run."""
-    members = relevant(run, now)
+def judged(run: RunState, now: float, listening: float) -> list[Judged]:
+    """The processes that determine the health of the run, by index, each with its own."""
+    return [Judged(process, of_process(run, process, now, listening)) for process in relevant(run, now)]
+
+
+def of_run(members: Sequence[Judged], scope: Scope) -> HealthSince:
+    """The health of a run.
+
+    Args:
+      members: its processes, from `judged`.
+      scope: what the exporter hears. A process that it need not hear is not missing.
+    """
+    processes = [one.process for one in members]
     return overall(
-        [of_process(run, process, now, listening) for process in members],
-        expected=process_count(members),
-        began=min(process.incarnation.first_report for process in members),
+        [one.health for one in members],
+        expected=process_count(processes) if scope == "job" else None,
+        began=min(process.incarnation.first_report for process in processes),
     )
 
 
@@ -265,19 +292,19 @@ def process_count(members: Iterable[ProcessState]) -> int:
     return max(members, key=lambda process: process.incarnation.first_report).source.process_count
 
 
-def overall(healths: list[HealthSince], *, expected: int, began: float) -> HealthSince:
+def overall(healths: Sequence[HealthSince], *, expected: int | None, began: float) -> HealthSince:
     """The health of a run: that of its worst process, or degraded. It is finished only when all processes are.
 
     Args:
       healths: the health of each process.
-      expected: the number of processes of the job.
+      expected: the number of processes of the job; None if some may report elsewhere.
       began: when the first of these processes reported.
     """
     found = {one.health for one in healths}
     if found != {"finished"}:
         found.discard("finished")
     worst = min(found, key=HEALTHS.index)
-    if len(healths) < expected and HEALTHS.index(worst) > HEALTHS.index("degraded"):
+    if expected is not None and len(healths) < expected and HEALTHS.index(worst) > HEALTHS.index("degraded"):
         return HealthSince("degraded", began)
     times = [one.since for one in healths if one.health == worst]
     # A run is unhealthy since its first unhealthy process, and ok or finished since the last process became so.

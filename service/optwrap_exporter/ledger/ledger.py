@@ -20,12 +20,13 @@ from optwrap_exporter.ledger.incidents import plans
 from optwrap_exporter.ledger.incidents.divergence import voters
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.ledger.views import Shown
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import Health
+from optwrap_exporter.wire.vocabulary import Health, Scope
 
 MOST_SHOWN: Final = 1000
 """The most runs in /metrics."""
@@ -45,10 +46,18 @@ class Ledger:
       clock: the exporter's clock. Every time in an answer is of this clock.
       monotonic: a clock in seconds that never jumps. By default the same clock.
       limits: how many names it takes.
+      scope: what it hears: with "job" a process that has not reported is missing.
     """
 
-    def __init__(self, clock: Clock, monotonic: Clock | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        monotonic: Clock | None = None,
+        limits: Limits | None = None,
+        scope: Scope = "host",
+    ) -> None:
         self.clocks = Clocks(clock, monotonic or clock)
+        self._scope = scope
         self._limits = limits or Limits()
         self._new_runs = Quota(self._limits.new_runs, monotonic or clock)
         self._new_processes = Quota(NEW_PROCESSES, monotonic or clock)
@@ -127,8 +136,8 @@ class Ledger:
             time=age,
             run=run.with_process(
                 after,
-                labels=labels.of_parameters(run.labels, report, after),
-                replica_labels=labels.of_replicas(run.replica_labels, report, after),
+                labels=labels.with_parameters(run.labels, report, after),
+                replica_labels=labels.with_replicas(run.replica_labels, report, after),
                 past=run.past_with(after, folds.left) if folds.left else run.past,
             ),
             process=after,
@@ -253,7 +262,7 @@ class Ledger:
         """The runs that are shown as they are now, by name, computed one by one."""
         now = self.clocks.now()
         for run in self.shown():
-            yield figures.run_view(run, now, self.clocks.listening)
+            yield figures.run_view(run, now, self.clocks.listening, self._scope)
 
     def lead(self, run: str) -> int | None:
         """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
@@ -266,13 +275,18 @@ class Ledger:
 
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
+        found = self.verdict(run)
+        return found[0] if found is not None else None
+
+    def verdict(self, run: str) -> tuple[Health, str] | None:
+        """The run's health and the sentence about it, as `RunSummary.summary`; None if the run is unknown."""
         state = self._runs.get(run)
-        return health.of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
+        return views.verdict(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
         state = self._runs.get(run)
-        return views.summary(state, self.clocks.now(), self.clocks.listening) if state else None
+        return views.summary(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 
     def detail(self, run: str, most_parameters: int | None = None, shown: Shown | None = None) -> RunDetail | None:
         """The answer of GET /v1/runs/{run}; None if the run is unknown.
@@ -284,7 +298,10 @@ class Ledger:
             updated.
         """
         state = self._runs.get(run)
-        return views.detail(state, self.clocks.now(), self.clocks.listening, most_parameters, shown) if state else None
+        if state is None:
+            return None
+        now, listening = self.clocks.now(), self.clocks.listening
+        return views.detail(state, now, listening, self._scope, most_parameters=most_parameters, shown=shown)
 
     def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
         """Runs by name.

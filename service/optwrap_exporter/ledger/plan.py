@@ -8,7 +8,8 @@ from optwrap_exporter.ledger.events import NewEvent
 from optwrap_exporter.ledger.folding import NO_FOLDS, Folds
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.requests import Report
 

@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 from optwrap_exporter.store import rollups
 from optwrap_exporter.store.rollups import SIZE, Block
-from optwrap_exporter.wire.answers import STEP_KINDS, BadSteps, StepBuckets
+from optwrap_exporter.wire.step_answers import STEP_KINDS, BadSteps, StepBuckets
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 Axis = Literal["step", "time"]

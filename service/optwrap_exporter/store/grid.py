@@ -1,5 +1,6 @@
 """Buckets of time, and the lines of counts in them."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -48,7 +49,8 @@ class Wanted(NamedTuple):
     """The most lines."""
 
 
-class Grid(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grid:
     """The buckets of a range of time."""
 
     since: float

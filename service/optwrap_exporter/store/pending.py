@@ -8,7 +8,8 @@ from pydantic_core import to_json
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.store import bulk, rollups
 from optwrap_exporter.store.bulk import Row
 

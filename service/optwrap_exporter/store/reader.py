@@ -9,13 +9,12 @@ from typing import Final, NamedTuple
 from optwrap_exporter.store import downsample, event_list, rollups, step_columns
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
 from optwrap_exporter.wire.answers import (
-    BadSteps,
     Gap,
     LeftOutOfReport,
     ReportMessage,
-    StepsAnswer,
 )
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord
+from optwrap_exporter.wire.step_answers import BadSteps, StepsAnswer
 
 _LAST: Final = 2**62
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, cast
 
 from optwrap_exporter.store import bulk
 from optwrap_exporter.store.step_columns import ROLLED_UP
-from optwrap_exporter.wire.answers import STEP_KINDS
+from optwrap_exporter.wire.step_answers import STEP_KINDS
 
 SIZE: Final = 64
 """Step numbers in a block."""

@@ -11,8 +11,8 @@ from optwrap_exporter.store import record_series, rollups
 from optwrap_exporter.store.downsample import Span
 from optwrap_exporter.store.grid import Cell, Grid, Wanted, line
 from optwrap_exporter.store.rollups import SIZE
-from optwrap_exporter.wire.answers import STEP_KINDS
 from optwrap_exporter.wire.series import SeriesAnswer, SeriesLine, SeriesOf
+from optwrap_exporter.wire.step_answers import STEP_KINDS
 
 
 class _Block(NamedTuple):
@@ -29,36 +29,25 @@ def series(db: sqlite3.Connection, run_id: int | None, run: str, process: int, w
     """`Store.series`."""
     blocks = [] if run_id is None else _blocks(db, run_id, process, wanted)
     if run_id is None or not blocks:
-        return SeriesAnswer(run=run, process=process, by=wanted.by, bucket=wanted.width)
+        return SeriesAnswer(
+            run=run, process=process, by=wanted.by, bucket=wanted.width, times=[], steps=[], lines=[], left_out=0
+        )
     grid = Grid.over(min(block.first_time for block in blocks), max(block.last_time for block in blocks), wanted)
     span = Span(run_id, process, blocks[0].number * SIZE, (blocks[-1].number + 1) * SIZE - 1)
     by_kind = _by_kind(db, span, blocks, grid)
     steps = [sum(counts) for counts in zip(*by_kind, strict=True)]
+    sampled = None
     if wanted.by == "outcome":
         found = [_outcome(kind, counts, steps, grid) for kind, counts in zip(STEP_KINDS, by_kind, strict=True)]
-        lines = sorted((one for one in found if one.total), key=lambda one: -one.total)
-        return _answer(run, process, wanted, grid, steps, lines[: wanted.limit], len(lines))
-    cells, sampled = record_series.count(db, span, wanted, grid)
-    # The parameters with the most steps; of those without, the largest in the most buckets.
-    keys = sorted(cells, key=lambda key: (-sum(cell.steps for cell in cells[key]), -len(cells[key]), key[:1]))
-    shown = keys[: wanted.limit]
-    lines = [
-        line(of, cells[key], steps, grid)
-        for key, of in zip(shown, record_series.named(db, wanted, shown), strict=True)
-    ]
-    return _answer(run, process, wanted, grid, steps, lines, len(keys), sampled)
-
-
-def _answer(
-    run: str,
-    process: int,
-    wanted: Wanted,
-    grid: Grid,
-    steps: list[int],
-    lines: list[SeriesLine],
-    of: int,
-    sampled: float | None = None,
-) -> SeriesAnswer:
+        all_lines = sorted((one for one in found if one.total), key=lambda one: -one.total)
+        lines, number = all_lines[: wanted.limit], len(all_lines)
+    else:
+        cells, sampled = record_series.count(db, span, wanted, grid)
+        # The parameters with the most steps; of those without any, the ones in the most buckets.
+        keys = sorted(cells, key=lambda key: (-sum(cell.steps for cell in cells[key]), -len(cells[key])))
+        shown, number = keys[: wanted.limit], len(keys)
+        names = record_series.named(db, wanted, shown)
+        lines = [line(of, cells[key], steps, grid) for key, of in zip(shown, names, strict=True)]
     return SeriesAnswer(
         run=run,
         process=process,
@@ -69,7 +58,7 @@ def _answer(
         times=[grid.begin(bucket) for bucket in range(grid.count)],
         steps=steps,
         lines=lines,
-        left_out=of - len(lines),
+        left_out=number - len(lines),
         sampled=sampled,
     )
 
@@ -98,7 +87,8 @@ def _by_kind(db: sqlite3.Connection, span: Span, blocks: list[_Block], grid: Gri
     for begin, end in _in_a_row(to_read):
         for kind, bucket, count in db.execute(
             f"SELECT {rollups.KIND} AS kind, CAST(floor(time / ?) AS INTEGER) - ? AS bucket, count(*) FROM step "
-            "WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND time >= ? AND time < ? GROUP BY kind, bucket",
+            "WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND time >= ? AND time < ? "
+            "GROUP BY kind, bucket",
             (
                 grid.width,
                 grid.first,

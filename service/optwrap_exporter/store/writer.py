@@ -15,7 +15,8 @@ from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
 from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState, heard_from
 from optwrap_exporter.store import bulk, retention, rollups, step_columns
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM

@@ -1,6 +1,6 @@
 """What the exporter answers. Non-finite floats are the strings "NaN", "Infinity" and "-Infinity" in JSON."""
 
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
@@ -8,16 +8,7 @@ from pydantic.json_schema import SkipJsonSchema
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
 from optwrap_exporter.wire.times import Answer as _Answer
 from optwrap_exporter.wire.times import Instant
-from optwrap_exporter.wire.vocabulary import (
-    OUTCOMES,
-    AttemptState,
-    EventKind,
-    Health,
-    IncidentKind,
-    IncidentState,
-    OptionalNorms,
-    Outcome,
-)
+from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, LostReason, Number, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
@@ -115,6 +106,28 @@ class AttemptRow(_Answer):
     """Its last report."""
     state: AttemptState
     """The last state its processes reported; `lost` if they went silent or were replaced without reporting an end."""
+    reason: str | None
+    """Why it failed or stopped, by a process that says so: of an exception its type and message."""
+    start_step: int | None
+    """The step of the optimizer's state at which it started; null until that is known."""
+
+
+class Figure(_Answer):
+    """A value, and what it is of."""
+
+    value: Number
+    step: int | None
+    """The step that it is of, by the optimizer's own count; null if that is not known."""
+    time: float
+    """When it was reported, by the exporter's clock."""
+
+
+class SkippedRecently(_Answer):
+    """How many of the last steps were skipped."""
+
+    steps: int
+    """The number of steps looked at: the last 1,000, rounded up to whole reports, or all if there are fewer."""
+    skipped: int
 
 
 class ProcessRow(_Answer):
@@ -125,18 +138,26 @@ class ProcessRow(_Answer):
     health: Health
     since: float
     """When that health began."""
+    summary: str | None
+    """What is wrong with it, in one sentence; null if it is ok."""
     last_report: float
     totals: ProcessTotals
     gauges: Gauges
+    norm: Figure | None
+    """The gradient norm of its last step."""
 
 
-class RunSummary(_Answer):
-    """One run in the list of runs."""
+class _Run(_Answer):
+    """What the list of runs and the answer of one run have in common. Times are by the exporter's clock."""
 
     run: str
     health: Health
     since: float
-    """When that health began."""
+    """When that health began. Of `stale` it is the last report, of `stalled` the last step."""
+    summary: str
+    """What is wrong, with which process, and what to do, in one sentence. Its durations are as of the answer."""
+    runbook: str | None
+    """The heading of the runbook for this health (deploy/runbooks.md); null if there is none."""
     reason: str | None
     """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
@@ -144,14 +165,43 @@ class RunSummary(_Answer):
     first_report: float
     last_report: float
     totals: Totals
+    """Counted over all attempts; never falls."""
     unseen: int
     """Steps of the optimizer's state that no stored report covers."""
     unseen_not_finite: int
     """How many of them had non-finite gradients, as far as that is known."""
     process_count: int
     """Number of processes of the job, as the job reports it."""
+    missing: int | None
+    """Number of processes of the job that have not reported; null with `--scope host`, where they report elsewhere."""
+    gauges: Gauges
+    """Of the leading process: the lowest one that reports."""
+    norm: Figure | None
+    """The gradient norm of its last step."""
+    update_norm: Figure | None
+    """The last finite norm of an update that was applied."""
+    scalars: dict[str, Figure]
+    """The last finite value of each scalar."""
+    steps_per_second: float | None
+    """Null unless a step came lately: a dead, ended or stalled run has none."""
+    last_step: int | None
+    """The last step of the optimizer's state now; null before the first one."""
+    last_step_time: float | None
+    """When that step was reported; null if it was taken before this exporter heard of it."""
+    skipped_recently: SkippedRecently
+    lost_steps: dict[LostReason, int]
+    """Steps that brought nothing, by reason, of the process that lost the most."""
+    lost_seconds: dict[LostReason, float]
+    """The time that they took."""
+    attempts_total: int
+    """Number of launches so far."""
+
+
+class RunSummary(_Run):
+    """One run in the list of runs. Times are seconds since 1970 by the exporter's clock."""
+
     processes: int
-    """Number of processes that report."""
+    """Number of processes that have reported in this launch."""
 
 
 class LeftOutOfRun(_Answer):
@@ -167,30 +217,11 @@ class LeftOutOfRun(_Answer):
     """Healthy ones first, from the last on."""
 
 
-class RunDetail(_Answer):
+class RunDetail(_Run):
     """Everything about one run: GET /v1/runs/{run}. Times are seconds since 1970 by the exporter's clock."""
 
-    run: str
-    health: Health
-    since: float
-    """When that health began."""
-    reason: str | None
-    """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
-    last_clean_step: int | None
-    """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
-    first_report: float
-    last_report: float
-    totals: Totals
-    """Counted over all attempts; never falls."""
     state_totals: Totals
     """The counters of the optimizer's state now; falls after a rollback."""
-    unseen: int
-    """Steps of the optimizer's state that no stored report covers."""
-    unseen_not_finite: int
-    """How many of them had non-finite gradients, as far as that is known."""
-    gauges: Gauges
-    scalars: dict[str, float]
-    """The last finite value of each scalar."""
     parameters: list[ParameterRow]
     """Worst first."""
     replicas: list[ReplicaRow]
@@ -199,76 +230,6 @@ class RunDetail(_Answer):
     attempts: list[AttemptRow]
     processes: list[ProcessRow]
     left_out: LeftOutOfRun
-
-
-class BadSteps(_Answer):
-    """Bad steps in a row of which only some are shown: of each outcome the first and the last."""
-
-    since: int
-    """The first of them."""
-    until: int
-    """The last of them."""
-    total: int
-    outcomes: dict[Outcome, int]
-    """Their number by outcome; outcomes without any are left out."""
-
-
-StepKind = Literal[Outcome, "accumulated_not_finite"]
-STEP_KINDS: Final[tuple[StepKind, ...]] = (*OUTCOMES, "accumulated_not_finite")
-
-
-class StepBuckets(_Answer):
-    """All steps of a range in buckets of equal length, as columns of one length. Buckets without steps are left out.
-
-    A step that was taken again, after a rollback or in another attempt, counts each time.
-    """
-
-    axis: Literal["step", "time"]
-    width: float
-    """Step numbers or seconds in a bucket. The first and the last bucket may cover less."""
-    since: list[int] | None
-    """Where each bucket begins; null along time."""
-    until: list[int] | None
-    """The last step number of each bucket; null along time."""
-    first_time: list[float]
-    """When the earliest step of each bucket was taken."""
-    last_time: list[float]
-    """When the latest step of each bucket was taken."""
-    norm_min: OptionalNorms
-    """The smallest finite norm of each bucket, of good and bad steps; null if it has none."""
-    norm_median: OptionalNorms
-    """The median of these norms: of an even number of them, the lower of the two in the middle."""
-    norm_max: OptionalNorms
-    kinds: dict[StepKind, list[int]]
-    """Steps of each bucket by kind, which add up to all of them; kinds without any are left out. The kind is the
-    outcome, but an accumulated step with non-finite gradients is `accumulated_not_finite`, and an applied one
-    `accepted_not_finite`."""
-
-
-class StepsAnswer(_Answer):
-    """The answer of GET /v1/runs/{run}/steps."""
-
-    run: str
-    process: int
-    since: int | None
-    """First step asked for; null means from the first stored step."""
-    until: int | None
-    """Last step asked for; null means to the last stored step."""
-    total: int
-    """Number of step records stored in that range."""
-    sampled: bool
-    """Whether good steps were left out to keep to `points`."""
-    bad: int
-    """Number of bad step records stored in that range: skipped, or with non-finite gradients."""
-    thinned: list[BadSteps]
-    """Where bad steps were left out, because there are more than the answer can hold. Empty if all are shown."""
-    columns: StepColumns
-    replicas: list[ReplicaRecord]
-    """Replica records of the steps shown. Like a step, one can be there twice."""
-    replicas_left_out: int
-    """Number of replica records of the steps shown that are left out."""
-    buckets: StepBuckets | None = None
-    """All steps of the range, good and bad; null unless they are asked for."""
 
 
 class Event(_Answer):
@@ -283,66 +244,6 @@ class Event(_Answer):
     step: int | None
     attempt: str
     detail: dict[str, Any]
-
-
-class IncidentReplica(_Answer):
-    """The first replica with non-finite gradients in the first bad step."""
-
-    replica: int
-    process: int | None
-    """The process of its first device; null if unknown."""
-    device: str | None
-    """Its devices, as in ReplicaRow; null if unknown."""
-
-
-class Incident(_Answer):
-    """One trouble of a run, from all processes that reported it. Times are seconds since 1970 by the exporter's clock.
-
-    Every process of an attempt reports the same bad steps: here each step counts once.
-    """
-
-    id: int
-    run: str
-    kind: IncidentKind
-    state: IncidentState
-    """`closed`: it is over. `acknowledged`: somebody said so; this is final."""
-    attempt: str
-    """The attempt in which it began."""
-    processes: list[int]
-    """The first 64 processes that it is about. Of `diverged` those that differ from most others."""
-    process_count: int
-    """Number of processes that it is about."""
-    opened: Instant
-    """When it began."""
-    updated: Instant
-    """When it last changed because of what a process did or did not do."""
-    closed: Instant | None
-    """When it was over; null while it lasts."""
-    acknowledged: Instant | None
-    first_step: int | None
-    """The first step that it is about; null if it is about none."""
-    last_step: int | None
-    steps: int
-    """Number of bad steps; 0 if it is not about steps."""
-    applied: int
-    """How many of them gave non-finite values to the optimizer."""
-    parameter: str | None
-    """The first parameter with non-finite gradients in the first of those steps."""
-    replica: IncidentReplica | None
-    host: str | None
-    """The host of the first of these processes; null if it is about the whole run."""
-    device: str | None
-    """The kind of device of a process that diverged; else null."""
-    last_clean_step: int | None
-    """Roll back to this step or an earlier one; null if no rollback is needed, or the step is not known."""
-    outcomes: list[Outcome]
-    """What became of its bad steps."""
-    reason: str | None
-    """Why a process failed or stopped, as it reported."""
-    summary: str
-    """All of this in one sentence."""
-    runbook: str | None
-    """The heading of the runbook that says what to do; null if there is none."""
 
 
 class LeftOutOfReport(_Answer):

@@ -51,16 +51,17 @@ class SeriesAnswer(Answer):
     process: int
     by: By
     bucket: float | None
-    """Seconds in a bucket. Buckets begin at multiples of it since 1970. Null if there are no steps and none was asked for."""
+    """Seconds in a bucket. Buckets begin at multiples of it since 1970. Null if no width was asked for and there are no
+    steps."""
     since: Instant | None = None
     """The beginning of the range: what was asked for, but not before the first step; null if there are no steps."""
     until: Instant | None = None
     """The end of the range: what was asked for, or just after the last step."""
-    times: list[Instant] = []
+    times: list[Instant]
     """When each bucket begins."""
-    steps: list[int] = []
+    steps: list[int]
     """All steps of each bucket. A step that was taken again counts each time."""
-    lines: list[SeriesLine] = []
+    lines: list[SeriesLine]
     """The largest total first."""
     left_out: int = 0
     """Number of lines that are left out: those with the smallest totals."""

@@ -48,6 +48,10 @@ EventKind = Literal[
     "diverged",
 ]
 SkipReason = Literal["not_finite", "large", "other"]
+LostReason = Literal["skipped", "redone", "starved"]
+"""Why steps were lost (`ledger.lost`)."""
+Scope = Literal["host", "job"]
+"""What an exporter hears: `host` the processes of its own host, `job` all processes of a job."""
 
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 """Every outcome of a step. The store writes an outcome as its index here."""
@@ -74,6 +78,8 @@ INCIDENT_OF: Final[dict[Health, IncidentKind]] = {
     "skipping": "skipped",
 }
 """The kind of incident that a health belongs to. The other healths are no trouble."""
+LOST_REASONS: Final[tuple[LostReason, ...]] = get_args(LostReason)
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 LARGEST: Final = 2**53
 """The largest count. JSON numbers above it are not exact in every language."""
@@ -174,6 +180,12 @@ Norm = Annotated[
     PlainSerializer(to_json_number, return_type=float | NotFinite, when_used="json"),
 ]
 """A norm. In Python a float, NaN and infinities included; in JSON a number or a name."""
+Number = Annotated[
+    _WireScalar,
+    AfterValidator(_number),
+    PlainSerializer(to_json_number, return_type=float | NotFinite, when_used="json"),
+]
+"""A number, as Norm; it may be negative."""
 Norms = Annotated[
     list[_WireNorm],
     Field(max_length=MOST_RECORDS, fail_fast=True),

@@ -1,6 +1,7 @@
 """The parameters of the query routes."""
 
-from typing import Annotated, NamedTuple
+import math
+from typing import Annotated, Final, NamedTuple
 
 from fastapi import Path, Query
 
@@ -19,6 +20,9 @@ Since = Annotated[
     Query(max_length=64, description=f"The earliest time: {TIME_FORMS}.", examples=["-86400", "2026-11-29T07:00:00Z"]),
 ]
 Until = Annotated[str | None, Query(max_length=64, description="The time before which things are, in the same forms.")]
+
+
+_LONGEST: Final = 365 * 86_400
 
 
 class Range(NamedTuple):
@@ -52,3 +56,21 @@ def _time(name: str, text: str | None, now: float) -> float | None:
         return parse_time(text, now)
     except (ValueError, OverflowError):
         raise refused(422, name, text, TIME_FORMS) from None
+
+
+def seconds(name: str, text: str | None) -> float | None:
+    """A width of time in seconds: a number, or one with s, m, h or d behind it.
+
+    Raises:
+      HTTPException: 422 if it is none.
+    """
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    try:
+        found = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
+    except ValueError:
+        found = math.nan
+    if not 1 <= found <= _LONGEST:
+        raise refused(422, name, text, "seconds from 1 to 31,536,000, or a number with s, m, h or d: 3600, 15m, 1h, 1d")
+    return found

@@ -13,7 +13,7 @@ from optwrap_exporter.http.query.routing import limited
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.answers import StepsAnswer
+from optwrap_exporter.wire.step_answers import StepsAnswer
 from optwrap_exporter.wire.vocabulary import LARGEST
 
 MOST_POINTS: Final = 20_000

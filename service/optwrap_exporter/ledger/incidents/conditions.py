@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.incidents.fold import Fold
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.run import ProcessState
+from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.wire.vocabulary import IncidentKind
 
 
@@ -60,7 +60,8 @@ def _starved(process: ProcessState, now: float) -> _Holds | None:
     if conditions.starved is None or conditions.ended is not None or process.gradient_step_at is None:
         return None
     gauges = process.gauges
-    figures = {"norm": process.gradient_norm, "limit": gauges.gradient_norm_limit}
+    norm = process.gradient_norm
+    figures = {"norm": None if norm is None else norm.value, "limit": gauges.gradient_norm_limit}
     first = process.gradient_step_at + 1
     return _Holds(
         conditions.starved, {"first_step": first, "last_step": last, "counted": last - first + 1, "figures": figures}

@@ -49,11 +49,13 @@ def fold_divergence(fold: Fold, run: RunState, incarnation: IncarnationState, fo
 
 def _named(run: RunState, found: Divergence, odd: int) -> dict[str, Any]:
     """The process, its host and device, and what it reported beside the others."""
-    votes = {
-        str(process): {"outcome": vote.outcome, "norm": to_json_number(vote.norm)}
-        for process, vote in sorted(found.votes.items())
+    votes = sorted(found.votes.items())
+    figures = {
+        "process": odd,
+        "others": found.others,
+        "outcomes": {str(process): vote.outcome for process, vote in votes},
+        "norms": {str(process): to_json_number(vote.norm) for process, vote in votes},
     }
-    figures = {"process": odd, "others": found.others, "votes": votes}
     process = run.processes.get(odd)
     if process is None:
         return {"figures": figures}

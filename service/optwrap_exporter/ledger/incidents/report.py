@@ -11,7 +11,8 @@ from optwrap_exporter.ledger.incidents.divergence import fold_divergence
 from optwrap_exporter.ledger.incidents.fold import Fold, Folded
 from optwrap_exporter.ledger.incidents.record import LATCHED, OF_BAD_STEPS, IncidentRecord
 from optwrap_exporter.ledger.incidents.steps import QUIET_SECONDS
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.requests import Report
 
 RECENT_SECONDS: Final = 60.0

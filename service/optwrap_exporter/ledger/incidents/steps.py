@@ -5,14 +5,14 @@ reports, nor repetition, nor the number of processes that report a step changes 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.fold import Fold
 from optwrap_exporter.ledger.incidents.record import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
-from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.requests import ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, Outcome
 
 QUIET_SECONDS: Final = 60.0
@@ -121,7 +121,7 @@ def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resu
         processes=ranges.add(one.processes, report.process),
         outcomes=in_order({*one.outcomes, *group.outcomes}),
         last_clean_step=_last_clean(more, report.gauges.every_k or 1),
-        **details.earlier(one, group.steps[0]),
+        **details.earlier(one, group.steps),
     ).compact()
     fold.keep(more)
     if resumed_at is not None and more.live:
@@ -224,16 +224,20 @@ class _Details:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._parameters: dict[int, str] | None = None
+        self._replicas: dict[int, ReplicaRecord] | None = None
 
-    def earlier(self, one: IncidentRecord, step: int) -> dict[str, Any]:
+    def earlier(self, one: IncidentRecord, steps: Sequence[int]) -> dict[str, Any]:
         """The fields that change if the report names them for a step before the one that the incident has them of."""
         found: dict[str, Any] = {}
-        if (one.parameter_step is None or step < one.parameter_step) and (parameter := self._named().get(step)):
-            found = {"parameter": parameter, "parameter_step": step}
-        if one.replica is None or step < one.replica.step:
-            first = next((record for record in self._report.replicas if record.step == step), None)
-            if first is not None:
-                found["replica"] = Replica(step, first.replica, first.process, first.device)
+        named = self._named()
+        step = next((step for step in steps if step in named), None)
+        if step is not None and (one.parameter_step is None or step < one.parameter_step):
+            found |= {"parameter": named[step], "parameter_step": step}
+        if self._replicas is None:
+            self._replicas = {record.step: record for record in self._report.replicas}
+        first = next((self._replicas[step] for step in steps if step in self._replicas), None)
+        if first is not None and (one.replica is None or first.step < one.replica.step):
+            found["replica"] = Replica(first.step, first.replica, first.process, first.device)
         return found
 
     def _named(self) -> dict[int, str]:

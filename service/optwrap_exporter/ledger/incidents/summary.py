@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Final
 
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.wire.answers import Incident, IncidentReplica
+from optwrap_exporter.wire.incident import Incident, IncidentReplica
 from optwrap_exporter.wire.vocabulary import NOT_FINITE_NUMBERS, IncidentKind, Outcome
 
 MOST_PROCESSES: Final = 64
@@ -66,6 +66,19 @@ def summary(one: IncidentRecord) -> str:
     return _SENTENCES[one.kind](one)
 
 
+def verdict(one: IncidentRecord) -> str:
+    """What a run whose health is `gave_up` or `diverged` because of the incident is told: what happened, what to do."""
+    clean = one.last_clean_step
+    remedy = (
+        "restore a checkpoint from before" if clean is None else (f"restore a checkpoint at or before {number(clean)}")
+    )
+    if one.kind == "diverged":
+        return f"{summary(one)}: {remedy} on all processes"
+    applied = "1 non-finite step" if one.applied_steps == 1 else f"{number(one.applied_steps)} non-finite steps"
+    at = one.first_step if clean is None else clean + 1
+    return f"gave up at {number(at or 0)}: {applied} applied, not rolled back; {remedy}"
+
+
 def _bad_steps(one: IncidentRecord) -> str:
     first, last = number(one.first_step or 0), number(one.last_step or 0)
     where = f"step {first}" if first == last else f"{first} to {last}"
@@ -98,19 +111,15 @@ def _what(one: IncidentRecord) -> str:
 
 def _diverged(one: IncidentRecord) -> str:
     figures = one.figures
-    votes, odd, others = figures.get("votes", {}), str(figures.get("process")), figures.get("others", 0)
-    since = f"since step {number(one.first_step or 0)}"
-    count = _count(one)
-    if str(odd) not in votes or len(votes) < 2:
-        return f"{_who(one)} disagrees with the other processes {since}"
-    mine = votes[odd]
-    theirs = next(vote for process, vote in votes.items() if process != odd)
-    same = mine["outcome"] == theirs["outcome"]
-    me = _norm(mine["norm"]) if same else mine["outcome"].replace("_", " ")
-    them = _norm(theirs["norm"]) if same else theirs["outcome"].replace("_", " ")
+    odd, others, outcomes, norms = str(figures["process"]), figures["others"], figures["outcomes"], figures["norms"]
+    since, count = f"since step {number(one.first_step or 0)}", _count(one)
+    other = next((process for process in outcomes if process != odd), None)
+    if odd not in outcomes or other is None:
+        return f"{_who(one)} disagrees with other processes {since}"
+    same = outcomes[odd] == outcomes[other]
     noun = "norm" if same else "outcome"
+    me, them = (_norm(norms[p]) if same else outcomes[p].replace("_", " ") for p in (odd, other))
     if not others:
-        other = next(process for process in votes if process != odd)
         return f"processes {odd} and {other} disagree: {noun} {me} and {them}, {since}"
     device = f" ({one.device})" if one.device else ""
     who = f"process {odd}" + (f" on {one.host}" if one.host else "") + device
