@@ -27,6 +27,18 @@ WIDE: Final = {"width": 1920, "height": 1080}
 STEP_SECONDS: Final = 0.4
 
 
+class MovingClock(TurnedClock):
+    """A clock that moves with time, and can be turned, too."""
+
+    def __init__(self, now: float) -> None:
+        super().__init__(now)
+        self._started = time.monotonic()
+
+    def __call__(self) -> float:
+        """Seconds since 1970."""
+        return self.now + time.monotonic() - self._started
+
+
 @dataclasses.dataclass
 class Site:
     """An exporter and its clock; in a rehearsal only the clock."""
@@ -371,11 +383,10 @@ def take(chromium: Browser, name: str, wanted: Picture, directory: Path) -> None
     """Write docs/images/`name`.png."""
     rehearsal = Site(TurnedClock(0.0))
     wanted.scene(rehearsal)
-    clock = TurnedClock(time.time() - rehearsal.clock.now)
+    clock = MovingClock(time.time() - rehearsal.clock.now)
     with served(directory / name, clock, new_runs_per_minute=100_000, **wanted.settings) as exporter:
         site = Site(clock, exporter)
         wanted.scene(site)
-        clock.now = time.time()
         site.tick()
         page = open_page(chromium, exporter.url, wanted)
         if wanted.prepare is not None:

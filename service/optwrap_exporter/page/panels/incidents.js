@@ -26,9 +26,9 @@ function tierOf({ kind, state }) {
 export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
   const { head, aside, link } = panelHead("incidents-title", "Incidents", "Each trouble of this run, summed up; open ones first");
   const list = el("ol", { class: "incidents" });
-  const none = el("p", { class: "notice", text: "No trouble so far." });
   const more = el("p", { class: "more" }, el("button", { type: "button", text: "Show older", on: { click: () => older() } }));
-  root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Incidents, open ones first" }, list), more);
+  const scroll = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Incidents, open ones first" }, list);
+  root.append(head, scroll, more);
   let limit = ROWS;
   let held = 0;
   let shownRun = null;
@@ -62,9 +62,10 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
   async function showEvents(incident, into) {
     try {
       const { items, cursor } = await getJson(eventsOf(incident));
-      into.replaceChildren(...items.map((event) => createEvent(event, { onStep })));
-      if (!items.length) into.append(el("li", { class: "notice", text: "Its events are no longer stored." }));
-      if (cursor !== null) into.append(el("li", { class: "notice", text: `Only the last ${EVENTS_SHOWN} events are shown.` }));
+      const own = items.filter((event) => isWithin(event, incident));
+      into.replaceChildren(...own.slice(0, EVENTS_SHOWN).map((event) => createEvent(event, { onStep })));
+      if (!own.length) into.append(el("li", { class: "notice", text: "Its events are no longer stored." }));
+      if (own.length > EVENTS_SHOWN || cursor !== null) into.append(el("li", { class: "notice", text: `Only the last ${EVENTS_SHOWN} events are shown.` }));
     } catch {
       into.replaceChildren(el("li", { class: "notice", text: "The exporter did not answer. Close and open this incident to try again." }));
     }
@@ -100,8 +101,8 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     held = state.incidents.length;
     setAttribute(link, "href", paths.incidents(run.run));
     const open = state.incidents.filter((one) => one.state === "open").length;
-    setText(aside, open ? `${integer(open)} open` : "");
-    none.hidden = held > 0;
+    setText(aside, held === 0 ? "No trouble so far." : open ? `${integer(open)} open` : "");
+    scroll.hidden = held === 0;
     more.hidden = held <= limit && state.olderIncidents === null;
     keyed(list, state.incidents.slice(0, limit), ({ id }) => id, create, (node, incident) => {
       const key = `${incident.state} ${incident.updated} ${incident.state === "open" ? Math.floor(now) : ""}`;
@@ -139,7 +140,18 @@ function factsOf(incident, onStep) {
   return parts;
 }
 
-/** The address of the events of an incident. */
-export function eventsOf({ run, opened, closed, updated }) {
-  return paths.events(run, { since: opened, until: closed ?? updated, limit: EVENTS_SHOWN });
+/** Kinds of events that belong to an incident about steps. */
+const OF_STEPS = ["skipped", "accepted_not_finite", "streak_started", "streak_ended"];
+/** Events of steps have the training's time, and may be reported late: so much (s) is looked at around an incident. */
+const MARGIN = 600;
+
+/** The address of the events of an incident, and those around it. */
+export function eventsOf({ run, kind, first_step: first, opened, closed, updated }) {
+  const kinds = first === null || kind === "diverged" ? [kind] : OF_STEPS;
+  return paths.events(run, { kind: kinds, since: opened - MARGIN, until: (closed ?? updated) + MARGIN, limit: 1_000 });
+}
+
+/** Whether an event is about the steps of an incident. A streak ends at the step after its last. */
+function isWithin({ step }, { first_step: first, last_step: last }) {
+  return first === null || step === null || (step >= first && step <= last + 1);
 }

@@ -6,11 +6,14 @@ import { VALUES } from "../runs.js";
 import { ofRun } from "../url.js";
 import { el, replaceShape, setAttribute, setText } from "../dom.js";
 
-/** The columns. Those with a value to sort by have a header that sorts. On a narrow screen those that are `wide` are hidden. */
+/**
+ * The columns. Those with a value to sort by have a header that sorts. Those that are `wide` are hidden on a narrow screen,
+ * those that are `roomy` on a phone.
+ */
 export const COLUMNS = [
   { key: "health", label: "Health", what: "Sort by health, worst first", className: null },
   { key: "run", label: "Run", what: "Sort by name", className: null },
-  { key: "step", label: "Step", what: "Number of the last step, by the optimizer's own count", className: "number" },
+  { key: "step", label: "Step", what: "Number of the last step, by the optimizer's own count", className: "number roomy" },
   { key: "rate", label: "Steps/s", what: "Steps per second now; none if no step came lately", className: "number wide" },
   { key: "streak", label: "Streak", what: "Steps in a row with non-finite gradients, up to the last step, and the guard's limit", className: "number wide" },
   { key: "skipped", label: "Skipped", what: "Share of the last 1,000 steps that was skipped", className: "number" },
@@ -27,7 +30,7 @@ export function createRow({ run }, { onSelect, onMenu, thumbnail }) {
   const status = el("span", { class: "status" }, el("span", { class: "icon" }), el("span", { class: "word" }));
   const menu = el("button", { type: "button", class: "dots", text: "⋯", "aria-label": `Actions for ${visible(run)}`, "aria-haspopup": "true" });
   const contents = { health: [status], run: [link], norms: [thumbnail], menu: [menu] };
-  const cells = COLUMNS.map(({ key, className }) => el("td", { class: className ?? key }, ...(contents[key] ?? [])));
+  const cells = COLUMNS.map(({ key, className }) => el("td", { class: className, "data-column": key }, ...(contents[key] ?? [])));
   const row = el("tr", { "data-run": run }, ...cells);
   row.addEventListener("click", (event) => {
     const target = /** @type {HTMLElement} */ (event.target);

@@ -129,23 +129,23 @@ function createSteps(root) {
 }
 
 function createLost(root) {
-  const { value, unit, body, foot } = tile(root, "lost", FIGURES.lost_steps.word, `${FIGURES.lost_steps.meaning}, over all attempts`);
+  const { value, unit, body } = tile(root, "lost", FIGURES.lost_steps.word, `${FIGURES.lost_steps.meaning}, over all attempts`);
   const list = el("ul", { class: "reasons" });
   body.append(list);
   return ({ lost_steps: steps, lost_seconds: time, totals }) => {
-    const sum = (counts) => Object.values(counts).reduce((total, count) => total + count, 0);
-    const total = sum(steps);
+    const total = Object.values(steps).reduce((sum, count) => sum + count, 0);
     setText(value, compact(total));
     setText(unit, `${percent(total, totals.steps)} of steps`);
-    setText(foot, total ? `${duration(sum(time))} lost` : "no time lost");
     keyed(
       list,
-      Object.keys(LOST_REASONS).filter((key) => steps[key] > 0),
+      Object.keys(LOST_REASONS),
       (key) => key,
-      (key) => el("li", { title: LOST_REASONS[key].meaning, "data-lost": key }, el("b"), el("span", { text: LOST_REASONS[key].word })),
+      (key) => el("li", { title: LOST_REASONS[key].meaning, "data-lost": key }, el("b"), el("span")),
       (item, key) => {
-        setText(item.firstChild, compact(steps[key]));
-        setText(item.lastChild, `${LOST_REASONS[key].word}, ${duration(time[key] ?? 0)}`);
+        const count = steps[key] ?? 0;
+        setText(item.firstChild, compact(count));
+        setText(item.lastChild, `${LOST_REASONS[key].word}${count ? `, ${duration(time[key] ?? 0)}` : ""}`);
+        item.classList.toggle("none", count === 0);
       },
     );
   };
