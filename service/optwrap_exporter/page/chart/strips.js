@@ -27,7 +27,7 @@ const ORDER = Object.keys(KINDS).sort((a, b) => severity(b) - severity(a));
 export function drawStrips(plot, { records, buckets, everyK }, colours, labelled) {
   const bars = buckets ? barsOfBuckets(plot, buckets, devicePixelRatio) : barsOf(plot, records, everyK, devicePixelRatio);
   const draws = [{ name: "outcome", fill: drawOutcomes }];
-  if (everyK > 0 && !buckets) draws.push({ name: "window", fill: drawWindows });
+  if ((everyK ?? 0) > 0 && !buckets) draws.push({ name: "window", fill: drawWindows });
   draws.forEach(({ name, fill }, i) => {
     drawStrip(plot, i, labelled ? name : null, colours, (top, height) => fill(plot.ctx, bars, top, height, colours));
   });
