@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import promql_parser
-from optwrap_exporter.metrics.table import METRICS, PROCESS, Metric
+from optwrap_exporter.metrics.metric import Metric
+from optwrap_exporter.metrics.table import METRICS, PROCESS
 
 GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm", "$instance": "node-0:10425"}
 """Values of the variables that Grafana substitutes in a query."""

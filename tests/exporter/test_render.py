@@ -13,6 +13,7 @@ from optwrap_exporter.ingest.load import Load
 from optwrap_exporter.ledger.counters import Counts, OutcomeCounts, Replica
 from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.lost import Lost
 from optwrap_exporter.metrics import samples
 from optwrap_exporter.metrics.collector import OwnCollector, StoreFigures
 from optwrap_exporter.metrics.own import Statistics
@@ -47,6 +48,16 @@ process_views = st.builds(
     parameters=st.dictionaries(texts, counts, max_size=3).map(lambda found: {OTHER: 0} | found),
     replicas=st.dictionaries(replicas, counts, max_size=3).map(lambda found: {OTHER_REPLICAS: 0} | found),
     dropped=st.builds(DroppedTotals, steps=counts, bad_steps=counts, not_stored=counts),
+    lost=st.builds(
+        Lost,
+        skipped=counts,
+        redone=counts,
+        starved=counts,
+        skipped_seconds=numbers,
+        redone_seconds=st.just(0.0),
+        starved_seconds=numbers,
+    ),
+    left=st.booleans(),
     gauges=st.builds(
         Gauges.model_construct,
         not_finite_streak=st.none() | counts,
@@ -80,6 +91,7 @@ run_views = st.builds(
     totals=totals,
     parameters=st.dictionaries(texts, counts, max_size=3),
     dropped=st.builds(DroppedTotals, steps=counts, bad_steps=counts, not_stored=counts),
+    attempts=counts,
 )
 
 
@@ -139,7 +151,7 @@ def test_a_number_is_written_as_prometheus_client_writes_it(value: float, monkey
         add("optwrap_processes_expected", value)
 
     monkeypatch.setattr(samples, "of_run", one)
-    runs = [RunView("lm", "ok", 1, 1, NOW, Counts(), {}, DroppedTotals(steps=0, bad_steps=0, not_stored=0))]
+    runs = [RunView("lm", "ok", 1, 1, NOW, Counts(), {}, DroppedTotals(steps=0, bad_steps=0, not_stored=0), 1)]
     rendered = Renderer(of([], runs), own(), clock=lambda: NOW, pause=no_pause).render(TEXT, compress=False)
     assert rendered == TEXT.encode(Reference([], runs, own()))
 

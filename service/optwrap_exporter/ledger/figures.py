@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import health
+from optwrap_exporter.ledger import attempts, health
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.lost import Lost
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import DroppedTotals
@@ -30,6 +31,8 @@ class ProcessView:
     health: Health
     since: float
     """When that health began."""
+    left: bool
+    """Whether the run goes on without it: it does not determine the run's health (`health.relevant`)."""
     totals: Counts
     """Counted over all attempts; never falls."""
     state: Counts
@@ -39,6 +42,7 @@ class ProcessView:
     replicas: Mapping[Replica, int]
     """Steps by replica: OTHER_REPLICAS, then the first ten replicas of the run."""
     dropped: DroppedTotals
+    lost: Lost
     gauges: Gauges
     gradient_norm: float | None
     """The last finite gradient norm."""
@@ -72,6 +76,8 @@ class RunView:
     """As in ProcessView."""
     dropped: DroppedTotals
     """Of all processes together."""
+    attempts: int
+    """Number of launches so far."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -94,11 +100,12 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         totals=run.total,
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
+        attempts=attempts.total(run),
     )
 
 
-def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
-    """What a scrape needs of one process."""
+def view(run: RunState, process: ProcessState, now: float, listening: float, *, left: bool) -> ProcessView:
+    """What a scrape needs of one process. `left` is as in ProcessView."""
     current = health.of_process(run, process, now, listening)
     total = process.total
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
@@ -111,11 +118,13 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
         attempt=process.incarnation.attempt,
         health=current.health,
         since=current.since,
+        left=left,
         totals=total,
         state=process.incarnation.totals,
         parameters=_labelled(run, total),
         replicas=replicas,
         dropped=dropped([process]),
+        lost=process.lost,
         gauges=process.gauges,
         gradient_norm=process.gradient_norm.value if process.gradient_norm is not None else None,
         update_norm=process.update_norm.value if process.update_norm is not None else None,

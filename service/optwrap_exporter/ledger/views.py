@@ -42,7 +42,7 @@ def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
 
     def key(run: RunState) -> tuple[bool, float]:
         live = any(one.conditions.ended is None and one.conditions.stale is None for one in run.processes.values())
-        return (False, _first_report(run)) if live else (True, -max(p.last_report for p in run.processes.values()))
+        return (False, first_report(run)) if live else (True, -max(p.last_report for p in run.processes.values()))
 
     return sorted(found, key=key)[:most]
 
@@ -53,8 +53,12 @@ def summary(run: RunState, now: float, listening: float, scope: Scope) -> RunSum
     return RunSummary(**_common(run, members, lead(run, now), now, scope), processes=len(members))
 
 
-def verdict(run: RunState, now: float, listening: float, scope: Scope) -> tuple[Health, str]:
-    """The health of the run, and the sentence about it, without the cost of the totals."""
+Verdict = tuple[Health, str]
+"""The health of a run, and the sentence about it."""
+
+
+def verdict(run: RunState, now: float, listening: float, scope: Scope) -> Verdict:
+    """The verdict on the run, without the cost of its totals."""
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope)
     return current.health, sentences.of_run(run, current, members, lead(run, now), now=now, scope=scope)
@@ -78,7 +82,7 @@ def _common(
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
         "last_clean_step": None if ended is None else ended.last_clean_step,
-        "first_report": _first_report(run),
+        "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),
         "unseen": missing.steps,
@@ -260,7 +264,8 @@ def _parameter_records(run: RunState) -> Mapping[str, ParameterRecords]:
     return summed
 
 
-def _first_report(run: RunState) -> float:
+def first_report(run: RunState) -> float:
+    """When the run reported for the first time."""
     parts = (part.first_report for process in run.processes.values() for part in process.parts)
     return min([*(past.launch.since for past in run.past.sums), *parts])
 
@@ -277,7 +282,7 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[li
         if before is None or before.process is not row.process or before.current != row.current:
             changed.append((index, row))
     changed.sort(key=lambda one: (_urgency(one[1].current.health), one[0]))
-    rows, left = fitting((_row(run, row, now) for _, row in changed), _PROCESS_BYTES)
+    rows, left = fitting((_row(run, row) for _, row in changed), _PROCESS_BYTES)
     shown.update(changed[: len(rows)])
     return sorted(rows, key=lambda row: row.process), len(changed) - len(rows), left
 
@@ -287,7 +292,7 @@ def _urgency(of: Health) -> int:
     return HEALTHS.index("ok" if of == "finished" else of)
 
 
-def _row(run: RunState, row: ShownRow, now: float) -> ProcessRow:
+def _row(run: RunState, row: ShownRow) -> ProcessRow:
     # There may be thousands of rows, so they are not validated.
     process, current = row
     total = process.total
@@ -296,7 +301,7 @@ def _row(run: RunState, row: ShownRow, now: float) -> ProcessRow:
         host=process.source.host,
         health=current.health,
         since=current.since,
-        summary=sentences.of_process(run, process, current, now),
+        summary=sentences.of_process(run, process, current),
         last_report=process.last_report,
         totals=ProcessTotals.model_construct(
             steps=total.steps,
