@@ -149,6 +149,8 @@ const panels = [
     onView: view,
     onRange: showRange,
     onAxis: changeAxis,
+    onMissing: loadRange,
+    onLoaded: schedule,
   }),
   createScalars(byId("scalars"), uPlot, { onRange: showRange, onFollow: () => view({ range: null, step: null, at: null }) }),
   createPod(byId("pod"), { onProcess: showProcess }),

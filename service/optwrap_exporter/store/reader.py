@@ -51,12 +51,14 @@ def steps(
     in_buckets = None
     if key is not None:
         span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
-        blocks = rollups.read(db, *span) if span.first <= span.last else {}
+        blocks = rollups.read(db, *span, norms=buckets is not None) if span.first <= span.last else {}
         good = sum(block.good for block in blocks.values())
         bad = sum(block.bad for block in blocks.values())
+        joined: dict[int, rollups.Block] | None = None
         if buckets is not None:
             cut = downsample.cut_of(span, blocks, buckets, axis)
-            in_buckets = downsample.as_answer(span, cut, downsample.bucketed(db, span, blocks, cut))
+            joined = downsample.bucketed(db, span, blocks, cut)
+            in_buckets = downsample.as_answer(span, cut, joined)
         select = f"SELECT {step_columns.SELECTED} FROM step"
         if good <= points and bad <= most_bad:
             found = db.execute(f"{select} WHERE {IN_SPAN}", span).fetchall()
@@ -72,7 +74,9 @@ def steps(
             if good <= points:
                 found += db.execute(f"{select} WHERE {IN_SPAN} AND bad = 0", span).fetchall()
             else:
-                found += _sampled(db, span, blocks, points // 2, axis)
+                if joined is None and points > 1:
+                    joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, points // 2, axis))
+                found += _extremes(db, span, downsample.fewer(joined or {}, points // 2))
         found.sort(key=lambda row: row[:2])
         values = _these(span, {row[0] for row in found})
         ((recorded,),) = db.execute(f"SELECT count(*) FROM replica WHERE {_THESE}", values)
@@ -122,15 +126,9 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
     return span._replace(first=rows[0][0], last=rows[1][0]) if rows[0] else span._replace(first=1, last=0)
 
 
-def _sampled(
-    db: sqlite3.Connection, span: Span, blocks: dict[int, rollups.Block], buckets: int, axis: Axis
-) -> list[step_columns.Row]:
-    """Good steps, downsampled: those with the smallest and the largest norm of each bucket."""
-    if buckets < 1:
-        return []
-    cut = downsample.cut_of(span, blocks, buckets, axis)
-    joined = downsample.bucketed(db, span, blocks, cut).values()
-    chosen = {extreme[1:] for block in joined for extreme in (block.low, block.high) if extreme is not None}
+def _extremes(db: sqlite3.Connection, span: Span, blocks: Iterable[rollups.Block]) -> list[step_columns.Row]:
+    """The good steps with the smallest and the largest norm of each block."""
+    chosen = {extreme[1:] for block in blocks for extreme in (block.low, block.high) if extreme is not None}
     return db.execute(
         f"""
         SELECT {step_columns.SELECTED} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?
