@@ -15,6 +15,7 @@ import { el, keyed, setAttribute, setText } from "../dom.js";
 const ROW = 18;
 /** How often it is asked for again while the plot follows (ms). */
 const PAUSE = 5_000;
+const LEGEND = "Red: steps with a non-finite gradient, darker is more. Orange, half as high: its largest share of a norm that was skipped.";
 const KEYS = "Arrow keys: move over the cells. Enter: show the cell's time in the chart.";
 
 /**
@@ -146,7 +147,7 @@ export function createHeatmap({ onTime, onLoaded }) {
   };
 
   function cellInWords() {
-    if (!cursor || !answer) return `${plural(rows.length, "parameter")}${answer?.left_out ? `, and ${integer(answer.left_out)} more` : ""}`;
+    if (!cursor || !answer) return LEGEND;
     const { parameter, counts, shares } = rows[cursor[0]];
     const [begin, end] = timeOf(cursor[1]);
     const share = shares?.[cursor[1]] ?? null;
