@@ -74,9 +74,12 @@ def steps(
             if good <= points:
                 found += db.execute(f"{select} WHERE {IN_SPAN} AND bad = 0", span).fetchall()
             else:
-                if joined is None and points > 1:
-                    joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, points // 2, axis))
-                found += _extremes(db, span, downsample.fewer(joined or {}, points // 2))
+                # With the first and the last step, if there is room for them.
+                ends = 2 if points >= 4 else 0
+                count = (points - ends) // 2
+                if joined is None and count:
+                    joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, count, axis))
+                found += _extremes(db, span, downsample.fewer(joined or {}, count), ends=bool(ends))
         found.sort(key=lambda row: row[:2])
         values = _these(span, {row[0] for row in found})
         ((recorded,),) = db.execute(f"SELECT count(*) FROM replica WHERE {_THESE}", values)
@@ -126,9 +129,18 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
     return span._replace(first=rows[0][0], last=rows[1][0]) if rows[0] else span._replace(first=1, last=0)
 
 
-def _extremes(db: sqlite3.Connection, span: Span, blocks: Iterable[rollups.Block]) -> list[step_columns.Row]:
-    """The good steps with the smallest and the largest norm of each block."""
+def _extremes(
+    db: sqlite3.Connection, span: Span, blocks: Iterable[rollups.Block], *, ends: bool
+) -> list[step_columns.Row]:
+    """The good steps with the smallest and the largest norm of each block, and those at the ends of the span."""
     chosen = {extreme[1:] for block in blocks for extreme in (block.low, block.high) if extreme is not None}
+    for step in (span.first, span.last) if ends else ():
+        chosen |= set(
+            db.execute(
+                f"SELECT step, incarnation_id FROM step WHERE {IN_SPAN} AND bad = 0 ORDER BY time DESC LIMIT 1",
+                span._replace(first=step, last=step),
+            )
+        )
     return db.execute(
         f"""
         SELECT {step_columns.SELECTED} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?
