@@ -25,6 +25,7 @@ from optwrap_exporter.wire.answers import (
     ProcessRow,
     ProcessTotals,
     ReplicaRow,
+    RowFigure,
     RunDetail,
     RunSummary,
     SkippedRecently,
@@ -187,7 +188,7 @@ def detail(
     )
 
 
-_LIST_BYTES: Final = 100_000
+_LIST_BYTES: Final = 80_000
 """Bytes for the replicas, for the attempts, and for the parameters, which also get what the other lists leave."""
 _MOST_INCIDENTS: Final = 20
 _INCIDENT_BYTES: Final = 60_000
@@ -329,6 +330,6 @@ def _row(run: RunState, row: ShownRow) -> ProcessRow:
             not_finite_steps=total.not_finite_steps,
         ),
         gauges=process.gauges,
-        norm=_figure(sentences.norm_of(process)),
+        norm=None if (norm := sentences.norm_of(process)) is None else RowFigure(**norm._asdict()),
         acknowledged=acknowledged,
     )

@@ -113,12 +113,19 @@ class AttemptRow(_Answer):
     """The step of the optimizer's state at which it started; null until that is known."""
 
 
-class Figure(_Answer):
+class RowFigure(_Answer):
     """A value, and what it is of."""
 
     value: Number
     step: int | None
     """The step that it is of, by the optimizer's own count; null if that is not known."""
+    time: float
+    """When it was reported, by the exporter's clock."""
+
+
+class Figure(RowFigure):
+    """A value, and what it is of."""
+
     time: Instant
     """When it was reported, by the exporter's clock."""
 
@@ -131,23 +138,27 @@ class SkippedRecently(_Answer):
     skipped: int
 
 
+def _nothing(value: object) -> bool:
+    return not value
+
+
 class ProcessRow(_Answer):
-    """One process of the run."""
+    """One process of the run. There may be thousands, so the times of a row are Unix seconds only."""
 
     process: int
     host: str
     health: Health
-    since: Instant
+    since: float
     """When that health began."""
-    summary: str | None
-    """What is wrong with it, in one sentence; null if it is ok."""
-    last_report: Instant
+    summary: Annotated[str | None, Field(exclude_if=_nothing)]
+    """What is wrong with it, in one sentence; left out if it is ok."""
+    last_report: float
     totals: ProcessTotals
     gauges: Gauges
-    norm: Figure | None
+    norm: RowFigure | None
     """The gradient norm of its last step."""
-    acknowledged: bool
-    """Whether somebody has acknowledged the incidents of its health. False if its health is no trouble."""
+    acknowledged: Annotated[bool, Field(exclude_if=_nothing)]
+    """Whether somebody has acknowledged the incidents of its health. Else left out."""
 
 
 class _Run(_Answer):
