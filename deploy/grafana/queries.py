@@ -25,6 +25,7 @@ HEALTH: Final = (
     ("stopped", "super-light-red"),
     ("failed", "light-red"),
     ("gave_up", "red"),
+    ("diverged", "semi-dark-red"),
     ("conflict", "dark-red"),
 )
 CODE: Final = {name: code for code, (name, _) in enumerate(HEALTH)}
@@ -35,13 +36,14 @@ MAPPING: Final = models.ValueMap(
     }
 )
 
-ONE: Final = 'run="$run"'
+_PLACES: Final = 'cluster=~"$cluster", namespace=~"$namespace"'
+ONE: Final = f'{_PLACES}, run="$run"'
 """Selects the run, on the dashboard of one run."""
-ANY: Final = 'run=~"$run"'
+ANY: Final = f'{_PLACES}, run=~"$run"'
 """Selects the chosen runs, on the dashboard of many runs."""
 UNWELL: Final = 'health!~"ok|finished"'
 """Selects processes that are not ok."""
-RUNS: Final = "label_values(optwrap_run_health, run)"
+RUNS: Final = f"label_values(optwrap_run_health{{{_PLACES}}}, run)"
 """Lists the runs."""
 
 
@@ -68,9 +70,9 @@ def run_health(of: str = ONE) -> str:
     return f'max by (run) ((optwrap_run_health{{{of}, health!="degraded"}} == 1) * {_RANK} or {missing})'
 
 
-def largest(metric: str, of: str = ONE) -> str:
+def largest(metric: str, of: str = ONE, by: str = "run") -> str:
     """The largest value of a run's processes. Show it, but do not take its rate: it jumps between processes."""
-    return f"max by (run) ({metric}{{{of}}})"
+    return f"max by ({by}) ({metric}{{{of}}})"
 
 
 def rate(metric: str, by: str = "run", of: str = ONE) -> str:
@@ -91,12 +93,12 @@ def since(metric: str, of: str = ONE) -> str:
 
 def of_this_run(expr: str) -> str:
     """The expression, restricted to the exporters that have this run."""
-    return f'{expr} and on (job, instance) optwrap_processes_expected{{run="$run"}}'
+    return f"{expr} and on (cluster, namespace, job, instance) optwrap_processes_reporting{{{ONE}}}"
 
 
 def gained(metric: str, label: str) -> str:
     """The increase of a counter in the time range, with the first value of a series that begins in it."""
-    each = f'max by ({label}) ({metric}{{run="$run"}}'
+    each = f"max by ({label}) ({metric}{{{ONE}}}"
     return f"{each}) - ({each} offset $__range) or {each}) * 0)"
 
 

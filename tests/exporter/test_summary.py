@@ -95,6 +95,14 @@ def _gave_up(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer, None)
 
 
+def _diverged(watched: Watched, trainer: Trainer) -> None:
+    trainer.process_count = 2
+    other = Trainer(watched.clock, process=1, process_count=2)
+    for one, norm in ((trainer, 1.0), (other, 8.0)):
+        one.step(norm=norm)
+        watched.say(one, None)
+
+
 def _conflict(watched: Watched, trainer: Trainer) -> None:
     watched.keep_saying(trainer, 1, "applied")
     other = Trainer(watched.clock, attempt="second")
@@ -142,7 +150,16 @@ TABLE: list[tuple[Health, Story, str]] = [
         "process 0 on node-0 stopped at step 20: 12 non-finite steps in a row; restore a checkpoint at or before 8",
     ),
     ("finished", _finished, "finished at step 20"),
-    ("gave_up", _gave_up, "1 non-finite step was applied by process 0 on node-0: restore a checkpoint from before"),
+    (
+        "gave_up",
+        _gave_up,
+        "gave up at 21: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 20",
+    ),
+    (
+        "diverged",
+        _diverged,
+        "processes 0 and 1 disagree: norm 1 and 8, since step 1: restore a checkpoint at or before 0 on all processes",
+    ),
     (
         "conflict",
         _conflict,

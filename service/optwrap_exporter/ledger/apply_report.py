@@ -19,7 +19,6 @@ from optwrap_exporter.ledger import health, lost, streaks
 from optwrap_exporter.ledger.conditions import Peak, Seen
 from optwrap_exporter.ledger.conflict import rival_of
 from optwrap_exporter.ledger.counters import NOTHING, Counts
-from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.events import NewEvent, derive_events
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.health import Change
@@ -63,7 +62,6 @@ def apply_report(
     run: RunState,
     merged: Merged,
     report: Report,
-    disagreement: Disagreement | None,
     *,
     asked: float,
     now: float,
@@ -75,7 +73,6 @@ def apply_report(
       run: the run before the report.
       merged: the report's incarnation with the report merged into it, from `merge`.
       report: the report.
-      disagreement: the first step whose outcome another process reported differently; None if there is none.
       asked: the interval that the answer asks for, if it is longer than the report's.
       now: the exporter's clock.
       listening: when this exporter began to accept reports.
@@ -105,14 +102,14 @@ def apply_report(
         after = evolved(after, own_attempts=after.own_attempts + 1)
     rival = rival_of(run, after, incarnation, now) if followed is not None else None
     change = Change(incarnation if followed is not None else None, rival, gained)
-    after = health.advance(before, after, change, now, listening)
+    after = health.advance(run, before, after, change, now=now, listening=listening)
     after = _with_lost(before, after, gained, report)
-    return Applied(after, derive_events(before, after, report, now=now, disagreement=disagreement, followed=followed))
+    return Applied(after, derive_events(before, after, report, now=now, followed=followed))
 
 
-def pass_time(process: ProcessState, now: float, listening: float) -> Applied:
+def pass_time(run: RunState, process: ProcessState, now: float, listening: float) -> Applied:
     """Advance a process that has not reported: it may be stale or stalled by now."""
-    after = health.advance(process, process, None, now, listening)
+    after = health.advance(run, process, process, None, now=now, listening=listening)
     return Applied(after, derive_events(process, after, None, now=now))
 
 

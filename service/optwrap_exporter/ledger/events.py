@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from optwrap_exporter.ledger.conditions import Conditions
-from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.streaks import StreakChanges, StreakEnded, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
@@ -48,7 +48,6 @@ def derive_events(
     report: Report | None,
     *,
     now: float,
-    disagreement: Disagreement | None = None,
     followed: StreakChanges | None = None,
 ) -> list[NewEvent]:
     """The events between two states of a process.
@@ -58,7 +57,6 @@ def derive_events(
       after: the process after it.
       report: the report; None if only time has passed.
       now: the exporter's clock.
-      disagreement: the first step whose outcome another process reported differently; None if there is none.
       followed: the streaks in the report; None if it is not in order.
     """
     old = before.conditions if before is not None else Conditions()
@@ -74,7 +72,6 @@ def derive_events(
         *_of_conditions(old, after, now),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
-        *_diverged(disagreement, report, now),
     ]
 
 
@@ -104,7 +101,7 @@ def _resumed(
 def _of_steps(followed: StreakChanges | None, report: Report) -> list[NewEvent]:
     """The events of step records and streaks, by step. A late report makes events of records only."""
     changes = followed.changes if followed is not None else ()
-    if not changes and all(outcome in GOOD_OUTCOMES for outcome in report.steps.outcome):  # the usual case
+    if not changes and GOOD_OUTCOMES.issuperset(report.steps.outcome):  # the usual case
         return []
     bad = _Details(report)
     found = [*_of_records(report, bad), *_of_streaks(changes, report, bad)]
@@ -217,14 +214,18 @@ def _conflict(old: Conditions, after: ProcessState, now: float) -> Iterator[NewE
     yield NewEvent(after.process, "conflict", now, None, conflict.newer.attempt, detail, key)
 
 
-def _diverged(disagreement: Disagreement | None, report: Report, now: float) -> Iterator[NewEvent]:
-    """`diverged`: processes of one attempt report different outcomes of one step."""
-    if disagreement is None:
-        return
-    outcomes = {str(process): outcome for process, outcome in disagreement.outcomes.items()}
-    detail = {"outcomes": outcomes, "steps": disagreement.steps}
-    key = f"diverged/{report.process}/{report.incarnation}/{disagreement.step}"
-    yield NewEvent(report.process, "diverged", now, disagreement.step, report.attempt, detail, key)
+def diverged(incident: IncidentRecord, report: Report, now: float) -> NewEvent:
+    """`diverged`: processes of one attempt disagree about a step. One event for each incident."""
+    detail = {
+        "processes": [first for first, last in incident.processes for first in range(first, last + 1)][:MOST_NAMED],
+        "host": incident.host,
+        "device": incident.device,
+        "incident": incident.id,
+        **incident.figures,
+    }
+    key = f"diverged/{incident.id}"
+    process = int(incident.figures["process"])
+    return NewEvent(process, "diverged", now, incident.first_step, report.attempt, detail, key)
 
 
 class _Details:

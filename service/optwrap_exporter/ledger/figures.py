@@ -106,7 +106,7 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
 
 def view(run: RunState, process: ProcessState, now: float, listening: float, *, left: bool) -> ProcessView:
     """What a scrape needs of one process. `left` is as in ProcessView."""
-    current = health.of_process(process, now, listening)
+    current = health.of_process(run, process, now, listening)
     total = process.total
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
     replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())

@@ -5,19 +5,21 @@ that holds is the one shown.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, cast
 
-from optwrap_exporter.ledger.conditions import Conditions, Conflict, Lasting, Party
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.conditions import Conditions, Conflict, Party
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.record import LATCHED, IncidentRecord
 from optwrap_exporter.ledger.process import LEAST_STALLED_AFTER, ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.wire.vocabulary import HEALTHS, Health, Scope
+from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_OF, Health, Scope
 
-GAVE_UP_SECONDS: Final = 300.0
-"""How long `gave_up` holds after the last non-finite step that was accepted."""
+_LATCHED: Final[tuple[Health, ...]] = ("diverged", "gave_up")
 
 
 class HealthSince(NamedTuple):
@@ -47,11 +49,18 @@ class Change:
 
 
 def advance(
-    before: ProcessState | None, after: ProcessState, change: Change | None, now: float, listening: float
+    run: RunState,
+    before: ProcessState | None,
+    after: ProcessState,
+    change: Change | None,
+    *,
+    now: float,
+    listening: float,
 ) -> ProcessState:
     """Set the conditions of a process.
 
     Args:
+      run: the run before the change.
       before: the process before the change; None if it is new.
       after: the process after the change, with the conditions of `before`.
       change: what a report changed; None if only time has passed.
@@ -66,19 +75,18 @@ def advance(
         stalled=_stalled(old, after, change, entered=entered, now=now, listening=listening),
         starved=_starved(old, after, entered, now),
         skipping=_skipping(old, after, change, entered, now),
-        gave_up=_gave_up(old, after, change, now),
         conflict=_conflict(old, after, change, entered, now),
         cleared=old.cleared,
     )
     advanced = evolved(after, conditions=conditions)
-    if before is not None and _unhealthy(before, now, listening) and not _unhealthy(advanced, now, listening):
+    if (
+        before is not None
+        and of_process(run, before, now, listening).health != "ok"
+        and of_process(run, advanced, now, listening).health == "ok"
+    ):
         conditions = dataclasses.replace(conditions, cleared=now)
         advanced = evolved(after, conditions=conditions)
     return advanced
-
-
-def _unhealthy(process: ProcessState, now: float, listening: float) -> bool:
-    return of_process(process, now, listening).health != "ok"
 
 
 def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
@@ -121,25 +129,6 @@ def _skipping(old: Conditions, after: ProcessState, change: Change | None, enter
     new_steps = change.gained.steps if change is not None and change.gained is not None else 0
     continued = not entered and streak > new_steps
     return old.skipping if continued and old.skipping is not None else now
-
-
-def _gave_up(old: Conditions, after: ProcessState, change: Change | None, now: float) -> Lasting | None:
-    """When steps with non-finite gradients were accepted: the first and the last time."""
-    known = None if old.gave_up is None or _rolled_back(after, old.gave_up) else old.gave_up
-    if change is None or change.gained is None or not change.gained.outcomes.accepted_not_finite:
-        return known
-    lasting = known is not None and now < known.last + GAVE_UP_SECONDS
-    return Lasting(known.since if lasting and known else now, now)
-
-
-def _rolled_back(process: ProcessState, gave_up: Lasting) -> bool:
-    """Whether the process stopped since, and now takes steps from the one that it named, or from an earlier one."""
-    current = process.incarnation
-    if not current.has_counters or current.first_report <= gave_up.last:
-        return False
-    previous = process.before(current)
-    clean = None if previous is None else previous.last_clean_step
-    return clean is not None and current.start_step <= clean
 
 
 def _conflict(
@@ -189,13 +178,13 @@ def changes(process: ProcessState, now: float, listening: float) -> bool:
     )
 
 
-def of_process(process: ProcessState, now: float, listening: float) -> HealthSince:
-    """The health of a process."""
-    return next(_holding(process, now, listening))
+def of_process(run: RunState, process: ProcessState, now: float, listening: float) -> HealthSince:
+    """The health of a process of a run. The open incidents of the run are part of it."""
+    return next(_holding(run, process, now, listening))
 
 
-def _holding(process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
-    """Every health that holds, worst first."""
+def _holding(run: RunState, process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
+    """Every health that holds, worst first; a process that has finished is nothing else but for incidents."""
     conditions = process.conditions
     cleared = conditions.cleared
     if conditions.conflict is not None:
@@ -203,11 +192,7 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
         if now < until:
             yield HealthSince("conflict", conditions.conflict.since)
         cleared = max(cleared, until)
-    if conditions.gave_up is not None:
-        until = conditions.gave_up.last + GAVE_UP_SECONDS
-        if now < until:
-            yield HealthSince("gave_up", conditions.gave_up.since)
-        cleared = max(cleared, until)
+    yield from _latched(run, process.process)
     if conditions.ended is not None:
         yield HealthSince(cast(Health, process.incarnation.state), conditions.ended)
     if (stale := stale_since(process, now, listening)) is not None:
@@ -220,7 +205,54 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
         yield HealthSince("skipping", conditions.skipping)
     if process.incarnation.share.steps == 0:
         yield HealthSince("starting", process.incarnation.first_report)
-    yield HealthSince("ok", max(cleared, process.incarnation.first_report))
+    yield HealthSince("ok", max(cleared, _unlatched(run, process.process), process.incarnation.first_report))
+
+
+def _latched(run: RunState, process: int) -> Iterator[HealthSince]:
+    """`diverged` and `gave_up`, which hold as long as an incident of the process is open."""
+    if not run.incidents:  # the usual case
+        return
+    for kind in _LATCHED:
+        if (one := latched_by(run, kind, process)) is not None:
+            yield HealthSince(kind, one.opened)
+
+
+def latched_by(run: RunState, health: Health, process: int | None = None) -> IncidentRecord | None:
+    """The first open incident because of which a run, or one of its processes, is diverged or gave up."""
+    return next(
+        (
+            one
+            for one in run.incidents
+            if one.kind == health
+            and one.kind in LATCHED
+            and one.state == "open"
+            and (process is None or ranges.contains(one.processes, process))
+        ),
+        None,
+    )
+
+
+def acknowledged(run: RunState, health: Health, process: int | None = None) -> bool:
+    """Whether the trouble of a run, or of one of its processes, is known to somebody.
+
+    So it is if no incident of its health is open, and one that was acknowledged is the reason for it.
+    """
+    kind = INCIDENT_OF.get(health)
+    found = [
+        one.state
+        for one in run.incidents
+        if one.kind == kind and (process is None or ranges.contains(one.processes, process))
+    ]
+    return bool(found) and "open" not in found
+
+
+def _unlatched(run: RunState, process: int) -> float:
+    """When the last of those incidents was over or acknowledged; 0.0 if there was none."""
+    found = 0.0
+    for one in (*run.past_incidents, *run.incidents):
+        if one.kind in LATCHED and one.state != "open" and ranges.contains(one.processes, process):
+            found = max(found, min(one.acknowledged or math.inf, one.closed or math.inf))
+    return found
 
 
 def relevant(run: RunState, now: float) -> list[ProcessState]:
@@ -251,7 +283,7 @@ def attempt_began(run: RunState, attempt: str) -> float:
 
 def judged(run: RunState, now: float, listening: float) -> list[Judged]:
     """The processes that determine the health of the run, by index, each with its own."""
-    return [Judged(process, of_process(process, now, listening)) for process in relevant(run, now)]
+    return [Judged(process, of_process(run, process, now, listening)) for process in relevant(run, now)]
 
 
 def of_run(members: Sequence[Judged], scope: Scope) -> HealthSince:

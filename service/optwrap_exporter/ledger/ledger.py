@@ -8,7 +8,7 @@ States are immutable, so any thread may read at any time and never sees half a r
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, views
+from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, run_list, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
@@ -16,9 +16,13 @@ from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.figures import ProcessView, RunView
 from optwrap_exporter.ledger.folding import NO_FOLDS
+from optwrap_exporter.ledger.incidents import plans
+from optwrap_exporter.ledger.incidents.divergence import voters
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.run_list import EVERY_RUN, RunFilter
 from optwrap_exporter.ledger.views import Shown, Verdict
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
@@ -31,9 +35,6 @@ NEW_PROCESSES: Final = 10_000
 """The most new processes of known runs per minute."""
 _PAGE_BYTES: Final = ANSWER_BYTES - 10_000
 """The most bytes of the items of a page, without the cursor."""
-
-_RUNS: Final = "runs"
-"""The name of the list of runs in cursors."""
 
 
 class Ledger:
@@ -64,19 +65,23 @@ class Ledger:
         self._staged: dict[str, RunState] = {}
         """Runs as they will be once the store has committed what is staged. Readers do not see them."""
         self._outcomes = StepOutcomes()
+        self._next_incident = 1
 
     # --- the writer's side ---
 
-    def restore(self, runs: Iterable[RunState], newest: float | None = None) -> None:
+    def restore(self, runs: Iterable[RunState], newest: float | None = None, last_incident: int = 0) -> None:
         """Adopt the runs of a store. Processes that were not stale become stale only after `stale_after` from now.
 
         Args:
           runs: the runs.
           newest: the age clock at the newest change in the store; None if there is none.
+          last_incident: the largest id that an incident in the store has had.
         """
         self._runs = {run.run: run for run in runs}
         parts = [part for run in self._runs.values() for process in run.processes.values() for part in process.parts]
         self._incarnations = _incarnations(self._runs.values())
+        known = (one.id for run in self._runs.values() for one in (*run.incidents, *run.past_incidents))
+        self._next_incident = max([last_incident, *known]) + 1
         ages = [part.aged_at for part in parts] + ([] if newest is None else [newest])
         self.clocks.restart(max(ages, default=None))
 
@@ -122,10 +127,10 @@ class Ledger:
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
         merged = merge(process, report, now, age)
-        disagreement = self._outcomes.disagreement(report, merged.incarnation.generation)
-        after, events = apply_report(run, merged, report, disagreement, asked=asked, now=now, listening=listening)
+        compared = self._outcomes.compare(report, merged.incarnation.generation, lambda: voters(run, report))
+        after, events = apply_report(run, merged, report, asked=asked, now=now, listening=listening)
         after, folds = after.fold(report.incarnation, now) if before is None else (after, NO_FOLDS)
-        return Plan(
+        plan = Plan(
             time=age,
             run=run.with_process(
                 after,
@@ -137,15 +142,19 @@ class Ledger:
             events=tuple(events),
             report=report,
             before=before,
+            compared=compared,
             folds=folds,
         )
+        return plans.of_report(plan, in_order=merged.followed is not None, now=now, next_id=self._next_incident)
 
     def pass_time(self) -> list[Plan]:
         """What time alone has changed since the last call. Changes nothing itself."""
         now, age = self.clocks.now(), self.clocks.age()
-        plans: list[Plan] = []
+        found: list[Plan] = []
+        next_incident = self._next_incident
         for run in list(self._runs.values()):
             after = run
+            of_run: list[Plan] = []
             for known in run.processes.values():
                 process = known
                 if process.last_report > now + JUMP:  # the clock was set back
@@ -153,11 +162,23 @@ class Ledger:
                     after = self._runs[run.run] = after.with_process(process)
                 if not health.changes(process, now, self.clocks.listening):
                     continue
-                later, events = pass_time(process, now, self.clocks.listening)
+                later, events = pass_time(after, process, now, self.clocks.listening)
                 if events:
                     after = after.with_process(later)
-                    plans.append(Plan(age, after, later, tuple(events)))
-        return plans
+                    of_run.append(Plan(age, after, later, tuple(events)))
+            of_run = plans.of_time(after, of_run, now, age, next_incident)
+            next_incident = max([next_incident, *(one.id + 1 for plan in of_run for one in plan.incidents)])
+            found += of_run
+        return found
+
+    def acknowledge(self, run: str, incident: IncidentRecord) -> Plan:
+        """What changes if somebody acknowledges an incident of a run. Changes nothing itself."""
+        return plans.acknowledge(self._runs[run], incident, self.clocks.now(), self.clocks.age())
+
+    def archive(self, run: str, archived: bool) -> Plan | None:
+        """What changes if somebody hides a run, or shows it again; None if it is unknown. Changes nothing itself."""
+        state = self._runs.get(run)
+        return None if state is None else plans.of_run(evolved(state, archived=archived), self.clocks.age())
 
     def reporting(self) -> int:
         """The number of processes that have neither ended nor become stale."""
@@ -172,7 +193,8 @@ class Ledger:
         self._staged[plan.run.run] = plan.run
         if plan.report is not None:
             self._staged_incarnations += (plan.before is None) - len(plan.folds.foldings)
-            self._outcomes.stage(plan.report, plan.incarnation.generation)
+            self._outcomes.stage(plan.report, plan.incarnation.generation, plan.compared)
+        self._next_incident = max([self._next_incident, *(one.id + 1 for one in plan.incidents)])
 
     def adopt(self) -> None:
         """Show the readers what is staged, which the store has committed."""
@@ -280,17 +302,18 @@ class Ledger:
         now, listening = self.clocks.now(), self.clocks.listening
         return views.detail(state, now, listening, self._scope, most_parameters=most_parameters, shown=shown)
 
-    def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
-        """Runs by name.
+    def run_page(
+        self, chosen: RunFilter = EVERY_RUN, *, limit: int = 100, cursor: str | None = None
+    ) -> Page[RunSummary]:
+        """The runs that a filter chooses, in its order.
 
         Raises:
           CursorError: the cursor belongs to another list.
         """
-        after = decode(_RUNS, cursor, (str,))[0] if cursor is not None else None
-        names = [name for name in self.runs() if after is None or name > str(after)]
-        found = [self.summary(name) for name in names[:limit]]
-        items = [item for item in found if item is not None]  # a run may have been forgotten meanwhile
-        return Page(items=items, cursor=encode(_RUNS, [names[limit - 1]]) if len(names) > limit else None)
+        now, listening = self.clocks.now(), self.clocks.listening
+        return run_list.page(
+            self._runs.copy().values(), chosen, now, listening, self._scope, limit=limit, cursor=cursor
+        )
 
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
         """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.

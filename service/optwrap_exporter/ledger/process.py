@@ -15,7 +15,6 @@ from optwrap_exporter.ledger.conditions import (
     NO_CONDITIONS,
     Conditions,
     Conflict,
-    Lasting,
     Party,
     Peak,
     Seen,
@@ -247,8 +246,6 @@ class ProcessState:
         """The state that `durable` wrote, with what was stored elsewhere: `sums` are `folded` and `earlier`."""
         folded = {one.attempt: one for one in sums}
         conditions = dict(written["conditions"])
-        if conditions["gave_up"] is not None:
-            conditions["gave_up"] = Lasting(*conditions["gave_up"])
         if conditions["conflict"] is not None:
             since, last, older, newer = conditions["conflict"]
             conditions["conflict"] = Conflict(since, last, Party(*older), Party(*newer))

@@ -9,6 +9,7 @@ from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.folding import Folded
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.past import NO_PAST, Past
 from optwrap_exporter.ledger.process import ProcessState
 
@@ -31,6 +32,12 @@ class RunState:
     With it a report need not look at every other process."""
     past: Past = NO_PAST
     """What processes have left."""
+    incidents: tuple[IncidentRecord, ...] = ()
+    """The live ones: those that are open, and the acknowledged ones whose cause still holds. By id."""
+    past_incidents: tuple[IncidentRecord, ...] = ()
+    """The last ones that are over. The store has all of them."""
+    archived: bool = False
+    """Whether somebody hid it."""
 
     @cached_property
     def total(self) -> Counts:

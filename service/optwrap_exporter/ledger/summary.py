@@ -11,12 +11,15 @@ from typing import Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.conditions import Seen
-from optwrap_exporter.ledger.health import HealthSince, Judged
+from optwrap_exporter.ledger.health import HealthSince, Judged, latched_by
+from optwrap_exporter.ledger.incidents import summary as incidents
 from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.vocabulary import Health, Scope
 
 RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(
     {
+        "diverged": "OptwrapDiverged",
         "gave_up": "OptwrapGaveUp",
         "stale": "OptwrapProcessStale",
         "stalled": "OptwrapStalled",
@@ -30,16 +33,21 @@ _WELL: Final[frozenset[Health]] = frozenset({"ok", "finished", "starting"})
 _GAPS_NAMED: Final = 3
 
 
-def of_run(current: HealthSince, members: Sequence[Judged], leading: ProcessState, now: float, scope: Scope) -> str:
+def of_run(
+    run: RunState, current: HealthSince, members: Sequence[Judged], leading: ProcessState, *, now: float, scope: Scope
+) -> str:
     """The verdict on a run.
 
     Args:
+      run: the run.
       current: its health.
       members: its processes with their healths.
       leading: the process whose gauges it shows.
       now: the exporter's clock.
       scope: what the exporter hears.
     """
+    if (incident := latched_by(run, current.health)) is not None:
+        return incidents.verdict(incident)
     expected = max(members, key=lambda one: one.process.incarnation.first_report).process.source.process_count
     if current.health == "degraded":
         return _missing([one.process.process for one in members], expected)
@@ -52,8 +60,10 @@ def of_run(current: HealthSince, members: Sequence[Judged], leading: ProcessStat
     return _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
 
 
-def of_process(process: ProcessState, current: HealthSince) -> str | None:
-    """What is wrong with a process; None if nothing is."""
+def of_process(run: RunState, process: ProcessState, current: HealthSince) -> str | None:
+    """What is wrong with a process of a run; None if nothing is."""
+    if (incident := latched_by(run, current.health, process.process)) is not None:
+        return incidents.verdict(incident)
     if current.health in _WELL:
         return None
     return _SENTENCES[current.health](process, _who(process, 1, 0), "")
@@ -127,13 +137,6 @@ def _conflict(process: ProcessState, who: str, silence: str) -> str:
     return f"two jobs report as {who}: {named}; stop one of them, or give it another run name"
 
 
-def _gave_up(process: ProcessState, who: str, silence: str) -> str:
-    del silence
-    applied = process.incarnation.share.outcomes.accepted_not_finite
-    many = "1 non-finite step was" if applied == 1 else f"{applied:,} non-finite steps were"
-    return f"{many} applied by {who}: restore a checkpoint from before"
-
-
 def _failed(process: ProcessState, who: str, silence: str) -> str:
     del silence
     reason = process.incarnation.reason or "it gave no reason, so see its log"
@@ -197,7 +200,6 @@ def _skipping(process: ProcessState, who: str, silence: str) -> str:
 _SENTENCES: Final[Mapping[Health, Callable[[ProcessState, str, str], str]]] = MappingProxyType(
     {
         "conflict": _conflict,
-        "gave_up": _gave_up,
         "failed": _failed,
         "stopped": _stopped,
         "stale": _stale,

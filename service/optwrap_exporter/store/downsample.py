@@ -1,21 +1,20 @@
-"""Downsamples steps. Of good ones it keeps the smallest and the largest norm of each bucket along an axis.
+"""Cuts steps into buckets of equal length along an axis, and downsamples them.
 
-Along the step number, buckets hold equally many step numbers. Along time, buckets are equally long, so a day of slow
-steps after an hour of fast ones is still visible. Blocks have no times: a block takes the time of its step with the
-smallest norm, and a block that spans more than a bucket is read step by step.
+Along the step number, buckets hold equally many step numbers; wide ones consist of whole blocks. Along time they are
+equally long, so a day of slow steps after an hour of fast ones is still visible. A block that lies in several buckets
+is read step by step, so all counts are exact.
 
-Of bad steps, of which many may be too many, it keeps the first and the last of each outcome in each bucket, and counts
-all of them.
+Of good steps downsampling keeps the smallest and the largest norm of each bucket. Of bad steps, of which many may be
+too many, it keeps the first and the last of each outcome in each bucket, and counts all of them.
 """
 
-import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
+from optwrap_exporter.store import rollups
 from optwrap_exporter.store.rollups import SIZE, Block
-from optwrap_exporter.store.step_columns import ROLLED_UP
-from optwrap_exporter.wire.answers import BadSteps
+from optwrap_exporter.wire.step_answers import STEP_KINDS, BadSteps, StepBuckets
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 Axis = Literal["step", "time"]
@@ -32,85 +31,91 @@ class Span(NamedTuple):
     last: int
 
 
-def along_steps(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int) -> Iterable[Block]:
-    """At most `buckets` blocks of the good steps of a span, along the step number.
+class Cut(NamedTuple):
+    """Where buckets begin along an axis: bucket `n` is from origin + n * width on."""
+
+    axis: Axis
+    origin: float
+    width: float
+    last: int
+    """The number of the last bucket."""
+
+    def at(self, position: float) -> int:
+        """The bucket of a position."""
+        return min(self.last, int((position - self.origin) / self.width))
+
+
+def cut_of(span: Span, blocks: dict[int, Block], count: int, axis: Axis) -> Cut:
+    """Cuts a span into at most `count` buckets; its last position is in the last one."""
+    if axis == "step":
+        width = -(-(span.last - span.first + 1) // count)
+        if width < 2 * SIZE:  # narrower than blocks can resolve, and few enough to read
+            return Cut(axis, span.first, width, count - 1)
+        first = span.first // SIZE
+        together = -(-(span.last // SIZE - first + 1) // count)
+        return Cut(axis, first * SIZE, together * SIZE, count - 1)
+    first_time = min((block.first_time for block in blocks.values()), default=0.0)
+    last_time = max((block.last_time for block in blocks.values()), default=0.0)
+    return Cut(axis, first_time, (last_time - first_time) / count or 1.0, count - 1)
+
+
+def bucketed(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], cut: Cut) -> dict[int, Block]:
+    """The buckets of a span that have steps, by number: each the rollup of all its steps.
 
     Args:
       db: the connection to read from.
       span: the steps.
       blocks: the stored blocks of the span, by number.
-      buckets: the most blocks to return.
+      cut: as `cut_of` returns it.
     """
     joined: dict[int, Block] = {}
-    width = -(-(span.last - span.first + 1) // buckets)
-    if width < 2 * SIZE:  # narrower than blocks can resolve, and few enough to read
-        for row in _good(db, span):
-            joined.setdefault((row[0] - span.first) // width, Block()).add(row[:4])
-    else:
-        first = span.first // SIZE
-        together = -(-(span.last // SIZE - first + 1) // buckets)
-        for number, block in blocks.items():
-            joined.setdefault((number - first) // together, Block()).merge(block)
-    return joined.values()
-
-
-def along_time(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int) -> Iterable[Block]:
-    """At most `buckets` blocks of the good steps of a span, along time. Arguments as in `along_steps`."""
-    if span.last - span.first < 2 * SIZE * buckets:
-        pieces = _each(db, span)
-    else:
-        pieces = list(_pieces(db, span, blocks, buckets))
-    times = [time for time, _ in pieces]
-    first = min(times, default=0.0)
-    width = (max(times, default=0.0) - first) / buckets or 1.0
-    joined: dict[int, Block] = {}
-    for time, block in pieces:
-        joined.setdefault(min(buckets - 1, int((time - first) / width)), Block()).merge(block)
-    return joined.values()
-
-
-_Row = tuple[int, int, float | None, int, float]
-
-
-def _good(db: sqlite3.Connection, span: Span) -> Iterator[_Row]:
-    return db.execute(
-        f"SELECT step, incarnation_id, {ROLLED_UP}, bad, time FROM step WHERE {IN_SPAN} AND bad = 0", span
-    )
-
-
-def _each(db: sqlite3.Connection, span: Span) -> list[tuple[float, Block]]:
-    """Every good step of the span as a block of its own, with its time."""
-    found = []
-    for row in _good(db, span):
-        block = Block()
-        block.add(row[:4])
-        found.append((row[4], block))
-    return found
-
-
-def _pieces(
-    db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int
-) -> Iterator[tuple[float, Block]]:
-    """Blocks with their times. A block that spans more than a bucket is replaced by its steps, one block each."""
-    keys = [(number, *block.low[1:]) for number, block in blocks.items() if block.low is not None]
-    times = sorted(
-        db.execute(
-            """
-            SELECT json_extract(chosen.value, '$[0]'), time FROM json_each(?) AS chosen CROSS JOIN step
-                ON run_id = ? AND process = ?
-                AND step = json_extract(chosen.value, '$[1]') AND incarnation_id = json_extract(chosen.value, '$[2]')
-            """,
-            (json.dumps(keys), span.run_id, span.process),
-        )
-    )
-    width = (max(time for _, time in times) - min(time for _, time in times)) / buckets
-    for i, (number, time) in enumerate(times):
-        before, after = times[max(0, i - 1)], times[min(len(times) - 1, i + 1)]
-        if abs(after[1] - before[1]) > 2 * width:
-            first, last = number * SIZE, (number + 1) * SIZE - 1
-            yield from _each(db, span._replace(first=max(span.first, first), last=min(span.last, last)))
+    to_read: list[int] = []
+    for number, block in blocks.items():
+        begin, end = block.first_time, block.last_time
+        if cut.axis == "step":
+            begin, end = max(span.first, number * SIZE), min(span.last, (number + 1) * SIZE - 1)
+        bucket = cut.at(begin)
+        if bucket == cut.at(end):
+            joined.setdefault(bucket, Block()).merge(block)
         else:
-            yield time, blocks[number]
+            to_read.append(number)
+    position = 0 if cut.axis == "step" else 5  # in the row of a step
+    for first, last in _in_a_row(sorted(to_read)):
+        part = span._replace(first=max(span.first, first * SIZE), last=min(span.last, (last + 1) * SIZE - 1))
+        for row in rollups.rows(db, *part):
+            joined.setdefault(cut.at(row[position] or 0), Block()).add(row)
+    return joined
+
+
+def _in_a_row(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last number of each part without a gap."""
+    start = 0
+    for i, number in enumerate(numbers):
+        if i + 1 == len(numbers) or numbers[i + 1] != number + 1:
+            yield numbers[start], number
+            start = i + 1
+
+
+def as_answer(span: Span, cut: Cut, joined: dict[int, Block]) -> StepBuckets:
+    """Buckets as the API returns them."""
+    numbers = sorted(joined)
+    blocks = [joined[number] for number in numbers]
+    norms = [sorted(block.norms) for block in blocks]
+    by_step = cut.axis == "step"
+    return StepBuckets.model_construct(
+        axis=cut.axis,
+        width=cut.width,
+        since=[max(span.first, int(cut.origin + n * cut.width)) for n in numbers] if by_step else None,
+        until=[min(span.last, int(cut.origin + (n + 1) * cut.width) - 1) for n in numbers] if by_step else None,
+        first_time=[block.first_time for block in blocks],
+        last_time=[block.last_time for block in blocks],
+        norm_min=[one[0] if one else None for one in norms],
+        norm_median=[one[(len(one) - 1) // 2] if one else None for one in norms],
+        norm_max=[one[-1] if one else None for one in norms],
+        kinds={
+            kind: counts for i, kind in enumerate(STEP_KINDS) if any(counts := [block.counts[i] for block in blocks])
+        },
+    )
 
 
 def bad_steps(db: sqlite3.Connection, span: Span, buckets: int, axis: Axis) -> tuple[list[BadSteps], set[int]]:

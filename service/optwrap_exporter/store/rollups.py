@@ -1,94 +1,185 @@
-"""Rollups of step records: for every SIZE step numbers the count of steps and the smallest and largest norm.
+"""Rollups of step records: for every SIZE step numbers, how many steps of each kind there are, their norms, and when.
 
-With them a million steps are counted and downsampled without being read. A NaN norm counts as infinite here, and so
-does the norm of a step with a non-finite scalar, so that downsampling keeps these steps.
+With them a million steps are counted, bucketed and downsampled without being read. For downsampling a NaN norm counts
+as infinite, and so does the norm of a step with a non-finite scalar, so that these steps are kept.
 """
 
 import dataclasses
 import math
 import sqlite3
-from collections.abc import Iterable
-from typing import Final
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, cast
 
 from optwrap_exporter.store import bulk
 from optwrap_exporter.store.step_columns import ROLLED_UP
+from optwrap_exporter.wire.step_answers import STEP_KINDS
 
 SIZE: Final = 64
 """Step numbers in a block."""
 
-Row = tuple[int, int, float | None, int]
-"""Step, incarnation id, norm as `step_columns.ROLLED_UP`, bad."""
+KIND: Final = "iif(finite OR outcome > 1, outcome, outcome + 5)"
+"""A step's index in STEP_KINDS, from the columns of its row: `kinds_of` in SQL."""
+COLUMNS: Final = f"step, incarnation_id, {KIND}, norm, {ROLLED_UP}, time"
+"""Selects the `Row` of a step."""
+
+_KINDS: Final = range(len(STEP_KINDS))
+
+Row = tuple[int, int, int, float | None, float | None, float]
+"""Step, incarnation id, index in STEP_KINDS, norm (None: NaN), norm as ROLLED_UP, time."""
 Extreme = tuple[float, int, int]
 """Norm, step, incarnation id."""
 
 
+def kinds_of(outcomes: Sequence[int], finite: Sequence[bool]) -> Sequence[int]:
+    """For each step, its index in STEP_KINDS. `outcomes` are indices in OUTCOMES."""
+    if all(finite):
+        return outcomes
+    return [outcome if known or outcome > 1 else outcome + 5 for outcome, known in zip(outcomes, finite, strict=True)]
+
+
 @dataclasses.dataclass(slots=True)
 class Block:
-    """The rollup of some step records. `low` and `high` are the extreme norms of the good ones."""
+    """The rollup of some step records."""
 
-    good: int = 0
-    bad: int = 0
+    counts: list[int] = dataclasses.field(default_factory=lambda: [0] * len(_KINDS))
+    """By STEP_KINDS: the first two are good."""
     low: Extreme | None = None
+    """The smallest norm of a good step, as ROLLED_UP; None if there is none."""
     high: Extreme | None = None
+    norms: "array[float]" = dataclasses.field(default_factory=lambda: array("d"))
+    """The finite norms of all steps, in no order."""
+    first_time: float = math.inf
+    last_time: float = -math.inf
+
+    @property
+    def good(self) -> int:
+        """Good steps."""
+        return self.counts[0] + self.counts[1]
+
+    @property
+    def bad(self) -> int:
+        """All other steps."""
+        return sum(self.counts[2:])
 
     def add(self, row: Row) -> None:
         """Add one step record."""
-        step, incarnation, norm, bad = row
-        if bad:
-            self.bad += 1
-            return
-        self.good += 1
-        here = (math.inf if norm is None else norm, step, incarnation)
-        self._extend(here, here)
+        step, incarnation, kind, norm, kept, time = row
+        self.counts[kind] += 1
+        if norm is not None and norm < math.inf:
+            self.norms.append(norm)
+        self.first_time = min(self.first_time, time)
+        self.last_time = max(self.last_time, time)
+        if kind < 2:
+            here = (math.inf if kept is None else kept, step, incarnation)
+            if self.low is None or here[0] < self.low[0]:
+                self.low = here
+            if self.high is None or here[0] > self.high[0]:
+                self.high = here
 
     def merge(self, other: "Block") -> None:
         """Add another block."""
-        self.good += other.good
-        self.bad += other.bad
-        if other.low is not None and other.high is not None:
-            self._extend(other.low, other.high)
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.norms.extend(other.norms)
+        self.first_time = min(self.first_time, other.first_time)
+        self.last_time = max(self.last_time, other.last_time)
+        if other.low is not None and (self.low is None or other.low[0] < self.low[0]):
+            self.low = other.low
+        if other.high is not None and (self.high is None or other.high[0] > self.high[0]):
+            self.high = other.high
 
-    def _extend(self, low: Extreme, high: Extreme) -> None:
-        if self.low is None or low[0] < self.low[0]:
-            self.low = low
-        if self.high is None or high[0] > self.high[0]:
-            self.high = high
+
+class Columns(NamedTuple):
+    """Step records sorted by step: the columns of `Row`."""
+
+    steps: Sequence[int]
+    incarnations: Sequence[int]
+    kinds: Sequence[int]
+    norms: Sequence[float | None]
+    kept: Sequence[float | None]
+    times: Sequence[float]
 
 
 def of_rows(rows: Iterable[Row]) -> dict[int, Block]:
+    """The blocks of step records, by block number. The rows are sorted by step."""
+    columns = list(zip(*rows, strict=True))
+    return of_columns(Columns(*columns)) if columns else {}
+
+
+def of_columns(columns: Columns) -> dict[int, Block]:
     """The blocks of step records, by block number."""
+    steps, incarnations, kinds, norms, kept, times = columns
     found: dict[int, Block] = {}
-    for row in rows:
-        number = row[0] // SIZE
-        if (block := found.get(number)) is None:
-            block = found[number] = Block()
-        block.add(row)
+    start = 0
+    while start < len(steps):
+        number = steps[start] // SIZE
+        end = bisect_left(steps, (number + 1) * SIZE, start)
+        part = slice(start, end)
+        found[number] = _block(
+            Columns(steps[part], incarnations[part], kinds[part], norms[part], kept[part], times[part])
+        )
+        start = end
     return found
+
+
+def _block(columns: Columns) -> Block:
+    steps, incarnations, kinds, norms, kept, times = columns
+    block = Block(
+        [kinds.count(kind) for kind in _KINDS],
+        norms=array("d", [norm for norm in norms if norm is not None and norm < math.inf]),
+        first_time=min(times),
+        last_time=max(times),
+    )
+    if block.good < len(steps):
+        good = [i for i, kind in enumerate(kinds) if kind < 2]
+        if not good:
+            return block
+        steps, incarnations, kept = [steps[i] for i in good], [incarnations[i] for i in good], [kept[i] for i in good]
+    values = [math.inf if norm is None else norm for norm in kept]
+    low, high = min(values), max(values)
+    lowest, highest = values.index(low), values.index(high)
+    block.low = (low, steps[lowest], incarnations[lowest])
+    block.high = (high, steps[highest], incarnations[highest])
+    return block
 
 
 UPSERT: Final = """
 INSERT INTO block VALUES ?
 ON CONFLICT DO UPDATE SET
-    good = good + excluded.good,
-    bad = bad + excluded.bad,
+    {counts},
     low = CASE WHEN {lower} THEN excluded.low ELSE low END,
     low_step = CASE WHEN {lower} THEN excluded.low_step ELSE low_step END,
     low_incarnation = CASE WHEN {lower} THEN excluded.low_incarnation ELSE low_incarnation END,
     high = CASE WHEN {higher} THEN excluded.high ELSE high END,
     high_step = CASE WHEN {higher} THEN excluded.high_step ELSE high_step END,
-    high_incarnation = CASE WHEN {higher} THEN excluded.high_incarnation ELSE high_incarnation END
+    high_incarnation = CASE WHEN {higher} THEN excluded.high_incarnation ELSE high_incarnation END,
+    first_time = min(first_time, excluded.first_time),
+    last_time = max(last_time, excluded.last_time),
+    norms = CAST(norms || excluded.norms AS BLOB)
 """.format(
+    counts=", ".join(f"{kind} = {kind} + excluded.{kind}" for kind in STEP_KINDS),
     lower="excluded.low IS NOT NULL AND (low IS NULL OR excluded.low < low)",
     higher="excluded.high IS NOT NULL AND (high IS NULL OR excluded.high > high)",
 )
 
 
-def rows_of(run_id: int, process: int, rows: Iterable[Row]) -> list[bulk.Row]:
-    """Step records as rows for `UPSERT`."""
+def rows_of(run_id: int, process: int, blocks: dict[int, Block]) -> list[bulk.Row]:
+    """Blocks as rows for `UPSERT`."""
     nothing = (None, None, None)
     return [
-        (run_id, process, number, block.good, block.bad, *(block.low or nothing), *(block.high or nothing))
-        for number, block in of_rows(rows).items()
+        (
+            run_id,
+            process,
+            number,
+            *block.counts,
+            *(block.low or nothing),
+            *(block.high or nothing),
+            block.first_time,
+            block.last_time,
+            block.norms.tobytes(),
+        )
+        for number, block in blocks.items()
     ]
 
 
@@ -98,13 +189,14 @@ def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last:
     db.execute(
         "DELETE FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?", (run_id, process, first, last)
     )
-    bulk.write(db, UPSERT, rows_of(run_id, process, _rows(db, run_id, process, first * SIZE, (last + 1) * SIZE - 1)))
+    blocks = of_rows(rows(db, run_id, process, first * SIZE, (last + 1) * SIZE - 1))
+    bulk.write(db, UPSERT, rows_of(run_id, process, blocks))
 
 
-def _rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> Iterable[Row]:
+def rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> Iterable[Row]:
+    """The step records from `first` to `last`, sorted by step."""
     return db.execute(
-        f"SELECT step, incarnation_id, {ROLLED_UP}, bad FROM step "
-        "WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ?",
+        f"SELECT {COLUMNS} FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? ORDER BY step",
         (run_id, process, first, last),
     )
 
@@ -114,17 +206,28 @@ def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: in
     inner_first, inner_last = -(-first // SIZE), (last + 1) // SIZE - 1
     found = {}
     if inner_first <= inner_last:
-        for number, good, bad, *extremes in db.execute(
-            "SELECT block, good, bad, low, low_step, low_incarnation, high, high_step, high_incarnation FROM block "
-            "WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?",
+        for number, *columns in db.execute(
+            f"SELECT block, {', '.join(STEP_KINDS)}, low, low_step, low_incarnation, high, high_step, high_incarnation,"
+            " first_time, last_time, norms FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?",
             (run_id, process, inner_first, inner_last),
         ):
-            low, high = tuple(extremes[:3]), tuple(extremes[3:])
-            found[number] = Block(good, bad, low if good else None, high if good else None)
+            found[number] = _stored(columns)
         ends = [(first, inner_first * SIZE - 1), ((inner_last + 1) * SIZE, last)]
     else:
         ends = [(first, last)]
     for start, end in ends:
         if start <= end:
-            found.update(of_rows(_rows(db, run_id, process, start, end)))
+            found.update(of_rows(rows(db, run_id, process, start, end)))
     return found
+
+
+def _stored(columns: list[int | float | bytes | None]) -> Block:
+    kinds = len(STEP_KINDS)
+    counts, low, high = columns[:kinds], columns[kinds : kinds + 3], columns[kinds + 3 : kinds + 6]
+    first_time, last_time, norms = columns[kinds + 6 :]
+    block = Block(cast(list[int], counts))
+    if block.good:
+        block.low, block.high = cast(Extreme, tuple(low)), cast(Extreme, tuple(high))
+    block.first_time, block.last_time = cast(float, first_time), cast(float, last_time)
+    block.norms.frombytes(cast(bytes, norms))
+    return block

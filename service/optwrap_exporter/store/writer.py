@@ -17,7 +17,7 @@ from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState, heard_from
-from optwrap_exporter.store import bulk, retention, rollups, step_columns
+from optwrap_exporter.store import bulk, incident_list, retention, rollups, step_columns
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.wire.requests import Report
@@ -28,8 +28,9 @@ _NONE: Final = (None, None, None)
 _FOLDED: Final = "folded"
 """The only key in the state of an incarnation that was folded. Its value is the attempt."""
 
-_Row = tuple[tuple[str, ...], tuple[Replica, ...], Past]
-"""What is written of a run itself: the parameters and replicas with metric labels of their own, and its past."""
+_Row = tuple[tuple[str, ...], tuple[Replica, ...], Past, bool]
+"""What is written of a run itself: the parameters and replicas with metric labels of their own, its past, and whether
+it is hidden."""
 
 
 class Rows:
@@ -127,6 +128,7 @@ class Rows:
                     for one in report.replicas
                 ]
         pending.events += [event_row(plan, event, run_id, revision) for event in plan.events]
+        pending.incidents.update({one.id: (one, run_id, revision) for one in plan.incidents})
         if plan.folds.foldings:
             self._fold_all(pending, plan, run_id)
 
@@ -192,7 +194,7 @@ class Rows:
         )
 
     def _run(self, pending: Pending, run: RunState) -> int:
-        row = (run.labels, run.replica_labels, run.past)
+        row = (run.labels, run.replica_labels, run.past, run.archived)
         key, written = self._runs.get(run.run, (0, None))
         if not key:
             (key,) = self._db.execute(
@@ -240,44 +242,44 @@ class Rows:
                 (run_id, process, columns.step[0], columns.step[-1], incarnation_id),
             )
             known = {step for (step,) in stored}
-        counted: list[rollups.Row] = []
-        for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
-            columns.step,
-            columns.time,
-            columns.outcome,
-            columns.finite,
-            columns.norm,
-            columns.mini_step,
-            columns.interpolated or itertools.repeat(False),
-            columns.update_norm or itertools.repeat(None),
-            step_columns.scalars_by_step(columns),
-            strict=False,  # some columns may be endless; the wire has checked the lengths of the others
-        ):
-            if step in known:
-                continue
-            bad = outcome not in GOOD_OUTCOMES or not finite
-            number = None if math.isnan(norm) else norm  # SQLite has no NaN
-            pending.steps.append(
-                (
-                    run_id,
-                    process,
-                    step,
-                    incarnation_id,
-                    revision,
-                    time,
-                    _INDEX[outcome],
-                    finite,
-                    number,
-                    mini_step,
-                    estimated,
-                    bad,
-                    step_columns.stored_update_norm(update_norm),
-                    scalars,
-                )
+        fresh = [
+            (
+                run_id,
+                process,
+                step,
+                incarnation_id,
+                revision,
+                time,
+                _INDEX[outcome],
+                finite,
+                None if math.isnan(norm) else norm,  # SQLite has no NaN
+                mini_step,
+                estimated,
+                outcome not in GOOD_OUTCOMES or not finite,
+                step_columns.stored_update_norm(update_norm),
+                scalars,
             )
-            kept = None if scalars is not None and step_columns.NOT_FINITE in scalars else number
-            counted.append((step, incarnation_id, kept, bad))
-        pending.blocks += rollups.rows_of(run_id, process, counted)
+            for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
+                columns.step,
+                columns.time,
+                columns.outcome,
+                columns.finite,
+                columns.norm,
+                columns.mini_step,
+                columns.interpolated or itertools.repeat(False),
+                columns.update_norm or itertools.repeat(None),
+                step_columns.scalars_by_step(columns),
+                strict=False,  # some columns may be endless; the wire has checked the lengths of the others
+            )
+            if step not in known
+        ]
+        if not fresh:
+            return
+        pending.steps += fresh
+        _, _, steps, incarnations, _, times, outcomes, finite, norms, *_, texts = zip(*fresh, strict=True)
+        kinds, kept = rollups.kinds_of(outcomes, finite), step_columns.rolled_up(norms, texts)
+        blocks = rollups.of_columns(rollups.Columns(steps, incarnations, kinds, norms, kept, times))
+        pending.blocks += rollups.rows_of(run_id, process, blocks)
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
@@ -315,7 +317,11 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
         processes.setdefault(run_id, {})[process] = ProcessState.from_durable(
             process, json.loads(text), incarnations[of], sums.get(of, {}).values(), folded_ids.get(of)
         )
-    for run_id, run, labels, replicas, past in db.execute("SELECT id, run, labels, replica_labels, past FROM run"):
+    incidents = incident_list.restored(db)
+    for run_id, run, labels, replicas, past, archived in db.execute(
+        "SELECT id, run, labels, replica_labels, past, archived FROM run"
+    ):
+        of_run = incidents.get(run_id, incident_list.OfRun())
         yield RunState(
             run,
             processes[run_id],
@@ -323,4 +329,7 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
             tuple(Replica(*replica) for replica in json.loads(replicas)),
             heard_from(processes[run_id].values()),
             Past.from_durable(json.loads(past)),
+            of_run.live,
+            of_run.over,
+            bool(archived),
         )

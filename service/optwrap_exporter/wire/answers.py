@@ -2,18 +2,17 @@
 
 from typing import Annotated, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
-from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, LostReason, Number, Outcome
+from optwrap_exporter.wire.times import Answer as _Answer
+from optwrap_exporter.wire.times import Instant
+from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, IncidentKind, LostReason, Number, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
 
 class Acknowledgement(_Answer):
@@ -102,9 +101,9 @@ class AttemptRow(_Answer):
     """One launch of the run. Times are the exporter's."""
 
     attempt: str
-    since: float
+    since: Instant
     """Its first report."""
-    until: float
+    until: Instant
     """Its last report."""
     state: AttemptState
     """The last state its processes reported; `lost` if they went silent or were replaced without reporting an end."""
@@ -120,7 +119,7 @@ class Figure(_Answer):
     value: Number
     step: int | None
     """The step that it is of, by the optimizer's own count; null if that is not known."""
-    time: float
+    time: Instant
     """When it was reported, by the exporter's clock."""
 
 
@@ -138,15 +137,17 @@ class ProcessRow(_Answer):
     process: int
     host: str
     health: Health
-    since: float
+    since: Instant
     """When that health began."""
     summary: str | None
     """What is wrong with it, in one sentence; null if it is ok."""
-    last_report: float
+    last_report: Instant
     totals: ProcessTotals
     gauges: Gauges
     norm: Figure | None
     """The gradient norm of its last step."""
+    acknowledged: bool
+    """Whether somebody has acknowledged the incidents of its health. False if its health is no trouble."""
 
 
 class _Run(_Answer):
@@ -154,7 +155,7 @@ class _Run(_Answer):
 
     run: str
     health: Health
-    since: float
+    since: Instant
     """When that health began. Of `stale` it is the last report, of `stalled` the last step."""
     summary: str
     """What is wrong, with which process, and what to do, in one sentence. Its durations are as of the answer."""
@@ -164,8 +165,8 @@ class _Run(_Answer):
     """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
     """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
-    first_report: float
-    last_report: float
+    first_report: Instant
+    last_report: Instant
     totals: Totals
     """Counted over all attempts; never falls."""
     unseen: int
@@ -188,7 +189,7 @@ class _Run(_Answer):
     """Null unless a step came lately: a dead, ended or stalled run has none."""
     last_step: int | None
     """The last step of the optimizer's state now; null before the first one."""
-    last_step_time: float | None
+    last_step_time: Instant | None
     """When that step was reported; null if it was taken before this exporter heard of it."""
     skipped_recently: SkippedRecently
     lost_steps: dict[LostReason, int]
@@ -197,6 +198,12 @@ class _Run(_Answer):
     """The time that they took."""
     attempts_total: int
     """Number of launches so far."""
+    incidents_open: dict[IncidentKind, int]
+    """Number of open incidents by kind; kinds without any are left out."""
+    acknowledged: bool
+    """Whether somebody has acknowledged every incident of its health. False if its health is no trouble."""
+    archived: bool
+    """Whether somebody has hidden it."""
 
 
 class RunSummary(_Run):
@@ -217,6 +224,8 @@ class LeftOutOfRun(_Answer):
     """The oldest ones."""
     processes: int = 0
     """Healthy ones first, from the last on."""
+    incidents: int = 0
+    """The oldest ones. Of those that are over only the last ones are counted: /v1/runs/{run}/incidents has all."""
 
 
 class RunDetail(_Run):
@@ -231,43 +240,9 @@ class RunDetail(_Run):
     dropped: DroppedTotals
     attempts: list[AttemptRow]
     processes: list[ProcessRow]
+    incidents: list[Incident]
+    """Open ones first, then the newest first; at most 20."""
     left_out: LeftOutOfRun
-
-
-class BadSteps(_Answer):
-    """Bad steps in a row of which only some are shown: of each outcome the first and the last."""
-
-    since: int
-    """The first of them."""
-    until: int
-    """The last of them."""
-    total: int
-    outcomes: dict[Outcome, int]
-    """Their number by outcome; outcomes without any are left out."""
-
-
-class StepsAnswer(_Answer):
-    """The answer of GET /v1/runs/{run}/steps."""
-
-    run: str
-    process: int
-    since: int | None
-    """First step asked for; null means from the first stored step."""
-    until: int | None
-    """Last step asked for; null means to the last stored step."""
-    total: int
-    """Number of step records stored in that range."""
-    sampled: bool
-    """Whether good steps were left out to keep to `points`."""
-    bad: int
-    """Number of bad step records stored in that range: skipped, or with non-finite gradients."""
-    thinned: list[BadSteps]
-    """Where bad steps were left out, because there are more than the answer can hold. Empty if all are shown."""
-    columns: StepColumns
-    replicas: list[ReplicaRecord]
-    """Replica records of the steps shown. Like a step, one can be there twice."""
-    replicas_left_out: int
-    """Number of replica records of the steps shown that are left out."""
 
 
 class Event(_Answer):
@@ -277,7 +252,7 @@ class Event(_Answer):
     run: str
     process: int
     kind: EventKind
-    time: float
+    time: Instant
     """Of a step by the client's clock, else by the exporter's."""
     step: int | None
     attempt: str

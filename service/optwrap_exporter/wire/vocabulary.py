@@ -15,18 +15,21 @@ State = Literal["starting", "running", "finished", "failed", "stopped"]
 AttemptState = Literal["starting", "running", "finished", "failed", "stopped", "lost"]
 Health = Literal[
     "conflict",
+    "diverged",
     "gave_up",
     "failed",
     "stopped",
-    "finished",
     "stale",
     "stalled",
     "starved",
     "skipping",
     "starting",
     "degraded",
+    "finished",
     "ok",
 ]
+IncidentKind = Literal["conflict", "diverged", "gave_up", "failed", "stopped", "stale", "stalled", "starved", "skipped"]
+IncidentState = Literal["open", "closed", "acknowledged"]
 EventKind = Literal[
     "skipped",
     "accepted_not_finite",
@@ -67,6 +70,14 @@ ENDED: Final[frozenset[State]] = frozenset({"finished", "failed", "stopped"})
 HEALTHS: Final[tuple[Health, ...]] = get_args(Health)
 """Every health, worst first. If several hold, the first one is shown."""
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
+INCIDENT_KINDS: Final[tuple[IncidentKind, ...]] = get_args(IncidentKind)
+"""Every kind of incident, worst first."""
+INCIDENT_STATES: Final[tuple[IncidentState, ...]] = get_args(IncidentState)
+INCIDENT_OF: Final[dict[Health, IncidentKind]] = {
+    **{health: health for health in get_args(Health) if health in get_args(IncidentKind)},
+    "skipping": "skipped",
+}
+"""The kind of incident that a health belongs to. The other healths are no trouble."""
 LOST_REASONS: Final[tuple[LostReason, ...]] = get_args(LostReason)
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
