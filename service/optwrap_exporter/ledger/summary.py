@@ -19,8 +19,11 @@ from optwrap_exporter.wire.vocabulary import Health, Scope
 
 RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(
     {
+        "conflict": "OptwrapConflict",
         "diverged": "OptwrapDiverged",
         "gave_up": "OptwrapGaveUp",
+        "failed": "OptwrapFailed",
+        "stopped": "OptwrapStopped",
         "stale": "OptwrapProcessStale",
         "stalled": "OptwrapStalled",
         "starved": "OptwrapStarved",
