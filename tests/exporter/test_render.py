@@ -57,7 +57,7 @@ process_views = st.builds(
         redone_seconds=st.just(0.0),
         starved_seconds=numbers,
     ),
-    left=st.booleans(),
+    over=st.booleans(),
     gauges=st.builds(
         Gauges.model_construct,
         not_finite_streak=st.none() | counts,
@@ -87,6 +87,7 @@ run_views = st.builds(
     health=st.sampled_from(HEALTHS),
     expected=counts,
     reporting=counts,
+    over=st.booleans(),
     last_report=times,
     totals=totals,
     parameters=st.dictionaries(texts, counts, max_size=3),
@@ -151,9 +152,8 @@ def test_a_number_is_written_as_prometheus_client_writes_it(value: float, monkey
         add("optwrap_processes_expected", value)
 
     monkeypatch.setattr(samples, "of_run", one)
-    runs = [
-        RunView("lm", "ok", 1, 1, NOW, Counts(), {}, DroppedTotals(steps=0, bad_steps=0, not_stored=0), 1, {}, False)
-    ]
+    dropped = DroppedTotals(steps=0, bad_steps=0, not_stored=0)
+    runs = [RunView("lm", "ok", 1, 1, False, NOW, Counts(), {}, dropped, 1, {})]
     rendered = Renderer(of([], runs), own(), clock=lambda: NOW, pause=no_pause).render(TEXT, compress=False)
     assert rendered == TEXT.encode(Reference([], runs, own()))
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from optwrap_exporter.metrics.metric import Kind, Metric
+from optwrap_exporter.wire.vocabulary import HEALTHS
 
 PROCESS: Final = ("run", "process")
 """The labels of every metric of a training process."""
@@ -31,6 +32,8 @@ REPORT_OUTCOMES: Final = (
 
 UNKNOWN: Final = "unknown"
 """The labels `replica_process` and `device` if only the number of the replica is known."""
+
+_HEALTHS: Final = ", ".join(f"`{health}`" for health in HEALTHS)
 
 
 def _process(name: str, type_: Kind, text: str, *labels: str, unit: str = "", note: str = "") -> Metric:
@@ -176,8 +179,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "gauge",
         "1 for the current health of the process. The other healths have no series.",
         "health",
-        note="`conflict`, `gave_up`, `failed`, `stopped`, `finished`, `stale`, `stalled`, `starved`, `skipping`, "
-        "`starting`, `degraded`, `ok`. Of several that hold, the first one is shown.",
+        note=f"{_HEALTHS}. Of several that hold, the first one is shown.",
     ),
     _run("optwrap_run_steps_total", "Steps of the run, whatever their outcome."),
     _run("optwrap_run_gradient_steps_total", "Steps of the run in which the inner optimizer ran."),
@@ -307,8 +309,9 @@ def document() -> str:
         "report. It counts across restarts, resumes and rollbacks, and does not fall as long as the store exists.",
         "",
         "The gauges of a finished process disappear after 15 minutes, its counters after one hour. A process that is",
-        "failed, stopped or stale keeps its series, so that its alert holds, until it reports again or its run is",
-        "forgotten. If the run goes on without it in a new launch, its series go as those of a finished one.",
+        "failed, stopped or stale keeps its series, so that its alert holds, until it reports again, its incident is",
+        "acknowledged, or its run is deleted. If the run goes on without it in a new launch, or its incident is",
+        "acknowledged, its series go as those of a finished one.",
         "",
         "In data-parallel training every process reports the same global counts. The counters `optwrap_run_*` have",
         "them once for a run: in each attempt, those of the process with the most. If several exporters have processes",
