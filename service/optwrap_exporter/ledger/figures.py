@@ -12,7 +12,7 @@ from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import DroppedTotals
 from optwrap_exporter.wire.requests import Gauges, Source
-from optwrap_exporter.wire.vocabulary import Health, Scope
+from optwrap_exporter.wire.vocabulary import Health, IncidentKind, Scope
 
 OTHER: Final = "other"
 """The metric label that sums up all parameters without a label of their own. Replicas use it too."""
@@ -33,6 +33,8 @@ class ProcessView:
     """When that health began."""
     left: bool
     """Whether the run goes on without it: it does not determine the run's health (`health.relevant`)."""
+    acknowledged: bool
+    """Whether somebody has acknowledged the incidents of its health."""
     totals: Counts
     """Counted over all attempts; never falls."""
     state: Counts
@@ -78,6 +80,10 @@ class RunView:
     """Of all processes together."""
     attempts: int
     """Number of launches so far."""
+    incidents: Mapping[IncidentKind, int]
+    """Number of open incidents by kind; kinds without any are left out."""
+    acknowledged: bool
+    """Whether somebody has acknowledged every incident of its health."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -91,9 +97,10 @@ def _labelled(run: RunState, total: Counts) -> dict[str, int]:
 def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunView:
     """What a scrape needs of one run."""
     members = health.judged(run, now, listening)
+    current = health.of_run(members, scope).health
     return RunView(
         run=run.run,
-        health=health.of_run(members, scope).health,
+        health=current,
         expected=health.process_count(one.process for one in members),
         reporting=sum(one.health.health not in {"failed", "stopped", "stale"} for one in members),
         last_report=max(one.process.last_report for one in members),
@@ -101,6 +108,8 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
         attempts=attempts.total(run),
+        incidents=run.incidents_open,
+        acknowledged=health.acknowledged(run, current),
     )
 
 
@@ -119,6 +128,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float, *, 
         health=current.health,
         since=current.since,
         left=left,
+        acknowledged=health.acknowledged(run, current.health, process.process),
         totals=total,
         state=process.incarnation.totals,
         parameters=_labelled(run, total),

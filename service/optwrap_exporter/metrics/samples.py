@@ -6,7 +6,7 @@ from typing import Final, Protocol
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
 from optwrap_exporter.metrics.table import DROPPED, UNKNOWN
-from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
+from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_KINDS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds after its last report until the gauges of a process that is over disappear."""
@@ -15,7 +15,7 @@ COUNTERS_GO_AFTER: Final = 60 * 60.0
 
 _ENDED: Final = frozenset({"finished", "failed", "stopped", "stale"})
 """Healths of a process that sends no reports. Of these only a finished one is over by itself: if the series of the
-others went, their alerts would resolve while nothing is resolved."""
+others went, their alerts would resolve while nothing is resolved; so they go once somebody has acknowledged them."""
 
 # Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {
@@ -49,7 +49,7 @@ def of_process(view: ProcessView, now: float, add: Add) -> None:
     age = now - view.last_report if over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _counters(view, add)
-    if age <= GAUGES_GO_AFTER:
+    if age <= GAUGES_GO_AFTER and not (view.acknowledged and view.health in _ENDED):
         _gauges(view, add)
 
 
@@ -58,10 +58,12 @@ def of_run(view: RunView, now: float, add: Add) -> None:
     age = now - view.last_report if view.health == "finished" else 0.0
     if age <= COUNTERS_GO_AFTER:
         _run_counters(view, add)
-    if age > GAUGES_GO_AFTER:
+    if age > GAUGES_GO_AFTER or (view.acknowledged and view.health in _ENDED):
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)
+    for kind in INCIDENT_KINDS:
+        add("optwrap_incidents_open", view.incidents.get(kind, 0), kind)
     add("optwrap_processes_expected", view.expected)
     add("optwrap_processes_reporting", view.reporting)
 

@@ -216,6 +216,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         note="As for `optwrap_process_health`. With `--scope job` an exporter that knows only a part of the processes "
         "reports `degraded`.",
     ),
+    Metric(
+        "optwrap_incidents_open",
+        "gauge",
+        "Incidents of the run that are open: nobody has acknowledged them, and they are not over.",
+        ("run", "kind"),
+        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, `skipped`.",
+    ),
     Metric("optwrap_processes_expected", "gauge", "Number of processes of the job, as the job reports it.", ("run",)),
     Metric(
         "optwrap_processes_reporting",
