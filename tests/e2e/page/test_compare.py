@@ -88,8 +88,10 @@ def test_another_run_and_an_earlier_attempt_are_drawn_beside(open_desk: OpenDesk
     """The choice is in the address, and the legend names it. A run that does not exist is said."""
     desk, training, other = open_desk(), reporter(), reporter("the-other-run", incarnation="o1")
     take(other, 25, 3.0)
+    training.send("starting")
     take(training, 40, 1.0)
     resume(training, "again", 30)
+    training.send("starting")
     take(training, 30, 1.5)
     page = desk.open(training.run)
     chart, choice = desk.chart(), page.get_by_label("Compare with another run or attempt")
@@ -123,7 +125,7 @@ def test_chart_and_steps_are_saved(open_desk: OpenDesk, reporter: MakeReporter, 
         page.get_by_role("button", name="CSV").click()
     assert saved.value.suggested_filename == f"{training.run}-steps.csv"
     saved.value.save_as(tmp_path / "steps.csv")
-    text = (tmp_path / "steps.csv").read_text()
+    text = (tmp_path / "steps.csv").read_bytes().decode()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [int(row["step"]) for row in rows] == list(range(5, 32))
     path = page.locator("#norm a.json").get_attribute("href")
