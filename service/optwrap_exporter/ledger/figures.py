@@ -7,6 +7,7 @@ from typing import Final
 from optwrap_exporter.ledger import attempts, health
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.lost import Lost
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
@@ -78,6 +79,10 @@ class RunView:
     """Of all processes together."""
     attempts: int
     """Number of launches so far."""
+    missing: int | None
+    """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
+    incidents: tuple[IncidentRecord, ...]
+    """The live ones, by id."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -91,16 +96,19 @@ def _labelled(run: RunState, total: Counts) -> dict[str, int]:
 def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunView:
     """What a scrape needs of one run."""
     members = health.judged(run, now, listening)
+    expected = health.process_count(one.process for one in members)
     return RunView(
         run=run.run,
         health=health.of_run(members, scope).health,
-        expected=health.process_count(one.process for one in members),
+        expected=expected,
         reporting=sum(one.health.health not in {"failed", "stopped", "stale"} for one in members),
         last_report=max(one.process.last_report for one in members),
         totals=run.total,
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
         attempts=attempts.total(run),
+        missing=max(0, expected - len(members)) if scope == "job" else None,
+        incidents=run.incidents,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Final, Protocol
 
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
+from optwrap_exporter.metrics.incidents import of_incidents
 from optwrap_exporter.metrics.table import DROPPED, UNKNOWN
 from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
@@ -64,6 +65,9 @@ def of_run(view: RunView, now: float, add: Add) -> None:
         add("optwrap_run_health", float(health == view.health), health)
     add("optwrap_processes_expected", view.expected)
     add("optwrap_processes_reporting", view.reporting)
+    if view.missing is not None:
+        add("optwrap_processes_missing", view.missing)
+    of_incidents(view.incidents, add)
 
 
 def _run_counters(view: RunView, add: Add) -> None:
