@@ -1,6 +1,7 @@
 """What the API shows of a run: pure functions of its state and the time."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince, Judged
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
@@ -28,7 +30,8 @@ from optwrap_exporter.wire.answers import (
     RunSummary,
     SkippedRecently,
 )
-from optwrap_exporter.wire.vocabulary import HEALTHS, LOST_REASONS, OUTCOMES, Health, Scope
+from optwrap_exporter.wire.incident import Incident
+from optwrap_exporter.wire.vocabulary import HEALTHS, LOST_REASONS, OUTCOMES, Health, IncidentKind, Scope
 
 
 def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
@@ -102,7 +105,22 @@ def _common(
         "lost_steps": {reason: max(one.steps[reason] for one in lost) for reason in LOST_REASONS},
         "lost_seconds": {reason: max(one.seconds[reason] for one in lost) for reason in LOST_REASONS},
         "attempts_total": attempts.total(run),
+        "incidents_open": incidents_open(run),
+        "acknowledged": health.acknowledged(run, current.health),
+        "archived": run.archived,
     }
+
+
+def incidents_open(run: RunState) -> dict[IncidentKind, int]:
+    """The number of open incidents by kind."""
+    return dict(Counter(one.kind for one in run.incidents if one.state == "open"))
+
+
+def _incidents(run: RunState) -> tuple[list[Incident], int]:
+    """The incidents to show, and how many are left out."""
+    found = sorted((*run.incidents, *run.past_incidents), key=lambda one: (one.state != "open", -one.id))
+    shown, _ = fitting((answer(run.run, one) for one in found[:_MOST_INCIDENTS]), _INCIDENT_BYTES)
+    return shown, len(found) - len(shown)
 
 
 def _figure(seen: Seen | None) -> Figure | None:
@@ -120,6 +138,7 @@ class ShownRow(NamedTuple):
 
     process: ProcessState
     current: HealthSince
+    acknowledged: bool
 
 
 Shown = dict[int, ShownRow]
@@ -152,6 +171,7 @@ def detail(
     shown_attempts, left = fitting(reversed(launches), _LIST_BYTES)
     room += left
     rows, waiting, left = _rows(run, now, listening, {} if shown is None else shown)
+    incidents, older = _incidents(run)
     bad = parameters(run)
     shown_parameters, _ = fitting(bad[:most_parameters], room + left + _LIST_BYTES)
     return RunDetail(
@@ -162,18 +182,23 @@ def detail(
         dropped=dropped(run.processes.values()),
         attempts=shown_attempts[::-1],
         processes=rows,
+        incidents=incidents,
         left_out=LeftOutOfRun(
             parameters=len(bad) - len(shown_parameters),
             replicas=len(named) - len(shown_replicas),
             attempts=len(launches) - len(shown_attempts) + run.past.attempts - len(run.past.launches),
             processes=waiting,
+            incidents=older,
         ),
     )
 
 
 _LIST_BYTES: Final = 100_000
 """Bytes for the replicas, for the attempts, and for the parameters, which also get what the other lists leave."""
-_PROCESS_BYTES: Final = ANSWER_BYTES - 3 * _LIST_BYTES - 10_000
+_MOST_INCIDENTS: Final = 20
+_INCIDENT_BYTES: Final = 60_000
+"""Bytes for the incidents: 20 of them fit."""
+_PROCESS_BYTES: Final = ANSWER_BYTES - 3 * _LIST_BYTES - _INCIDENT_BYTES - 10_000
 """Bytes for the processes: 4,096 of them fit unless their hosts have very long names."""
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -276,9 +301,10 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[li
     """
     changed: list[tuple[int, ShownRow]] = []
     for index, process in run.processes.items():
-        row = ShownRow(process, health.of_process(run, process, now, listening))
+        current = health.of_process(run, process, now, listening)
+        row = ShownRow(process, current, health.acknowledged(run, current.health, index))
         before = shown.get(index)
-        if before is None or before.process is not row.process or before.current != row.current:
+        if before is None or before.process is not row.process or before[1:] != row[1:]:
             changed.append((index, row))
     changed.sort(key=lambda one: (_urgency(one[1].current.health), one[0]))
     rows, left = fitting((_row(run, row) for _, row in changed), _PROCESS_BYTES)
@@ -293,7 +319,7 @@ def _urgency(of: Health) -> int:
 
 def _row(run: RunState, row: ShownRow) -> ProcessRow:
     # There may be thousands of rows, so they are not validated.
-    process, current = row
+    process, current, acknowledged = row
     total = process.total
     return ProcessRow.model_construct(
         process=process.process,
@@ -309,4 +335,5 @@ def _row(run: RunState, row: ShownRow) -> ProcessRow:
         ),
         gauges=process.gauges,
         norm=_figure(sentences.norm_of(process)),
+        acknowledged=acknowledged,
     )

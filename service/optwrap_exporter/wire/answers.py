@@ -5,10 +5,11 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
 from optwrap_exporter.wire.times import Answer as _Answer
 from optwrap_exporter.wire.times import Instant
-from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, LostReason, Number, Outcome
+from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, IncidentKind, LostReason, Number, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
@@ -145,6 +146,8 @@ class ProcessRow(_Answer):
     gauges: Gauges
     norm: Figure | None
     """The gradient norm of its last step."""
+    acknowledged: bool
+    """Whether somebody has acknowledged the incidents of its health. False if its health is no trouble."""
 
 
 class _Run(_Answer):
@@ -195,6 +198,12 @@ class _Run(_Answer):
     """The time that they took."""
     attempts_total: int
     """Number of launches so far."""
+    incidents_open: dict[IncidentKind, int]
+    """Number of open incidents by kind; kinds without any are left out."""
+    acknowledged: bool
+    """Whether somebody has acknowledged every incident of its health. False if its health is no trouble."""
+    archived: bool
+    """Whether somebody has hidden it."""
 
 
 class RunSummary(_Run):
@@ -215,6 +224,8 @@ class LeftOutOfRun(_Answer):
     """The oldest ones."""
     processes: int = 0
     """Healthy ones first, from the last on."""
+    incidents: int = 0
+    """The oldest ones. Of those that are over only the last ones are counted: /v1/runs/{run}/incidents has all."""
 
 
 class RunDetail(_Run):
@@ -229,6 +240,8 @@ class RunDetail(_Run):
     dropped: DroppedTotals
     attempts: list[AttemptRow]
     processes: list[ProcessRow]
+    incidents: list[Incident]
+    """Open ones first, then the newest first; at most 20."""
     left_out: LeftOutOfRun
 
 
