@@ -1,7 +1,7 @@
 """The metrics of a run's incidents: their families, and their samples.
 
-Alerts fire as long as `optwrap_incidents_open` says so. The others are for their texts: of the newest open incident of a
-kind they say where, who and how far to go back. So a run has at most one series of each for each kind.
+Alerts fire as long as `optwrap_incidents_open` says so. The others are for their texts: of the newest open incident of
+a kind they say where, who and how far to go back. So a run has at most one series of each for each kind.
 """
 
 from collections.abc import Iterable

@@ -178,8 +178,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         "gauge",
         "1 for the current health of the process. The other healths have no series.",
         "health",
-        note="`conflict`, `gave_up`, `failed`, `stopped`, `finished`, `stale`, `stalled`, `starved`, `skipping`, "
-        "`starting`, `degraded`, `ok`. Of several that hold, the first one is shown.",
+        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, "
+        "`skipping`, `starting`, `degraded`, `finished`, `ok`. Of several that hold, the first one is shown.",
     ),
     _run("optwrap_run_steps_total", "Steps of the run, whatever their outcome."),
     _run("optwrap_run_gradient_steps_total", "Steps of the run in which the inner optimizer ran."),
