@@ -19,7 +19,19 @@ from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import Head, HostCheck, SecurityHeaders
 from optwrap_exporter.http.query.limiter import Limiter
-from optwrap_exporter.http.routes import events, metrics, operation, pages, queries, reports, series, steps, stream
+from optwrap_exporter.http.routes import (
+    changes,
+    events,
+    incidents,
+    metrics,
+    operation,
+    pages,
+    queries,
+    reports,
+    series,
+    steps,
+    stream,
+)
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
@@ -105,6 +117,8 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(steps.router(store, ledger, limiter))
     app.include_router(series.router(store, ledger, limiter))
     app.include_router(events.router(store, ledger, limiter))
+    app.include_router(incidents.router(store, ledger, limiter))
+    app.include_router(changes.router(ingest, authorization))
     app.include_router(stream.router(store, hub))
     app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))

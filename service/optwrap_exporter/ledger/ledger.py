@@ -8,7 +8,7 @@ States are immutable, so any thread may read at any time and never sees half a r
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, views
+from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, run_list, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
@@ -22,6 +22,7 @@ from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.run_list import EVERY_RUN, RunFilter
 from optwrap_exporter.ledger.views import Shown, Verdict
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
@@ -34,9 +35,6 @@ NEW_PROCESSES: Final = 10_000
 """The most new processes of known runs per minute."""
 _PAGE_BYTES: Final = ANSWER_BYTES - 10_000
 """The most bytes of the items of a page, without the cursor."""
-
-_RUNS: Final = "runs"
-"""The name of the list of runs in cursors."""
 
 
 class Ledger:
@@ -304,17 +302,18 @@ class Ledger:
         now, listening = self.clocks.now(), self.clocks.listening
         return views.detail(state, now, listening, self._scope, most_parameters=most_parameters, shown=shown)
 
-    def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
-        """Runs by name.
+    def run_page(
+        self, chosen: RunFilter = EVERY_RUN, *, limit: int = 100, cursor: str | None = None
+    ) -> Page[RunSummary]:
+        """The runs that a filter chooses, in its order.
 
         Raises:
           CursorError: the cursor belongs to another list.
         """
-        after = decode(_RUNS, cursor, (str,))[0] if cursor is not None else None
-        names = [name for name in self.runs() if after is None or name > str(after)]
-        found = [self.summary(name) for name in names[:limit]]
-        items = [item for item in found if item is not None]  # a run may have been forgotten meanwhile
-        return Page(items=items, cursor=encode(_RUNS, [names[limit - 1]]) if len(names) > limit else None)
+        now, listening = self.clocks.now(), self.clocks.listening
+        return run_list.page(
+            self._runs.copy().values(), chosen, now, listening, self._scope, limit=limit, cursor=cursor
+        )
 
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
         """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.

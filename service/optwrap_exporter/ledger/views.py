@@ -45,7 +45,7 @@ def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
 
     def key(run: RunState) -> tuple[bool, float]:
         live = any(one.conditions.ended is None and one.conditions.stale is None for one in run.processes.values())
-        return (False, _first_report(run)) if live else (True, -max(p.last_report for p in run.processes.values()))
+        return (False, first_report(run)) if live else (True, -max(p.last_report for p in run.processes.values()))
 
     return sorted(found, key=key)[:most]
 
@@ -85,7 +85,7 @@ def _common(
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
         "last_clean_step": None if ended is None else ended.last_clean_step,
-        "first_report": _first_report(run),
+        "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),
         "unseen": missing.steps,
@@ -289,7 +289,8 @@ def _parameter_records(run: RunState) -> Mapping[str, ParameterRecords]:
     return summed
 
 
-def _first_report(run: RunState) -> float:
+def first_report(run: RunState) -> float:
+    """When the run reported for the first time."""
     parts = (part.first_report for process in run.processes.values() for part in process.parts)
     return min([*(past.launch.since for past in run.past.sums), *parts])
 

@@ -101,9 +101,9 @@ class AttemptRow(_Answer):
     """One launch of the run. Times are the exporter's."""
 
     attempt: str
-    since: float
+    since: Instant
     """Its first report."""
-    until: float
+    until: Instant
     """Its last report."""
     state: AttemptState
     """The last state its processes reported; `lost` if they went silent or were replaced without reporting an end."""
@@ -119,7 +119,7 @@ class Figure(_Answer):
     value: Number
     step: int | None
     """The step that it is of, by the optimizer's own count; null if that is not known."""
-    time: float
+    time: Instant
     """When it was reported, by the exporter's clock."""
 
 
@@ -137,11 +137,11 @@ class ProcessRow(_Answer):
     process: int
     host: str
     health: Health
-    since: float
+    since: Instant
     """When that health began."""
     summary: str | None
     """What is wrong with it, in one sentence; null if it is ok."""
-    last_report: float
+    last_report: Instant
     totals: ProcessTotals
     gauges: Gauges
     norm: Figure | None
@@ -155,7 +155,7 @@ class _Run(_Answer):
 
     run: str
     health: Health
-    since: float
+    since: Instant
     """When that health began. Of `stale` it is the last report, of `stalled` the last step."""
     summary: str
     """What is wrong, with which process, and what to do, in one sentence. Its durations are as of the answer."""
@@ -165,8 +165,8 @@ class _Run(_Answer):
     """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
     """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
-    first_report: float
-    last_report: float
+    first_report: Instant
+    last_report: Instant
     totals: Totals
     """Counted over all attempts; never falls."""
     unseen: int
@@ -189,7 +189,7 @@ class _Run(_Answer):
     """Null unless a step came lately: a dead, ended or stalled run has none."""
     last_step: int | None
     """The last step of the optimizer's state now; null before the first one."""
-    last_step_time: float | None
+    last_step_time: Instant | None
     """When that step was reported; null if it was taken before this exporter heard of it."""
     skipped_recently: SkippedRecently
     lost_steps: dict[LostReason, int]
