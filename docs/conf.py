@@ -1,11 +1,13 @@
 """Settings of the documentation site: Sphinx with MyST. `make docs` builds it and fails on every warning."""
 
+import os
 import sys
 from pathlib import Path
 
 import optwrap
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ["KERAS_BACKEND"] = "jax"  # optwrap.keras imports Keras, whose default is another package
 
 project = "optwrap"
 author = "The optwrap authors"

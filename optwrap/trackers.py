@@ -34,21 +34,23 @@ class SummaryWriter(Protocol):
 
 
 def metrics(step: StepRecord | Reading | None) -> dict[str, float]:
-    """The values of one step by name, such as `optwrap/gradient_norm`; none if `step` is None.
+    """The values of one step by name, such as `optwrap/gradient_norm` or `optwrap/scalar/loss`; none if `step` is None.
+
+    Scalars have a prefix of their own, so that none can take the name of a gauge or of a total.
 
     Args:
       step: a record, or a reading: `Monitor.latest()`, or the result of `optwrap.unpack`.
 
     Returns:
-      The scalars and the gauges of the step, by their names; the totals of the state: `steps`, `not_finite_steps`, and
-      the steps by outcome, `steps_applied` and so on. A norm or a scalar may be non-finite.
+      The gauges of the step, by their names; its scalars, as `scalar/NAME`; the totals of the state: `steps`,
+      `not_finite_steps`, and the steps by outcome, `steps_applied` and so on. A norm or a scalar may be non-finite.
     """
     if step is None:
         return {}
     reading = step.reading if isinstance(step, StepRecord) else step
     totals = reading.totals
     found: dict[str, float] = {
-        **reading.scalars,
+        **{f"scalar/{name}": value for name, value in reading.scalars.items()},
         **reading.gauges,
         "steps": totals.steps,
         "not_finite_steps": totals.not_finite_steps,

@@ -1,7 +1,7 @@
 """The base of every exception class that optwrap defines.
 
     OptwrapError
-      TransportError   a report got no usable answer (optwrap/_monitor/transport.py); never reaches the training program
+      TransportError   a report got no usable answer (_monitor/sending/transport.py); never reaches the training program
 
 Wrong arguments raise Python's own ValueError and TypeError.
 """

@@ -3,8 +3,7 @@
 observe -> queue (Inbox) -> intake -> account (totals by incarnation, records in the backlog) -> outbox (reports, by
 encode) -> transport -> exporter. The reporter drives all of it; the thread starts and ends the reporter.
 
-What a Monitor does for its own program is in `local`.
+What a Monitor does for its own program is in `local`; what builds and sends reports is in `sending`.
 
-Modules, lowest first: log settings source transport worst queue backlog account encode intake outbox
-reporter thread monitor.
+Modules, lowest first: log settings source worst queue backlog account scalars intake reporter thread monitor.
 """

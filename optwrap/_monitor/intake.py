@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from optwrap._monitor.account import Account, Observation, before_step
 from optwrap._monitor.local.callback import Caller
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.log import LogOnce, origin
 from optwrap._monitor.queue import Inbox, Item
+from optwrap._monitor.scalars import Scalars
 from optwrap._monitor.settings import Settings
 from optwrap._reading.counters import Words
 from optwrap._reading.replicas import NonfiniteReplicas, nonfinite_replicas
@@ -26,7 +25,6 @@ from optwrap._reading.rows import (
     rows_by_step,
     steps_in,
 )
-from optwrap._reading.scalars import ALLOWED, MAX_SCALARS, is_name, values_of
 from optwrap._reading.unpack import Layout, Reading, unpack
 
 _YIELD_EVERY: Final = 4
@@ -78,7 +76,7 @@ class Intake:
         self._yield = yield_
         self._head: Item | None = None
         """The oldest reading: taken out of the inbox, but not computed yet."""
-        self._scalars = Scalars(once)
+        self._scalars = Scalars()
         self._last_number = 0
         self._last_time: float | None = None
 
@@ -195,57 +193,6 @@ class Intake:
         # Observed ones first: they have the loss. An observed one replaces a hyperparameter of the same name.
         injected = {name: value for name, value in reading.scalars.items() if name not in observed}
         return dataclasses.replace(reading, scalars=self._scalars.admitted({**observed, **injected}))
-
-
-class Scalars:
-    """The scalars of one Monitor. What is not allowed is ignored, with one line in the log.
-
-    Args:
-      once: logs what is ignored.
-    """
-
-    def __init__(self, once: LogOnce) -> None:
-        self._once = once
-        self._names: dict[str, None] = {}
-        """Every name so far, at most MAX_SCALARS."""
-
-    def values(self, scalars: Mapping[str, object], rows: int) -> dict[str, Values]:
-        """The values of each scalar, float64[rows], one for each row of the reading.
-
-        Args:
-          scalars: the arguments of `observe`.
-          rows: the number of rows that the reading has.
-        """
-        found = {}
-        for name, value in scalars.items():
-            try:
-                if not is_name(name):
-                    raise ValueError(f"scalar {name!r}: allowed: {ALLOWED}")
-                values = values_of(name, value, rows)
-            except Exception as error:  # JAX raises if the step failed, or if the array was donated
-                problem = (
-                    error
-                    if isinstance(error, ValueError)
-                    else f"scalar {name}: it was donated, or its step failed: {error}"
-                )
-                self._once.warn(
-                    "scalar", "optwrap: a scalar was ignored; further ones are ignored silently: %s", problem
-                )
-                continue
-            if self._admits(name):
-                found[name] = np.array(values, np.float64)
-        return found
-
-    def admitted(self, scalars: Mapping[str, float]) -> Mapping[str, float]:
-        """The scalars whose names are within the limit."""
-        return {name: value for name, value in scalars.items() if self._admits(name)}
-
-    def _admits(self, name: str) -> bool:
-        if name in self._names or len(self._names) < MAX_SCALARS:
-            self._names[name] = None
-            return True
-        self._once.warn("scalars", "optwrap: the scalar %s is ignored; allowed: %s", name, ALLOWED)
-        return False
 
 
 def new_rows(words: Words, account: Account) -> Words:

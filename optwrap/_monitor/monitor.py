@@ -241,7 +241,7 @@ class Monitor:
             or numpy array, read in the Monitor's thread; do not donate it. It has no axes, or the reading's leading
             axes: one number for each step, or for each replica, of which the mean is stored. At most 16 names of
             `[a-zA-Z_][a-zA-Z0-9_]{0,63}` in the life of a Monitor, injected hyperparameters included; a name that is
-            used twice has the observed value. Anything else is ignored, with one line in the log.
+            used twice has the observed value. Anything else is ignored, with one line in the log for each name.
         """
         try:
             put = self._put or self._reopen()
@@ -303,6 +303,9 @@ class Monitor:
 
     def close(self, state: _FinalState | None = None, reason: str | None = None) -> None:
         """Report the end of the run, and stop. Waits at most 2 s. Closing again does nothing.
+
+        Called in `on_step` it does not wait: `on_step` is still called for every step that was observed before, within
+        the 2 s, and the last report is sent.
 
         Args:
           state: how the run ended. Default: "stopped" if `should_stop` has returned a `Stop`, otherwise "finished".

@@ -12,15 +12,15 @@ from time import monotonic, sleep, time
 from typing import Final
 
 from optwrap._monitor.account import Account
-from optwrap._monitor.encode import Identity
 from optwrap._monitor.intake import Intake
 from optwrap._monitor.local.callback import Caller
 from optwrap._monitor.log import LogOnce, log, origin
-from optwrap._monitor.outbox import Outbox, Report
 from optwrap._monitor.queue import Inbox
+from optwrap._monitor.sending.encode import Identity
+from optwrap._monitor.sending.outbox import Outbox, Report
+from optwrap._monitor.sending.transport import Answer, Transport, TransportError
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import Source, own_attempt
-from optwrap._monitor.transport import Answer, Transport, TransportError
 
 MAX_BACKOFF: Final = 30.0
 """Longest time in seconds between two attempts to reach the exporter, unless its Retry-After is longer."""

@@ -19,9 +19,9 @@ from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.log import log
 from optwrap._monitor.queue import Closing, Ending, Inbox, in_words
 from optwrap._monitor.reporter import Clock, Reporter
+from optwrap._monitor.sending.transport import HttpTransport, NoTransport, Transport
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource, Source
-from optwrap._monitor.transport import HttpTransport, NoTransport, Transport
 from optwrap._stop.stop import Stop
 
 CLOSE_TIMEOUT: Final = 2.0
@@ -76,6 +76,7 @@ class Worker:
             Account(parts.new_id, max_rows=max(1024, _MAX_ROWS // members), from_zero=settings.counts_from == "zero")
             for _ in range(members)
         ]
+        self._caller = None if on_step is None else Caller(on_step, settings.run)
         self.reporter = Reporter(
             settings,
             self.inbox,
@@ -83,7 +84,7 @@ class Worker:
             transport=self.transport,
             source=parts.source(settings),
             clock=parts.clock,
-            caller=None if on_step is None else Caller(on_step, settings.run),
+            caller=self._caller,
         )
         self.thread: threading.Thread | None = None
         """None until `start`."""
@@ -115,10 +116,14 @@ class Worker:
                 atexit.register(self._at_exit)
 
     def close(self, ending: Ending) -> None:
-        """End the thread, and wait at most CLOSE_TIMEOUT for its last report."""
+        """End the thread, and wait at most CLOSE_TIMEOUT for its last report.
+
+        Within `on_step` it does not wait, because the thread waits for the calls of `on_step` that are left.
+        """
         if self.thread is not None:
             self._request_end(ending, CLOSE_TIMEOUT - _MARGIN)
-            self.inbox.done.wait(CLOSE_TIMEOUT)
+            if self._caller is None or not self._caller.is_calling:
+                self.inbox.done.wait(CLOSE_TIMEOUT)
 
     def close_soon(self) -> None:
         """End the thread without waiting. Safe in a finalizer, which may run in any thread, even in this one."""

@@ -33,7 +33,7 @@ def shortest(value: Any) -> float:
     return float(value)
 
 
-def values_of(name: str, value: Any, rows: int) -> list[float]:
+def values_of(value: Any, rows: int) -> list[float]:
     """The values of one observed scalar, one for each row of the reading.
 
     Raises:
@@ -41,9 +41,9 @@ def values_of(name: str, value: Any, rows: int) -> list[float]:
       Exception: JAX raises because the step that made it failed, or because its buffer was donated.
     """
     if isinstance(value, jax.core.Tracer):
-        raise ValueError(f"scalar {name}: got a traced value; allowed: an array that the jitted step returned")
+        raise ValueError("got a traced value; allowed: an array that the jitted step returned")
     if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
-        raise ValueError(f"scalar {name}: got an array whose parts are in several processes; allowed: its mean")
+        raise ValueError("got an array whose parts are in several processes; allowed: its mean")
     # `jax.device_get` takes seven times as long for a scalar.
     with jax.transfer_guard_device_to_host("allow"):
         array = np.asarray(value)
@@ -51,7 +51,7 @@ def values_of(name: str, value: Any, rows: int) -> list[float]:
         array.ndim and array.size != rows
     ):
         raise ValueError(
-            f"scalar {name}: got {array.dtype}{list(array.shape)}; allowed: one real number, or one for each of the "
+            f"got {array.dtype}{list(array.shape)}; allowed: one real number, or one for each of the "
             f"reading's {rows} rows"
         )
     return [shortest(one) for one in array.reshape(-1)] * (1 if array.ndim else rows)

@@ -16,7 +16,6 @@ import pytest
 import optwrap
 from tests.conftest import RunningExporter
 from tests.deploy import site as sites
-from tests.deploy.places import RUNBOOKS
 from tests.deploy.site import Site, Training
 from tests.exporter.running import Served, TurnedClock, served
 from tests.polling import wait_until
@@ -202,8 +201,8 @@ def test_a_process_that_computes_wrongly_is_named(site: Site) -> None:
         assert alert.labels == {"alertname": "OptwrapDiverged", "run": run, "severity": "critical"}
         host = answer(url, run)["processes"][2]["host"]
         assert alert.annotations["summary"] == (
-            f"{run}: its processes no longer agree since step 30: look at process 2 on {host} (cpu); restore a checkpoint "
-            "of step 29 or before"
+            f"{run}: its processes no longer agree since step 30: look at process 2 on {host} (cpu); restore a "
+            "checkpoint of step 29 or before"
         )
         (incident,) = [one for one in answer(url, run)["incidents"] if one["kind"] == "diverged"]
         assert (incident["processes"], incident["runbook"]) == ([2], "OptwrapDiverged")

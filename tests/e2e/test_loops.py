@@ -108,7 +108,6 @@ def test_a_guard_for_each_group(trained: Trained) -> None:
 
 def test_a_hidden_loop(trained: Trained) -> None:
     """NumPyro's own losses say in which steps the NaN was drawn."""
-    pytest.importorskip("numpyro")
     module, totals, result = trained("numpyro_svi")
     bad = int(np.isnan(np.asarray(result.losses)).sum())
     assert 0 < bad < module.STEPS
@@ -120,7 +119,6 @@ def test_a_hidden_loop(trained: Trained) -> None:
 def test_keras(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters have Keras's own paths."""
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    pytest.importorskip("keras")
     _, totals, _ = trained("keras_fit")
     (found,) = totals.values()
     assert found == skipped(20, 2, "line/dense/bias", "line/dense/kernel")

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from optwrap_exporter.wire import requests as wire
 
 from optwrap._monitor.account import MAX_REPLICAS, ZERO, Account, Observation, add, before_step, subtract
-from optwrap._monitor.encode import Identity
-from optwrap._monitor.encode import totals as as_json
-from optwrap._monitor.outbox import Outbox
+from optwrap._monitor.sending.encode import Identity
+from optwrap._monitor.sending.encode import totals as as_json
+from optwrap._monitor.sending.outbox import Outbox
 from optwrap._reading.counters import OUTCOMES
 from optwrap._reading.replicas import OTHERS, NonfiniteReplicas, Replica
 from optwrap._reading.unpack import Totals, unpack

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from optwrap._monitor.monitor import Monitor
+from optwrap._monitor.sending.transport import MAX_RETRY_AFTER, Answer, HttpTransport, TransportError
 from optwrap._monitor.settings import resolve
-from optwrap._monitor.transport import MAX_RETRY_AFTER, Answer, HttpTransport, TransportError
 from tests.optwrap.monitoring import Reply, StubExporter, Training, counts, log_lines
 from tests.optwrap.simulated_monitor import SimulatedMonitor
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from optwrap_exporter.wire.consistency import parse_report
 
-from optwrap._monitor.transport import Answer
+from optwrap._monitor.sending.transport import Answer
 from optwrap._monitor.worst import MAX_PARAMETERS, Named, name_worst
 from tests.optwrap.monitoring import Training, counts
 from tests.optwrap.simulated_monitor import SimulatedMonitor

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from optwrap._monitor.queue import Closing, Ending, Flush
 from optwrap._monitor.reporter import MAX_BACKOFF, Clock
-from optwrap._monitor.transport import Answer
+from optwrap._monitor.sending.transport import Answer
 from tests.optwrap import monitoring
 from tests.optwrap.monitoring import PARAMETERS, Books, Training, counts
 from tests.optwrap.simulated_monitor import MODES, SimulatedMonitor

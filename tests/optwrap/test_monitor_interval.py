@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from optwrap._monitor.transport import Answer
+from optwrap._monitor.sending.transport import Answer
 from tests.optwrap.monitoring import PARAMETERS
 from tests.optwrap.simulated_monitor import SimulatedMonitor
 

@@ -93,7 +93,7 @@ def test_a_hanging_exporter_does_not_delay_the_exit(stub: StubExporter) -> None:
         stub,
         """
         from optwrap._monitor.thread import Parts
-        from optwrap._monitor.transport import HttpTransport
+        from optwrap._monitor.sending.transport import HttpTransport
 
         def patient(settings):
             return HttpTransport(settings.endpoint, answer_timeout=3600)

@@ -7,8 +7,8 @@ import pytest
 from optwrap_exporter.wire import requests as wire
 
 from optwrap._monitor.account import Account, Observation
-from optwrap._monitor.encode import Identity
-from optwrap._monitor.outbox import Outbox
+from optwrap._monitor.sending.encode import Identity
+from optwrap._monitor.sending.outbox import Outbox
 from optwrap._reading.counters import MAX_COUNT
 from optwrap._reading.unpack import Reading, Totals
 from tests.optwrap.monitoring import PARAMETERS, Books, Training, counts

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optwrap._monitor import outbox
+from optwrap._monitor.sending import outbox
 from tests.optwrap.simulated_monitor import SimulatedMonitor
 from tests.optwrap.test_large_reports import every, limited, simulated
 

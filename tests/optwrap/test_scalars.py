@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 import optwrap
 from optwrap import Layout, Monitor
 from optwrap._monitor.backlog import Record
-from optwrap._monitor.intake import Scalars
-from optwrap._monitor.log import LogOnce
+from optwrap._monitor.scalars import Scalars
 from optwrap._monitor.worst import Named
 from optwrap._reading.scalars import is_name, shortest
 from tests.optwrap.monitoring import StubExporter, Training, log_lines
@@ -155,7 +154,7 @@ def test_what_is_no_scalar_is_one_line_in_the_log(
     assert monitor.flush()
     assert reported(stub) == {1: {"loss": 1.0}, 2: {"loss": 1.0}, 3: {"loss": 1.0}}
     (line,) = log_lines(caplog)
-    assert "a scalar was ignored" in line
+    assert "is ignored; further ones of this name are ignored silently" in line
 
 
 def test_a_donated_scalar_costs_only_itself(
@@ -181,7 +180,22 @@ def test_at_most_sixteen_names_are_kept(
     assert monitor.flush()
     names = {name for scalars in reported(stub).values() for name in scalars}
     assert names == {"loss", *(f"name_{i}" for i in range(15))}
-    assert len(log_lines(caplog)) == 1
+    *lines, last = log_lines(caplog)
+    assert [line.split("'")[1] for line in lines] == [f"name_{i}" for i in range(15, 31)]
+    assert last == "optwrap: 16 names of scalars are ignored; further names are ignored silently"
+
+
+def test_each_ignored_name_is_logged_once(
+    make: Callable[..., Monitor], stub: StubExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with it: the second wrong scalar of a loop must not go unsaid because of the first."""
+    monitor, training = make(), Training()
+    monitor.describe(training.layout)
+    for _ in range(3):
+        monitor.observe(training.step().words(), **{"a-b": 1.0, "text": "x", "pair": jnp.ones(2), "loss": 1.0})
+    assert monitor.flush()
+    assert set(reported(stub)) == {1, 2, 3}
+    assert [line.split("'")[1] for line in log_lines(caplog)] == ["a-b", "text", "pair"]
 
 
 def test_an_observed_scalar_replaces_a_hyperparameter_of_its_name(
@@ -289,7 +303,7 @@ def test_a_number_is_reported_by_its_shortest_digits(value: float) -> None:
 @given(st.integers(1, 4), st.lists(st.integers(1, 4), max_size=3), st.sampled_from([np.float32, np.int8, np.bool_]))
 def test_a_scalar_has_no_axes_or_one_value_for_each_row(rows: int, shape: list[int], dtype: Any) -> None:
     values = np.ones(shape, dtype)
-    found = Scalars(LogOnce()).values({"x": values}, rows)
+    found = Scalars().values({"x": values}, rows)
     fits = values.ndim == 0 or values.size == rows
     assert {name: one.tolist() for name, one in found.items()} == ({"x": [1.0] * rows} if fits else {})
 

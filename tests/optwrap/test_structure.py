@@ -13,6 +13,7 @@ ALLOWED = {
     "_step": ("_core", "_wrappers", "_reading"),
     "_stop": ("_reading",),
     "trackers": ("_reading", "_monitor"),
+    "keras": ("_core.apply_gradients",),
     "_monitor": ("_version", "_reading", "_stop", "_core.checks", "_core.errors"),
     "replay": ("_monitor.settings", "_wrappers.spike_rule"),
 }

@@ -1,5 +1,6 @@
-"""The trackers, each against its real package, writing to local files. Skipped where a package is not installed."""
+"""The trackers, each against its real package, writing to local files."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,16 @@ def run(make: Callable[..., Monitor], on_step: trackers.OnStep) -> None:
     assert monitor._worker.inbox.done.wait(60)
 
 
+@pytest.fixture(autouse=True)
+def no_calls_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These packages report their own use and errors unless they are told not to."""
+    monkeypatch.setenv("DO_NOT_TRACK", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+
+
 class Writer:
     """TensorBoard's interface."""
 
@@ -65,6 +76,14 @@ def test_metrics_of_a_reading_are_those_of_its_record() -> None:
     assert trackers.metrics(None) == {}
 
 
+def test_a_scalar_named_like_a_gauge_or_a_total_takes_no_place() -> None:
+    """All three are logged: the user's `steps` is no count of ours, and ours is not lost to it."""
+    plain = Training().step().reading()
+    scalars = {"gradient_norm": 7.0, "steps": 8.0, "steps_applied": 9.0, "loss": 0.5}
+    found = trackers.metrics(dataclasses.replace(plain, scalars=scalars))
+    assert found == trackers.metrics(plain) | {f"optwrap/scalar/{name}": value for name, value in scalars.items()}
+
+
 @pytest.mark.parametrize("every", [0, -1, True, 1.5, "2"])
 def test_a_wrong_every_is_an_error(every: Any) -> None:
     with pytest.raises(ValueError, match=r"every: got .*allowed: an integer from 1 on"):
@@ -72,7 +91,6 @@ def test_a_wrong_every_is_an_error(every: Any) -> None:
 
 
 def test_tensorboard_writes_event_files(make: Callable[..., Monitor], tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
     import tensorboardX
     from tensorboardX.proto.event_pb2 import Event
 
@@ -96,7 +114,8 @@ def test_mlflow_logs_to_the_active_run(
 ) -> None:
     # The light package, mlflow-skinny, has no other store without a server.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
     with pytest.raises(ValueError, match="there is no active run"):
         trackers.mlflow()
@@ -107,7 +126,8 @@ def test_mlflow_logs_to_the_active_run(
 
 
 def test_wandb_logs_to_an_offline_run(make: Callable[..., Monitor], tmp_path: Path) -> None:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     with pytest.raises(ValueError, match="there is no current run"):
         trackers.wandb()
     with wandb.init(project="p", dir=str(tmp_path), mode="offline", settings={"console": "off"}) as active:
@@ -121,8 +141,8 @@ def test_trackio_logs_to_a_local_run(
     make: Callable[..., Monitor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    trackio = pytest.importorskip("trackio")
+    import trackio
+
     active = trackio.init(project="p", name="n", embed=False)
     run(make, trackers.trackio(active))
     active.finish()

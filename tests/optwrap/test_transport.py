@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from optwrap._monitor.sending.transport import Answer, HttpTransport, TransportError
 from optwrap._monitor.settings import resolve
-from optwrap._monitor.transport import Answer, HttpTransport, TransportError
 from tests.optwrap.monitoring import Reply, StubExporter
 
 BODY = b'{"incarnation":"e","seq":1,"oldest_held":1}'

@@ -58,6 +58,11 @@ class Caller:
             self._waiting.append(record)
             self._changed.notify()
 
+    @property
+    def is_calling(self) -> bool:
+        """Whether this is asked within the function, so that waiting for its end would be a deadlock."""
+        return threading.current_thread() is self._thread
+
     def close(self, within: float) -> None:
         """Wait for the calls that are left, at most this many seconds. Those that do not fit are logged as lost."""
         with self._changed:

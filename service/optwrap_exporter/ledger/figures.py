@@ -34,6 +34,8 @@ class ProcessView:
     """When that health began."""
     left: bool
     """Whether the run goes on without it: it does not determine the run's health (`health.relevant`)."""
+    acknowledged: bool
+    """Whether somebody has acknowledged the incidents of its health."""
     totals: Counts
     """Counted over all attempts; never falls."""
     state: Counts
@@ -83,6 +85,8 @@ class RunView:
     """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
     incidents: tuple[IncidentRecord, ...]
     """The live ones, by id."""
+    acknowledged: bool
+    """Whether somebody has acknowledged every incident of its health."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -96,10 +100,11 @@ def _labelled(run: RunState, total: Counts) -> dict[str, int]:
 def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunView:
     """What a scrape needs of one run."""
     members = health.judged(run, now, listening)
+    current = health.of_run(members, scope).health
     expected = health.process_count(one.process for one in members)
     return RunView(
         run=run.run,
-        health=health.of_run(members, scope).health,
+        health=current,
         expected=expected,
         reporting=sum(one.health.health not in {"failed", "stopped", "stale"} for one in members),
         last_report=max(one.process.last_report for one in members),
@@ -109,6 +114,7 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         attempts=attempts.total(run),
         missing=max(0, expected - len(members)) if scope == "job" else None,
         incidents=run.incidents,
+        acknowledged=health.acknowledged(run, current),
     )
 
 
@@ -127,6 +133,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float, *, 
         health=current.health,
         since=current.since,
         left=left,
+        acknowledged=health.acknowledged(run, current.health, process.process),
         totals=total,
         state=process.incarnation.totals,
         parameters=_labelled(run, total),

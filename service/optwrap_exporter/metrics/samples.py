@@ -16,7 +16,7 @@ COUNTERS_GO_AFTER: Final = 60 * 60.0
 
 _ENDED: Final = frozenset({"finished", "failed", "stopped", "stale"})
 """Healths of a process that sends no reports. Of these only a finished one is over by itself: if the series of the
-others went, their alerts would resolve while nothing is resolved."""
+others went, their alerts would resolve while nothing is resolved; so they go once somebody has acknowledged them."""
 
 # Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {
@@ -50,7 +50,7 @@ def of_process(view: ProcessView, now: float, add: Add) -> None:
     age = now - view.last_report if over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _counters(view, add)
-    if age <= GAUGES_GO_AFTER:
+    if age <= GAUGES_GO_AFTER and not (view.acknowledged and view.health in _ENDED):
         _gauges(view, add)
 
 
@@ -59,7 +59,7 @@ def of_run(view: RunView, now: float, add: Add) -> None:
     age = now - view.last_report if view.health == "finished" else 0.0
     if age <= COUNTERS_GO_AFTER:
         _run_counters(view, add)
-    if age > GAUGES_GO_AFTER:
+    if age > GAUGES_GO_AFTER or (view.acknowledged and view.health in _ENDED):
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)

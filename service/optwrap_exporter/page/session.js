@@ -1,11 +1,14 @@
 /** Keeps the state up to date: polls the list of runs, and listens to the stream of the selected run. */
 
-import { getJson, getStoreTrouble, HttpError, openStream, paths } from "./api.js";
+import { getAll, getJson, getStoreTrouble, HttpError, openStream, paths } from "./api.js";
 import { seconds } from "./format.js";
+import { LOGGED } from "./model.js";
 import { stepsAround, visibleRange } from "./view.js";
 
 /** Interval between polls of the list of runs (ms). A poll also notices that the exporter is back. */
 const POLL_INTERVAL = 3_000;
+/** Time between polls, as a multiple of what a poll took: a long list of runs is loaded less often. */
+const POLL_PAUSE = 10;
 /** A hidden page closes its stream after this time (ms), because browsers allow only six connections to one origin. */
 const CLOSE_HIDDEN_AFTER = 60_000;
 /**
@@ -66,18 +69,23 @@ export function createSession({ getState, dispatch, now }) {
     });
   }
 
+  /** The query of the events that the page lists. */
+  const eventsWanted = () => ({ kind: getState().everyEvent ? null : LOGGED });
+
   async function load(run) {
     const mine = /** @type {Message[]} */ ([]);
     queued = mine;
     try {
       const { wantedProcess: process } = getState();
-      const [detail, steps, events] = await Promise.all([
+      const [detail, steps, events, bad, incidents] = await Promise.all([
         getJson(paths.run(run)),
         getJson(paths.steps(run, { process })),
-        getJson(paths.events(run)),
+        getJson(paths.events(run, eventsWanted())),
+        getJson(paths.events(run, { kind: ["skipped", "accepted_not_finite"] })),
+        getJson(paths.incidents(run)),
       ]);
       if (queued !== mine || run !== getState().selected) return;
-      dispatch({ type: "loaded", run: detail, steps, events });
+      dispatch({ type: "loaded", run: detail, steps, events, bad, incidents });
       Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
       // The steps of a long run come thinned, so those in view are loaded once more, in full.
       const visible = visibleRange(getState());
@@ -137,9 +145,11 @@ export function createSession({ getState, dispatch, now }) {
 
   async function poll() {
     clearTimeout(pollTimer);
+    const began = performance.now();
     try {
-      const { items } = await getJson(paths.runs());
+      const items = await getAll(paths.runs, { sort: "run" });
       dispatch({ type: "runs", items });
+      if (getState().archived !== null) await loadArchived();
       dispatch({ type: "store", trouble: await getStoreTrouble() });
       const { selected, detail, connection: link } = getState();
       const row = items.find(({ run }) => run === selected);
@@ -153,7 +163,21 @@ export function createSession({ getState, dispatch, now }) {
       if (stream?.isOpen()) restart();
     }
     clearTimeout(pollTimer);
-    pollTimer = setTimeout(poll, POLL_INTERVAL);
+    pollTimer = setTimeout(poll, Math.max(POLL_INTERVAL, POLL_PAUSE * (performance.now() - began)));
+  }
+
+  /** Learns whether any run is archived, so that the page can offer to show them. */
+  async function lookForArchived() {
+    try {
+      const { items } = await getJson(paths.runs({ archived: true, limit: 1 }));
+      dispatch({ type: "has archived", any: items.length > 0 });
+    } catch {
+      // As with a poll: a lost connection is shown elsewhere.
+    }
+  }
+
+  async function loadArchived() {
+    dispatch({ type: "archived", items: await getAll(paths.runs, { sort: "run", archived: true }) });
   }
 
   /** Returns `run` if the exporter knows it, else null. The list of runs has pages, so it may not show the run. */
@@ -196,16 +220,59 @@ export function createSession({ getState, dispatch, now }) {
     const { selected: run, olderEvents: cursor } = getState();
     if (cursor === null) return;
     try {
-      const { items, cursor: next } = await getJson(paths.events(run, { limit: 1000, cursor }));
+      const { items, cursor: next } = await getJson(paths.events(run, { limit: 1000, cursor, ...eventsWanted() }));
       dispatch({ type: "older events", run, items, cursor: next });
     } catch {
       // The button stays, for another try. A lost connection is shown elsewhere.
     }
   }
 
+  /** Loads the incidents before the oldest one held. */
+  async function olderIncidents() {
+    const { selected: run, olderIncidents: cursor } = getState();
+    if (cursor === null) return;
+    try {
+      const { items, cursor: next } = await getJson(paths.incidents(run, { cursor }));
+      dispatch({ type: "older incidents", run, items, cursor: next });
+    } catch {
+      // The button stays, for another try. A lost connection is shown elsewhere.
+    }
+  }
+
+  /** Lists an event for each bad step, too, or only the others. */
+  async function everyEvent(every) {
+    dispatch({ type: "every event", every });
+    const { selected: run } = getState();
+    try {
+      const { items, cursor } = await getJson(paths.events(run, eventsWanted()));
+      if (getState().everyEvent === every) dispatch({ type: "older events", run, items, cursor });
+    } catch {
+      // As above.
+    }
+  }
+
+  /** Shows or hides the archived runs. */
+  async function showArchived(shown) {
+    if (!shown) dispatch({ type: "archived", items: null });
+    else await loadArchived().catch(() => connection("lost"));
+  }
+
   return {
-    start: poll,
+    start: () => {
+      poll();
+      lookForArchived();
+    },
     older,
+    olderIncidents,
+    everyEvent,
+    showArchived,
+    /** Loads the list of runs and the selected run again, after the page changed something. */
+    changed: () => {
+      const { selected, detail } = getState();
+      poll();
+      lookForArchived();
+      if (selected !== null && detail !== null) load(selected);
+    },
     /** Loads the selected run again. */
     reload: () => load(getState().selected),
     /** Opens the stream of the selected run, after the selection changed. */

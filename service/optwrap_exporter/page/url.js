@@ -96,6 +96,16 @@ export function grafanaOf(run) {
   return base ? `${base}/d/optwrap-run?${new URLSearchParams({ "var-run": run, "var-page": location.origin })}` : null;
 }
 
+/** The address of a runbook; null if there is none for `anchor`. */
+export function runbookOf(anchor) {
+  return anchor ? `/page/runbooks.html#${encodeURIComponent(anchor)}` : null;
+}
+
+/** Whether this exporter hears only the processes of its own host, so that one it never heard is not missing. */
+export function hostOnly() {
+  return document.querySelector("meta[name=scope]")?.getAttribute("content") === "host";
+}
+
 /** The query string that shows a run with default settings. */
 export function ofRun(run) {
   return `?${new URLSearchParams({ run })}`;

@@ -1,33 +1,12 @@
-/** The colours, shapes and sentences of every health and every outcome. Their words are in vocabulary.js. */
+/** Colours, shapes and sentences of the page. What each name of the API is called is in vocabulary.js. */
 
-import { HEALTHS, OUTCOMES, REASONS as REASON_WORDS, STORE_CONDITIONS } from "./vocabulary.js";
-import { durationSince, integer, plural, seconds, visible } from "./format.js";
+import { duration, durationSince, integer, plural, seconds, visible } from "./format.js";
+import { HEALTHS, LOST_REASONS, OUTCOMES, REASONS as SKIPS, STORE_CONDITIONS } from "./vocabulary.js";
 
 /** Health tiers, worst first. A tier has a colour and a shape. */
 export const TIERS = ["critical", "warning", "idle", "good"];
 
-/** Where to roll back to, if the training stopped and said so. */
-const rollBack = ({ last_clean_step: clean }) => ((clean ?? null) === null ? "" : ` Roll back to step ${integer(clean)}.`);
-
-/** Explains a health, given a run or a process as the API returns it; where there is none, the vocabulary's meaning does. */
-const SENTENCES = {
-  gave_up: (run) => `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.${rollBack(run)}`,
-  failed: ({ reason }) => (reason ? `The training failed: ${visible(reason)}` : "The training loop ended with an exception."),
-  stopped: (run) => `The training stopped itself${run.reason ? `: ${visible(run.reason)}` : ""}.${rollBack(run)}`,
-  skipping: (run) => {
-    const { not_finite_streak: streak = 0, guard_not_finite_limit: limit } = run.gauges ?? {};
-    const now = `The gradients of the last ${streak > 1 ? plural(streak, "step") : "step"} were non-finite.`;
-    return limit === undefined ? now : `${now} The guard's limit is ${integer(limit)} in a row.`;
-  },
-  finished: (run) => `Training ended normally after ${plural(run.totals?.steps ?? 0, "step")}.`,
-};
-
-/** Every health that the exporter reports, worst first: the vocabulary's words, and a `sentence` that explains it. */
-export const HEALTH = Object.fromEntries(
-  Object.entries(HEALTHS).map(([name, words]) => [name, { ...words, sentence: SENTENCES[name] ?? (() => `${words.meaning}.`) }]),
-);
-
-const ORDER = Object.keys(HEALTH);
+const ORDER = Object.keys(HEALTHS);
 
 /**
  * The entry of a health. An unknown health is a warning under its own name.
@@ -35,15 +14,17 @@ const ORDER = Object.keys(HEALTH);
  * @param {string} name
  */
 export function health(name) {
-  return HEALTH[name] ?? { tier: "warning", word: String(name), past: false, sentence: () => "" };
+  return HEALTHS[name] ?? { tier: "warning", word: visible(name), meaning: "", past: false };
 }
 
 /**
- * The tier in which a run is shown: that of its health, but a run with steps that nobody observed is never plainly good.
+ * The tier in which a run is shown: that of its health, but trouble that somebody acknowledged is idle, and a run with steps
+ * that nobody observed is never plainly good.
  *
- * @param {{health: string, unseen?: number, unseen_not_finite?: number}} run
+ * @param {{health: string, acknowledged?: boolean, unseen?: number, unseen_not_finite?: number}} run
  */
 export function tierOfRun(run) {
+  if (run.acknowledged) return "idle";
   const { tier } = health(run.health);
   if (!run.unseen || tier === "critical" || tier === "warning") return tier;
   return run.unseen_not_finite ? "warning" : "idle";
@@ -61,26 +42,34 @@ export function compareHealth(a, b) {
   return byTier || ORDER.indexOf(a) - ORDER.indexOf(b);
 }
 
-/**
- * When the health of a run or a process began, in seconds since 1970; null if it is unknown.
- *
- * The exporter's `since` of a stale process is when it became stale; the silence began with its last report.
- */
-export function healthBegan({ health: name, since, last_report: last }) {
-  const began = seconds(since);
-  const lastReport = seconds(last);
-  return name === "stale" && began !== null && lastReport !== null ? Math.min(began, lastReport) : began;
-}
-
 /** "for 8 min" or, of a health that is one event in the past, "8 min ago". */
-export function healthAge(row, now) {
-  const age = durationSince(healthBegan(row), now);
-  return health(row.health).past ? `${age} ago` : `for ${age}`;
+export function healthAge({ health: name, since }, now) {
+  const age = durationSince(since, now);
+  return health(name).past ? `${age} ago` : `for ${age}`;
 }
 
 /** "Healthy for 8 min", "Failed 8 min ago". */
 export function healthInWords(row, now) {
   return `${health(row.health).word} ${healthAge(row, now)}`;
+}
+
+/** A non-finite streak and its limit: "3", "3 of 5", "22 past the limit of 5". `limit` is undefined without a guard. */
+export function streakInWords(streak, limit) {
+  if (!Number.isFinite(streak)) return "–";
+  if (limit === undefined || limit === null) return integer(streak);
+  return streak > limit ? `${integer(streak - limit)} past the limit of ${integer(limit)}` : `${integer(streak)} of ${integer(limit)}`;
+}
+
+/** What was lost, by reason: "12 skipped, 40 taken again". Empty if nothing was. `inWords` writes one number. */
+export function lostInWords(lost, inWords = integer) {
+  const parts = Object.entries(LOST_REASONS).filter(([reason]) => lost?.[reason] > 0);
+  return parts.map(([reason, { word }]) => `${inWords(lost[reason])} ${word}`).join(", ");
+}
+
+/** Which step, and how long ago: "at step 605, 4 s ago". Takes a figure of the API, or anything with its step and time. */
+export function figureInWords({ step, time }, now) {
+  const age = seconds(time) === null ? "" : `, ${duration(now - (seconds(time) ?? now))} ago`;
+  return step === null || step === undefined ? age.slice(2) : `at step ${integer(step)}${age}`;
 }
 
 /**
@@ -120,14 +109,19 @@ export function kindOf(outcome, finite) {
 /** The first replica with non-finite gradients of its own, from an event's detail; null if the event names none. */
 export function fromReplica({ replica }) {
   if (!replica) return null;
-  const process = replica.process === undefined ? null : `process ${integer(replica.process)}`;
+  const process = (replica.process ?? null) === null ? null : `process ${integer(replica.process)}`;
   const where = [process, replica.device ? visible(replica.device) : null].filter(Boolean).join(", ");
   const count = replica.of ? `${integer(replica.count)} of ${plural(replica.of, "replica")}` : plural(replica.count, "replica");
   return `first from replica ${integer(replica.replica)}${where ? ` (${where})` : ""}, ${count} non-finite`;
 }
 
 /** The reasons of a skip: the key in the totals, the kind on the chart, and the words. */
-export const REASONS = Object.entries(REASON_WORDS).map(([key, { word, meaning }]) => ({ key, kind: `skipped_${key}`, word, what: meaning }));
+export const REASONS = ["not_finite", "large", "other"].map((key) => ({
+  key,
+  kind: `skipped_${key}`,
+  word: SKIPS[key].word,
+  what: SKIPS[key].meaning,
+}));
 
 /** SVG paths in a box of 10 by 10, for the canvas and for SVG elements. */
 export const SHAPES = {
@@ -147,5 +141,4 @@ export const SHAPES = {
   good: { d: "M5 0.2 A4.8 4.8 0 1 1 4.99 0.2 Z M4.3 7.2 L8 3.5 L7.1 2.6 L4.3 5.4 L2.9 4 L2 4.9 Z" },
 };
 
-/** The condition of the exporter's store in words. */
 export const storeCondition = (name) => STORE_CONDITIONS[name]?.word ?? visible(name);

@@ -86,7 +86,6 @@ EVENTS: Final[Mapping[str, Word]] = {
     "diverged": Word(
         "Processes disagree", "Processes of one attempt report different outcomes or norms of the same step"
     ),
-    "diagnosed": Word("Diagnosed", "The training reported which operation made the first non-finite value"),
 }
 """Kind of an event."""
 

@@ -21,10 +21,10 @@ import orbax.checkpoint as ocp
 
 import optwrap
 from optwrap._monitor.reporter import Clock
+from optwrap._monitor.sending.transport import HttpTransport
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource
 from optwrap._monitor.thread import Parts
-from optwrap._monitor.transport import HttpTransport
 from tests.e2e.chaos.schedule import Checkpoints
 from tests.e2e.chaos.truth import LARGE, SHAPES, Recipe, gradients
 

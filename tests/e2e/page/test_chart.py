@@ -109,9 +109,9 @@ def test_address_holds_the_view_and_keys_move_it(open_desk: OpenDesk, reporter: 
     expect(page.locator(".readout")).to_contain_text("Step 21")
     page.wait_for_url(re.compile(r"step=21\b"))
 
-    desk.part("events").get_by_role("button", name="step 322").first.click()
+    desk.every_event().get_by_role("button", name="step 322").first.click()
     expect(desk.chart()).to_have_attribute("data-marked", "322")
-    page.locator("#runs li a").filter(has_text="another").click()
+    desk.row("another").get_by_role("link").click()
     expect(page.get_by_role("heading", name="another")).to_be_visible()
     page.wait_for_url(re.compile(r"\?run=another$"))
     page.go_back()

@@ -74,7 +74,7 @@ def test_ten_thousand_events_can_be_shown(open_desk: OpenDesk, reporter: MakeRep
             training.job.step("skipped_large", 90.0)
         training.send()
     page = desk.open(training.run)
-    panel = desk.part("events")
+    panel = desk.every_event()
     rows = panel.locator("li")
     expect(rows).to_have_count(200)
     older = panel.locator(".more button")

@@ -121,7 +121,7 @@ def test_page_follows_another_process_when_the_shown_one_dies(open_desk: OpenDes
     page = desk.open(both[0].run)
     page.evaluate("window.loadedOnce = 'still the same page'")
     expect(desk.chart()).to_have_attribute("data-marked", "5")
-    skips = desk.part("events").locator("li").filter(has_text="Skipped, non-finite")
+    skips = desk.every_event().locator("li").filter(has_text="Skipped, non-finite")
     expect(skips).to_have_count(1)
     both[1].bad(w=1)  # process 0 is dead
     expect(skips).to_have_count(2)

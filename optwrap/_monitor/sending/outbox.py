@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from optwrap._monitor.account import Account, Incarnation
 from optwrap._monitor.backlog import Entry
-from optwrap._monitor.encode import Identity, encode
+from optwrap._monitor.sending.encode import Identity, encode
 from optwrap._monitor.worst import MAX_PARAMETERS
 
 _GROW_AFTER: Final = 64
