@@ -16,6 +16,7 @@ import pytest
 import optwrap
 from tests.conftest import RunningExporter
 from tests.deploy import site as sites
+from tests.deploy.programs import free_address
 from tests.deploy.site import Site, Training
 from tests.exporter.running import Served, TurnedClock, served
 from tests.polling import wait_until
@@ -32,25 +33,38 @@ SILENT: Final = 14.0
 _JOB: Final = """
 import sys, time
 import jax, jax.numpy as jnp, optax, optwrap
-run, endpoint, process, odd_from = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-monitor = optwrap.Monitor(run=run, endpoint=endpoint, process=process, attempt="a1", interval=0.2)
+run, endpoint, process, processes, coordinator = *sys.argv[1:3], *map(int, sys.argv[3:5]), sys.argv[5]
+if processes > 1:
+    jax.distributed.initialize(coordinator, processes, process)
+monitor = optwrap.Monitor(run=run, endpoint=endpoint, interval=0.2)
 tx = optwrap.instrument(optwrap.apply_if_finite(optax.sgd(0.1), 5), monitor)
 params = {"w": jnp.ones(3)}
 state = tx.init(params)
 update = jax.jit(tx.update)
 for step in range(1, 100_000):
-    value = 8000.0 if odd_from and step >= odd_from else 1.0
-    updates, state = update({"w": jnp.full(3, value)}, state, params)
+    odd = process == 2 and step >= 30
+    updates, state = update({"w": jnp.full(3, 8000.0 if odd else 1.0)}, state, params)
     monitor.observe(optwrap.reading(state))
     time.sleep(0.1)
 """
 
 
 @contextmanager
-def job(run: str, url: str, process: int = 0, *, odd_from: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that trains until it is killed; from a step on with other gradients than the others have."""
-    program = [sys.executable, "-c", _JOB, run, url, str(process), str(odd_from)]
-    started = subprocess.Popen(program)
+def job(run: str, url: str, processes: int = 1) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Processes that train until they are killed. From step 30 on the third has other gradients than the others."""
+    coordinator = free_address()
+    with ExitStack() as started:
+        yield [
+            started.enter_context(
+                _killed_at_the_end([sys.executable, "-c", _JOB, run, url, str(process), str(processes), coordinator])
+            )
+            for process in range(processes)
+        ]
+
+
+@contextmanager
+def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    started = subprocess.Popen(command)
     try:
         yield started
     finally:
@@ -135,7 +149,7 @@ def test_the_alert_of_a_job_that_was_killed_stays_for_hours_and_ends_when_it_is_
     (tmp_path / "site").mkdir()
     run = "killed"
     with long_watch(tmp_path) as (exporter, clock, site):
-        with job(run, exporter.url) as process:
+        with job(run, exporter.url) as (process,):
             site.prometheus.wait_until(f'optwrap_steps_total{{run="{run}"}} > 0', _STARTED)
             process.kill()
             process.wait()
@@ -192,9 +206,7 @@ def test_a_nan_in_the_optimizer_stays_critical_until_it_is_rolled_back_or_acknow
 def test_a_process_that_computes_wrongly_is_named(site: Site) -> None:
     """Three processes take the same steps; from step 30 on the norm of one differs."""
     run, url = "replicas", site.exporter.url
-    with ExitStack() as jobs:
-        for process in range(3):
-            jobs.enter_context(job(run, url, process, odd_from=30 if process == 2 else 0))
+    with job(run, url, 3):
         site.prometheus.wait_until(f'min(optwrap_steps_total{{run="{run}"}}) > 30', _STARTED)
         alert = site.wait_for("OptwrapDiverged", run, "firing")
         assert alert.receiver == "wake"
