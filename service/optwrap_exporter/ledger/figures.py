@@ -7,12 +7,13 @@ from typing import Final
 from optwrap_exporter.ledger import attempts, health
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.lost import Lost
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import DroppedTotals
 from optwrap_exporter.wire.requests import Gauges, Source
-from optwrap_exporter.wire.vocabulary import Health, IncidentKind, Scope
+from optwrap_exporter.wire.vocabulary import Health, Scope
 
 OTHER: Final = "other"
 """The metric label that sums up all parameters without a label of their own. Replicas use it too."""
@@ -81,8 +82,10 @@ class RunView:
     """Of all processes together."""
     attempts: int
     """Number of launches so far."""
-    incidents: Mapping[IncidentKind, int]
-    """Number of open incidents by kind; kinds without any are left out."""
+    missing: int | None
+    """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
+    incidents: tuple[IncidentRecord, ...]
+    """The live ones, by id."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -98,10 +101,11 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope).health
     processes = [one.process for one in members]
+    expected = health.process_count(processes)
     return RunView(
         run=run.run,
         health=current,
-        expected=health.process_count(processes),
+        expected=expected,
         reporting=sum(
             process.incarnation.state == "finished" or not _silent(process, now, listening) for process in processes
         ),
@@ -111,7 +115,8 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
         attempts=attempts.total(run),
-        incidents=run.incidents_open,
+        missing=max(0, expected - len(members)) if scope == "job" else None,
+        incidents=run.incidents,
     )
 
 

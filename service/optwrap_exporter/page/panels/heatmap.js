@@ -15,7 +15,7 @@ import { el, keyed, setAttribute, setText } from "../dom.js";
 const ROW = 18;
 /** How often it is asked for again while the plot follows (ms). */
 const PAUSE = 5_000;
-const LEGEND = "Red: steps with a non-finite gradient, darker is more. Orange, half as high: its largest share of a norm that was skipped.";
+const LEGEND = "Red: non-finite steps, darker is more. Orange, half as high: share of a skipped norm.";
 const KEYS = "Arrow keys: move over the cells. Enter: show the cell's time in the chart.";
 
 /**
@@ -50,6 +50,7 @@ export function createHeatmap({ onTime, onLoaded }) {
   const figure = el("div", { class: "heat" }, labels, plot, el("span"), el("div", { class: "heat-axis" }, from, to));
   const node = el("div", { class: "heatmap" }, el("div", { class: "heat-head" }, cell, group), figure, note, details);
   details.addEventListener("toggle", () => showTable());
+  node.hidden = true;
 
   let rows = /** @type {Row[]} */ ([]);
   let answer = /** @type {any} */ (null);
