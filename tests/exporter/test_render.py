@@ -152,7 +152,11 @@ def test_a_number_is_written_as_prometheus_client_writes_it(value: float, monkey
         add("optwrap_processes_expected", value)
 
     monkeypatch.setattr(samples, "of_run", one)
-    runs = [RunView("lm", "ok", 1, 1, False, NOW, Counts(), {}, DroppedTotals(steps=0, bad_steps=0, not_stored=0), 1)]
+    runs = [
+        RunView(
+            "lm", "ok", 1, 1, False, NOW, Counts(), {}, DroppedTotals(steps=0, bad_steps=0, not_stored=0), 1, {}, False
+        )
+    ]
     rendered = Renderer(of([], runs), own(), clock=lambda: NOW, pause=no_pause).render(TEXT, compress=False)
     assert rendered == TEXT.encode(Reference([], runs, own()))
 

@@ -1,8 +1,8 @@
 """Detects that processes of one attempt disagree about a step: their parameters have diverged.
 
 They disagree if they report different outcomes of the step, or norms that differ by more than NORM_TOLERANCE. Of three
-or more processes, those in the minority have diverged; of two, both are named. A disagreement is open until a majority
-is known, or all processes that report have reported the step.
+or more processes, those that disagree with the majority have diverged; of two, both are named. A disagreement is open
+until a majority agrees, or all processes that report have reported the step.
 """
 
 import dataclasses
@@ -128,7 +128,8 @@ class StepOutcomes:
                 return None
             first = min(differ)
             votes = {report.process: differ[first], group.steps[first].process: group.steps[first].vote}
-            return Compared({}, Divergence(first, tuple(sorted(differ)), (report.process,), votes, 0))
+            others = sum(process not in group.odd for process in group.spans)
+            return Compared({}, Divergence(first, tuple(sorted(differ)), (report.process,), votes, others))
         if not differ and not group.disputed:
             return None
         return Compared(differ, self._judge(group, report, differ, voters))
@@ -173,7 +174,7 @@ class StepOutcomes:
             if len(parties) == 1:
                 continue
             majority = len(parties[0][1])
-            if cast >= 3 and 2 * majority > cast:
+            if majority >= 2 and 2 * majority > expected:
                 odd, others = [p for _, members in parties[1:] for p in members], majority
             elif cast >= expected:
                 odd, others = [p for _, members in parties for p in members], 0

@@ -127,7 +127,7 @@ class Ledger:
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
         merged = merge(process, report, now, age)
-        compared = self._outcomes.compare(report, merged.incarnation.generation, lambda: voters(run, report))
+        compared = self._outcomes.compare(report, merged.incarnation.generation, lambda: voters(run, report, now))
         after, events = apply_report(run, merged, report, asked=asked, now=now, listening=listening)
         after, folds = after.fold(report.incarnation, now) if before is None else (after, NO_FOLDS)
         plan = Plan(

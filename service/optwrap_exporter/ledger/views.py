@@ -1,7 +1,6 @@
 """What the API shows of a run: pure functions of its state and the time."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -31,7 +30,7 @@ from optwrap_exporter.wire.answers import (
     SkippedRecently,
 )
 from optwrap_exporter.wire.incident import Incident
-from optwrap_exporter.wire.vocabulary import HEALTHS, LOST_REASONS, OUTCOMES, Health, IncidentKind, Scope
+from optwrap_exporter.wire.vocabulary import HEALTHS, LOST_REASONS, OUTCOMES, Health, Scope
 
 
 def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
@@ -104,15 +103,10 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "lost_steps": {reason: max(one.steps[reason] for one in lost) for reason in LOST_REASONS},
         "lost_seconds": {reason: max(one.seconds[reason] for one in lost) for reason in LOST_REASONS},
         "attempts_total": attempts.total(run),
-        "incidents_open": incidents_open(run),
+        "incidents_open": run.incidents_open,
         "acknowledged": health.acknowledged(run, current.health),
         "archived": run.archived,
     }
-
-
-def incidents_open(run: RunState) -> dict[IncidentKind, int]:
-    """The number of open incidents by kind."""
-    return dict(Counter(one.kind for one in run.incidents if one.state == "open"))
 
 
 def _incidents(run: RunState) -> tuple[list[Incident], int]:

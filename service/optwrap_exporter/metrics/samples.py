@@ -6,7 +6,7 @@ from typing import Final, Protocol
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
 from optwrap_exporter.metrics.table import DROPPED, UNKNOWN
-from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
+from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_KINDS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds after its last report until the gauges of a process that is over disappear."""
@@ -44,7 +44,7 @@ def of_process(view: ProcessView, now: float, add: Add) -> None:
     age = now - view.last_report if view.over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _counters(view, add)
-    if age <= GAUGES_GO_AFTER:
+    if age <= GAUGES_GO_AFTER and not (view.over and view.acknowledged):
         _gauges(view, add)
 
 
@@ -53,10 +53,12 @@ def of_run(view: RunView, now: float, add: Add) -> None:
     age = now - view.last_report if view.over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _run_counters(view, add)
-    if age > GAUGES_GO_AFTER:
+    if age > GAUGES_GO_AFTER or (view.over and view.acknowledged):
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)
+    for kind in INCIDENT_KINDS:
+        add("optwrap_incidents_open", view.incidents.get(kind, 0), kind)
     add("optwrap_processes_expected", view.expected)
     add("optwrap_processes_reporting", view.reporting)
 

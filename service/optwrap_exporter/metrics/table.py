@@ -218,6 +218,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         note="As for `optwrap_process_health`. With `--scope job` an exporter that knows only a part of the processes "
         "reports `degraded`.",
     ),
+    Metric(
+        "optwrap_incidents_open",
+        "gauge",
+        "Incidents of the run that are open: nobody has acknowledged them, and they are not over.",
+        ("run", "kind"),
+        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, `skipped`.",
+    ),
     Metric("optwrap_processes_expected", "gauge", "Number of processes of the job, as the job reports it.", ("run",)),
     Metric(
         "optwrap_processes_reporting",
@@ -303,8 +310,9 @@ def document() -> str:
         "",
         "The gauges of a finished process disappear after 15 minutes, its counters after one hour. A process that is",
         "failed, stopped or stale keeps its series, so that its alert holds, until it reports again, its incident is",
-        "acknowledged, or its run is deleted. If the run goes on without it in a new launch, or its incident is",
-        "acknowledged, its series go as those of a finished one.",
+        "acknowledged, or its run is deleted. Once its incident is acknowledged its gauges go at once, and its counters",
+        "an hour after its last report. If the run goes on without it in a new launch, its series go as those of a",
+        "finished one.",
         "",
         "In data-parallel training every process reports the same global counts. The counters `optwrap_run_*` have",
         "them once for a run: in each attempt, those of the process with the most. If several exporters have processes",

@@ -3,7 +3,7 @@
  * columns of `steps` and `times` grow in place (see steps.js). Both have the same records, each along one axis.
  */
 
-import { integer, plural, seconds } from "./format.js";
+import { plural, seconds } from "./format.js";
 import { compareRuns } from "./runs.js";
 import { AXES, Steps, STEPS_HELD } from "./steps.js";
 import { alongAxis, viewOf } from "./view.js";
@@ -47,7 +47,7 @@ export const LOGGED = Object.keys(EVENTS).filter((kind) => !OF_STEPS.includes(ki
  * @property {any} olderEvents The cursor of the events before the oldest one held; null if there are none.
  * @property {Map<number, any[]>} offenders By step its non-finite parameters, or those with the largest shares of its norm.
  * @property {any[]} parameters The parameters that were ever non-finite.
- * @property {any[]} thinned Where the exporter's last answer left out bad steps: parts of the range, with their numbers.
+ * @property {import("./buckets.js").Held | null} buckets Many steps in buckets; null before they are asked for.
  */
 
 /** @returns {State} */
@@ -71,8 +71,8 @@ const noRecords = () => ({ steps: new Steps(), times: new Steps(STEPS_HELD, AXES
 
 /** The part of the state that belongs to one run, empty. */
 function ofNoRun(/** @type {number | null} */ process = null) {
-  const lists = { incidents: [], olderIncidents: null, events: [], olderEvents: null, parameters: [], thinned: [] };
-  const held = { ...noRecords(), version: 0, offenders: new Map(), ...lists };
+  const lists = { incidents: [], olderIncidents: null, events: [], olderEvents: null, parameters: [] };
+  const held = { ...noRecords(), version: 0, buckets: null, offenders: new Map(), ...lists };
   return { detail: null, process, wantedProcess: process, ...held };
 }
 
@@ -89,7 +89,7 @@ const CHANGES = {
   run: (state, { data }) => (data.run === state.selected ? streamed(state, data) : state),
   parameters: (state, { run, parameters }) => (run === state.selected ? { ...state, parameters } : state),
   report: (state, { data }) => (data.run === state.selected ? reported(state, data) : state),
-  steps: (state, { run, columns, thinned }) => (run === state.selected ? withSteps(state, columns, thinned) : state),
+  steps: (state, { run, columns, buckets }) => (run === state.selected ? withSteps(state, columns, buckets) : state),
   "older events": (state, action) => (action.run === state.selected ? withOlderEvents(state, action) : state),
   "every event": (state, { every }) => ({ ...state, everyEvent: every, events: [], olderEvents: null }),
   "older incidents": (state, action) => (action.run === state.selected ? withOlderIncidents(state, action) : state),
@@ -124,7 +124,7 @@ function withStoreTrouble(state, { trouble }) {
 
 function withSelection(state, { run }) {
   if (run === state.selected) return state;
-  const view = { ...state.view, range: null, step: null, at: null };
+  const view = { ...state.view, range: null, step: null, at: null, compare: null };
   return { ...state, ...ofNoRun(), selected: run, missing: false, notices: [], view };
 }
 
@@ -133,9 +133,9 @@ function withoutProcess(state) {
   return { ...state, wantedProcess: null, notices: [...state.notices, notice] };
 }
 
-function withSteps(state, columns, thinned = []) {
+function withSteps(state, columns, buckets) {
   addSteps(state, columns);
-  return { ...state, thinned, version: state.version + 1 };
+  return { ...state, buckets: buckets ?? state.buckets, version: state.version + 1 };
 }
 
 function withOlderEvents(state, { items, cursor }) {
@@ -163,7 +163,7 @@ function loaded(state, { run, steps, events, incidents, bad }) {
       olderEvents: events.cursor,
       offenders: withOffenders(new Map(), bad.items.flatMap(offendersOf)),
       parameters: run.parameters,
-      thinned: steps.thinned,
+      buckets: steps.buckets ? { answer: steps.buckets, open: true, steps: run.totals.steps } : null,
     },
     run,
   );
@@ -187,7 +187,7 @@ function addSteps({ steps, times }, columns) {
 
 function withDetail(state, detail) {
   const runs = state.runs?.map((row) => (row.run === detail.run ? rowOf(row, detail) : row)).sort(compareRuns) ?? null;
-  return { ...state, detail, runs, incidents: mergeIncidents(state.incidents, detail.incidents) };
+  return { ...state, detail, runs, incidents: mergeIncidents(state.incidents, detail.incidents ?? []) };
 }
 
 /** The newest row of each process, sorted by process. */
@@ -265,13 +265,8 @@ export function mergeEvents(held, incoming) {
 }
 
 /** What the exporter's answers left out, as sentences: they are limited to 2 MiB. */
-export function leftOut({ thinned, detail, parameters }) {
+export function leftOut({ detail, parameters }) {
   const found = [];
-  if (thinned.length) {
-    const total = thinned.reduce((sum, part) => sum + part.total, 0);
-    const range = `${integer(thinned[0].since)} to ${integer(thinned.at(-1).until)}`;
-    found.push(`Steps ${range}: only the first and last of the ${integer(total)} bad steps of each part are drawn. Zoom in to see all.`);
-  }
   const { processes = 0 } = detail?.left_out ?? {};
   if (processes) found.push(`${plural(processes, "process", "processes")} without problems are not listed, because there are too many.`);
   const named = (detail?.left_out?.parameters ?? 0) + (detail?.parameters?.length ?? 0) - parameters.length;

@@ -1,6 +1,7 @@
 /** Keeps the state up to date: polls the list of runs, and listens to the stream of the selected run. */
 
 import { getAll, getJson, getStoreTrouble, HttpError, openStream, paths } from "./api.js";
+import { BUCKETS, MOST_SINGLE } from "./buckets.js";
 import { seconds } from "./format.js";
 import { LOGGED } from "./model.js";
 import { stepsAround, visibleRange } from "./view.js";
@@ -16,6 +17,8 @@ const CLOSE_HIDDEN_AFTER = 60_000;
  * the exporter may have chosen another one to represent the run.
  */
 const MAX_LAG = 10;
+/** How many good steps of a range are asked for: more than are drawn one by one, as a step may be there twice. */
+const POINTS = 2 * MOST_SINGLE;
 /** Minimum time between two requests of the same kind that messages of the stream cause (s). */
 const REQUEST_INTERVAL = 5;
 
@@ -27,8 +30,14 @@ const isBehind = (report, latest) => (seconds(latest) ?? 0) - (seconds(report) ?
 /** Whether the exporter answered that the run or process does not exist, or that its name is invalid. */
 const isUnknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
 
-/** Whether an answer leaves out steps. */
-const incomplete = ({ sampled, thinned }) => sampled || thinned.length > 0;
+/** Whether an answer leaves out steps, and has no buckets of them. */
+const incomplete = ({ sampled, thinned, buckets }) => buckets === null && (sampled || thinned.length > 0);
+
+/** On the time axis the exporter thins by time, so that slow steps among many fast ones stay visible. */
+const axisOf = ({ axis }) => (axis === "time" ? axis : null);
+
+/** If the whole run is in view, one answer has all that is shown. */
+const wholeOf = (view) => (view.window === "all" && view.range === null ? { axis: axisOf(view), buckets: BUCKETS } : {});
 
 const noRequests = () => ({ representative: 0, parameters: 0, bad: /** @type {number | null} */ (null), timer: 0 });
 
@@ -76,10 +85,10 @@ export function createSession({ getState, dispatch, now }) {
     const mine = /** @type {Message[]} */ ([]);
     queued = mine;
     try {
-      const { wantedProcess: process } = getState();
+      const { wantedProcess: process, view } = getState();
       const [detail, steps, events, bad, incidents] = await Promise.all([
         getJson(paths.run(run)),
-        getJson(paths.steps(run, { process })),
+        getJson(paths.steps(run, { process, ...wholeOf(view) })),
         getJson(paths.events(run, eventsWanted())),
         getJson(paths.events(run, { kind: ["skipped", "accepted_not_finite"] })),
         getJson(paths.incidents(run)),
@@ -88,9 +97,7 @@ export function createSession({ getState, dispatch, now }) {
       dispatch({ type: "loaded", run: detail, steps, events, bad, incidents });
       Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
       // The steps of a long run come thinned, so those in view are loaded once more, in full.
-      const visible = visibleRange(getState());
-      const inView = incomplete(steps) && visible && stepsAround(getState(), visible);
-      if (inView) await range(...inView);
+      if (incomplete(steps)) await loadVisible();
       if (queued !== mine || run !== getState().selected) return;
       connection("live");
     } catch (error) {
@@ -106,6 +113,12 @@ export function createSession({ getState, dispatch, now }) {
         for (const message of mine) dispatch(message);
       }
     }
+  }
+
+  async function loadVisible() {
+    const visible = visibleRange(getState());
+    const inView = visible && stepsAround(getState(), visible);
+    if (inView) await range(...inView);
   }
 
   /** Loads what a message of the stream leaves out: all parameters, and which process represents the run now. */
@@ -204,12 +217,12 @@ export function createSession({ getState, dispatch, now }) {
 
   /** Loads the steps of a range, as many as the exporter returns. */
   async function range(since, until) {
-    const { selected: run, process, view } = getState();
-    // On the time axis the exporter thins by time, so that slow steps among many fast ones stay visible.
-    const axis = view.axis === "time" ? "time" : null;
+    const { selected: run, process, view, steps, detail } = getState();
+    const held = { open: until >= (steps.last ?? 0), steps: detail?.totals.steps ?? 0 };
     try {
-      const { columns, thinned } = await getJson(paths.steps(run, { since, until, process, axis }));
-      dispatch({ type: "steps", run, columns, thinned });
+      const query = { since, until, process, axis: axisOf(view), points: POINTS, buckets: BUCKETS };
+      const { columns, buckets } = await getJson(paths.steps(run, query));
+      dispatch({ type: "steps", run, columns, buckets: { ...held, answer: buckets } });
     } catch {
       // The loaded steps stay in view. A lost connection is shown elsewhere.
     }

@@ -132,6 +132,7 @@ export const SHAPES = {
   bang: { d: "M0.6 0.6 H9.4 V9.4 H0.6 Z M4.2 2 V5.7 H5.8 V2 Z M4.2 6.6 V8.1 H5.8 V6.6 Z" },
   bar: { d: "M3 0.5 H7 V9.5 H3 Z" },
   low: { d: "M3 5 H7 V9.5 H3 Z" },
+  block: { d: "M0 2.5 H10 V7.5 H0 Z" },
   line: { d: "M0.5 7 L3.5 3 L6.5 6 L9.5 2.5", stroke: true },
   dash: { d: "M0 5 H4 M6 5 H10", stroke: true },
   // Health tiers.

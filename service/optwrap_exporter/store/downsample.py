@@ -9,7 +9,7 @@ too many, it keeps the first and the last of each outcome in each bucket, and co
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from optwrap_exporter.store import rollups
@@ -94,6 +94,19 @@ def _in_a_row(numbers: list[int]) -> Iterator[tuple[int, int]]:
         if i + 1 == len(numbers) or numbers[i + 1] != number + 1:
             yield numbers[start], number
             start = i + 1
+
+
+def fewer(joined: dict[int, Block], most: int) -> Iterable[Block]:
+    """At most so many buckets: neighbours are joined if there are more."""
+    if most < 1:
+        return ()
+    if len(joined) <= most:
+        return joined.values()
+    together = -(-len(joined) // most)
+    found: dict[int, Block] = {}
+    for i, number in enumerate(sorted(joined)):
+        found.setdefault(i // together, Block()).merge(joined[number])
+    return found.values()
 
 
 def as_answer(span: Span, cut: Cut, joined: dict[int, Block]) -> StepBuckets:

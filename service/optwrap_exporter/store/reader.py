@@ -51,12 +51,14 @@ def steps(
     in_buckets = None
     if key is not None:
         span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
-        blocks = rollups.read(db, *span) if span.first <= span.last else {}
+        blocks = rollups.read(db, *span, norms=buckets is not None) if span.first <= span.last else {}
         good = sum(block.good for block in blocks.values())
         bad = sum(block.bad for block in blocks.values())
+        joined: dict[int, rollups.Block] | None = None
         if buckets is not None:
             cut = downsample.cut_of(span, blocks, buckets, axis)
-            in_buckets = downsample.as_answer(span, cut, downsample.bucketed(db, span, blocks, cut))
+            joined = downsample.bucketed(db, span, blocks, cut)
+            in_buckets = downsample.as_answer(span, cut, joined)
         select = f"SELECT {step_columns.SELECTED} FROM step"
         if good <= points and bad <= most_bad:
             found = db.execute(f"{select} WHERE {IN_SPAN}", span).fetchall()
@@ -72,7 +74,12 @@ def steps(
             if good <= points:
                 found += db.execute(f"{select} WHERE {IN_SPAN} AND bad = 0", span).fetchall()
             else:
-                found += _sampled(db, span, blocks, points // 2, axis)
+                # With the first and the last step, if there is room for them.
+                ends = 2 if points >= 4 else 0
+                count = (points - ends) // 2
+                if joined is None and count:
+                    joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, count, axis))
+                found += _extremes(db, span, downsample.fewer(joined or {}, count), ends=bool(ends))
         found.sort(key=lambda row: row[:2])
         values = _these(span, {row[0] for row in found})
         ((recorded,),) = db.execute(f"SELECT count(*) FROM replica WHERE {_THESE}", values)
@@ -122,15 +129,18 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
     return span._replace(first=rows[0][0], last=rows[1][0]) if rows[0] else span._replace(first=1, last=0)
 
 
-def _sampled(
-    db: sqlite3.Connection, span: Span, blocks: dict[int, rollups.Block], buckets: int, axis: Axis
+def _extremes(
+    db: sqlite3.Connection, span: Span, blocks: Iterable[rollups.Block], *, ends: bool
 ) -> list[step_columns.Row]:
-    """Good steps, downsampled: those with the smallest and the largest norm of each bucket."""
-    if buckets < 1:
-        return []
-    cut = downsample.cut_of(span, blocks, buckets, axis)
-    joined = downsample.bucketed(db, span, blocks, cut).values()
-    chosen = {extreme[1:] for block in joined for extreme in (block.low, block.high) if extreme is not None}
+    """The good steps with the smallest and the largest norm of each block, and those at the ends of the span."""
+    chosen = {extreme[1:] for block in blocks for extreme in (block.low, block.high) if extreme is not None}
+    for step in (span.first, span.last) if ends else ():
+        chosen |= set(
+            db.execute(
+                f"SELECT step, incarnation_id FROM step WHERE {IN_SPAN} AND bad = 0 ORDER BY time DESC LIMIT 1",
+                span._replace(first=step, last=step),
+            )
+        )
     return db.execute(
         f"""
         SELECT {step_columns.SELECTED} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?

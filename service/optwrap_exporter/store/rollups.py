@@ -6,6 +6,7 @@ as infinite, and so does the norm of a step with a non-finite scalar, so that th
 
 import dataclasses
 import math
+import operator
 import sqlite3
 from array import array
 from bisect import bisect_left
@@ -80,8 +81,8 @@ class Block:
 
     def merge(self, other: "Block") -> None:
         """Add another block."""
-        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
-        self.norms.extend(other.norms)
+        self.counts = list(map(operator.add, self.counts, other.counts))
+        self.norms += other.norms
         self.first_time = min(self.first_time, other.first_time)
         self.last_time = max(self.last_time, other.last_time)
         if other.low is not None and (self.low is None or other.low[0] < self.low[0]):
@@ -201,14 +202,20 @@ def rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: in
     )
 
 
-def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> dict[int, Block]:
-    """The blocks of the steps from `first` to `last`. Blocks at the ends include only steps in that range."""
+_EXTREMES: Final = "low, low_step, low_incarnation, high, high_step, high_incarnation"
+
+
+def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int, *, norms: bool) -> dict[int, Block]:
+    """The blocks of the steps from `first` to `last`. Blocks at the ends include only steps in that range.
+
+    With `norms` they have all norms, of which a long run has many.
+    """
     inner_first, inner_last = -(-first // SIZE), (last + 1) // SIZE - 1
     found = {}
     if inner_first <= inner_last:
+        names = f"{', '.join(STEP_KINDS)}, {_EXTREMES}, first_time, last_time, {'norms' if norms else 'NULL'}"
         for number, *columns in db.execute(
-            f"SELECT block, {', '.join(STEP_KINDS)}, low, low_step, low_incarnation, high, high_step, high_incarnation,"
-            " first_time, last_time, norms FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?",
+            f"SELECT block, {names} FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?",
             (run_id, process, inner_first, inner_last),
         ):
             found[number] = _stored(columns)
@@ -225,9 +232,11 @@ def _stored(columns: list[int | float | bytes | None]) -> Block:
     kinds = len(STEP_KINDS)
     counts, low, high = columns[:kinds], columns[kinds : kinds + 3], columns[kinds + 3 : kinds + 6]
     first_time, last_time, norms = columns[kinds + 6 :]
-    block = Block(cast(list[int], counts))
-    if block.good:
-        block.low, block.high = cast(Extreme, tuple(low)), cast(Extreme, tuple(high))
-    block.first_time, block.last_time = cast(float, first_time), cast(float, last_time)
-    block.norms.frombytes(cast(bytes, norms))
-    return block
+    return Block(
+        cast(list[int], counts),
+        None if low[0] is None else cast(Extreme, tuple(low)),
+        None if high[0] is None else cast(Extreme, tuple(high)),
+        array("d", cast(bytes, norms or b"")),
+        cast(float, first_time),
+        cast(float, last_time),
+    )

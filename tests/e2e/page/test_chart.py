@@ -96,12 +96,12 @@ def test_address_holds_the_view_and_keys_move_it(open_desk: OpenDesk, reporter: 
     page = desk.open(training.run, **{"from": "10", "to": "40"})
     expect(page.get_by_role("heading", name=training.run)).to_be_visible()
     expect(desk.chart()).to_have_attribute("data-marked", "21")
-    expect(page.get_by_role("button", name="Follow")).to_be_visible()
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_be_visible()
 
     page.get_by_label("Gradient norm over steps").focus()
     page.keyboard.press("Escape")
     expect(desk.chart()).to_have_attribute("data-marked", "21 322")
-    expect(page.get_by_role("button", name="Follow")).to_be_hidden()
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_be_hidden()
     page.keyboard.press("ArrowLeft")
     expect(page.locator(".readout")).to_contain_text("Step 322")
     expect(page.locator(".readout")).to_contain_text("v (1 value)")
@@ -132,7 +132,7 @@ def test_dragging_zooms_and_stops_following(open_desk: OpenDesk, reporter: MakeR
     training.bad(w=1)
     expect(page.locator(".tile.steps .value")).to_have_text("201")
     expect(desk.chart()).to_have_attribute("data-marks", "0")
-    page.get_by_role("button", name="Follow").click()
+    page.get_by_role("button", name="Follow", exact=True).click()
     expect(desk.chart()).to_have_attribute("data-marked", "100 201")
 
 

@@ -173,5 +173,5 @@ def test_range_beyond_the_run_is_reported(open_desk: OpenDesk, reporter: MakeRep
     expect(page.locator("#norm .readout")).to_have_text(
         "No steps from 5,000 to 6,000. The recorded steps go from 1 to 20."
     )
-    page.get_by_role("button", name="Follow").click()
+    page.get_by_role("button", name="Follow", exact=True).click()
     expect(page.locator("#norm .readout")).to_contain_text("Last step 20")

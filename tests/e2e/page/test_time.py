@@ -118,7 +118,7 @@ def test_address_holds_the_time_axis_and_its_range(open_desk: OpenDesk, training
     expect(readout).to_contain_text("Step 30")
     page.get_by_role("button", name="by step").click()
     expect(readout).to_contain_text("Step 30")
-    expect(page.get_by_role("button", name="Follow")).to_be_visible()
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_be_visible()
 
 
 def test_repeated_step_is_shown_twice(open_desk: OpenDesk, training: Reporter) -> None:
