@@ -29,7 +29,7 @@ export function createHeatmap({ onTime, onLoaded }) {
   const canvas = el("canvas", { "aria-hidden": "true" });
   const labels = el("ol", { class: "heat-labels", "aria-hidden": "true" });
   const plot = el("div", { class: "heat-plot", tabindex: 0, role: "group", "aria-describedby": "heat-cell" }, canvas);
-  const cell = el("output", { class: "readout", id: "heat-cell", "aria-live": "polite" });
+  const cell = el("output", { class: "heat-cell", id: "heat-cell", "aria-live": "polite" });
   const [from, to] = [el("span"), el("span")];
   const note = el("p", { class: "constants" });
   const orders = [["name", "by name"], ["first", "by first step"]].map(([value, text]) => {

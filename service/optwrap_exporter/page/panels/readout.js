@@ -18,8 +18,9 @@ export function createReadout() {
     const { view } = state;
     const records = shownRecords(state);
     if (records.length === 0) return setText(node, "No steps yet.");
-    if (hovered !== null && buckets && hovered < buckets.x.length) return showBucket(state, buckets, hovered);
-    const index = hovered ?? indexOfSelected(state, records);
+    const single = hovered !== null && buckets ? onlyRecord(buckets, hovered, records) : hovered;
+    if (hovered !== null && buckets && single === null) return showBucket(state, buckets, hovered);
+    const index = single ?? indexOfSelected(state, records);
     if (index >= records.length) return;
     if (hovered === null && isEmpty(view, records)) return setText(node, noSteps(view, records));
     const record = records.at(index);
@@ -31,12 +32,20 @@ export function createReadout() {
   }
 
   function showBucket(state, buckets, i) {
+    if (i >= buckets.x.length) return;
     setText(node, bucketInWords(buckets, i, state));
     setAttribute(node, "aria-live", "off");
     setAttribute(node, "class", Object.keys(buckets.kinds).some((kind) => isBad(kind) && buckets.kinds[kind][i]) ? "readout bad" : "readout");
   }
 
   return { node, update };
+}
+
+/** The index of the record of a bucket that has one step; null if it has more, or if the record is not held. */
+function onlyRecord({ count, from, to }, i, records) {
+  if (count[i] !== 1) return null;
+  const [first, end] = records.within(from[i], to[i]);
+  return end - first === 1 ? first : null;
 }
 
 function indexOfSelected({ view }, records) {
