@@ -269,6 +269,6 @@ def test_a_run_that_nobody_sees_alerts_once_and_what_was_open_stays_open(site: S
 
 
 def test_every_runbook_that_the_api_names_exists() -> None:
-    from optwrap_exporter.ledger.incidents.summary import _RUNBOOKS
+    from optwrap_exporter.ledger.incidents import summary
 
-    assert {f"## {name}" for name in _RUNBOOKS.values()} <= set(RUNBOOKS.read_text("utf-8").splitlines())
+    assert {f"## {name}" for name in summary.RUNBOOKS.values()} <= set(RUNBOOKS.read_text("utf-8").splitlines())

@@ -87,8 +87,9 @@ def _order(run: RunState, sort: RunSort, of: Health | None) -> int:
     match sort:
         case "health":
             assert of is not None
+            rank = len(HEALTHS) if health.acknowledged(run, of) else HEALTHS.index(of)
             # Within a health the latest report first. Microseconds leave room for every health.
-            return HEALTHS.index(of) * 10**16 - _micros(max(one.last_report for one in run.processes.values()))
+            return rank * 10**16 - _micros(max(one.last_report for one in run.processes.values()))
         case "last_report":
             return -_micros(max(one.last_report for one in run.processes.values()))
         case "first_report":

@@ -15,18 +15,10 @@ from optwrap_exporter.ledger.health import HealthSince, Judged, latched_by
 from optwrap_exporter.ledger.incidents import summary as incidents
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.wire.vocabulary import Health, Scope
+from optwrap_exporter.wire.vocabulary import INCIDENT_OF, Health, Scope
 
 RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(
-    {
-        "diverged": "OptwrapDiverged",
-        "gave_up": "OptwrapGaveUp",
-        "stale": "OptwrapProcessStale",
-        "stalled": "OptwrapStalled",
-        "starved": "OptwrapStarved",
-        "skipping": "OptwrapNotFiniteStreak",
-        "degraded": "OptwrapProcessMissing",
-    }
+    {health: incidents.RUNBOOKS[kind] for health, kind in INCIDENT_OF.items()} | {"degraded": "OptwrapProcessMissing"}
 )
 """By health, its heading in deploy/runbooks.md."""
 _WELL: Final[frozenset[Health]] = frozenset({"ok", "finished", "starting"})

@@ -18,9 +18,9 @@ export function createReadout() {
     const { view } = state;
     const records = shownRecords(state);
     if (records.length === 0) return setText(node, "No steps yet.");
-    const single = hovered !== null && buckets ? onlyRecord(buckets, hovered, records) : hovered;
-    if (hovered !== null && buckets && single === null) return showBucket(state, buckets, hovered);
-    const index = single ?? indexOfSelected(state, records);
+    const under = recordUnder(hovered, buckets, records);
+    if (hovered !== null && under === null) return showBucket(state, buckets, hovered);
+    const index = under ?? indexOfSelected(state, records);
     if (index >= records.length) return;
     if (hovered === null && isEmpty(view, records)) return setText(node, noSteps(view, records));
     const record = records.at(index);
@@ -41,10 +41,11 @@ export function createReadout() {
   return { node, update };
 }
 
-/** The index of the record of a bucket that has one step; null if it has more, or if the record is not held. */
-function onlyRecord({ count, from, to }, i, records) {
-  if (count[i] !== 1) return null;
-  const [first, end] = records.within(from[i], to[i]);
+/** The index of the record under the crosshair; null if there is none, or a bucket of more than one step. */
+function recordUnder(i, buckets, records) {
+  if (i === null || !buckets) return i;
+  if (buckets.count[i] !== 1) return null;
+  const [first, end] = records.within(buckets.from[i], buckets.to[i]);
   return end - first === 1 ? first : null;
 }
 
