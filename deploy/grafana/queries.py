@@ -57,17 +57,8 @@ def process_health(of: str = ONE) -> str:
 
 
 def run_health(of: str = ONE) -> str:
-    """The health of each run, as its number in `HEALTH`: that of its worst process, or degraded.
-
-    An exporter that knows only some of the processes reports degraded. The run is degraded only if all exporters
-    together miss a process.
-    """
-    missing = (
-        f"(sum by (run) (optwrap_processes_reporting{{{of}}})"
-        f" < bool max by (run) (optwrap_processes_expected{{{of}}})) "
-        f'+ {CODE["ok"]} and on (run) optwrap_run_health{{{of}, health="degraded"}} == 1'
-    )
-    return f'max by (run) ((optwrap_run_health{{{of}, health!="degraded"}} == 1) * {_RANK} or {missing})'
+    """The health of each run, as its number in `HEALTH`: the worst that one of its exporters reports."""
+    return f"max by (run) ((optwrap_run_health{{{of}}} == 1) * {_RANK})"
 
 
 def largest(metric: str, of: str = ONE, by: str = "run") -> str:

@@ -115,6 +115,7 @@ def now() -> Row:
             "locale",
             Query(f"sum by (run) (optwrap_processes_reporting{{{ONE}}})", "reporting"),
             Query(largest("optwrap_processes_expected"), "of the job"),
+            Query(largest("optwrap_processes_missing"), "missing"),
             span=6,
         ),
     )

@@ -105,7 +105,7 @@ def train(job: Job) -> None:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """Two processes of a run that report the same global counts, scraped by Prometheus."""
-    exporter = RunningExporter(tmp_path_factory.mktemp("exporter") / "data")
+    exporter = RunningExporter(tmp_path_factory.mktemp("exporter") / "data", "--scope", "job")
     try:
         with (
             prometheus_module.running(tmp_path_factory.mktemp("prometheus"), [exporter.url]) as prometheus,

@@ -127,10 +127,10 @@ MUTATIONS = {
         r"\1for: 1m",
         "reports that are refused for ten minutes warn, by reason and over all exporters",
     ),
-    "exporters of one host miss nothing": (
+    "OptwrapProcessMissing waits for slow hosts of one exporter": (
         "alerts.yml",
-        r"and on \(cluster, namespace, run, instance\)\n +optwrap_run_health\{health=\"degraded\"\} == 1\n",
-        "\n",
+        r"(optwrap_processes_missing\) > 0\n +)for: 10m",
+        r"\1for: 5m",
         "missing processes alert after ten minutes, where one exporter knows the job",
     ),
     "OptwrapExporterDown waits for a restart": (

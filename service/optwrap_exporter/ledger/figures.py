@@ -7,12 +7,13 @@ from typing import Final
 from optwrap_exporter.ledger import attempts, health
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.lost import Lost
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import DroppedTotals
 from optwrap_exporter.wire.requests import Gauges, Source
-from optwrap_exporter.wire.vocabulary import Health, IncidentKind, Scope
+from optwrap_exporter.wire.vocabulary import Health, Scope
 
 OTHER: Final = "other"
 """The metric label that sums up all parameters without a label of their own. Replicas use it too."""
@@ -80,8 +81,10 @@ class RunView:
     """Of all processes together."""
     attempts: int
     """Number of launches so far."""
-    incidents: Mapping[IncidentKind, int]
-    """Number of open incidents by kind; kinds without any are left out."""
+    missing: int | None
+    """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
+    incidents: tuple[IncidentRecord, ...]
+    """The live ones, by id."""
     acknowledged: bool
     """Whether somebody has acknowledged every incident of its health."""
 
@@ -98,17 +101,19 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
     """What a scrape needs of one run."""
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope).health
+    expected = health.process_count(one.process for one in members)
     return RunView(
         run=run.run,
         health=current,
-        expected=health.process_count(one.process for one in members),
+        expected=expected,
         reporting=sum(one.health.health not in {"failed", "stopped", "stale"} for one in members),
         last_report=max(one.process.last_report for one in members),
         totals=run.total,
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
         attempts=attempts.total(run),
-        incidents=run.incidents_open,
+        missing=max(0, expected - len(members)) if scope == "job" else None,
+        incidents=run.incidents,
         acknowledged=health.acknowledged(run, current),
     )
 

@@ -5,8 +5,9 @@ from typing import Final, Protocol
 
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
+from optwrap_exporter.metrics.incidents import of_incidents
 from optwrap_exporter.metrics.table import DROPPED, UNKNOWN
-from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_KINDS, SKIP_REASONS
+from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
 """Seconds after its last report until the gauges of a process that is over disappear."""
@@ -62,10 +63,11 @@ def of_run(view: RunView, now: float, add: Add) -> None:
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)
-    for kind in INCIDENT_KINDS:
-        add("optwrap_incidents_open", view.incidents.get(kind, 0), kind)
     add("optwrap_processes_expected", view.expected)
     add("optwrap_processes_reporting", view.reporting)
+    if view.missing is not None:
+        add("optwrap_processes_missing", view.missing)
+    of_incidents(view.incidents, add)
 
 
 def _run_counters(view: RunView, add: Add) -> None:

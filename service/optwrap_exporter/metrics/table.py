@@ -7,6 +7,8 @@ import sys
 from types import MappingProxyType
 from typing import Final
 
+from optwrap_exporter.metrics.exporter import EXPORTER
+from optwrap_exporter.metrics.incidents import INCIDENTS
 from optwrap_exporter.metrics.metric import Kind, Metric
 
 PROCESS: Final = ("run", "process")
@@ -176,8 +178,8 @@ METRICS: Final[tuple[Metric, ...]] = (
         "gauge",
         "1 for the current health of the process. The other healths have no series.",
         "health",
-        note="`conflict`, `gave_up`, `failed`, `stopped`, `finished`, `stale`, `stalled`, `starved`, `skipping`, "
-        "`starting`, `degraded`, `ok`. Of several that hold, the first one is shown.",
+        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, "
+        "`skipping`, `starting`, `degraded`, `finished`, `ok`. Of several that hold, the first one is shown.",
     ),
     _run("optwrap_run_steps_total", "Steps of the run, whatever their outcome."),
     _run("optwrap_run_gradient_steps_total", "Steps of the run in which the inner optimizer ran."),
@@ -216,13 +218,6 @@ METRICS: Final[tuple[Metric, ...]] = (
         note="As for `optwrap_process_health`. With `--scope job` an exporter that knows only a part of the processes "
         "reports `degraded`.",
     ),
-    Metric(
-        "optwrap_incidents_open",
-        "gauge",
-        "Incidents of the run that are open: nobody has acknowledged them, and they are not over.",
-        ("run", "kind"),
-        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, `skipped`.",
-    ),
     Metric("optwrap_processes_expected", "gauge", "Number of processes of the job, as the job reports it.", ("run",)),
     Metric(
         "optwrap_processes_reporting",
@@ -231,65 +226,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         ("run",),
     ),
     Metric(
-        "optwrap_exporter_build_info",
-        "info",
-        "Versions of the exporter and of Python. Always 1.",
-        ("version", "python"),
-    ),
-    Metric(
-        "optwrap_exporter_reports_total",
-        "counter",
-        "Reports received, by outcome.",
-        ("outcome",),
-        note="`accepted`, `duplicate` (stored before), `invalid` (422), `unauthorized` (401), "
-        "`conflict` (409), `timed_out` (408), `too_large` (413), `unsupported_media_type` (415), `busy` (429), "
-        "`unavailable` (503, 500).",
-    ),
-    Metric("optwrap_exporter_store_bytes", "gauge", "Bytes in use in the store.", unit="bytes"),
-    Metric(
-        "optwrap_exporter_store_limit_bytes",
+        "optwrap_processes_missing",
         "gauge",
-        "Bytes above which the oldest step records are deleted (--retention-bytes).",
-        unit="bytes",
+        "Number of processes of the job that have not been heard. Only with `--scope job`.",
+        ("run",),
     ),
-    Metric(
-        "optwrap_exporter_store_healthy",
-        "gauge",
-        "1 while reports are stored, 0 while the store is full, damaged, gone, or fails.",
-    ),
-    Metric(
-        "optwrap_exporter_store_condition",
-        "gauge",
-        "1 for the current condition of the store, 0 for all others.",
-        ("condition",),
-        note="`ok`, `full`, `read_only`, `corrupt`, `io_error`, `gone` (deleted, renamed or replaced).",
-    ),
-    Metric(
-        "optwrap_exporter_scrape_duration_seconds",
-        "histogram",
-        "Duration of the scrapes before this one.",
-        unit="seconds",
-    ),
-    Metric("optwrap_exporter_runs", "gauge", "Number of runs in the exporter."),
-    Metric(
-        "optwrap_exporter_hidden_runs",
-        "gauge",
-        "Runs without series of their own, because there are more than 1,000. Those that report are shown first.",
-    ),
-    Metric(
-        "optwrap_exporter_capacity_used_ratio",
-        "gauge",
-        "Reports that arrive, as a part of those that one core could take; above 1 some are refused.",
-        unit="ratio",
-        note="The exporter asks processes for so many reports that this stays near 0.5.",
-    ),
-    Metric(
-        "optwrap_exporter_health_rank",
-        "gauge",
-        "How bad each health is, from 0. Panels multiply with it, so that a health becomes a number.",
-        ("health",),
-        note="`finished` is 0, `ok` is 1, and `conflict` is the largest.",
-    ),
+    *INCIDENTS,
+    *EXPORTER,
 )
 
 BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})
