@@ -163,7 +163,7 @@ function loaded(state, { run, steps, events, incidents, bad }) {
       olderEvents: events.cursor,
       offenders: withOffenders(new Map(), bad.items.flatMap(offendersOf)),
       parameters: run.parameters,
-      buckets: steps.buckets ? { answer: steps.buckets, open: true, steps: run.totals.steps } : null,
+      buckets: steps.buckets ? { answer: steps.buckets, since: 0, open: true, steps: run.totals.steps } : null,
     },
     run,
   );
