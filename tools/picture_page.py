@@ -170,13 +170,15 @@ def stopped(site: Site) -> None:
 
 def stale(site: Site) -> None:
     """A pod of 16 whose process 12 is silent."""
-    pod = [Training(site, "llama-16", process=n, process_count=16, incarnation=f"e{n}") for n in range(16)]
+    pod = [
+        Training(site, "llama-16", process=n, process_count=16, incarnation=f"e{n}", interval=40.0) for n in range(16)
+    ]
     for training in pod:
         training.good(3, seconds=0.1)
-    for _ in range(30):
-        site.clock.advance(10)
+    for _ in range(8):
+        site.clock.advance(30)
         for training in pod[:12] + pod[13:]:
-            training.good(2, seconds=0)
+            training.good(8, seconds=0)
         site.tick()
 
 
