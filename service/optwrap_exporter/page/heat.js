@@ -42,7 +42,8 @@ export function timesInView(state) {
 
 /** The query that asks for the heatmap of a time; null if no parameter matches the filter. */
 export function queryOf({ process, parameters }, [since, until], filter) {
-  const width = Math.max((until - since) / (COLUMNS - 1), 1e-3);
+  // Whole milliseconds, rounded up: the exporter refuses more buckets than fit.
+  const width = Math.max(Math.ceil(((until - since) / (COLUMNS - 1)) * 1e3) / 1e3, 1e-3);
   const query = { by: "parameter", process, since, until: until + 1e-3, bucket: width.toFixed(3), limit: ROWS };
   if (filter === "") return query;
   const named = [];

@@ -49,7 +49,7 @@ const PHRASES = {
   ],
   rebased: ({ limit }) => [limit ? `new norm limit ${valueInWords(limit)}` : null],
   started: ({ host, process_count: count }) => [`on ${visible(host)}`, count > 1 ? `${integer(count)} processes` : null],
-  resumed: ({ from, to }) => [from === null ? `at step ${integer(to)}` : `at step ${integer(to)}, after step ${integer(from)}`],
+  resumed: ({ from, to }) => [to === null || from === null ? null : `after step ${integer(from)}`],
   stale: ({ last_report: last }) => [last === undefined ? null : `last report ${clock(seconds(last))}`],
   stalled: ({ last_step: last }) => [last === undefined ? "no step yet" : `last step ${clock(seconds(last))}`],
   starved: ({ steps }) => [steps === undefined ? null : `${plural(steps, "step")} without a gradient step`],
@@ -88,7 +88,7 @@ export function createEvent(event, { onStep }) {
   const title = el("span", { class: "what" }, el("b", { text: word }));
   if (step !== null) {
     title.append(
-      " ",
+      event.kind === "resumed" ? " at " : " ",
       el("button", {
         type: "button",
         class: "jump",

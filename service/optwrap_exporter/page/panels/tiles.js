@@ -128,6 +128,9 @@ function createSteps(root) {
   };
 }
 
+/** "7 min" of 7 min 46 s. */
+const roughly = (time) => duration(time).split(" ").slice(0, 2).join(" ");
+
 function createLost(root) {
   const { value, unit, body } = tile(root, "lost", FIGURES.lost_steps.word, `${FIGURES.lost_steps.meaning}, over all attempts`);
   const list = el("ul", { class: "reasons" });
@@ -144,7 +147,7 @@ function createLost(root) {
       (item, key) => {
         const count = steps[key] ?? 0;
         setText(item.firstChild, compact(count));
-        setText(item.lastChild, `${LOST_REASONS[key].word}${count ? `, ${duration(time[key] ?? 0)}` : ""}`);
+        setText(item.lastChild, `${LOST_REASONS[key].word}${count ? `, ${roughly(time[key] ?? 0)}` : ""}`);
         item.classList.toggle("none", count === 0);
       },
     );
