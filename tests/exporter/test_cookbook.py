@@ -1,6 +1,7 @@
 """Every snippet of docs/guides/cookbook.md works with a real exporter."""
 
 import contextlib
+import html
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from optwrap_exporter.http.api_page import curl_line
 
 from tests.conftest import RunningExporter
 from tests.exporter.running import Job
@@ -73,6 +75,25 @@ def test_every_command_works(filled: RunningExporter) -> None:
             answer = json.loads(done.stdout)
             empty = "health=" in command or "kind=failed" in command
             assert answer.get("items", answer.get("lines")) or empty, (command, answer)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_every_curl_line_of_the_api_page_works(filled: RunningExporter) -> None:
+    document = httpx.get(f"{filled.url}/openapi.json", trust_env=False).json()
+    lines = [
+        curl_line("GET", path, operations["get"], filled.url)
+        for path, operations in document["paths"].items()
+        if "get" in operations and path != "/v1/stream"
+    ]
+    assert any("?by=outcome&bucket=1h&since=-86400" in line for line in lines)
+    for line in lines:
+        command = line.replace("curl ", "curl --silent --show-error --fail-with-body --noproxy '*' ", 1)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    page = httpx.get(f"{filled.url}/docs", trust_env=False).text
+    for method, path in (("POST", "/v1/reports"), ("DELETE", "/v1/runs/{run}")):
+        operation = document["paths"][path][method.lower()]
+        assert html.escape(curl_line(method, path, operation, filled.url)) in page
 
 
 def test_every_python_snippet_works(filled: RunningExporter) -> None:

@@ -1,5 +1,7 @@
 """The OpenAPI document as a page for people: every route with its parameters, answers and a curl line."""
 
+import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -81,7 +83,8 @@ def curl_line(method: str, path: str, operation: Operation, address: str) -> str
         if parameter["in"] == "path":
             path = path.replace("{" + parameter["name"] + "}", quote(str(example or "NAME")))
         elif parameter["in"] == "query" and example is not None:
-            query.append((parameter["name"], str(example)))
+            values = example if isinstance(example, list) else [example]
+            query += [(parameter["name"], str(value)) for value in values]
     words = ["curl"]
     if method not in {"GET", "POST"}:
         words += ["-X", method]
@@ -119,7 +122,8 @@ def _operation(method: str, path: str, operation: Operation, address: str) -> It
             _kind(content.get("schema", {})) if kind == "application/json" else escape(kind)
             for kind, content in answer.get("content", {}).items()
         ]
-        answers.append((status, " or ".join(kinds), answer.get("description", "")))
+        when = answer.get("description", "").replace("Successful Response", "")
+        answers.append((status, " or ".join(kinds), when))
     yield from _table(("status", "body", "when"), answers)
 
 
@@ -127,9 +131,9 @@ def _meaning(parameter: Mapping[str, Any]) -> str:
     """The description, the default and an example of a parameter."""
     schema, parts = parameter["schema"], [parameter.get("description", "")]
     if schema.get("default") not in (None, "", []):
-        parts.append(f"Default: {schema['default']}.")
+        parts.append(f"Default: {json.dumps(schema['default']).strip(chr(34))}.")
     if (example := _example(schema)) is not None:
-        parts.append(f"Example: {example}")
+        parts.append(f"Example: {example[0] if isinstance(example, list) else example}")
     return " ".join(part for part in parts if part)
 
 
@@ -149,7 +153,12 @@ def _models(schemas: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    return [f"<p>{escape(part)}</p>" for part in text.split("\n\n") if part]
+    return [f"<p>{_text(part)}</p>" for part in text.split("\n\n") if part]
+
+
+def _text(text: str) -> str:
+    """Text with `code` in it."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _table(titles: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> list[str]:
@@ -157,7 +166,7 @@ def _table(titles: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> li
     if not rows:
         return []
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    body = "".join(f"<tr><td><code>{escape(a)}</code></td><td>{b}</td><td>{escape(c)}</td></tr>" for a, b, c in rows)
+    body = "".join(f"<tr><td><code>{escape(a)}</code></td><td>{b}</td><td>{_text(c)}</td></tr>" for a, b, c in rows)
     return [f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>']
 
 
