@@ -261,6 +261,38 @@ def test_a_dead_process_keeps_its_series_until_it_reports_again(site: Served, en
     assert site.get("/v1/runs/dead")["health"] == "ok"
 
 
+@pytest.mark.parametrize("end", ["failed", "stopped", "stale"])
+def test_the_series_of_a_dead_process_go_once_its_end_is_acknowledged(site: Served, end: str) -> None:
+    job = Job(run="dead", clock=site.clock)
+    job.step()
+    site.send(job.report("running" if end == "stale" else end))
+    site.clock.advance(60)
+    site.ingest.tick()
+    (incident,) = site.get("/v1/runs/dead")["incidents"]
+    site.clock.advance(COUNTERS_GO_AFTER)
+    assert shown(site, "dead") == (True, True)
+    answer = site.client.post(f"/v1/incidents/{incident['id']}/acknowledge")
+    assert answer.status_code == 200, answer.text
+    assert shown(site, "dead") == (False, False)
+    assert "dead" not in site.scrape()
+    assert site.get("/v1/runs/dead")["acknowledged"]
+
+
+def test_a_silent_process_does_not_report_although_its_health_is_worse_than_stale(site: Served) -> None:
+    job = Job(clock=site.clock)
+    job.step()
+    job.step("accepted_not_finite", "NaN", w=1)
+    site.send(job.report())
+    found = samples(site)
+    assert found["optwrap_run_health", (("health", "gave_up"), ("run", "lm"))] == 1
+    assert found["optwrap_processes_reporting", (("run", "lm"),)] == 1
+    site.clock.advance(60)
+    site.ingest.tick()
+    found = samples(site)
+    assert found["optwrap_run_health", (("health", "gave_up"), ("run", "lm"))] == 1
+    assert found["optwrap_processes_reporting", (("run", "lm"),)] == 0
+
+
 def test_a_dead_process_that_the_next_launch_goes_on_without_keeps_its_series_for_a_while(site: Served) -> None:
     for process in range(2):
         job = Job(run="smaller", process=process, process_count=2, clock=site.clock)

@@ -29,7 +29,8 @@ def kept_steps(state: State) -> int:
 
 def truth(history: History, process: int) -> tuple[int, int]:
     """Steps that were skipped, and steps that were taken again, counted one by one."""
-    skipped, taken, taken_again = 0, set(), 0
+    skipped, taken_again = 0, 0
+    taken: set[int] = set()
     for trainer in history.trainers:
         if trainer.process != process:
             continue
@@ -176,7 +177,7 @@ def test_without_step_records_the_seconds_are_those_between_two_reports() -> Non
     trainer = Trainer(watched.clock)
 
     def told() -> Report:
-        none = {name: [] for name in trainer.columns}
+        none: dict[str, list[float]] = {name: [] for name in trainer.columns}
         return trainer.report(steps=none, offenders=[])
 
     take(watched.ledger, told())
@@ -231,12 +232,12 @@ def test_metrics_and_api_show_what_was_lost_and_a_restart_keeps_it(tmp_path: Pat
 
 def test_a_report_of_good_steps_changes_only_the_steps_taken() -> None:
     """What most reports cost: no median is computed for them."""
-    asked: list[None] = []
+    asked: list[ProcessState] = []
     watched = Watched()
     trainer = Trainer(watched.clock)
     watched.say(trainer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProcessState, "seconds_per_step", property(lambda self: asked.append(None)))
+        patch.setattr(ProcessState, "seconds_per_step", property(asked.append))
         take(watched.ledger, trainer.report())
         trainer.step()
         take(watched.ledger, trainer.report())

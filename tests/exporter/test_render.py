@@ -58,7 +58,7 @@ process_views = st.builds(
         redone_seconds=st.just(0.0),
         starved_seconds=numbers,
     ),
-    left=st.booleans(),
+    over=st.booleans(),
     gauges=st.builds(
         Gauges.model_construct,
         not_finite_streak=st.none() | counts,
@@ -106,6 +106,7 @@ run_views = st.builds(
     health=st.sampled_from(HEALTHS),
     expected=counts,
     reporting=counts,
+    over=st.booleans(),
     last_report=times,
     totals=totals,
     parameters=st.dictionaries(texts, counts, max_size=3),
@@ -113,7 +114,6 @@ run_views = st.builds(
     attempts=counts,
     missing=st.none() | counts,
     incidents=st.lists(incidents, max_size=3).map(tuple),
-    acknowledged=st.booleans(),
 )
 
 
@@ -174,7 +174,7 @@ def test_a_number_is_written_as_prometheus_client_writes_it(value: float, monkey
 
     monkeypatch.setattr(samples, "of_run", one)
     dropped = DroppedTotals(steps=0, bad_steps=0, not_stored=0)
-    runs = [RunView("lm", "ok", 1, 1, NOW, Counts(), {}, dropped, 1, None, (), False)]
+    runs = [RunView("lm", "ok", 1, 1, False, NOW, Counts(), {}, dropped, 1, None, ())]
     rendered = Renderer(of([], runs), own(), clock=lambda: NOW, pause=no_pause).render(TEXT, compress=False)
     assert rendered == TEXT.encode(Reference([], runs, own()))
 

@@ -1,5 +1,6 @@
 """The clocks of the ledger: one for what people read, and one for the age of data. No I/O; the clocks are passed in."""
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -26,7 +27,7 @@ class Clocks:
         self._ahead = clock() - monotonic()
         self._paused_at: float | None = None
         self.listening = clock()
-        """No process turns stale because of its silence before this time."""
+        """No process turns stale because of its silence before this time. Infinite while `now` is paused."""
         self._aged = (clock(), monotonic())
         """The age and the monotonic clock at one moment."""
 
@@ -66,6 +67,7 @@ class Clocks:
         """Stop `now`, because reports cannot be stored: it is not the processes that are silent."""
         if self._paused_at is None:
             self._paused_at = self.now()
+        self.listening = math.inf
 
     def resume(self) -> None:
         """Let `now` go on. Processes that were not stale have time to report first."""

@@ -32,10 +32,9 @@ class ProcessView:
     health: Health
     since: float
     """When that health began."""
-    left: bool
-    """Whether the run goes on without it: it does not determine the run's health (`health.relevant`)."""
-    acknowledged: bool
-    """Whether somebody has acknowledged the incidents of its health."""
+    over: bool
+    """Whether it sends no more reports, and nobody has to look: it finished, its end is acknowledged, or the run goes
+    on without it. If the series of any other process went, its alert would resolve although nothing is."""
     totals: Counts
     """Counted over all attempts; never falls."""
     state: Counts
@@ -72,6 +71,8 @@ class RunView:
     """Number of processes of the job, as the job reports it."""
     reporting: int
     """Number of processes that report or have finished: not failed, stopped or stale."""
+    over: bool
+    """Whether it has finished, or its end is acknowledged."""
     last_report: float
     totals: Counts
     """Counted over all attempts, of the process with the most in each; never falls."""
@@ -85,8 +86,6 @@ class RunView:
     """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
     incidents: tuple[IncidentRecord, ...]
     """The live ones, by id."""
-    acknowledged: bool
-    """Whether somebody has acknowledged every incident of its health."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -101,12 +100,16 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
     """What a scrape needs of one run."""
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope).health
-    expected = health.process_count(one.process for one in members)
+    processes = [one.process for one in members]
+    expected = health.process_count(processes)
     return RunView(
         run=run.run,
         health=current,
         expected=expected,
-        reporting=sum(one.health.health not in {"failed", "stopped", "stale"} for one in members),
+        reporting=sum(
+            process.incarnation.state == "finished" or not _silent(process, now, listening) for process in processes
+        ),
+        over=current == "finished" or (current in _DEAD and health.acknowledged(run, current)),
         last_report=max(one.process.last_report for one in members),
         totals=run.total,
         parameters=_labelled(run, run.total),
@@ -114,13 +117,29 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         attempts=attempts.total(run),
         missing=max(0, expected - len(members)) if scope == "job" else None,
         incidents=run.incidents,
-        acknowledged=health.acknowledged(run, current),
     )
 
 
+_DEAD: Final[frozenset[Health]] = frozenset({"failed", "stopped", "stale"})
+
+
+def _silent(process: ProcessState, now: float, listening: float) -> bool:
+    """Whether a process has ended or is stale. Its health may be worse than that."""
+    return process.conditions.ended is not None or health.stale_since(process, now, listening) is not None
+
+
 def view(run: RunState, process: ProcessState, now: float, listening: float, *, left: bool) -> ProcessView:
-    """What a scrape needs of one process. `left` is as in ProcessView."""
+    """What a scrape needs of one process.
+
+    Args:
+      run: its run.
+      process: the process.
+      now: the exporter's clock.
+      listening: when this exporter began to accept reports.
+      left: whether the run goes on without it: it is not in `health.relevant`.
+    """
     current = health.of_process(run, process, now, listening)
+    settled = left or current.health == "finished" or health.acknowledged(run, current.health, process.process)
     total = process.total
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
     replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
@@ -132,8 +151,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float, *, 
         attempt=process.incarnation.attempt,
         health=current.health,
         since=current.since,
-        left=left,
-        acknowledged=health.acknowledged(run, current.health, process.process),
+        over=settled and _silent(process, now, listening),
         totals=total,
         state=process.incarnation.totals,
         parameters=_labelled(run, total),

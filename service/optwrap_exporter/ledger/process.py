@@ -5,6 +5,7 @@ reads, so that a restarted exporter restores its ledger without reading step rec
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from statistics import median
@@ -122,11 +123,11 @@ class ProcessState:
         """The median of the last reports; None if it is not known."""
         return median(self.durations) if self.durations else None
 
-    def steps_per_second(self, now: float) -> float | None:
-        """How fast it takes steps; None if that is not known, or if no step came lately."""
+    def steps_per_second(self, now: float, listening: float) -> float | None:
+        """How fast it takes steps; None if that is not known, or if no step came lately or can be heard."""
         pace, last = self.seconds_per_step, self.incarnation.rose.arrived
         ended = self.incarnation.ended or not self.incarnation.share.steps
-        if not pace or ended or now > last + self.stale_after + _LATELY * pace:
+        if not pace or ended or math.isinf(listening) or now > last + self.stale_after + _LATELY * pace:
             return None
         return 1 / pace
 

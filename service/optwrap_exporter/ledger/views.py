@@ -53,7 +53,7 @@ def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
 def summary(run: RunState, now: float, listening: float, scope: Scope) -> RunSummary:
     """The run in the list of runs."""
     members = health.judged(run, now, listening)
-    return RunSummary(**_common(run, members, lead(run, now), now, scope), processes=len(members))
+    return RunSummary(**_common(run, members, now, listening, scope), processes=len(members))
 
 
 Verdict = tuple[Health, str]
@@ -67,10 +67,9 @@ def verdict(run: RunState, now: float, listening: float, scope: Scope) -> Verdic
     return current.health, sentences.of_run(run, current, members, lead(run, now), now=now, scope=scope)
 
 
-def _common(
-    run: RunState, members: Sequence[Judged], leading: ProcessState, now: float, scope: Scope
-) -> dict[str, Any]:
+def _common(run: RunState, members: Sequence[Judged], now: float, listening: float, scope: Scope) -> dict[str, Any]:
     """The fields that RunSummary and RunDetail have in common."""
+    leading = lead(run, now)
     current = health.of_run(members, scope)
     processes = [one.process for one in members]
     ended = _ended(processes)
@@ -96,7 +95,7 @@ def _common(
         "norm": _figure(sentences.norm_of(leading)),
         "update_norm": _figure(leading.update_norm),
         "scalars": {name: _figure(value) for name, value in leading.scalars.items()},
-        "steps_per_second": leading.steps_per_second(now),
+        "steps_per_second": leading.steps_per_second(now, listening),
         "last_step": of.totals.steps or None,
         "last_step_time": of.rose.arrived if of.share.steps else None,
         "skipped_recently": SkippedRecently(
@@ -170,7 +169,7 @@ def detail(
     bad = parameters(run)
     shown_parameters, _ = fitting(bad[:most_parameters], room + left + _LIST_BYTES)
     return RunDetail(
-        **_common(run, health.judged(run, now, listening), leading, now, scope),
+        **_common(run, health.judged(run, now, listening), now, listening, scope),
         state_totals=leading.incarnation.totals.totals(),
         parameters=shown_parameters,
         replicas=shown_replicas,

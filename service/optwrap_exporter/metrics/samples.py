@@ -14,10 +14,6 @@ GAUGES_GO_AFTER: Final = 15 * 60.0
 COUNTERS_GO_AFTER: Final = 60 * 60.0
 """Seconds after its last report until its counters disappear. A late scrape must still see the last increase."""
 
-_ENDED: Final = frozenset({"finished", "failed", "stopped", "stale"})
-"""Healths of a process that sends no reports. Of these only a finished one is over by itself: if the series of the
-others went, their alerts would resolve while nothing is resolved; so they go once somebody has acknowledged them."""
-
 # Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {
     "optwrap_not_finite_streak": "not_finite_streak",
@@ -46,20 +42,19 @@ class Add(Protocol):
 
 def of_process(view: ProcessView, now: float, add: Add) -> None:
     """Add every sample of a process."""
-    over = view.health == "finished" or (view.left and view.health in _ENDED)
-    age = now - view.last_report if over else 0.0
+    age = now - view.last_report if view.over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _counters(view, add)
-    if age <= GAUGES_GO_AFTER and not (view.acknowledged and view.health in _ENDED):
+    if age <= GAUGES_GO_AFTER:
         _gauges(view, add)
 
 
 def of_run(view: RunView, now: float, add: Add) -> None:
     """Add every sample of a run."""
-    age = now - view.last_report if view.health == "finished" else 0.0
+    age = now - view.last_report if view.over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _run_counters(view, add)
-    if age > GAUGES_GO_AFTER or (view.acknowledged and view.health in _ENDED):
+    if age > GAUGES_GO_AFTER:
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)

@@ -10,6 +10,7 @@ from typing import Final
 from optwrap_exporter.metrics.exporter import EXPORTER
 from optwrap_exporter.metrics.incidents import INCIDENTS
 from optwrap_exporter.metrics.metric import Kind, Metric
+from optwrap_exporter.wire.vocabulary import HEALTHS
 
 PROCESS: Final = ("run", "process")
 """The labels of every metric of a training process."""
@@ -33,6 +34,8 @@ REPORT_OUTCOMES: Final = (
 
 UNKNOWN: Final = "unknown"
 """The labels `replica_process` and `device` if only the number of the replica is known."""
+
+_HEALTHS: Final = ", ".join(f"`{health}`" for health in HEALTHS)
 
 
 def _process(name: str, type_: Kind, text: str, *labels: str, unit: str = "", note: str = "") -> Metric:
@@ -178,8 +181,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "gauge",
         "1 for the current health of the process. The other healths have no series.",
         "health",
-        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, "
-        "`skipping`, `starting`, `degraded`, `finished`, `ok`. Of several that hold, the first one is shown.",
+        note=f"{_HEALTHS}. Of several that hold, the first one is shown.",
     ),
     _run("optwrap_run_steps_total", "Steps of the run, whatever their outcome."),
     _run("optwrap_run_gradient_steps_total", "Steps of the run in which the inner optimizer ran."),
@@ -250,8 +252,9 @@ def document() -> str:
         "report. It counts across restarts, resumes and rollbacks, and does not fall as long as the store exists.",
         "",
         "The gauges of a finished process disappear after 15 minutes, its counters after one hour. A process that is",
-        "failed, stopped or stale keeps its series, so that its alert holds, until it reports again or its run is",
-        "forgotten. If the run goes on without it in a new launch, its series go as those of a finished one.",
+        "failed, stopped or stale keeps its series, so that its alert holds, until it reports again, its incident is",
+        "acknowledged, or its run is deleted. If the run goes on without it in a new launch, or its incident is",
+        "acknowledged, its series go as those of a finished one.",
         "",
         "In data-parallel training every process reports the same global counts. The counters `optwrap_run_*` have",
         "them once for a run: in each attempt, those of the process with the most. If several exporters have processes",
