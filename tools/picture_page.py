@@ -170,13 +170,15 @@ def stopped(site: Site) -> None:
 
 def stale(site: Site) -> None:
     """A pod of 16 whose process 12 is silent."""
-    pod = [Training(site, "llama-16", process=n, process_count=16, incarnation=f"e{n}") for n in range(16)]
+    pod = [
+        Training(site, "llama-16", process=n, process_count=16, incarnation=f"e{n}", interval=40.0) for n in range(16)
+    ]
     for training in pod:
         training.good(3, seconds=0.1)
-    for _ in range(30):
-        site.clock.advance(10)
+    for _ in range(8):
+        site.clock.advance(30)
         for training in pod[:12] + pod[13:]:
-            training.good(2, seconds=0)
+            training.good(8, seconds=0)
         site.tick()
 
 
@@ -325,17 +327,24 @@ def million(site: Site) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One picture: who reports, and how the page is opened."""
+    """How the page is opened for a picture, and which part of it is in it."""
 
-    scene: Callable[[Site], None]
     viewport: dict[str, int] = dataclasses.field(default_factory=lambda: DESK)
     scheme: str = "light"
     query: str = ""
     part: str | None = None
-    whole: bool = True
+    whole: bool = False
     """Whether the whole page is in the picture, or only what is in view."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Page], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Who reports, and the pictures that are taken of it."""
+
+    play: Callable[[Site], None]
+    pictures: dict[str, Picture]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def open_incident(page: Page) -> None:
@@ -345,53 +354,65 @@ def open_incident(page: Page) -> None:
 
 
 JOB: Final = {"scope": "job"}
-HEALTHS: Final[dict[str, Callable[[Site], None]]] = {
-    "conflict": conflict,
-    "diverged": diverged,
-    "gave-up": gave_up,
-    "failed": failed,
-    "stopped": stopped,
-    "stale": stale,
-    "stalled": stalled,
-    "starved": starved,
-    "starting": starting,
-    "finished": finished,
-    "healthy": ok,
-}
+SCENES: Final = (
+    Scene(
+        skipping,
+        {
+            "page": Picture(whole=True),
+            "page-dark": Picture(whole=True, scheme="dark"),
+            "page-phone": Picture(whole=True, viewport=PHONE),
+        },
+    ),
+    Scene(gave_up, {"page-gave-up": Picture(), "page-wide": Picture(viewport=WIDE, whole=True, prepare=open_incident)}),
+    Scene(stale, {"page-stale": Picture()}),
+    Scene(conflict, {"page-conflict": Picture()}),
+    Scene(diverged, {"page-diverged": Picture()}),
+    Scene(failed, {"page-failed": Picture(whole=True)}),
+    Scene(stopped, {"page-stopped": Picture()}),
+    Scene(stalled, {"page-stalled": Picture()}),
+    Scene(starved, {"page-starved": Picture()}),
+    Scene(starting, {"page-starting": Picture()}),
+    Scene(finished, {"page-finished": Picture()}),
+    Scene(ok, {"page-healthy": Picture()}),
+    Scene(degraded, {"page-degraded": Picture()}, JOB),
+    Scene(host, {"page-host": Picture()}),
+    Scene(paused, {"page-time": Picture(query="&axis=time&window=all", part="#norm")}),
+    Scene(
+        runs(40),
+        {
+            "page-runs": Picture(),
+            "page-runs-dark": Picture(scheme="dark"),
+            "page-runs-phone": Picture(viewport=PHONE),
+        },
+    ),
+    Scene(runs(1000), {"page-runs-1000": Picture(viewport=WIDE)}),
+    Scene(
+        pod,
+        {
+            "page-pod": Picture(whole=True),
+            "page-pod-dark": Picture(scheme="dark", part="#pod"),
+            "page-pod-phone": Picture(viewport=PHONE, part="#pod"),
+        },
+        JOB,
+    ),
+    Scene(million, {"page-million": Picture(viewport=WIDE, query="&window=all")}),
+)
 
-PICTURES: Final[dict[str, Picture]] = {
-    "page": Picture(skipping),
-    "page-dark": Picture(skipping, scheme="dark"),
-    "page-phone": Picture(skipping, viewport=PHONE),
-    "page-wide": Picture(gave_up, viewport=WIDE, prepare=open_incident),
-    "page-time": Picture(paused, query="&axis=time&window=all", part="#norm"),
-    "page-runs": Picture(runs(40), whole=False),
-    "page-runs-dark": Picture(runs(40), whole=False, scheme="dark"),
-    "page-runs-1000": Picture(runs(1000), viewport=WIDE, whole=False),
-    "page-runs-phone": Picture(runs(40), viewport=PHONE, whole=False),
-    "page-pod": Picture(pod, settings=JOB),
-    "page-pod-dark": Picture(pod, settings=JOB, scheme="dark", part="#pod"),
-    "page-pod-phone": Picture(pod, settings=JOB, viewport=PHONE, part="#pod"),
-    "page-million": Picture(million, viewport=WIDE, query="&window=all"),
-    "page-host": Picture(host, whole=False),
-    "page-degraded": Picture(degraded, settings=JOB, whole=False),
-    **{f"page-{name}": Picture(scene, whole=False) for name, scene in HEALTHS.items()},
-}
 
-
-def take(chromium: Browser, name: str, wanted: Picture, directory: Path) -> None:
-    """Write docs/images/`name`.png."""
+def take(chromium: Browser, scene: Scene, wanted: dict[str, Picture], directory: Path) -> None:
+    """Play the scene and write `wanted` of its pictures to docs/images/."""
     rehearsal = Site(TurnedClock(0.0))
-    wanted.scene(rehearsal)
+    scene.play(rehearsal)
     clock = MovingClock(time.time() - rehearsal.clock.now)
-    with served(directory / name, clock, new_runs_per_minute=100_000, **wanted.settings) as exporter:
+    with served(directory, clock, new_runs_per_minute=100_000, **scene.settings) as exporter:
         site = Site(clock, exporter)
-        wanted.scene(site)
+        scene.play(site)
         site.tick()
-        page = open_page(chromium, exporter.url, wanted)
-        if wanted.prepare is not None:
-            wanted.prepare(page)
-        shoot(page, name, wanted)
+        for name, picture in wanted.items():
+            page = open_page(chromium, exporter.url, picture)
+            if picture.prepare is not None:
+                picture.prepare(page)
+            shoot(page, name, picture)
 
 
 def open_page(chromium: Browser, url: str, wanted: Picture) -> Page:
@@ -418,16 +439,18 @@ def main() -> None:
     """Take all pictures, or those that are named."""
     parser = argparse.ArgumentParser(prog="python -m tools.picture_page", description=__doc__)
     parser.add_argument("names", nargs="*", help="names of pictures; all without any")
-    names = parser.parse_args().names or [*PICTURES, *TROUBLE]
+    names = parser.parse_args().names
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        for name in names:
-            if name in TROUBLE:
+        for number, scene in enumerate(SCENES):
+            wanted = {name: one for name, one in scene.pictures.items() if not names or name in names}
+            if wanted:
+                take(chromium, scene, wanted, Path(directory) / str(number))
+        for name in TROUBLE:
+            if not names or name in names:
                 trouble(chromium, name, Path(directory))
-            else:
-                take(chromium, name, PICTURES[name], Path(directory))
         chromium.close()
 
 
@@ -443,7 +466,7 @@ def trouble(chromium: Browser, name: str, directory: Path) -> None:
         reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
         reporter.good(80)
         reporter.bad(decoder__layer_4__attention__w=3)
-        page = open_page(chromium, exporter.url, Picture(ok))
+        page = open_page(chromium, exporter.url, Picture())
         if name == "page-ill":
             exporter.data_dir.rename(exporter.data_dir.with_name("aside"))
             page.locator("#ill").wait_for()
@@ -451,7 +474,7 @@ def trouble(chromium: Browser, name: str, directory: Path) -> None:
             exporter.kill9()
             page.locator("#lost").wait_for()
         page.wait_for_timeout(12_000)
-        shoot(page, name, Picture(ok, whole=False))
+        shoot(page, name, Picture())
     finally:
         exporter.stop()
 

@@ -208,8 +208,8 @@ def test_a_cursor_of_another_list_is_422_and_says_so(site: Served) -> None:
 def test_unknown_paths_and_methods_have_the_same_error_form(filled: Served) -> None:
     missing = filled.client.get("/v2/runs")
     assert (missing.status_code, missing.json()["detail"][0]["value"]) == (404, "/v2/runs")
-    wrong = filled.client.delete("/v1/runs/lm")
-    assert (wrong.status_code, wrong.json()["detail"][0]["value"]) == (405, "DELETE")
+    wrong = filled.client.put("/v1/runs/lm")
+    assert (wrong.status_code, wrong.json()["detail"][0]["value"]) == (405, "PUT")
 
 
 def test_probes_tell_a_live_exporter_from_a_broken_one(site: Served) -> None:

@@ -46,7 +46,7 @@ def test_a_stop_is_an_event_and_a_health_with_reason_and_hint(
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.run(["status", site.url]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert f"lm: {REASON}; roll back to step 1" in lines
+    assert any(line.startswith("lm: ") and f"{REASON}; restore a checkpoint at or before 1" in line for line in lines)
     assert any("lm/0  stopped" in line and "last_clean_step=1" in line for line in lines)
 
 
@@ -55,7 +55,8 @@ def test_a_failure_shows_its_exception(site: Served, capsys: pytest.CaptureFixtu
     end(site, "failed", reason="ValueError: no more data")
     assert shown(site.get("/v1/runs/lm")) == ("failed", "ValueError: no more data", None)
     cli.run(["status", site.url])
-    assert "lm: ValueError: no more data" in capsys.readouterr().out.splitlines()
+    told = "lm: process 0 on node-0 failed at step 2: ValueError: no more data"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 def test_of_several_processes_the_first_that_says_why_is_shown(site: Served) -> None:

@@ -343,9 +343,9 @@ def test_the_answer_about_a_run_has_every_documented_field() -> None:
         "run", "health", "since", "summary", "runbook", "reason", "last_clean_step", "first_report", "last_report",
         "totals", "unseen", "unseen_not_finite", "process_count", "missing", "gauges", "norm", "update_norm", "scalars",
         "steps_per_second", "last_step", "last_step_time", "skipped_recently", "lost_steps", "lost_seconds",
-        "attempts_total", "processes",
+        "attempts_total", "processes", "incidents_open", "acknowledged", "archived",
     }  # fmt: skip
     assert set(RunSummary.model_fields) == both
     assert set(RunDetail.model_fields) == both | {
-        "state_totals", "parameters", "replicas", "dropped", "attempts", "left_out",
+        "state_totals", "parameters", "replicas", "dropped", "attempts", "incidents", "left_out",
     }  # fmt: skip

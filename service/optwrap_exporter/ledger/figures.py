@@ -35,6 +35,8 @@ class ProcessView:
     over: bool
     """Whether it sends no more reports, and nobody has to look: it finished, its end is acknowledged, or the run goes
     on without it. If the series of any other process went, its alert would resolve although nothing is."""
+    acknowledged: bool
+    """Whether somebody has acknowledged the incidents of its health."""
     totals: Counts
     """Counted over all attempts; never falls."""
     state: Counts
@@ -72,7 +74,7 @@ class RunView:
     reporting: int
     """Number of processes that report or have finished: not failed, stopped or stale."""
     over: bool
-    """Whether it has finished, or its end is acknowledged."""
+    """Whether it has finished, or no process reports and its end is acknowledged."""
     last_report: float
     totals: Counts
     """Counted over all attempts, of the process with the most in each; never falls."""
@@ -86,6 +88,8 @@ class RunView:
     """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
     incidents: tuple[IncidentRecord, ...]
     """The live ones, by id."""
+    acknowledged: bool
+    """Whether somebody has acknowledged every incident of its health."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -101,15 +105,15 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope).health
     processes = [one.process for one in members]
+    silent = [process for process in processes if _silent(process, now, listening)]
+    acknowledged = health.acknowledged(run, current)
     expected = health.process_count(processes)
     return RunView(
         run=run.run,
         health=current,
         expected=expected,
-        reporting=sum(
-            process.incarnation.state == "finished" or not _silent(process, now, listening) for process in processes
-        ),
-        over=current == "finished" or (current in _DEAD and health.acknowledged(run, current)),
+        reporting=len(processes) - sum(process.incarnation.state != "finished" for process in silent),
+        over=current == "finished" or (acknowledged and len(silent) == len(processes)),
         last_report=max(one.process.last_report for one in members),
         totals=run.total,
         parameters=_labelled(run, run.total),
@@ -117,10 +121,8 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         attempts=attempts.total(run),
         missing=max(0, expected - len(members)) if scope == "job" else None,
         incidents=run.incidents,
+        acknowledged=acknowledged,
     )
-
-
-_DEAD: Final[frozenset[Health]] = frozenset({"failed", "stopped", "stale"})
 
 
 def _silent(process: ProcessState, now: float, listening: float) -> bool:
@@ -139,7 +141,8 @@ def view(run: RunState, process: ProcessState, now: float, listening: float, *, 
       left: whether the run goes on without it: it is not in `health.relevant`.
     """
     current = health.of_process(run, process, now, listening)
-    settled = left or current.health == "finished" or health.acknowledged(run, current.health, process.process)
+    acknowledged = health.acknowledged(run, current.health, process.process)
+    settled = left or current.health == "finished" or acknowledged
     total = process.total
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
     replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
@@ -152,6 +155,7 @@ def view(run: RunState, process: ProcessState, now: float, listening: float, *, 
         health=current.health,
         since=current.since,
         over=settled and _silent(process, now, listening),
+        acknowledged=acknowledged,
         totals=total,
         state=process.incarnation.totals,
         parameters=_labelled(run, total),

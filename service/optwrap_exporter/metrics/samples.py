@@ -45,7 +45,7 @@ def of_process(view: ProcessView, now: float, add: Add) -> None:
     age = now - view.last_report if view.over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _counters(view, add)
-    if age <= GAUGES_GO_AFTER:
+    if age <= GAUGES_GO_AFTER and not (view.over and view.acknowledged):
         _gauges(view, add)
 
 
@@ -54,7 +54,7 @@ def of_run(view: RunView, now: float, add: Add) -> None:
     age = now - view.last_report if view.over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _run_counters(view, add)
-    if age > GAUGES_GO_AFTER:
+    if age > GAUGES_GO_AFTER or (view.over and view.acknowledged):
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)

@@ -37,6 +37,7 @@ const MOST_ADDED = 2_000;
  *
  * @typedef {object} Held
  * @property {any} answer The field `buckets`.
+ * @property {number} since The first step that was asked for.
  * @property {boolean} open Whether it was asked for up to the newest step.
  * @property {number} steps How many steps the run had taken by then.
  */
@@ -139,10 +140,10 @@ export function stepsWithin(/** @type {Steps} */ records, [min, max]) {
  */
 export function covers(held, records, [min, max], steps) {
   if (!held || held.answer.axis !== records.axis.x || held.answer.first_time.length === 0) return false;
-  const { answer, open } = held;
+  const { answer, since, open } = held;
   const [begin, end] = records.byTime ? [answer.first_time[0], answer.last_time.at(-1)] : [answer.since[0], answer.until.at(-1)];
   const [first, beyond] = records.within(min, max);
-  if (beyond > first && records.x[first] < begin) return false;
+  if (beyond > first && records.step[first] < since) return false;
   const after = records.length - firstAfter({ to: [records.byTime ? end : end + 0.5] }, records);
   if (open ? after > MOST_ADDED || steps - held.steps > after + MOST_ADDED / 10 : records.x[beyond - 1] > end) return false;
   return Math.min(max, records.last) - Math.max(min, records.first) >= (end - begin) / 4;

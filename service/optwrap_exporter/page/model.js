@@ -163,7 +163,7 @@ function loaded(state, { run, steps, events, incidents, bad }) {
       olderEvents: events.cursor,
       offenders: withOffenders(new Map(), bad.items.flatMap(offendersOf)),
       parameters: run.parameters,
-      buckets: steps.buckets ? { answer: steps.buckets, open: true, steps: run.totals.steps } : null,
+      buckets: steps.buckets ? { answer: steps.buckets, since: 0, open: true, steps: run.totals.steps } : null,
     },
     run,
   );
@@ -187,7 +187,7 @@ function addSteps({ steps, times }, columns) {
 
 function withDetail(state, detail) {
   const runs = state.runs?.map((row) => (row.run === detail.run ? rowOf(row, detail) : row)).sort(compareRuns) ?? null;
-  return { ...state, detail, runs, incidents: mergeIncidents(state.incidents, detail.incidents ?? []) };
+  return { ...state, detail, runs, incidents: mergeIncidents(state.incidents, detail.incidents) };
 }
 
 /** The newest row of each process, sorted by process. */

@@ -4,7 +4,6 @@ import { getAll, getJson, getStoreTrouble, HttpError, openStream, paths } from "
 import { BUCKETS, MOST_SINGLE } from "./buckets.js";
 import { seconds } from "./format.js";
 import { LOGGED } from "./model.js";
-import { stepsAround, visibleRange } from "./view.js";
 
 /** Interval between polls of the list of runs (ms). A poll also notices that the exporter is back. */
 const POLL_INTERVAL = 3_000;
@@ -29,9 +28,6 @@ const isBehind = (report, latest) => (seconds(latest) ?? 0) - (seconds(report) ?
 
 /** Whether the exporter answered that the run or process does not exist, or that its name is invalid. */
 const isUnknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
-
-/** Whether an answer leaves out steps, and has no buckets of them. */
-const incomplete = ({ sampled, thinned, buckets }) => buckets === null && (sampled || thinned.length > 0);
 
 /** On the time axis the exporter thins by time, so that slow steps among many fast ones stay visible. */
 const axisOf = ({ axis }) => (axis === "time" ? axis : null);
@@ -96,9 +92,6 @@ export function createSession({ getState, dispatch, now }) {
       if (queued !== mine || run !== getState().selected) return;
       dispatch({ type: "loaded", run: detail, steps, events, bad, incidents });
       Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
-      // The steps of a long run come thinned, so those in view are loaded once more, in full.
-      if (incomplete(steps)) await loadVisible();
-      if (queued !== mine || run !== getState().selected) return;
       connection("live");
     } catch (error) {
       if (queued !== mine || run !== getState().selected) return;
@@ -113,12 +106,6 @@ export function createSession({ getState, dispatch, now }) {
         for (const message of mine) dispatch(message);
       }
     }
-  }
-
-  async function loadVisible() {
-    const visible = visibleRange(getState());
-    const inView = visible && stepsAround(getState(), visible);
-    if (inView) await range(...inView);
   }
 
   /** Loads what a message of the stream leaves out: all parameters, and which process represents the run now. */
@@ -218,7 +205,7 @@ export function createSession({ getState, dispatch, now }) {
   /** Loads the steps of a range, as many as the exporter returns. */
   async function range(since, until) {
     const { selected: run, process, view, steps, detail } = getState();
-    const held = { open: until >= (steps.last ?? 0), steps: detail?.totals.steps ?? 0 };
+    const held = { since, open: until >= (steps.last ?? 0), steps: detail?.totals.steps ?? 0 };
     try {
       const query = { since, until, process, axis: axisOf(view), points: POINTS, buckets: BUCKETS };
       const { columns, buckets } = await getJson(paths.steps(run, query));

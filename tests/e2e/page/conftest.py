@@ -67,7 +67,7 @@ def open_desk(browser: Browser, url: str) -> Iterator[OpenDesk]:
 
         def on_console(message: ConsoleMessage) -> None:
             if message.type in {"error", "warning"}:
-                desk.problems.append(message.text)
+                desk.problems.append(f"{message.text} {message.location.get('url', '')}".strip())
 
         def on_dialog(dialog: Dialog) -> None:
             desk.problems.append(f"dialog: {dialog.message}")

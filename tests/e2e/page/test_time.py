@@ -182,7 +182,8 @@ def test_slow_steps_are_visible_among_many_fast_ones(open_desk: OpenDesk, traini
     training.send()
     desk = open_desk()
     page = desk.open(training.run, window="all", axis="time")
-    expect(desk.chart()).to_have_attribute("data-thinned", "true")
+    expect(desk.chart()).to_have_attribute("data-buckets", re.compile(r"^[1-9]"))
+    expect(desk.chart()).to_have_attribute("data-gaps", "0")
     expect(page.locator(".connection.live")).to_be_visible()
     box = page.locator(".u-over").bounding_box()
     assert box is not None

@@ -18,7 +18,9 @@ from optwrap_exporter.wire.vocabulary import EventKind
 
 BadOutcome = Literal["skipped_not_finite", "skipped_large", "skipped_other", "accepted_not_finite"]
 """An outcome that makes an event."""
-Kinds = Annotated[list[EventKind], Query(description="Only events of this kind. Repeat it for more.")]
+Kinds = Annotated[
+    list[EventKind], Query(description="Only events of this kind. Repeat it for more.", examples=[["skipped"]])
+]
 Outcomes = Annotated[
     list[BadOutcome],
     Query(

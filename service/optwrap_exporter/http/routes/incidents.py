@@ -16,7 +16,9 @@ from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.vocabulary import IncidentKind, IncidentState, Outcome
 
 Kinds = Annotated[list[IncidentKind], Query(description="Only incidents of this kind. Repeat it for more.")]
-States = Annotated[list[IncidentState], Query(description="Only incidents in this state. Repeat it for more.")]
+States = Annotated[
+    list[IncidentState], Query(description="Only incidents in this state. Repeat it for more.", examples=[["open"]])
+]
 Outcomes = Annotated[
     list[Outcome], Query(description="Only incidents with bad steps of this outcome. Repeat it for more.")
 ]

@@ -17,6 +17,10 @@ from optwrap_exporter.wire.answers import Page, ParameterRow, RunDetail, RunSumm
 from optwrap_exporter.wire.cursor import CursorError
 from optwrap_exporter.wire.vocabulary import Health
 
+Healths = Annotated[
+    list[Health], Query(description="Only runs of this health. Repeat it for more.", examples=[["failed", "stale"]])
+]
+
 
 def router(ledger: Ledger, limiter: Limiter) -> APIRouter:
     """The routes that the ledger answers."""
@@ -25,7 +29,7 @@ def router(ledger: Ledger, limiter: Limiter) -> APIRouter:
     @routes.get("", response_model=Page[RunSummary], responses=INVALID)
     def list_runs(
         *,
-        health: Annotated[list[Health], Query(description="Only runs of this health. Repeat it for more.")] = [],  # noqa: B006
+        health: Healths = [],  # noqa: B006 - FastAPI copies it
         q: Annotated[str, Query(max_length=128, description="Only runs with this text in their name.")] = "",
         archived: Annotated[bool, Query(description="The archived runs instead of the others.")] = False,
         sort: Annotated[

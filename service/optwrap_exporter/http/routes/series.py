@@ -33,7 +33,7 @@ def router(store: Store, ledger: Ledger, limiter: Limiter) -> APIRouter:
         request: Request,
         run: RunName,
         *,
-        by: Annotated[By, Query(description="What to count the steps by.")] = "outcome",
+        by: Annotated[By, Query(description="What to count the steps by.", examples=["outcome"])] = "outcome",
         bucket: Annotated[
             str | None,
             Query(

@@ -118,12 +118,12 @@ def of_time(run: RunState, now: float, next_id: int) -> Folded:
 
 def changes(run: RunState, now: float) -> bool:
     """Whether time alone may have changed the incidents of a run. Cheap, for every run and second."""
+    if any(one.lasts and one.kind in OF_BAD_STEPS and now > one.updated + QUIET_SECONDS for one in run.incidents):
+        return True
+    recent = any(process.last_report > now - RECENT_SECONDS for process in run.processes.values())
     if not run.incidents:
-        return any(conditions.any_holds(process) for process in run.processes.values())
-    due = any(one.lasts and one.kind in OF_BAD_STEPS and now > one.updated + QUIET_SECONDS for one in run.incidents)
-    if due or not any(one.kind in conditions.OF_CONDITIONS for one in run.incidents):
-        return due
-    return any(process.last_report > now - RECENT_SECONDS for process in run.processes.values())
+        return recent and any(conditions.any_holds(process) for process in run.processes.values())
+    return recent and any(one.kind in conditions.OF_CONDITIONS for one in run.incidents)
 
 
 def acknowledged(one: IncidentRecord, now: float) -> IncidentRecord:

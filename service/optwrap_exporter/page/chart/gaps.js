@@ -38,9 +38,23 @@ export function gapsWithin(records, min, max) {
   return found;
 }
 
-/** The gaps between two positions on the time axis in buckets: pauses of more than a bucket. Each from its beginning to its end. */
-export function gapsOfBuckets({ from, to, width }, [first, end]) {
+/** Seconds per step over the buckets from `from` to `to`, both included; 0 if there are fewer than two steps. */
+function perStepOfBuckets({ from: begin, to: end, count }, from, to) {
+  const [first, last] = [Math.max(0, from), Math.min(begin.length - 1, to)];
+  if (last < first) return 0;
+  const steps = count.slice(first, last + 1).reduce((a, b) => a + b, 0);
+  return steps > 1 ? (end[last] - begin[first]) / (steps - 1) : 0;
+}
+
+/** The gaps between buckets of time: pauses of more than a bucket that are much longer than a step. Each from and to a time. */
+export function gapsOfBuckets(/** @type {import("../buckets.js").Buckets} */ buckets, [first, end]) {
+  const { from, to, width } = buckets;
   const found = /** @type {[number, number][]} */ ([]);
-  for (let i = Math.max(1, first); i < end; i += 1) if (from[i] - to[i - 1] > width) found.push([to[i - 1], from[i]]);
+  for (let i = Math.max(1, first); i < end; i += 1) {
+    const pause = from[i] - to[i - 1];
+    if (pause <= width) continue;
+    const usual = Math.max(perStepOfBuckets(buckets, i - NEIGHBOURS, i - 1), perStepOfBuckets(buckets, i, i + NEIGHBOURS - 1));
+    if (pause > STEPS_OF_A_GAP * usual) found.push([to[i - 1], from[i]]);
+  }
   return found;
 }

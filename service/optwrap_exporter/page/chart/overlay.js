@@ -29,7 +29,7 @@ export function createOverlay({ onLoaded }) {
     try {
       const { buckets } = await getJson(paths.steps(run, { since, until, points: 2, buckets: BUCKETS }));
       if (asked.key !== key) return;
-      const { x, middle } = bucketsOf({ answer: buckets, open: false, steps: 0 }, new Steps());
+      const { x, middle } = bucketsOf({ answer: buckets, since, open: false, steps: 0 }, new Steps());
       loaded = { x, middle, key: `${key} ${asked.at}` };
       failed = false;
     } catch {

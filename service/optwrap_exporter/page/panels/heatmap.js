@@ -29,7 +29,7 @@ export function createHeatmap({ onTime, onLoaded }) {
   const canvas = el("canvas", { "aria-hidden": "true" });
   const labels = el("ol", { class: "heat-labels", "aria-hidden": "true" });
   const plot = el("div", { class: "heat-plot", tabindex: 0, role: "group", "aria-describedby": "heat-cell" }, canvas);
-  const cell = el("output", { class: "readout", id: "heat-cell", "aria-live": "polite" });
+  const cell = el("output", { class: "heat-cell", id: "heat-cell", "aria-live": "polite" });
   const [from, to] = [el("span"), el("span")];
   const note = el("p", { class: "constants" });
   const orders = [["name", "by name"], ["first", "by first step"]].map(([value, text]) => {
@@ -171,9 +171,20 @@ export function createHeatmap({ onTime, onLoaded }) {
     return [Math.floor((event.clientY - box.top) / ROW), Math.floor(((event.clientX - box.left) / box.width) * columns())];
   }
 
-  plot.addEventListener("pointermove", (event) => move(...under(event)));
+  plot.addEventListener("pointermove", (event) => {
+    // Screen readers read the cell that the keyboard chose, but not each one under the pointer.
+    setAttribute(cell, "aria-live", "off");
+    move(...under(event));
+  });
+  plot.addEventListener("pointerleave", () => {
+    if (document.activeElement === plot || !cursor) return;
+    cursor = null;
+    setText(cell, LEGEND);
+    paint();
+  });
   plot.addEventListener("click", () => cursor && onTime(timeOf(cursor[1])));
   plot.addEventListener("keydown", (event) => {
+    setAttribute(cell, "aria-live", "polite");
     const [row, column] = cursor ?? [0, -1];
     const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -column], End: [0, columns()] };
     if (event.key === "Enter" && cursor) onTime(timeOf(cursor[1]));

@@ -115,13 +115,13 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
   };
 }
 
-/** "since 14:03:22, 8 min ago" of an open incident, "14:03:22, for 12 s" of one that is over. */
-function timesOf({ state, opened, closed, acknowledged, updated }, now) {
+/** "since 14:03:22, 8 min ago" of an open incident, "14:03:22, for 12 s" of one that is over. Steps say themselves how many they are. */
+function timesOf({ state, opened, closed, acknowledged, updated, steps }, now) {
   const began = seconds(opened);
   if (began === null) return "";
   if (state === "open") return `since ${clock(began, now)}, ${duration(now - began)} ago`;
   const end = seconds(closed ?? acknowledged ?? updated) ?? began;
-  return `${clock(began, now)}${end - began >= 1 ? `, for ${duration(end - began)}` : ""}`;
+  return `${clock(began, now)}${end - began >= 1 && steps === 0 ? `, for ${duration(end - began)}` : ""}`;
 }
 
 /** What is known of an incident beside its sentence: its first and last step as links into the chart, its processes, its runbook. */

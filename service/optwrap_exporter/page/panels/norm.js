@@ -71,7 +71,7 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis, onMissin
   /** The buckets that were built last, and from what. */
   let built = /** @type {{held: any, version: number, buckets: Buckets | null}} */ ({ held: null, version: -1, buckets: null });
   /** What was missing last, and when it was asked for. */
-  let missing = { key: "", at: 0 };
+  let missing = { key: "", at: 0, steps: /** @type {any} */ (null) };
   const windows = WINDOWS.map(([value, text]) => {
     const node = button(text, `Follow the newest steps: show ${text}`, () => onView({ window: value, ...FOLLOW }));
     return { value, node };
@@ -211,8 +211,8 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis, onMissin
     const { axis, window, range: fixed } = state.view;
     const key = JSON.stringify([state.selected, state.process, axis, window, fixed, many]);
     const again = many && performance.now() - missing.at > PAUSE;
-    if (key === missing.key && !again) return;
-    missing = { key, at: performance.now() };
+    if (key === missing.key && state.steps === missing.steps && !again) return;
+    missing = { key, at: performance.now(), steps: state.steps };
     onMissing(range);
   }
 

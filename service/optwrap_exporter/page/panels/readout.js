@@ -18,8 +18,9 @@ export function createReadout() {
     const { view } = state;
     const records = shownRecords(state);
     if (records.length === 0) return setText(node, "No steps yet.");
-    if (hovered !== null && buckets && hovered < buckets.x.length) return showBucket(state, buckets, hovered);
-    const index = hovered ?? indexOfSelected(state, records);
+    const under = recordUnder(hovered, buckets, records);
+    if (hovered !== null && under === null) return showBucket(state, buckets, hovered);
+    const index = under ?? indexOfSelected(state, records);
     if (index >= records.length) return;
     if (hovered === null && isEmpty(view, records)) return setText(node, noSteps(view, records));
     const record = records.at(index);
@@ -31,12 +32,21 @@ export function createReadout() {
   }
 
   function showBucket(state, buckets, i) {
+    if (i >= buckets.x.length) return;
     setText(node, bucketInWords(buckets, i, state));
     setAttribute(node, "aria-live", "off");
     setAttribute(node, "class", Object.keys(buckets.kinds).some((kind) => isBad(kind) && buckets.kinds[kind][i]) ? "readout bad" : "readout");
   }
 
   return { node, update };
+}
+
+/** The index of the record under the crosshair; null if there is none, or a bucket of more than one step. */
+function recordUnder(i, buckets, records) {
+  if (i === null || !buckets) return i;
+  if (buckets.count[i] !== 1) return null;
+  const [first, end] = records.within(buckets.from[i], buckets.to[i]);
+  return end - first === 1 ? first : null;
 }
 
 function indexOfSelected({ view }, records) {

@@ -13,7 +13,7 @@ import { createScalarChart } from "../chart/scalar.js";
 export function createScalars(root, uPlot, { onRange, onFollow }) {
   const { head, link } = panelHead("scalars-title", "Scalars", "The loss and other numbers of each step, and injected hyperparameters");
   const constants = el("p", { class: "constants" });
-  const part = el("p", { class: "constants" });
+  const part = el("p", { class: "part" });
   const charts = el("div", { class: "scalars" });
   root.append(head, charts, constants, part);
   /** By name: its elements and its chart. */
