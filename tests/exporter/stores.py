@@ -1,6 +1,7 @@
 """For tests: a store and its ledger, without the ingest's thread."""
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,21 +87,36 @@ def check_blocks(directory: Path) -> None:
     with contextlib.closing(sqlite3.connect(directory / "optwrap.sqlite3")) as db:
         truth: dict[tuple[int, int, int], list[float]] = {}
         counted: dict[tuple[int, int, int], list[int]] = {}
-        for run, process, step, norm, bad in db.execute("SELECT run_id, process, step, norm, bad FROM step"):
+        scalars: dict[tuple[int, int, int, str], list[float]] = {}
+        for run, process, step, norm, bad, text in db.execute(
+            "SELECT run_id, process, step, norm, bad, scalars FROM step"
+        ):
             key = (run, process, step // SIZE)
+            values = {} if bad or text is None else json.loads(text)
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    scalars.setdefault((*key, name), []).append(value)
             counted.setdefault(key, [0, 0])[bad] += 1
             if not bad:
-                truth.setdefault(key, []).append(float("inf") if norm is None else norm)
+                infinite = norm is None or any(isinstance(value, str) for value in values.values())
+                truth.setdefault(key, []).append(float("inf") if infinite else norm)
         stored = {
             (run, process, block): (good, bad, low, high)
             for run, process, block, good, bad, low, high in db.execute(
-                "SELECT run_id, process, block, good, bad, low, high FROM block WHERE good + bad > 0"
+                "SELECT run_id, process, block, good, bad, low, high FROM block WHERE good + bad > 0 AND name = ''"
+            )
+        }
+        of_scalars = {
+            (run, process, block, name): (good, low, high)
+            for run, process, block, name, good, low, high in db.execute(
+                "SELECT run_id, process, block, name, good, low, high FROM block WHERE name != ''"
             )
         }
     assert stored == {
         key: (good, bad, min(truth.get(key, [None])), max(truth.get(key, [None])))  # type: ignore[type-var]
         for key, (good, bad) in counted.items()
     }
+    assert of_scalars == {key: (len(values), min(values), max(values)) for key, values in scalars.items()}
 
 
 def busy_runs(kept: Kept) -> None:

@@ -1,8 +1,8 @@
-"""Downsamples steps. Of good ones it keeps the smallest and the largest norm of each bucket along an axis.
+"""Downsamples steps. Of good ones it keeps the smallest and the largest norm of each bucket along an axis, or scalar.
 
 Along the step number, buckets hold equally many step numbers. Along time, buckets are equally long, so a day of slow
 steps after an hour of fast ones is still visible. Blocks have no times: a block takes the time of its step with the
-smallest norm, and a block that spans more than a bucket is read step by step.
+smallest value, and a block that spans more than a bucket is read step by step.
 
 Of bad steps, of which many may be too many, it keeps the first and the last of each outcome in each bucket, and counts
 all of them.
@@ -11,41 +11,61 @@ all of them.
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Final, Literal, NamedTuple
+from typing import Literal
 
-from optwrap_exporter.store.rollups import SIZE, Block
-from optwrap_exporter.store.step_columns import ROLLED_UP
+from optwrap_exporter.store import rollups
+from optwrap_exporter.store.rollups import IN_SPAN, SIZE, Block, Extreme, Span
 from optwrap_exporter.wire.answers import BadSteps
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 Axis = Literal["step", "time"]
 
-IN_SPAN: Final = "run_id = ? AND process = ? AND step BETWEEN ? AND ?"
 
+def extremes(
+    db: sqlite3.Connection, span: Span, blocks: dict[str, dict[int, Block]], points: int, axis: Axis
+) -> set[Extreme]:
+    """The good steps of a span to show: those with the extremes of each bucket. At most `points`.
 
-class Span(NamedTuple):
-    """A range of steps of one process: the parameters of IN_SPAN."""
-
-    run_id: int
-    process: int
-    first: int
-    last: int
-
-
-def along_steps(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int) -> Iterable[Block]:
-    """At most `buckets` blocks of the good steps of a span, along the step number.
+    If the run has scalars, half of the points are for the norm, and half for the scalars, equally many for each.
 
     Args:
       db: the connection to read from.
       span: the steps.
-      blocks: the stored blocks of the span, by number.
+      blocks: the stored blocks of the span, as `rollups.read` returns them.
+      points: the most steps.
+      axis: along which buckets are equally long.
+    """
+    along = _along_time if axis == "time" else _along_steps
+    names = sorted(blocks.keys() - {rollups.NORM})
+    shares = dict.fromkeys(names, points // 4 // len(names)) if names else {}
+    shares[rollups.NORM] = (points - 2 * sum(shares.values())) // 2
+    return {
+        extreme
+        for name, buckets in shares.items()
+        if buckets
+        for block in along(db, span, name, blocks[name], buckets)
+        for extreme in (block.low, block.high)
+        if extreme is not None
+    }
+
+
+def _along_steps(
+    db: sqlite3.Connection, span: Span, name: str, blocks: dict[int, Block], buckets: int
+) -> Iterable[Block]:
+    """At most `buckets` blocks of a value of the good steps of a span, along the step number.
+
+    Args:
+      db: the connection to read from.
+      span: the steps.
+      name: of the value.
+      blocks: the stored blocks of the span and the name, by number.
       buckets: the most blocks to return.
     """
     joined: dict[int, Block] = {}
     width = -(-(span.last - span.first + 1) // buckets)
     if width < 2 * SIZE:  # narrower than blocks can resolve, and few enough to read
-        for row in _good(db, span):
-            joined.setdefault((row[0] - span.first) // width, Block()).add(row[:4])
+        for row, _ in rollups.good(db, span, name):
+            joined.setdefault((row[0] - span.first) // width, Block()).add(row)
     else:
         first = span.first // SIZE
         together = -(-(span.last // SIZE - first + 1) // buckets)
@@ -54,12 +74,14 @@ def along_steps(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], bu
     return joined.values()
 
 
-def along_time(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int) -> Iterable[Block]:
-    """At most `buckets` blocks of the good steps of a span, along time. Arguments as in `along_steps`."""
+def _along_time(
+    db: sqlite3.Connection, span: Span, name: str, blocks: dict[int, Block], buckets: int
+) -> Iterable[Block]:
+    """At most `buckets` blocks of the good steps of a span, along time. Arguments as in `_along_steps`."""
     if span.last - span.first < 2 * SIZE * buckets:
-        pieces = _each(db, span)
+        pieces = _each(db, span, name)
     else:
-        pieces = list(_pieces(db, span, blocks, buckets))
+        pieces = list(_pieces(db, span, name, blocks, buckets))
     times = [time for time, _ in pieces]
     first = min(times, default=0.0)
     width = (max(times, default=0.0) - first) / buckets or 1.0
@@ -69,27 +91,18 @@ def along_time(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buc
     return joined.values()
 
 
-_Row = tuple[int, int, float | None, int, float]
-
-
-def _good(db: sqlite3.Connection, span: Span) -> Iterator[_Row]:
-    return db.execute(
-        f"SELECT step, incarnation_id, {ROLLED_UP}, bad, time FROM step WHERE {IN_SPAN} AND bad = 0", span
-    )
-
-
-def _each(db: sqlite3.Connection, span: Span) -> list[tuple[float, Block]]:
+def _each(db: sqlite3.Connection, span: Span, name: str) -> list[tuple[float, Block]]:
     """Every good step of the span as a block of its own, with its time."""
     found = []
-    for row in _good(db, span):
+    for row, time in rollups.good(db, span, name):
         block = Block()
-        block.add(row[:4])
-        found.append((row[4], block))
+        block.add(row)
+        found.append((time, block))
     return found
 
 
 def _pieces(
-    db: sqlite3.Connection, span: Span, blocks: dict[int, Block], buckets: int
+    db: sqlite3.Connection, span: Span, name: str, blocks: dict[int, Block], buckets: int
 ) -> Iterator[tuple[float, Block]]:
     """Blocks with their times. A block that spans more than a bucket is replaced by its steps, one block each."""
     keys = [(number, *block.low[1:]) for number, block in blocks.items() if block.low is not None]
@@ -108,7 +121,7 @@ def _pieces(
         before, after = times[max(0, i - 1)], times[min(len(times) - 1, i + 1)]
         if abs(after[1] - before[1]) > 2 * width:
             first, last = number * SIZE, (number + 1) * SIZE - 1
-            yield from _each(db, span._replace(first=max(span.first, first), last=min(span.last, last)))
+            yield from _each(db, span._replace(first=max(span.first, first), last=min(span.last, last)), name)
         else:
             yield time, blocks[number]
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from optwrap_exporter.store import downsample, rollups, step_columns
-from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
+from optwrap_exporter.store.downsample import Axis
+from optwrap_exporter.store.rollups import IN_SPAN, Span
 from optwrap_exporter.wire.answers import (
     ANSWER_BYTES,
     BadSteps,
@@ -55,9 +56,9 @@ def steps(
     good, bad, left_out = 0, 0, 0
     if key is not None:
         span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
-        blocks = rollups.read(db, *span) if span.first <= span.last else {}
-        good = sum(block.good for block in blocks.values())
-        bad = sum(block.bad for block in blocks.values())
+        blocks = rollups.read(db, span)
+        good = sum(block.good for block in blocks[rollups.NORM].values())
+        bad = sum(block.bad for block in blocks[rollups.NORM].values())
         select = f"SELECT {step_columns.SELECTED} FROM step"
         if good <= points and bad <= most_bad:
             found = db.execute(f"{select} WHERE {IN_SPAN}", span).fetchall()
@@ -73,7 +74,7 @@ def steps(
             if good <= points:
                 found += db.execute(f"{select} WHERE {IN_SPAN} AND bad = 0", span).fetchall()
             else:
-                found += _sampled(db, span, blocks, points // 2, axis)
+                found += _sampled(db, span, blocks, points, axis)
         found.sort(key=lambda row: row[:2])
         values = _these(span, {row[0] for row in found})
         ((recorded,),) = db.execute(f"SELECT count(*) FROM replica WHERE {_THESE}", values)
@@ -123,13 +124,10 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
 
 
 def _sampled(
-    db: sqlite3.Connection, span: Span, blocks: dict[int, rollups.Block], buckets: int, axis: Axis
+    db: sqlite3.Connection, span: Span, blocks: dict[str, dict[int, rollups.Block]], points: int, axis: Axis
 ) -> list[step_columns.Row]:
-    """Good steps, downsampled: those with the smallest and the largest norm of each bucket."""
-    if buckets < 1:
-        return []
-    joined = (downsample.along_time if axis == "time" else downsample.along_steps)(db, span, blocks, buckets)
-    chosen = {extreme[1:] for block in joined for extreme in (block.low, block.high) if extreme is not None}
+    """Good steps, downsampled."""
+    chosen = {extreme[1:] for extreme in downsample.extremes(db, span, blocks, points, axis)}
     return db.execute(
         f"""
         SELECT {step_columns.SELECTED} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?

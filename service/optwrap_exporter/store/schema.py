@@ -8,7 +8,7 @@ from optwrap_exporter.wire.errors import ExporterError
 
 APPLICATION: Final = 0x4F505457
 """`PRAGMA application_id`: OPTW."""
-VERSION: Final = 5
+VERSION: Final = 6
 """`PRAGMA user_version`: the version of the tables below."""
 
 _TABLES: Final = """
@@ -80,15 +80,16 @@ CREATE TABLE block (                    -- rollups.Block: the steps of rollups.S
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     block INTEGER NOT NULL,
+    name TEXT NOT NULL,                 -- empty: the norm; else a scalar
     good INTEGER NOT NULL,
-    bad INTEGER NOT NULL,
-    low REAL,                           -- smallest norm of a good step, and that step
+    bad INTEGER NOT NULL,               -- 0 for a scalar
+    low REAL,                           -- smallest value of a good step, and that step
     low_step INTEGER,
     low_incarnation INTEGER,
     high REAL,
     high_step INTEGER,
     high_incarnation INTEGER,
-    PRIMARY KEY (run_id, process, block)
+    PRIMARY KEY (run_id, process, block, name)
 ) WITHOUT ROWID;
 CREATE TABLE path (
     id INTEGER PRIMARY KEY,

@@ -276,7 +276,16 @@ class Rows:
             )
             kept = None if scalars is not None and step_columns.NOT_FINITE in scalars else number
             counted.append((step, incarnation_id, kept, bad))
-        pending.blocks += rollups.rows_of(run_id, process, counted)
+        pending.blocks += rollups.rows_of(run_id, process, rollups.NORM, counted)
+        if columns.scalars:
+            good = {step for step, _, _, bad in counted if not bad}
+            for name, values in columns.scalars.items():
+                finite_ones: list[rollups.Row] = [
+                    (step, incarnation_id, value, 0)
+                    for step, value in zip(columns.step, values, strict=True)
+                    if value is not None and math.isfinite(value) and step in good
+                ]
+                pending.blocks += rollups.rows_of(run_id, process, name, finite_ones)
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
