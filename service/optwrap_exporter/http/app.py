@@ -117,9 +117,9 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
       click.ClickException: it cannot start. The message is one line.
     """
     configure_logging(settings.log_level)
-    most_connections = allow_connections()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
+        most_connections = allow_connections()
         with contextlib.ExitStack() as stack:
             sockets = bind_tcp(settings.listen)
             for sock in sockets:
