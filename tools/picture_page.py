@@ -1,67 +1,132 @@
-"""Take the pictures of the page for docs/guides/page.md: `python -m tools.picture_page` writes docs/images/.
+"""Take the pictures of the page for docs/guides/page.md: `python -m tools.picture_page [NAME ...]` writes docs/images/.
 
-It uses a real exporter, jobs that report like training processes, and a real Chromium. Run it after each visible change
-of the page, and look at every picture.
+Each picture has an exporter of its own, jobs that report like training processes, and a real Chromium. The clock of
+exporter and jobs starts in the past and is turned to now, so that hours pass at once: each scene is rehearsed to learn
+how long it lasts. Run this after each visible change of the page, and look at every picture.
 """
 
-import itertools
+import argparse
+import dataclasses
+import math
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.conftest import RunningExporter
 from tests.e2e.page.desk import DESK, GUARD, PHONE, Reporter
-from tests.exporter.running import Job, TurnedClock
+from tests.exporter.running import Job, Served, TurnedClock, served
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-STEP_SECONDS = 0.4
-LAYERS = tuple(f"decoder/layer_{layer}/{part}/w" for layer in range(6) for part in ("attention", "mlp"))
+WIDE: Final = {"width": 1920, "height": 1080}
+STEP_SECONDS: Final = 0.4
+
+
+class MovingClock(TurnedClock):
+    """A clock that moves with time, and can be turned, too."""
+
+    def __init__(self, now: float) -> None:
+        super().__init__(now)
+        self._started = time.monotonic()
+
+    def __call__(self) -> float:
+        """Seconds since 1970."""
+        return self.now + time.monotonic() - self._started
+
+
+@dataclasses.dataclass
+class Site:
+    """An exporter and its clock; in a rehearsal only the clock."""
+
+    clock: TurnedClock
+    exporter: Served | None = None
+
+    def tick(self) -> None:
+        """Let the exporter look at its runs."""
+        if self.exporter is not None:
+            self.exporter.ingest.tick()
 
 
 class Training:
-    """A job with realistic gradient norms, which can also take bad steps."""
+    """A job with realistic gradient norms and a loss, which can also take bad steps."""
 
-    def __init__(self, url: str, run: str, steps: int, **job: object) -> None:
+    def __init__(self, site: Site, run: str, **job: Any) -> None:
         self.rng = random.Random(run)
-        # The steps are in the past; the last one is taken about now.
-        self.clock = TurnedClock(time.time() - steps * STEP_SECONDS)
-        self.reporter = Reporter(Job(**{"run": run, "clock": self.clock, "interval": 30.0, **job}), url)  # type: ignore[arg-type]  # a test's own words
+        self.site = site
+        url = "" if site.exporter is None else site.exporter.url
+        self.reporter = Reporter(Job(**{"run": run, "clock": site.clock, "interval": 20.0, **job}), url)
         self.reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
+        self.losses: list[float | str] = []
+
+    @property
+    def job(self) -> Job:
+        """The training process."""
+        return self.reporter.job
 
     def good(self, count: int, seconds: float = STEP_SECONDS) -> None:
-        """Take good steps in accumulation windows of four."""
-        job = self.reporter.job
+        """Take good steps in accumulation windows of four, and report every 20 s."""
         for _ in range(count):
-            self.clock.advance(seconds * self.rng.uniform(0.9, 1.1))
-            mini = (job.gauges["mini_step"] + 1) % 4
-            job.gauges |= {"mini_step": mini, "guard_not_finite_count": 0}
-            height = 0.7 + 8 * 0.97 ** job.totals["steps"]
-            job.step("accumulated" if mini else "applied", height * self.rng.lognormvariate(0, 0.25))
-        self.reporter.send()
+            self.site.clock.advance(seconds * self.rng.uniform(0.9, 1.1))
+            mini = (self.job.gauges["mini_step"] + 1) % 4
+            self.job.gauges |= {"mini_step": mini, "guard_not_finite_count": 0}
+            height = 0.7 + 8 * 0.97**self.job.state.steps
+            self.job.step("accumulated" if mini else "applied", height * self.rng.lognormvariate(0, 0.25))
+            self.losses.append(2.1 + 6 * 0.992**self.job.state.steps + self.rng.gauss(0, 0.05))
+            if len(self.losses) * seconds >= 20:
+                self.send()
+        self.send()
 
     def bad(self, outcome: str = "skipped_not_finite", **offenders: int) -> None:
         """Take one step with non-finite gradients. Offenders are named with `__` for `/`."""
-        self.clock.advance(STEP_SECONDS)
-        job = self.reporter.job
-        job.gauges["guard_not_finite_count"] = min(5, job.gauges["guard_not_finite_count"] + 1)
-        job.step(outcome, "NaN", None, **offenders)
-        self.reporter.send()
+        self.site.clock.advance(STEP_SECONDS)
+        self.job.gauges["guard_not_finite_count"] = min(5, self.job.gauges["guard_not_finite_count"] + 1)
+        self.job.step(outcome, "NaN", None, **offenders)
+        self.losses.append("NaN")
+        self.send()
 
     def large(self) -> None:
         """Take one step whose norm is above the limit."""
-        self.clock.advance(STEP_SECONDS)
-        self.reporter.job.step("skipped_large", 71.0)
-        self.reporter.send()
+        self.site.clock.advance(STEP_SECONDS)
+        self.job.step("skipped_large", self.rng.uniform(60, 90))
+        self.losses.append(2.4)
+        self.send()
+
+    def send(self, state: str = "running", **changes: Any) -> None:
+        """Report the steps since the last report, with their losses."""
+        if self.losses:
+            changes = {"steps": {**self.job.columns, "scalars": {"loss": self.losses}}, **changes}
+        self.losses = []
+        if self.site.exporter is None:
+            self.job.report(state)
+        else:
+            self.reporter.send(state, **changes)
 
 
-def skipping(url: str) -> None:
+def wait(site: Site, seconds: float, *others: Training, every: float = 10.0) -> None:
+    """Let time pass in which only `others` report, without steps."""
+    for _ in range(math.ceil(seconds / every)):
+        site.clock.advance(every)
+        for one in others:
+            one.send()
+        site.tick()
+
+
+def ok(site: Site) -> None:
+    """A healthy run with one bad step in its past."""
+    training = Training(site, "vit-large")
+    training.good(150)
+    training.bad(decoder__layer_2__mlp__w=384)
+    training.good(430)
+
+
+def skipping(site: Site) -> None:
     """A run with one bad step, a spike, and a streak that continues."""
-    training = Training(url, "lm-7b", 610)
+    training = Training(site, "lm-7b")
     training.good(180)
     training.bad(decoder__layer_2__mlp__w=384)
     training.good(230)
@@ -72,109 +137,323 @@ def skipping(url: str) -> None:
         training.bad("skipped_not_finite", decoder__layer_4__attention__w=values, **more)
 
 
-def healthy(url: str) -> None:
-    """A healthy run with two streaks in its past."""
-    training = Training(url, "vit-large", 420)
-    training.good(150)
-    training.bad(decoder__layer_2__mlp__w=384)
-    training.good(230)
-    for _ in range(3):
+def gave_up(site: Site) -> None:
+    """A run whose guard gave up after five of 27 bad steps, and that went on."""
+    training = Training(site, "diffusion")
+    training.good(460)
+    for number in range(27):
+        training.bad("skipped_not_finite" if number < 5 else "accepted_not_finite", encoder__block_1__conv=12 + number)
+    training.good(200)
+
+
+def failed(site: Site) -> None:
+    """A crash loop: five attempts that ran out of memory."""
+    for number in range(5):
+        training = Training(site, "rl-agent", attempt=f"a{number}", incarnation=f"e{number}")
+        training.good(60 + 10 * number)
+        training.send(
+            "failed", reason="XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 12884901888 bytes"
+        )
+        wait(site, 40)
+    wait(site, 400)
+
+
+def stopped(site: Site) -> None:
+    """A run that stopped itself and says where to roll back to."""
+    training = Training(site, "lm-1b")
+    training.good(400)
+    for _ in range(5):
         training.bad(decoder__layer_1__attention__w=128)
-    training.good(40)
+    training.send("stopped", reason="not_finite_streak: 5 steps in a row were non-finite", last_clean_step=400)
+    wait(site, 180)
 
 
-def gave_up(url: str) -> None:
-    """A run with a streak longer than the guard's limit."""
-    training = Training(url, "diffusion", 310)
+def stale(site: Site) -> None:
+    """A pod of 16 whose process 12 is silent."""
+    pod = [Training(site, "llama-16", process=n, process_count=16, incarnation=f"e{n}") for n in range(16)]
+    for training in pod:
+        training.good(3, seconds=0.1)
+    for _ in range(30):
+        site.clock.advance(10)
+        for training in pod[:12] + pod[13:]:
+            training.good(2, seconds=0)
+        site.tick()
+
+
+def stalled(site: Site) -> None:
+    """A run that reports but takes no steps."""
+    training = Training(site, "speech")
     training.good(300)
-    for values in (1, 12, 12, 40, 44):
-        training.bad(encoder__block_1__conv=values)
-    training.bad("accepted_not_finite", encoder__block_1__conv=44)
+    wait(site, 530, training)
 
 
-def paused(url: str) -> None:
-    """A run of an hour and a half with two pauses, and slow steps between them."""
-    training = Training(url, "nightly", 13_500)
+def starved(site: Site) -> None:
+    """A run whose steps are all skipped: the norm is above its limit."""
+    training = Training(site, "gan-generator")
+    training.good(800)
+    for _ in range(100):
+        for _ in range(10):
+            training.job.step("skipped_large", training.rng.uniform(75, 85))
+            site.clock.advance(STEP_SECONDS)
+        training.send()
+
+
+def starting(site: Site) -> None:
+    """A run that compiles."""
+    training = Training(site, "big-compile")
+    training.send("starting")
+    wait(site, 30)
+    training.send("starting")
+
+
+def conflict(site: Site) -> None:
+    """Two attempts under one name."""
+    one, two = (Training(site, "notebook", attempt=f"a{n}", incarnation=f"e{n}") for n in (0, 1))
+    one.good(50)
+    for _ in range(6):
+        two.good(10)
+        one.good(10)
+
+
+def diverged(site: Site) -> None:
+    """A pod of eight whose process 5 has another norm."""
+    pod = [Training(site, "moe-8", process=n, process_count=8, incarnation=f"e{n}") for n in range(8)]
+    for step in range(60):
+        site.clock.advance(2)
+        for training in pod:
+            norm = 0.945 + 0.01 * math.sin(step)
+            training.job.step("applied", 8018.0 if training.job.process == 5 and step > 40 else norm)
+            training.send()
+
+
+def degraded(site: Site) -> None:
+    """A job of 64 of which 60 processes report."""
+    for process in range(60):
+        Training(site, "bert-64", process=process, process_count=64, incarnation=f"e{process}").good(10, seconds=0.01)
+
+
+def finished(site: Site) -> None:
+    """A run that ended normally."""
+    training = Training(site, "mnist")
+    training.good(500)
+    training.send("finished")
+    wait(site, 120)
+
+
+def host(site: Site) -> None:
+    """The processes of one host of a job of 64."""
+    for process in range(8, 16):
+        Training(site, "bert-64", process=process, process_count=64, incarnation=f"e{process}").good(40, seconds=0.05)
+
+
+def paused(site: Site) -> None:
+    """A run with two pauses, and slow steps between them."""
+    training = Training(site, "nightly")
     for steps, seconds, pause in ((600, 1.0, 1800.0), (900, 0.5, 400.0), (300, 5.0, 120.0), (100, 1.0, 0.0)):
         for _ in range(steps // 50):
             training.good(50, seconds)
             if training.rng.random() < 0.4:
                 training.bad(embed__table=2)
-        training.clock.advance(pause)
+        wait(site, pause, training, every=20)
 
 
-def pod(url: str) -> None:
-    """A run of 256 processes: one failed, three skip, two never reported."""
-    for process in range(254):
-        training = Training(url, "llama-pod", 60, process=process, process_count=256, incarnation=f"e{process}")
+def pod(site: Site) -> None:
+    """1,024 processes: one failed, some skip, a rack of eight is silent."""
+    all_ = [
+        Training(site, "llama-pod", process=n, process_count=1024, incarnation=f"e{n}", interval=60.0)
+        for n in range(1024)
+    ]
+    for training in all_:
         training.rng = random.Random(1)
-        training.good(60)
-        if process in {17, 130, 131}:
+        training.good(40, seconds=0.0005)
+        if training.job.process in {17, 130, 131}:
             training.bad(decoder__layer_4__mlp__w=1)
-        if process == 77:
-            training.reporter.send("failed")
+    site.clock.advance(220)
+    for training in all_:
+        if training.job.process == 77:
+            training.send("failed", reason="RuntimeError: NCCL error: unhandled system error")
+        elif training.job.process not in range(512, 520):
+            training.good(4, seconds=0.0005)
+    site.clock.advance(20)
+    site.tick()
+
+
+def runs(count: int) -> Callable[[Site], None]:
+    """That many runs: most healthy, a third over, a few ill."""
+
+    def scene(site: Site) -> None:
+        rng = random.Random(count)
+        kinds = ("lm-7b", "vit-large", "diffusion", "speech", "rl-agent", "moe-8x7b", "gan", "bert-64")
+        begun = []
+        for number in range(count):
+            name = f"{kinds[number % len(kinds)]}.lr-{rng.choice(('1e-4', '3e-4', '1e-3'))}.{number:04}"
+            training = Training(site, name, interval=60.0)
+            training.good(20 + number % 40, seconds=0.02)
+            begun.append(training)
+        for number, training in enumerate(begun):
+            if number % 3 == 0:
+                training.send("finished")
+            elif number % 40 == 1:
+                training.send("failed", reason="ValueError: batch of shape (0, 512)")
+            elif number % 40 in {4, 31}:
+                for _ in range(3):
+                    training.bad(w=1)
+            else:
+                training.good(5, seconds=0.01)
+                if number % 7 == 0:
+                    training.large()
+
+    return scene
+
+
+def million(site: Site) -> None:
+    """A million steps with three bad stretches."""
+    training = Training(site, "long-run", interval=60.0)
+    rng = training.rng
+    for step in range(1, 1_000_001):
+        site.clock.advance(0.05)
+        norm = 0.6 + 5 * 0.99999**step + rng.lognormvariate(-1, 0.5)
+        if step in range(300_000, 300_040) or (step > 700_000 and step % 4_001 == 0):
+            training.job.step("skipped_not_finite", "NaN", decoder__layer_3__mlp__w=3)
+        elif step % 9_973 == 0:
+            training.job.step("skipped_large", 70.0)
+        else:
+            training.job.step("applied", norm)
+        if step % 8_000 == 0:
+            training.send()
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One picture: who reports, and how the page is opened."""
+
+    scene: Callable[[Site], None]
+    viewport: dict[str, int] = dataclasses.field(default_factory=lambda: DESK)
+    scheme: str = "light"
+    query: str = ""
+    part: str | None = None
+    whole: bool = True
+    """Whether the whole page is in the picture, or only what is in view."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prepare: Callable[[Page], None] | None = None
+
+
+def open_incident(page: Page) -> None:
+    """Show the events of the first incident."""
+    page.locator("#incidents summary").first.click()
+    page.locator("#incidents .feed li").first.wait_for()
+
+
+JOB: Final = {"scope": "job"}
+HEALTHS: Final[dict[str, Callable[[Site], None]]] = {
+    "conflict": conflict,
+    "diverged": diverged,
+    "gave-up": gave_up,
+    "failed": failed,
+    "stopped": stopped,
+    "stale": stale,
+    "stalled": stalled,
+    "starved": starved,
+    "starting": starting,
+    "finished": finished,
+    "healthy": ok,
+}
+
+PICTURES: Final[dict[str, Picture]] = {
+    "page": Picture(skipping),
+    "page-dark": Picture(skipping, scheme="dark"),
+    "page-phone": Picture(skipping, viewport=PHONE),
+    "page-wide": Picture(gave_up, viewport=WIDE, prepare=open_incident),
+    "page-time": Picture(paused, query="&axis=time&window=all", part="#norm"),
+    "page-runs": Picture(runs(40), whole=False),
+    "page-runs-dark": Picture(runs(40), whole=False, scheme="dark"),
+    "page-runs-1000": Picture(runs(1000), viewport=WIDE, whole=False),
+    "page-runs-phone": Picture(runs(40), viewport=PHONE, whole=False),
+    "page-pod": Picture(pod, settings=JOB),
+    "page-pod-dark": Picture(pod, settings=JOB, scheme="dark", part="#pod"),
+    "page-pod-phone": Picture(pod, settings=JOB, viewport=PHONE, part="#pod"),
+    "page-million": Picture(million, viewport=WIDE, query="&window=all"),
+    "page-host": Picture(host, whole=False),
+    "page-degraded": Picture(degraded, settings=JOB, whole=False),
+    **{f"page-{name}": Picture(scene, whole=False) for name, scene in HEALTHS.items()},
+}
+
+
+def take(chromium: Browser, name: str, wanted: Picture, directory: Path) -> None:
+    """Write docs/images/`name`.png."""
+    rehearsal = Site(TurnedClock(0.0))
+    wanted.scene(rehearsal)
+    clock = MovingClock(time.time() - rehearsal.clock.now)
+    with served(directory / name, clock, new_runs_per_minute=100_000, **wanted.settings) as exporter:
+        site = Site(clock, exporter)
+        wanted.scene(site)
+        site.tick()
+        page = open_page(chromium, exporter.url, wanted)
+        if wanted.prepare is not None:
+            wanted.prepare(page)
+        shoot(page, name, wanted)
+
+
+def open_page(chromium: Browser, url: str, wanted: Picture) -> Page:
+    """The page, with its chart drawn."""
+    context = chromium.new_context(viewport=wanted.viewport, color_scheme=wanted.scheme, reduced_motion="reduce")  # type: ignore[arg-type]  # playwright's TypedDict and Literal
+    page = context.new_page()
+    page.goto(f"{url}/?{wanted.query}")
+    page.locator(".chart[data-marks]").wait_for()
+    page.wait_for_timeout(2500)
+    return page
+
+
+def shoot(page: Page, name: str, wanted: Picture) -> None:
+    """Write the picture, and close the page."""
+    target = IMAGES / f"{name}.png"
+    if wanted.part is None:
+        page.screenshot(path=target, full_page=wanted.whole)
+    else:
+        page.locator(wanted.part).screenshot(path=target)
+    page.context.close()
 
 
 def main() -> None:
-    """Take all pictures."""
+    """Take all pictures, or those that are named."""
+    parser = argparse.ArgumentParser(prog="python -m tools.picture_page", description=__doc__)
+    parser.add_argument("names", nargs="*", help="names of pictures; all without any")
+    names = parser.parse_args().names or [*PICTURES, *TROUBLE]
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        numbers = itertools.count()
-
-        def exporter() -> RunningExporter:
-            return RunningExporter(Path(directory) / f"data-{next(numbers)}")
-
-        scenes: list[tuple[RunningExporter, Callable[[str], None]]] = [(exporter(), healthy)]
-        try:
-            one = scenes[0][0]
-            healthy(one.url)
-            picture(chromium, one.url, "vit-large", "page-dark", scheme="dark")
-            picture(chromium, one.url, "vit-large", "page-phone", viewport=PHONE)
-            many = exporter()
-            scenes.append((many, skipping))
-            skipping(many.url)
-            picture(chromium, many.url, "lm-7b", "page")
-            for scene in (healthy, gave_up, paused, pod):
-                scene(many.url)
-            picture(chromium, many.url, "diffusion", "page-gave-up")
-            picture(chromium, many.url, "nightly", "page-time", query="&axis=time&window=all", part="#norm")
-            picture(chromium, many.url, "llama-pod", "page-pod")
-            picture(chromium, many.url, "lm-7b", "page-disconnected", before=many.kill9)
-        finally:
-            for running, _ in scenes:
-                running.stop()
-            chromium.close()
+        for name in names:
+            if name in TROUBLE:
+                trouble(chromium, name, Path(directory))
+            else:
+                take(chromium, name, PICTURES[name], Path(directory))
+        chromium.close()
 
 
-def picture(
-    chromium: Browser,
-    url: str,
-    run: str,
-    name: str,
-    *,
-    viewport: dict[str, int] = DESK,
-    scheme: str = "light",
-    query: str = "",
-    part: str | None = None,
-    before: Callable[[], None] | None = None,
-) -> None:
-    """Open the page of a run, call `before`, and write a screenshot to docs/images/`name`.png."""
-    context = chromium.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]  # playwright's TypedDict and Literal
-    page = context.new_page()
-    page.goto(f"{url}/?run={run}{query}")
-    page.locator(".chart[data-marks]").wait_for()
-    if before is not None:
-        before()
-        page.locator("#lost").wait_for()
-    page.wait_for_timeout(1500)
-    target = IMAGES / f"{name}.png"
-    if part is None:
-        page.screenshot(path=target, full_page=True)
-    else:
-        page.locator(part).screenshot(path=target)
-    context.close()
+TROUBLE: Final = ("page-disconnected", "page-ill")
+"""Pictures of an exporter that is gone, or that cannot store."""
+
+
+def trouble(chromium: Browser, name: str, directory: Path) -> None:
+    """Write the picture of an exporter in trouble, while its job goes on."""
+    exporter = RunningExporter(directory / name)
+    try:
+        reporter = Reporter(Job(run="lm-7b", clock=time.time, interval=30.0), exporter.url)
+        reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
+        reporter.good(80)
+        reporter.bad(decoder__layer_4__attention__w=3)
+        page = open_page(chromium, exporter.url, Picture(ok))
+        if name == "page-ill":
+            exporter.data_dir.rename(exporter.data_dir.with_name("aside"))
+            page.locator("#ill").wait_for()
+        else:
+            exporter.kill9()
+            page.locator("#lost").wait_for()
+        page.wait_for_timeout(12_000)
+        shoot(page, name, Picture(ok, whole=False))
+    finally:
+        exporter.stop()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from optwrap_exporter.wire.vocabulary import Scope
+
 DEFAULT_LISTEN: Final = "127.0.0.1:10425"
 DEFAULT_RETENTION_DAYS: Final = "30"
 DEFAULT_RETENTION_BYTES: Final = "1GiB"
@@ -72,6 +74,8 @@ class Settings:
     """New runs beyond this many per minute are refused for the time being."""
     recover: bool = False
     """Whether to move a damaged database aside at start and begin a new one."""
+    scope: Scope = "host"
+    """What it hears. With `host` a process of the job that has not reported here is not missing."""
     grafana_url: str | None = None
     """The address of Grafana as browsers see it. If None, the page does not link to Grafana."""
     log_level: str = "info"

@@ -1,7 +1,7 @@
 """For tests: a ledger that is watched, with a clock that the test turns."""
 
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.wire.vocabulary import Health
+from optwrap_exporter.wire.vocabulary import Health, Scope
 
 from tests.exporter.trainer import START, Trainer, TurnedClock, take
 
@@ -9,9 +9,9 @@ from tests.exporter.trainer import START, Trainer, TurnedClock, take
 class Watched:
     """One exporter's ledger, and what it says of the only run."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope = "host") -> None:
         self.clock = TurnedClock()
-        self.ledger = Ledger(self.clock)
+        self.ledger = Ledger(self.clock, scope=scope)
 
     def of(self, process: int = 0) -> tuple[Health, float]:
         """Health of a process and, in seconds after START, since when."""

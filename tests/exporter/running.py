@@ -58,7 +58,7 @@ def served(data_dir: Path, clock: TurnedClock | None = None, *, tick: float = 0,
     given = Settings(**{"listen": parse_address("127.0.0.1:0"), "data_dir": data_dir, **settings})
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store(data_dir, limit_bytes=given.retention_bytes)))
-        ledger = Ledger(clock)
+        ledger = Ledger(clock, scope=given.scope)
         retention = Retention(seconds=given.retention_days * 86_400)
         ingest = Ingest(store, ledger, tick=tick, retention=retention)
         ingest.start()

@@ -1,19 +1,22 @@
 """For tests: a store and its ledger, without the ingest's thread."""
 
 import contextlib
-import json
 import sqlite3
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.rollups import SIZE
 from optwrap_exporter.store.store import Store
-from optwrap_exporter.wire.answers import Event, Page, StepsAnswer
+from optwrap_exporter.wire.answers import Event, Page
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import EventKind, to_json_number
+from optwrap_exporter.wire.step_answers import STEP_KINDS, StepsAnswer
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES, EventKind, to_json_number
 
 from tests.exporter.trainer import Trainer, TurnedClock, first_replica
 
@@ -47,7 +50,7 @@ class Kept:
 
     def events(self, kind: EventKind | None = None, process: int | None = None) -> list[Event]:
         """The events of the run "lm", newest first."""
-        return self.store.events("lm", kind=kind, process=process, limit=1000).items
+        return self.store.events("lm", kind=[kind] if kind else [], process=process, limit=1000).items
 
     @property
     def lead(self) -> int:
@@ -85,38 +88,55 @@ def all_events(page_of: Callable[[str | None], Page[Event]]) -> list[Event]:
 def check_blocks(directory: Path) -> None:
     """The blocks say of the step records what the step records say."""
     with contextlib.closing(sqlite3.connect(directory / "optwrap.sqlite3")) as db:
-        truth: dict[tuple[int, int, int], list[float]] = {}
-        counted: dict[tuple[int, int, int], list[int]] = {}
-        scalars: dict[tuple[int, int, int, str], list[float]] = {}
-        for run, process, step, norm, bad, text in db.execute(
-            "SELECT run_id, process, step, norm, bad, scalars FROM step"
+        truth: dict[tuple[int, int, int], dict[str, Any]] = {}
+        for run, process, step, outcome, finite, norm, time, text in db.execute(
+            "SELECT run_id, process, step, outcome, finite, norm, time, scalars FROM step"
         ):
-            key = (run, process, step // SIZE)
-            values = {} if bad or text is None else json.loads(text)
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    scalars.setdefault((*key, name), []).append(value)
-            counted.setdefault(key, [0, 0])[bad] += 1
-            if not bad:
-                infinite = norm is None or any(isinstance(value, str) for value in values.values())
-                truth.setdefault(key, []).append(float("inf") if infinite else norm)
+            of = truth.setdefault(
+                (run, process, step // SIZE), {"kinds": Counter(), "good": [], "norms": [], "times": []}
+            )
+            kind = kind_in_words(OUTCOMES[outcome], bool(finite))
+            of["kinds"][kind] += 1
+            of["times"].append(time)
+            if kind in GOOD_OUTCOMES:
+                lost = norm is None or (text is not None and ':"' in text)
+                of["good"].append(float("inf") if lost else norm)
+            if norm is not None and norm < float("inf"):
+                of["norms"].append(norm)
         stored = {
-            (run, process, block): (good, bad, low, high)
-            for run, process, block, good, bad, low, high in db.execute(
-                "SELECT run_id, process, block, good, bad, low, high FROM block WHERE good + bad > 0 AND name = ''"
+            row[:3]: (Counter(dict(zip(STEP_KINDS, row[8:], strict=True))), *row[3:7], sorted(array("d", row[7])))
+            for row in db.execute(
+                "SELECT run_id, process, block, low, high, first_time, last_time, norms, "
+                f"{', '.join(STEP_KINDS)} FROM block"
             )
         }
+        scalars: dict[tuple[Any, ...], list[float]] = {}
+        for *key, name, value in db.execute(
+            f"SELECT run_id, process, step / {SIZE}, key, value FROM step, json_each(scalars) "
+            "WHERE bad = 0 AND type != 'text'"
+        ):
+            scalars.setdefault((*key, name), []).append(value)
         of_scalars = {
-            (run, process, block, name): (good, low, high)
-            for run, process, block, name, good, low, high in db.execute(
-                "SELECT run_id, process, block, name, good, low, high FROM block WHERE name != ''"
-            )
+            tuple(key): (low, high)
+            for *key, low, high in db.execute("SELECT run_id, process, block, name, low, high FROM scalar_block")
         }
-    assert stored == {
-        key: (good, bad, min(truth.get(key, [None])), max(truth.get(key, [None])))  # type: ignore[type-var]
-        for key, (good, bad) in counted.items()
+    assert of_scalars == {key: (min(values), max(values)) for key, values in scalars.items()}
+    assert {key: row for key, row in stored.items() if row[0].total()} == {
+        key: (
+            of["kinds"],
+            *(choose(of["good"], default=None) for choose in (min, max)),
+            *(choose(of["times"]) for choose in (min, max)),
+            sorted(of["norms"]),
+        )
+        for key, of in truth.items()
     }
-    assert of_scalars == {key: (len(values), min(values), max(values)) for key, values in scalars.items()}
+
+
+def kind_in_words(outcome: str, finite: bool) -> str:
+    """The kind of a step, as `StepBuckets.kinds` counts it."""
+    if finite:
+        return outcome
+    return {"accumulated": "accumulated_not_finite", "applied": "accepted_not_finite"}.get(outcome, outcome)
 
 
 def busy_runs(kept: Kept) -> None:
@@ -130,4 +150,5 @@ def busy_runs(kept: Kept) -> None:
                 "skipped_not_finite", norm="NaN", offenders={"w": 1}, replica=first_replica(1, 0, "cpu:1", 1, 2)
             )
             trainer.step()
-            kept.take(trainer.report())
+            loss = [0.5] * len(trainer.columns["step"])
+            kept.take(trainer.report(steps={**trainer.columns, "scalars": {"loss": loss}}))

@@ -58,7 +58,17 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
         f"{tmp_path}/s",
         "--token-file",
     ]
-    arguments += [str(token), "--retention-days", "1.5", "--retention-bytes", "2MiB", "--log-level", "debug"]
+    arguments += [
+        str(token),
+        "--retention-days",
+        "1.5",
+        "--retention-bytes",
+        "2MiB",
+        "--log-level",
+        "debug",
+        "--scope",
+        "job",
+    ]
     arguments += ["--allowed-host", "A.example", "--allowed-host", "fd00::1"]
     assert cli.run(arguments) == 0
     assert told == [
@@ -71,6 +81,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
             retention_bytes=2 << 20,
             allowed_hosts=("a.example", "fd00::1"),
             log_level="debug",
+            scope="job",
         )
     ]
 
@@ -91,6 +102,7 @@ def test_every_option_can_come_from_the_environment(
         "GRAFANA_URL": "https://grafana.example/sub/",
         "NEW_RUNS_PER_MINUTE": "7",
         "RECOVER": "1",
+        "SCOPE": "job",
     }
     options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
     assert len(given) == len(options), "an option has no environment variable in this test"
@@ -110,6 +122,7 @@ def test_every_option_can_come_from_the_environment(
             grafana_url="https://grafana.example/sub",
             new_runs_per_minute=7,
             recover=True,
+            scope="job",
         )
     ]
 

@@ -105,7 +105,7 @@ def test_a_jump_of_the_clock_makes_no_process_stale_and_hides_none_that_is(machi
     machine.advance(11)
     machine.ingest.tick()
     assert machine.health() == "stale"
-    assert [event.kind for event in machine.store.events("lm", kind="stale").items] == ["stale"]
+    assert [event.kind for event in machine.store.events("lm", kind=["stale"]).items] == ["stale"]
 
 
 def test_a_silent_run_is_deleted_by_its_age_whatever_its_last_report_says(machine: Machine) -> None:

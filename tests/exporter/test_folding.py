@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ingest.ingest import Ingest
-from optwrap_exporter.ledger import run as runs
+from optwrap_exporter.ledger import process as processes
 from optwrap_exporter.ledger.folding import KEPT
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import Store
@@ -31,7 +31,7 @@ HISTORY = st.lists(
 def lived(history: list[Any], kept: int, directory: Path | None = None) -> Any:
     """What is answered after a history, if so many incarnations are kept one by one."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(runs, "KEPT", kept)
+    patch.setattr(processes, "KEPT", kept)
     try:
         clock = TurnedClock()
         store = Kept(directory, clock=clock) if directory is not None else None

@@ -149,7 +149,7 @@ def test_if_the_commit_fails_every_report_gets_the_error_and_nothing_has_changed
     waiting.store._db.set_authorizer(None)
     alone = [waiting.ingest.submit(report) for report in reversed(reports)]
     assert not any(answer.duplicate for answer in alone)
-    diverged = waiting.store.events("lm", kind="diverged").items
+    diverged = waiting.store.events("lm", kind=["diverged"]).items
     assert [event.detail["outcomes"] for event in diverged] == [{"0": "applied", "1": "skipped_not_finite"}]
     assert [event.process for event in diverged] == [0], "the report that came last is compared with the first"
 
@@ -176,7 +176,7 @@ def test_processes_that_disagree_within_a_group_have_diverged(waiting: Exporter)
     trainers[0].step()
     trainers[1].bad()
     offered(waiting, [trainer.report() for trainer in trainers])
-    assert [event.process for event in waiting.store.events("lm", kind="diverged").items] == [1]
+    assert [event.process for event in waiting.store.events("lm", kind=["diverged"]).items] == [1]
 
 
 def test_readers_see_nothing_of_a_group_before_its_commit(waiting: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def health(exporter: Exporter) -> Health:
 
 
 def stale_events(exporter: Exporter) -> int:
-    return len(exporter.store.events("lm", kind="stale").items)
+    return len(exporter.store.events("lm", kind=["stale"]).items)
 
 
 def test_a_stale_process_is_one_event_over_ticks_and_restarts(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_processes_that_go_stale_together_are_all_stored(exporter: Exporter) -> 
         exporter.ingest.submit(Trainer(exporter.clock, process=process).report())
     exporter.clock.advance(60)
     exporter.ingest.tick()
-    assert sorted(event.process for event in exporter.store.events("lm", kind="stale").items) == [0, 1, 2]
+    assert sorted(event.process for event in exporter.store.events("lm", kind=["stale"]).items) == [0, 1, 2]
     assert [row.health for row in exporter.detail.processes] == ["stale"] * 3
     told = exporter.store.revision()
     exporter.ingest.tick()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger import divergence, folding, past
-from optwrap_exporter.ledger import run as runs
+from optwrap_exporter.ledger import process as processes
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.store import SMALLEST_LIMIT
 
@@ -31,7 +31,7 @@ def lived(launches: list[Any], directory: Path | None = None, **bounds: float) -
     """What is answered after some launches, with these bounds of `folding` and `past`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bounds.items():
-            patch.setattr(past if name == "OPEN" else runs, name, value)
+            patch.setattr(past if name == "OPEN" else processes, name, value)
         clock = TurnedClock()
         kept = Kept(directory, clock=clock) if directory is not None else None
         ledger = Ledger(clock)

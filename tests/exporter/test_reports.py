@@ -20,7 +20,8 @@ from optwrap_exporter.ingest.group_commit import BusyError
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
-from optwrap_exporter.wire.answers import Acknowledgement, StepsAnswer
+from optwrap_exporter.wire.answers import Acknowledgement
+from optwrap_exporter.wire.step_answers import StepsAnswer
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.exporter.running import Job, Served, served

@@ -8,7 +8,7 @@ import pytest
 from optwrap_exporter.store.rollups import SIZE
 from optwrap_exporter.wire.vocabulary import MOST_SCALARS
 
-from tests.exporter.running import Job, Served, served
+from tests.exporter.running import START, Job, Served, served
 from tests.exporter.stores import Kept
 from tests.exporter.trainer import Trainer
 
@@ -44,7 +44,11 @@ def test_scalars_are_stored_with_their_steps(tmp_path: Path) -> None:
             "new": [None, None, None, 7.0],
         }
         assert steps(exporter)["update_norm"] == [1.0, "NaN", None, None]
-        assert exporter.get("/v1/runs/lm")["scalars"] == {"loss": 2.5, "lr": 0.1, "new": 7.0}
+        assert exporter.get("/v1/runs/lm")["scalars"] == {
+            "loss": {"value": 2.5, "step": 2, "time": START},
+            "lr": {"value": 0.1, "step": 3, "time": START},
+            "new": {"value": 7.0, "step": 4, "time": START},
+        }
         scraped = exporter.scrape()
     assert 'optwrap_scalar{name="loss",process="0",run="lm"} 2.5' in scraped
     assert 'optwrap_update_norm{process="0",run="lm"} 1.0' in scraped

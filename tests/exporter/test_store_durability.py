@@ -93,7 +93,7 @@ def test_kill_9_loses_no_acknowledged_report_and_repeats_none(tmp_path: Path) ->
             )
         ]
         assert rows(store.steps("lm", 0, points=10**9)) == expected
-        skips = all_events(lambda cursor: store.events("lm", kind="skipped", limit=500, cursor=cursor))
+        skips = all_events(lambda cursor: store.events("lm", kind=["skipped"], limit=500, cursor=cursor))
         bad = [step for step, _, finite, _ in expected if not finite]
         assert [event.step for event in reversed(skips)] == bad
         streamed: list[ReportMessage] = []

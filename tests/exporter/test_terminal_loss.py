@@ -26,7 +26,9 @@ def test_the_terminal_shows_the_last_scalars_if_there_is_room(
     take(ledger, trainer.report())
     detail = ledger.detail("lm")
     assert detail is not None
-    run: dict[str, Any] = detail.model_dump(mode="json") | {"scalars": scalars}
+    run: dict[str, Any] = detail.model_dump(mode="json") | {
+        "scalars": {name: {"value": value, "step": 1, "time": clock()} for name, value in scalars.items()}
+    }
     nothing: dict[str, Any] = {"norm": [], "outcome": [], "finite": []}
     console = Console(width=width, record=True)
     console.print(draw([run], events={}, steps={"lm": nothing}, beginnings=[], now=clock(), width=width))

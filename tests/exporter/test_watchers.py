@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi import HTTPException, Request, Response
 from optwrap_exporter.http import channel as channels
-from optwrap_exporter.http.limiter import Limiter
+from optwrap_exporter.http.query.limiter import Limiter
 from optwrap_exporter.http.routes.metrics import Scraper
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.render import OPENMETRICS, TEXT, Format

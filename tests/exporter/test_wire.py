@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optwrap_exporter.wire import vocabulary as wire
-from optwrap_exporter.wire.answers import RunDetail
+from optwrap_exporter.wire.answers import RunDetail, RunSummary
 from optwrap_exporter.wire.consistency import parse_report
 from optwrap_exporter.wire.errors import ErrorDetail, error_details
 from optwrap_exporter.wire.requests import Gauges, StepColumns
@@ -339,8 +339,13 @@ def test_answers_write_nonfinite_numbers_as_names_and_omit_absent_fields() -> No
 
 
 def test_the_answer_about_a_run_has_every_documented_field() -> None:
-    assert set(RunDetail.model_fields) == {
-        "run", "health", "since", "reason", "last_clean_step", "first_report", "last_report", "totals", "state_totals",
-        "unseen", "unseen_not_finite", "gauges", "scalars", "parameters", "replicas", "dropped", "attempts",
-        "processes", "left_out",
+    both = {
+        "run", "health", "since", "summary", "runbook", "reason", "last_clean_step", "first_report", "last_report",
+        "totals", "unseen", "unseen_not_finite", "process_count", "missing", "gauges", "norm", "update_norm", "scalars",
+        "steps_per_second", "last_step", "last_step_time", "skipped_recently", "lost_steps", "lost_seconds",
+        "attempts_total", "processes",
+    }  # fmt: skip
+    assert set(RunSummary.model_fields) == both
+    assert set(RunDetail.model_fields) == both | {
+        "state_totals", "parameters", "replicas", "dropped", "attempts", "left_out",
     }  # fmt: skip

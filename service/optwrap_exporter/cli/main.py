@@ -22,6 +22,7 @@ from optwrap_exporter.settings import (
     parse_web_url,
     read_token,
 )
+from optwrap_exporter.wire.vocabulary import SCOPES
 
 PROGRAM: Final = "optwrap-exporter"
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
@@ -137,6 +138,14 @@ _url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
     show_envvar=True,
     envvar="OPTWRAP_EXPORTER_ALLOWED_HOST",
     help="Another name of this exporter that the Host header of a request may carry; repeat it for more.",
+)
+@click.option(
+    "--scope",
+    type=click.Choice(SCOPES),
+    default="host",
+    show_envvar=True,
+    help="Which processes report to this exporter: those of its own host, or all of a job. With job a process that has "
+    "not reported is missing, and its run is degraded.",
 )
 @click.option(
     "--grafana-url",

@@ -163,7 +163,7 @@ def _window(gauges: Json) -> RenderableType:
 
 def _scalars(scalars: Json) -> str:
     """The first scalars, each as its name and last finite value."""
-    return clean(", ".join(f"{name} {_number(value)}" for name, value in list(scalars.items())[:_NAMED]))
+    return clean(", ".join(f"{name} {_number(figure['value'])}" for name, figure in list(scalars.items())[:_NAMED]))
 
 
 def _line(text: str) -> Text:

@@ -9,14 +9,17 @@ from typing import Final
 
 import click
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optwrap_exporter._version import __version__
 from optwrap_exporter.http import errors
 from optwrap_exporter.http.admission import PATH, Admission
+from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
-from optwrap_exporter.http.middleware import HostCheck, SecurityHeaders
-from optwrap_exporter.http.routes import metrics, operation, pages, queries, reports, stream
+from optwrap_exporter.http.middleware import Head, HostCheck, SecurityHeaders
+from optwrap_exporter.http.query.limiter import Limiter
+from optwrap_exporter.http.routes import events, metrics, operation, pages, queries, reports, series, steps, stream
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
@@ -38,6 +41,10 @@ from optwrap_exporter.store.store import Store, holds_store
 
 BYTES_FOR_AN_INCARNATION: Final = 4096
 """Twice what one takes in the store. So new runs leave half of it to the history of known runs."""
+COMPRESSED_BYTES: Final = 1024
+"""Answers from this size on are compressed if the client accepts gzip."""
+_LEVEL: Final = 4
+"""zlib's level: JSON becomes a fourth of its size."""
 DISTRIBUTION: Final = "optwrap-exporter"
 _SWITCH_SECONDS: Final = 0.001
 """How long one thread may hold Python's lock while another waits. The writer gives it up for each row, so that with
@@ -72,6 +79,7 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     """
     statistics = Statistics()
     admission = Admission(ingest, ingest.load, statistics)
+    authorization = Authorization(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Admission]]:
@@ -92,15 +100,23 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     own = OwnCollector(ledger, statistics, figures, load=ingest.load, version=app.version)
     renderer = Renderer(ledger, own, clock=clock)
     app.include_router(reports.router())
-    app.include_router(queries.router(store, ledger))
+    limiter = Limiter()
+    app.include_router(queries.router(ledger, limiter))
+    app.include_router(steps.router(store, ledger, limiter))
+    app.include_router(series.router(store, ledger, limiter))
+    app.include_router(events.router(store, ledger, limiter))
     app.include_router(stream.router(store, hub))
     app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
-    app.include_router(pages.router(app.openapi, grafana=settings.grafana_url))
+    app.include_router(pages.router(app.openapi, settings.scope, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
     app.admission = admission
-    app.reports = SecurityHeaders(HostCheck(reports.ReportRoute(settings, ingest, admission, statistics), settings))
+    app.reports = SecurityHeaders(
+        HostCheck(reports.ReportRoute(authorization, ingest, admission, statistics), settings)
+    )
     # The middleware added last handles a request first.
+    app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=_LEVEL)
+    app.add_middleware(Head)
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(SecurityHeaders)
     return app
@@ -130,7 +146,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             if settings.ingest_socket is not None:
                 sockets.append(stack.enter_context(bound_unix(settings.ingest_socket)))
             limits = Limits(settings.new_runs_per_minute, settings.retention_bytes // BYTES_FOR_AN_INCARNATION)
-            ledger = Ledger(clock, time.monotonic, limits)
+            ledger = Ledger(clock, time.monotonic, limits, settings.scope)
             retention = Retention(seconds=settings.retention_days * 86_400)
             ingest = Ingest(store, ledger, retention=retention)
             stack.callback(ingest.close)

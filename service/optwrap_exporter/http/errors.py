@@ -49,26 +49,37 @@ async def _store(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # The first part of a location is the part of the request: query, path or header.
+    # The first part of a location is the part of the request: query, path or header. The index of a repeated parameter
+    # follows its name.
     detail = [
-        item(field_of(one["loc"][1:]), one["input"], str(one["msg"]).removeprefix("Input should be "))
+        item(field_of(one["loc"][1:2]), one["input"], str(one["msg"]).removeprefix("Input should be "))
         for one in error.errors()
     ]
     return JSONResponse({"detail": detail}, 422)
+
+
+def _with_head(headers: dict[str, str]) -> dict[str, str]:
+    """The headers of a 405. Where GET is allowed, so is HEAD."""
+    methods = [method.strip() for method in headers.get("Allow", "").split(",") if method.strip()]
+    if "GET" in methods and "HEAD" not in methods:
+        methods.append("HEAD")
+    return {**headers, "Allow": ", ".join(methods)} if methods else headers
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     # The detail of Starlette's own exceptions is text, not a list.
     detail: Any = error.detail
+    headers = dict(error.headers or {})
     if not isinstance(detail, list):
         if error.status_code == 404:
             detail = [item("path", request.url.path, "a path that GET /docs lists")]
         elif error.status_code == 405:
-            detail = [item("method", request.method, (error.headers or {}).get("Allow", "another method"))]
+            headers = _with_head(headers)
+            detail = [item("method", request.method, headers.get("Allow", "another method"))]
         else:
             detail = [item("request", None, str(detail))]
-    return JSONResponse({"detail": detail}, error.status_code, headers=dict(error.headers or {}))
+    return JSONResponse({"detail": detail}, error.status_code, headers=headers)
 
 
 def broken() -> Response:

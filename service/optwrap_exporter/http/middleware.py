@@ -1,6 +1,7 @@
-"""Middleware: checks the Host header, and sets the security headers."""
+"""Middleware: checks the Host header, answers HEAD, and sets the security headers."""
 
 import ipaddress
+from collections.abc import Container
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -114,3 +115,20 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+class Head:
+    """Answers HEAD as GET without the body. The server leaves out the body, because it knows the real method.
+
+    A stream has no end, so its route answers HEAD itself.
+    """
+
+    def __init__(self, app: ASGIApp, streams: Container[str] = frozenset({"/v1/stream"})) -> None:
+        self._app = app
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI event."""
+        if scope["type"] == "http" and scope["method"] == "HEAD" and scope["path"] not in self._streams:
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)

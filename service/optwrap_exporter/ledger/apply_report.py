@@ -3,6 +3,7 @@
     merge the report into its incarnation        incarnation.merge_report
     follow it in the process, if it is current   _follow
     advance the conditions                       health.advance
+    count the steps that are lost                lost
     derive the events from before and after      events.derive_events
 
 A process shows the gauges and the health of its *current* incarnation. A new incarnation becomes current, unless its
@@ -14,24 +15,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger import health, streaks
-from optwrap_exporter.ledger.conditions import Peak, TimedStep
+from optwrap_exporter.ledger import health, lost, streaks
+from optwrap_exporter.ledger.conditions import Peak, Seen
 from optwrap_exporter.ledger.conflict import rival_of
 from optwrap_exporter.ledger.counters import NOTHING, Counts
-from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.events import NewEvent, derive_events
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.health import Change
 from optwrap_exporter.ledger.incarnation import IncarnationState, continues, merge_report
-from optwrap_exporter.ledger.run import ProcessState, RunState, position_of
+from optwrap_exporter.ledger.pace import pace, recent
+from optwrap_exporter.ledger.process import ProcessState, position_of
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.ledger.streaks import NO_STREAK, StreakChanges
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS, MOST_SCALARS
 
 PEAK_SECONDS: Final = 300.0
 """Seconds for which a streak counts towards the peak that is shown."""
-_DURATIONS: Final = 31
-"""Number of reports whose seconds per step are kept."""
 
 
 class Applied(NamedTuple):
@@ -62,7 +62,6 @@ def apply_report(
     run: RunState,
     merged: Merged,
     report: Report,
-    disagreement: Disagreement | None,
     *,
     asked: float,
     now: float,
@@ -74,7 +73,6 @@ def apply_report(
       run: the run before the report.
       merged: the report's incarnation with the report merged into it, from `merge`.
       report: the report.
-      disagreement: the first step whose outcome another process reported differently; None if there is none.
       asked: the interval that the answer asks for, if it is longer than the report's.
       now: the exporter's clock.
       listening: when this exporter began to accept reports.
@@ -100,16 +98,24 @@ def apply_report(
     else:
         assert before is not None
         after = before.with_incarnation(incarnation)
+    if known is None and _in_new_own_attempt(before, incarnation):
+        after = evolved(after, own_attempts=after.own_attempts + 1)
     rival = rival_of(run, after, incarnation, now) if followed is not None else None
     change = Change(incarnation if followed is not None else None, rival, gained)
-    after = health.advance(before, after, change, now, listening)
-    return Applied(after, derive_events(before, after, report, now=now, disagreement=disagreement, followed=followed))
+    after = health.advance(run, before, after, change, now=now, listening=listening)
+    after = _with_lost(before, after, gained, report)
+    return Applied(after, derive_events(before, after, report, now=now, followed=followed))
 
 
-def pass_time(process: ProcessState, now: float, listening: float) -> Applied:
+def pass_time(run: RunState, process: ProcessState, now: float, listening: float) -> Applied:
     """Advance a process that has not reported: it may be stale or stalled by now."""
-    after = health.advance(process, process, None, now, listening)
+    after = health.advance(run, process, process, None, now=now, listening=listening)
     return Applied(after, derive_events(process, after, None, now=now))
+
+
+def _in_new_own_attempt(before: ProcessState | None, new: IncarnationState) -> bool:
+    """Whether a new incarnation begins an attempt whose launch is unknown."""
+    return new.own_attempt and (before is None or all(part.attempt != new.attempt for part in before.parts))
 
 
 def _becomes_current(
@@ -154,8 +160,9 @@ def _follow(
         gauges=report.gauges,
         last_report=now,
     )
+    gauges = report.gauges
     entered = known is None or process.current != report.incarnation
-    last_record, durations = _pace(None if entered else process.last_record, process.durations, report)
+    last_record, durations = pace(None if entered else process.last_record, process.durations, report)
     anchor = process.gradient_step_at
     if entered:  # reports that were received while another incarnation was current may have had gradient steps
         anchor = known.totals.steps if known is not None and known.share.gradient_steps else None
@@ -164,51 +171,74 @@ def _follow(
         current=incarnation.incarnation,
         interval=interval,
         source=report.source,
-        gauges=report.gauges,
+        gauges=gauges,
         last_report=now,
-        gradient_norm=_last_finite(process.gradient_norm, report.gauges.gradient_norm, report.steps.norm),
-        update_norm=_last_finite(process.update_norm, report.gauges.update_norm, report.steps.update_norm or ()),
-        scalars=_last_scalars(process.scalars, report),
+        gradient_norm=_last_finite(process.gradient_norm, gauges.gradient_norm, report, report.steps.norm, now),
+        update_norm=_last_finite(process.update_norm, gauges.update_norm, report, report.steps.update_norm or (), now),
+        scalars=_last_scalars(process.scalars, report, now),
         last_step=now if gained.steps else process.last_step,
         last_gradient_step=now if gained.gradient_steps else process.last_gradient_step,
         last_record=last_record,
         durations=durations,
+        recent=recent(process.recent, gained),
         peaks=_peaks(process.peaks, max(report.gauges.not_finite_streak or 0, longest), now),
         gradient_step_at=_gradient_step_at(anchor, incarnation, gained, report),
     )
 
 
-def _last_finite(before: float | None, gauge: float | None, column: Sequence[float | None]) -> float | None:
+def _last_finite(
+    before: Seen | None, gauge: float | None, report: Report, column: Sequence[float | None], now: float
+) -> Seen | None:
     """The last finite value: the gauge, else the last in the column, else the one before."""
     if gauge is not None and math.isfinite(gauge):
-        return gauge
-    return next((value for value in reversed(column) if value is not None and math.isfinite(value)), before)
+        step = report.totals.steps
+        return before if before is not None and before[:2] == (gauge, step) else Seen(gauge, step, now)
+    for step, value in zip(reversed(report.steps.step), reversed(column), strict=False):  # there may be no column
+        if value is not None and math.isfinite(value):
+            return Seen(value, step, now)
+    return before
 
 
-def _last_scalars(before: Mapping[str, float], report: Report) -> Mapping[str, float]:
+def _last_scalars(before: Mapping[str, Seen], report: Report, now: float) -> Mapping[str, Seen]:
     """The last finite value of each scalar. If there are too many names, those in the report are kept."""
     columns = report.steps.scalars
     if not columns:
         return before
-    fresh = {name: _last_finite(before.get(name), None, column) for name, column in columns.items()}
+    fresh = {name: _last_finite(before.get(name), None, report, column, now) for name, column in columns.items()}
     found = {name: value for name, value in fresh.items() if value is not None}
     return dict(
         list({**found, **{name: value for name, value in before.items() if name not in found}}.items())[:MOST_SCALARS]
     )
 
 
-def _pace(
-    last: TimedStep | None, durations: tuple[float, ...], report: Report
-) -> tuple[TimedStep | None, tuple[float, ...]]:
-    """The last step record, and the seconds per step of the last reports, this one included."""
-    columns = report.steps
-    if not len(columns):
-        return last, durations
-    start = last or TimedStep(columns.step[0], columns.time[0])
-    end = TimedStep(columns.step[-1], columns.time[-1])
-    if end.step > start.step and end.time >= start.time:
-        durations = (*durations, (end.time - start.time) / (end.step - start.step))[-_DURATIONS:]
-    return end, durations
+def _with_lost(before: ProcessState | None, after: ProcessState, gained: Counts | None, report: Report) -> ProcessState:
+    """The process with the steps that the report says are lost. `after` has its conditions."""
+    known = before.incarnations.get(report.incarnation) if before is not None else None
+    incarnation, old = after.incarnations[report.incarnation], after.lost
+    new = lost.places(old, known, incarnation)
+    if gained is not None:
+        new = lost.waiting(
+            new,
+            gained,
+            entered=before is None or before.current != after.current,
+            without_gradient_step=after.steps_without_gradient_step,
+            starved=after.conditions.starved is not None,
+        )
+    if new is old:
+        return after
+    if lost.costs(old, new):
+        new = lost.priced(old, new, _seconds_per_step(after, known, incarnation, report))
+    return evolved(after, lost=new)
+
+
+def _seconds_per_step(
+    process: ProcessState, known: IncarnationState | None, incarnation: IncarnationState, report: Report
+) -> float:
+    """Of the steps in a report: the process's own, else the time since the report before; 0.0 if nothing tells."""
+    if (found := process.seconds_per_step) is not None or known is None:
+        return found or 0.0
+    steps = incarnation.totals.steps - known.totals.steps
+    return max(0.0, report.sent_at - known.latest_sent_at) / steps if steps else 0.0
 
 
 def _gradient_step_at(before: int | None, incarnation: IncarnationState, gained: Counts, report: Report) -> int | None:

@@ -4,14 +4,6 @@ import dataclasses
 from typing import Final, NamedTuple
 
 
-class Lasting(NamedTuple):
-    """A condition that holds for some time after it was last seen. Times by the exporter's clock."""
-
-    since: float
-    last: float
-    """When it was last seen."""
-
-
 class Party(NamedTuple):
     """One of the two incarnations of a conflict."""
 
@@ -42,7 +34,6 @@ class Conditions:
     stalled: float | None = None
     starved: float | None = None
     skipping: float | None = None
-    gave_up: Lasting | None = None
     conflict: Conflict | None = None
     cleared: float = 0.0
     """When the last of these conditions ended."""
@@ -56,6 +47,15 @@ class TimedStep(NamedTuple):
 
     step: int
     time: float
+
+
+class Seen(NamedTuple):
+    """A value of one step."""
+
+    value: float
+    step: int
+    time: float
+    """When the report with it arrived, by the exporter's clock."""
 
 
 class Peak(NamedTuple):

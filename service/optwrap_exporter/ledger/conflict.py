@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from itertools import chain
 
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 
 
 def rival_of(

@@ -85,6 +85,18 @@ class Counts:
         )
 
     @property
+    def skipped(self) -> int:
+        """Calls of `update` whose gradients were discarded."""
+        _, _, not_finite, large, other, _ = self.outcomes
+        return not_finite + large + other
+
+    @property
+    def kept(self) -> int:
+        """Calls of `update` whose gradients were not discarded."""
+        applied, accumulated, _, _, _, accepted = self.outcomes
+        return applied + accumulated + accepted
+
+    @property
     def gradient_steps(self) -> int:
         """Calls of `update` in which the inner optimizer ran."""
         return self.outcomes.applied + self.outcomes.accepted_not_finite

@@ -1,18 +1,30 @@
-"""Detects that processes of one attempt report different outcomes of a step: their parameters have diverged."""
+"""Detects that processes of one attempt disagree about a step: their parameters have diverged.
+
+They disagree if they report different outcomes of the step, or norms that differ by more than NORM_TOLERANCE. Of three
+or more processes, those in the minority have diverged; of two, both are named. A disagreement is open until a majority
+is known, or all processes that report have reported the step.
+"""
 
 import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from typing import Final, NamedTuple
 
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import Outcome
 
+NORM_TOLERANCE: Final = 0.01
+"""The largest relative difference between the norms that processes report of one step."""
 _MOST_STEPS: Final = 8192
 _MOST_GROUPS: Final = 256
 _GROUPS_OF_RUN: Final = 2
 """Groups of one run. While some processes have rolled back and others have not, or two jobs report, there are two."""
+_MOST_DISPUTED: Final = 64
+"""Steps of a group about which a disagreement is open: the first ones."""
 
 
-class _Group(NamedTuple):
+class _GroupName(NamedTuple):
     """Identifies steps that can be compared. After a rollback the same step number means another step."""
 
     run: str
@@ -20,63 +32,193 @@ class _Group(NamedTuple):
     generation: int
 
 
-class _Recorded(NamedTuple):
-    """The outcome of a step, and the process that reported it first."""
+class Vote(NamedTuple):
+    """What a process reported of a step."""
 
     outcome: Outcome
+    norm: float
+
+    def agrees(self, other: "Vote") -> bool:
+        """Whether both can be of the same step of one training. Only finite norms are compared."""
+        if self.outcome != other.outcome:
+            return False
+        largest = max(self.norm, other.norm)
+        differ = abs(self.norm - other.norm) > NORM_TOLERANCE * largest
+        return not differ or not math.isfinite(self.norm) or not math.isfinite(other.norm)
+
+
+class _Entry(NamedTuple):
+    """A step, by the process that reported it first."""
+
+    outcome: Outcome
+    norm: float
     process: int
+
+    @property
+    def vote(self) -> Vote:
+        return Vote(self.outcome, self.norm)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Disagreement:
-    """Steps whose outcome in a report differs from the outcome that another process reported."""
+class Divergence:
+    """Processes that disagree with most others."""
 
     step: int
-    """The first such step."""
-    outcomes: dict[int, Outcome]
-    """By process, the outcome of that step."""
-    steps: int
-    """Number of such steps in the report."""
+    """The first step on which they did."""
+    steps: tuple[int, ...]
+    """Every such step of this report."""
+    odd: tuple[int, ...]
+    """The processes that diverged. Without a majority all that disagree."""
+    votes: Mapping[int, Vote]
+    """What each of `odd`, and one of the others, reported of the step. At most 16 processes."""
+    others: int
+    """How many processes agree with each other; 0 if there is no majority."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Compared:
+    """What the comparison of a report found."""
+
+    differ: Mapping[int, Vote]
+    """By step, what the report says other than the process that reported it first."""
+    divergence: Divergence | None
+    """None while it is open who has diverged."""
+
+
+class _Group:
+    """The steps that can be compared."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, _Entry] = {}
+        self.spans: dict[int, tuple[int, int]] = {}
+        """By process, the first and the last step that it reported."""
+        self.disputed: dict[int, dict[int, Vote]] = {}
+        """By step, then process, the votes that differ from the one in `steps`."""
+        self.odd: frozenset[int] = frozenset()
+        """The processes that have diverged."""
 
 
 class StepOutcomes:
-    """The outcomes of the last steps of every run that has several processes. In memory only."""
+    """The outcomes and norms of the last steps of every run that has several processes. In memory only."""
 
     def __init__(self) -> None:
-        self._groups: dict[_Group, dict[int, _Recorded]] = {}
-        self._staged: list[tuple[dict[int, _Recorded], int]] = []
-        """The entries that are not committed yet."""
+        self._groups: dict[_GroupName, _Group] = {}
+        self._touched: set[_GroupName] = set()
+        """The groups that have something that is not committed yet."""
 
-    def disagreement(self, report: Report, generation: int) -> Disagreement | None:
-        """The steps on which the report and an earlier one of another process disagree; None if there are none."""
-        known = self._groups.get(_Group(report.run, report.attempt, generation))
-        if not known:
-            return None
-        differ = sorted(
-            (step, outcome)
-            for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True)
-            if step in known and known[step].outcome != outcome and known[step].process != report.process
-        )
-        if not differ:
-            return None
-        step, outcome = differ[0]
-        return Disagreement(step, {known[step].process: known[step].outcome, report.process: outcome}, len(differ))
+    def compare(self, report: Report, generation: int, voters: Callable[[], int]) -> Compared | None:
+        """Compare a report with the earlier ones of other processes. Changes nothing.
 
-    def stage(self, report: Report, generation: int) -> None:
-        """Remember the outcomes of a report that is about to be committed, until `adopt` or `discard`."""
-        if report.source.process_count == 1 or not len(report.steps):
+        Args:
+          report: the report.
+          generation: the generation of its incarnation.
+          voters: returns the number of processes of the attempt that report.
+
+        Returns:
+          None if they agree, as is usual.
+        """
+        if not report.replicated or not report.steps.step:
+            return None
+        group = self._groups.get(_GroupName(report.run, report.attempt, generation))
+        if group is None:
+            return None
+        differ = dict(self._differing(group, report))
+        if report.process in group.odd:
+            if not differ:
+                return None
+            first = min(differ)
+            votes = {report.process: differ[first], group.steps[first].process: group.steps[first].vote}
+            return Compared({}, Divergence(first, tuple(sorted(differ)), (report.process,), votes, 0))
+        if not differ and not group.disputed:
+            return None
+        return Compared(differ, self._judge(group, report, differ, voters))
+
+    def _differing(self, group: _Group, report: Report) -> Iterator[tuple[int, Vote]]:
+        known, process, odd = group.steps, report.process, group.odd
+        columns = report.steps
+        for step, outcome, norm in zip(columns.step, columns.outcome, columns.norm, strict=True):
+            entry = known.get(step)
+            if entry is None or (entry[0] == outcome and abs(entry[1] - norm) <= NORM_TOLERANCE * norm):
+                continue  # the usual case, without the exact comparison
+            if entry.process == process or (entry.process in odd and process not in odd):
+                continue
+            if not entry.vote.agrees(vote := Vote(outcome, norm)):
+                yield step, vote
+
+    def _judge(
+        self, group: _Group, report: Report, differ: Mapping[int, Vote], voters: Callable[[], int]
+    ) -> Divergence | None:
+        """Who has diverged, by the first step on which that can be told; None if it is still open."""
+        mine = (report.steps.step[0], report.steps.step[-1])
+        spans = {**group.spans, report.process: _joined(group.spans.get(report.process), mine)}
+        expected = voters()
+        for step in sorted({*group.disputed, *differ}):
+            if step not in group.steps:
+                continue
+            votes = dict(group.disputed.get(step, {}))
+            if step in differ:
+                votes[report.process] = differ[step]
+            entry = group.steps[step]
+            parties: list[tuple[Vote, set[int]]] = [
+                (entry.vote, {p for p, (a, b) in spans.items() if a <= step <= b and p not in votes})
+            ]
+            for process, vote in votes.items():
+                party = next((members for of, members in parties if of.agrees(vote)), None)
+                if party is None:
+                    parties.append((vote, {process}))
+                else:
+                    party.add(process)
+            cast = sum(len(members) for _, members in parties)
+            parties.sort(key=lambda party: (-len(party[1]), min(party[1], default=0)))
+            if len(parties) == 1:
+                continue
+            majority = len(parties[0][1])
+            if cast >= 3 and 2 * majority > cast:
+                odd, others = [p for _, members in parties[1:] for p in members], majority
+            elif cast >= expected:
+                odd, others = [p for _, members in parties for p in members], 0
+            else:
+                continue
+            named = {p: vote for vote, members in parties for p in sorted(members)[: 1 if others else None]}
+            named |= {p: vote for vote, members in parties[1:] for p in sorted(members)}
+            steps = tuple(s for s in sorted({*group.disputed, *differ}) if s >= step)
+            return Divergence(step, steps, tuple(sorted(odd)), dict(list(named.items())[:16]), others)
+        return None
+
+    def stage(self, report: Report, generation: int, compared: Compared | None) -> None:
+        """Remember a report that is about to be committed, until `adopt` or `discard`."""
+        columns = report.steps
+        if report.source.process_count == 1 or not report.replicated or not columns.step:
             return
-        key = _Group(report.run, report.attempt, generation)
+        key = _GroupName(report.run, report.attempt, generation)
         group = self._groups.pop(key, None)
         if group is None:
-            group = {}
+            group = _Group()
             self._make_way(report.run)
         self._groups[key] = group  # the group used last is forgotten last
-        recorded = {outcome: _Recorded(outcome, report.process) for outcome in set(report.steps.outcome)}
-        for step, outcome in zip(report.steps.step, report.steps.outcome, strict=True):
-            if step not in group:
-                group[step] = recorded[outcome]
-                self._staged.append((group, step))
+        self._touched.add(key)
+        if compared is not None:
+            self._stage_votes(group, report.process, compared)
+        known, process, odd = group.steps, report.process, group.odd
+        group.spans[process] = _joined(group.spans.get(process), (columns.step[0], columns.step[-1]))
+        rows = zip(columns.step, map(_Entry, columns.outcome, columns.norm, repeat(process)), strict=False)
+        if not odd:
+            for step, entry in rows:
+                known.setdefault(step, entry)
+            return
+        for step, entry in rows:
+            before = known.get(step)
+            if before is None or (before.process in odd and process not in odd):
+                known[step] = entry
+
+    def _stage_votes(self, group: _Group, process: int, compared: Compared) -> None:
+        if compared.divergence is not None:
+            group.odd |= frozenset(compared.divergence.odd)
+            group.disputed.clear()
+            return
+        for step, vote in compared.differ.items():
+            if step in group.disputed or len(group.disputed) < _MOST_DISPUTED:
+                group.disputed.setdefault(step, {})[process] = vote
 
     def _make_way(self, run: str) -> None:
         """Forget the oldest groups of a run that is to have one more."""
@@ -85,20 +227,27 @@ class StepOutcomes:
             del self._groups[key]
 
     def adopt(self) -> None:
-        """Keep what is staged. The oldest outcomes are forgotten."""
-        for group in {id(group): group for group, _ in self._staged}.values():
-            while len(group) > _MOST_STEPS:
-                del group[next(iter(group))]
-        self._staged.clear()
+        """Keep what is staged. The oldest steps are forgotten."""
+        for key in self._touched:
+            group = self._groups.get(key)
+            while group is not None and len(group.steps) > _MOST_STEPS:
+                step = next(iter(group.steps))
+                del group.steps[step]
+                group.disputed.pop(step, None)
+        self._touched.clear()
         while len(self._groups) > _MOST_GROUPS:
             del self._groups[next(iter(self._groups))]
 
     def discard(self) -> None:
-        """Forget what is staged."""
-        for group, step in self._staged:
-            del group[step]
-        self._staged.clear()
+        """Forget what is staged, and the groups that it is in: they begin anew with the next report."""
+        for key in self._touched:
+            self._groups.pop(key, None)
+        self._touched.clear()
 
     def forget(self, run: str) -> None:
         """Forget a run."""
         self._groups = {key: group for key, group in self._groups.items() if key.run != run}
+
+
+def _joined(one: tuple[int, int] | None, other: tuple[int, int]) -> tuple[int, int]:
+    return other if one is None else (min(one[0], other[0]), max(one[1], other[1]))

@@ -5,12 +5,13 @@ An event that is derived again has the same key. So neither a crash nor a repeat
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from optwrap_exporter.ledger.conditions import Conditions
-from optwrap_exporter.ledger.divergence import Disagreement
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import ProcessState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.streaks import StreakChanges, StreakEnded, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
@@ -47,7 +48,6 @@ def derive_events(
     report: Report | None,
     *,
     now: float,
-    disagreement: Disagreement | None = None,
     followed: StreakChanges | None = None,
 ) -> list[NewEvent]:
     """The events between two states of a process.
@@ -57,12 +57,11 @@ def derive_events(
       after: the process after it.
       report: the report; None if only time has passed.
       now: the exporter's clock.
-      disagreement: the first step whose outcome another process reported differently; None if there is none.
       followed: the streaks in the report; None if it is not in order.
     """
     old = before.conditions if before is not None else Conditions()
     if report is None:
-        return [*_of_conditions(old, after)]
+        return [*_of_conditions(old, after, now)]
     incarnation = after.incarnations[report.incarnation]
     known = before.incarnations.get(report.incarnation) if before is not None else None
     return [
@@ -70,10 +69,9 @@ def derive_events(
         *_resumed(known, after, incarnation, report, now),
         *_of_steps(followed, report),
         *_rebased(before, after, report, now),
-        *_of_conditions(old, after),
+        *_of_conditions(old, after, now),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
-        *_diverged(disagreement, report, now),
     ]
 
 
@@ -103,7 +101,7 @@ def _resumed(
 def _of_steps(followed: StreakChanges | None, report: Report) -> list[NewEvent]:
     """The events of step records and streaks, by step. A late report makes events of records only."""
     changes = followed.changes if followed is not None else ()
-    if not changes and all(outcome in GOOD_OUTCOMES for outcome in report.steps.outcome):  # the usual case
+    if not changes and GOOD_OUTCOMES.issuperset(report.steps.outcome):  # the usual case
         return []
     bad = _Details(report)
     found = [*_of_records(report, bad), *_of_streaks(changes, report, bad)]
@@ -161,19 +159,32 @@ def _rebased(before: ProcessState | None, after: ProcessState, report: Report, n
     yield NewEvent(report.process, "rebased", now, report.totals.steps or None, report.attempt, detail, key)
 
 
-def _of_conditions(old: Conditions, after: ProcessState) -> Iterator[NewEvent]:
-    """`stale`, `stalled` and `starved`: the condition is new, or began again."""
+def _of_conditions(old: Conditions, after: ProcessState, now: float) -> Iterator[NewEvent]:
+    """`stale`, `stalled` and `starved`: the condition is new, or began again. Durations are as of the event's time."""
     new, incarnation = after.conditions, after.incarnation
-    details: tuple[tuple[EventKind, float | None, float | None, dict[str, Any]], ...] = (
-        ("stale", old.stale, new.stale, {"last_report": after.last_report}),
-        ("stalled", old.stalled, new.stalled, {} if after.last_step is None else {"last_step": after.last_step}),
-        ("starved", old.starved, new.starved, {"steps": after.steps_without_gradient_step}),
+    conditions: tuple[tuple[EventKind, float | None, float | None], ...] = (
+        ("stale", old.stale, new.stale),
+        ("stalled", old.stalled, new.stalled),
+        ("starved", old.starved, new.starved),
     )
-    for kind, before, since, detail in details:
-        if since is not None and since != before:
-            key = f"{kind}/{after.process}/{incarnation.incarnation}/{since:.3f}"
-            step = incarnation.totals.steps or None
-            yield NewEvent(after.process, kind, since, step, incarnation.attempt, detail, key)
+    for kind, before, since in conditions:
+        if since is None or since == before:
+            continue
+        detail: dict[str, Any]
+        if kind == "stale":
+            detail = {"silent_seconds": round(now - since, 1), "last_report": _text(since)}
+        elif kind == "stalled":
+            detail = {"seconds_without_step": round(now - since, 1), "last_step": _text(since)}
+        else:
+            detail = {"steps": after.steps_without_gradient_step}
+        key = f"{kind}/{after.process}/{incarnation.incarnation}/{since:.3f}"
+        step = incarnation.totals.steps or None
+        yield NewEvent(after.process, kind, now, step, incarnation.attempt, detail, key)
+
+
+def _text(time: float) -> str:
+    """A time as a person reads it: RFC 3339 in UTC, in whole seconds."""
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _ended(
@@ -203,14 +214,18 @@ def _conflict(old: Conditions, after: ProcessState, now: float) -> Iterator[NewE
     yield NewEvent(after.process, "conflict", now, None, conflict.newer.attempt, detail, key)
 
 
-def _diverged(disagreement: Disagreement | None, report: Report, now: float) -> Iterator[NewEvent]:
-    """`diverged`: processes of one attempt report different outcomes of one step."""
-    if disagreement is None:
-        return
-    outcomes = {str(process): outcome for process, outcome in disagreement.outcomes.items()}
-    detail = {"outcomes": outcomes, "steps": disagreement.steps}
-    key = f"diverged/{report.process}/{report.incarnation}/{disagreement.step}"
-    yield NewEvent(report.process, "diverged", now, disagreement.step, report.attempt, detail, key)
+def diverged(incident: IncidentRecord, report: Report, now: float) -> NewEvent:
+    """`diverged`: processes of one attempt disagree about a step. One event for each incident."""
+    detail = {
+        "processes": [first for first, last in incident.processes for first in range(first, last + 1)][:MOST_NAMED],
+        "host": incident.host,
+        "device": incident.device,
+        "incident": incident.id,
+        **incident.figures,
+    }
+    key = f"diverged/{incident.id}"
+    process = int(incident.figures["process"])
+    return NewEvent(process, "diverged", now, incident.first_step, report.attempt, detail, key)
 
 
 class _Details:

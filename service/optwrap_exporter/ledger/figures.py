@@ -7,10 +7,11 @@ from typing import Final
 from optwrap_exporter.ledger import health
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import DroppedTotals
 from optwrap_exporter.wire.requests import Gauges, Source
-from optwrap_exporter.wire.vocabulary import Health
+from optwrap_exporter.wire.vocabulary import Health, Scope
 
 OTHER: Final = "other"
 """The metric label that sums up all parameters without a label of their own. Replicas use it too."""
@@ -81,18 +82,15 @@ def _labelled(run: RunState, total: Counts) -> dict[str, int]:
     return parameters
 
 
-def run_view(run: RunState, now: float, listening: float) -> RunView:
+def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunView:
     """What a scrape needs of one run."""
-    members = health.relevant(run, now)
-    healths = [health.of_process(process, now, listening) for process in members]
-    began = min(process.incarnation.first_report for process in members)
-    expected = health.process_count(members)
+    members = health.judged(run, now, listening)
     return RunView(
         run=run.run,
-        health=health.overall(healths, expected=expected, began=began).health,
-        expected=expected,
-        reporting=sum(one.health not in {"failed", "stopped", "stale"} for one in healths),
-        last_report=max(process.last_report for process in members),
+        health=health.of_run(members, scope).health,
+        expected=health.process_count(one.process for one in members),
+        reporting=sum(one.health.health not in {"failed", "stopped", "stale"} for one in members),
+        last_report=max(one.process.last_report for one in members),
         totals=run.total,
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
@@ -101,7 +99,7 @@ def run_view(run: RunState, now: float, listening: float) -> RunView:
 
 def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
     """What a scrape needs of one process."""
-    current = health.of_process(process, now, listening)
+    current = health.of_process(run, process, now, listening)
     total = process.total
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
     replicas[OTHER_REPLICAS] += sum(total.replicas.values()) - sum(replicas.values())
@@ -119,9 +117,9 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
         replicas=replicas,
         dropped=dropped([process]),
         gauges=process.gauges,
-        gradient_norm=process.gradient_norm,
-        update_norm=process.update_norm,
-        scalars=process.scalars,
+        gradient_norm=process.gradient_norm.value if process.gradient_norm is not None else None,
+        update_norm=process.update_norm.value if process.update_norm is not None else None,
+        scalars={name: seen.value for name, seen in process.scalars.items()},
         streak_peak=max([*peaks, process.gauges.not_finite_streak or 0]),
         last_report=process.last_report,
         last_step=process.last_step,

@@ -54,6 +54,10 @@ class Folded:
     """The order of the last one."""
     state: State
     """The state of the last one."""
+    reason: str | None = None
+    """Why the last one ended, if it says so."""
+    began_at: int | None = None
+    """The step at which the first one began; None if no report of it had counters."""
     with_counters: int = 0
     """How many of them had counters."""
     last_step: int = 0
@@ -147,6 +151,8 @@ def add(folded: Folded | None, one: IncarnationState) -> Folded:
         aged_at=max(old.aged_at, one.aged_at),
         order=max(old.order, one.order),
         state=one.state if last else old.state,
+        reason=one.reason if last else old.reason,
+        began_at=one.began_at if old.began_at is None else old.began_at,
         with_counters=old.with_counters + one.has_counters,
         last_step=max(old.last_step, one.totals.steps),
         covered=covered if len(covered) <= ranges.MOST else ranges.joined(covered),

@@ -5,18 +5,21 @@ that holds is the one shown.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, cast
 
-from optwrap_exporter.ledger.conditions import Conditions, Conflict, Lasting, Party
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.conditions import Conditions, Conflict, Party
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import LEAST_STALLED_AFTER, ProcessState, RunState
-from optwrap_exporter.wire.vocabulary import HEALTHS, Health
+from optwrap_exporter.ledger.incidents.record import LATCHED, IncidentRecord
+from optwrap_exporter.ledger.process import LEAST_STALLED_AFTER, ProcessState
+from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.wire.vocabulary import HEALTHS, Health, Scope
 
-GAVE_UP_SECONDS: Final = 300.0
-"""How long `gave_up` holds after the last non-finite step that was accepted."""
+_LATCHED: Final[tuple[Health, ...]] = ("diverged", "gave_up")
 
 
 class HealthSince(NamedTuple):
@@ -24,6 +27,13 @@ class HealthSince(NamedTuple):
 
     health: Health
     since: float
+
+
+class Judged(NamedTuple):
+    """A process and its health."""
+
+    process: ProcessState
+    health: HealthSince
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,11 +49,18 @@ class Change:
 
 
 def advance(
-    before: ProcessState | None, after: ProcessState, change: Change | None, now: float, listening: float
+    run: RunState,
+    before: ProcessState | None,
+    after: ProcessState,
+    change: Change | None,
+    *,
+    now: float,
+    listening: float,
 ) -> ProcessState:
     """Set the conditions of a process.
 
     Args:
+      run: the run before the change.
       before: the process before the change; None if it is new.
       after: the process after the change, with the conditions of `before`.
       change: what a report changed; None if only time has passed.
@@ -58,19 +75,18 @@ def advance(
         stalled=_stalled(old, after, change, entered=entered, now=now, listening=listening),
         starved=_starved(old, after, entered, now),
         skipping=_skipping(old, after, change, entered, now),
-        gave_up=_gave_up(old, after, change, now),
         conflict=_conflict(old, after, change, entered, now),
         cleared=old.cleared,
     )
     advanced = evolved(after, conditions=conditions)
-    if before is not None and _unhealthy(before, now, listening) and not _unhealthy(advanced, now, listening):
+    if (
+        before is not None
+        and of_process(run, before, now, listening).health != "ok"
+        and of_process(run, advanced, now, listening).health == "ok"
+    ):
         conditions = dataclasses.replace(conditions, cleared=now)
         advanced = evolved(after, conditions=conditions)
     return advanced
-
-
-def _unhealthy(process: ProcessState, now: float, listening: float) -> bool:
-    return of_process(process, now, listening).health != "ok"
 
 
 def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> float | None:
@@ -81,7 +97,7 @@ def _ended(old: Conditions, after: ProcessState, entered: bool, now: float) -> f
 
 
 def _stale(old: Conditions, after: ProcessState, change: Change | None, now: float, listening: float) -> float | None:
-    """Since when the process has not reported for too long."""
+    """The last report, if that is too long ago."""
     if change is None:
         return stale_since(after, now, listening)
     return old.stale if change.gained is None else None
@@ -90,7 +106,7 @@ def _stale(old: Conditions, after: ProcessState, change: Change | None, now: flo
 def _stalled(
     old: Conditions, after: ProcessState, change: Change | None, *, entered: bool, now: float, listening: float
 ) -> float | None:
-    """Since when the process has reported, but taken no step for too long. A process that does not report is stale."""
+    """The last step, if that is too long ago though the process reports. A process that does not report is stale."""
     if change is None:
         silent = stale_since(after, now, listening) is not None
         return old.stalled if silent else stalled_since(after, now, listening)
@@ -115,25 +131,6 @@ def _skipping(old: Conditions, after: ProcessState, change: Change | None, enter
     return old.skipping if continued and old.skipping is not None else now
 
 
-def _gave_up(old: Conditions, after: ProcessState, change: Change | None, now: float) -> Lasting | None:
-    """When steps with non-finite gradients were accepted: the first and the last time."""
-    known = None if old.gave_up is None or _rolled_back(after, old.gave_up) else old.gave_up
-    if change is None or change.gained is None or not change.gained.outcomes.accepted_not_finite:
-        return known
-    lasting = known is not None and now < known.last + GAVE_UP_SECONDS
-    return Lasting(known.since if lasting and known else now, now)
-
-
-def _rolled_back(process: ProcessState, gave_up: Lasting) -> bool:
-    """Whether the process stopped since, and now takes steps from the one that it named, or from an earlier one."""
-    current = process.incarnation
-    if not current.has_counters or current.first_report <= gave_up.last:
-        return False
-    previous = process.before(current)
-    clean = None if previous is None else previous.last_clean_step
-    return clean is not None and current.start_step <= clean
-
-
 def _conflict(
     old: Conditions, after: ProcessState, change: Change | None, entered: bool, now: float
 ) -> Conflict | None:
@@ -153,24 +150,23 @@ def _conflict(
 
 
 def stale_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """When the process became stale; None if it is not stale."""
+    """The last report of a process that is stale; None if it is not stale."""
     conditions = process.conditions
     if conditions.stale is not None or conditions.ended is not None:
         return conditions.stale
-    since = max(process.last_report, listening) + process.stale_after
-    return since if now >= since else None
+    silent = now >= max(process.last_report, listening) + process.stale_after
+    return process.last_report if silent else None
 
 
 def stalled_since(process: ProcessState, now: float, listening: float) -> float | None:
-    """When the process became stalled; None if it is not stalled."""
+    """The last step, or the start, of a process that is stalled; None if it is not stalled."""
     conditions = process.conditions
     if conditions.stalled is not None or conditions.ended is not None:
         return conditions.stalled
-    moved = max(process.last_step or 0.0, process.incarnation.first_report, listening)
-    if now < moved + LEAST_STALLED_AFTER:  # avoids the median in the usual case
+    heard = max(process.moved, listening)
+    if now < heard + LEAST_STALLED_AFTER:  # avoids the median in the usual case
         return None
-    since = moved + process.stalled_after
-    return since if now >= since else None
+    return process.moved if now >= heard + process.stalled_after else None
 
 
 def changes(process: ProcessState, now: float, listening: float) -> bool:
@@ -182,13 +178,13 @@ def changes(process: ProcessState, now: float, listening: float) -> bool:
     )
 
 
-def of_process(process: ProcessState, now: float, listening: float) -> HealthSince:
-    """The health of a process."""
-    return next(_holding(process, now, listening))
+def of_process(run: RunState, process: ProcessState, now: float, listening: float) -> HealthSince:
+    """The health of a process of a run. The open incidents of the run are part of it."""
+    return next(_holding(run, process, now, listening))
 
 
-def _holding(process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
-    """Every health that holds, worst first."""
+def _holding(run: RunState, process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
+    """Every health that holds, worst first; a process that has finished is nothing else but for incidents."""
     conditions = process.conditions
     cleared = conditions.cleared
     if conditions.conflict is not None:
@@ -196,11 +192,7 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
         if now < until:
             yield HealthSince("conflict", conditions.conflict.since)
         cleared = max(cleared, until)
-    if conditions.gave_up is not None:
-        until = conditions.gave_up.last + GAVE_UP_SECONDS
-        if now < until:
-            yield HealthSince("gave_up", conditions.gave_up.since)
-        cleared = max(cleared, until)
+    yield from _latched(run, process.process)
     if conditions.ended is not None:
         yield HealthSince(cast(Health, process.incarnation.state), conditions.ended)
     if (stale := stale_since(process, now, listening)) is not None:
@@ -213,7 +205,40 @@ def _holding(process: ProcessState, now: float, listening: float) -> Iterator[He
         yield HealthSince("skipping", conditions.skipping)
     if process.incarnation.share.steps == 0:
         yield HealthSince("starting", process.incarnation.first_report)
-    yield HealthSince("ok", max(cleared, process.incarnation.first_report))
+    yield HealthSince("ok", max(cleared, _unlatched(run, process.process), process.incarnation.first_report))
+
+
+def _latched(run: RunState, process: int) -> Iterator[HealthSince]:
+    """`diverged` and `gave_up`, which hold as long as an incident of the process is open."""
+    if not run.incidents:  # the usual case
+        return
+    for kind in _LATCHED:
+        if (one := latched_by(run, kind, process)) is not None:
+            yield HealthSince(kind, one.opened)
+
+
+def latched_by(run: RunState, health: Health, process: int | None = None) -> IncidentRecord | None:
+    """The first open incident because of which a run, or one of its processes, is diverged or gave up."""
+    return next(
+        (
+            one
+            for one in run.incidents
+            if one.kind == health
+            and one.kind in LATCHED
+            and one.state == "open"
+            and (process is None or ranges.contains(one.processes, process))
+        ),
+        None,
+    )
+
+
+def _unlatched(run: RunState, process: int) -> float:
+    """When the last of those incidents was over or acknowledged; 0.0 if there was none."""
+    found = 0.0
+    for one in (*run.past_incidents, *run.incidents):
+        if one.kind in LATCHED and one.state != "open" and ranges.contains(one.processes, process):
+            found = max(found, min(one.acknowledged or math.inf, one.closed or math.inf))
+    return found
 
 
 def relevant(run: RunState, now: float) -> list[ProcessState]:
@@ -242,13 +267,23 @@ def attempt_began(run: RunState, attempt: str) -> float:
     return min([*left, *(part.first_report for part in parts if part.attempt == attempt)])
 
 
-def of_run(run: RunState, now: float, listening: float) -> HealthSince:
-    """The health of a run."""
-    members = relevant(run, now)
+def judged(run: RunState, now: float, listening: float) -> list[Judged]:
+    """The processes that determine the health of the run, by index, each with its own."""
+    return [Judged(process, of_process(run, process, now, listening)) for process in relevant(run, now)]
+
+
+def of_run(members: Sequence[Judged], scope: Scope) -> HealthSince:
+    """The health of a run.
+
+    Args:
+      members: its processes, from `judged`.
+      scope: what the exporter hears. A process that it need not hear is not missing.
+    """
+    processes = [one.process for one in members]
     return overall(
-        [of_process(process, now, listening) for process in members],
-        expected=process_count(members),
-        began=min(process.incarnation.first_report for process in members),
+        [one.health for one in members],
+        expected=process_count(processes) if scope == "job" else None,
+        began=min(process.incarnation.first_report for process in processes),
     )
 
 
@@ -257,19 +292,19 @@ def process_count(members: Iterable[ProcessState]) -> int:
     return max(members, key=lambda process: process.incarnation.first_report).source.process_count
 
 
-def overall(healths: list[HealthSince], *, expected: int, began: float) -> HealthSince:
+def overall(healths: Sequence[HealthSince], *, expected: int | None, began: float) -> HealthSince:
     """The health of a run: that of its worst process, or degraded. It is finished only when all processes are.
 
     Args:
       healths: the health of each process.
-      expected: the number of processes of the job.
+      expected: the number of processes of the job; None if some may report elsewhere.
       began: when the first of these processes reported.
     """
     found = {one.health for one in healths}
     if found != {"finished"}:
         found.discard("finished")
     worst = min(found, key=HEALTHS.index)
-    if len(healths) < expected and HEALTHS.index(worst) > HEALTHS.index("degraded"):
+    if expected is not None and len(healths) < expected and HEALTHS.index(worst) > HEALTHS.index("degraded"):
         return HealthSince("degraded", began)
     times = [one.since for one in healths if one.health == worst]
     # A run is unhealthy since its first unhealthy process, and ok or finished since the last process became so.

@@ -113,6 +113,11 @@ class IncarnationState:
         return self.totals.steps > 0
 
     @property
+    def began_at(self) -> int | None:
+        """`start_step` once it is known: a hello comes before the optimizer's state is."""
+        return self.start_step if self.has_counters else None
+
+    @property
     def ended(self) -> bool:
         """Whether the process reported its end."""
         return self.state in ENDED

@@ -8,25 +8,25 @@ States are immutable, so any thread may read at any time and never sees half a r
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, figures, health, ranges, views
+from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
-from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.figures import ProcessView, RunView
 from optwrap_exporter.ledger.folding import NO_FOLDS
+from optwrap_exporter.ledger.incidents import plans
+from optwrap_exporter.ledger.incidents.divergence import voters
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.ledger.views import Shown
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import Health
-
-LABELS: Final = 10
-"""The number of parameters of a run, and of replicas, that get metric labels of their own."""
+from optwrap_exporter.wire.vocabulary import Health, Scope
 
 MOST_SHOWN: Final = 1000
 """The most runs in /metrics."""
@@ -46,10 +46,18 @@ class Ledger:
       clock: the exporter's clock. Every time in an answer is of this clock.
       monotonic: a clock in seconds that never jumps. By default the same clock.
       limits: how many names it takes.
+      scope: what it hears: with "job" a process that has not reported is missing.
     """
 
-    def __init__(self, clock: Clock, monotonic: Clock | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        monotonic: Clock | None = None,
+        limits: Limits | None = None,
+        scope: Scope = "host",
+    ) -> None:
         self.clocks = Clocks(clock, monotonic or clock)
+        self._scope = scope
         self._limits = limits or Limits()
         self._new_runs = Quota(self._limits.new_runs, monotonic or clock)
         self._new_processes = Quota(NEW_PROCESSES, monotonic or clock)
@@ -59,19 +67,23 @@ class Ledger:
         self._staged: dict[str, RunState] = {}
         """Runs as they will be once the store has committed what is staged. Readers do not see them."""
         self._outcomes = StepOutcomes()
+        self._next_incident = 1
 
     # --- the writer's side ---
 
-    def restore(self, runs: Iterable[RunState], newest: float | None = None) -> None:
+    def restore(self, runs: Iterable[RunState], newest: float | None = None, last_incident: int = 0) -> None:
         """Adopt the runs of a store. Processes that were not stale become stale only after `stale_after` from now.
 
         Args:
           runs: the runs.
           newest: the age clock at the newest change in the store; None if there is none.
+          last_incident: the largest id that an incident in the store has had.
         """
         self._runs = {run.run: run for run in runs}
         parts = [part for run in self._runs.values() for process in run.processes.values() for part in process.parts]
         self._incarnations = _incarnations(self._runs.values())
+        known = (one.id for run in self._runs.values() for one in (*run.incidents, *run.past_incidents))
+        self._next_incident = max([last_incident, *known]) + 1
         ages = [part.aged_at for part in parts] + ([] if newest is None else [newest])
         self.clocks.restart(max(ages, default=None))
 
@@ -117,30 +129,34 @@ class Ledger:
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
         merged = merge(process, report, now, age)
-        disagreement = self._outcomes.disagreement(report, merged.incarnation.generation)
-        after, events = apply_report(run, merged, report, disagreement, asked=asked, now=now, listening=listening)
+        compared = self._outcomes.compare(report, merged.incarnation.generation, lambda: voters(run, report))
+        after, events = apply_report(run, merged, report, asked=asked, now=now, listening=listening)
         after, folds = after.fold(report.incarnation, now) if before is None else (after, NO_FOLDS)
-        return Plan(
+        plan = Plan(
             time=age,
             run=run.with_process(
                 after,
-                labels=_labels(run.labels, report, after),
-                replica_labels=_replica_labels(run.replica_labels, report, after),
+                labels=labels.with_parameters(run.labels, report, after),
+                replica_labels=labels.with_replicas(run.replica_labels, report, after),
                 past=run.past_with(after, folds.left) if folds.left else run.past,
             ),
             process=after,
             events=tuple(events),
             report=report,
             before=before,
+            compared=compared,
             folds=folds,
         )
+        return plans.of_report(plan, in_order=merged.followed is not None, now=now, next_id=self._next_incident)
 
     def pass_time(self) -> list[Plan]:
         """What time alone has changed since the last call. Changes nothing itself."""
         now, age = self.clocks.now(), self.clocks.age()
-        plans: list[Plan] = []
+        found: list[Plan] = []
+        next_incident = self._next_incident
         for run in list(self._runs.values()):
             after = run
+            of_run: list[Plan] = []
             for known in run.processes.values():
                 process = known
                 if process.last_report > now + JUMP:  # the clock was set back
@@ -148,11 +164,23 @@ class Ledger:
                     after = self._runs[run.run] = after.with_process(process)
                 if not health.changes(process, now, self.clocks.listening):
                     continue
-                later, events = pass_time(process, now, self.clocks.listening)
+                later, events = pass_time(after, process, now, self.clocks.listening)
                 if events:
                     after = after.with_process(later)
-                    plans.append(Plan(age, after, later, tuple(events)))
-        return plans
+                    of_run.append(Plan(age, after, later, tuple(events)))
+            of_run = plans.of_time(after, of_run, now, age, next_incident)
+            next_incident = max([next_incident, *(one.id + 1 for plan in of_run for one in plan.incidents)])
+            found += of_run
+        return found
+
+    def acknowledge(self, run: str, incident: IncidentRecord) -> Plan:
+        """What changes if somebody acknowledges an incident of a run. Changes nothing itself."""
+        return plans.acknowledge(self._runs[run], incident, self.clocks.now(), self.clocks.age())
+
+    def archive(self, run: str, archived: bool) -> Plan | None:
+        """What changes if somebody hides a run, or shows it again; None if it is unknown. Changes nothing itself."""
+        state = self._runs.get(run)
+        return None if state is None else plans.of_run(evolved(state, archived=archived), self.clocks.age())
 
     def reporting(self) -> int:
         """The number of processes that have neither ended nor become stale."""
@@ -167,7 +195,8 @@ class Ledger:
         self._staged[plan.run.run] = plan.run
         if plan.report is not None:
             self._staged_incarnations += (plan.before is None) - len(plan.folds.foldings)
-            self._outcomes.stage(plan.report, plan.incarnation.generation)
+            self._outcomes.stage(plan.report, plan.incarnation.generation, plan.compared)
+        self._next_incident = max([self._next_incident, *(one.id + 1 for one in plan.incidents)])
 
     def adopt(self) -> None:
         """Show the readers what is staged, which the store has committed."""
@@ -233,7 +262,7 @@ class Ledger:
         """The runs that are shown as they are now, by name, computed one by one."""
         now = self.clocks.now()
         for run in self.shown():
-            yield figures.run_view(run, now, self.clocks.listening)
+            yield figures.run_view(run, now, self.clocks.listening, self._scope)
 
     def lead(self, run: str) -> int | None:
         """The process whose gauges the run shows (`views.lead`); None if the run is unknown."""
@@ -246,13 +275,18 @@ class Ledger:
 
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
+        found = self.verdict(run)
+        return found[0] if found is not None else None
+
+    def verdict(self, run: str) -> tuple[Health, str] | None:
+        """The run's health and the sentence about it, as `RunSummary.summary`; None if the run is unknown."""
         state = self._runs.get(run)
-        return health.of_run(state, self.clocks.now(), self.clocks.listening).health if state else None
+        return views.verdict(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 
     def summary(self, run: str) -> RunSummary | None:
         """The run as GET /v1/runs lists it; None if the run is unknown."""
         state = self._runs.get(run)
-        return views.summary(state, self.clocks.now(), self.clocks.listening) if state else None
+        return views.summary(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 
     def detail(self, run: str, most_parameters: int | None = None, shown: Shown | None = None) -> RunDetail | None:
         """The answer of GET /v1/runs/{run}; None if the run is unknown.
@@ -264,7 +298,10 @@ class Ledger:
             updated.
         """
         state = self._runs.get(run)
-        return views.detail(state, self.clocks.now(), self.clocks.listening, most_parameters, shown) if state else None
+        if state is None:
+            return None
+        now, listening = self.clocks.now(), self.clocks.listening
+        return views.detail(state, now, listening, self._scope, most_parameters=most_parameters, shown=shown)
 
     def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
         """Runs by name.
@@ -310,24 +347,3 @@ class Ledger:
 def _incarnations(runs: Iterable[RunState]) -> int:
     """The number of incarnations that are kept one by one."""
     return sum(len(process.incarnations) for run in runs for process in run.processes.values())
-
-
-def _labels(labels: tuple[str, ...], report: Report, process: ProcessState) -> tuple[str, ...]:
-    """The labels with newly non-finite parameters: by step, and within a step in the tree's order."""
-    share = process.incarnations[report.incarnation].share
-    if len(labels) == LABELS or all(path in labels for path in share.parameters):  # earlier ones have had theirs
-        return labels
-    total = process.total.parameters
-    first = [offender.parameter for offender in sorted(report.offenders, key=lambda offender: offender.step)]
-    fresh = [path for path in dict.fromkeys([*first, *report.totals.parameters, *total]) if total.get(path)]
-    return (*labels, *(path for path in fresh if path not in labels))[:LABELS]
-
-
-def _replica_labels(labels: tuple[Replica, ...], report: Report, process: ProcessState) -> tuple[Replica, ...]:
-    """The labels with replicas that are newly the first non-finite one: by step, as far as it is known."""
-    if len(labels) == LABELS or not process.incarnations[report.incarnation].share.replicas:
-        return labels
-    first = [Replica(record.replica, record.process, record.device) for record in report.replicas]
-    total = process.total.replicas
-    fresh = [one for one in dict.fromkeys([*first, *total]) if one in total and one.number is not None]
-    return (*labels, *(one for one in fresh if one not in labels))[:LABELS]

@@ -42,11 +42,21 @@ class Launch(NamedTuple):
     since: float
     until: float
     state: AttemptState
+    reason: str | None = None
+    """Why it ended, by a process in that state."""
+    start_step: int | None = None
+    """The earliest step at which a process of it began; None if that is not known."""
 
     def joined(self, other: "Launch") -> "Launch":
         """The same attempt with other processes."""
-        state = min(self.state, other.state, key=WORST_FIRST.index)
-        return Launch(self.attempt, min(self.since, other.since), max(self.until, other.until), state)
+        worst = min(self, other, key=lambda one: (WORST_FIRST.index(one.state), one.reason is None, one.reason or ""))
+        steps = [one.start_step for one in (self, other) if one.start_step is not None]
+        return worst._replace(
+            attempt=self.attempt,
+            since=min(self.since, other.since),
+            until=max(self.until, other.until),
+            start_step=min(steps, default=None),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +75,8 @@ class AttemptSum:
     @classmethod
     def of(cls, one: Folded) -> "AttemptSum":
         """The part of one process."""
-        launch = Launch(one.attempt, one.first_report, one.last_report, one.state if one.ended else "lost")
+        state = one.state if one.ended else "lost"
+        launch = Launch(one.attempt, one.first_report, one.last_report, state, one.reason, one.began_at)
         return cls(launch, one.share, one.covered, one.parameter_records, one.replica_spans)
 
     def joined(self, other: "AttemptSum") -> "AttemptSum":
@@ -127,6 +138,8 @@ class Past:
     """The sum over the closed attempts; empty if there is none."""
     attempts: int = 0
     """How many are closed."""
+    own: int = 0
+    """How many of them have a process of their own, because its launch is unknown (`ProcessState.own_attempts`)."""
     launches: tuple[Launch, ...] = ()
     """The last SHOWN of them."""
 
@@ -141,7 +154,7 @@ class Past:
         if known is not None:
             here = known.joined(here)
         elif left.own_attempt:  # no other process is in it
-            return self._with_closed(here)
+            return dataclasses.replace(self._with_closed(here), own=self.own + 1)
         return dataclasses.replace(self, open={**self.open, left.attempt: here})
 
     def closed_but(self, attempts: Set[str]) -> "Past":
@@ -166,6 +179,7 @@ class Past:
             "open": [one.durable() for one in self.open.values()],
             "closed": [one.durable() for one in self.closed],
             "attempts": self.attempts,
+            "own": self.own,
             "launches": self.launches,
         }
 
@@ -177,6 +191,7 @@ class Past:
             {one.launch.attempt: one for one in sums},
             tuple(AttemptSum.from_durable(one) for one in written["closed"]),
             written["attempts"],
+            written["own"],
             tuple(Launch(*one) for one in written["launches"]),
         )
 

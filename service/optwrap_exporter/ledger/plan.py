@@ -3,10 +3,13 @@
 import dataclasses
 
 from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.divergence import Compared
 from optwrap_exporter.ledger.events import NewEvent
 from optwrap_exporter.ledger.folding import NO_FOLDS, Folds
 from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.requests import Report
 
@@ -28,6 +31,10 @@ class Plan:
     """The report's incarnation before the report; None if it is new."""
     records: bool = True
     """Whether the report's step records are stored."""
+    incidents: tuple[IncidentRecord, ...] = ()
+    """The incidents that are new or have changed."""
+    compared: Compared | None = None
+    """What the comparison with other processes found."""
     folds: Folds = NO_FOLDS
     """What is no longer kept one by one, because the report's incarnation is new."""
 

@@ -51,3 +51,33 @@ def joined(ranges: Ranges) -> Ranges:
 def count(ranges: Ranges, first: int, last: int) -> int:
     """How many numbers from `first` to `last` are in the ranges."""
     return sum(max(0, min(b, last) - max(a, first) + 1) for a, b in ranges)
+
+
+def size(ranges: Ranges) -> int:
+    """How many numbers are in the ranges."""
+    return sum(last - first + 1 for first, last in ranges)
+
+
+def above(ranges: Ranges, number: int) -> Ranges:
+    """The part of the ranges above `number`."""
+    if not ranges or ranges[0][0] > number:
+        return ranges
+    return tuple((max(first, number + 1), last) for first, last in ranges if last > number)
+
+
+def without(ranges: Ranges, number: int) -> Ranges:
+    """The ranges without `number`."""
+    if not contains(ranges, number):
+        return ranges
+    parts = (part for a, b in ranges for part in ((a, min(b, number - 1)), (max(a, number + 1), b)))
+    return union(parts)
+
+
+def of(numbers: Iterable[int]) -> Ranges:
+    """The ranges of some numbers."""
+    return union((number, number) for number in numbers)
+
+
+def start_of(ranges: Ranges, number: int) -> int:
+    """The first number of the range that `number` is in; `number` if it is in none."""
+    return next((first for first, last in reversed(ranges) if first <= number <= last), number)

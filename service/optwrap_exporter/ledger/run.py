@@ -1,265 +1,20 @@
-"""A process and a run as immutable values.
-
-Values that are costly to derive are cached in the state. `durable` and `from_durable` are what the store writes and
-reads, so that a restarted exporter restores its ledger without reading step records.
-"""
+"""A run as an immutable value."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from statistics import median
 from typing import Any, Final
 
-from optwrap_exporter.ledger import folding
-from optwrap_exporter.ledger.conditions import NO_CONDITIONS, Conditions, Conflict, Lasting, Party, Peak, TimedStep
 from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.folding import (
-    KEPT,
-    LATE_SECONDS,
-    NO_FOLDS,
-    NONE_FOLDED,
-    RECENT,
-    REMEMBERED,
-    Folded,
-    Folding,
-    Folds,
-)
-from optwrap_exporter.ledger.incarnation import IncarnationState, Position
-from optwrap_exporter.ledger.parts import ParameterRecords, fields_of, summed_records
+from optwrap_exporter.ledger.folding import Folded
+from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.past import NO_PAST, Past
-from optwrap_exporter.wire.requests import Gauges, Report, Source
-from optwrap_exporter.wire.vocabulary import own_attempt
+from optwrap_exporter.ledger.process import ProcessState
 
-LEAST_STALE_AFTER: Final = 10.0
-"""Seconds: no process is stale sooner."""
 _LONGEST_STALE_AFTER: Final = 3 * 3600.0
 """Seconds: no process is stale later, because an interval is an hour at most."""
-LEAST_STALLED_AFTER: Final = 300.0
-"""Seconds: no process is stalled sooner."""
-LEAST_STARVED_AFTER: Final = 100
-"""Steps: no process is starved sooner."""
-
-
-@dataclasses.dataclass(frozen=True)  # without slots: derived values are cached
-class ProcessState:
-    """One process of a run: its incarnations, and the state of the current one. Times by the exporter's clock."""
-
-    process: int
-    incarnations: Mapping[str, IncarnationState]
-    """Those that may still report (see `folding`). By id, in their order."""
-    current: str
-    """The id of the current incarnation. The process shows its gauges and its health."""
-    interval: float
-    """Seconds to the next report: what the last one announced, or what its answer asked for if that is longer."""
-    source: Source
-    gauges: Gauges
-    last_report: float
-    """When the current incarnation last reported, late reports excluded."""
-    gradient_norm: float | None = None
-    """The last finite gradient norm."""
-    update_norm: float | None = None
-    """The last finite norm of an applied update."""
-    scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """The last finite value of each scalar, at most MOST_SCALARS: those that were reported last."""
-    last_step: float | None = None
-    """When a report last brought a step."""
-    last_gradient_step: float | None = None
-    """When a report last brought a gradient step."""
-    last_record: TimedStep | None = None
-    """The current incarnation's last step record."""
-    durations: tuple[float, ...] = ()
-    """Seconds per step in the last reports that brought steps, by the client's clock."""
-    peaks: tuple[Peak, ...] = ()
-    """The longest streaks of the last minutes, each shorter than the one before it."""
-    gradient_step_at: int | None = None
-    """The state's step number at its last gradient step, or where the current incarnation began."""
-    conditions: Conditions = NO_CONDITIONS
-    folded: Mapping[str, Folded] = dataclasses.field(default_factory=dict)
-    """The sum of the incarnations that are no longer kept one by one, by attempt that has others that are."""
-    folded_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """By id of a folded incarnation, its attempt. The last REMEMBERED ones, in the order in which they were folded."""
-    earlier: Folded = NONE_FOLDED
-    """The sum over the attempts that the process has left. What only the run shows of them is in `RunState.past`."""
-
-    @cached_property
-    def incarnation(self) -> IncarnationState:
-        """The current incarnation."""
-        return self.incarnations[self.current]
-
-    @property
-    def stale_after(self) -> float:
-        """Seconds without a report after which the process is stale."""
-        return max(3 * self.interval, LEAST_STALE_AFTER)
-
-    @property
-    def stalled_after(self) -> float:
-        """Seconds without a step after which the process is stalled."""
-        return max(LEAST_STALLED_AFTER, 10 * median(self.durations)) if self.durations else LEAST_STALLED_AFTER
-
-    @property
-    def starved_after(self) -> int:
-        """Steps without a gradient step after which the process is starved."""
-        return max(LEAST_STARVED_AFTER, 10 * (self.gauges.every_k or 1))
-
-    @property
-    def steps_without_gradient_step(self) -> int:
-        """Steps since the last gradient step."""
-        return 0 if self.gradient_step_at is None else self.incarnation.totals.steps - self.gradient_step_at
-
-    @cached_property
-    def shares(self) -> Mapping[str, Counts]:
-        """By attempt that the process has not left, the sum over its incarnations."""
-        found = {attempt: folded.share for attempt, folded in self.folded.items()}
-        for state in self.incarnations.values():
-            found[state.attempt] = found.get(state.attempt, NOTHING).plus(state.share)
-        return found
-
-    @cached_property
-    def total(self) -> Counts:
-        """The totals of this process: the sum over its incarnations."""
-        return sum_of([self.earlier.share, *self.shares.values()])
-
-    @cached_property
-    def parameter_records(self) -> Mapping[str, Mapping[str, ParameterRecords]]:
-        """By attempt that the process has not left, and parameter, the step records summed up."""
-        found: dict[str, Mapping[str, ParameterRecords]] = {}
-        for state in self.parts:
-            found[state.attempt] = summed_records(found.get(state.attempt, {}), state.parameter_records)
-        return found
-
-    @property
-    def parts(self) -> Iterator[Folded | IncarnationState]:
-        """What its attempts are the sum of, but for those it has left: folded ones first, then the others in order."""
-        yield from self.folded.values()
-        yield from self.incarnations.values()
-
-    def times_taken_before(self, incarnation: IncarnationState, step: int) -> int:
-        """How often earlier incarnations of the same attempt took the step. It is another step after a rollback.
-
-        Folded ones count as if they had taken every step up to their last one.
-        """
-        folded = self.folded.get(incarnation.attempt)
-        early = folded.with_counters if folded is not None and step <= folded.last_step else 0
-        return early + sum(
-            state.attempt == incarnation.attempt
-            and state.order < incarnation.order
-            and state.start_step < step <= state.totals.steps
-            for state in self.incarnations.values()
-        )
-
-    def before(self, incarnation: IncarnationState) -> IncarnationState | None:
-        """The last incarnation before this one that had counters."""
-        earlier = [
-            state for state in self.incarnations.values() if state.order < incarnation.order and state.has_counters
-        ]
-        return earlier[-1] if earlier else None
-
-    def fold(self, new: str, now: float) -> tuple["ProcessState", Folds]:
-        """Fold incarnations that can hardly report any more, the one that has been silent for longest first.
-
-        Args:
-          new: the id of an incarnation that is new, and is kept.
-          now: the exporter's clock.
-        """
-        kept, sums, foldings = dict(self.incarnations), dict(self.folded), []
-        while (chosen := self._over(kept, new, now)) is not None:
-            del kept[chosen.incarnation]
-            sums[chosen.attempt] = folding.add(sums.get(chosen.attempt), chosen)
-            foldings.append(Folding(chosen, sums[chosen.attempt]))
-        if not foldings:
-            return self, NO_FOLDS
-        staying = {state.attempt for state in kept.values()}
-        left = tuple(one for attempt, one in sums.items() if attempt not in staying)
-        ids = {**self.folded_ids, **{one.incarnation.incarnation: one.incarnation.attempt for one in foldings}}
-        forgotten = tuple(ids)[:-REMEMBERED]
-        after = dataclasses.replace(
-            self,
-            incarnations=kept,
-            folded={attempt: one for attempt, one in sums.items() if attempt in staying},
-            folded_ids={name: ids[name] for name in tuple(ids)[-REMEMBERED:]},
-            earlier=folding.summed(self.earlier, left),
-        )
-        return after, Folds(tuple(foldings), left, forgotten)
-
-    def _over(self, kept: Mapping[str, IncarnationState], new: str, now: float) -> IncarnationState | None:
-        """The incarnation to fold next; None if the others are kept."""
-        candidates = [state for state in kept.values() if state.incarnation not in {new, self.current}]
-        chosen = min(candidates, key=lambda state: (state.last_report, state.order), default=None)
-        if chosen is None or len(kept) > KEPT:
-            return chosen
-        return chosen if len(kept) > RECENT and chosen.last_report <= now - LATE_SECONDS else None
-
-    def with_incarnation(self, incarnation: IncarnationState) -> "ProcessState":
-        """The process with one incarnation added or replaced."""
-        known = incarnation.incarnation in self.incarnations
-        both = {**self.incarnations, incarnation.incarnation: incarnation}
-        return evolved(self, incarnations=both if known else in_order(both.values()))
-
-    def durable(self) -> dict[str, Any]:
-        """The state in types that pydantic writes as JSON, without its incarnations, which are stored as rows."""
-        fields = self.__dict__
-        return {name: fields[name] for name in _DURABLE}
-
-    @classmethod
-    def from_durable(
-        cls,
-        process: int,
-        written: Mapping[str, Any],
-        incarnations: Iterable[IncarnationState],
-        sums: Iterable[Folded] = (),
-        folded_ids: Mapping[str, str] | None = None,
-    ) -> "ProcessState":
-        """The state that `durable` wrote, with what was stored elsewhere: `sums` are `folded` and `earlier`."""
-        folded = {one.attempt: one for one in sums}
-        conditions = dict(written["conditions"])
-        if conditions["gave_up"] is not None:
-            conditions["gave_up"] = Lasting(*conditions["gave_up"])
-        if conditions["conflict"] is not None:
-            since, last, older, newer = conditions["conflict"]
-            conditions["conflict"] = Conflict(since, last, Party(*older), Party(*newer))
-        last_record = written["last_record"]
-        return cls(
-            process=process,
-            incarnations=in_order(incarnations),
-            earlier=folded.pop(NONE_FOLDED.attempt, NONE_FOLDED),
-            folded=folded,
-            folded_ids=folded_ids or {},
-            **dict(written)
-            | {
-                "source": Source.model_validate(written["source"]),
-                "gauges": Gauges.model_validate(written["gauges"]),
-                "durations": tuple(written["durations"]),
-                "peaks": tuple(Peak(*peak) for peak in written["peaks"]),
-                "last_record": None if last_record is None else TimedStep(*last_record),
-                "conditions": Conditions(**conditions),
-            },
-        )
-
-
-_DURABLE: Final = fields_of(ProcessState, "process", "incarnations", "folded", "folded_ids", "earlier")
-
-
-def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:
-    """Incarnations by id, in their order."""
-    return {state.incarnation: state for state in sorted(incarnations, key=lambda state: state.order)}
-
-
-def position_of(process: ProcessState | None, report: Report) -> Position:
-    """The place of a new incarnation: after the last one that sent its first report before this report."""
-    own = report.attempt == own_attempt(report.incarnation)
-    if process is None:
-        return Position(0.0, 0, own)
-    known = list(process.incarnations.values())
-    folded = process.folded.get(report.attempt)
-    own |= any(state.attempt == report.attempt and state.own_attempt for state in process.parts)
-    generation = sum(state.attempt == report.attempt and state.has_counters for state in known)
-    generation += folded.with_counters if folded is not None else 0
-    at = max((i + 1 for i, state in enumerate(known) if state.first_sent_at <= report.sent_at), default=0)
-    if at == len(known):
-        return Position(known[-1].order + 1, generation, own)
-    before = known[at - 1].order if at else known[at].order - 2
-    return Position((before + known[at].order) / 2, generation, own)
 
 
 @dataclasses.dataclass(frozen=True)  # without slots: `total` is cached
@@ -277,6 +32,12 @@ class RunState:
     With it a report need not look at every other process."""
     past: Past = NO_PAST
     """What processes have left."""
+    incidents: tuple[IncidentRecord, ...] = ()
+    """The live ones: those that are open, and the acknowledged ones whose cause still holds. By id."""
+    past_incidents: tuple[IncidentRecord, ...] = ()
+    """The last ones that are over. The store has all of them."""
+    archived: bool = False
+    """Whether somebody hid it."""
 
     @cached_property
     def total(self) -> Counts:

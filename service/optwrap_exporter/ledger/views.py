@@ -1,22 +1,24 @@
 """What the API shows of a run: pure functions of its state and the time."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from optwrap_exporter.ledger import health
+from optwrap_exporter.ledger import attempts, health, unseen
+from optwrap_exporter.ledger import summary as sentences
+from optwrap_exporter.ledger.conditions import Seen
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
-from optwrap_exporter.ledger.health import HealthSince
+from optwrap_exporter.ledger.health import HealthSince, Judged
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
-from optwrap_exporter.ledger.past import Launch
-from optwrap_exporter.ledger.run import ProcessState, RunState
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import (
     ANSWER_BYTES,
-    AttemptRow,
+    Figure,
     LeftOutOfRun,
     ParameterRow,
     ProcessRow,
@@ -24,8 +26,9 @@ from optwrap_exporter.wire.answers import (
     ReplicaRow,
     RunDetail,
     RunSummary,
+    SkippedRecently,
 )
-from optwrap_exporter.wire.vocabulary import HEALTHS, OUTCOMES, Health
+from optwrap_exporter.wire.vocabulary import HEALTHS, LOST_REASONS, OUTCOMES, Health, Scope
 
 
 def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
@@ -44,26 +47,62 @@ def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
     return sorted(found, key=key)[:most]
 
 
-def summary(run: RunState, now: float, listening: float) -> RunSummary:
+def summary(run: RunState, now: float, listening: float, scope: Scope) -> RunSummary:
     """The run in the list of runs."""
-    current = health.of_run(run, now, listening)
-    members = health.relevant(run, now)
-    ended = _ended(members)
-    missing = unseen(run, lead(run, now))
-    return RunSummary(
-        run=run.run,
-        health=current.health,
-        since=current.since,
-        reason=None if ended is None else ended.reason,
-        last_clean_step=None if ended is None else ended.last_clean_step,
-        first_report=_first_report(run),
-        last_report=max(process.last_report for process in run.processes.values()),
-        totals=run.total.totals(),
-        unseen=missing.steps,
-        unseen_not_finite=missing.not_finite,
-        process_count=health.process_count(members),
-        processes=len(members),
-    )
+    members = health.judged(run, now, listening)
+    return RunSummary(**_common(run, members, lead(run, now), now, scope), processes=len(members))
+
+
+def verdict(run: RunState, now: float, listening: float, scope: Scope) -> tuple[Health, str]:
+    """The health of the run, and the sentence about it, without the cost of the totals."""
+    members = health.judged(run, now, listening)
+    current = health.of_run(members, scope)
+    return current.health, sentences.of_run(run, current, members, lead(run, now), now=now, scope=scope)
+
+
+def _common(
+    run: RunState, members: Sequence[Judged], leading: ProcessState, now: float, scope: Scope
+) -> dict[str, Any]:
+    """The fields that RunSummary and RunDetail have in common."""
+    current = health.of_run(members, scope)
+    processes = [one.process for one in members]
+    ended = _ended(processes)
+    missing, expected = unseen.unseen(run, leading), health.process_count(processes)
+    of = leading.incarnation
+    lost = [process.lost for process in run.processes.values()]
+    return {
+        "run": run.run,
+        "health": current.health,
+        "since": current.since,
+        "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
+        "runbook": sentences.RUNBOOKS.get(current.health),
+        "reason": None if ended is None else ended.reason,
+        "last_clean_step": None if ended is None else ended.last_clean_step,
+        "first_report": _first_report(run),
+        "last_report": max(process.last_report for process in run.processes.values()),
+        "totals": run.total.totals(),
+        "unseen": missing.steps,
+        "unseen_not_finite": missing.not_finite,
+        "process_count": expected,
+        "missing": max(0, expected - len(members)) if scope == "job" else None,
+        "gauges": leading.gauges,
+        "norm": _figure(sentences.norm_of(leading)),
+        "update_norm": _figure(leading.update_norm),
+        "scalars": {name: _figure(value) for name, value in leading.scalars.items()},
+        "steps_per_second": leading.steps_per_second(now),
+        "last_step": of.totals.steps or None,
+        "last_step_time": of.rose.arrived if of.share.steps else None,
+        "skipped_recently": SkippedRecently(
+            steps=sum(part[0] for part in leading.recent), skipped=sum(part[1] for part in leading.recent)
+        ),
+        "lost_steps": {reason: max(one.steps[reason] for one in lost) for reason in LOST_REASONS},
+        "lost_seconds": {reason: max(one.seconds[reason] for one in lost) for reason in LOST_REASONS},
+        "attempts_total": attempts.total(run),
+    }
+
+
+def _figure(seen: Seen | None) -> Figure | None:
+    return None if seen is None else Figure(value=seen.value, step=seen.step, time=seen.time)
 
 
 def _ended(members: Iterable[ProcessState]) -> IncarnationState | None:
@@ -84,7 +123,13 @@ Shown = dict[int, ShownRow]
 
 
 def detail(
-    run: RunState, now: float, listening: float, most_parameters: int | None = None, shown: Shown | None = None
+    run: RunState,
+    now: float,
+    listening: float,
+    scope: Scope,
+    *,
+    most_parameters: int | None = None,
+    shown: Shown | None = None,
 ) -> RunDetail:
     """Everything about the run.
 
@@ -92,33 +137,22 @@ def detail(
       run: the run.
       now: the exporter's clock.
       listening: when this exporter began to accept reports.
+      scope: what the exporter hears.
       most_parameters: how many of the worst parameters to include; None includes all that fit.
       shown: the process rows that the caller was shown last. If given, only other rows are included, and `shown` is
         updated.
     """
-    brief = summary(run, now, listening)
     leading = lead(run, now)
-    named, attempts = replicas(run), _attempts(run, now, listening)
+    named, launches = replicas(run), attempts.rows(run, now, listening)
     shown_replicas, room = fitting(named, _LIST_BYTES)
-    shown_attempts, left = fitting(reversed(attempts), _LIST_BYTES)
+    shown_attempts, left = fitting(reversed(launches), _LIST_BYTES)
     room += left
     rows, waiting, left = _rows(run, now, listening, {} if shown is None else shown)
     bad = parameters(run)
     shown_parameters, _ = fitting(bad[:most_parameters], room + left + _LIST_BYTES)
     return RunDetail(
-        run=run.run,
-        health=brief.health,
-        since=brief.since,
-        reason=brief.reason,
-        last_clean_step=brief.last_clean_step,
-        first_report=brief.first_report,
-        last_report=brief.last_report,
-        totals=brief.totals,
+        **_common(run, health.judged(run, now, listening), leading, now, scope),
         state_totals=leading.incarnation.totals.totals(),
-        unseen=brief.unseen,
-        unseen_not_finite=brief.unseen_not_finite,
-        gauges=leading.gauges,
-        scalars=dict(leading.scalars),
         parameters=shown_parameters,
         replicas=shown_replicas,
         dropped=dropped(run.processes.values()),
@@ -127,7 +161,7 @@ def detail(
         left_out=LeftOutOfRun(
             parameters=len(bad) - len(shown_parameters),
             replicas=len(named) - len(shown_replicas),
-            attempts=len(attempts) - len(shown_attempts) + run.past.attempts - len(run.past.launches),
+            attempts=len(launches) - len(shown_attempts) + run.past.attempts - len(run.past.launches),
             processes=waiting,
         ),
     )
@@ -161,49 +195,6 @@ def lead(run: RunState, now: float) -> ProcessState:
     members = health.relevant(run, now)
     last = max(process.last_report for process in members)
     return next(process for process in members if process.last_report + process.stale_after > last)
-
-
-class Unseen(NamedTuple):
-    """Steps of the optimizer's state that no incarnation covers."""
-
-    steps: int
-    not_finite: int
-    """How many of them had non-finite gradients, as far as the counters of the incarnations beside them tell."""
-
-
-class _Span(NamedTuple):
-    """The steps that an incarnation covers, and the non-finite steps of the state at both ends."""
-
-    before: int
-    last: int
-    not_finite_before: int | None
-    """None if it is not kept, as in a folded incarnation."""
-    not_finite_after: int | None
-
-
-def unseen(run: RunState, leading: ProcessState) -> Unseen:
-    """What nobody observed: before reporting began, or in a loop that returned its last state only."""
-    now = leading.incarnation.totals
-    spans = [_Span(now.steps, now.steps, now.not_finite_steps, None)]
-    spans += [_Span(first - 1, last, None, None) for past in run.past.sums for first, last in past.covered]
-    for process in run.processes.values():
-        for state in process.incarnations.values():
-            start, end = state.baseline, state.totals
-            spans.append(_Span(start.steps, end.steps, start.not_finite_steps, end.not_finite_steps))
-        for folded in process.folded.values():
-            spans += [_Span(first - 1, last, None, None) for first, last in folded.covered]
-    reached, not_finite = 0, 0
-    at_reached: int | None = 0
-    steps = 0
-    for span in sorted((span for span in spans if span.before <= now.steps), key=lambda span: span[:2]):
-        if span.before > reached:
-            steps += span.before - reached
-            if at_reached is not None and span.not_finite_before is not None:
-                not_finite += max(0, span.not_finite_before - at_reached)
-            reached, at_reached = span.before, span.not_finite_before
-        if span.last > reached:
-            reached, at_reached = span.last, span.not_finite_after
-    return Unseen(steps, not_finite)
 
 
 def parameters(run: RunState) -> list[ParameterRow]:
@@ -281,12 +272,12 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[li
     """
     changed: list[tuple[int, ShownRow]] = []
     for index, process in run.processes.items():
-        row = ShownRow(process, health.of_process(process, now, listening))
+        row = ShownRow(process, health.of_process(run, process, now, listening))
         before = shown.get(index)
         if before is None or before.process is not row.process or before.current != row.current:
             changed.append((index, row))
     changed.sort(key=lambda one: (_urgency(one[1].current.health), one[0]))
-    rows, left = fitting((_row(row) for _, row in changed), _PROCESS_BYTES)
+    rows, left = fitting((_row(run, row, now) for _, row in changed), _PROCESS_BYTES)
     shown.update(changed[: len(rows)])
     return sorted(rows, key=lambda row: row.process), len(changed) - len(rows), left
 
@@ -296,7 +287,7 @@ def _urgency(of: Health) -> int:
     return HEALTHS.index("ok" if of == "finished" else of)
 
 
-def _row(row: ShownRow) -> ProcessRow:
+def _row(run: RunState, row: ShownRow, now: float) -> ProcessRow:
     # There may be thousands of rows, so they are not validated.
     process, current = row
     total = process.total
@@ -305,6 +296,7 @@ def _row(row: ShownRow) -> ProcessRow:
         host=process.source.host,
         health=current.health,
         since=current.since,
+        summary=sentences.of_process(run, process, current, now),
         last_report=process.last_report,
         totals=ProcessTotals.model_construct(
             steps=total.steps,
@@ -312,32 +304,5 @@ def _row(row: ShownRow) -> ProcessRow:
             not_finite_steps=total.not_finite_steps,
         ),
         gauges=process.gauges,
+        norm=_figure(sentences.norm_of(process)),
     )
-
-
-def _attempts(run: RunState, now: float, listening: float) -> list[AttemptRow]:
-    """The launches of the run, by their first report. Of those that are over long ago only the last ones."""
-    found: dict[str, Launch] = {}
-
-    def add(launch: Launch) -> None:
-        known = found.get(launch.attempt)
-        found[launch.attempt] = known.joined(launch) if known is not None else launch
-
-    for past in (*run.past.launches, *(one.launch for one in run.past.open.values())):
-        add(past)
-    for process in run.processes.values():
-        silent = health.stale_since(process, now, listening) is not None
-        mine: dict[str, Launch] = {}
-        for part in process.parts:  # the state of a process is that of its last part
-            lost = not part.ended and (silent or part is not process.incarnation)
-            since = mine[part.attempt].since if part.attempt in mine else part.first_report
-            until = mine[part.attempt].until if part.attempt in mine else part.last_report
-            mine[part.attempt] = Launch(
-                part.attempt,
-                min(since, part.first_report),
-                max(until, part.last_report),
-                "lost" if lost else part.state,
-            )
-        for launch in mine.values():
-            add(launch)
-    return [AttemptRow(**one._asdict()) for one in sorted(found.values(), key=lambda one: (one.since, one.attempt))]

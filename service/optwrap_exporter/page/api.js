@@ -4,24 +4,32 @@
 const TIMEOUT = 8_000;
 
 export class HttpError extends Error {
-  constructor(status, path) {
-    super(`${path} answered ${status}`);
+  /** @param {string} why the answer's own words */
+  constructor(status, path, why = "") {
+    super(`${path} answered ${status}${why ? `: ${why}` : ""}`);
     this.status = status;
+    this.why = why;
   }
 }
 
 /** Paths of the API. */
 export const paths = {
-  runs: () => "/v1/runs?limit=500",
+  runs: (query = {}) => `/v1/runs${queryString({ limit: 1000, ...query })}`,
   run: (run) => `/v1/runs/${encodeURIComponent(run)}`,
   steps: (run, query = {}) => `${paths.run(run)}/steps${queryString(query)}`,
   events: (run, query = {}) => `${paths.run(run)}/events${queryString({ limit: 200, ...query })}`,
+  incidents: (run, query = {}) => `${paths.run(run)}/incidents${queryString({ limit: 50, ...query })}`,
   parameters: (run) => `${paths.run(run)}/parameters`,
   stream: (run) => `/v1/stream${queryString({ run })}`,
+  acknowledge: (id) => `/v1/incidents/${id}/acknowledge`,
+  archive: (run) => `${paths.run(run)}/archive`,
+  restore: (run) => `${paths.run(run)}/restore`,
 };
 
 function queryString(query) {
-  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined);
+  const given = Object.entries(query)
+    .flatMap(([name, value]) => (Array.isArray(value) ? value.map((one) => [name, one]) : [[name, value]]))
+    .filter(([, value]) => value !== null && value !== undefined);
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
@@ -61,6 +69,42 @@ export async function getJson(path) {
 export async function getStoreTrouble() {
   const response = await fetch("/-/healthy", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
   return response.status === 503 ? ((await response.json()).store ?? null) : null;
+}
+
+/** Every page of a list, as one list. */
+export async function getAll(/** @type {(query: any) => string} */ path, query = {}) {
+  const items = [];
+  let cursor = null;
+  do {
+    // Each page begins where the one before it ended.
+    const page = await getJson(path({ ...query, cursor }));
+    items.push(...page.items);
+    ({ cursor } = page);
+  } while (cursor !== null);
+  return items;
+}
+
+/**
+ * Sends a request that changes something. Throws HttpError if it is refused.
+ *
+ * @param {"POST" | "DELETE"} method
+ * @param {string} path
+ * @param {string | null} token the exporter's token, if it wants one
+ */
+export async function change(method, path, token) {
+  const headers = /** @type {Record<string, string>} */ (token === null ? {} : { authorization: `Bearer ${token}` });
+  const response = await fetch(path, { method, headers, cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
+  if (!response.ok) throw new HttpError(response.status, path, await reasonOf(response));
+}
+
+/** Why a request was refused, in the exporter's words. */
+async function reasonOf(response) {
+  try {
+    const [{ field, value, allowed }] = (await response.json()).detail;
+    return `${field} ${JSON.stringify(value)} is refused; allowed: ${allowed}`;
+  } catch {
+    return response.statusText;
+  }
 }
 
 /**

@@ -3,19 +3,23 @@
 import { exporterNow } from "./api.js";
 import { byId } from "./dom.js";
 import { updateTab } from "./favicon.js";
-import { initialState, reduce } from "./model.js";
+import { initialState, knowledge, reduce } from "./model.js";
 import { createSession } from "./session.js";
 import { format, ofRun, parse } from "./url.js";
 import { shownRecords, stepsAround, viewOf, visibleRange } from "./view.js";
 import { loadChartLibrary } from "./chart/chart.js";
+import { createActions } from "./panels/actions.js";
+import { createAttempts } from "./panels/attempts.js";
 import { createEmpty, createMissing } from "./panels/empty.js";
 import { createEvents } from "./panels/events.js";
 import { createHealth } from "./panels/health.js";
+import { createIncidents } from "./panels/incidents.js";
 import { createNormPanel } from "./panels/norm.js";
 import { createNotices } from "./panels/notices.js";
 import { createParameters } from "./panels/parameters.js";
 import { createPod } from "./panels/pod.js";
 import { createProcesses } from "./panels/processes.js";
+import { createReplicas } from "./panels/replicas.js";
 import { createRuns } from "./panels/runs.js";
 import { createScalars } from "./panels/scalars.js";
 import { createTiles } from "./panels/tiles.js";
@@ -124,23 +128,36 @@ window.addEventListener("popstate", () => {
   if (otherProcess) session.reload();
 });
 
+/** Shows another run after the selected one was deleted. */
+function deleted(run) {
+  const other = state.runs?.find((row) => row.run !== run);
+  if (run === state.selected && other) select(other.run);
+}
+
+const actions = createActions({ root: document.body, onChanged: session.changed, onDeleted: deleted });
+
 const panels = [
-  createTop({ counts: byId("counts"), connection: byId("connection"), lost: byId("lost"), ill: byId("ill") }),
-  createRuns(byId("runs"), byId("shell"), { onSelect: select }),
+  createTop({ connection: byId("connection"), lost: byId("lost"), ill: byId("ill") }),
+  createRuns(byId("runs"), { onSelect: select, onMenu: actions.open, onArchived: session.showArchived }),
   createEmpty(byId("empty")),
   createMissing(byId("missing")),
   createNotices(byId("notices")),
-  createHealth(byId("health"), byId("announcer"), { onStep: showStep }),
+  createHealth(byId("health"), byId("announcer"), { onStep: showStep, onAcknowledge: actions.changes.acknowledgeRun, onMenu: actions.open }),
+  createIncidents(byId("incidents"), { onStep: showStep, onOlder: session.olderIncidents, onAcknowledge: actions.changes.acknowledge }),
   createTiles(byId("tiles")),
   createNormPanel(byId("norm"), uPlot, {
     onView: view,
     onRange: showRange,
     onAxis: changeAxis,
+    onMissing: loadRange,
+    onLoaded: schedule,
   }),
   createScalars(byId("scalars"), uPlot, { onRange: showRange, onFollow: () => view({ range: null, step: null, at: null }) }),
   createPod(byId("pod"), { onProcess: showProcess }),
   createParameters(byId("parameters"), { onStep: showStep }),
-  createEvents(byId("events"), { onStep: showStep, onOlder: session.older }),
+  createReplicas(byId("replicas"), { onStep: showStep }),
+  createAttempts(byId("attempts")),
+  createEvents(byId("events"), { onStep: showStep, onOlder: session.older, onEvery: session.everyEvent }),
   createProcesses(byId("processes")),
 ];
 
@@ -148,7 +165,7 @@ function paint() {
   const shown = { state, now: exporterNow() };
   byId("loading").hidden = state.runs !== null && (state.detail !== null || state.selected === null || state.missing);
   byId("run").hidden = state.detail === null;
-  document.documentElement.dataset.connection = state.connection.phase;
+  document.documentElement.dataset.connection = knowledge(state).known ? state.connection.phase : "lost";
   for (const update of panels) update(shown);
 }
 

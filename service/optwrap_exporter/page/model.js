@@ -3,16 +3,23 @@
  * columns of `steps` and `times` grow in place (see steps.js). Both have the same records, each along one axis.
  */
 
-import { integer, plural, seconds } from "./format.js";
+import { plural, seconds } from "./format.js";
+import { compareRuns } from "./runs.js";
 import { AXES, Steps, STEPS_HELD } from "./steps.js";
 import { alongAxis, viewOf } from "./view.js";
-import { compareHealth } from "./words.js";
+import { EVENTS } from "./vocabulary.js";
 
 /** @import { View } from "./view.js" */
 
 /** Maximum numbers of events, and of steps whose non-finite parameters are kept. */
 export const EVENTS_HELD = 20_000;
 export const OFFENDERS_HELD = 2_000;
+
+/** Kinds of events that say what became of a single step. A run may have a million of them; incidents sum them up. */
+const OF_STEPS = ["skipped", "accepted_not_finite"];
+
+/** Kinds of all other events. */
+export const LOGGED = Object.keys(EVENTS).filter((kind) => !OF_STEPS.includes(kind));
 
 /**
  * The page's state. The exporter's answers are kept as they came; openapi.json describes them.
@@ -21,6 +28,7 @@ export const OFFENDERS_HELD = 2_000;
  * @property {{phase: "connecting" | "live" | "lost", since: number | null}} connection `since` is when the phase began.
  * @property {any} storeTrouble Why the exporter stores no reports, as /-/healthy returns it; null while it stores them.
  * @property {any[] | null} runs The rows of GET /v1/runs; null before the first answer.
+ * @property {any[] | null} archived The rows of archived runs; null while they are not shown.
  * @property {string | null} selected The name of the selected run.
  * @property {boolean} missing Whether the exporter does not know the selected run.
  * @property {View} view
@@ -31,11 +39,15 @@ export const OFFENDERS_HELD = 2_000;
  * @property {Steps} steps The step records by step number.
  * @property {Steps} times The step records by time.
  * @property {number} version Changes whenever the step records do.
+ * @property {boolean} hasArchived Whether any run is archived.
+ * @property {any[]} incidents Open ones first, then the newest.
+ * @property {any} olderIncidents The cursor of the incidents before the oldest one held; null if there are none.
+ * @property {boolean} everyEvent Whether `events` has an event for each bad step, too.
  * @property {any[]} events Newest first.
  * @property {any} olderEvents The cursor of the events before the oldest one held; null if there are none.
  * @property {Map<number, any[]>} offenders By step its non-finite parameters, or those with the largest shares of its norm.
  * @property {any[]} parameters The parameters that were ever non-finite.
- * @property {any[]} thinned Where the exporter's last answer left out bad steps: parts of the range, with their numbers.
+ * @property {import("./buckets.js").Held | null} buckets Many steps in buckets; null before they are asked for.
  */
 
 /** @returns {State} */
@@ -44,6 +56,9 @@ export function initialState(/** @type {any} */ wanted = {}) {
     connection: { phase: "connecting", since: null },
     storeTrouble: null,
     runs: null,
+    archived: null,
+    hasArchived: false,
+    everyEvent: false,
     selected: wanted.run ?? null,
     missing: false,
     view: viewOf(wanted),
@@ -56,7 +71,8 @@ const noRecords = () => ({ steps: new Steps(), times: new Steps(STEPS_HELD, AXES
 
 /** The part of the state that belongs to one run, empty. */
 function ofNoRun(/** @type {number | null} */ process = null) {
-  const held = { ...noRecords(), version: 0, events: [], olderEvents: null, offenders: new Map(), parameters: [], thinned: [] };
+  const lists = { incidents: [], olderIncidents: null, events: [], olderEvents: null, parameters: [] };
+  const held = { ...noRecords(), version: 0, buckets: null, offenders: new Map(), ...lists };
   return { detail: null, process, wantedProcess: process, ...held };
 }
 
@@ -73,8 +89,12 @@ const CHANGES = {
   run: (state, { data }) => (data.run === state.selected ? streamed(state, data) : state),
   parameters: (state, { run, parameters }) => (run === state.selected ? { ...state, parameters } : state),
   report: (state, { data }) => (data.run === state.selected ? reported(state, data) : state),
-  steps: (state, { run, columns, thinned }) => (run === state.selected ? withSteps(state, columns, thinned) : state),
+  steps: (state, { run, columns, buckets }) => (run === state.selected ? withSteps(state, columns, buckets) : state),
   "older events": (state, action) => (action.run === state.selected ? withOlderEvents(state, action) : state),
+  "every event": (state, { every }) => ({ ...state, everyEvent: every, events: [], olderEvents: null }),
+  "older incidents": (state, action) => (action.run === state.selected ? withOlderIncidents(state, action) : state),
+  "has archived": (state, { any }) => (any === state.hasArchived ? state : { ...state, hasArchived: any }),
+  archived: (state, { items }) => ({ ...state, archived: items && [...items].sort(compareRuns) }),
   view: (state, { view }) => ({ ...state, view: { ...state.view, ...view } }),
   axis: (state, { axis }) => (state.view.axis === axis ? state : { ...state, view: alongAxis(state, axis) }),
 };
@@ -93,7 +113,7 @@ function withConnection(state, { phase, at }) {
 }
 
 function withRuns(state, { items }) {
-  const runs = [...items].sort(byHealthThenName);
+  const runs = [...items].sort(compareRuns);
   return { ...state, runs, selected: state.selected ?? runs[0]?.run ?? null };
 }
 
@@ -104,7 +124,7 @@ function withStoreTrouble(state, { trouble }) {
 
 function withSelection(state, { run }) {
   if (run === state.selected) return state;
-  const view = { ...state.view, range: null, step: null, at: null };
+  const view = { ...state.view, range: null, step: null, at: null, compare: null };
   return { ...state, ...ofNoRun(), selected: run, missing: false, notices: [], view };
 }
 
@@ -113,17 +133,21 @@ function withoutProcess(state) {
   return { ...state, wantedProcess: null, notices: [...state.notices, notice] };
 }
 
-function withSteps(state, columns, thinned = []) {
+function withSteps(state, columns, buckets) {
   addSteps(state, columns);
-  return { ...state, thinned, version: state.version + 1 };
+  return { ...state, buckets: buckets ?? state.buckets, version: state.version + 1 };
 }
 
 function withOlderEvents(state, { items, cursor }) {
   return { ...state, events: mergeEvents(state.events, items), olderEvents: cursor };
 }
 
+function withOlderIncidents(state, { items, cursor }) {
+  return { ...state, incidents: mergeIncidents(state.incidents, items), olderIncidents: cursor };
+}
+
 /** A full answer replaces everything: reports may have been committed while the page was not connected. */
-function loaded(state, { run, steps, events }) {
+function loaded(state, { run, steps, events, incidents, bad }) {
   const held = noRecords();
   addSteps(held, steps.columns);
   return withDetail(
@@ -133,11 +157,13 @@ function loaded(state, { run, steps, events }) {
       ...held,
       version: state.version + 1,
       process: steps.process,
+      incidents: mergeIncidents([], incidents.items),
+      olderIncidents: incidents.cursor,
       events: mergeEvents([], events.items),
       olderEvents: events.cursor,
-      offenders: withOffenders(new Map(), events.items.flatMap(offendersOf)),
+      offenders: withOffenders(new Map(), bad.items.flatMap(offendersOf)),
       parameters: run.parameters,
-      thinned: steps.thinned,
+      buckets: steps.buckets ? { answer: steps.buckets, open: true, steps: run.totals.steps } : null,
     },
     run,
   );
@@ -160,8 +186,8 @@ function addSteps({ steps, times }, columns) {
 }
 
 function withDetail(state, detail) {
-  const runs = state.runs?.map((row) => (row.run === detail.run ? rowOf(row, detail) : row)).sort(byHealthThenName) ?? null;
-  return { ...state, detail, runs };
+  const runs = state.runs?.map((row) => (row.run === detail.run ? rowOf(row, detail) : row)).sort(compareRuns) ?? null;
+  return { ...state, detail, runs, incidents: mergeIncidents(state.incidents, detail.incidents) };
 }
 
 /** The newest row of each process, sorted by process. */
@@ -177,17 +203,25 @@ export function mergeParameters(held, { parameters: worst, left_out: { parameter
   return [...worst, ...held.filter(({ parameter }) => !fresh.has(parameter))];
 }
 
+/** The row of a run in the list. What GET /v1/runs/{run} returns has all of its fields, but lists the processes. */
 function rowOf(row, detail) {
-  const { health, since, last_report: last, totals, unseen, unseen_not_finite } = detail;
-  return { ...row, health, since, last_report: last, totals, unseen, unseen_not_finite };
+  return { ...Object.fromEntries(Object.keys(row).map((key) => [key, detail[key]])), processes: row.processes };
+}
+
+/** Merges incidents: open ones first, then the newest; of those with one id, the incoming one. */
+function mergeIncidents(held, incoming) {
+  const byId = new Map([...held, ...incoming].map((incident) => [incident.id, incident]));
+  const isOpen = ({ state }) => Number(state === "open");
+  return [...byId.values()].sort((a, b) => isOpen(b) - isOpen(a) || b.id - a.id);
 }
 
 function reported(state, data) {
   // In data-parallel training every process reports the same steps, so the page shows those of one process. The exporter
   // sends an event that several processes report once only.
   const next = { ...state, process: state.process ?? data.process };
-  if (data.events.length) {
-    next.events = mergeEvents(state.events, data.events);
+  const events = state.everyEvent ? data.events : data.events.filter(({ kind }) => !OF_STEPS.includes(kind));
+  if (events.length) {
+    next.events = mergeEvents(state.events, events);
     // The list is full: older events cannot be added any more.
     if (next.events.length === EVENTS_HELD) next.olderEvents = null;
   }
@@ -230,18 +264,9 @@ export function mergeEvents(held, incoming) {
   return [...byId.values()].sort((a, b) => b.id - a.id).slice(0, EVENTS_HELD);
 }
 
-function byHealthThenName(a, b) {
-  return compareHealth(a.health, b.health) || a.run.localeCompare(b.run);
-}
-
 /** What the exporter's answers left out, as sentences: they are limited to 2 MiB. */
-export function leftOut({ thinned, detail, parameters }) {
+export function leftOut({ detail, parameters }) {
   const found = [];
-  if (thinned.length) {
-    const total = thinned.reduce((sum, part) => sum + part.total, 0);
-    const range = `${integer(thinned[0].since)} to ${integer(thinned.at(-1).until)}`;
-    found.push(`Steps ${range}: only the first and last of the ${integer(total)} bad steps of each part are drawn. Zoom in to see all.`);
-  }
   const { processes = 0 } = detail?.left_out ?? {};
   if (processes) found.push(`${plural(processes, "process", "processes")} without problems are not listed, because there are too many.`);
   const named = (detail?.left_out?.parameters ?? 0) + (detail?.parameters?.length ?? 0) - parameters.length;
@@ -249,11 +274,20 @@ export function leftOut({ thinned, detail, parameters }) {
   return found;
 }
 
-/** The number of runs of each health, worst first: [["skipping", 1], ["ok", 2]]. */
-export function healthCounts(runs) {
-  const counts = new Map();
-  for (const { health } of runs ?? []) counts.set(health, (counts.get(health) ?? 0) + 1);
-  return [...counts].sort(([a], [b]) => compareHealth(a, b));
+/**
+ * What the page knows: whether the figures are those of now and, if not, until when they hold. The exporter may not answer, or
+ * it may store no reports; then nothing is known about the training.
+ *
+ * @returns {{known: boolean, until: number | null}} `until` in seconds since 1970
+ */
+export function knowledge({ connection, storeTrouble }) {
+  if (connection.phase === "lost") return { known: false, until: connection.since };
+  return storeTrouble === null ? { known: true, until: null } : { known: false, until: storeTrouble.since };
+}
+
+/** How many processes of the selected run report. */
+export function reporting({ processes, left_out: leftOutOfRun }) {
+  return processes.length + leftOutOfRun.processes;
 }
 
 /** When the newest report of the selected run came, in seconds since 1970; null before the first. */

@@ -1,11 +1,15 @@
 /** Keeps the state up to date: polls the list of runs, and listens to the stream of the selected run. */
 
-import { getJson, getStoreTrouble, HttpError, openStream, paths } from "./api.js";
+import { getAll, getJson, getStoreTrouble, HttpError, openStream, paths } from "./api.js";
+import { BUCKETS, MOST_SINGLE } from "./buckets.js";
 import { seconds } from "./format.js";
+import { LOGGED } from "./model.js";
 import { stepsAround, visibleRange } from "./view.js";
 
 /** Interval between polls of the list of runs (ms). A poll also notices that the exporter is back. */
 const POLL_INTERVAL = 3_000;
+/** Time between polls, as a multiple of what a poll took: a long list of runs is loaded less often. */
+const POLL_PAUSE = 10;
 /** A hidden page closes its stream after this time (ms), because browsers allow only six connections to one origin. */
 const CLOSE_HIDDEN_AFTER = 60_000;
 /**
@@ -13,6 +17,8 @@ const CLOSE_HIDDEN_AFTER = 60_000;
  * the exporter may have chosen another one to represent the run.
  */
 const MAX_LAG = 10;
+/** How many good steps of a range are asked for: more than are drawn one by one, as a step may be there twice. */
+const POINTS = 2 * MOST_SINGLE;
 /** Minimum time between two requests of the same kind that messages of the stream cause (s). */
 const REQUEST_INTERVAL = 5;
 
@@ -24,8 +30,14 @@ const isBehind = (report, latest) => (seconds(latest) ?? 0) - (seconds(report) ?
 /** Whether the exporter answered that the run or process does not exist, or that its name is invalid. */
 const isUnknown = (error) => error instanceof HttpError && (error.status === 404 || error.status === 422);
 
-/** Whether an answer leaves out steps. */
-const incomplete = ({ sampled, thinned }) => sampled || thinned.length > 0;
+/** Whether an answer leaves out steps, and has no buckets of them. */
+const incomplete = ({ sampled, thinned, buckets }) => buckets === null && (sampled || thinned.length > 0);
+
+/** On the time axis the exporter thins by time, so that slow steps among many fast ones stay visible. */
+const axisOf = ({ axis }) => (axis === "time" ? axis : null);
+
+/** If the whole run is in view, one answer has all that is shown. */
+const wholeOf = (view) => (view.window === "all" && view.range === null ? { axis: axisOf(view), buckets: BUCKETS } : {});
 
 const noRequests = () => ({ representative: 0, parameters: 0, bad: /** @type {number | null} */ (null), timer: 0 });
 
@@ -66,23 +78,26 @@ export function createSession({ getState, dispatch, now }) {
     });
   }
 
+  /** The query of the events that the page lists. */
+  const eventsWanted = () => ({ kind: getState().everyEvent ? null : LOGGED });
+
   async function load(run) {
     const mine = /** @type {Message[]} */ ([]);
     queued = mine;
     try {
-      const { wantedProcess: process } = getState();
-      const [detail, steps, events] = await Promise.all([
+      const { wantedProcess: process, view } = getState();
+      const [detail, steps, events, bad, incidents] = await Promise.all([
         getJson(paths.run(run)),
-        getJson(paths.steps(run, { process })),
-        getJson(paths.events(run)),
+        getJson(paths.steps(run, { process, ...wholeOf(view) })),
+        getJson(paths.events(run, eventsWanted())),
+        getJson(paths.events(run, { kind: ["skipped", "accepted_not_finite"] })),
+        getJson(paths.incidents(run)),
       ]);
       if (queued !== mine || run !== getState().selected) return;
-      dispatch({ type: "loaded", run: detail, steps, events });
+      dispatch({ type: "loaded", run: detail, steps, events, bad, incidents });
       Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
       // The steps of a long run come thinned, so those in view are loaded once more, in full.
-      const visible = visibleRange(getState());
-      const inView = incomplete(steps) && visible && stepsAround(getState(), visible);
-      if (inView) await range(...inView);
+      if (incomplete(steps)) await loadVisible();
       if (queued !== mine || run !== getState().selected) return;
       connection("live");
     } catch (error) {
@@ -98,6 +113,12 @@ export function createSession({ getState, dispatch, now }) {
         for (const message of mine) dispatch(message);
       }
     }
+  }
+
+  async function loadVisible() {
+    const visible = visibleRange(getState());
+    const inView = visible && stepsAround(getState(), visible);
+    if (inView) await range(...inView);
   }
 
   /** Loads what a message of the stream leaves out: all parameters, and which process represents the run now. */
@@ -137,9 +158,11 @@ export function createSession({ getState, dispatch, now }) {
 
   async function poll() {
     clearTimeout(pollTimer);
+    const began = performance.now();
     try {
-      const { items } = await getJson(paths.runs());
+      const items = await getAll(paths.runs, { sort: "run" });
       dispatch({ type: "runs", items });
+      if (getState().archived !== null) await loadArchived();
       dispatch({ type: "store", trouble: await getStoreTrouble() });
       const { selected, detail, connection: link } = getState();
       const row = items.find(({ run }) => run === selected);
@@ -153,7 +176,21 @@ export function createSession({ getState, dispatch, now }) {
       if (stream?.isOpen()) restart();
     }
     clearTimeout(pollTimer);
-    pollTimer = setTimeout(poll, POLL_INTERVAL);
+    pollTimer = setTimeout(poll, Math.max(POLL_INTERVAL, POLL_PAUSE * (performance.now() - began)));
+  }
+
+  /** Learns whether any run is archived, so that the page can offer to show them. */
+  async function lookForArchived() {
+    try {
+      const { items } = await getJson(paths.runs({ archived: true, limit: 1 }));
+      dispatch({ type: "has archived", any: items.length > 0 });
+    } catch {
+      // As with a poll: a lost connection is shown elsewhere.
+    }
+  }
+
+  async function loadArchived() {
+    dispatch({ type: "archived", items: await getAll(paths.runs, { sort: "run", archived: true }) });
   }
 
   /** Returns `run` if the exporter knows it, else null. The list of runs has pages, so it may not show the run. */
@@ -180,12 +217,12 @@ export function createSession({ getState, dispatch, now }) {
 
   /** Loads the steps of a range, as many as the exporter returns. */
   async function range(since, until) {
-    const { selected: run, process, view } = getState();
-    // On the time axis the exporter thins by time, so that slow steps among many fast ones stay visible.
-    const axis = view.axis === "time" ? "time" : null;
+    const { selected: run, process, view, steps, detail } = getState();
+    const held = { open: until >= (steps.last ?? 0), steps: detail?.totals.steps ?? 0 };
     try {
-      const { columns, thinned } = await getJson(paths.steps(run, { since, until, process, axis }));
-      dispatch({ type: "steps", run, columns, thinned });
+      const query = { since, until, process, axis: axisOf(view), points: POINTS, buckets: BUCKETS };
+      const { columns, buckets } = await getJson(paths.steps(run, query));
+      dispatch({ type: "steps", run, columns, buckets: { ...held, answer: buckets } });
     } catch {
       // The loaded steps stay in view. A lost connection is shown elsewhere.
     }
@@ -196,16 +233,59 @@ export function createSession({ getState, dispatch, now }) {
     const { selected: run, olderEvents: cursor } = getState();
     if (cursor === null) return;
     try {
-      const { items, cursor: next } = await getJson(paths.events(run, { limit: 1000, cursor }));
+      const { items, cursor: next } = await getJson(paths.events(run, { limit: 1000, cursor, ...eventsWanted() }));
       dispatch({ type: "older events", run, items, cursor: next });
     } catch {
       // The button stays, for another try. A lost connection is shown elsewhere.
     }
   }
 
+  /** Loads the incidents before the oldest one held. */
+  async function olderIncidents() {
+    const { selected: run, olderIncidents: cursor } = getState();
+    if (cursor === null) return;
+    try {
+      const { items, cursor: next } = await getJson(paths.incidents(run, { cursor }));
+      dispatch({ type: "older incidents", run, items, cursor: next });
+    } catch {
+      // The button stays, for another try. A lost connection is shown elsewhere.
+    }
+  }
+
+  /** Lists an event for each bad step, too, or only the others. */
+  async function everyEvent(every) {
+    dispatch({ type: "every event", every });
+    const { selected: run } = getState();
+    try {
+      const { items, cursor } = await getJson(paths.events(run, eventsWanted()));
+      if (getState().everyEvent === every) dispatch({ type: "older events", run, items, cursor });
+    } catch {
+      // As above.
+    }
+  }
+
+  /** Shows or hides the archived runs. */
+  async function showArchived(shown) {
+    if (!shown) dispatch({ type: "archived", items: null });
+    else await loadArchived().catch(() => connection("lost"));
+  }
+
   return {
-    start: poll,
+    start: () => {
+      poll();
+      lookForArchived();
+    },
     older,
+    olderIncidents,
+    everyEvent,
+    showArchived,
+    /** Loads the list of runs and the selected run again, after the page changed something. */
+    changed: () => {
+      const { selected, detail } = getState();
+      poll();
+      lookForArchived();
+      if (selected !== null && detail !== null) load(selected);
+    },
     /** Loads the selected run again. */
     reload: () => load(getState().selected),
     /** Opens the stream of the selected run, after the selection changed. */

@@ -33,7 +33,15 @@ export function parse(search) {
     range: rangeOf(query, axis, wrong),
     step,
     at: step === null ? null : at,
+    compare: compareOf(query, wrong),
   };
+}
+
+function compareOf(query, wrong) {
+  const text = query.get("compare");
+  if (text === null || /^(run|attempt):./.test(text)) return text;
+  wrong.push(`compare=${visible(text)} is not “run:” with a run's name, or “attempt:” with an attempt's.`);
+  return null;
 }
 
 function axisOf(query, wrong) {
@@ -72,7 +80,7 @@ function rangeOf(query, axis, wrong) {
 
 /** The query string that shows `state`. Defaults are left out. */
 export function format(state) {
-  const { axis, window, range, step, at } = state.view;
+  const { axis, window, range, step, at, compare } = state.view;
   const query = new URLSearchParams();
   if (state.selected !== null) query.set("run", state.selected);
   if (state.wantedProcess !== null) query.set("process", state.wantedProcess);
@@ -86,6 +94,7 @@ export function format(state) {
   }
   if (step !== null) query.set("step", step);
   if (step !== null && axis === "time" && at !== null) query.set("at", at);
+  if (compare !== null) query.set("compare", compare);
   const text = query.toString();
   return text ? `?${text}` : location.pathname;
 }
@@ -94,6 +103,16 @@ export function format(state) {
 export function grafanaOf(run) {
   const base = document.querySelector("meta[name=grafana]")?.getAttribute("content");
   return base ? `${base}/d/optwrap-run?${new URLSearchParams({ "var-run": run, "var-page": location.origin })}` : null;
+}
+
+/** The address of a runbook; null if there is none for `anchor`. */
+export function runbookOf(anchor) {
+  return anchor ? `/page/runbooks.html#${encodeURIComponent(anchor)}` : null;
+}
+
+/** Whether this exporter hears only the processes of its own host, so that one it never heard is not missing. */
+export function hostOnly() {
+  return document.querySelector("meta[name=scope]")?.getAttribute("content") === "host";
 }
 
 /** The query string that shows a run with default settings. */

@@ -14,12 +14,13 @@ export const DEFAULT_WINDOW = 2_000;
  * @property {[number, number] | null} range A fixed part of the axis, in its unit; null to follow.
  * @property {number | null} step The selected step.
  * @property {number | null} at When that step was taken; null for the last time.
+ * @property {string | null} compare What is drawn beside the run: `run:` and a run's name, or `attempt:` and an attempt's.
  */
 
 /** @returns {View} */
 export function viewOf(wanted) {
-  const { axis = "step", window = DEFAULT_WINDOW, range = null, step = null, at = null } = wanted;
-  return { axis, window, range, step, at };
+  const { axis = "step", window = DEFAULT_WINDOW, range = null, step = null, at = null, compare = null } = wanted;
+  return { axis, window, range, step, at, compare };
 }
 
 /** The records along the axis that the chart shows. */

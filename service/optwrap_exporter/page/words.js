@@ -1,67 +1,12 @@
-/** The vocabulary of the page: the words, colours and shapes of every health and every outcome. */
+/** Colours, shapes and sentences of the page. What each name of the API is called is in vocabulary.js. */
 
-import { durationSince, integer, plural, seconds, visible } from "./format.js";
+import { duration, durationSince, integer, plural, seconds, visible } from "./format.js";
+import { HEALTHS, LOST_REASONS, OUTCOMES, REASONS as SKIPS, STORE_CONDITIONS } from "./vocabulary.js";
 
 /** Health tiers, worst first. A tier has a colour and a shape. */
 export const TIERS = ["critical", "warning", "idle", "good"];
 
-/** Where to roll back to, if the training stopped and said so. */
-const rollBack = ({ last_clean_step: clean }) => ((clean ?? null) === null ? "" : ` Roll back to step ${integer(clean)}.`);
-
-/**
- * Every health that the exporter reports, worst first within its tier.
- *
- * `word` is its name on the page. `sentence` explains it, given a run or a process as the API returns it. `past` marks a
- * health that is one event in the past ("Failed 8 min ago"); the others last ("Skipping for 8 min").
- */
-export const HEALTH = {
-  conflict: { tier: "critical", word: "Conflict", sentence: () => "Two live attempts report under this run name." },
-  gave_up: {
-    tier: "critical",
-    word: "Guard gave up",
-    past: true,
-    sentence: (run) =>
-      `The optimizer applied non-finite values in ${plural(run.totals?.accepted_not_finite ?? 0, "step")}.${rollBack(run)}`,
-  },
-  failed: {
-    tier: "critical",
-    word: "Failed",
-    past: true,
-    sentence: ({ reason }) => (reason ? `The training failed: ${visible(reason)}` : "The training loop ended with an exception."),
-  },
-  stopped: {
-    tier: "critical",
-    word: "Stopped",
-    past: true,
-    sentence: (run) => `The training stopped itself${run.reason ? `: ${visible(run.reason)}` : ""}.${rollBack(run)}`,
-  },
-  stale: {
-    tier: "critical",
-    word: "No report",
-    sentence: () => "The process stopped reporting. It was killed, it hangs, or it cannot reach the exporter.",
-  },
-  stalled: { tier: "critical", word: "Stalled", sentence: () => "The process reports, but it takes no steps." },
-  starved: {
-    tier: "critical",
-    word: "Starved",
-    sentence: () => "No step becomes a gradient step, so the parameters do not change.",
-  },
-  skipping: {
-    tier: "warning",
-    word: "Skipping",
-    sentence: (run) => {
-      const { not_finite_streak: streak = 0, guard_not_finite_limit: limit } = run.gauges ?? {};
-      const now = `The gradients of the last ${streak > 1 ? plural(streak, "step") : "step"} were non-finite.`;
-      return limit === undefined ? now : `${now} The guard's limit is ${integer(limit)} in a row.`;
-    },
-  },
-  degraded: { tier: "warning", word: "Process missing", sentence: () => "At least one process of this run does not report." },
-  starting: { tier: "idle", word: "Starting", sentence: () => "The process reports, but it has not taken a step yet. It may be compiling." },
-  finished: { tier: "idle", word: "Finished", past: true, sentence: (run) => `Training ended normally after ${plural(run.totals?.steps ?? 0, "step")}.` },
-  ok: { tier: "good", word: "Healthy", sentence: () => "Steps arrive, and their gradients are finite." },
-};
-
-const ORDER = Object.keys(HEALTH);
+const ORDER = Object.keys(HEALTHS);
 
 /**
  * The entry of a health. An unknown health is a warning under its own name.
@@ -69,15 +14,17 @@ const ORDER = Object.keys(HEALTH);
  * @param {string} name
  */
 export function health(name) {
-  return HEALTH[name] ?? { tier: "warning", word: String(name), sentence: () => "" };
+  return HEALTHS[name] ?? { tier: "warning", word: visible(name), meaning: "", past: false };
 }
 
 /**
- * The tier in which a run is shown: that of its health, but a run with steps that nobody observed is never plainly good.
+ * The tier in which a run is shown: that of its health, but trouble that somebody acknowledged is idle, and a run with steps
+ * that nobody observed is never plainly good.
  *
- * @param {{health: string, unseen?: number, unseen_not_finite?: number}} run
+ * @param {{health: string, acknowledged?: boolean, unseen?: number, unseen_not_finite?: number}} run
  */
 export function tierOfRun(run) {
+  if (run.acknowledged) return "idle";
   const { tier } = health(run.health);
   if (!run.unseen || tier === "critical" || tier === "warning") return tier;
   return run.unseen_not_finite ? "warning" : "idle";
@@ -95,21 +42,10 @@ export function compareHealth(a, b) {
   return byTier || ORDER.indexOf(a) - ORDER.indexOf(b);
 }
 
-/**
- * When the health of a run or a process began, in seconds since 1970; null if it is unknown.
- *
- * The exporter's `since` of a stale process is when it became stale; the silence began with its last report.
- */
-export function healthBegan({ health: name, since, last_report: last }) {
-  const began = seconds(since);
-  const lastReport = seconds(last);
-  return name === "stale" && began !== null && lastReport !== null ? Math.min(began, lastReport) : began;
-}
-
 /** "for 8 min" or, of a health that is one event in the past, "8 min ago". */
-export function healthAge(row, now) {
-  const age = durationSince(healthBegan(row), now);
-  return health(row.health).past ? `${age} ago` : `for ${age}`;
+export function healthAge({ health: name, since }, now) {
+  const age = durationSince(since, now);
+  return health(name).past ? `${age} ago` : `for ${age}`;
 }
 
 /** "Healthy for 8 min", "Failed 8 min ago". */
@@ -117,24 +53,40 @@ export function healthInWords(row, now) {
   return `${health(row.health).word} ${healthAge(row, now)}`;
 }
 
+/** A non-finite streak and its limit: "3", "3 of 5", "22 past the limit of 5". `limit` is undefined without a guard. */
+export function streakInWords(streak, limit) {
+  if (!Number.isFinite(streak)) return "–";
+  if (limit === undefined || limit === null) return integer(streak);
+  return streak > limit ? `${integer(streak - limit)} past the limit of ${integer(limit)}` : `${integer(streak)} of ${integer(limit)}`;
+}
+
+/** What was lost, by reason: "12 skipped, 40 taken again". Empty if nothing was. `inWords` writes one number. */
+export function lostInWords(lost, inWords = integer) {
+  const parts = Object.entries(LOST_REASONS).filter(([reason]) => lost?.[reason] > 0);
+  return parts.map(([reason, { word }]) => `${inWords(lost[reason])} ${word}`).join(", ");
+}
+
+/** Which step, and how long ago: "at step 605, 4 s ago". Takes a figure of the API, or anything with its step and time. */
+export function figureInWords({ step, time }, now) {
+  const age = seconds(time) === null ? "" : `, ${duration(now - (seconds(time) ?? now))} ago`;
+  return step === null || step === undefined ? age.slice(2) : `at step ${integer(step)}${age}`;
+}
+
 /**
  * The kinds of steps on the chart, worst first. Where several steps share a pixel, the worst one is visible. A step is `bad`
  * if it was skipped or its gradients were non-finite; the chart marks bad steps on its axis.
  */
-export const KINDS = {
-  accepted_not_finite: { bad: true, word: "applied although non-finite", shape: "bang", what: "The optimizer applied non-finite values" },
-  skipped_not_finite: { bad: true, word: "skipped, non-finite", shape: "cross", what: "Skipped because the gradients were non-finite" },
-  accumulated_not_finite: {
-    bad: true,
-    word: "accumulated although non-finite",
-    shape: "ring",
-    what: "Non-finite gradients were added to the accumulation window",
-  },
-  skipped_other: { bad: true, word: "skipped, other reason", shape: "diamond", what: "Skipped by the training's own skip function" },
-  skipped_large: { bad: true, word: "skipped, large norm", shape: "triangle", what: "Skipped because the gradient norm reached its limit" },
-  applied: { bad: false, word: "gradient step", shape: "bar", what: "The optimizer changed the parameters" },
-  accumulated: { bad: false, word: "accumulated", shape: "low", what: "The gradients were added to the accumulation window" },
-};
+export const KINDS = Object.fromEntries(
+  Object.entries({
+    accepted_not_finite: { bad: true, shape: "bang" },
+    skipped_not_finite: { bad: true, shape: "cross" },
+    accumulated_not_finite: { bad: true, shape: "ring" },
+    skipped_other: { bad: true, shape: "diamond" },
+    skipped_large: { bad: true, shape: "triangle" },
+    applied: { bad: false, shape: "bar" },
+    accumulated: { bad: false, shape: "low" },
+  }).map(([kind, look]) => [kind, { ...look, word: OUTCOMES[kind].word, what: OUTCOMES[kind].meaning }]),
+);
 
 const SEVERITIES = Object.keys(KINDS);
 
@@ -157,18 +109,19 @@ export function kindOf(outcome, finite) {
 /** The first replica with non-finite gradients of its own, from an event's detail; null if the event names none. */
 export function fromReplica({ replica }) {
   if (!replica) return null;
-  const process = replica.process === undefined ? null : `process ${integer(replica.process)}`;
+  const process = (replica.process ?? null) === null ? null : `process ${integer(replica.process)}`;
   const where = [process, replica.device ? visible(replica.device) : null].filter(Boolean).join(", ");
   const count = replica.of ? `${integer(replica.count)} of ${plural(replica.of, "replica")}` : plural(replica.count, "replica");
   return `first from replica ${integer(replica.replica)}${where ? ` (${where})` : ""}, ${count} non-finite`;
 }
 
 /** The reasons of a skip: the key in the totals, the kind on the chart, and the words. */
-export const REASONS = [
-  { key: "not_finite", kind: "skipped_not_finite", word: "non-finite", what: "NaN or Inf in the gradients" },
-  { key: "large", kind: "skipped_large", word: "large norm", what: "The gradient norm reached its limit" },
-  { key: "other", kind: "skipped_other", word: "other reason", what: "Skipped by the training's own skip function" },
-];
+export const REASONS = ["not_finite", "large", "other"].map((key) => ({
+  key,
+  kind: `skipped_${key}`,
+  word: SKIPS[key].word,
+  what: SKIPS[key].meaning,
+}));
 
 /** SVG paths in a box of 10 by 10, for the canvas and for SVG elements. */
 export const SHAPES = {
@@ -179,6 +132,7 @@ export const SHAPES = {
   bang: { d: "M0.6 0.6 H9.4 V9.4 H0.6 Z M4.2 2 V5.7 H5.8 V2 Z M4.2 6.6 V8.1 H5.8 V6.6 Z" },
   bar: { d: "M3 0.5 H7 V9.5 H3 Z" },
   low: { d: "M3 5 H7 V9.5 H3 Z" },
+  block: { d: "M0 2.5 H10 V7.5 H0 Z" },
   line: { d: "M0.5 7 L3.5 3 L6.5 6 L9.5 2.5", stroke: true },
   dash: { d: "M0 5 H4 M6 5 H10", stroke: true },
   // Health tiers.
@@ -188,13 +142,4 @@ export const SHAPES = {
   good: { d: "M5 0.2 A4.8 4.8 0 1 1 4.99 0.2 Z M4.3 7.2 L8 3.5 L7.1 2.6 L4.3 5.4 L2.9 4 L2 4.9 Z" },
 };
 
-/** The condition of the exporter's store in words. */
-const STORE_CONDITIONS = {
-  full: "full",
-  read_only: "read-only",
-  corrupt: "damaged",
-  io_error: "failing",
-  gone: "gone: it was deleted, renamed or replaced",
-};
-
-export const storeCondition = (name) => STORE_CONDITIONS[name] ?? visible(name);
+export const storeCondition = (name) => STORE_CONDITIONS[name]?.word ?? visible(name);

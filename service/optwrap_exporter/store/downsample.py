@@ -1,129 +1,143 @@
-"""Downsamples steps. Of good ones it keeps the smallest and the largest norm of each bucket along an axis, or scalar.
+"""Cuts steps into buckets of equal length along an axis, and downsamples them.
 
-Along the step number, buckets hold equally many step numbers. Along time, buckets are equally long, so a day of slow
-steps after an hour of fast ones is still visible. Blocks have no times: a block takes the time of its step with the
-smallest value, and a block that spans more than a bucket is read step by step.
+Along the step number, buckets hold equally many step numbers; wide ones consist of whole blocks. Along time they are
+equally long, so a day of slow steps after an hour of fast ones is still visible. A block that lies in several buckets
+is read step by step, so all counts are exact.
 
+Of good steps downsampling keeps the smallest and the largest norm of each bucket, and those that `scalar_rollups` adds.
 Of bad steps, of which many may be too many, it keeps the first and the last of each outcome in each bucket, and counts
 all of them.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 from optwrap_exporter.store import rollups
-from optwrap_exporter.store.rollups import IN_SPAN, SIZE, Block, Extreme, Span
-from optwrap_exporter.wire.answers import BadSteps
+from optwrap_exporter.store.rollups import SIZE, Block
+from optwrap_exporter.wire.step_answers import STEP_KINDS, BadSteps, StepBuckets
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 Axis = Literal["step", "time"]
 
-
-def extremes(
-    db: sqlite3.Connection, span: Span, blocks: dict[str, dict[int, Block]], points: int, axis: Axis
-) -> set[Extreme]:
-    """The good steps of a span to show: those with the extremes of each bucket. At most `points`.
-
-    If the run has scalars, half of the points are for the norm, and half for the scalars, equally many for each.
-
-    Args:
-      db: the connection to read from.
-      span: the steps.
-      blocks: the stored blocks of the span, as `rollups.read` returns them.
-      points: the most steps.
-      axis: along which buckets are equally long.
-    """
-    along = _along_time if axis == "time" else _along_steps
-    names = sorted(blocks.keys() - {rollups.NORM})
-    shares = dict.fromkeys(names, points // 4 // len(names)) if names else {}
-    shares[rollups.NORM] = (points - 2 * sum(shares.values())) // 2
-    return {
-        extreme
-        for name, buckets in shares.items()
-        if buckets
-        for block in along(db, span, name, blocks[name], buckets)
-        for extreme in (block.low, block.high)
-        if extreme is not None
-    }
+IN_SPAN: Final = "run_id = ? AND process = ? AND step BETWEEN ? AND ?"
 
 
-def _along_steps(
-    db: sqlite3.Connection, span: Span, name: str, blocks: dict[int, Block], buckets: int
-) -> Iterable[Block]:
-    """At most `buckets` blocks of a value of the good steps of a span, along the step number.
+class Span(NamedTuple):
+    """A range of steps of one process: the parameters of IN_SPAN."""
 
-    Args:
-      db: the connection to read from.
-      span: the steps.
-      name: of the value.
-      blocks: the stored blocks of the span and the name, by number.
-      buckets: the most blocks to return.
-    """
-    joined: dict[int, Block] = {}
-    width = -(-(span.last - span.first + 1) // buckets)
-    if width < 2 * SIZE:  # narrower than blocks can resolve, and few enough to read
-        for row, _ in rollups.good(db, span, name):
-            joined.setdefault((row[0] - span.first) // width, Block()).add(row)
-    else:
+    run_id: int
+    process: int
+    first: int
+    last: int
+
+
+class Cut(NamedTuple):
+    """Where buckets begin along an axis: bucket `n` is from origin + n * width on."""
+
+    axis: Axis
+    origin: float
+    width: float
+    last: int
+    """The number of the last bucket."""
+
+    def at(self, position: float) -> int:
+        """The bucket of a position."""
+        return min(self.last, int((position - self.origin) / self.width))
+
+
+def cut_of(span: Span, blocks: dict[int, Block], count: int, axis: Axis) -> Cut:
+    """Cuts a span into at most `count` buckets; its last position is in the last one."""
+    if axis == "step":
+        width = -(-(span.last - span.first + 1) // count)
+        if width < 2 * SIZE:  # narrower than blocks can resolve, and few enough to read
+            return Cut(axis, span.first, width, count - 1)
         first = span.first // SIZE
-        together = -(-(span.last // SIZE - first + 1) // buckets)
-        for number, block in blocks.items():
-            joined.setdefault((number - first) // together, Block()).merge(block)
-    return joined.values()
+        together = -(-(span.last // SIZE - first + 1) // count)
+        return Cut(axis, first * SIZE, together * SIZE, count - 1)
+    first_time = min((block.first_time for block in blocks.values()), default=0.0)
+    last_time = max((block.last_time for block in blocks.values()), default=0.0)
+    return Cut(axis, first_time, (last_time - first_time) / count or 1.0, count - 1)
 
 
-def _along_time(
-    db: sqlite3.Connection, span: Span, name: str, blocks: dict[int, Block], buckets: int
-) -> Iterable[Block]:
-    """At most `buckets` blocks of the good steps of a span, along time. Arguments as in `_along_steps`."""
-    if span.last - span.first < 2 * SIZE * buckets:
-        pieces = _each(db, span, name)
-    else:
-        pieces = list(_pieces(db, span, name, blocks, buckets))
-    times = [time for time, _ in pieces]
-    first = min(times, default=0.0)
-    width = (max(times, default=0.0) - first) / buckets or 1.0
+def bucketed(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], cut: Cut) -> dict[int, Block]:
+    """The buckets of a span that have steps, by number: each the rollup of all its steps.
+
+    Args:
+      db: the connection to read from.
+      span: the steps.
+      blocks: the stored blocks of the span, by number.
+      cut: as `cut_of` returns it.
+    """
     joined: dict[int, Block] = {}
-    for time, block in pieces:
-        joined.setdefault(min(buckets - 1, int((time - first) / width)), Block()).merge(block)
-    return joined.values()
+    placed = place(span, blocks, cut)
+    for number, bucket in placed.items():
+        joined.setdefault(bucket, Block()).merge(blocks[number])
+    position = 0 if cut.axis == "step" else 5  # in the row of a step
+    for part in parts(span, blocks.keys() - placed.keys()):
+        for row in rollups.rows(db, *part):
+            joined.setdefault(cut.at(row[position] or 0), Block()).add(row)
+    return joined
 
 
-def _each(db: sqlite3.Connection, span: Span, name: str) -> list[tuple[float, Block]]:
-    """Every good step of the span as a block of its own, with its time."""
-    found = []
-    for row, time in rollups.good(db, span, name):
-        block = Block()
-        block.add(row)
-        found.append((time, block))
-    return found
+def place(span: Span, blocks: dict[int, Block], cut: Cut) -> dict[int, int]:
+    """By number of a block, the bucket that all its steps are in; blocks that lie in several buckets are left out."""
+    placed = {}
+    for number, block in blocks.items():
+        begin, end = block.first_time, block.last_time
+        if cut.axis == "step":
+            begin, end = max(span.first, number * SIZE), min(span.last, (number + 1) * SIZE - 1)
+        bucket = cut.at(begin)
+        if bucket == cut.at(end):
+            placed[number] = bucket
+    return placed
 
 
-def _pieces(
-    db: sqlite3.Connection, span: Span, name: str, blocks: dict[int, Block], buckets: int
-) -> Iterator[tuple[float, Block]]:
-    """Blocks with their times. A block that spans more than a bucket is replaced by its steps, one block each."""
-    keys = [(number, *block.low[1:]) for number, block in blocks.items() if block.low is not None]
-    times = sorted(
-        db.execute(
-            """
-            SELECT json_extract(chosen.value, '$[0]'), time FROM json_each(?) AS chosen CROSS JOIN step
-                ON run_id = ? AND process = ?
-                AND step = json_extract(chosen.value, '$[1]') AND incarnation_id = json_extract(chosen.value, '$[2]')
-            """,
-            (json.dumps(keys), span.run_id, span.process),
-        )
+def parts(span: Span, numbers: Iterable[int]) -> Iterator[Span]:
+    """The parts of a span that lie in some blocks, as few as possible."""
+    in_order = sorted(numbers)
+    start = 0
+    for i, number in enumerate(in_order):
+        if i + 1 == len(in_order) or in_order[i + 1] != number + 1:
+            yield span._replace(
+                first=max(span.first, in_order[start] * SIZE), last=min(span.last, (number + 1) * SIZE - 1)
+            )
+            start = i + 1
+
+
+def fewer(joined: dict[int, Block], most: int) -> Iterable[Block]:
+    """At most so many buckets: neighbours are joined if there are more."""
+    if most < 1:
+        return ()
+    if len(joined) <= most:
+        return joined.values()
+    together = -(-len(joined) // most)
+    found: dict[int, Block] = {}
+    for i, number in enumerate(sorted(joined)):
+        found.setdefault(i // together, Block()).merge(joined[number])
+    return found.values()
+
+
+def as_answer(span: Span, cut: Cut, joined: dict[int, Block]) -> StepBuckets:
+    """Buckets as the API returns them."""
+    numbers = sorted(joined)
+    blocks = [joined[number] for number in numbers]
+    norms = [sorted(block.norms) for block in blocks]
+    by_step = cut.axis == "step"
+    return StepBuckets.model_construct(
+        axis=cut.axis,
+        width=cut.width,
+        since=[max(span.first, int(cut.origin + n * cut.width)) for n in numbers] if by_step else None,
+        until=[min(span.last, int(cut.origin + (n + 1) * cut.width) - 1) for n in numbers] if by_step else None,
+        first_time=[block.first_time for block in blocks],
+        last_time=[block.last_time for block in blocks],
+        norm_min=[one[0] if one else None for one in norms],
+        norm_median=[one[(len(one) - 1) // 2] if one else None for one in norms],
+        norm_max=[one[-1] if one else None for one in norms],
+        kinds={
+            kind: counts for i, kind in enumerate(STEP_KINDS) if any(counts := [block.counts[i] for block in blocks])
+        },
     )
-    width = (max(time for _, time in times) - min(time for _, time in times)) / buckets
-    for i, (number, time) in enumerate(times):
-        before, after = times[max(0, i - 1)], times[min(len(times) - 1, i + 1)]
-        if abs(after[1] - before[1]) > 2 * width:
-            first, last = number * SIZE, (number + 1) * SIZE - 1
-            yield from _each(db, span._replace(first=max(span.first, first), last=min(span.last, last)), name)
-        else:
-            yield time, blocks[number]
 
 
 def bad_steps(db: sqlite3.Connection, span: Span, buckets: int, axis: Axis) -> tuple[list[BadSteps], set[int]]:

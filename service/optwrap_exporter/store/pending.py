@@ -8,8 +8,9 @@ from pydantic_core import to_json
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState
-from optwrap_exporter.store import bulk, rollups
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.store import bulk, rollups, scalar_rollups
 from optwrap_exporter.store.bulk import Row
 
 
@@ -25,6 +26,7 @@ class Pending:
         self.parameters: list[Row] = []
         self.steps: list[Row] = []
         self.blocks: list[Row] = []
+        self.scalar_blocks: list[Row] = []
         self.offenders: list[Row] = []
         self.replicas: list[Row] = []
         self.events: list[Row] = []
@@ -38,7 +40,8 @@ class Pending:
         """Write the step records so far."""
         bulk.write(db, "INSERT INTO step VALUES ?", self.steps)
         bulk.write(db, rollups.UPSERT, self.blocks)
-        self.steps, self.blocks = [], []
+        bulk.write(db, scalar_rollups.UPSERT, self.scalar_blocks)
+        self.steps, self.blocks, self.scalar_blocks = [], [], []
 
     def write(self, db: sqlite3.Connection) -> None:
         """Write all rows."""

@@ -6,22 +6,15 @@ import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from optwrap_exporter.store import downsample, rollups, step_columns
-from optwrap_exporter.store.downsample import Axis
-from optwrap_exporter.store.rollups import IN_SPAN, Span
+from optwrap_exporter.store import downsample, event_list, rollups, scalar_rollups, step_columns
+from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
 from optwrap_exporter.wire.answers import (
-    ANSWER_BYTES,
-    BadSteps,
-    Event,
     Gap,
     LeftOutOfReport,
-    Page,
     ReportMessage,
-    StepsAnswer,
 )
-from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord
-from optwrap_exporter.wire.vocabulary import EventKind
+from optwrap_exporter.wire.step_answers import BadSteps, StepsAnswer
 
 _LAST: Final = 2**62
 
@@ -47,6 +40,7 @@ def steps(
     axis: Axis,
     most_bad: int,
     most_replicas: int,
+    buckets: int | None,
 ) -> StepsAnswer:
     """`Store.steps`."""
     key = run_id(db, run)
@@ -54,11 +48,17 @@ def steps(
     thinned: list[BadSteps] = []
     replicas: list[ReplicaRecord] = []
     good, bad, left_out = 0, 0, 0
+    in_buckets = None
     if key is not None:
         span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
-        blocks = rollups.read(db, span)
-        good = sum(block.good for block in blocks[rollups.NORM].values())
-        bad = sum(block.bad for block in blocks[rollups.NORM].values())
+        blocks = rollups.read(db, *span, norms=buckets is not None) if span.first <= span.last else {}
+        good = sum(block.good for block in blocks.values())
+        bad = sum(block.bad for block in blocks.values())
+        joined: dict[int, rollups.Block] | None = None
+        if buckets is not None:
+            cut = downsample.cut_of(span, blocks, buckets, axis)
+            joined = downsample.bucketed(db, span, blocks, cut)
+            in_buckets = downsample.as_answer(span, cut, joined)
         select = f"SELECT {step_columns.SELECTED} FROM step"
         if good <= points and bad <= most_bad:
             found = db.execute(f"{select} WHERE {IN_SPAN}", span).fetchall()
@@ -74,7 +74,13 @@ def steps(
             if good <= points:
                 found += db.execute(f"{select} WHERE {IN_SPAN} AND bad = 0", span).fetchall()
             else:
-                found += _sampled(db, span, blocks, points, axis)
+                chosen = scalar_rollups.extremes(db, span, blocks, points // 2, axis)
+                most = (points - len(chosen)) // 2
+                if joined is None and most:
+                    joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, most, axis))
+                for block in downsample.fewer(joined or {}, most):
+                    chosen.update(extreme[1:] for extreme in (block.low, block.high) if extreme is not None)
+                found += _chosen(db, span, chosen)
         found.sort(key=lambda row: row[:2])
         values = _these(span, {row[0] for row in found})
         ((recorded,),) = db.execute(f"SELECT count(*) FROM replica WHERE {_THESE}", values)
@@ -92,6 +98,7 @@ def steps(
         columns=step_columns.read(found),
         replicas=replicas,
         replicas_left_out=left_out,
+        buckets=in_buckets,
     )
 
 
@@ -123,11 +130,8 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
     return span._replace(first=rows[0][0], last=rows[1][0]) if rows[0] else span._replace(first=1, last=0)
 
 
-def _sampled(
-    db: sqlite3.Connection, span: Span, blocks: dict[str, dict[int, rollups.Block]], points: int, axis: Axis
-) -> list[step_columns.Row]:
-    """Good steps, downsampled."""
-    chosen = {extreme[1:] for extreme in downsample.extremes(db, span, blocks, points, axis)}
+def _chosen(db: sqlite3.Connection, span: Span, chosen: set[tuple[int, int]]) -> list[step_columns.Row]:
+    """Steps by number and incarnation id."""
     return db.execute(
         f"""
         SELECT {step_columns.SELECTED} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?
@@ -135,73 +139,6 @@ def _sampled(
         """,
         (json.dumps(sorted(chosen)), span.run_id, span.process),
     ).fetchall()
-
-
-_EVENT_BYTES: Final = 512
-"""The most bytes of an event without its detail."""
-_PAGE_BYTES: Final = ANSWER_BYTES - 8192
-"""The most bytes of the items of a page."""
-
-_EventRow = tuple[int, str, int, EventKind, float, int | None, str, str]
-_EVENT: Final = "event.id, run.run, process, kind, time, step, attempt, detail"
-
-
-def _event(row: _EventRow) -> Event:
-    number, run, process, kind, time, step, attempt, detail = row
-    return Event(
-        id=number,
-        run=run,
-        process=process,
-        kind=kind,
-        time=time,
-        step=step,
-        attempt=attempt,
-        detail=json.loads(detail),
-    )
-
-
-def events(
-    db: sqlite3.Connection,
-    run: str,
-    *,
-    kind: EventKind | None,
-    process: int | None,
-    limit: int,
-    cursor: str | None,
-) -> Page[Event]:
-    """`Store.events`."""
-    of = f"events:{run}:{kind or ''}:{'' if process is None else process}"
-    where = ["run.run = ?"]
-    values: list[int | str] = [run]
-    if cursor is not None:
-        where.append("event.id < ?")
-        values += decode(of, cursor, (int,))
-    if kind is not None:
-        where.append("kind = ?")
-        values.append(kind)
-    if process is not None:
-        where.append("process = ?")
-        values.append(process)
-    else:
-        where.append("NOT repeated")
-    rows = db.execute(
-        f"SELECT {_EVENT} FROM event JOIN run ON run.id = event.run_id WHERE {' AND '.join(where)} "
-        "ORDER BY event.id DESC LIMIT ?",
-        (*values, limit + 1),
-    )
-    items, more = _fitting(rows, limit, _PAGE_BYTES)
-    return Page(items=items, cursor=encode(of, [items[-1].id]) if more else None)
-
-
-def _fitting(rows: Iterable[_EventRow], most: int, room: int) -> tuple[list[Event], bool]:
-    """The first events, at most `most` of them and about `room` bytes but at least one; whether there are more."""
-    items: list[Event] = []
-    for row in rows:
-        room -= _EVENT_BYTES + len(row[-1].encode())
-        if len(items) == most or (items and room < 0):
-            return items, True
-        items.append(_event(row))
-    return items, False
 
 
 class Changes(NamedTuple):
@@ -264,9 +201,8 @@ def _change(db: sqlite3.Connection, revision: int, run: str, span: Span) -> Repo
     replicas = _replicas(db, where, values, _MOST_REPLICAS)
     offenders, offenders_left_out = _offenders(db, where, values)
     happened = "FROM event JOIN run ON run.id = event.run_id WHERE revision = ? AND NOT repeated"
-    events, more = _fitting(
-        db.execute(f"SELECT {_EVENT} {happened} ORDER BY event.id", (revision,)), sys.maxsize, _MESSAGE_EVENT_BYTES
-    )
+    found_events = db.execute(f"SELECT {event_list.COLUMNS} {happened} ORDER BY event.id", (revision,))
+    events, more = event_list.fitting(found_events, sys.maxsize, _MESSAGE_EVENT_BYTES)
     all_events = db.execute(f"SELECT count(*) {happened}", (revision,)).fetchone()[0] if more else len(events)
     return ReportMessage(
         run=run,

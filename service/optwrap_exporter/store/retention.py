@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.store import rollups
-from optwrap_exporter.store.rollups import Span
+from optwrap_exporter.store import rollups, scalar_rollups
+from optwrap_exporter.store.downsample import Span
 from optwrap_exporter.store.schema import OF_RUN
 
 _SLICE: Final = 2048
@@ -43,7 +43,8 @@ def _drop_span(db: sqlite3.Connection, span: Span, revision: int) -> None:
             f"DELETE FROM {table} WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? AND revision <= ?",
             (*span, revision),
         )
-    rollups.rewrite(db, span)
+    rollups.rewrite(db, *span)
+    scalar_rollups.rewrite(db, span)
 
 
 class Sweep:

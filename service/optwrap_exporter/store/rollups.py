@@ -1,170 +1,242 @@
-"""Rollups of step records: for every SIZE step numbers the count of steps, and the extremes of the norm and of scalars.
+"""Rollups of step records: for every SIZE step numbers, how many steps of each kind there are, their norms, and when.
 
-With them a million steps are counted and downsampled without being read. A NaN norm counts as infinite here, and so
-does the norm of a step with a non-finite scalar, so that downsampling keeps these steps.
+With them a million steps are counted, bucketed and downsampled without being read. For downsampling a NaN norm counts
+as infinite, and so does the norm of a step with a non-finite scalar, so that these steps are kept.
 """
 
 import dataclasses
 import math
+import operator
 import sqlite3
-from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, cast
 
 from optwrap_exporter.store import bulk
 from optwrap_exporter.store.step_columns import ROLLED_UP
+from optwrap_exporter.wire.step_answers import STEP_KINDS
 
 SIZE: Final = 64
 """Step numbers in a block."""
 
-IN_SPAN: Final = "run_id = ? AND process = ? AND step BETWEEN ? AND ?"
+KIND: Final = "iif(finite OR outcome > 1, outcome, outcome + 5)"
+"""A step's index in STEP_KINDS, from the columns of its row: `kinds_of` in SQL."""
+COLUMNS: Final = f"step, incarnation_id, {KIND}, norm, {ROLLED_UP}, time"
+"""Selects the `Row` of a step."""
 
+_KINDS: Final = range(len(STEP_KINDS))
 
-class Span(NamedTuple):
-    """A range of steps of one process: the parameters of IN_SPAN."""
-
-    run_id: int
-    process: int
-    first: int
-    last: int
-
-
-NORM: Final = ""
-"""The name of the norm among the rolled up values. All others are scalars."""
-
-Row = tuple[int, int, float | None, int]
-"""Step, incarnation id, norm as `step_columns.ROLLED_UP` or finite value of a scalar, bad."""
+Row = tuple[int, int, int, float | None, float | None, float]
+"""Step, incarnation id, index in STEP_KINDS, norm (None: NaN), norm as ROLLED_UP, time."""
 Extreme = tuple[float, int, int]
-"""Value, step, incarnation id."""
+"""Norm, step, incarnation id."""
+
+
+def kinds_of(outcomes: Sequence[int], finite: Sequence[bool]) -> Sequence[int]:
+    """For each step, its index in STEP_KINDS. `outcomes` are indices in OUTCOMES."""
+    if all(finite):
+        return outcomes
+    return [outcome if known or outcome > 1 else outcome + 5 for outcome, known in zip(outcomes, finite, strict=True)]
 
 
 @dataclasses.dataclass(slots=True)
 class Block:
-    """The rollup of one value of some step records. `low` and `high` are its extremes in the good ones."""
+    """The rollup of some step records."""
 
-    good: int = 0
-    bad: int = 0
+    counts: list[int] = dataclasses.field(default_factory=lambda: [0] * len(_KINDS))
+    """By STEP_KINDS: the first two are good."""
     low: Extreme | None = None
+    """The smallest norm of a good step, as ROLLED_UP; None if there is none."""
     high: Extreme | None = None
+    norms: "array[float]" = dataclasses.field(default_factory=lambda: array("d"))
+    """The finite norms of all steps, in no order."""
+    first_time: float = math.inf
+    last_time: float = -math.inf
+
+    @property
+    def good(self) -> int:
+        """Good steps."""
+        return self.counts[0] + self.counts[1]
+
+    @property
+    def bad(self) -> int:
+        """All other steps."""
+        return sum(self.counts[2:])
 
     def add(self, row: Row) -> None:
         """Add one step record."""
-        step, incarnation, value, bad = row
-        if bad:
-            self.bad += 1
-            return
-        self.good += 1
-        here = (math.inf if value is None else value, step, incarnation)
-        self._extend(here, here)
+        step, incarnation, kind, norm, kept, time = row
+        self.counts[kind] += 1
+        if norm is not None and norm < math.inf:
+            self.norms.append(norm)
+        self.first_time = min(self.first_time, time)
+        self.last_time = max(self.last_time, time)
+        if kind < 2:
+            here = (math.inf if kept is None else kept, step, incarnation)
+            if self.low is None or here[0] < self.low[0]:
+                self.low = here
+            if self.high is None or here[0] > self.high[0]:
+                self.high = here
 
     def merge(self, other: "Block") -> None:
         """Add another block."""
-        self.good += other.good
-        self.bad += other.bad
-        if other.low is not None and other.high is not None:
-            self._extend(other.low, other.high)
+        self.counts = list(map(operator.add, self.counts, other.counts))
+        self.norms += other.norms
+        self.first_time = min(self.first_time, other.first_time)
+        self.last_time = max(self.last_time, other.last_time)
+        if other.low is not None and (self.low is None or other.low[0] < self.low[0]):
+            self.low = other.low
+        if other.high is not None and (self.high is None or other.high[0] > self.high[0]):
+            self.high = other.high
 
-    def _extend(self, low: Extreme, high: Extreme) -> None:
-        if self.low is None or low[0] < self.low[0]:
-            self.low = low
-        if self.high is None or high[0] > self.high[0]:
-            self.high = high
+
+class Columns(NamedTuple):
+    """Step records sorted by step: the columns of `Row`."""
+
+    steps: Sequence[int]
+    incarnations: Sequence[int]
+    kinds: Sequence[int]
+    norms: Sequence[float | None]
+    kept: Sequence[float | None]
+    times: Sequence[float]
 
 
 def of_rows(rows: Iterable[Row]) -> dict[int, Block]:
+    """The blocks of step records, by block number. The rows are sorted by step."""
+    columns = list(zip(*rows, strict=True))
+    return of_columns(Columns(*columns)) if columns else {}
+
+
+def of_columns(columns: Columns) -> dict[int, Block]:
     """The blocks of step records, by block number."""
+    steps, incarnations, kinds, norms, kept, times = columns
     found: dict[int, Block] = {}
-    for row in rows:
-        number = row[0] // SIZE
-        if (block := found.get(number)) is None:
-            block = found[number] = Block()
-        block.add(row)
+    start = 0
+    while start < len(steps):
+        number = steps[start] // SIZE
+        end = bisect_left(steps, (number + 1) * SIZE, start)
+        part = slice(start, end)
+        found[number] = _block(
+            Columns(steps[part], incarnations[part], kinds[part], norms[part], kept[part], times[part])
+        )
+        start = end
     return found
+
+
+def _block(columns: Columns) -> Block:
+    steps, incarnations, kinds, norms, kept, times = columns
+    block = Block(
+        [kinds.count(kind) for kind in _KINDS],
+        norms=array("d", [norm for norm in norms if norm is not None and norm < math.inf]),
+        first_time=min(times),
+        last_time=max(times),
+    )
+    if block.good < len(steps):
+        good = [i for i, kind in enumerate(kinds) if kind < 2]
+        if not good:
+            return block
+        steps, incarnations, kept = [steps[i] for i in good], [incarnations[i] for i in good], [kept[i] for i in good]
+    values = [math.inf if norm is None else norm for norm in kept]
+    low, high = min(values), max(values)
+    lowest, highest = values.index(low), values.index(high)
+    block.low = (low, steps[lowest], incarnations[lowest])
+    block.high = (high, steps[highest], incarnations[highest])
+    return block
 
 
 UPSERT: Final = """
 INSERT INTO block VALUES ?
 ON CONFLICT DO UPDATE SET
-    good = good + excluded.good,
-    bad = bad + excluded.bad,
+    {counts},
     low = CASE WHEN {lower} THEN excluded.low ELSE low END,
     low_step = CASE WHEN {lower} THEN excluded.low_step ELSE low_step END,
     low_incarnation = CASE WHEN {lower} THEN excluded.low_incarnation ELSE low_incarnation END,
     high = CASE WHEN {higher} THEN excluded.high ELSE high END,
     high_step = CASE WHEN {higher} THEN excluded.high_step ELSE high_step END,
-    high_incarnation = CASE WHEN {higher} THEN excluded.high_incarnation ELSE high_incarnation END
+    high_incarnation = CASE WHEN {higher} THEN excluded.high_incarnation ELSE high_incarnation END,
+    first_time = min(first_time, excluded.first_time),
+    last_time = max(last_time, excluded.last_time),
+    norms = CAST(norms || excluded.norms AS BLOB)
 """.format(
+    counts=", ".join(f"{kind} = {kind} + excluded.{kind}" for kind in STEP_KINDS),
     lower="excluded.low IS NOT NULL AND (low IS NULL OR excluded.low < low)",
     higher="excluded.high IS NOT NULL AND (high IS NULL OR excluded.high > high)",
 )
 
 
-def rows_of(run_id: int, process: int, name: str, rows: Iterable[Row]) -> list[bulk.Row]:
-    """Step records as rows for `UPSERT`: their norms, or their values of a scalar."""
+def rows_of(run_id: int, process: int, blocks: dict[int, Block]) -> list[bulk.Row]:
+    """Blocks as rows for `UPSERT`."""
     nothing = (None, None, None)
     return [
-        (run_id, process, number, name, block.good, block.bad, *(block.low or nothing), *(block.high or nothing))
-        for number, block in of_rows(rows).items()
+        (
+            run_id,
+            process,
+            number,
+            *block.counts,
+            *(block.low or nothing),
+            *(block.high or nothing),
+            block.first_time,
+            block.last_time,
+            block.norms.tobytes(),
+        )
+        for number, block in blocks.items()
     ]
 
 
-def rewrite(db: sqlite3.Connection, span: Span) -> None:
-    """Recompute the blocks of a span after some of its steps were deleted."""
-    first, last = span.first // SIZE, span.last // SIZE
-    db.execute(f"DELETE FROM block WHERE {_BLOCKS}", (span.run_id, span.process, first, last))
-    whole = span._replace(first=first * SIZE, last=(last + 1) * SIZE - 1)
-    for name, rows in _rows(db, whole).items():
-        bulk.write(db, UPSERT, rows_of(span.run_id, span.process, name, rows))
+def rewrite(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> None:
+    """Recompute the blocks of these steps after some of them were deleted."""
+    first, last = first // SIZE, last // SIZE
+    db.execute(
+        "DELETE FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?", (run_id, process, first, last)
+    )
+    blocks = of_rows(rows(db, run_id, process, first * SIZE, (last + 1) * SIZE - 1))
+    bulk.write(db, UPSERT, rows_of(run_id, process, blocks))
 
 
-_BLOCKS: Final = "run_id = ? AND process = ? AND block BETWEEN ? AND ?"
+def rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int) -> Iterable[Row]:
+    """The step records from `first` to `last`, sorted by step."""
+    return db.execute(
+        f"SELECT {COLUMNS} FROM step WHERE run_id = ? AND process = ? AND step BETWEEN ? AND ? ORDER BY step",
+        (run_id, process, first, last),
+    )
 
 
-def good(db: sqlite3.Connection, span: Span, name: str) -> Iterator[tuple[Row, float]]:
-    """The good steps of a span that have a value of this name, each as a Row, and its time."""
-    if name == NORM:
-        value, has = ROLLED_UP, "1"
-    else:
-        value = f"json_extract(scalars, '$.{name}')"  # names have letters, digits and '_' only
-        has = f"typeof({value}) IN ('real', 'integer')"
-    for *row, time in db.execute(
-        f"SELECT step, incarnation_id, {value}, bad, time FROM step WHERE {IN_SPAN} AND bad = 0 AND {has}", span
-    ):
-        yield (row[0], row[1], row[2], row[3]), time
+_EXTREMES: Final = "low, low_step, low_incarnation, high, high_step, high_incarnation"
 
 
-def _rows(db: sqlite3.Connection, span: Span) -> dict[str, list[Row]]:
-    """The steps of a span by the names of their values."""
-    norms = db.execute(f"SELECT step, incarnation_id, {ROLLED_UP}, bad FROM step WHERE {IN_SPAN}", span)
-    found: dict[str, list[Row]] = {NORM: norms.fetchall()}
-    for name, *row in db.execute(
-        "SELECT scalar.key, step, incarnation_id, scalar.value, bad FROM step CROSS JOIN json_each(scalars) AS scalar "
-        f"WHERE {IN_SPAN} AND bad = 0 AND scalar.type IN ('real', 'integer')",
-        span,
-    ):
-        found.setdefault(name, []).append((row[0], row[1], row[2], row[3]))
-    return found
+def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int, *, norms: bool) -> dict[int, Block]:
+    """The blocks of the steps from `first` to `last`. Blocks at the ends include only steps in that range.
 
-
-def read(db: sqlite3.Connection, span: Span) -> dict[str, dict[int, Block]]:
-    """The blocks of the steps of a span, by name and number. Blocks at the ends include only steps in that span.
-
-    Under `NORM` there are always blocks, unless the span has no steps.
+    With `norms` they have all norms, of which a long run has many.
     """
-    inner_first, inner_last = -(-span.first // SIZE), (span.last + 1) // SIZE - 1
-    found: dict[str, dict[int, Block]] = {NORM: {}}
+    inner_first, inner_last = -(-first // SIZE), (last + 1) // SIZE - 1
+    found = {}
     if inner_first <= inner_last:
-        for number, name, good, bad, *extremes in db.execute(
-            "SELECT block, name, good, bad, low, low_step, low_incarnation, high, high_step, high_incarnation "
-            f"FROM block WHERE {_BLOCKS}",
-            (span.run_id, span.process, inner_first, inner_last),
+        names = f"{', '.join(STEP_KINDS)}, {_EXTREMES}, first_time, last_time, {'norms' if norms else 'NULL'}"
+        for number, *columns in db.execute(
+            f"SELECT block, {names} FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?",
+            (run_id, process, inner_first, inner_last),
         ):
-            low, high = tuple(extremes[:3]), tuple(extremes[3:])
-            found.setdefault(name, {})[number] = Block(good, bad, low if good else None, high if good else None)
-        ends = [(span.first, inner_first * SIZE - 1), ((inner_last + 1) * SIZE, span.last)]
+            found[number] = _stored(columns)
+        ends = [(first, inner_first * SIZE - 1), ((inner_last + 1) * SIZE, last)]
     else:
-        ends = [(span.first, span.last)]
+        ends = [(first, last)]
     for start, end in ends:
         if start <= end:
-            for name, rows in _rows(db, span._replace(first=start, last=end)).items():
-                found.setdefault(name, {}).update(of_rows(rows))
+            found.update(of_rows(rows(db, run_id, process, start, end)))
     return found
+
+
+def _stored(columns: list[int | float | bytes | None]) -> Block:
+    kinds = len(STEP_KINDS)
+    counts, low, high = columns[:kinds], columns[kinds : kinds + 3], columns[kinds + 3 : kinds + 6]
+    first_time, last_time, norms = columns[kinds + 6 :]
+    return Block(
+        cast(list[int], counts),
+        None if low[0] is None else cast(Extreme, tuple(low)),
+        None if high[0] is None else cast(Extreme, tuple(high)),
+        array("d", cast(bytes, norms or b"")),
+        cast(float, first_time),
+        cast(float, last_time),
+    )

@@ -80,15 +80,35 @@ CREATE TABLE block (                    -- rollups.Block: the steps of rollups.S
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     block INTEGER NOT NULL,
-    name TEXT NOT NULL,                 -- empty: the norm; else a scalar
-    good INTEGER NOT NULL,
-    bad INTEGER NOT NULL,               -- 0 for a scalar
-    low REAL,                           -- smallest value of a good step, and that step
+    applied INTEGER NOT NULL,           -- how many steps of each wire.answers.STEP_KINDS
+    accumulated INTEGER NOT NULL,
+    skipped_not_finite INTEGER NOT NULL,
+    skipped_large INTEGER NOT NULL,
+    skipped_other INTEGER NOT NULL,
+    accepted_not_finite INTEGER NOT NULL,
+    accumulated_not_finite INTEGER NOT NULL,
+    low REAL,                           -- smallest norm of a good step, and that step
     low_step INTEGER,
     low_incarnation INTEGER,
     high REAL,
     high_step INTEGER,
     high_incarnation INTEGER,
+    first_time REAL NOT NULL,           -- of all steps, by the client's clock
+    last_time REAL NOT NULL,
+    norms BLOB NOT NULL,                -- the finite norms of all steps, 8 bytes each, in no order
+    PRIMARY KEY (run_id, process, block)
+) WITHOUT ROWID;
+CREATE TABLE scalar_block (             -- scalar_rollups: extremes of a scalar in the good steps of a block
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    block INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    low REAL NOT NULL,
+    low_step INTEGER NOT NULL,
+    low_incarnation INTEGER NOT NULL,
+    high REAL NOT NULL,
+    high_step INTEGER NOT NULL,
+    high_incarnation INTEGER NOT NULL,
     PRIMARY KEY (run_id, process, block, name)
 ) WITHOUT ROWID;
 CREATE TABLE path (
@@ -134,6 +154,7 @@ CREATE TABLE event (
     UNIQUE (run_id, key)
 );
 CREATE INDEX event_run ON event (run_id, kind, id);
+CREATE INDEX event_time ON event (run_id, kind, time) WHERE repeated = 0;
 CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_same_as ON event (run_id, same_as) WHERE same_as IS NOT NULL;
 CREATE TABLE trial (                    -- empty, but for `write_trial`
@@ -146,7 +167,7 @@ _TRIAL_BYTES: Final = 1 << 15
 LOCK_SECONDS: Final = 3.0
 """How long to wait while another program has locked the database. After that the store is ill, and says so."""
 
-OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event")
+OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "scalar_block", "offender", "replica", "event")
 """Tables with a column `run_id`."""
 
 

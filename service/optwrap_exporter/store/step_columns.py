@@ -6,7 +6,7 @@ SQLite has no NaN: a norm is null instead. The scalars of a step are one JSON te
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from pydantic_core import to_json
@@ -20,6 +20,16 @@ NOT_FINITE: Final = ':"'
 """Is in the text of scalars if one of them is non-finite: all other values are numbers."""
 ROLLED_UP: Final = f"iif(instr(scalars, '{NOT_FINITE}'), NULL, norm)"
 """The norm with which a step counts in rollups. Downsampling keeps the largest, and null counts as infinite."""
+
+
+def rolled_up(norms: Sequence[float | None], scalars: Sequence[str | None]) -> Sequence[float | None]:
+    """For each step its norm as ROLLED_UP, from the columns `norm` and `scalars`."""
+    if not any(scalars):
+        return norms
+    return [
+        None if text is not None and NOT_FINITE in text else norm for norm, text in zip(norms, scalars, strict=True)
+    ]
+
 
 Row = tuple[int, float, int, int, float | None, int | None, int, float | None, str | None]
 

@@ -7,7 +7,6 @@ have connections of their own and never block the writer.
 import contextlib
 import os
 import sqlite3
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,17 +15,14 @@ from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import opening, reader, retention, schema
+from optwrap_exporter.store import opening, retention, schema
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
-from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.opening import FILE, StoreError
-from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.readers import Readers
+from optwrap_exporter.store.reads import Reads
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
-from optwrap_exporter.wire.answers import ANSWER_BYTES, Event, Page, StepsAnswer
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import EventKind
 
 SMALLEST_LIMIT: Final = 1024 * 1024
 """The smallest `limit_bytes`. Empty tables take a tenth of it."""
@@ -48,7 +44,7 @@ def holds_store(directory: Path) -> bool:
     return (directory / FILE).is_file()
 
 
-class Store:
+class Store(Reads):
     """The store of one exporter. Close it, or use it as a context manager.
 
     Args:
@@ -118,81 +114,6 @@ class Store:
         with contextlib.suppress(StoreUnavailableError), self._readers.reading() as db:
             self._size = schema.used_bytes(db)
         return self._size
-
-    def revision(self) -> int:
-        """The revision of the last committed change; 0 in an empty store."""
-        with self._readers.reading() as db:
-            row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
-        return int(row[0]) if row else 0
-
-    def steps(
-        self,
-        run: str,
-        process: int,
-        *,
-        since: int | None = None,
-        until: int | None = None,
-        points: int = 2000,
-        axis: Axis = "step",
-        most_bad: int = sys.maxsize,
-        most_replicas: int = sys.maxsize,
-    ) -> StepsAnswer:
-        """Step records of one process with since <= step <= until, by step, then time.
-
-        If there are more than `points` good steps, they are downsampled: their range is cut into at most `points // 2`
-        buckets of equal length along `axis`, and each bucket keeps the steps with the smallest and the largest norm. In
-        a run with scalars half of the points are for the norm, and half for the extremes of the scalars. If there are
-        more than `most_bad` bad steps (skipped, or with non-finite gradients), each of at most
-        `reader.BUCKETS` buckets keeps the first and the last of each outcome, and the answer counts all of them. There
-        are at most `most_replicas` replica records. After a rollback or a resume a step number can occur more than
-        once. An unknown run or process has no steps.
-        """
-        with self._readers.reading() as db:
-            return reader.steps(
-                db,
-                run,
-                process,
-                since=since,
-                until=until,
-                points=points,
-                axis=axis,
-                most_bad=most_bad,
-                most_replicas=most_replicas,
-            )
-
-    def events(
-        self,
-        run: str,
-        *,
-        kind: EventKind | None = None,
-        process: int | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> Page[Event]:
-        """Events, newest first: at most `limit` of them, and about ANSWER_BYTES.
-
-        An event that all processes of an attempt report (a skip, a streak) is listed once, from the process that
-        reported it first. With `process` every event of that process is listed.
-
-        Raises:
-          CursorError: the cursor belongs to another list. Run, kind and process make a list.
-        """
-        with self._readers.reading() as db:
-            return reader.events(db, run, kind=kind, process=process, limit=limit, cursor=cursor)
-
-    def changes(
-        self, after: int, run: str | None = None, *, until: int | None = None, room: int = ANSWER_BYTES
-    ) -> Changes:
-        """What was committed after a revision, of one run or of all: the messages of the stream.
-
-        Args:
-          after: the revision after which to begin.
-          run: the run; None means all.
-          until: the last revision; None means the newest.
-          room: the most bytes of all messages as JSON. The newest message is always among them.
-        """
-        with self._readers.reading() as db:
-            return reader.changes(db, after, run, until=until, room=room)
 
     # --- the writer's side: from one thread only ---
 

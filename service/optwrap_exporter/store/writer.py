@@ -15,8 +15,9 @@ from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
 from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import ProcessState, RunState, heard_from
-from optwrap_exporter.store import bulk, retention, rollups, step_columns
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState, heard_from
+from optwrap_exporter.store import bulk, retention, rollups, scalar_rollups, step_columns
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.wire.requests import Report
@@ -239,53 +240,48 @@ class Rows:
                 (run_id, process, columns.step[0], columns.step[-1], incarnation_id),
             )
             known = {step for (step,) in stored}
-        counted: list[rollups.Row] = []
-        for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
-            columns.step,
-            columns.time,
-            columns.outcome,
-            columns.finite,
-            columns.norm,
-            columns.mini_step,
-            columns.interpolated or itertools.repeat(False),
-            columns.update_norm or itertools.repeat(None),
-            step_columns.scalars_by_step(columns),
-            strict=False,  # some columns may be endless; the wire has checked the lengths of the others
-        ):
-            if step in known:
-                continue
-            bad = outcome not in GOOD_OUTCOMES or not finite
-            number = None if math.isnan(norm) else norm  # SQLite has no NaN
-            pending.steps.append(
-                (
-                    run_id,
-                    process,
-                    step,
-                    incarnation_id,
-                    revision,
-                    time,
-                    _INDEX[outcome],
-                    finite,
-                    number,
-                    mini_step,
-                    estimated,
-                    bad,
-                    step_columns.stored_update_norm(update_norm),
-                    scalars,
-                )
+        fresh = [
+            (
+                run_id,
+                process,
+                step,
+                incarnation_id,
+                revision,
+                time,
+                _INDEX[outcome],
+                finite,
+                None if math.isnan(norm) else norm,  # SQLite has no NaN
+                mini_step,
+                estimated,
+                outcome not in GOOD_OUTCOMES or not finite,
+                step_columns.stored_update_norm(update_norm),
+                scalars,
             )
-            kept = None if scalars is not None and step_columns.NOT_FINITE in scalars else number
-            counted.append((step, incarnation_id, kept, bad))
-        pending.blocks += rollups.rows_of(run_id, process, rollups.NORM, counted)
+            for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
+                columns.step,
+                columns.time,
+                columns.outcome,
+                columns.finite,
+                columns.norm,
+                columns.mini_step,
+                columns.interpolated or itertools.repeat(False),
+                columns.update_norm or itertools.repeat(None),
+                step_columns.scalars_by_step(columns),
+                strict=False,  # some columns may be endless; the wire has checked the lengths of the others
+            )
+            if step not in known
+        ]
+        if not fresh:
+            return
+        pending.steps += fresh
+        _, _, steps, incarnations, _, times, outcomes, finite, norms, *_, texts = zip(*fresh, strict=True)
+        kinds, kept = rollups.kinds_of(outcomes, finite), step_columns.rolled_up(norms, texts)
+        blocks = rollups.of_columns(rollups.Columns(steps, incarnations, kinds, norms, kept, times))
+        pending.blocks += rollups.rows_of(run_id, process, blocks)
         if columns.scalars:
-            good = {step for step, _, _, bad in counted if not bad}
-            for name, values in columns.scalars.items():
-                finite_ones: list[rollups.Row] = [
-                    (step, incarnation_id, value, 0)
-                    for step, value in zip(columns.step, values, strict=True)
-                    if value is not None and math.isfinite(value) and step in good
-                ]
-                pending.blocks += rollups.rows_of(run_id, process, name, finite_ones)
+            good = {step for step, kind in zip(steps, kinds, strict=True) if kind < 2}
+            values = scalar_rollups.values_of(columns, good, incarnation_id)
+            pending.scalar_blocks += scalar_rollups.rows_of(run_id, process, values)
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:

@@ -2,18 +2,16 @@
 
 from typing import Annotated, Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
-from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, Outcome
+from optwrap_exporter.wire.times import Answer as _Answer
+from optwrap_exporter.wire.times import Instant
+from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, LostReason, Number, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings", json_schema_serialization_defaults_required=True)
 
 
 class Acknowledgement(_Answer):
@@ -108,6 +106,28 @@ class AttemptRow(_Answer):
     """Its last report."""
     state: AttemptState
     """The last state its processes reported; `lost` if they went silent or were replaced without reporting an end."""
+    reason: str | None
+    """Why it failed or stopped, by a process that says so: of an exception its type and message."""
+    start_step: int | None
+    """The step of the optimizer's state at which it started; null until that is known."""
+
+
+class Figure(_Answer):
+    """A value, and what it is of."""
+
+    value: Number
+    step: int | None
+    """The step that it is of, by the optimizer's own count; null if that is not known."""
+    time: float
+    """When it was reported, by the exporter's clock."""
+
+
+class SkippedRecently(_Answer):
+    """How many of the last steps were skipped."""
+
+    steps: int
+    """The number of steps looked at: the last 1,000, rounded up to whole reports, or all if there are fewer."""
+    skipped: int
 
 
 class ProcessRow(_Answer):
@@ -118,18 +138,26 @@ class ProcessRow(_Answer):
     health: Health
     since: float
     """When that health began."""
+    summary: str | None
+    """What is wrong with it, in one sentence; null if it is ok."""
     last_report: float
     totals: ProcessTotals
     gauges: Gauges
+    norm: Figure | None
+    """The gradient norm of its last step."""
 
 
-class RunSummary(_Answer):
-    """One run in the list of runs."""
+class _Run(_Answer):
+    """What the list of runs and the answer of one run have in common. Times are by the exporter's clock."""
 
     run: str
     health: Health
     since: float
-    """When that health began."""
+    """When that health began. Of `stale` it is the last report, of `stalled` the last step."""
+    summary: str
+    """What is wrong, with which process, and what to do, in one sentence. Its durations are as of the answer."""
+    runbook: str | None
+    """The heading of the runbook for this health (deploy/runbooks.md); null if there is none."""
     reason: str | None
     """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
@@ -137,14 +165,43 @@ class RunSummary(_Answer):
     first_report: float
     last_report: float
     totals: Totals
+    """Counted over all attempts; never falls."""
     unseen: int
     """Steps of the optimizer's state that no stored report covers."""
     unseen_not_finite: int
     """How many of them had non-finite gradients, as far as that is known."""
     process_count: int
     """Number of processes of the job, as the job reports it."""
+    missing: int | None
+    """Number of processes of the job that have not reported; null with `--scope host`, where they report elsewhere."""
+    gauges: Gauges
+    """Of the leading process: the lowest one that reports."""
+    norm: Figure | None
+    """The gradient norm of its last step."""
+    update_norm: Figure | None
+    """The last finite norm of an update that was applied."""
+    scalars: dict[str, Figure]
+    """The last finite value of each scalar."""
+    steps_per_second: float | None
+    """Null unless a step came lately: a dead, ended or stalled run has none."""
+    last_step: int | None
+    """The last step of the optimizer's state now; null before the first one."""
+    last_step_time: float | None
+    """When that step was reported; null if it was taken before this exporter heard of it."""
+    skipped_recently: SkippedRecently
+    lost_steps: dict[LostReason, int]
+    """Steps that brought nothing, by reason, of the process that lost the most."""
+    lost_seconds: dict[LostReason, float]
+    """The time that they took."""
+    attempts_total: int
+    """Number of launches so far."""
+
+
+class RunSummary(_Run):
+    """One run in the list of runs. Times are seconds since 1970 by the exporter's clock."""
+
     processes: int
-    """Number of processes that report."""
+    """Number of processes that have reported in this launch."""
 
 
 class LeftOutOfRun(_Answer):
@@ -160,30 +217,11 @@ class LeftOutOfRun(_Answer):
     """Healthy ones first, from the last on."""
 
 
-class RunDetail(_Answer):
+class RunDetail(_Run):
     """Everything about one run: GET /v1/runs/{run}. Times are seconds since 1970 by the exporter's clock."""
 
-    run: str
-    health: Health
-    since: float
-    """When that health began."""
-    reason: str | None
-    """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
-    last_clean_step: int | None
-    """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
-    first_report: float
-    last_report: float
-    totals: Totals
-    """Counted over all attempts; never falls."""
     state_totals: Totals
     """The counters of the optimizer's state now; falls after a rollback."""
-    unseen: int
-    """Steps of the optimizer's state that no stored report covers."""
-    unseen_not_finite: int
-    """How many of them had non-finite gradients, as far as that is known."""
-    gauges: Gauges
-    scalars: dict[str, float]
-    """The last finite value of each scalar."""
     parameters: list[ParameterRow]
     """Worst first."""
     replicas: list[ReplicaRow]
@@ -194,42 +232,6 @@ class RunDetail(_Answer):
     left_out: LeftOutOfRun
 
 
-class BadSteps(_Answer):
-    """Bad steps in a row of which only some are shown: of each outcome the first and the last."""
-
-    since: int
-    """The first of them."""
-    until: int
-    """The last of them."""
-    total: int
-    outcomes: dict[Outcome, int]
-    """Their number by outcome; outcomes without any are left out."""
-
-
-class StepsAnswer(_Answer):
-    """The answer of GET /v1/runs/{run}/steps."""
-
-    run: str
-    process: int
-    since: int | None
-    """First step asked for; null means from the first stored step."""
-    until: int | None
-    """Last step asked for; null means to the last stored step."""
-    total: int
-    """Number of step records stored in that range."""
-    sampled: bool
-    """Whether good steps were left out to keep to `points`."""
-    bad: int
-    """Number of bad step records stored in that range: skipped, or with non-finite gradients."""
-    thinned: list[BadSteps]
-    """Where bad steps were left out, because there are more than the answer can hold. Empty if all are shown."""
-    columns: StepColumns
-    replicas: list[ReplicaRecord]
-    """Replica records of the steps shown. Like a step, one can be there twice."""
-    replicas_left_out: int
-    """Number of replica records of the steps shown that are left out."""
-
-
 class Event(_Answer):
     """Something that happened to a process."""
 
@@ -237,7 +239,7 @@ class Event(_Answer):
     run: str
     process: int
     kind: EventKind
-    time: float
+    time: Instant
     """Of a step by the client's clock, else by the exporter's."""
     step: int | None
     attempt: str

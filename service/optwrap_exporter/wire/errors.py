@@ -3,6 +3,7 @@
     ExporterError
       OversizeError         wire.size           413  a body has too many JSON values to be parsed
       CursorError           wire.cursor         422  a cursor is damaged or belongs to another list
+      BucketsError          store.grid          422  a range has too many buckets of the width asked for
       FieldError            wire.errors         --   a field is wrong beside what is stored: the base of the next two
       ImplausibleError      ledger.bounds       422  a seq or a count jumps further than the time in between allows
       ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt

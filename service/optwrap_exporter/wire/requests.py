@@ -278,6 +278,8 @@ class Report(_Request):
     last_clean_step: _OptionalCount = None
     """Of a run that stopped: the step to roll back to, by the optimizer's own count; absent if it is not known."""
     source: Source
+    replicated: Annotated[bool, Field(exclude_if=bool)] = True
+    """Whether all processes of the attempt train the same parameters, so that their outcomes and norms must agree."""
     totals: Counters
     at_start: Counters
     """The totals when the incarnation began: the same in all its reports."""

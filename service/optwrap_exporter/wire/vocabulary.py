@@ -15,18 +15,21 @@ State = Literal["starting", "running", "finished", "failed", "stopped"]
 AttemptState = Literal["starting", "running", "finished", "failed", "stopped", "lost"]
 Health = Literal[
     "conflict",
+    "diverged",
     "gave_up",
     "failed",
     "stopped",
-    "finished",
     "stale",
     "stalled",
     "starved",
     "skipping",
     "starting",
     "degraded",
+    "finished",
     "ok",
 ]
+IncidentKind = Literal["conflict", "diverged", "gave_up", "failed", "stopped", "stale", "stalled", "starved", "skipped"]
+IncidentState = Literal["open", "closed", "acknowledged"]
 EventKind = Literal[
     "skipped",
     "accepted_not_finite",
@@ -45,6 +48,10 @@ EventKind = Literal[
     "diverged",
 ]
 SkipReason = Literal["not_finite", "large", "other"]
+LostReason = Literal["skipped", "redone", "starved"]
+"""Why steps were lost (`ledger.lost`)."""
+Scope = Literal["host", "job"]
+"""What an exporter hears: `host` the processes of its own host, `job` all processes of a job."""
 
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 """Every outcome of a step. The store writes an outcome as its index here."""
@@ -63,6 +70,16 @@ ENDED: Final[frozenset[State]] = frozenset({"finished", "failed", "stopped"})
 HEALTHS: Final[tuple[Health, ...]] = get_args(Health)
 """Every health, worst first. If several hold, the first one is shown."""
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
+INCIDENT_KINDS: Final[tuple[IncidentKind, ...]] = get_args(IncidentKind)
+"""Every kind of incident, worst first."""
+INCIDENT_STATES: Final[tuple[IncidentState, ...]] = get_args(IncidentState)
+INCIDENT_OF: Final[dict[Health, IncidentKind]] = {
+    **{health: health for health in get_args(Health) if health in get_args(IncidentKind)},
+    "skipping": "skipped",
+}
+"""The kind of incident that a health belongs to. The other healths are no trouble."""
+LOST_REASONS: Final[tuple[LostReason, ...]] = get_args(LostReason)
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 LARGEST: Final = 2**53
 """The largest count. JSON numbers above it are not exact in every language."""
@@ -163,6 +180,12 @@ Norm = Annotated[
     PlainSerializer(to_json_number, return_type=float | NotFinite, when_used="json"),
 ]
 """A norm. In Python a float, NaN and infinities included; in JSON a number or a name."""
+Number = Annotated[
+    _WireScalar,
+    AfterValidator(_number),
+    PlainSerializer(to_json_number, return_type=float | NotFinite, when_used="json"),
+]
+"""A number, as Norm; it may be negative."""
 Norms = Annotated[
     list[_WireNorm],
     Field(max_length=MOST_RECORDS, fail_fast=True),

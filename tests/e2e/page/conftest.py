@@ -34,8 +34,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningExporter]:
-    """One exporter per test file, for tests that look only at their own run."""
-    running = RunningExporter(tmp_path_factory.mktemp("page") / "data")
+    """One exporter of whole jobs per test file, for tests that look only at their own run."""
+    running = RunningExporter(tmp_path_factory.mktemp("page") / "data", "--scope", "job")
     yield running
     running.stop()
 

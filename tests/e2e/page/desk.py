@@ -41,6 +41,18 @@ class Desk:
         """Wait until the health panel shows this health."""
         expect(self.part("health")).to_have_attribute("data-health", name)
 
+    def every_event(self) -> Locator:
+        """List an event for each bad step, too; the list of events."""
+        self.part("events").get_by_role("button", name="Every bad step").click()
+        expect(self.part("events").get_by_role("button", name="Every bad step")).to_have_attribute(
+            "aria-pressed", "true"
+        )
+        return self.part("events")
+
+    def row(self, run: str) -> Locator:
+        """The row of a run in the table of runs."""
+        return self.part("runs").locator(f'tr[data-run="{run}"]')
+
     def chart(self) -> Locator:
         return self.page.locator(".chart")
 
@@ -75,13 +87,16 @@ class Reporter:
 
     job: Job
     url: str
+    token: str | None = None
 
     @property
     def run(self) -> str:
         return self.job.run
 
-    def send(self, state: str = "running") -> None:
-        answer = httpx.post(f"{self.url}/v1/reports", json=self.job.report(state), trust_env=False)
+    def send(self, state: str = "running", **changes: Any) -> None:
+        headers = {} if self.token is None else {"authorization": f"Bearer {self.token}"}
+        report = self.job.report(state, **changes)
+        answer = httpx.post(f"{self.url}/v1/reports", json=report, headers=headers, trust_env=False)
         assert answer.status_code == 200, answer.text
 
     def good(self, count: int = 1, norm: float = 0.8) -> None:

@@ -96,12 +96,12 @@ def test_address_holds_the_view_and_keys_move_it(open_desk: OpenDesk, reporter: 
     page = desk.open(training.run, **{"from": "10", "to": "40"})
     expect(page.get_by_role("heading", name=training.run)).to_be_visible()
     expect(desk.chart()).to_have_attribute("data-marked", "21")
-    expect(page.get_by_role("button", name="Follow")).to_be_visible()
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_be_visible()
 
     page.get_by_label("Gradient norm over steps").focus()
     page.keyboard.press("Escape")
     expect(desk.chart()).to_have_attribute("data-marked", "21 322")
-    expect(page.get_by_role("button", name="Follow")).to_be_hidden()
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_be_hidden()
     page.keyboard.press("ArrowLeft")
     expect(page.locator(".readout")).to_contain_text("Step 322")
     expect(page.locator(".readout")).to_contain_text("v (1 value)")
@@ -109,9 +109,9 @@ def test_address_holds_the_view_and_keys_move_it(open_desk: OpenDesk, reporter: 
     expect(page.locator(".readout")).to_contain_text("Step 21")
     page.wait_for_url(re.compile(r"step=21\b"))
 
-    desk.part("events").get_by_role("button", name="step 322").first.click()
+    desk.every_event().get_by_role("button", name="step 322").first.click()
     expect(desk.chart()).to_have_attribute("data-marked", "322")
-    page.locator("#runs li a").filter(has_text="another").click()
+    desk.row("another").get_by_role("link").click()
     expect(page.get_by_role("heading", name="another")).to_be_visible()
     page.wait_for_url(re.compile(r"\?run=another$"))
     page.go_back()
@@ -132,7 +132,7 @@ def test_dragging_zooms_and_stops_following(open_desk: OpenDesk, reporter: MakeR
     training.bad(w=1)
     expect(page.locator(".tile.steps .value")).to_have_text("201")
     expect(desk.chart()).to_have_attribute("data-marks", "0")
-    page.get_by_role("button", name="Follow").click()
+    page.get_by_role("button", name="Follow", exact=True).click()
     expect(desk.chart()).to_have_attribute("data-marked", "100 201")
 
 

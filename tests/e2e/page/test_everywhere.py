@@ -31,7 +31,7 @@ def test_hostile_names_are_shown_as_text(open_desk: OpenDesk, reporter: MakeRepo
         expect(rows).to_have_count(len(HOSTILE))
         shown = desk.part("parameters").locator("td bdi").all_text_contents()
         assert sorted(shown) == sorted(name.replace("\u202e", "\\u202e") for name in HOSTILE)
-        expect(desk.part("events").locator("li").filter(has_text="Skipped, non-finite").first).to_be_visible()
+        expect(desk.every_event().locator("li").filter(has_text="Skipped, non-finite").first).to_be_visible()
         assert page.locator("main img, main script").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -51,7 +51,7 @@ def test_page_fits_a_phone(open_desk: OpenDesk, reporter: MakeReporter) -> None:
     assert page.evaluate(fits)
     reporter("a-rather-long-name-of-a-run.with-its-hyperparameters:lr-3e-4.bs-2048.seed-17").good(3)
     reporter("short").good(3)
-    expect(page.locator("#runs li a")).to_have_count(3)
+    expect(page.locator("#runs tbody tr")).to_have_count(3)
     assert page.evaluate(fits)
 
 

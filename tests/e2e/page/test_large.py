@@ -74,7 +74,7 @@ def test_ten_thousand_events_can_be_shown(open_desk: OpenDesk, reporter: MakeRep
             training.job.step("skipped_large", 90.0)
         training.send()
     page = desk.open(training.run)
-    panel = desk.part("events")
+    panel = desk.every_event()
     rows = panel.locator("li")
     expect(rows).to_have_count(200)
     older = panel.locator(".more button")
@@ -173,5 +173,5 @@ def test_range_beyond_the_run_is_reported(open_desk: OpenDesk, reporter: MakeRep
     expect(page.locator("#norm .readout")).to_have_text(
         "No steps from 5,000 to 6,000. The recorded steps go from 1 to 20."
     )
-    page.get_by_role("button", name="Follow").click()
+    page.get_by_role("button", name="Follow", exact=True).click()
     expect(page.locator("#norm .readout")).to_contain_text("Last step 20")

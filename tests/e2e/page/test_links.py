@@ -69,7 +69,7 @@ def test_health_and_tables_equal_their_json(panels: Desk) -> None:
     columns = ("parameter", "first_step", "last_step", "steps", "values")
     assert shown == [[str(row[column]) for column in columns] for row in behind(panels, "parameters")["items"]]
 
-    shown = [[number, host, steps, streak] for number, _, host, _, steps, streak, _ in cells(panels, "processes")]
+    shown = [[number, host, steps, streak] for number, _, host, _, _, steps, streak, _ in cells(panels, "processes")]
     rows = behind(panels, "processes")["processes"]
     expected = [
         (row["process"], row["host"], row["totals"]["steps"], row["gauges"]["not_finite_streak"]) for row in rows
@@ -83,7 +83,7 @@ def test_health_and_tables_equal_their_json(panels: Desk) -> None:
 
     listed = {row["run"]: row["health"] for row in behind(panels, "runs")["items"]}
     words = {"skipping": "Skipping", "ok": "Healthy"}
-    runs = panels.part("runs").locator("li").all()
+    runs = panels.part("runs").locator("tbody tr").all()
     assert len(runs) == len(listed)
     for row in runs:
         name = row.locator(".name").text_content() or ""
@@ -94,6 +94,7 @@ def test_health_and_tables_equal_their_json(panels: Desk) -> None:
 
 def test_events_equal_their_json(panels: Desk) -> None:
     """Every event of the answer is shown, in the same order, with its step and parameters."""
+    panels.every_event()
     items = behind(panels, "events")["items"]
     rows = panels.part("events").locator("li").all()
     assert [row.get_attribute("data-event") for row in rows] == [str(item["id"]) for item in items]

@@ -58,7 +58,7 @@ def test_open_page_follows_the_reports(open_desk: OpenDesk, reporter: MakeReport
     expect(worst).to_have_text(["firstdecoder/layer_3/mlp/w", "44", "45", "2", "262,148"])
     expect(rows.first.locator(".badge")).to_be_visible()
     expect(rows.nth(1).locator(".badge")).to_be_hidden()
-    events = desk.part("events").locator("li")
+    events = desk.every_event().locator("li")
     expect(events.filter(has_text="Skipped, non-finite")).to_have_count(2)
     expect(events.filter(has_text="Skipped, large norm")).to_have_count(1)
     expect(events.first).to_contain_text("step 45")
@@ -118,7 +118,7 @@ def test_page_shows_a_lost_connection_and_recovers(
     desk.health("ok")
     expect(page.locator(".tile.steps .value")).to_have_text("17")
     expect(desk.chart()).to_have_attribute("data-marked", "11 12")
-    expect(desk.part("events").locator("li").filter(has_text="Skipped, non-finite")).to_have_count(2)
+    expect(desk.every_event().locator("li").filter(has_text="Skipped, non-finite")).to_have_count(2)
     training.bad(w=5)
     expect(desk.chart()).to_have_attribute("data-marked", "11 12 18")
     assert page.evaluate("window.loadedOnce") == "still the same page"
@@ -150,4 +150,4 @@ def test_steps_of_two_processes_are_counted_once(open_desk: OpenDesk, reporter: 
     expect(desk.part("processes").locator(".status.warning")).to_have_count(2)
     expect(page.locator(".tile.steps .value")).to_have_text("9")
     expect(desk.chart()).to_have_attribute("data-marked", "9")
-    expect(desk.part("events").locator("li").filter(has_text="Skipped")).to_have_count(1)
+    expect(desk.every_event().locator("li").filter(has_text="Skipped")).to_have_count(1)

@@ -56,6 +56,6 @@ def test_a_spike_names_its_parameters(open_desk: OpenDesk, reporter: MakeReporte
     training.send()
     page = desk.open(training.run)
     text = "norm 71 · 93 % decoder/layer_3/mlp/w, 5.0 % head"
-    expect(desk.part("events").locator("[data-kind=skipped]")).to_contain_text(text)
+    expect(desk.every_event().locator("[data-kind=skipped]")).to_contain_text(text)
     desk.part("events").get_by_role("button", name="step 6").click()
     expect(page.locator(".readout")).to_contain_text("93 % decoder/layer_3/mlp/w, 5.0 % head")

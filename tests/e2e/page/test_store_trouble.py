@@ -18,7 +18,7 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
 ) -> None:
     desk = open_desk()
     desk.expected = UNAVAILABLE
-    training = reporter("char-lm")
+    training = reporter("char-lm", interval=1.0)
     training.good(3)
     page = desk.open("char-lm")
     desk.health("ok")
@@ -31,9 +31,20 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
     expect(banner).to_contain_text("its store is gone")
     expect(banner).to_contain_text("no longer there")
     expect(banner).to_contain_text("put the same directory back")
+    # Its reports are refused, so nothing is known of the training: it is neither healthy nor silent.
+    expect(page.locator("#health-word")).to_have_text("Last known: Healthy")
+    expect(desk.part("health")).to_have_class("health lost")
+    expect(desk.part("health")).to_contain_text("The current state of the run is unknown.")
+    expect(page).to_have_title("⚠ Exporter stores no reports · optwrap")
+    age = desk.part("health").locator(".since").text_content()
+    page.wait_for_timeout(13_000)  # longer than a process may be silent
     desk.health("ok")
+    expect(desk.part("health").locator(".since")).to_have_text(age or "")
+    expect(desk.part("incidents")).to_contain_text("No trouble so far.")
+    assert page.locator("#favicon").get_attribute("data-tier") == "ill"
     aside.rename(exporter.data_dir)
     expect(banner).to_be_hidden(timeout=15_000)
+    expect(page.locator("#health-word")).to_have_text("Healthy")
     training.good(1)
     expect(page.locator(".tile.steps .value")).to_have_text("4")
     desk.check()

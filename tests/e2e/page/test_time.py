@@ -113,12 +113,12 @@ def test_address_holds_the_time_axis_and_its_range(open_desk: OpenDesk, training
     expect(readout).to_contain_text("layer_100/w (2 values)")
     page.wait_for_url(lambda url: f"step=100&at={bad[1][1]:.0f}" in url)
 
-    desk.part("events").get_by_role("button", name="step 30").first.click()
+    desk.every_event().get_by_role("button", name="step 30").first.click()
     page.wait_for_url(lambda url: f"step=30&at={bad[0][1]:.0f}" in url)
     expect(readout).to_contain_text("Step 30")
     page.get_by_role("button", name="by step").click()
     expect(readout).to_contain_text("Step 30")
-    expect(page.get_by_role("button", name="Follow")).to_be_visible()
+    expect(page.get_by_role("button", name="Follow", exact=True)).to_be_visible()
 
 
 def test_repeated_step_is_shown_twice(open_desk: OpenDesk, training: Reporter) -> None:

@@ -2,25 +2,22 @@
 
 import asyncio
 import hashlib
-import hmac
 import math
 from typing import Annotated, Final, NoReturn
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from optwrap_exporter.http.admission import PATH, Admission
+from optwrap_exporter.http.authorization import OPTIONAL_TOKEN, TOKEN, Authorization
 from optwrap_exporter.http.connection_timeout import Connection
 from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, broken, refusal, store_refusal
-from optwrap_exporter.http.middleware import over_unix_socket
 from optwrap_exporter.ingest.group_commit import BusyError, ConflictError
 from optwrap_exporter.ingest.ingest import ClosedError, Ingest
 from optwrap_exporter.ledger.bounds import ImplausibleError
 from optwrap_exporter.metrics.own import Statistics
-from optwrap_exporter.settings import Settings
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.consistency import parse_report
@@ -65,11 +62,9 @@ def router() -> APIRouter:
     @routes.post(
         PATH,
         responses={code: {"model": ErrorBody, "description": text} for code, text in _ANSWERS.items()},
-        openapi_extra={"security": [{}]},  # or none: on loopback no token is required
+        openapi_extra=OPTIONAL_TOKEN,
     )
-    def take_report(
-        report: Report, token: Annotated[object, Depends(HTTPBearer(auto_error=False, scheme_name="token"))]
-    ) -> Acknowledgement:
+    def take_report(report: Report, token: Annotated[object, TOKEN]) -> Acknowledgement:
         """Accept one report of one training process.
 
         The answer comes when the report is committed. It then survives a crash of the exporter, but not a power cut.
@@ -84,18 +79,19 @@ class ReportRoute:
     """The ASGI app of POST /v1/reports. It counts every report by its outcome.
 
     Args:
-      settings: who may report.
+      authorization: who may report.
       ingest: where reports go.
       admission: decides whether a report is taken.
       statistics: where reports are counted.
     """
 
-    def __init__(self, settings: Settings, ingest: Ingest, admission: Admission, statistics: Statistics) -> None:
+    def __init__(
+        self, authorization: Authorization, ingest: Ingest, admission: Admission, statistics: Statistics
+    ) -> None:
         self._ingest = ingest
         self._admission = admission
         self._statistics = statistics
-        self._open = settings.tcp_ingest
-        self._expected = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self._authorization = authorization
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -200,7 +196,8 @@ class ReportRoute:
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Refuse a request because of its headers."""
-        self._authorize(scope, headers)
+        if (found := self._authorization.problem(scope, headers)) is not None:
+            raise _Refused("unauthorized", refusal(*found))
         kind = headers.get(b"content-type", b"")
         if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
             answer = refusal(415, "Content-Type", kind.decode("latin-1") or None, "application/json")
@@ -215,28 +212,6 @@ class ReportRoute:
         if announced.isdigit() and int(announced) > LARGEST_BODY:
             raise _too_large(f"{announced.decode()} bytes")
 
-    def _authorize(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        # The mode of the socket file and its directory decide who may write to it.
-        if over_unix_socket(scope):
-            return
-        if not self._open:
-            allowed = (
-                "no reports: beyond loopback this exporter needs --token-file to accept reports; or report over its "
-                "--ingest-socket"
-            )
-            raise _Refused(
-                "unauthorized", refusal(401, "Authorization", "any", allowed, {"WWW-Authenticate": "Bearer"})
-            )
-        if self._expected is None:
-            return
-        given = headers.get(b"authorization")
-        if given is None or not hmac.compare_digest(_bearer(given), self._expected):
-            # Never show the value received: it may be a valid token of another exporter.
-            received = None if given is None else "another token"
-            allowed = "Bearer and the token in the exporter's --token-file"
-            answer = refusal(401, "Authorization", received, allowed, {"WWW-Authenticate": "Bearer"})
-            raise _Refused("unauthorized", answer)
-
     def _refuse_busy(self, at_least: float = 0.0) -> NoReturn:
         headers = {"Retry-After": str(max(math.ceil(at_least), self._admission.retry_after()))}
         raise _Refused("busy", refusal(429, "request", None, "the same report later", headers))
@@ -245,11 +220,3 @@ class ReportRoute:
 def _too_large(size: str) -> _Refused:
     answer = refusal(413, "body", size, f"at most {LARGEST_BODY} bytes: send fewer step records in one report")
     return _Refused("too_large", answer)
-
-
-def _bearer(header: bytes) -> bytes:
-    """The header with the scheme spelled `Bearer`, because schemes are case-insensitive."""
-    scheme, space, token = header.partition(b" ")
-    if scheme.lower() == b"bearer":
-        scheme = b"Bearer"
-    return scheme + space + token.strip()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 from optwrap_exporter.http.channel import Channel, reports
 from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.hub import Hub
+from optwrap_exporter.http.query.routing import StrictRoute
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.errors import ErrorBody
@@ -55,7 +56,12 @@ def router(store: Store, hub: Hub) -> APIRouter:
         with hub.follow(run, peer) as channel:
             yield channel
 
-    routes = APIRouter(tags=["stream"])
+    routes = APIRouter(tags=["stream"], route_class=StrictRoute)
+
+    @routes.head("/v1/stream", include_in_schema=False)
+    def head(run: Annotated[Run | None, Query()] = None) -> Response:
+        del run
+        return Response(headers=_HEADERS, media_type=EventStream.media_type)
 
     @routes.get(
         "/v1/stream",

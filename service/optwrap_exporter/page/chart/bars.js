@@ -1,8 +1,7 @@
 /**
- * Computes the bars of the strips under the plot. Each step is one bar. It has the filled share of the accumulation window,
- * and whether the optimizer changed the parameters. If there is no room for one bar per step, a bar covers at least one
- * window, and the worst of its steps is shown. A bar is `thinned` if some of its good steps are missing, because there were
- * too many to send or to hold. No DOM.
+ * Computes the bars of the strips under the plot, from records. Each step is one bar. It has the filled share of the
+ * accumulation window, and whether the optimizer changed the parameters. If there is no room for one bar per step, a bar covers
+ * at least one window, and has the numbers of its steps by kind. No DOM.
  */
 
 import { isGap } from "./gaps.js";
@@ -10,14 +9,26 @@ import { lowerBound } from "../steps.js";
 import { severity } from "../words.js";
 
 /**
- * The bars in view, from left to right, in canvas pixels.
+ * A bar, in canvas pixels.
+ *
+ * @typedef {object} Bar
+ * @property {number} x
+ * @property {number} width
+ * @property {Record<string, number>} counts Its steps by kind.
+ * @property {number} count All its steps.
+ * @property {string} kind The worst kind.
+ * @property {number} share The filled part of the accumulation window, 0 to 1.
+ * @property {boolean} moved Whether the optimizer changed the parameters.
+ */
+
+/**
+ * The bars in view, from left to right.
  *
  * @param {any} plot uPlot's plot
  * @param {import("../steps.js").Steps} records along the plot's axis
  * @param {number | null} everyK mini-steps of an accumulation window, or null without accumulation
  * @param {number} ratio canvas pixels per CSS pixel
- * @returns {{x: number, width: number, at: number, kind: string, share: number, moved: boolean, thinned: boolean}[]}
- *   `at` is the position of the bar's worst step, `share` the filled part of the window, 0 to 1
+ * @returns {Bar[]}
  */
 export function barsOf(plot, records, everyK, ratio) {
   return records.byTime ? barsByTime(plot, records, everyK, ratio) : barsByStep(plot, records, everyK, ratio);
@@ -29,15 +40,16 @@ function barOf(records, i, everyK) {
   const mini = records.mini[i];
   const moved = kind === "applied" || kind === "accepted_not_finite";
   const share = moved ? 1 : everyK > 0 && mini !== null ? Math.min(1, mini / everyK) : 0;
-  return { kind, share, moved, worst: i, count: 1 };
+  return { kind, share, moved, counts: { [kind]: 1 }, count: 1 };
 }
 
 /** Adds the steps of one bar to another. */
-function join(bar, { kind, share, moved, worst, count }) {
+function join(bar, { kind, share, moved, counts, count }) {
   bar.count += count;
+  for (const [name, number] of Object.entries(counts)) bar.counts[name] = (bar.counts[name] ?? 0) + number;
   bar.share = Math.max(bar.share, share);
   bar.moved ||= moved;
-  if (severity(kind) < severity(bar.kind)) Object.assign(bar, { kind, worst });
+  if (severity(kind) < severity(bar.kind)) bar.kind = kind;
 }
 
 /** The number of the group of `together` steps that a step belongs to. Step 1 begins the first group, as it begins a window. */
@@ -54,25 +66,19 @@ function barsByStep(plot, records, everyK, ratio) {
   for (let i = lowerBound(records.step, min - together); i < end; i += 1) {
     const first = groupOf(records.step[i], together) * together + 1;
     const bar = barOf(records, i, everyK);
-    const before = bars.at(-1);
-    if (before?.first === first) {
-      join(before, bar);
+    if (bars.at(-1)?.first === first) {
+      join(bars.at(-1), bar);
       continue;
     }
     const x = at(first);
-    // A bar with missing steps extends to the next bar.
-    if (before && first > before.first + together) before.width = Math.max(before.width, x - before.x);
-    if (before) before.thinned = before.count < together || first > before.first + together;
     bars.push({ ...bar, first, x, width: Math.max(ratio, at(first + together) - x - (roomy ? ratio : 0)) });
   }
-  // The edge of the plot may cut the first bar.
-  if (bars.length && bars[0].count < together) bars[0].thinned = bars[1]?.thinned;
-  return withPositions(plot, records, bars);
+  return bars;
 }
 
 /** On the time axis a step extends half way to each neighbour. At a gap it extends as far as on its other side. */
 function barsByTime(plot, records, everyK, ratio) {
-  const { time, step } = records;
+  const { time } = records;
   const { min, max } = plot.scales.x;
   const [from, to] = records.within(min, max);
   const [begin, end] = [Math.max(0, from - 1), Math.min(records.length, to + 1)];
@@ -84,32 +90,29 @@ function barsByTime(plot, records, everyK, ratio) {
   const perStep = secondsPerStep(records, begin, end);
   const perSecond = plot.valToPos(min + 1, "x", true) - plot.valToPos(min, "x", true);
   const roomy = perStep === null || perStep * perSecond >= 3 * ratio;
-  const groups = groupsByTime(records, begin, end, everyK, roomy ? 1 : (everyK ?? 1));
   // Slots have a fixed length and fixed times, so that the bars do not flicker while the plot follows the run.
   const slot = roomy ? 0 : 2 ** Math.ceil(Math.log2((2 * ratio) / perSecond));
 
   const bars = [];
-  for (const group of groups) {
+  for (const group of groupsByTime(records, begin, end, everyK, roomy ? 1 : (everyK ?? 1))) {
     const { first, last } = group;
-    append(bars, records, {
+    append(bars, {
       ...group,
       x: left(first),
       right: right(last),
       slot: slot ? Math.floor((time[first] + time[last]) / 2 / slot) : first,
-      thinned: step[last] - step[first] >= group.count,
     });
   }
-  for (const bar of bars) bar.width = Math.max(ratio, bar.right - bar.x - (roomy && !bar.thinned ? ratio : 0));
-  return withPositions(plot, records, bars);
+  for (const bar of bars) bar.width = Math.max(ratio, bar.right - bar.x - (roomy ? ratio : 0));
+  return bars;
 }
 
-/** Appends a bar, or joins it to the one before where both are in one slot. Both are thinned where steps between them are missing. */
-function append(bars, { step }, bar) {
+/** Appends a bar, or joins it to the one before where both are in one slot. */
+function append(bars, bar) {
   const before = bar.afterGap ? undefined : bars.at(-1);
-  if (before && step[bar.first] > step[before.last] + 1) before.thinned = bar.thinned = true;
   if (before?.slot === bar.slot) {
     join(before, bar);
-    Object.assign(before, { right: bar.right, last: bar.last, thinned: before.thinned || bar.thinned });
+    Object.assign(before, { right: bar.right, last: bar.last });
   } else bars.push(bar);
 }
 
@@ -143,9 +146,4 @@ function groupsByTime(records, begin, end, everyK, together) {
     } else groups.push({ ...barOf(records, i, everyK), first: i, last: i, number, afterGap });
   }
   return groups;
-}
-
-function withPositions(plot, records, bars) {
-  for (const bar of bars) bar.at = plot.valToPos(records.x[bar.worst], "x", true);
-  return bars;
 }

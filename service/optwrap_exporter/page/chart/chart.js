@@ -1,12 +1,33 @@
-/** Draws the gradient norm over steps or time with uPlot, with the limit, the bad steps and the strips below the plot. */
+/**
+ * Draws the gradient norm over steps or time with uPlot, with the limit, the bad steps and the strips below the plot. Each step is
+ * a point of the line; of many steps there is a band from the smallest to the largest norm, and a line through the medians.
+ */
 
+import { bucketsWithin } from "../buckets.js";
 import { dayAndTime, integer, norm as formatNorm } from "../format.js";
 import { logNorm, logSplits, STEP_INCREMENTS } from "./axes.js";
-import { gapsWithin } from "./gaps.js";
-import { drawGaps, drawGuides, drawLimit, drawMarks, drawStrips, MARK, STRIP_GAP, STRIP_HEIGHT } from "./marks.js";
+import { gapsOfBuckets, gapsWithin } from "./gaps.js";
+import { drawBand, drawBeyond, drawGaps, drawGuides, drawHappened, drawLimit, drawMarks, drawOverlay, MARK } from "./marks.js";
+import { scaleOf } from "./scale.js";
+import { drawStrips, STRIP_GAP, STRIP_HEIGHT } from "./strips.js";
 import { KINDS } from "../words.js";
 
+/** @import { Buckets } from "../buckets.js" */
 /** @import { Steps } from "../steps.js" */
+
+/**
+ * What is drawn.
+ *
+ * @typedef {object} Shown
+ * @property {any} key Changes whenever the records or the buckets do.
+ * @property {Steps} records
+ * @property {Buckets | null} buckets Of many steps; null if each record is drawn.
+ * @property {[number, number] | null} visible The range to show.
+ * @property {number | null} limit
+ * @property {number | null} everyK
+ * @property {{x: number, text: string, kind: string}[]} happened
+ * @property {{x: number[], middle: (number | null)[], key: any} | null} overlay
+ */
 
 /** A chart narrower than this is drawn smaller (CSS pixels). */
 export const NARROW = 560;
@@ -44,9 +65,11 @@ export function readColours() {
   return {
     kind: (name) => kinds[name] ?? kinds.skipped_other,
     line: value("--norm-line"),
+    band: value("--norm-band"),
+    overlay: value("--overlay-line"),
+    ink: value("--ink"),
     grid: value("--line"),
     muted: value("--muted"),
-    thinned: value("--thinned"),
     strip: value("--sunken"),
     surface: value("--surface"),
   };
@@ -60,16 +83,15 @@ export function readColours() {
  * @param {object} callbacks
  * @param {(range: [number, number]) => void} callbacks.onRange called when the pointer selects a range
  * @param {() => void} callbacks.onFollow called at a double click
- * @param {(index: number | null) => void} callbacks.onHover called with the record under the crosshair, or null
+ * @param {(index: number | null) => void} callbacks.onHover called with the record or bucket under the crosshair, or null
  */
 export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   let colours = readColours();
   /** Null before the first update, which is before the first drawing. */
-  let records = /** @type {Steps | null} */ (null);
+  let shown = /** @type {Shown | null} */ (null);
   let byTime = false;
   let range = /** @type {[number, number]} */ ([0, 1]);
-  let limit = /** @type {number | null} */ (null);
-  let everyK = /** @type {number | null} */ (null);
+  let scale = /** @type {ReturnType<typeof scaleOf>} */ ({ min: -1, max: 0, limit: null });
   let narrow = host.clientWidth < NARROW;
   let drawnKey = "";
   /** While the pointer is down the plot does not move, so that a zoom selects what is visible. */
@@ -77,15 +99,11 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
 
   const size = () => ({ width: Math.max(240, host.clientWidth), height: narrow ? 260 : 320 });
 
-  /** The range of the y axis: at least a decade, with room for the marks, and for the limit if it is within three decades. */
-  function rangeY(_, low, high) {
-    const min = low ?? -1;
-    let max = high ?? 0;
-    const limitAt = logNorm(limit);
-    if (limitAt !== null && limitAt < max + 3) max = Math.max(max, limitAt);
-    const missing = Math.max(0, 1 - (max - min)) / 2;
-    const span = Math.max(1, max - min);
-    return [min - missing - span * ((2 * MARK) / (size().height - 90)), max + missing + span * 0.08];
+  /** The range of the y axis: that of the norms, with room for the marks below and the labels above. */
+  function rangeY() {
+    const span = scale.max - scale.min;
+    const pixel = span / (size().height - 80 - 2.7 * MARK);
+    return [scale.min - 1.7 * MARK * pixel, scale.max + MARK * pixel];
   }
 
   function build() {
@@ -106,7 +124,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             ticks: { show: false, size: 0 },
             ...(byTime ? {} : { incrs: STEP_INCREMENTS }),
             values: (_, splits, __, ___, increment) => {
-              if (!records?.length) return [];
+              if (!shown?.records.length) return [];
               return byTime ? dayAndTime(splits, increment) : splits.map(integer);
             },
           },
@@ -127,10 +145,7 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
             width: 1.5,
             // The line has gaps only where no step was taken for a long time. It crosses bad steps, so that a good step
             // between two bad ones stays visible.
-            gaps: (plot) => {
-              const x = records?.x ?? [];
-              return gaps().map((i) => [plot.valToPos(x[i], "x", true), plot.valToPos(x[i + 1], "x", true)]);
-            },
+            gaps: (plot) => gaps().map((gap) => gap.map((x) => plot.valToPos(x, "x", true))),
             // A step between two gaps is always a point, as no line leads to it.
             points: { size: 4, fill: () => colours.line, filter: (_, __, all) => (all ? null : isolated()) },
           },
@@ -143,31 +158,8 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
           bind: { dblclick: () => () => onFollow() },
         },
         hooks: {
-          drawAxes: [
-            (plot) => {
-              if (!records) return;
-              drawGaps(plot, gaps(), records, colours);
-              drawGuides(plot, inView(), records, colours);
-            },
-          ],
-          draw: [
-            (plot) => {
-              if (!records) return;
-              const bad = inView();
-              drawLimit(plot, logNorm(limit), colours);
-              drawMarks(plot, bad, records, colours);
-              const thinned = drawStrips(plot, records, everyK, colours, !narrow);
-              // Tests cannot see a canvas: they read here what was drawn.
-              const { step } = records;
-              Object.assign(host.dataset, {
-                thinned,
-                marks: bad.length,
-                marked: bad.slice(-500).map((i) => step[i]).join(" "),
-                range: range.join(" "),
-                gaps: gaps().length,
-              });
-            },
-          ],
+          drawAxes: [(plot) => shown && drawUnder(plot, shown)],
+          draw: [(plot) => shown && drawOver(plot, shown)],
           setCursor: [(plot) => onHover(plot.cursor.idx ?? null)],
           setSelect: [
             (plot) => {
@@ -183,20 +175,74 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
     );
   }
 
-  /** Indices of the bad records in view. */
-  const inView = () => records?.badWithin(...range) ?? [];
+  /** Draws what is under the line. */
+  function drawUnder(plot, { records, buckets }) {
+    drawGaps(plot, gaps(), colours);
+    drawGuides(plot, records.badWithin(...range), records, colours);
+    if (buckets) drawBand(plot, buckets, bucketsWithin(buckets, range), colours);
+  }
 
-  /** The gaps in view that are wide enough to be drawn, each as the index of the record before it. */
+  /** Draws what is over the line. */
+  function drawOver(plot, { records, buckets, limit, everyK, happened, overlay }) {
+    const bad = records.badWithin(...range);
+    const beyond = normsBeyond();
+    if (overlay) drawOverlay(plot, overlay, colours);
+    drawHappened(plot, happened, colours);
+    drawLimit(plot, limit, scale.limit, colours);
+    drawBeyond(plot, beyond.above, "above", colours);
+    drawBeyond(plot, beyond.below, "below", colours);
+    drawMarks(plot, bad, records, colours);
+    drawStrips(plot, { records, buckets, everyK }, colours, !narrow);
+    // Tests cannot see a canvas: they read here what was drawn.
+    const [first, end] = buckets ? bucketsWithin(buckets, range) : [0, 0];
+    Object.assign(host.dataset, {
+      marks: bad.length,
+      marked: bad.slice(-500).map((i) => records.step[i]).join(" "),
+      range: range.join(" "),
+      gaps: gaps().length,
+      buckets: end - first,
+      limit: scale.limit ?? "none",
+      scale: [scale.min, scale.max].map((at) => Number((10 ** at).toPrecision(3))).join(" "),
+      beyond: beyond.above.length + beyond.below.length,
+      happened: happened.map(({ text }) => text).join("; "),
+      overlay: overlay?.x.length ?? 0,
+    });
+  }
+
+  /** The positions, the smallest and the largest norms of what is in view. */
+  function inView() {
+    if (!shown) return { x: [], low: [], high: [] };
+    const { records, buckets } = shown;
+    const [first, end] = buckets ? bucketsWithin(buckets, range) : records.within(...range);
+    const part = (column) => column.slice(first, end);
+    if (buckets) return { x: part(buckets.x), low: part(buckets.low), high: part(buckets.high) };
+    return { x: part(records.x), low: part(records.norm), high: part(records.norm) };
+  }
+
+  /** The norms in view that are outside of the y axis. */
+  function normsBeyond() {
+    const { x, low, high } = inView();
+    const [min, max] = rangeY().map((at) => 10 ** at);
+    const norms = (column, isBeyond) => x.map((at, i) => ({ x: at, value: column[i] })).filter(({ value }) => value > 0 && isBeyond(value));
+    return { above: norms(high, (value) => value > max), below: norms(low, (value) => value < min) };
+  }
+
+  /** The gaps in view that are wide enough to be drawn, each from its beginning to its end. */
   function gaps() {
-    if (!records) return [];
-    const { x } = records;
+    if (!shown || !byTime) return [];
+    const { records, buckets } = shown;
+    const found = buckets
+      ? gapsOfBuckets(buckets, bucketsWithin(buckets, range))
+      : gapsWithin(records, ...range).map((i) => [records.x[i], records.x[i + 1]]);
     const width = ((range[1] - range[0]) * MIN_GAP_WIDTH) / Math.max(1, host.clientWidth);
-    return gapsWithin(records, ...range).filter((i) => x[i + 1] - x[i] > width);
+    return found.filter(([from, to]) => to - from > width);
   }
 
   /** Indices of the records that have a gap on both sides. */
   function isolated() {
-    const beforeGap = new Set(gaps());
+    if (!shown || shown.buckets) return [];
+    const { records } = shown;
+    const beforeGap = new Set(gaps().map(([from]) => records.within(from, from)[1] - 1));
     return [...beforeGap].filter((i) => beforeGap.has(i - 1));
   }
 
@@ -229,26 +275,31 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
   });
 
   function draw() {
-    if (!records) return;
-    const { x, norm } = records;
+    if (!shown) return;
+    const { records, buckets, limit } = shown;
+    const { low, high } = inView();
+    const logs = (column) => column.map(logNorm).filter((value) => value !== null);
+    scale = scaleOf(logs(low), logs(high), logNorm(limit));
+    const norms = buckets ? buckets.middle : records.norm;
     plot.batch(() => {
-      plot.setData([x, norm.map(logNorm)], false);
+      plot.setData([buckets ? buckets.x : records.x, norms.map(logNorm)], false);
       plot.setScale("x", { min: range[0], max: range[1] });
     });
   }
 
   return {
-    /** Draws the chart, if anything changed. `visible` is the range to show; `key` changes whenever the records do. */
-    update(/** @type {{key: any, records: Steps, visible: [number, number] | null, limit: number | null, everyK: number | null}} */ next) {
-      const key = JSON.stringify([next.key, next.visible, next.limit, next.everyK]);
+    /** Draws the chart, if anything changed. */
+    update(/** @type {Shown} */ next) {
+      const { key: of, visible, limit, everyK, happened, overlay } = next;
+      const key = JSON.stringify([of, visible, limit, everyK, happened, overlay?.key, next.buckets !== null]);
       if (key === drawnKey || pointerDown) return;
-      ({ records, limit, everyK } = next);
-      if (records.byTime !== byTime) {
-        byTime = records.byTime;
+      shown = next;
+      if (next.records.byTime !== byTime) {
+        byTime = next.records.byTime;
         rebuild();
       }
       drawnKey = key;
-      range = padded(...(next.visible ?? [0, 1]), byTime);
+      range = padded(...(visible ?? [0, 1]), byTime);
       draw();
     },
     /** Moves the crosshair to a position on the axis. */
@@ -256,7 +307,6 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
       plot.setCursor({ left: plot.valToPos(x, "x"), top: 10 });
     },
   };
-
 }
 
 /**

@@ -37,3 +37,10 @@ export function gapsWithin(records, min, max) {
   for (let i = Math.max(0, first - 1); i < Math.min(end, records.length - 1); i += 1) if (isGap(records, i)) found.push(i);
   return found;
 }
+
+/** The gaps between two positions on the time axis in buckets: pauses of more than a bucket. Each from its beginning to its end. */
+export function gapsOfBuckets({ from, to, width }, [first, end]) {
+  const found = /** @type {[number, number][]} */ ([]);
+  for (let i = Math.max(1, first); i < end; i += 1) if (from[i] - to[i - 1] > width) found.push([to[i - 1], from[i]]);
+  return found;
+}

@@ -17,12 +17,15 @@ const HEIGHT = 110;
  * @param {object} callbacks
  * @param {(range: [number, number]) => void} callbacks.onRange called when the pointer selects a range
  * @param {() => void} callbacks.onFollow called at a double click
+ * @param {(found: {step: number, value: number} | null) => void} callbacks.onHover called with what is under the crosshair
  */
-export function createScalarChart(uPlot, host, name, { onRange, onFollow }) {
+export function createScalarChart(uPlot, host, name, { onRange, onFollow, onHover }) {
   let colours = readColours();
   let byTime = false;
   let range = /** @type {[number, number]} */ ([0, 1]);
   let crossed = /** @type {number[]} */ ([]);
+  /** By record its step and its value. */
+  let shown = /** @type {{step: number[], values: (number | null)[]}} */ ({ step: [], values: [] });
   let plot = build();
   new ResizeObserver(() => plot.setSize(size())).observe(host);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
@@ -79,6 +82,13 @@ export function createScalarChart(uPlot, host, name, { onRange, onFollow }) {
         },
         hooks: {
           draw: [drawCrosses],
+          setCursor: [
+            (chart) => {
+              const i = chart.cursor.idx ?? -1;
+              const value = shown.values[i] ?? null;
+              onHover(value === null ? null : { step: shown.step[i], value });
+            },
+          ],
           setSelect: [
             (chart) => {
               const { left, width } = chart.select;
@@ -102,6 +112,7 @@ export function createScalarChart(uPlot, host, name, { onRange, onFollow }) {
         plot = build();
       }
       const values = records.scalars.map((scalars) => scalars?.[name] ?? null);
+      shown = { step: records.step, values };
       range = padded(...visible, byTime);
       const { x } = records;
       crossed = x.filter((at, i) => values[i] !== null && !Number.isFinite(values[i]) && at >= range[0] && at <= range[1]);

@@ -20,7 +20,7 @@ export function createEmpty(root) {
     el("p", { text: "The run appears here within seconds of its first report." }),
   );
   return ({ state }) => {
-    root.hidden = !(state.runs?.length === 0 && state.selected === null);
+    root.hidden = !(state.runs?.length === 0 && state.selected === null && !state.hasArchived);
   };
 }
 

@@ -1,87 +1,22 @@
-/** The events panel: the events of the run, newest first. A click on a step shows it in the chart. */
+/**
+ * The events panel: what happened to the run, newest first. The events of single steps are many, and the incidents sum them up,
+ * so they are listed on request.
+ */
 
-import { clock, dateTime, integer, norm, parametersInWords, plural, seconds, visible, wireNumber } from "../format.js";
-import { fromReplica, KINDS, REASONS } from "../words.js";
+import { plural } from "../format.js";
+import { LOGGED } from "../model.js";
 import { paths } from "../api.js";
-import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
+import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
+import { createEvent } from "./event.js";
 
 /** Rows in the document at first, and how many more come with each click. */
 const ROWS = 200;
 const MORE = 1_000;
 
-const EVENTS = {
-  accepted_not_finite: { word: "Applied although non-finite", shape: "bang", class: "kind-accepted_not_finite" },
-  streak_started: { word: "Non-finite streak started", shape: "warning", class: "warning" },
-  streak_ended: { word: "Non-finite streak ended", shape: "good", class: "good" },
-  rebased: { word: "Guard rebased", shape: "warning", class: "warning" },
-  starved: { word: "Starved", shape: "critical", class: "critical" },
-  stalled: { word: "Stalled", shape: "critical", class: "critical" },
-  stale: { word: "Reports stopped", shape: "critical", class: "critical" },
-  started: { word: "Started", shape: "good", class: "idle" },
-  resumed: { word: "Resumed", shape: "good", class: "idle" },
-  finished: { word: "Finished", shape: "idle", class: "idle" },
-  failed: { word: "Failed", shape: "critical", class: "critical" },
-  stopped: { word: "Stopped", shape: "critical", class: "critical" },
-  conflict: { word: "Conflict", shape: "critical", class: "critical" },
-  diverged: { word: "Processes disagree", shape: "critical", class: "critical" },
-};
-
-/** The words, shape and colour of an event: those of the reason for a skip, else those of the event's kind. */
-function appearance({ kind, detail }) {
-  if (kind === "skipped") {
-    const reason = REASONS.find(({ key }) => key === detail?.reason) ?? REASONS[2];
-    return { word: `Skipped, ${reason.word}`, shape: KINDS[reason.kind].shape, class: `kind-${reason.kind}` };
-  }
-  return EVENTS[kind] ?? { word: visible(kind.replaceAll("_", " ")), shape: "idle", class: "idle" };
-}
-
-const ending = ({ steps, reason, last_clean_step: clean }) => [
-  `after ${plural(steps, "step")}`,
-  reason ? visible(reason) : null,
-  (clean ?? null) === null ? null : `roll back to step ${integer(clean)}`,
-];
-
-/** Turns the detail of an event into phrases, by kind. Phrases that are null are left out. */
-const PHRASES = {
-  skipped: (detail) => [`norm ${norm(wireNumber(detail.norm))}`, parameterNames(detail), fromReplica(detail)],
-  accepted_not_finite: (detail) => [`norm ${norm(wireNumber(detail.norm))}`, parameterNames(detail), fromReplica(detail)],
-  streak_started: (detail) => [parameterNames(detail), fromReplica(detail)],
-  streak_ended: ({ length, first_step: first, last_step: last }) => [
-    `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,
-  ],
-  rebased: ({ limit }) => [limit ? `new norm limit ${valueInWords(limit)}` : null],
-  started: ({ host, process_count: count }) => [`on ${visible(host)}`, count > 1 ? `${integer(count)} processes` : null],
-  resumed: ({ from, to }) => [from === null ? `from step ${integer(to)}` : `from step ${integer(to)}, after step ${integer(from)}`],
-  finished: ending,
-  failed: ending,
-  stopped: ending,
-};
-
-const parameterNames = ({ parameters, norm_shares: shares, parameter_count: count }) => parametersInWords(parameters ?? shares ?? [], count);
-
-function details({ kind, detail }) {
-  const words = PHRASES[kind]?.(detail) ?? Object.entries(detail).map(([key, value]) => `${visible(key.replaceAll("_", " "))} ${valueInWords(value)}`);
-  return words.filter((part) => part !== null).join(" · ");
-}
-
-function valueInWords(value) {
-  if (value === null || value === undefined) return "–";
-  if (Array.isArray(value)) {
-    const rest = value.length > 3 ? ` and ${value.length - 3} more` : "";
-    return value.slice(0, 3).map(valueInWords).join(", ") + rest;
-  }
-  if (typeof value === "object") {
-    return Object.entries(value).map(([key, inner]) => `${visible(key)} ${valueInWords(inner)}`).join(", ");
-  }
-  const number = wireNumber(value);
-  if (number === null) return visible(value);
-  return Number.isInteger(number) ? integer(number) : norm(number);
-}
-
 /** @import { State } from "../model.js" */
 
-export function createEvents(root, { onStep, onOlder }) {
-  const { head, link } = panelHead("events-title", "Events", "The events of this run, newest first");
+export function createEvents(root, { onStep, onOlder, onEvery }) {
+  const { head, aside, link } = panelHead("events-title", "Events", "The events of this run, newest first");
   const list = el("ol", { class: "feed" });
   const none = el("p", { class: "notice", text: "No events yet." });
   const count = el("span");
@@ -93,45 +28,22 @@ export function createEvents(root, { onStep, onOlder }) {
     draw(current);
     if (current.events.length < limit) onOlder();
   });
+  const every = el("button", { type: "button", class: "toggle", text: "Every bad step", title: "List an event for each bad step, too", "aria-pressed": "false" });
+  every.addEventListener("click", () => onEvery(every.getAttribute("aria-pressed") !== "true"));
+  aside.append(every);
   root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Events, newest first" }, list), more);
-
-  function create(event) {
-    const { word, shape: name, class: className } = appearance(event);
-    const time = seconds(event.time);
-    const step = event.step ?? null;
-    const title = el("span", { class: "what" }, el("b", { text: word }));
-    if (step !== null) {
-      title.append(
-        " ",
-        el("button", {
-          type: "button",
-          class: "jump",
-          text: `step ${integer(step)}`,
-          title: `Show step ${integer(step)} in the chart`,
-          on: { click: () => onStep(step) },
-        }),
-      );
-    }
-    const text = details(event);
-    return el(
-      "li",
-      { "data-kind": event.kind, "data-event": event.id },
-      shape(name, className),
-      el("div", {}, title, text ? el("p", { class: "detail", title: text }, el("bdi", { text })) : null),
-      el("time", { datetime: time === null ? null : new Date(time * 1000).toISOString(), title: dateTime(time), text: clock(time) }),
-    );
-  }
 
   let limit = ROWS;
   let current = /** @type {State | null} */ (null);
   let shownRun = null;
 
-  function draw({ events, olderEvents, detail }) {
-    setAttribute(link, "href", paths.events(detail.run));
+  function draw({ events, olderEvents, detail, everyEvent }) {
+    setAttribute(link, "href", paths.events(detail.run, { kind: everyEvent ? null : LOGGED }));
+    setAttribute(every, "aria-pressed", String(everyEvent));
     none.hidden = events.length > 0;
     more.hidden = events.length <= limit && olderEvents === null;
     setText(count, `Showing the last ${plural(Math.min(limit, events.length), "event")}.`);
-    keyed(list, events.slice(0, limit), ({ run, id }) => `${run} ${id}`, create);
+    keyed(list, events.slice(0, limit), ({ run, id }) => `${run} ${id}`, (event) => createEvent(event, { onStep }));
   }
 
   return ({ state }) => {
@@ -140,6 +52,6 @@ export function createEvents(root, { onStep, onOlder }) {
     current = state;
     if (state.detail.run !== shownRun) limit = ROWS;
     shownRun = state.detail.run;
-    if (state.events !== before?.events || state.olderEvents !== before?.olderEvents) draw(state);
+    if (state.everyEvent !== before?.everyEvent || state.events !== before?.events || state.olderEvents !== before?.olderEvents) draw(state);
   };
 }

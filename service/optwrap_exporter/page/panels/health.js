@@ -1,28 +1,39 @@
-/** The health panel: the state of the selected run in words, colour and shape, and since when. */
+/** The verdict on the selected run: its health and since when, one sentence with cause, who and what to do, and the buttons. */
 
 import { clock, dateTime, durationSince, integer, parametersInWords, plural, seconds, visible } from "../format.js";
-import { lastReport, streakStart } from "../model.js";
+import { knowledge, lastReport, reporting, streakStart } from "../model.js";
 import { paths } from "../api.js";
-import { health, healthAge, healthBegan, tierOfRun, unseenInWords } from "../words.js";
-import { grafanaOf } from "../url.js";
+import { health, healthAge, tierOfRun, unseenInWords } from "../words.js";
+import { grafanaOf, hostOnly, runbookOf } from "../url.js";
 import { el, jsonLink, replaceShape, setAttribute, setText } from "../dom.js";
+import { openIncidents } from "./actions.js";
 
-export function createHealth(root, announcer, { onStep }) {
+export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu }) {
   const icon = el("span", { class: "icon" });
   const name = el("bdi");
+  const badge = el("span", { class: "chip idle", hidden: true });
   const word = el("span", { class: "word", id: "health-word" });
   const since = el("span", { class: "since" });
-  const sentence = el("p");
+  const sentence = el("p", { class: "sentence" });
   const parameters = el("bdi");
   const step = el("button", { type: "button", class: "jump", on: { click: () => onStep(Number(step.value)) } });
   const firstBad = el("p", { class: "first-bad" }, "First non-finite: ", el("strong", {}, parameters), ", at ", step);
+  const acknowledge = el("button", {
+    type: "button",
+    text: "Acknowledge",
+    title: "You have seen it: its open incidents no longer count as trouble, here and in alerts",
+    on: { click: () => onAcknowledge(shown.run) },
+  });
+  const menu = el("button", { type: "button", class: "dots", text: "⋯", "aria-label": "Actions for this run", "aria-haspopup": "true" });
+  menu.addEventListener("click", () => onMenu(shown, menu));
+  const runbook = el("a", { text: "What to do", title: "The runbook of this trouble" });
   const grafana = el("a", { text: "Grafana", title: "This run's dashboard in Grafana", rel: "noreferrer" });
   const json = jsonLink("this run");
   const facts = el("dl", { class: "facts" });
   root.append(
     icon,
-    el("div", {}, el("h1", {}, name), el("p", { class: "line" }, word, since), sentence, firstBad),
-    el("div", { class: "side" }, facts, el("p", { class: "links" }, grafana, json)),
+    el("div", {}, el("h1", {}, name, badge), el("p", { class: "line" }, word, since), sentence, firstBad),
+    el("div", { class: "side" }, facts, el("p", { class: "links" }, runbook, grafana, json, acknowledge, menu)),
   );
   const fact = (label, tooltip) => {
     const value = el("dd");
@@ -34,19 +45,22 @@ export function createHealth(root, announcer, { onStep }) {
   const attempt = fact("Attempt", "An attempt is one launch of the training job. A restart begins another");
   const processes = fact("Processes", "How many training processes report, of those that the job has");
   let announced = "";
+  let shown = /** @type {any} */ (null);
 
-  function showHealth(run, { lost, at, now }) {
-    const { word: healthWord, sentence: explain, past } = health(run.health);
+  function showHealth(run, state, now) {
+    const { word: healthWord, past } = health(run.health);
+    const { known, until } = knowledge(state);
     const tier = tierOfRun(run);
-    const began = healthBegan(run);
-    setAttribute(root, "class", `health ${lost ? "lost" : tier}`);
+    setAttribute(root, "class", `health ${known ? tier : "lost"}`);
     setAttribute(root, "data-health", run.health);
-    replaceShape(icon, tier);
-    setText(word, lost ? `Last known: ${healthWord}` : healthWord);
-    setText(since, `${healthAge(run, past ? now : at)}, ${past ? "at" : "since"} ${clock(began, now)}`);
-    setAttribute(since, "title", dateTime(began));
-    setText(sentence, lost ? "The current state of the run is unknown." : `${explain(run)} ${unseenInWords(run)}`.trim());
-    announce(`${run.run}: ${lost ? "disconnected from the exporter" : healthWord}`);
+    replaceShape(icon, known ? tier : "idle");
+    setText(word, known ? healthWord : `Last known: ${healthWord}`);
+    // Whether a health lasts is known only as long as the exporter answers and stores reports.
+    setText(since, `${healthAge(run, past ? now : (until ?? now))}, ${past ? "at" : "since"} ${clock(seconds(run.since), now)}`);
+    setAttribute(since, "title", dateTime(seconds(run.since)));
+    const lines = [visible(run.summary ?? ""), unseenInWords(run)].filter(Boolean);
+    setText(sentence, known ? lines.map(sentenceOf).join(" ") : "The current state of the run is unknown.");
+    announce(`${run.run}: ${known ? healthWord : "its current state is unknown"}`);
   }
 
   /** Screen readers read this when the health changes, but not when an age grows. */
@@ -66,29 +80,44 @@ export function createHealth(root, announcer, { onStep }) {
     setAttribute(step, "title", `Show step ${integer(streak.step)} in the chart`);
   }
 
-  function showFacts(run, expected, last, now) {
+  function showFacts(run, last, now) {
     setText(report.value, last === null ? "none yet" : `${durationSince(last, now)} ago`);
-    const attempts = run.attempts ?? [];
-    const current = attempts.at(-1);
-    setText(attempt.value, current ? `${integer(attempts.length)}, since ${clock(seconds(current.since), now)}` : "–");
-    setAttribute(attempt.row, "title", current ? `${plural(attempts.length, "attempt")} so far. The current one is ${visible(current.attempt)}` : null);
-    const reporting = (run.processes?.length ?? 0) + (run.left_out?.processes ?? 0);
-    setText(processes.value, expected && expected !== reporting ? `${integer(reporting)} of ${integer(expected)}` : integer(reporting));
+    setAttribute(report.row, "title", last === null ? null : `The exporter last stored a report of this run at ${dateTime(last)}`);
+    const current = run.attempts.at(-1);
+    setText(attempt.value, current ? `${integer(run.attempts_total)}, since ${clock(seconds(current.since), now)}` : "–");
+    setAttribute(attempt.row, "title", `${plural(run.attempts_total, "attempt")} so far, each one launch of the training job`);
+    setText(processes.value, processesInWords(run));
   }
 
   return ({ state, now }) => {
     const run = state.detail;
     if (!run) return;
+    shown = run;
     setText(name, visible(run.run));
+    badge.hidden = !run.acknowledged && !run.archived;
+    setText(badge, run.acknowledged ? "Acknowledged" : "Archived");
     const dashboard = grafanaOf(run.run);
     setAttribute(grafana, "href", dashboard);
     grafana.hidden = dashboard === null;
+    const book = runbookOf(run.runbook);
+    setAttribute(runbook, "href", book);
+    runbook.hidden = book === null;
+    acknowledge.hidden = openIncidents(run) === 0;
     setAttribute(json, "href", paths.run(run.run));
-    const lost = state.connection.phase === "lost";
-    // Without a connection it is unknown whether the health still holds.
-    showHealth(run, { lost, at: lost ? state.connection.since : now, now });
+    showHealth(run, state, now);
     showFirstBad(streakStart(state));
-    const expected = state.runs?.find((other) => other.run === run.run)?.process_count;
-    showFacts(run, expected, lastReport(state), now);
+    showFacts(run, lastReport(state), now);
   };
+}
+
+/** A phrase as a sentence: with a capital letter and a full stop. */
+function sentenceOf(text) {
+  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+/** "1", "8 of 64 here" with --scope host, "62 of 64". */
+function processesInWords(run) {
+  const count = reporting(run);
+  if (!run.process_count || run.process_count === count) return integer(count);
+  return `${integer(count)} of ${integer(run.process_count)}${hostOnly() ? " here" : ""}`;
 }

@@ -1,7 +1,9 @@
 /** The pod panel: one cell for each process, by number. Its colour and shape show its health. */
 
 import { durationSince, integer, norm, plural, visible, wireNumber } from "../format.js";
-import { compareHealth, health, healthInWords } from "../words.js";
+import { knowledge } from "../model.js";
+import { compareHealth, health, healthInWords, tierOfRun } from "../words.js";
+import { hostOnly } from "../url.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText, shape } from "../dom.js";
 
@@ -10,14 +12,16 @@ export const CELLS = 4_096;
 /** The pseudo-health of a process that the job has, but that never reported. */
 const MISSING = "missing";
 
-/** The cells of a run, by number: the processes that reported, and those of the job's `processCount` that did not. */
-export function cellsOf(run, processCount) {
-  const held = new Map(run.processes.map((row) => [row.process, row]));
-  const cells = run.processes.map((row) => row);
-  for (let process = 0; process < Math.min(processCount ?? 0, CELLS); process += 1) {
-    // An answer has no room for every process of a very large job. Those left out have reported.
-    if (!held.has(process) && !run.left_out?.processes) cells.push({ process, health: MISSING });
-  }
+/**
+ * The cells of a run, by number: the processes that reported and, unless this exporter hears only those of its own host, those of
+ * the job that did not.
+ */
+export function cellsOf(run) {
+  const held = new Set(run.processes.map(({ process }) => process));
+  const cells = [...run.processes];
+  // An answer has no room for every process of a very large job. Those left out have reported.
+  const all = run.missing === null || run.left_out.processes ? 0 : Math.min(run.process_count, CELLS);
+  for (let process = 0; process < all; process += 1) if (!held.has(process)) cells.push({ process, health: MISSING });
   return cells.sort((a, b) => a.process - b.process).slice(0, CELLS);
 }
 
@@ -30,6 +34,7 @@ export function cellCounts(cells) {
 }
 
 const tierOf = (name) => (name === MISSING ? "none" : health(name).tier);
+const tierOfCell = (cell) => (cell.health === MISSING ? "none" : tierOfRun(cell));
 const wordOf = (name) => (name === MISSING ? "Never reported" : health(name).word);
 
 export function createPod(root, { onProcess }) {
@@ -43,7 +48,8 @@ export function createPod(root, { onProcess }) {
   });
   const sentence = el("output", { class: "sentence" });
   const show = el("button", { type: "button", text: "Show its steps", on: { click: () => showSteps(active) } });
-  aside.append(counts);
+  const scope = el("span", { class: "scope", title: "This exporter hears the processes of its own host. The others report to other exporters" });
+  aside.append(scope, counts);
   root.append(head, el("div", { class: "scroll" }, grid), el("div", { class: "selection" }, sentence, show));
 
   /** The cells and their elements, in the same order. `active` and `hovered` are numbers of processes. */
@@ -117,9 +123,8 @@ export function createPod(root, { onProcess }) {
   return ({ state, now: current }) => {
     const run = state.detail;
     if (!run) return;
-    const row = state.runs?.find((other) => other.run === run.run);
-    now = state.connection.phase === "lost" ? state.connection.since : current;
-    cells = cellsOf(run, row?.process_count);
+    now = knowledge(state).until ?? current;
+    cells = cellsOf(run);
     root.hidden = cells.length < 2;
     if (root.hidden) return;
     setAttribute(link, "href", paths.run(run.run));
@@ -127,6 +132,8 @@ export function createPod(root, { onProcess }) {
     keyed(counts, cellCounts(cells).map(([name, count]) => ({ name, count })), ({ name }) => name, legend, (item, { count }) =>
       setText(item.children[1], integer(count)),
     );
+    const partial = hostOnly() && run.process_count > cells.length;
+    setText(scope, partial ? `${integer(cells.length)} of ${integer(run.process_count)} processes report here` : "");
     draw();
     describe();
   };
@@ -142,12 +149,13 @@ export function createPod(root, { onProcess }) {
       });
       grid.replaceChildren(...nodes);
     }
-    cells.forEach(({ process, host, health: name }, i) => {
+    cells.forEach((cell, i) => {
+      const { process, host, health: name } = cell;
       const node = nodes[i];
-      if (node.health === name && node.host === host) return;
-      node.health = name;
-      node.host = host;
-      node.className = `cell ${tierOf(name)}`;
+      const tier = tierOfCell(cell);
+      if (node.health === name && node.host === host && node.tier === tier) return;
+      Object.assign(node, { health: name, host, tier });
+      node.className = `cell ${tier}`;
       node.dataset.health = name;
       node.setAttribute("aria-label", `Process ${process}${host ? ` on ${visible(host)}` : ""}: ${wordOf(name)}`);
     });
@@ -166,15 +174,14 @@ function worst(cells) {
 }
 
 function describeCell(cell, now) {
-  const { process, host, health: name, last_report: last, gauges, totals } = cell;
+  const { process, host, health: name, summary, last_report: last, totals } = cell;
   if (name === MISSING) return `Process ${process} · never reported, but the job has it`;
-  const streak = gauges?.not_finite_streak;
   return [
-    `Process ${process} on ${visible(host ?? "–")}`,
+    `Process ${process} on ${visible(host)}`,
     healthInWords(cell, now),
-    last === null ? "no report yet" : `last report ${durationSince(last, now)} ago`,
-    plural(totals?.steps ?? 0, "step"),
-    streak > 0 ? `streak ${integer(streak)}` : null,
-    `norm ${norm(wireNumber(gauges?.gradient_norm))}`,
+    summary === null ? null : visible(summary),
+    `last report ${durationSince(last, now)} ago`,
+    plural(totals.steps, "step"),
+    cell.norm === null ? null : `norm ${norm(wireNumber(cell.norm.value))}${cell.norm.step === null ? "" : ` at step ${integer(cell.norm.step)}`}`,
   ].filter((part) => part !== null).join(" · ");
 }

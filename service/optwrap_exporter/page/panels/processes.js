@@ -1,8 +1,10 @@
-/** The processes panel: a table of the run's processes, worst first. */
+/** The processes panel: a table of the run's processes, worst first, with what is wrong with each. */
 
-import { compact, durationSince, integer, norm, visible, wireNumber } from "../format.js";
-import { compareHealth, health } from "../words.js";
+import { compact, durationSince, integer, norm, seconds, visible, wireNumber } from "../format.js";
+import { knowledge, reporting } from "../model.js";
+import { compareHealth, figureInWords, health, healthInWords, streakInWords, tierOfRun } from "../words.js";
 import { paths } from "../api.js";
+import { hostOnly } from "../url.js";
 import { el, keyed, panelHead, replaceShape, setAttribute, setText } from "../dom.js";
 
 /** Maximum number of rows. */
@@ -11,10 +13,11 @@ const COLUMNS = [
   ["Process", "jax.process_index() of the training process", "number"],
   ["Health", "The run has the health of its worst process", null],
   ["Host", "The host of the process", null],
+  ["What is wrong", "The verdict on this process", "wide verdict"],
   ["Last report", "How long ago the exporter last stored one of its reports", "number"],
   ["Steps", "Calls of the optimizer's update. In data-parallel training every process counts the same steps", "number"],
   ["Streak", "Consecutive steps with non-finite gradients, up to the last step", "number"],
-  ["Norm", "Gradient norm of the last reported step", "number"],
+  ["Norm", "Gradient norm of its last step, and which step that is", "number"],
 ];
 
 export function createProcesses(root) {
@@ -25,31 +28,40 @@ export function createProcesses(root) {
   root.append(head, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of processes" }, table));
 
   function create({ process }) {
-    const number = (text) => el("td", { class: "number", text });
+    const number = (...children) => el("td", { class: "number" }, ...children);
     const healthCell = el("td", {}, el("span", { class: "status" }, el("span", { class: "icon" }), el("span")));
     const host = el("td", { class: "host" }, el("bdi"));
-    return el("tr", { "data-process": process }, number(String(process)), healthCell, host, number(), number(), number(), number());
+    const verdict = el("td", { class: "wide verdict" }, el("bdi"));
+    const lastNorm = number(el("span"), " ", el("span", { class: "of" }));
+    return el("tr", { "data-process": process }, number(String(process)), healthCell, host, verdict, number(), number(), number(), lastNorm);
   }
 
-  return ({ state, now }) => {
+  return ({ state, now: current }) => {
     const run = state.detail;
     if (!run) return;
+    const now = knowledge(state).until ?? current;
     setAttribute(link, "href", paths.run(run.run));
-    const all = run.processes ?? [];
+    const all = run.processes;
     const rows = [...all].sort((a, b) => compareHealth(a.health, b.health) || a.process - b.process).slice(0, ROWS);
-    setText(aside, all.length > ROWS ? `worst ${ROWS} of ${integer(all.length)}` : "");
+    const partial = hostOnly() && run.process_count > reporting(run) ? `${integer(reporting(run))} of ${integer(run.process_count)} processes report here` : "";
+    setText(aside, [all.length > ROWS ? `worst ${ROWS} of ${integer(all.length)}` : "", partial].filter(Boolean).join(" · "));
     keyed(body, rows, ({ process }) => process, create, (row, item) => {
-      const [, status, host, last, steps, streak, lastNorm] = row.children;
-      const { tier, word, sentence } = health(item.health);
+      const [, status, host, verdict, last, steps, streak, lastNorm] = row.children;
+      const tier = tierOfRun(item);
       setAttribute(status.firstChild, "class", `status ${tier}`);
-      setAttribute(status, "title", sentence(item));
+      setAttribute(status, "title", healthInWords(item, now));
       replaceShape(status.firstChild.firstChild, tier);
-      setText(status.firstChild.lastChild, word);
-      setText(host.firstChild, visible(item.host ?? "–"));
-      setText(last, item.last_report === null ? "–" : `${durationSince(item.last_report, now)} ago`);
-      setText(steps, compact(item.totals?.steps));
-      setText(streak, integer(item.gauges?.not_finite_streak));
-      setText(lastNorm, norm(wireNumber(item.gauges?.gradient_norm)));
+      setText(status.firstChild.lastChild, health(item.health).word);
+      setText(host.firstChild, visible(item.host));
+      setText(verdict.firstChild, item.summary === null ? "" : visible(item.summary));
+      setText(last, `${durationSince(item.last_report, now)} ago`);
+      setText(steps, compact(item.totals.steps));
+      const { not_finite_streak: length, guard_not_finite_limit: limit } = item.gauges;
+      setText(streak, integer(length));
+      setAttribute(streak, "title", streakInWords(length, limit));
+      setText(lastNorm.firstChild, norm(wireNumber(item.norm?.value)));
+      setText(lastNorm.lastChild, (item.norm?.step ?? null) === null ? "" : `at ${compact(item.norm.step)}`);
+      setAttribute(lastNorm, "title", item.norm === null || seconds(item.norm.time) === null ? null : figureInWords(item.norm, now));
     });
   };
 }

@@ -1,6 +1,7 @@
 /** The scalars panel: a chart of the loss and of each other number that changes, and the others as text. */
 
-import { norm, visible } from "../format.js";
+import { integer, norm, visible } from "../format.js";
+import { stepsWithin } from "../buckets.js";
 import { STEPS_HELD } from "../steps.js";
 import { shownRecords, stepsInView, visibleRange } from "../view.js";
 import { paths } from "../api.js";
@@ -12,8 +13,9 @@ import { createScalarChart } from "../chart/scalar.js";
 export function createScalars(root, uPlot, { onRange, onFollow }) {
   const { head, link } = panelHead("scalars-title", "Scalars", "The loss and other numbers of each step, and injected hyperparameters");
   const constants = el("p", { class: "constants" });
+  const part = el("p", { class: "constants" });
   const charts = el("div", { class: "scalars" });
-  root.append(head, charts, constants);
+  root.append(head, charts, constants, part);
   /** By name: its elements and its chart. */
   const shown = new Map();
   let drawn = "";
@@ -23,7 +25,11 @@ export function createScalars(root, uPlot, { onRange, onFollow }) {
     const host = el("div", { class: "scalar-chart", "data-scalar": name });
     const figure = el("figure", {}, el("figcaption", {}, el("b", { text: visible(name) }), " ", last), host);
     charts.append(figure);
-    return { last, figure, chart: uPlot && createScalarChart(uPlot, host, name, { onRange, onFollow }) };
+    /** The value under the crosshair, else the last one. */
+    const one = { last, figure, value: /** @type {number | null} */ (null), chart: /** @type {any} */ (null) };
+    const onHover = (found) => setText(last, found ? `${norm(found.value)} at step ${integer(found.step)}` : norm(one.value));
+    one.chart = uPlot && createScalarChart(uPlot, host, name, { onRange, onFollow, onHover });
+    return one;
   }
 
   return (/** @type {{state: State}} */ { state }) => {
@@ -50,11 +56,20 @@ export function createScalars(root, uPlot, { onRange, onFollow }) {
       }
       if (!shown.has(name)) shown.set(name, create(name));
       const one = shown.get(name);
+      one.value = last;
       setText(one.last, norm(last));
       one.chart?.update(records, range);
     }
+    setText(part, partInWords(records, range));
     setText(constants, unchanged.length ? `Unchanged in view: ${unchanged.join(" · ")}` : "");
   };
+}
+
+/** How many of the steps in view are drawn, if not all are. */
+function partInWords(records, range) {
+  const [first, end] = records.within(...range);
+  const steps = Math.round(stepsWithin(records, range));
+  return steps > end - first ? `Drawn from ${integer(end - first)} of ${integer(steps)} steps. Zoom in to see all.` : "";
 }
 
 /** Each scalar of the records in a range: its last value, and whether it changes or is ever non-finite. */

@@ -1,92 +1,57 @@
-/** The tiles with the key figures: streak, skipped steps, accumulation, gradient norm, steps. */
+/**
+ * The tiles with the key figures: streak, skipped steps, steps applied although non-finite, accumulation, gradient norm, steps,
+ * and what trouble cost. A figure of one step says of which one, and how long ago that was.
+ */
 
-import { compact, integer, norm, percent, plural, wireNumber } from "../format.js";
-import { REASONS, KINDS } from "../words.js";
+import { compact, duration, integer, norm, percent, plural, wireNumber } from "../format.js";
+import { knowledge } from "../model.js";
+import { FIGURES, LOST_REASONS } from "../vocabulary.js";
+import { figureInWords, REASONS, KINDS, streakInWords } from "../words.js";
 import { el, keyed, setAttribute, setText, shape } from "../dom.js";
+import { meter, tile } from "./meter.js";
+import { rateInWords } from "./run_row.js";
 import { createShares, createSpark } from "./spark.js";
 
-/** A meter with more parts than this is drawn as one bar. */
-const CELLS = 24;
-
-function tile(root, name, label, tooltip) {
-  const value = el("span", { class: "value" });
-  const unit = el("span", { class: "unit" });
-  const body = el("div", { class: "body" });
-  const foot = el("p", { class: "foot" });
-  const box = el(
-    "div",
-    { class: `tile ${name}`, title: tooltip },
-    el("h2", { text: label }),
-    el("p", { class: "figure" }, value, unit),
-    body,
-    foot,
-  );
-  root.append(box);
-  return { box, value, unit, body, foot };
-}
-
-/** Returns a function (filled, of) that draws a meter of `of` parts, `filled` of them full. It is hidden if `of` is 0. */
-function meter(body, label) {
-  const bar = el("div", { class: "meter", role: "meter", "aria-label": label, "aria-valuemin": 0 });
-  body.append(bar);
-  return (filled, of) => {
-    const known = of > 0;
-    bar.hidden = !known;
-    if (!known) return;
-    const cells = of <= CELLS ? of : 1;
-    keyed(bar, Array.from({ length: cells }, (_, i) => i), (i) => i, () => el("span", {}, el("span")), (cell, i) => {
-      const share = cells === 1 ? filled / of : Number(i < filled);
-      cell.firstChild.style.width = `${100 * Math.min(1, Math.max(0, share))}%`;
-    });
-    setAttribute(bar, "aria-valuemax", of);
-    setAttribute(bar, "aria-valuenow", Math.min(filled, of));
-    setAttribute(bar, "aria-valuetext", `${integer(filled)} of ${integer(of)}`);
-  };
-}
+/** @import { State } from "../model.js" */
 
 const STREAK = "Consecutive steps with non-finite gradients, up to the last step";
 
+/** Of which step the gauges are. */
+const lastStep = ({ last_step: step, last_step_time: time }, now) => figureInWords({ step, time }, now);
+
 function createStreak(root) {
-  const { box, value, unit, body, foot } = tile(
-    root, "streak", "Non-finite streak", STREAK,
-  );
+  const { box, value, unit, body, foot } = tile(root, "streak", "Non-finite streak", STREAK);
   const guard = meter(body, "Non-finite calls in a row that the guard counted, of the number that it rejects");
-  return (run) => {
-    const { not_finite_streak: streak, not_finite_streak_peak: peak, guard_not_finite_count: count, guard_not_finite_limit: limit } =
-      run.gauges ?? {};
-    setText(value, integer(streak));
-    setText(unit, limit === undefined ? "in a row" : `of ${integer(limit)}`);
+  return (run, _, now) => {
+    const { not_finite_streak: streak, not_finite_streak_peak: peak, guard_not_finite_count: count, guard_not_finite_limit: limit } = run.gauges;
+    const past = streak > limit;
+    setText(value, integer(past ? streak - limit : streak));
+    setText(unit, limit === undefined ? "in a row" : past ? `past the limit of ${integer(limit)}` : `of ${integer(limit)}`);
     const used = count ?? streak ?? 0;
     guard(used, limit ?? 0);
-    setText(foot, `longest ${integer(peak)}${used === (streak ?? used) ? "" : ` · guard counts ${integer(used)}`}`);
+    setText(foot, [`longest ${integer(peak)}`, used === (streak ?? used) || past ? "" : `guard counts ${integer(used)}`, lastStep(run, now)].filter(Boolean).join(" · "));
     const exhausted = used > 0 && used >= limit;
     setAttribute(box, "data-tone", exhausted ? "critical" : streak > 0 ? "warning" : null);
-    setAttribute(
-      box,
-      "title",
+    const rule =
       limit === undefined
-        ? `${STREAK}. No guard reports a limit`
-        : `${STREAK}. apply_if_finite rejects ${integer(limit)} in a row and applies the next, unless on_limit="reject" is set`,
-    );
+        ? "No guard reports a limit"
+        : `apply_if_finite rejects ${integer(limit)} in a row and applies the next, unless on_limit="reject" is set`;
+    setAttribute(box, "title", `${STREAK}: ${streakInWords(streak, limit)}. ${rule}`);
   };
 }
 
 function createSkipped(root) {
-  const { box, value, unit, body } = tile(
-    root, "skipped", "Skipped steps", "Steps whose gradients were discarded, by reason",
-  );
+  const { value, unit, body } = tile(root, "skipped", "Skipped steps", "Steps whose gradients were discarded, by reason, over all attempts");
   const list = el("ul", { class: "reasons" });
   body.append(list);
   return (run) => {
-    const { skipped = {}, steps = 0, accepted_not_finite: accepted = 0 } = run.totals ?? {};
-    const total = REASONS.reduce((sum, { key }) => sum + (skipped[key] ?? 0), 0);
+    const { skipped, steps } = run.totals;
+    const total = REASONS.reduce((sum, { key }) => sum + skipped[key], 0);
     setText(value, compact(total));
     setText(unit, `${percent(total, steps)} of steps`);
-    const rows = REASONS.map((reason) => ({ ...reason, count: skipped[reason.key] ?? 0 }));
-    if (accepted > 0) rows.push({ key: "accepted", kind: "accepted_not_finite", word: "applied", what: KINDS.accepted_not_finite.what, count: accepted });
     keyed(
       list,
-      rows,
+      REASONS.map((reason) => ({ ...reason, count: skipped[reason.key] })),
       ({ key }) => key,
       ({ key, kind, word, what }) =>
         el("li", { title: what, "data-reason": key }, shape(KINDS[kind].shape, `kind-${kind}`), el("b"), el("span", { text: word })),
@@ -95,36 +60,50 @@ function createSkipped(root) {
         item.classList.toggle("none", count === 0);
       },
     );
-    setAttribute(box, "data-tone", accepted > 0 ? "critical" : null);
+  };
+}
+
+function createApplied(root) {
+  const { word, meaning } = FIGURES.accepted_not_finite;
+  const { box, value, unit, foot } = tile(root, "accepted", word, `${meaning}, over all attempts`);
+  return (run, state) => {
+    const { accepted_not_finite: count } = run.totals;
+    setText(value, compact(count));
+    setText(unit, count === 1 ? "step" : "steps");
+    // The incident that is open says where to roll back to; without one the run was rolled back, or somebody acknowledged it.
+    const open = state.incidents.find(({ kind, state: of }) => kind === "gave_up" && of === "open");
+    const clean = open?.last_clean_step ?? null;
+    setText(foot, count === 0 ? "never" : open ? `not rolled back${clean === null ? "" : ` · last clean step ${integer(clean)}`}` : "none open: rolled back or acknowledged");
+    setAttribute(box, "data-tone", open ? "critical" : null);
   };
 }
 
 function createAccumulation(root) {
-  const { value, unit, body, foot } = tile(
+  const { box, value, unit, body, foot } = tile(
     root, "accumulation", "Accumulation", "Mini-steps in the current accumulation window, of those that make one gradient step",
   );
   const window = meter(body, "Mini-steps in the current accumulation window");
-  return (run) => {
-    const { mini_step: mini, every_k: k } = run.gauges ?? {};
-    const accumulates = k !== undefined;
-    setText(value, accumulates ? integer(mini) : "none");
-    setText(unit, accumulates ? `of ${integer(k)}` : "");
+  return (run, _, now) => {
+    const { mini_step: mini, every_k: k } = run.gauges;
+    box.hidden = k === undefined;
+    if (box.hidden) return;
+    setText(value, integer(mini));
+    setText(unit, `of ${integer(k)}`);
     window(mini ?? 0, k ?? 0);
-    setText(foot, plural(run.totals?.gradient_steps ?? 0, "gradient step"));
+    setText(foot, [plural(run.totals.gradient_steps, "gradient step"), lastStep(run, now)].filter(Boolean).join(" · "));
   };
 }
 
 function createNorm(root) {
-  const { box, value, unit, body, foot } = tile(root, "norm-last", "Gradient norm", "Global L2 norm of the gradients of the last step");
+  const { box, value, unit, body, foot } = tile(root, "norm-last", "Gradient norm", "Global L2 norm of the gradients of one step");
   const spark = createSpark(body);
-  return (run, state) => {
+  return (run, state, now) => {
     spark(state.steps);
-    const last = wireNumber(run.gauges?.gradient_norm);
-    const limit = run.gauges?.gradient_norm_limit;
+    const limit = run.gauges.gradient_norm_limit;
+    const last = wireNumber(run.norm?.value);
     setText(value, norm(last));
-    const step = state.steps.latest;
-    setText(unit, limit === undefined ? "" : `limit ${norm(limit)}`);
-    setText(foot, step === undefined ? "no step yet" : `at step ${compact(step)}`);
+    setText(unit, limit === undefined ? "" : `skip limit ${norm(limit)}`);
+    setText(foot, run.norm === null ? "no step yet" : figureInWords(run.norm, now));
     setAttribute(box, "data-tone", last !== null && (!Number.isFinite(last) || last >= limit) ? "warning" : null);
   };
 }
@@ -132,28 +111,51 @@ function createNorm(root) {
 function createSteps(root) {
   const { box, value, unit, body, foot } = tile(root, "steps", "Steps", "Calls of the optimizer's update in this run, over all attempts");
   const shares = createShares(body);
-  return (run, state) => {
-    const rate = state.steps.rate();
-    const { steps, not_finite_steps: bad, outcomes } = run.totals ?? {};
+  return (run) => {
+    const { steps_per_second: rate, unseen, unseen_not_finite: badUnseen, dropped } = run;
+    const { steps, not_finite_steps: bad, outcomes } = run.totals;
     shares(outcomes, steps);
     setText(value, compact(steps));
-    setText(unit, rate === null || run.health === "finished" ? "" : `${rate >= 10 ? compact(Math.round(rate)) : rate.toPrecision(2)} per s`);
-    const badUnseen = run.unseen_not_finite ? ` (${compact(run.unseen_not_finite)} non-finite)` : "";
-    const unseen = run.unseen ? ` · ${compact(run.unseen)} unseen${badUnseen}` : "";
-    setText(foot, `${compact(bad ?? 0)} non-finite${unseen}`);
-    const droppedSteps = (run.dropped?.steps ?? 0) + (run.dropped?.bad_steps ?? 0);
+    setText(unit, rate === null ? "" : `${rateInWords(rate)} per s`);
+    const unseenInWords = unseen ? ` · ${compact(unseen)} unseen${badUnseen ? ` (${compact(badUnseen)} non-finite)` : ""}` : "";
+    setText(foot, `${compact(bad)} non-finite${unseenInWords}`);
     setAttribute(
       box,
       "title",
       `${integer(steps)} calls of the optimizer's update, over all attempts. Unseen steps were taken before reporting began, or were never reported. ` +
-        `The training processes dropped ${plural(droppedSteps, "step record")}; the totals are exact all the same`,
+        `The training processes dropped ${plural(dropped.steps + dropped.bad_steps, "step record")}; the totals are exact all the same`,
+    );
+  };
+}
+
+function createLost(root) {
+  const { value, unit, body } = tile(root, "lost", FIGURES.lost_steps.word, `${FIGURES.lost_steps.meaning}, over all attempts`);
+  const list = el("ul", { class: "reasons" });
+  body.append(list);
+  return ({ lost_steps: steps, lost_seconds: time, totals }) => {
+    const total = Object.values(steps).reduce((sum, count) => sum + count, 0);
+    setText(value, compact(total));
+    setText(unit, `${percent(total, totals.steps)} of steps`);
+    keyed(
+      list,
+      Object.keys(LOST_REASONS),
+      (key) => key,
+      (key) => el("li", { title: LOST_REASONS[key].meaning, "data-lost": key }, el("b"), el("span")),
+      (item, key) => {
+        const count = steps[key] ?? 0;
+        setText(item.firstChild, compact(count));
+        setText(item.lastChild, `${LOST_REASONS[key].word}${count ? `, ${duration(time[key] ?? 0)}` : ""}`);
+        item.classList.toggle("none", count === 0);
+      },
     );
   };
 }
 
 export function createTiles(root) {
-  const tiles = [createStreak, createSkipped, createAccumulation, createNorm, createSteps].map((create) => create(root));
-  return ({ state }) => {
-    if (state.detail) for (const update of tiles) update(state.detail, state);
+  const creators = [createStreak, createSkipped, createApplied, createLost, createAccumulation, createNorm, createSteps];
+  const tiles = /** @type {((run: any, state: State, now: number) => void)[]} */ (creators.map((create) => create(root)));
+  return (/** @type {{state: State, now: number}} */ { state, now }) => {
+    if (!state.detail) return;
+    for (const update of tiles) update(state.detail, state, knowledge(state).until ?? now);
   };
 }

@@ -1,0 +1,47 @@
+"""The launches of a run: their rows, and their number. Pure."""
+
+from optwrap_exporter.ledger import health
+from optwrap_exporter.ledger.past import Launch
+from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.wire.answers import AttemptRow
+
+
+def rows(run: RunState, now: float, listening: float) -> list[AttemptRow]:
+    """The launches of the run, by their first report. Of those that are over long ago only the last ones."""
+    found: dict[str, Launch] = {}
+
+    def add(launch: Launch) -> None:
+        known = found.get(launch.attempt)
+        found[launch.attempt] = known.joined(launch) if known is not None else launch
+
+    for past in (*run.past.launches, *(one.launch for one in run.past.open.values())):
+        add(past)
+    for process in run.processes.values():
+        silent = health.stale_since(process, now, listening) is not None
+        mine: dict[str, Launch] = {}
+        for part in process.parts:  # the state of a process is that of its last part
+            lost = not part.ended and (silent or part is not process.incarnation)
+            before = mine.get(part.attempt)
+            mine[part.attempt] = Launch(
+                part.attempt,
+                min(part.first_report, before.since if before is not None else part.first_report),
+                max(part.last_report, before.until if before is not None else part.last_report),
+                "lost" if lost else part.state,
+                part.reason,
+                part.began_at if before is None or before.start_step is None else before.start_step,
+            )
+        for launch in mine.values():
+            add(launch)
+    return [AttemptRow(**one._asdict()) for one in sorted(found.values(), key=lambda one: (one.since, one.attempt))]
+
+
+def total(run: RunState) -> int:
+    """The number of launches so far.
+
+    Processes whose launch is unknown have an attempt each, so of those the process with the most counts.
+    """
+    known = set(run.past.open)
+    for process in run.processes.values():
+        known |= {part.attempt for part in process.parts if not part.own_attempt}
+    own = max((process.own_attempts for process in run.processes.values()), default=0)
+    return len(known) + run.past.attempts - run.past.own + own

@@ -1,0 +1,149 @@
+"""Folds the conditions of processes into incidents: of each kind and attempt one, with all processes that have it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.incidents.fold import Fold
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.wire.vocabulary import IncidentKind
+
+
+class _Holds(NamedTuple):
+    """A condition that holds."""
+
+    since: float
+    fields: dict[str, Any]
+    """What an incident that begins with it says beside its kind."""
+
+
+def _conflict(process: ProcessState, now: float) -> _Holds | None:
+    conflict = process.conditions.conflict
+    if conflict is None or now >= conflict.last + process.stale_after:
+        return None
+    hosts = [conflict.older.host, conflict.newer.host]
+    return _Holds(conflict.since, {"figures": {"hosts": hosts}})
+
+
+def _ended(state: str) -> Callable[[ProcessState, float], _Holds | None]:
+    def holds(process: ProcessState, now: float) -> _Holds | None:
+        del now
+        one, since = process.incarnation, process.conditions.ended
+        if since is None or one.state != state:
+            return None
+        fields = {"reason": one.reason, "last_clean_step": one.last_clean_step}
+        return _Holds(since, fields | {"first_step": one.totals.steps or None, "last_step": one.totals.steps or None})
+
+    return holds
+
+
+def _silent(process: ProcessState, now: float) -> _Holds | None:
+    del now
+    conditions, step = process.conditions, process.incarnation.totals.steps or None
+    if conditions.stale is None or conditions.ended is not None:
+        return None
+    return _Holds(conditions.stale, {"first_step": step, "last_step": step})
+
+
+def _stalled(process: ProcessState, now: float) -> _Holds | None:
+    del now
+    conditions, step = process.conditions, process.incarnation.totals.steps or None
+    if conditions.stalled is None or conditions.ended is not None:
+        return None
+    return _Holds(conditions.stalled, {"first_step": step, "last_step": step})
+
+
+def _starved(process: ProcessState, now: float) -> _Holds | None:
+    del now
+    conditions, last = process.conditions, process.incarnation.totals.steps
+    if conditions.starved is None or conditions.ended is not None or process.gradient_step_at is None:
+        return None
+    gauges = process.gauges
+    norm = process.gradient_norm
+    figures = {"norm": None if norm is None else norm.value, "limit": gauges.gradient_norm_limit}
+    first = process.gradient_step_at + 1
+    return _Holds(
+        conditions.starved, {"first_step": first, "last_step": last, "counted": last - first + 1, "figures": figures}
+    )
+
+
+_CONDITIONS: Final[dict[IncidentKind, Callable[[ProcessState, float], _Holds | None]]] = {
+    "conflict": _conflict,
+    "failed": _ended("failed"),
+    "stopped": _ended("stopped"),
+    "stale": _silent,
+    "stalled": _stalled,
+    "starved": _starved,
+}
+OF_CONDITIONS: Final = frozenset(_CONDITIONS)
+"""Kinds of incidents that last as long as a condition of a process."""
+
+
+def any_holds(process: ProcessState) -> bool:
+    """Whether a process may have one of the conditions. Cheap, for every report."""
+    found = process.conditions
+    return (
+        found.conflict is not None
+        or (found.ended is not None and process.incarnation.state != "finished")
+        or found.stale is not None
+        or found.stalled is not None
+        or found.starved is not None
+    )
+
+
+def fold_conditions(fold: Fold, process: ProcessState) -> None:
+    """Fold the conditions of one process as they are now."""
+    for kind, of in _CONDITIONS.items():
+        holds = of(process, fold.now)
+        mine = [one for one in fold.live([kind]) if ranges.contains(one.active, process.process)]
+        if holds is None:
+            for one in mine:
+                _leave(fold, one, {process.process})
+        elif not mine:
+            _enter(fold, kind, process, holds)
+        elif kind == "starved" and (holds.fields["last_step"] or 0) > (mine[0].last_step or 0):
+            fold.put(mine[0], updated=fold.now, last_step=holds.fields["last_step"], counted=holds.fields["counted"])
+
+
+def _enter(fold: Fold, kind: IncidentKind, process: ProcessState, holds: _Holds) -> None:
+    attempt = process.incarnation.attempt
+    one = next((one for one in fold.live([kind]) if one.state == "open" and one.attempt == attempt), None)
+    if one is None:
+        generation = process.incarnation.generation
+        fields = {"host": process.source.host or None} | holds.fields
+        one = fold.open(kind, attempt, generation, holds.since, **fields)
+    fold.join(
+        one,
+        process.process,
+        active=ranges.add(one.active, process.process),
+        reason=one.reason or holds.fields.get("reason"),
+        last_clean_step=one.last_clean_step if one.last_clean_step is not None else holds.fields.get("last_clean_step"),
+        updated=fold.now,
+    )
+
+
+def _leave(fold: Fold, one: IncidentRecord, processes: Iterable[int]) -> None:
+    active = one.active
+    for process in processes:
+        active = ranges.without(active, process)
+    if active:
+        fold.put(one, active=active)
+    else:
+        fold.end(one)
+
+
+def end_conditions(fold: Fold, members: Iterable[ProcessState]) -> None:
+    """End what time has ended: conflicts, and the conditions of processes that the run no longer shows.
+
+    Args:
+      fold: the incidents.
+      members: the processes that determine the health of the run.
+    """
+    shown = {process.process: process for process in members}
+    for one in list(fold.live(OF_CONDITIONS)):
+        of = _CONDITIONS[one.kind]
+        numbers = [number for first, last in one.active for number in range(first, last + 1)]
+        gone = {n for n in numbers if n not in shown or of(shown[n], fold.now) is None}
+        if gone:
+            _leave(fold, one, gone)

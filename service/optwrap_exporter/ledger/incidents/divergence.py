@@ -1,0 +1,71 @@
+"""Folds divergence into incidents: one of each attempt, with all processes that disagree with the others."""
+
+from typing import Any
+
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.divergence import Divergence
+from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.fold import Fold
+from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import to_json_number
+
+
+def fold_divergence(fold: Fold, run: RunState, incarnation: IncarnationState, found: Divergence) -> None:
+    """Fold a divergence.
+
+    Args:
+      fold: the incidents.
+      run: the run, with the report that shows it.
+      incarnation: the report's incarnation.
+      found: the divergence.
+    """
+    known = [one for one in fold.live(["diverged"]) if one.attempt == incarnation.attempt]
+    acknowledged = [one for one in known if one.state == "acknowledged"]
+    odd = [p for p in found.odd if not any(ranges.contains(one.processes, p) for one in acknowledged)]
+    if not odd:
+        return
+    one = next((one for one in known if one.state == "open"), None)
+    if one is None:
+        one = fold.open(
+            "diverged",
+            incarnation.attempt,
+            incarnation.generation,
+            fold.now,
+            last_clean_step=found.step - 1,
+            **_named(run, found, odd[0]),
+        )
+    steps = ranges.of(found.steps)
+    more = one.with_steps(steps, ()).compact()
+    clean = found.step - 1 if one.last_clean_step is None else min(one.last_clean_step, found.step - 1)
+    fold.keep(more)
+    fold.put(
+        more,
+        processes=ranges.union([*one.processes, *ranges.of(odd)]),
+        updated=fold.now if more.bad != one.bad else one.updated,
+        last_clean_step=clean,
+    )
+
+
+def _named(run: RunState, found: Divergence, odd: int) -> dict[str, Any]:
+    """The process, its host and device, and what it reported beside the others."""
+    votes = sorted(found.votes.items())
+    figures = {
+        "process": odd,
+        "others": found.others,
+        "outcomes": {str(process): vote.outcome for process, vote in votes},
+        "norms": {str(process): to_json_number(vote.norm) for process, vote in votes},
+    }
+    process = run.processes.get(odd)
+    if process is None:
+        return {"figures": figures}
+    return {"host": process.source.host or None, "device": process.source.device_kind or None, "figures": figures}
+
+
+def voters(run: RunState, report: Report) -> int:
+    """The processes of the report's attempt that report, this one included."""
+    others = (process for process in run.processes.values() if process.process != report.process)
+    return 1 + sum(
+        one.incarnation.attempt == report.attempt and one.conditions.ended is None and one.conditions.stale is None
+        for one in others
+    )

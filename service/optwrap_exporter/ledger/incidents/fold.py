@@ -1,0 +1,91 @@
+"""The incidents of a run while they are being changed: what a report, or time alone, does to them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.wire.vocabulary import IncidentKind
+
+MOST_OPEN: Final = 16
+"""The most open incidents of one kind. Further trouble of that kind joins the last of them."""
+KEPT: Final = 20
+"""Incidents that are over and are kept in memory: late reports still belong to them."""
+
+Incidents = tuple[IncidentRecord, ...]
+
+
+class Folded(NamedTuple):
+    """The incidents of a run after a change."""
+
+    live: Incidents = ()
+    """Those that are open, and the acknowledged ones whose cause still holds. By id."""
+    over: Incidents = ()
+    """The last KEPT others, by id."""
+    changed: Incidents = ()
+    """Those that are new or have changed: to be stored."""
+
+
+class Fold:
+    """Changes incidents, and remembers which ones have changed.
+
+    Args:
+      live: the live incidents.
+      over: the last ones that are over.
+      now: the exporter's clock.
+      next_id: the id of the next new incident.
+    """
+
+    def __init__(self, live: Incidents, over: Incidents, now: float, next_id: int) -> None:
+        self.now = now
+        self._found = {one.id: one for one in (*over, *live)}
+        self._before = dict(self._found)
+        self._next_id = next_id
+
+    def result(self) -> Folded:
+        """The incidents as they are now."""
+        found = sorted(self._found.values(), key=lambda one: one.id)
+        over = [one for one in found if not one.live]
+        return Folded(
+            tuple(one for one in found if one.live),
+            tuple(over[-KEPT:]),
+            tuple(one for one in found if self._before.get(one.id) is not one),
+        )
+
+    def all(self) -> Iterator[IncidentRecord]:
+        """Every incident, the newest first."""
+        return iter(sorted(self._found.values(), key=lambda one: -one.id))
+
+    def live(self, kinds: Iterable[IncidentKind]) -> Iterator[IncidentRecord]:
+        """The live incidents of some kinds, the newest first."""
+        return (one for one in self.all() if one.live and one.kind in kinds)
+
+    def open(self, kind: IncidentKind, attempt: str, generation: int, opened: float, **fields: Any) -> IncidentRecord:
+        """A new incident; or the last open one of its kind, if there are too many."""
+        same = [one for one in self.live([kind]) if one.state == "open"]
+        if len(same) >= MOST_OPEN:
+            return same[0]
+        made = IncidentRecord(self._next_id, kind, attempt, generation, min(opened, self.now), self.now, **fields)
+        self._next_id += 1
+        self._found[made.id] = made
+        return made
+
+    def put(self, before: IncidentRecord, **fields: Any) -> IncidentRecord:
+        """Change fields of an incident."""
+        return self.keep(dataclasses.replace(before, **fields))
+
+    def keep(self, after: IncidentRecord) -> IncidentRecord:
+        """Keep a new value of an incident, unless it equals the old one."""
+        if self._found[after.id] != after:
+            self._found[after.id] = after
+        return self._found[after.id]
+
+    def join(self, one: IncidentRecord, process: int, **fields: Any) -> IncidentRecord:
+        """Add a process to an incident."""
+        return self.put(one, processes=ranges.add(one.processes, process), **fields)
+
+    def end(self, one: IncidentRecord, **fields: Any) -> IncidentRecord:
+        """The cause of an incident has ended. An acknowledged one stays acknowledged."""
+        closed = {"state": "closed"} if one.state == "open" else {}
+        return self.put(one, lasts=False, active=(), closed=one.closed or self.now, **closed, **fields)

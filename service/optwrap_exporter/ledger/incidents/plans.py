@@ -1,0 +1,83 @@
+"""Plans with incidents: what a report, the time, or a person changes in the incidents of a run."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from optwrap_exporter.ledger import events
+from optwrap_exporter.ledger.evolve import evolved
+from optwrap_exporter.ledger.incidents import report as folding
+from optwrap_exporter.ledger.incidents.fold import KEPT, Folded
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.plan import Plan
+from optwrap_exporter.ledger.run import RunState
+
+
+def _with(run: RunState, folded: Folded) -> RunState:
+    return evolved(run, incidents=folded.live, past_incidents=folded.over)
+
+
+def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
+    """The plan of a report with the incidents that it changes, and the event of a new divergence.
+
+    Args:
+      plan: the plan without them.
+      in_order: whether its report is in order.
+      now: the exporter's clock.
+      next_id: the id of the next new incident.
+    """
+    report = plan.report
+    assert report is not None
+    divergence = plan.compared.divergence if plan.compared is not None else None
+    folded = folding.of_report(
+        plan.run,
+        plan.process,
+        report,
+        plan.before,
+        in_order=in_order,
+        divergence=divergence,
+        now=now,
+        next_id=next_id,
+    )
+    if folded is None or not folded.changed:
+        return plan
+    new = [one for one in folded.changed if one.id >= next_id and one.kind == "diverged"]
+    more = tuple(events.diverged(one, report, now) for one in new)
+    return dataclasses.replace(
+        plan, run=_with(plan.run, folded), incidents=folded.changed, events=(*plan.events, *more)
+    )
+
+
+def of_time(run: RunState, plans: Sequence[Plan], now: float, age: float, next_id: int) -> list[Plan]:
+    """The plans of one run that time alone has changed, with its incidents.
+
+    Args:
+      run: the run before.
+      plans: what time has changed beside them; each sees those before it.
+      now: the exporter's clock.
+      age: the clock that data ages by.
+      next_id: the id of the next new incident.
+    """
+    after = plans[-1].run if plans else run
+    if not plans and not folding.changes(after, now):
+        return []
+    folded = folding.of_time(after, now, next_id)
+    if not folded.changed:
+        return list(plans)
+    after = _with(after, folded)
+    if plans:
+        return [*plans[:-1], dataclasses.replace(plans[-1], run=after, incidents=folded.changed)]
+    return [dataclasses.replace(of_run(after, age), incidents=folded.changed)]
+
+
+def of_run(run: RunState, age: float) -> Plan:
+    """A plan that changes the run itself, and none of its processes."""
+    return Plan(age, run, next(iter(run.processes.values())), ())
+
+
+def acknowledge(run: RunState, incident: IncidentRecord, now: float, age: float) -> Plan:
+    """The plan in which somebody acknowledges an incident of the run."""
+    after = folding.acknowledged(incident, now)
+    known = [after if one.id == after.id else one for one in (*run.past_incidents, *run.incidents)]
+    known.sort(key=lambda one: one.id)
+    folded = Folded(tuple(one for one in known if one.live), tuple(one for one in known if not one.live)[-KEPT:])
+    return dataclasses.replace(of_run(_with(run, folded), age), incidents=(after,))

@@ -1,0 +1,208 @@
+"""The verdict on a run or a process in one sentence: what is wrong, with which process, since which step, what to do.
+
+Page, terminal and API show the same sentence. Pure. A duration is as of the time that is passed in, and rounded down,
+so that it never contradicts a more exact one.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.conditions import Seen
+from optwrap_exporter.ledger.health import HealthSince, Judged, latched_by
+from optwrap_exporter.ledger.incidents import summary as incidents
+from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.wire.vocabulary import Health, Scope
+
+RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(
+    {
+        "diverged": "OptwrapDiverged",
+        "gave_up": "OptwrapGaveUp",
+        "stale": "OptwrapProcessStale",
+        "stalled": "OptwrapStalled",
+        "starved": "OptwrapStarved",
+        "skipping": "OptwrapNotFiniteStreak",
+        "degraded": "OptwrapProcessMissing",
+    }
+)
+"""By health, its heading in deploy/runbooks.md."""
+_WELL: Final[frozenset[Health]] = frozenset({"ok", "finished", "starting"})
+_GAPS_NAMED: Final = 3
+
+
+def of_run(
+    run: RunState, current: HealthSince, members: Sequence[Judged], leading: ProcessState, *, now: float, scope: Scope
+) -> str:
+    """The verdict on a run.
+
+    Args:
+      run: the run.
+      current: its health.
+      members: its processes with their healths.
+      leading: the process whose gauges it shows.
+      now: the exporter's clock.
+      scope: what the exporter hears.
+    """
+    if (incident := latched_by(run, current.health)) is not None:
+        return incidents.verdict(incident)
+    expected = max(members, key=lambda one: one.process.incarnation.first_report).process.source.process_count
+    if current.health == "degraded":
+        return _missing([one.process.process for one in members], expected)
+    if current.health in _WELL:
+        partial = len(members) < expected and scope == "host"
+        return _well(current.health, leading) + (f"; {len(members):,} of {expected:,} processes report here" * partial)
+    found = [one for one in members if one.health.health == current.health]
+    shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
+    return _SENTENCES[current.health](shown.process, _who(shown.process, len(found), len(members)), now)
+
+
+def of_process(run: RunState, process: ProcessState, current: HealthSince, now: float) -> str | None:
+    """What is wrong with a process of a run; None if nothing is."""
+    if (incident := latched_by(run, current.health, process.process)) is not None:
+        return incidents.verdict(incident)
+    if current.health in _WELL:
+        return None
+    return _SENTENCES[current.health](process, _who(process, 1, 0), now)
+
+
+def duration(seconds: float) -> str:
+    """A duration in its largest unit, rounded down: `50 s`, `4 min`, `3 h`, `2 days`."""
+    if seconds < 60:
+        return f"{int(seconds) if seconds < 10 else int(seconds / 10) * 10} s"
+    if seconds < 7200:
+        return f"{int(seconds / 60)} min"
+    if seconds < 2 * 86_400:
+        return f"{int(seconds / 3600)} h"
+    return f"{int(seconds / 86_400)} days"
+
+
+def number(value: float) -> str:
+    """A number with three digits: `80`, `0.0123`, `8.02e+03`; `NaN`, `Infinity`."""
+    if math.isfinite(value):
+        return f"{value:.3g}"
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def norm_of(process: ProcessState) -> Seen | None:
+    """The gradient norm of the last step, finite or not; else the last finite one; None if none is known."""
+    norm = process.gauges.gradient_norm
+    if norm is None:
+        return process.gradient_norm
+    return Seen(norm, process.incarnation.totals.steps, process.incarnation.rose.arrived)
+
+
+def _who(process: ProcessState, those: int, members: int) -> str:
+    """`process 12 on host-3`, `process 12 on host-3 and 3 more`, or `all 64 processes`."""
+    if those == members and those > 1:
+        return f"all {those:,} processes"
+    host = process.source.host
+    more = f" and {those - 1:,} more" if those > 1 else ""
+    return f"process {process.process}{f' on {host}' if host else ''}{more}"
+
+
+def _well(health: Health, leading: ProcessState) -> str:
+    step = leading.incarnation.totals.steps
+    if health == "finished":
+        return f"finished at step {step:,}"
+    if health == "starting":
+        return f"started, no step yet{f' after step {step:,}' if step else ''}"
+    taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)
+    return f"at step {step:,}" + (f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else "")
+
+
+def _missing(present: Iterable[int], expected: int) -> str:
+    """Which processes have not reported: their numbers too, if they are in a few ranges."""
+    heard = ranges.union((index, index) for index in present)
+    gaps = [
+        (last + 1, first - 1)
+        for (_, last), (first, _) in zip([(0, -1), *heard], [*heard, (expected, expected)], strict=True)
+        if last + 1 < first
+    ]
+    names = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in gaps[:_GAPS_NAMED])
+    more = ", ..." if len(gaps) > _GAPS_NAMED else ""
+    count = expected - ranges.count(heard, 0, expected)
+    have = "has" if count == 1 else "have"
+    return f"{count:,} of {expected:,} processes {have} not reported ({names}{more}): look at their hosts"
+
+
+def _conflict(process: ProcessState, who: str, now: float) -> str:
+    del now
+    conflict = process.conditions.conflict
+    parties = () if conflict is None else (conflict.older, conflict.newer)
+    named = " and ".join(f"attempt {one.attempt}{f' on {one.host}' if one.host else ''}" for one in parties)
+    return f"two jobs report as {who}: {named}; stop one of them, or give it another run name"
+
+
+def _failed(process: ProcessState, who: str, now: float) -> str:
+    del now
+    reason = process.incarnation.reason or "it gave no reason, so see its log"
+    return f"{who} failed at step {process.incarnation.totals.steps:,}: {reason}{_rollback(process)}"
+
+
+def _stopped(process: ProcessState, who: str, now: float) -> str:
+    del now
+    reason = f": {process.incarnation.reason}" if process.incarnation.reason else ""
+    return f"{who} stopped at step {process.incarnation.totals.steps:,}{reason}{_rollback(process)}"
+
+
+def _rollback(process: ProcessState) -> str:
+    clean = process.incarnation.last_clean_step
+    return "" if clean is None else f"; restore a checkpoint at or before {clean:,}"
+
+
+def _stale(process: ProcessState, who: str, now: float) -> str:
+    step = process.incarnation.totals.steps
+    at = f"after step {step:,}" if step else "before its first step"
+    return f"{who} silent for {duration(now - process.last_report)}, {at}: see whether it still runs"
+
+
+def _stalled(process: ProcessState, who: str, now: float) -> str:
+    since = duration(now - process.moved)
+    return f"{who} took no step for {since}, after step {process.incarnation.totals.steps:,}: look for a hang"
+
+
+def _starved(process: ProcessState, who: str, now: float) -> str:
+    del now
+    steps, at = process.steps_without_gradient_step, process.gradient_step_at or 0
+    all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part[0] for part in process.recent))
+    what = "were skipped" if all_skipped else "brought no gradient step"
+    norm, limit = norm_of(process), process.gauges.gradient_norm_limit
+    about = f", norm about {number(norm.value)}" if norm is not None else ""
+    against = f", limit {number(limit)}" if limit is not None else ""
+    remedy = "raise the limit, or restore" if limit is not None and norm and norm.value >= limit else "restore"
+    return f"{who} starved: {steps:,} steps since {at:,} {what}{about}{against}: {remedy} a checkpoint from before"
+
+
+def _skipped_at_the_end(process: ProcessState) -> int:
+    """How many of the last steps were skipped with none between them that was not, as far as the parts tell."""
+    found = 0
+    for steps, skipped in reversed(process.recent):
+        found += skipped
+        if skipped < steps:
+            break
+    return found
+
+
+def _skipping(process: ProcessState, who: str, now: float) -> str:
+    del now
+    streak, steps = process.gauges.not_finite_streak or 0, process.incarnation.totals.steps
+    limit = process.gauges.guard_not_finite_limit
+    since = f"since {max(1, steps - streak + 1):,}"
+    many = f"step {steps:,} was" if streak == 1 else f"{streak:,} steps in a row {since} were"
+    return f"{many} non-finite on {who}" + ("" if limit is None else f"; the guard gives up after {limit:,}")
+
+
+_SENTENCES: Final[Mapping[Health, Callable[[ProcessState, str, float], str]]] = MappingProxyType(
+    {
+        "conflict": _conflict,
+        "failed": _failed,
+        "stopped": _stopped,
+        "stale": _stale,
+        "stalled": _stalled,
+        "starved": _starved,
+        "skipping": _skipping,
+    }
+)
