@@ -9,6 +9,7 @@
       ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt
       BusyError             ingest.group_commit 429  too many reports wait, too many new runs, or too many gaps in seqs
       ClosedError           ingest.ingest       503  the exporter is shutting down
+      AbandonedError        store.readers       --   a query's client hung up, so the query was interrupted
       StoreUnavailableError store.condition     503  the store stores no reports now: full, damaged, gone, ...
       StoreError            store.opening       --   the data directory cannot be used: the command exits with 2
       DamagedError          store.opening       --   the database is damaged: becomes a StoreError, or starts a recovery
