@@ -1,14 +1,15 @@
 """Measures what it costs to read an exporter that has the processes of a pod.
 
-    python benchmarks/bench_scrape.py [--processes N] [--minutes N] [--quick]
+    python -m benchmarks.bench_scrape [--processes N] [--minutes N] [--prometheus-alone] [--quick]
 
 The exporter is a real process, and has one run of that many processes. Five tables:
 1. scrapes of /metrics, with the processor seconds of the exporter, and pushgateway with as many groups as the peer;
 2. how long a report takes, with and without scrapes every 5 s;
 3. what 50 streams of the run cost at 100 reports a second;
 4. a real Prometheus with the shipped configuration, for --minutes: whether `up` was ever 0;
-5. how long each of its rules, and each query of the dashboards, takes.
-Prometheus and pushgateway are those on the PATH; without them their tables are left out.
+5. how long each of its rules, and each query of the dashboards, takes by its own clock.
+Prometheus and pushgateway are those on the PATH; without them their tables are left out. It needs nobody to attend; the
+exit status is 1 if a scrape of Prometheus failed.
 """
 
 import argparse
@@ -17,23 +18,22 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import shutil
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.servers import Server, exporter, prometheus, pushgateway
+from benchmarks.watched import observe, print_panels, print_rules
 
 RUN: Final = "pod"
 STEPS: Final = 10
 """Steps in a report."""
 RATE: Final = 100.0
 """Reports a second."""
-DASHBOARDS: Final = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards"
 _OUTCOMES: Final = (
     "applied",
     "accumulated",
@@ -261,76 +261,28 @@ def watchers(pod: Pod, server: Server, count: int, seconds: float) -> None:
             print(f"| {streams} | {cores:.2f} | {received / 1e6 / (seconds + 8):.2f} | {memory:.0f} |")
 
 
-def followed(pod: Pod, server: Server, program: str, minutes: float) -> None:
-    """Print what a real Prometheus saw, and how long its rules and the dashboards' queries took."""
+def followed(pod: Pod, server: Server, program: str, minutes: float) -> bool:
+    """Print what a real Prometheus saw, and how long its rules and the dashboards' queries took.
+
+    Returns:
+      Whether every scrape succeeded.
+    """
     print(f"\nPrometheus with the shipped configuration, {minutes:g} minutes, {RATE:g} reports a second\n")
     with prometheus(program, server.port) as watching, pod.reporting():
         begun, cpu = time.time(), server.cpu_seconds()
-        time.sleep(60 * minutes)
+        seen, rules = observe(watching, minutes)
         cores = (server.cpu_seconds() - cpu) / (time.time() - begun)
-
-        def value(expr: str) -> float:
-            result = watching.json("/api/v1/query", query=expr)["data"]["result"]
-            return float(result[0]["value"][1]) if result else float("nan")
-
-        past = f"[{int(60 * minutes)}s]"
-        up = 'up{job="optwrap"}'
         print("| | |\n|---|---|")
-        print(f"| scrapes | {value(f'count_over_time({up}{past})'):.0f} |")
-        print(f"| least `up` | {value(f'min_over_time({up}{past})'):.0f} |")
-        longest = 'max_over_time(scrape_duration_seconds{job="optwrap"}'
-        print(f"| longest scrape, s | {value(f'{longest}{past})'):.2f} |")
-        print(f"| series of a scrape | {value('max(scrape_samples_scraped)'):.0f} |")
+        print(f"| scrapes | {seen.scrapes} |")
+        print(f"| after which `up` was 0 | {seen.failed} |")
+        print(f"| longest scrape, s | {seen.longest:.2f} |")
+        print(f"| series of a scrape | {seen.series:,} |")
         print(f"| exporter, cores | {cores:.2f} |")
         print(f"| exporter's memory, MB, now (most) | {server.megabytes():.0f} ({server.most_megabytes():.0f}) |")
         print(f"| Prometheus' memory, MB | {watching.megabytes():.0f} |")
-        rules(watching)
-        panels(watching, minutes)
-
-
-def rules(watching: Server) -> None:
-    """Print how long the last evaluation of each group and of its slowest rules took."""
-    print("\n| rule | s |\n|---|---|")
-    for group in watching.json("/api/v1/rules")["data"]["groups"]:
-        print(f"| group {group['name']} | {group['evaluationTime']:.3f} |")
-        slowest = sorted(group["rules"], key=lambda rule: -rule["evaluationTime"])
-        for rule in slowest[:4]:
-            print(f"| {rule['name']} | {rule['evaluationTime']:.3f} |")
-
-
-def targets() -> Iterator[tuple[str, str, bool]]:
-    """The title, the query and whether it is of one time only, of every query of every dashboard."""
-    for path in sorted(DASHBOARDS.glob("*.json")):
-        dashboard = json.loads(path.read_text("utf-8"))
-        for panel in dashboard["panels"]:
-            for target in panel.get("targets", ()):
-                title = f"{dashboard['title']}: {panel['title']} {target['refId']}"
-                yield title, target["expr"], bool(target.get("instant"))
-        for annotation in dashboard.get("annotations", {}).get("list", ()):
-            if "expr" in annotation:
-                yield f"{dashboard['title']}: marks {annotation['name']}", annotation["expr"], False
-
-
-def panels(watching: Server, minutes: float) -> None:
-    """Print the slowest of the dashboards' queries over the last half hour, and their sum by dashboard."""
-    values = {"run": RUN, "instance": ".+", "__rate_interval": "1m", "__range": "30m"}
-    seconds: dict[str, float] = {}
-    now = time.time()
-    for title, expr, instant in targets():
-        query = re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)
-        begun = time.perf_counter()
-        if instant:
-            watching.json("/api/v1/query", query=query)
-        else:
-            watching.json("/api/v1/query_range", query=query, start=f"{now - 1800}", end=f"{now}", step="15")
-        seconds[title] = time.perf_counter() - begun
-    print(f"\nqueries of the dashboards over half an hour, of which {minutes:g} minutes have data\n")
-    print("| query | s |\n|---|---|")
-    for title in sorted(seconds, key=lambda title: -seconds[title])[:12]:
-        print(f"| {title} | {seconds[title]:.2f} |")
-    for board in dict.fromkeys(title.partition(":")[0] for title in seconds):
-        total = sum(one for title, one in seconds.items() if title.startswith(f"{board}:"))
-        print(f"| all of {board} | {total:.2f} |")
+        print_rules(rules)
+        print_panels(watching, RUN)
+    return seen.scrapes > 0 and not seen.failed
 
 
 def main() -> None:
@@ -339,6 +291,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4096)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long Prometheus watches")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long each other measurement takes")
+    parser.add_argument("--prometheus-alone", action="store_true", help="only the tables of Prometheus")
     parser.add_argument("--quick", action="store_true", help="64 processes, a few seconds: shows that it works")
     given = parser.parse_args()
     if given.quick:
@@ -348,6 +301,7 @@ def main() -> None:
         "prometheus": lambda: shutil.which("prometheus"),
         "pushgateway": lambda: shutil.which("pushgateway") or shutil.which("prometheus-pushgateway"),
     }
+    sound = True
     with exporter() as server:
         pod = Pod(server.port, given.processes)
         begun = time.perf_counter()
@@ -358,18 +312,20 @@ def main() -> None:
             f"{given.processes:,} processes; {rate:.0f} reports a second over one connection; {os.cpu_count()} CPU "
             f"cores, load {os.getloadavg()[0]:.1f}"
         )
-        print(f"GET /v1/runs/{RUN}: {len(server.get(f'/v1/runs/{RUN}')) / 1e6:.2f} MB")
-        print("\n| scrape | MB | CPU s | s, median | memory, MB, now (most) |\n|---|---|---|---|---|")
-        scrapes("exporter", server, _FORMATS, rounds)
-        if peer := programs["pushgateway"]():
-            with pushgateway(peer) as other:
-                push(other, given.processes)
-                scrapes("pushgateway", other, {name: _FORMATS[name] for name in ("text", "text, gzip")}, rounds)
-        scraped(pod, server, given.seconds)
-        watchers(pod, server, 50, given.seconds)
+        if not given.prometheus_alone:
+            print(f"GET /v1/runs/{RUN}: {len(server.get(f'/v1/runs/{RUN}')) / 1e6:.2f} MB")
+            print("\n| scrape | MB | CPU s | s, median | memory, MB, now (most) |\n|---|---|---|---|---|")
+            scrapes("exporter", server, _FORMATS, rounds)
+            if peer := programs["pushgateway"]():
+                with pushgateway(peer) as other:
+                    push(other, given.processes)
+                    scrapes("pushgateway", other, {name: _FORMATS[name] for name in ("text", "text, gzip")}, rounds)
+            scraped(pod, server, given.seconds)
+            watchers(pod, server, 50, given.seconds)
         if program := programs["prometheus"]():
-            followed(pod, server, program, given.minutes)
+            sound = followed(pod, server, program, given.minutes)
         print(f"\nload at the end {os.getloadavg()[0]:.1f}")
+    sys.exit(0 if sound else "Prometheus could not scrape the exporter all the time")
 
 
 if __name__ == "__main__":

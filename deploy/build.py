@@ -1,7 +1,7 @@
-"""Write the generated files under deploy/: `python -m deploy.build`; with `--check`, only compare them.
+"""Write the files that are generated from deploy/: `python -m deploy.build`; with `--check`, only compare them.
 
-The Grafana dashboards come from `deploy.grafana`, the runbook page of Prometheus from runbooks.md. The results are
-committed, so that deploying them does not need Python.
+The Grafana dashboards come from `deploy.grafana`, the runbooks of Prometheus and of the exporter's page from runbooks.md.
+The results are committed, so that deploying them does not need Python.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from deploy.grafana import exporters, run, runs
 from deploy.grafana.board import Addresses
 
 HERE: Final = Path(__file__).parent
+EXPORTERS_PAGE: Final = HERE.parent / "service" / "optwrap_exporter" / "page"
 PAGE_URL: Final = "http://localhost:10425"
 """URL of the exporter's page with compose.yaml."""
 RUNBOOKS_URL: Final = "http://localhost:9090/consoles/runbooks.html"
@@ -33,14 +34,16 @@ def generate(page_url: str = PAGE_URL, runbooks_url: str = RUNBOOKS_URL) -> Mapp
         + "\n"
         for dashboard in dashboards
     }
-    files[HERE / "prometheus" / "consoles" / "runbooks.html"] = runbooks.page((HERE / "runbooks.md").read_text("utf-8"))
+    text = (HERE / "runbooks.md").read_text("utf-8")
+    files[HERE / "prometheus" / "consoles" / "runbooks.html"] = runbooks.console(text)
+    files[EXPORTERS_PAGE / "runbooks.html"] = runbooks.of_the_exporter(text)
     return files
 
 
 def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.build", description="Write the generated files under deploy/."
+        prog="python -m deploy.build", description="Write the files that are generated from deploy/."
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with status 1 if a file is not up to date"

@@ -1,4 +1,4 @@
-"""Renders runbooks.md as an HTML page, which Prometheus serves as a console."""
+"""Renders runbooks.md as HTML: a console of Prometheus, and a file of the exporter's page."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ from typing import Final
 
 from markdown_it import MarkdownIt
 
-_PAGE: Final = """\
+_CONSOLE: Final = """\
 <!doctype html>
 <!-- Made from deploy/runbooks.md by `python -m deploy.build`. -->
 <html lang="en">
@@ -28,14 +28,35 @@ code {{ font-family: ui-monospace, monospace; font-size: .9em; }}
 </html>
 """
 
+_OF_THE_EXPORTER: Final = """\
+<!doctype html>
+<!-- Made from deploy/runbooks.md by `python -m deploy.build`. -->
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title} - optwrap</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/page/css/colours.css">
+<link rel="stylesheet" href="/page/css/base.css">
+<link rel="stylesheet" href="/page/css/runbooks.css">
+</head>
+<body>
+<main>
+{body}</main>
+</body>
+</html>
+"""
+
 
 def slug(heading: str) -> str:
-    """The anchor of a heading: lower case, hyphens for spaces, no punctuation. Code hosting sites use the same."""
+    """The anchor of a heading on code hosting sites: lower case, hyphens for spaces, no punctuation."""
     return re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-")
 
 
-def page(markdown: str) -> str:
-    """Render the runbooks as one HTML page with an anchor for every heading.
+def console(markdown: str) -> str:
+    """Render the runbooks as a page that Prometheus serves, with styles of its own.
 
     Args:
       markdown: the text of runbooks.md.
@@ -46,13 +67,36 @@ def page(markdown: str) -> str:
     # Prometheus expands a console as a Go template, and a whole page cannot be quoted in one.
     if "{{" in markdown:
         raise ValueError("runbooks.md contains '{{', which begins a template in Prometheus; remove it")
+    return _rendered(_CONSOLE, markdown)
+
+
+def of_the_exporter(markdown: str) -> str:
+    """Render the runbooks as a file of the exporter's page, which links it where there is trouble.
+
+    Args:
+      markdown: the text of runbooks.md.
+
+    Raises:
+      ValueError: the text has no heading.
+    """
+    return _rendered(_OF_THE_EXPORTER, markdown)
+
+
+def _rendered(form: str, markdown: str) -> str:
+    """The text in HTML. The anchor of an alert is its name, as the API's field `runbook` has it.
+
+    Links within runbooks.md have the anchors of code hosting sites, and are changed to these.
+    """
     renderer = MarkdownIt("commonmark").enable("table")
     tokens = renderer.parse(markdown)
-    title = None
+    headings = [text.content for opening, text in itertools.pairwise(tokens) if opening.type == "heading_open"]
+    if not headings:
+        raise ValueError("runbooks.md has no heading; alerts link to headings, so add one for each alert")
+    anchors = {f"#{slug(heading)}": f"#{heading}" for heading in headings}
     for opening, text in itertools.pairwise(tokens):
         if opening.type == "heading_open":
-            opening.attrSet("id", slug(text.content))
-            title = title or text.content
-    if title is None:
-        raise ValueError("runbooks.md has no heading; alerts link to headings, so add one for each alert")
-    return _PAGE.format(title=title, body=renderer.renderer.render(tokens, renderer.options, {}))
+            opening.attrSet("id", text.content)
+        for child in text.children or ():
+            if child.type == "link_open":
+                child.attrSet("href", anchors.get(str(child.attrs["href"]), str(child.attrs["href"])))
+    return form.format(title=headings[0], body=renderer.renderer.render(tokens, renderer.options, {}))

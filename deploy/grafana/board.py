@@ -89,7 +89,28 @@ def choice(name: str, label: str, description: str, values: str, *, several: boo
     )
     if not several:
         return variable
-    return variable.all_value(".+").current(models.VariableOption(selected=True, text="All", value="$__all"))
+    # ".*" also selects series without the label, such as those of a Prometheus that adds no cluster.
+    return variable.all_value(".*").current(models.VariableOption(selected=True, text="All", value="$__all"))
+
+
+def places(metric: str) -> list[Builder[models.VariableModel]]:
+    """The variables `cluster` and `namespace`, with the values of this metric. Runs of one name in two are two runs."""
+    return [
+        choice(
+            "cluster",
+            "Cluster",
+            "Label `cluster` of the exporters, if Prometheus adds it",
+            f"label_values({metric}, cluster)",
+            several=True,
+        ),
+        choice(
+            "namespace",
+            "Namespace",
+            "Label `namespace` of the exporters, if Prometheus adds it. Choose one if two have runs of one name",
+            f"label_values({metric}, namespace)",
+            several=True,
+        ),
+    ]
 
 
 def board(

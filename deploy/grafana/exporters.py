@@ -4,12 +4,12 @@ from typing import Final
 
 from grafana_foundation_sdk.builders import dashboard as builders
 
-from deploy.grafana.board import Addresses, Row, board, choice, row
+from deploy.grafana.board import Addresses, Row, board, choice, places, row
 from deploy.grafana.panels import WIDTH, Query, lines, number, rows_by, thresholds
 
 UID: Final = "optwrap-exporters"
 _JOB: Final = 'job="optwrap"'
-_OF: Final = 'instance=~"$instance"'
+_OF: Final = 'cluster=~"$cluster", namespace=~"$namespace", instance=~"$instance"'
 _TAKEN: Final = 'outcome=~"accepted|duplicate"'
 _REFUSED: Final = 'outcome!~"accepted|duplicate"'
 
@@ -23,13 +23,14 @@ def build(addresses: Addresses) -> builders.Dashboard:
         "are.",
         (_now(), _reports(), _store()),
         variables=[
+            *places(f"up{{{_JOB}}}"),
             choice(
                 "instance",
                 "Exporter",
                 "Address at which Prometheus scrapes the exporter",
                 f"label_values(up{{{_JOB}}}, instance)",
                 several=True,
-            )
+            ),
         ],
         page="",
         addresses=addresses,

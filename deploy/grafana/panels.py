@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from string import ascii_uppercase
 from typing import Any, Final
 
 from grafana_foundation_sdk.builders import common as common_builders
@@ -33,7 +34,7 @@ class Query:
 
 def _targets(queries: Sequence[Query], *, instant: bool, as_table: bool = False) -> list[prometheus.Dataquery]:
     targets = []
-    for letter, query in zip("ABCDEFGH", queries, strict=False):
+    for letter, query in zip(ascii_uppercase, queries, strict=False):
         target = prometheus.Dataquery().ref_id(letter).datasource(DATASOURCE).expr(query.expr)
         target = target.instant() if instant else target.range()
         target = target.format(PromQueryFormat.TABLE if as_table else PromQueryFormat.TIME_SERIES)
@@ -76,7 +77,7 @@ def lines(
       title: what is shown.
       description: what it means, and what to look for.
       unit: Grafana's name of the unit.
-      *queries: at most eight.
+      *queries: at most 26.
       span: width in columns, of 24.
       log: whether the axis is logarithmic.
       stacked: whether to draw stacked bars, for parts of a whole.
@@ -114,7 +115,7 @@ def lines(
         )
     if steps:
         panel = panel.line_interpolation(common.LineInterpolation.STEP_AFTER)
-    for letter, query in zip("ABCDEFGH", queries, strict=False):
+    for letter, query in zip(ascii_uppercase, queries, strict=False):
         if properties := _properties(query):
             panel = panel.override_by_query(letter, properties)
     return panel

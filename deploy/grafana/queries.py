@@ -25,6 +25,7 @@ HEALTH: Final = (
     ("stopped", "super-light-red"),
     ("failed", "light-red"),
     ("gave_up", "red"),
+    ("diverged", "semi-dark-red"),
     ("conflict", "dark-red"),
 )
 CODE: Final = {name: code for code, (name, _) in enumerate(HEALTH)}
@@ -35,13 +36,14 @@ MAPPING: Final = models.ValueMap(
     }
 )
 
-ONE: Final = 'run="$run"'
+_PLACES: Final = 'cluster=~"$cluster", namespace=~"$namespace"'
+ONE: Final = f'{_PLACES}, run="$run"'
 """Selects the run, on the dashboard of one run."""
-ANY: Final = 'run=~"$run"'
+ANY: Final = f'{_PLACES}, run=~"$run"'
 """Selects the chosen runs, on the dashboard of many runs."""
 UNWELL: Final = 'health!~"ok|finished"'
 """Selects processes that are not ok."""
-RUNS: Final = "label_values(optwrap_run_health, run)"
+RUNS: Final = f"label_values(optwrap_run_health{{{_PLACES}}}, run)"
 """Lists the runs."""
 
 
@@ -55,22 +57,13 @@ def process_health(of: str = ONE) -> str:
 
 
 def run_health(of: str = ONE) -> str:
-    """The health of each run, as its number in `HEALTH`: that of its worst process, or degraded.
-
-    An exporter that knows only some of the processes reports degraded. The run is degraded only if all exporters
-    together miss a process.
-    """
-    missing = (
-        f"(sum by (run) (optwrap_processes_reporting{{{of}}})"
-        f" < bool max by (run) (optwrap_processes_expected{{{of}}})) "
-        f'+ {CODE["ok"]} and on (run) optwrap_run_health{{{of}, health="degraded"}} == 1'
-    )
-    return f'max by (run) ((optwrap_run_health{{{of}, health!="degraded"}} == 1) * {_RANK} or {missing})'
+    """The health of each run, as its number in `HEALTH`: the worst that one of its exporters reports."""
+    return f"max by (run) ((optwrap_run_health{{{of}}} == 1) * {_RANK})"
 
 
-def largest(metric: str, of: str = ONE) -> str:
+def largest(metric: str, of: str = ONE, by: str = "run") -> str:
     """The largest value of a run's processes. Show it, but do not take its rate: it jumps between processes."""
-    return f"max by (run) ({metric}{{{of}}})"
+    return f"max by ({by}) ({metric}{{{of}}})"
 
 
 def rate(metric: str, by: str = "run", of: str = ONE) -> str:
@@ -91,12 +84,12 @@ def since(metric: str, of: str = ONE) -> str:
 
 def of_this_run(expr: str) -> str:
     """The expression, restricted to the exporters that have this run."""
-    return f'{expr} and on (job, instance) optwrap_processes_expected{{run="$run"}}'
+    return f"{expr} and on (cluster, namespace, job, instance) optwrap_processes_reporting{{{ONE}}}"
 
 
 def gained(metric: str, label: str) -> str:
     """The increase of a counter in the time range, with the first value of a series that begins in it."""
-    each = f'max by ({label}) ({metric}{{run="$run"}}'
+    each = f"max by ({label}) ({metric}{{{ONE}}}"
     return f"{each}) - ({each} offset $__range) or {each}) * 0)"
 
 

@@ -58,7 +58,7 @@ def now() -> Row:
             "Skipped steps",
             "Steps whose gradients were discarded, by reason, since the run began.",
             "locale",
-            Query('max by (reason) (optwrap_run_skipped_steps_total{run="$run"})', "{{reason}}"),
+            Query(largest("optwrap_run_skipped_steps_total", by="reason"), "{{reason}}"),
             span=6,
         ),
         number(
@@ -85,6 +85,39 @@ def now() -> Row:
             Query(since("optwrap_last_gradient_step_timestamp_seconds")),
             decimals=0,
         ),
+        number(
+            "Attempts",
+            "Launches of the job that the exporter has heard of.",
+            "locale",
+            Query(largest("optwrap_attempts_total")),
+        ),
+        number(
+            "Open incidents",
+            "Trouble that is not over and that nobody has acknowledged, by kind. gave_up and diverged stay open until "
+            "the run is rolled back.",
+            "none",
+            Query(largest("optwrap_incidents_open", by="kind") + " > 0", "{{kind}}"),
+            span=6,
+            limits=thresholds((None, RED)),
+        ),
+        number(
+            "Time lost",
+            "Time that went into steps that brought training nothing: skipped, taken again after a rollback (redone), "
+            "or taken while no gradient step came (starved).",
+            "s",
+            Query(largest("optwrap_lost_seconds_total", by="reason"), "{{reason}}"),
+            span=6,
+        ),
+        number(
+            "Processes reporting",
+            "Processes that report to the run's exporters, and the number of processes that the job has. An exporter "
+            "of one host (--scope host) knows only those of its host.",
+            "locale",
+            Query(f"sum by (run) (optwrap_processes_reporting{{{ONE}}})", "reporting"),
+            Query(largest("optwrap_processes_expected"), "of the job"),
+            Query(largest("optwrap_processes_missing"), "missing"),
+            span=6,
+        ),
     )
 
 
@@ -99,6 +132,28 @@ def health() -> Row:
             MAPPING,
             Query(run_health(), "run"),
             Query(f"topk(20, {process_health(f'{ONE}, {UNWELL}')})", "process {{process}}"),
+        ),
+        rows_by(
+            "kind",
+            "Incidents that are open",
+            "The newest open incident of each kind: what is wrong, where it began, and the step of the newest "
+            "checkpoint that is sound. The exporter's page has all of them, and can acknowledge them.",
+            Query(largest("optwrap_incident_info", by="kind, process, host, device, parameter")),
+            Query(f"min by (kind) (optwrap_incident_first_step{{{ONE}}})"),
+            Query(f"min by (kind) (optwrap_incident_last_clean_step{{{ONE}}})"),
+            columns=[
+                ("kind", "Kind", ""),
+                ("Value #B", "First step", "locale"),
+                ("Value #C", "Last clean step", "locale"),
+                ("process", "Process", ""),
+                ("host", "Host", ""),
+                ("device", "Device", ""),
+                ("parameter", "Parameter", ""),
+            ],
+            sort="Kind",
+            span=24,
+            empty="No incident is open",
+            complete=False,
         ),
         lines(
             "Non-finite streak and limit",
@@ -197,6 +252,48 @@ def progress() -> Row:
     )
 
 
+def cost() -> Row:
+    """What trouble has cost: the field calls it badput."""
+    reasons = (
+        "skipped: gradients were discarded. redone: steps that an earlier attempt had taken already. starved: steps of "
+        "a stretch without a gradient step."
+    )
+    return row(
+        "What trouble cost",
+        lines(
+            "Steps lost by reason",
+            f"Steps so far that brought training nothing. {reasons}",
+            "locale",
+            Query(largest("optwrap_lost_steps_total", by="reason"), "{{reason}}"),
+            steps=True,
+        ),
+        lines(
+            "Share of time lost",
+            f"Seconds lost in each second, by reason. {reasons}",
+            "percentunit",
+            Query(rate("optwrap_lost_seconds_total", "reason"), "{{reason}}"),
+            stacked=True,
+        ),
+        lines(
+            "Open incidents by kind",
+            "Incidents that are open and not acknowledged.",
+            "short",
+            Query(largest("optwrap_incidents_open", by="kind") + " > 0", "{{kind}}"),
+            steps=True,
+        ),
+        lines(
+            "Attempts and furthest step",
+            "Launches of the job, and the furthest step of the optimizer's state. Attempts that climb while the step "
+            "does not are a crash loop.",
+            "short",
+            Query(largest("optwrap_attempts_total"), "attempts", "purple"),
+            Query(largest("optwrap_state_steps"), "step", "blue"),
+            steps=True,
+            log=True,
+        ),
+    )
+
+
 def where() -> Row:
     """The parameters, replicas and processes with problems."""
     return row(
@@ -208,7 +305,7 @@ def where() -> Row:
             "rest are counted as other. The exporter's page shows which was the first.",
             Query(gained("optwrap_run_parameter_not_finite_steps_total", "parameter")),
             # The series "other" always exists. This query drops it while it is zero, and so does the join.
-            Query('max by (parameter) (optwrap_run_parameter_not_finite_steps_total{run="$run"}) > 0'),
+            Query(f"{largest('optwrap_run_parameter_not_finite_steps_total', by='parameter')} > 0"),
             columns=[
                 ("parameter", "Parameter", ""),
                 ("Value #A", "Steps in this time range", "locale"),
@@ -223,7 +320,7 @@ def where() -> Row:
             "Steps in which a replica of data-parallel training was the first whose own gradients, before the mean, "
             "had a NaN or Inf. A replica that repeats alone has a failing device or bad data. The first ten of a run "
             "have their own name, the rest are counted as other. Empty if the training does not use replica_flags.",
-            Query('max by (replica, replica_process, device) (optwrap_replica_not_finite_steps_total{run="$run"}) > 0'),
+            Query(f"{largest('optwrap_replica_not_finite_steps_total', by='replica, replica_process, device')} > 0"),
             columns=[
                 ("replica", "Replica", ""),
                 ("replica_process", "In process", ""),
@@ -239,10 +336,9 @@ def where() -> Row:
             "Processes that report, with their hosts and their health.",
             Query(process_health()),
             Query(
-                "max by (process, host, platform, device_kind, jax_version, optwrap_version) "
-                '(optwrap_process_info{run="$run"})'
+                largest("optwrap_process_info", by="process, host, platform, device_kind, jax_version, optwrap_version")
             ),
-            Query('time() - max by (process) (optwrap_last_report_timestamp_seconds{run="$run"})'),
+            Query(f"time() - {largest('optwrap_last_report_timestamp_seconds', by='process')}"),
             columns=[
                 ("process", "Process", ""),
                 ("Value #A", "Health", ""),
@@ -269,7 +365,7 @@ def exporter() -> Row:
             "stay exact, but the history has gaps.",
             "suffix: records/s",
             Query(
-                'sum by (kind) (rate(optwrap_run_client_dropped_total{run="$run"}[$__rate_interval]))',
+                f"sum by (kind) (rate(optwrap_run_client_dropped_total{{{ONE}}}[$__rate_interval]))",
                 "{{kind}}",
             ),
             span=8,
@@ -289,7 +385,7 @@ def exporter() -> Row:
             "Exporters up",
             "1 while Prometheus can scrape the exporter, else 0. Training continues either way.",
             "none",
-            Query('up{job="optwrap"}', "{{instance}}"),
+            Query('up{job="optwrap", cluster=~"$cluster", namespace=~"$namespace"}', "{{instance}}"),
             span=8,
             steps=True,
         ),

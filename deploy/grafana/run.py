@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.builders import dashboard as builders
 
 from deploy.grafana import rows
-from deploy.grafana.board import Addresses, board, choice
+from deploy.grafana.board import Addresses, board, choice, places
 from deploy.grafana.queries import ONE, RUNS, restarts, streaks
 
 UID: Final = "optwrap-run"
@@ -17,8 +17,8 @@ def build(addresses: Addresses) -> builders.Dashboard:
         UID,
         "optwrap / Run",
         "One training run: its health, the steps that its optimizer skipped, and the reasons.",
-        (rows.now(), rows.health(), rows.progress(), rows.where(), rows.exporter()),
-        variables=[choice("run", "Run", "Name of the run", RUNS, several=False)],
+        (rows.now(), rows.health(), rows.progress(), rows.cost(), rows.where(), rows.exporter()),
+        variables=[*places("optwrap_run_health"), choice("run", "Run", "Name of the run", RUNS, several=False)],
         page="?run=${run}",
         addresses=addresses,
         annotations=[streaks(ONE), restarts(ONE)],

@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.builders import dashboard as builders
 
 from deploy.grafana import run
-from deploy.grafana.board import Addresses, Row, board, choice, row
+from deploy.grafana.board import Addresses, Row, board, choice, places, row
 from deploy.grafana.panels import (
     COLORED,
     STEPS_PER_SECOND,
@@ -35,7 +35,10 @@ from deploy.grafana.queries import (
 UID: Final = "optwrap-runs"
 _WELL: Final = ("finished", "ok", "starting")
 """Healths that need no attention."""
-_RUN: Final = f"/d/{run.UID}?var-run=${{__value.text}}&${{datasource:queryparam}}&${{__url_time_range}}"
+_RUN: Final = (
+    f"/d/{run.UID}?var-run=${{__value.text}}&${{datasource:queryparam}}&${{cluster:queryparam}}"
+    "&${namespace:queryparam}&${__url_time_range}"
+)
 _PROCESSES: Final = f"count by (run, process) (optwrap_last_report_timestamp_seconds{{{ANY}}})"
 
 
@@ -46,7 +49,7 @@ def build(addresses: Addresses) -> builders.Dashboard:
         "optwrap / Runs",
         "All training runs: which of them need attention, and how they progress.",
         (_now(), _over_time()),
-        variables=[choice("run", "Run", "Names of the runs", RUNS, several=True)],
+        variables=[*places("optwrap_run_health"), choice("run", "Run", "Names of the runs", RUNS, several=True)],
         page="",
         addresses=addresses,
         annotations=[streaks(ANY), restarts(ANY)],
@@ -60,7 +63,7 @@ def _now() -> Row:
         "Now",
         number(
             "Runs",
-            "Runs that reported within the last 15 minutes.",
+            "Runs that report, or whose trouble nobody has acknowledged. Finished runs go after 15 minutes.",
             "none",
             Query(f"count(count by (run) ({_PROCESSES}))"),
             span=4,
@@ -90,6 +93,22 @@ def _now() -> Row:
             ),
             span=12,
         ),
+        number(
+            "Open incidents by kind",
+            "Incidents that are open and that nobody has acknowledged. gave_up and diverged stay open until the run is "
+            "rolled back.",
+            "none",
+            Query(f"sum by (kind) (max by (run, kind) (optwrap_incidents_open{{{ANY}}})) > 0", "{{kind}}"),
+            span=12,
+        ),
+        number(
+            "Steps lost by reason",
+            "Steps that brought training nothing: skipped, taken again after a rollback, or taken while no gradient "
+            "step came. Of all these runs together.",
+            "locale",
+            Query(f"sum by (reason) (max by (run, reason) (optwrap_lost_steps_total{{{ANY}}}))", "{{reason}}"),
+            span=12,
+        ),
         rows_by(
             "run",
             "All runs",
@@ -103,9 +122,13 @@ def _now() -> Row:
             Query(largest("optwrap_run_accepted_not_finite_steps_total", ANY)),
             Query(since("optwrap_last_report_timestamp_seconds", ANY)),
             Query(f"count by (run) ({_PROCESSES})"),
+            Query(f"sum by (run) (max by (run, kind) (optwrap_incidents_open{{{ANY}}}))"),
+            Query(largest("optwrap_attempts_total", ANY)),
+            Query(f"max by (run) (sum without (reason) (optwrap_lost_seconds_total{{{ANY}}}))"),
             columns=[
                 ("run", "Run", ""),
                 ("Value #A", "Health", ""),
+                ("Value #I", "Open incidents", "none"),
                 ("Value #B", "Steps", "locale"),
                 ("Value #C", "Gradient steps", "locale"),
                 ("Value #D", "Steps/s", STEPS_PER_SECOND),
@@ -113,6 +136,8 @@ def _now() -> Row:
                 ("Value #F", "Applied non-finite", "locale"),
                 ("Value #G", "Since last report", "s"),
                 ("Value #H", "Processes", "none"),
+                ("Value #J", "Attempts", "none"),
+                ("Value #K", "Time lost", "s"),
             ],
             sort="Health",
             span=16,
@@ -160,6 +185,23 @@ def _over_time() -> Row:
             "Share of each run's steps whose gradients were discarded, for all reasons.",
             "percentunit",
             Query(skipped_share(ANY), "{{run}}"),
+        ),
+        lines(
+            "Time lost by run",
+            "Seconds per second that went into steps that were skipped, taken again after a rollback, or starved: 1 "
+            "means that nothing else happens.",
+            "percentunit",
+            Query(
+                f"max by (run) (sum without (reason) (rate(optwrap_lost_seconds_total{{{ANY}}}[$__rate_interval])))",
+                "{{run}}",
+            ),
+        ),
+        lines(
+            "Attempts by run",
+            "Launches of each job so far. A line that climbs without new steps is a crash loop.",
+            "short",
+            Query(largest("optwrap_attempts_total", ANY), "{{run}}"),
+            steps=True,
         ),
         lines(
             "Longest non-finite streak",

@@ -75,6 +75,9 @@ class Monitor:
         first reading are not counted. Default: the same, and if there are such steps, one line in the log says so.
       members: the size of an ensemble that is trained in one `jax.vmap`, at most 256. The first axis of each observed
         reading is the member, and each member is a run: `run.0`, `run.1`, ...
+      replicated: whether all processes of the job train the same parameters, so that each step has the same outcome
+        and norm in all of them. If not, the exporter says that the processes have diverged, and names the odd one.
+        False if each process trains a copy of its own, as in local SGD: then they are not compared.
       serve: start an exporter at `endpoint`, an address of this machine, as a child that ends with this process, and
         print the link to its page. Needs the package optwrap-exporter. If something listens there, nothing is started.
         If it cannot be started, one line in the log says why. Waits until it listens, which takes a second or two.
@@ -97,6 +100,7 @@ class Monitor:
         on_step: Callable[[StepRecord], object] | None = None,
         counts_from: Literal["first_reading", "zero"] | None = None,
         members: int | None = None,
+        replicated: bool = True,
         serve: bool = False,
         stop: StopPolicy | None = None,
         _parts: Parts | None = None,
@@ -137,6 +141,7 @@ class Monitor:
             interval=interval,
             counts_from=counts_from,
             members=members,
+            replicated=replicated,
             local=on_step is not None,
         )
         self._put = self._puts(None)

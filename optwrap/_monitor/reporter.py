@@ -228,7 +228,9 @@ class Reporter:
             for run, account in zip(self._settings.runs, self._accounts, strict=True):
                 # An attempt that is only this process's own is named after the run's own incarnation.
                 own = own_attempt(account.incarnations[0].id) if attempt == own_attempt(first) else attempt
-                outbox = Outbox(account, Identity(run, process, own, self._settings.interval))
+                outbox = Outbox(
+                    account, Identity(run, process, own, self._settings.interval, self._settings.replicated)
+                )
                 outbox.build_hello(self._source.describe(), self._now())
                 self._outboxes.append(outbox)
         return self._outboxes

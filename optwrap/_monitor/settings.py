@@ -55,6 +55,8 @@ class Settings:
     """"zero" if this process began the training, "first_reading" if not; None if the program does not say."""
     members: int | None = None
     """How many members the observed ensemble has, each a run of its own; None without an ensemble."""
+    replicated: bool = True
+    """Whether all processes train the same parameters."""
 
     @property
     def off(self) -> bool:
@@ -82,6 +84,7 @@ def resolve(
     interval: float = 1.0,
     counts_from: str | None = None,
     members: int | None = None,
+    replicated: bool = True,
     local: bool = False,
 ) -> Settings | None:
     """The settings given by the arguments and, for those that are None, by the environment.
@@ -98,6 +101,7 @@ def resolve(
       interval: seconds between reports.
       counts_from: whether this process began the training.
       members: size of the ensemble.
+      replicated: whether all processes train the same parameters.
       local: whether steps are read even if they are not reported.
 
     Returns:
@@ -120,6 +124,8 @@ def resolve(
     checked_members = _members(members)
     if counts_from not in (None, *_COUNTS_FROM):
         raise ValueError(f"counts_from: got {counts_from!r}; allowed: {' or '.join(map(repr, _COUNTS_FROM))}")
+    if not isinstance(replicated, bool):
+        raise ValueError(f"replicated: got {replicated!r}; allowed: True or False")
     if address is None and not local:
         return None
 
@@ -142,7 +148,9 @@ def resolve(
     if not (file is None or isinstance(file, str | os.PathLike)):
         raise ValueError(f"{names}: got {file!r}; allowed: the path of a file that holds the token")
     path = None if file is None else os.fsdecode(file)
-    return Settings(name, address, checked_process, launch, path, checked_interval, counts_from, checked_members)
+    return Settings(
+        name, address, checked_process, launch, path, checked_interval, counts_from, checked_members, replicated
+    )
 
 
 def read_token(path: str) -> str:

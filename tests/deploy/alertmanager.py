@@ -29,6 +29,8 @@ class Alertmanager:
     def __init__(self, address: str) -> None:
         self.address = address
         self.notified: list[Notified] = []
+        self.messages: list[list[Notified]] = []
+        """The alerts of each notification."""
         self._waiting: list[Notified] = []
         self._changed = threading.Condition()
 
@@ -40,6 +42,7 @@ class Alertmanager:
         ]
         with self._changed:
             self.notified += alerts
+            self.messages.append(alerts)
             self._waiting += alerts
             self._changed.notify_all()
 
@@ -56,7 +59,8 @@ class Alertmanager:
 def configuration(webhook: str) -> dict[str, Any]:
     """The repository's alertmanager.yml with short delays, and a webhook for each receiver."""
     config: dict[str, Any] = load(DEPLOY / "alertmanager" / "alertmanager.yml")
-    config["route"] |= {"group_wait": "100ms", "group_interval": "500ms"}
+    for route in (config["route"], *config["route"]["routes"]):
+        route |= {"group_wait": "100ms", "group_interval": "500ms"}
     for receiver in config["receivers"]:
         receiver["webhook_configs"] = [{"url": webhook, "send_resolved": True}]
     return config

@@ -52,7 +52,7 @@ def _template(name: str) -> Callable[[Dashboard], bool]:
     def has(dashboard: Dashboard) -> bool:
         return any(
             (variable["name"], variable["label"].lower(), variable["multi"], variable.get("allValue"))
-            == (name, name, True, ".+")
+            == (name, name, True, ".*")
             for variable in variables(dashboard, "query")
         )
 

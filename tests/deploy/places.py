@@ -17,11 +17,13 @@ def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-RULES: Final[list[dict[str, Any]]] = [
-    rule
-    for path in sorted((PROMETHEUS / "rules").glob("*.yml"))
-    for group in load(path)["groups"]
-    for rule in group["rules"]
-]
+def _rules(folder: str) -> list[dict[str, Any]]:
+    paths = sorted((PROMETHEUS / folder).glob("*.yml"))
+    return [rule for path in paths for group in load(path)["groups"] for rule in group["rules"]]
+
+
+RULES: Final = _rules("rules")
+OPTIONAL: Final = _rules("optional")
+"""Alerts that are not loaded by default."""
 ALERTS: Final = [rule for rule in RULES if "alert" in rule]
 RECORDED: Final = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}

@@ -13,8 +13,8 @@ from tests.deploy.places import PROMETHEUS, load
 from tests.deploy.programs import free_address, serving
 from tests.polling import wait_until
 
-SCRAPE_INTERVAL: Final = 0.5
-RATE_INTERVAL: Final = "4s"
+SCRAPE_INTERVAL: Final = 1.0
+RATE_INTERVAL: Final = "6s"
 """Replaces $__rate_interval. It is longer than Grafana's minimum of four scrapes, for a busy machine."""
 
 
@@ -46,7 +46,7 @@ class Prometheus:
 
 
 def configuration(exporters: list[str], url: str, alertmanager: str | None = None) -> dict[str, Any]:
-    """The repository's prometheus.yml for exporters at these addresses, scraped twice a second.
+    """The repository's prometheus.yml for exporters at these addresses, scraped once a second.
 
     Args:
       exporters: URLs of the exporters.

@@ -5,9 +5,17 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import promql_parser
-from optwrap_exporter.metrics.table import METRICS, PROCESS, Metric
+from optwrap_exporter.metrics.metric import Metric
+from optwrap_exporter.metrics.table import METRICS, PROCESS
 
-GRAFANA: Final = {"$__rate_interval": "20s", "$__range": "1800s", "$run": "lm", "$instance": "node-0:10425"}
+GRAFANA: Final = {
+    "$__rate_interval": "20s",
+    "$__range": "1800s",
+    "$run": "lm",
+    "$instance": "node-0:10425",
+    "$cluster": ".*",
+    "$namespace": ".*",
+}
 """Values of the variables that Grafana substitutes in a query."""
 
 OF_SCRAPING: Final = {"job", "instance", "cluster", "namespace"}
@@ -86,7 +94,7 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
             if SERIES[selector.name].type == "histogram":
                 labels.add("le")
         elif selector.name in recorded:
-            labels = set(selector.name.split(":")[0].split("_"))
+            labels = {*selector.name.split(":")[0].split("_"), "cluster", "namespace"}
         elif selector.name in OF_PROMETHEUS:
             labels = OF_PROMETHEUS[selector.name]
         else:
@@ -106,6 +114,8 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
 def _unknown_values(metric: Metric | None, matcher: Any) -> Iterator[str]:
     """The values that the metric table does not list for this label. Labels with free values have no list."""
     listed = re.findall(r"`(\w+)`", metric.note) if metric is not None else []
+    # "As for `optwrap_process_health`": the values are listed there.
+    listed += [value for name in listed if name in SERIES for value in re.findall(r"`(\w+)`", SERIES[name].note)]
     if not listed or matcher.name in {*PROCESS, *OF_SCRAPING, "parameter"}:
         return
     for value in matcher.value.split("|"):

@@ -1,88 +1,21 @@
 """From a NaN in a jitted step to a notification, with a real job, exporter, Prometheus and Alertmanager."""
 
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
 
 import httpx
-import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 import optwrap
-from tests.conftest import RunningExporter
 from tests.deploy import alertmanager as alertmanagers
-from tests.deploy import prometheus as prometheuses
-from tests.deploy.alertmanager import Alertmanager, Notified
 from tests.deploy.places import ALERTS
-from tests.deploy.prometheus import Prometheus
+from tests.deploy.site import LIMIT, Site, Training
 from tests.exporter.running import Job
 from tests.polling import wait_until
 
 # One group, because each worker of a parallel run would start all programs.
 pytestmark = [pytest.mark.programs("prometheus", "prometheus-alertmanager"), pytest.mark.xdist_group("alerting")]
-
-LIMIT = 6
-
-
-class Training:
-    """A jitted optimizer behind a guard, stepped by the test."""
-
-    def __init__(self, monitor: optwrap.Monitor) -> None:
-        self.monitor = monitor
-        tx = optwrap.instrument(optwrap.apply_if_finite(optax.adam(1e-3), LIMIT), monitor)
-        self.params: Any = {"decoder": {"w": jnp.ones(3)}, "embed": jnp.ones(2)}
-        self.state = tx.init(self.params)
-
-        @jax.jit
-        def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any, jax.Array]:
-            updates, state = tx.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state, optwrap.reading(state)
-
-        self._step = step
-
-    def step(self, times: int, value: float) -> None:
-        """Take steps whose gradients of decoder/w have this value."""
-        for _ in range(times):
-            gradients = {"decoder": {"w": jnp.full(3, value)}, "embed": jnp.ones(2)}
-            self.params, self.state, reading = self._step(self.params, self.state, gradients)
-            self.monitor.observe(reading)
-        assert self.monitor.flush(30)
-
-
-class Site(NamedTuple):
-    """The running programs, shared by the tests of this file. Each test has its own runs."""
-
-    exporter: RunningExporter
-    prometheus: Prometheus
-    alertmanager: Alertmanager
-
-    def wait_for(self, alert: str, run: str, status: str, **labels: str) -> Notified:
-        """The notification of this alert for this run."""
-        wanted = {"alertname": alert, "run": run, **labels}
-        return self.alertmanager.wait_for(
-            f"{alert} {status}", lambda alert: alert.status == status and wanted.items() <= alert.labels.items()
-        )
-
-    def notified_of(self, run: str) -> set[str]:
-        """The alerts of a run that were notified so far."""
-        return {alert.labels["alertname"] for alert in self.alertmanager.notified if alert.labels.get("run") == run}
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    exporter = RunningExporter(tmp_path_factory.mktemp("exporter") / "data")
-    try:
-        with (
-            alertmanagers.running(tmp_path_factory.mktemp("alertmanager")) as alertmanager,
-            prometheuses.running(
-                tmp_path_factory.mktemp("prometheus"), [exporter.url], alertmanager.address
-            ) as prometheus,
-        ):
-            yield Site(exporter, prometheus, alertmanager)
-    finally:
-        exporter.stop()
 
 
 def test_streak_warns_then_becomes_critical_then_resolves(site: Site) -> None:
@@ -115,7 +48,8 @@ def test_streak_warns_then_becomes_critical_then_resolves(site: Site) -> None:
             f"{run}: {LIMIT // 2} calls in a row had non-finite gradients; "
             f"apply_if_finite rejects at most {LIMIT} in a row"
         )
-        assert warned.annotations["dashboard_url"] == f"http://localhost:3000/d/optwrap-run?var-run={run}"
+        assert warned.annotations["dashboard_url"].startswith(f"http://localhost:3000/d/optwrap-run?var-run={run}&")
+        assert warned.annotations["page_url"] == f"{site.exporter.url}/?run={run}"
         url, _, anchor = warned.annotations["runbook_url"].partition("#")
         assert f'<h2 id="{anchor}">OptwrapNotFiniteStreak</h2>' in httpx.get(url, trust_env=False).text
 
@@ -145,7 +79,7 @@ def test_missing_process_and_stale_processes_raise_and_resolve_alerts(site: Site
         send(first)
         missing = site.wait_for("OptwrapProcessMissing", run, "firing")
         assert missing.receiver == "wake"
-        assert missing.annotations["summary"] == f"{run}: 1 of its processes are missing"
+        assert missing.annotations["summary"] == f"{run}: 1 of its 2 processes have not reported"
         for job in (first, second):
             send(job)
         site.wait_for("OptwrapProcessMissing", run, "resolved")
@@ -172,8 +106,14 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
         ("OptwrapNotFiniteStreak", "critical"),
         ("OptwrapSkipRatioHigh", "warning"),
         ("OptwrapStalled", "critical"),
+        ("OptwrapFailed", "critical"),
+        ("OptwrapStopped", "critical"),
+        ("OptwrapProcessStale", "critical"),
+        ("OptwrapProcessMissing", "critical"),
+        ("OptwrapExporterDown", "warning"),
     }
-    alone = follows - {("OptwrapNotFiniteStreak", "critical")}
+    # Without the stale, missing, failed and stopped processes that mute a stall.
+    alone = {(name, severity) for name, severity in follows if severity == "warning" or name == "OptwrapStalled"}
     with httpx.Client(base_url=f"http://{site.alertmanager.address}/api/v2", trust_env=False, timeout=30) as client:
         firing = [
             {"labels": {"alertname": name, "severity": severity, "run": run}}
@@ -194,3 +134,18 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
         assert in_state("everything", "suppressed") == follows
         assert in_state("everything", "active") == everything - follows
         assert in_state("alone", "active") == alone
+
+
+def test_a_rack_of_exporters_that_goes_down_is_one_message(tmp_path: Path) -> None:
+    """Forty exporters that knew no run, and twenty of one run: one message each, and one of another namespace."""
+    with alertmanagers.running(tmp_path) as alertmanager:
+        down = {"alertname": "OptwrapExporterDown", "severity": "warning", "namespace": "a"}
+        labels = [down | {"instance": f"node-{node}:10425"} for node in range(40)]
+        labels += [down | {"run": "lm"}, down | {"namespace": "b", "instance": "node-0:10425"}]
+        posted = httpx.post(
+            f"http://{alertmanager.address}/api/v2/alerts", json=[{"labels": one} for one in labels], trust_env=False
+        )
+        assert posted.status_code == 200
+        wait_until(lambda: len(alertmanager.notified) >= len(labels), 30)
+        assert sorted(len(message) for message in alertmanager.messages) == [1, 1, 40]
+        assert {alert.receiver for alert in alertmanager.notified} == {"read"}

@@ -67,10 +67,17 @@ def test_dashboard_can_be_provisioned_anywhere(path: Path) -> None:
     assert dashboard["graphTooltip"] == 1
     assert dashboard["tags"] == ["optwrap"]
     assert dashboard["description"]
-    (variable,) = lint.variables(dashboard, "query")
-    assert variable["name"] == {"optwrap-exporters": "instance"}.get(path.stem, "run")
-    assert variable["datasource"]["uid"] == "${datasource}"
-    assert variable["multi"] == variable["includeAll"] == (path.stem != "optwrap-run")
+    found = lint.variables(dashboard, "query")
+    assert [variable["name"] for variable in found] == [
+        "cluster",
+        "namespace",
+        {"optwrap-exporters": "instance"}.get(path.stem, "run"),
+    ]
+    for variable in found:
+        several = variable["name"] != "run" or path.stem != "optwrap-run"
+        assert variable["datasource"]["uid"] == "${datasource}"
+        assert variable["multi"] == variable["includeAll"] == several
+        assert variable.get("allValue") == (".*" if several else None)
     assert set(re.findall(r'"uid": "([^"]*)"', path.read_text("utf-8"))) == {dashboard["uid"], "${datasource}"}
 
 
@@ -125,6 +132,18 @@ def test_panel_uses_only_known_metrics(panel: dict[str, Any]) -> None:
 def test_panel_needs_no_recording_rule(panel: dict[str, Any]) -> None:
     """The dashboards also work in a Prometheus without the rules."""
     assert not [name for name in RECORDED for expr in targets(panel) if name in expr]
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_panel_selects_cluster_and_namespace(panel: dict[str, Any]) -> None:
+    """Runs of one name in two namespaces are two runs. The ranks of healths are the same everywhere."""
+    for expr in targets(panel):
+        chosen = [
+            {"cluster", "namespace"} <= {matcher.name for matcher in selector.matchers.matchers}
+            for selector in lint.selectors(expr)
+            if selector.name != "optwrap_exporter_health_rank"
+        ]
+        assert all(chosen) or (any(chosen) and "on (cluster, namespace, job, instance)" in expr), expr
 
 
 @pytest.mark.parametrize("panel", PANELS)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.runbooks import page, slug
+from deploy.runbooks import console, of_the_exporter, slug
 from tests.deploy.lint import LOADED, variables
-from tests.deploy.places import ALERTS, PROMETHEUS, RECORDED, RULES, RUNBOOKS, load
+from tests.deploy.places import ALERTS, OPTIONAL, PROMETHEUS, RECORDED, RULES, RUNBOOKS, load
 from tests.deploy.promql import SERIES, unknown, words, wrong_over_processes
 
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
@@ -33,6 +33,9 @@ def test_prometheus_accepts_the_configuration_and_every_rule_file() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert f"{len(ALERTS)} rules found" in checked.stdout
     assert f"{len(RECORDED)} rules found" in checked.stdout
+    optional = promtool("check", "rules", "--lint-fatal", PROMETHEUS / "optional" / "expected.yml")
+    assert optional.returncode == 0, optional.stdout + optional.stderr
+    assert f"{len(OPTIONAL)} rules found" in optional.stdout
 
 
 @pytest.mark.programs("promtool")
@@ -51,13 +54,88 @@ def test_promtool_evaluates_groups_in_a_fixed_order(path: Path) -> None:
 MUTATIONS = {
     "OptwrapProcessStale waits for a resume": (
         "alerts.yml",
-        r'(health="stale"\}\) > 0\)\n +)for: 5m',
+        r'(kind="stale"\}\) > 0\n +)for: 5m',
         r"\1for: 1m",
         "a kill and a resume from a checkpoint two minutes later",
     ),
+    "an incident that was acknowledged is over": (
+        "recording.yml",
+        r"max by \(cluster, namespace, run, kind\) \(optwrap_incidents_open\)",
+        "max by (cluster, namespace, run, kind) (max_over_time(optwrap_incidents_open[1h]))",
+        "a non-finite step that was applied alerts until its incident is closed, and names step, parameter, checkpoint "
+        "and page",
+    ),
+    "what was open stays open while the exporter is down": (
+        "recording.yml",
+        r"or\n +run_kind:optwrap_incidents_open:max\n.*\n",
+        "\n",
+        "what was open when the only exporter went down stays open until an exporter says otherwise",
+    ),
+    "runs of two namespaces are two runs": (
+        "alerts.yml",
+        r"by \(cluster, namespace, run\) \(run_kind",
+        "by (run) (run_kind",
+        "runs of the same name in two namespaces have alerts, texts and pages of their own",
+    ),
+    "a failed run may start again": (
+        "alerts.yml",
+        r'(kind="failed"\}\) > 0\n +)for: 5m',
+        r"\1for: 1m",
+        "a failed run alerts after five minutes without a new attempt, and until then a scheduler may start it again",
+    ),
+    "an old attempt may end late": (
+        "alerts.yml",
+        r'(kind="conflict"\}\) > 0\n +)for: 2m',
+        r"\1for: 0s",
+        "two jobs of one name warn after two minutes; an old attempt that ends late does not",
+    ),
+    "a crash loop makes no progress": (
+        "alerts.yml",
+        r"unless\n +max_over_time\(run:optwrap_state_steps:max\[15m\]\) >.*\n",
+        "\n",
+        "a job that starts again and again at the same step is a crash loop; one that gets further each time is not",
+    ),
+    "one start again is no crash loop": (
+        "alerts.yml",
+        r"> 2\.5",
+        "> 0.5",
+        "a job that fails from its first start on is a crash loop within minutes",
+    ),
+    "an exporter that others replace is no reason to wake somebody": (
+        "recording.yml",
+        r"run:optwrap_exporters_down:count unless on .*",
+        "run:optwrap_exporters_down:count",
+        "a rack of exporters that goes down warns once for their run, because others still see it",
+    ),
+    "the alert on a lost exporter outlasts the series": (
+        "recording.yml",
+        r"(health!~.*\n +\))\n +or\n +run_instance.*\n",
+        r"\1\n",
+        "a run that trains and whose only exporter is down for two minutes raises a critical alert, for as long as it "
+        "is down",
+    ),
+    "a run that has ended needs no exporter": (
+        "recording.yml",
+        r'health!~"finished\|',
+        'health!~"',
+        "an exporter without a run that trains warns when it is down, and one that was taken out of the targets does "
+        "not",
+    ),
+    "a pod that starts is refused for a moment": (
+        "alerts.yml",
+        r"(> 2\n +)for: 10m",
+        r"\1for: 1m",
+        "reports that are refused for ten minutes warn, by reason and over all exporters",
+    ),
+    "OptwrapProcessMissing waits for slow hosts of one exporter": (
+        "alerts.yml",
+        r"(optwrap_processes_missing\) > 0\n +)for: 10m",
+        r"\1for: 5m",
+        "missing processes alert after ten minutes, where one exporter knows the job",
+    ),
     "OptwrapExporterDown waits for a restart": (
         "alerts.yml",
-        r'(up\{job="optwrap"\} == 0\n +)for: 2m',
+        r"(run_instance:optwrap_run_live:max\n +\)\n +)for: 2m",
         r"\1for: 0s",
         "an exporter of two processes that restarts on its host",
     ),
@@ -78,18 +156,6 @@ MUTATIONS = {
         r"finished\|failed\|stopped\|stale",
         "failed",
         "a run that finished during a streak, and then leaves the exporter",
-    ),
-    "OptwrapGaveUp uses the increase of the counter": (
-        "alerts.yml",
-        r"increase\((optwrap_run_accepted_not_finite_steps_total)\[5m\]\)",
-        r"\1",
-        "a kill and a resume from a checkpoint two minutes later",
-    ),
-    "OptwrapGaveUp uses the health from the exporter": (
-        "alerts.yml",
-        r'health="gave_up"',
-        r'health="ok"',
-        "a run that gave up before the first scrape raises the alert",
     ),
     "the streak warns at half its limit": (
         "alerts.yml",
@@ -116,13 +182,13 @@ MUTATIONS = {
         "a compilation of twenty minutes at the start",
     ),
     "OptwrapProcessMissing waits for slow hosts": (
-        "alerts.yml",
-        r"(timestamp_seconds\)\)\n +> 0\n +)for: 10m",
+        "expected.yml",
+        r"(timestamp_seconds\)\n +\)\n +> 0\n +)for: 10m",
         r"\1for: 1m",
         "hosts that start within eight minutes",
     ),
     "OptwrapProcessMissing ignores processes that ended": (
-        "alerts.yml",
+        "expected.yml",
         r"optwrap_process_count\n +unless ignoring \(health\)\n.*\n",
         "optwrap_process_count\n",
         "a finished run whose processes leave the exporter one after the other",
@@ -147,8 +213,8 @@ MUTATIONS = {
     ),
     "the ratio of norms follows a process to another host": (
         "recording.yml",
-        r"(optwrap_gradient_norm:max\n +expr: \|\n +max by) \(run\)",
-        r"\1 (run, instance)",
+        r"(optwrap_gradient_norm:max\n +expr: \|\n +max by) \(cluster, namespace, run\)",
+        r"\1 (cluster, namespace, run, instance)",
         "the ratio of norms follows a process to another exporter, and needs half an hour",
     ),
     "the norm ignores stale processes": (
@@ -159,13 +225,13 @@ MUTATIONS = {
     ),
     "steps of several processes count once": (
         "recording.yml",
-        r"max by \(run\) \(rate\(optwrap_run_steps_total",
-        "sum by (run) (rate(optwrap_run_steps_total",
+        r"max by \(cluster, namespace, run\) \(rate\(optwrap_run_steps_total",
+        "sum by (cluster, namespace, run) (rate(optwrap_run_steps_total",
         "processes that report the same global counts are not summed",
     ),
     "the rate is taken before the aggregation": (
         "recording.yml",
-        r"max by \(run\) \(rate\(optwrap_run_steps_total\[5m\]\)\)",
+        r"max by \(cluster, namespace, run\) \(rate\(optwrap_run_steps_total\[5m\]\)\)",
         "rate(max by (run) (optwrap_run_steps_total)[5m:])",
         "a rate does not change when the process with the largest counter goes",
     ),
@@ -184,8 +250,9 @@ def test_promtool_tests_detect_a_wrong_rule(
     file: str, pattern: str, replacement: str, case: str, tmp_path: Path
 ) -> None:
     """A rule with a deliberate mistake fails the promtool test that covers it."""
-    shutil.copytree(PROMETHEUS / "rules", tmp_path / "rules")
-    changed = tmp_path / "rules" / file
+    for folder in ("rules", "optional"):
+        shutil.copytree(PROMETHEUS / folder, tmp_path / folder)
+    (changed,) = tmp_path.glob(f"*/{file}")
     text, times = re.subn(pattern, replacement, changed.read_text("utf-8"))
     assert times, "the rule has changed: update this pattern"
     changed.write_text(text, "utf-8")
@@ -202,36 +269,66 @@ def test_promtool_tests_detect_a_wrong_rule(
     assert tested.returncode == 1, tested.stdout
 
 
-@pytest.mark.parametrize("rule", RULES, ids=name)
+@pytest.mark.parametrize("rule", RULES + OPTIONAL, ids=name)
 def test_rule_uses_only_known_metrics(rule: dict[str, Any]) -> None:
     assert unknown(rule["expr"], set(RECORDED)) == []
 
 
-@pytest.mark.parametrize("rule", RULES, ids=name)
+@pytest.mark.parametrize("rule", RULES + OPTIONAL, ids=name)
 def test_rule_takes_the_rate_of_each_process_before_it_aggregates(rule: dict[str, Any]) -> None:
     assert wrong_over_processes(rule["expr"]) == []
 
 
-@pytest.mark.parametrize("alert", ALERTS, ids=name)
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_rule_keeps_runs_of_two_clusters_or_namespaces_apart(rule: dict[str, Any]) -> None:
+    """Every aggregation and every join over other labels keeps both labels."""
+    for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
+        assert {"cluster", "namespace"} <= set(by.split(", ")), rule["expr"]
+
+
+@pytest.mark.parametrize("alert", ALERTS + OPTIONAL, ids=name)
 def test_alert_has_subject_value_severity_and_links(alert: dict[str, Any]) -> None:
     """The summary names the run, or the instance of an exporter, and has a value."""
     assert alert["labels"]["severity"] in {"warning", "critical"}
     assert {"for", "keep_firing_for"} <= set(alert)
     summary = alert["annotations"]["summary"]
-    assert re.match(r"\{\{ \$labels\.run \}\}: |.*\{\{ \$labels\.instance \}\} ", summary)
+    assert "$labels." in summary or alert["alert"] == "OptwrapAbsent"
     assert "$value" in summary or "| query }}" in summary
     assert alert["annotations"]["description"]
-    assert alert["annotations"]["runbook_url"] == "{{ $externalURL }}/consoles/runbooks.html#" + slug(alert["alert"])
-    link = re.fullmatch(
-        r"http://localhost:3000/d/([\w-]+)\?var-(\w+)=\{\{ \$labels\.(\w+) \}\}", alert["annotations"]["dashboard_url"]
-    )
+    assert alert["annotations"]["runbook_url"] == f"{{{{ $externalURL }}}}/consoles/runbooks.html#{alert['alert']}"
+    link = re.fullmatch(r"http://localhost:3000/d/([\w-]+)(\?.*)?", alert["annotations"]["dashboard_url"])
     assert link is not None
-    (variable,) = variables(LOADED[link[1]], "query")
-    assert link[2] == link[3] == variable["name"] == ("run" if summary.startswith("{{ $labels.run }}") else "instance")
+    chosen = {variable["name"] for variable in variables(LOADED[link[1]], "query")}
+    assert set(re.findall(r"var-(\w+)=\{\{ \$labels\.\1 \}\}", link[2] or "")) <= chosen
+    assert (link[2] or "").count("var-") == len(re.findall(r"var-(\w+)=\{\{ \$labels\.\1 \}\}", link[2] or ""))
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=name)
+def test_alert_links_the_page_of_an_exporter(alert: dict[str, Any]) -> None:
+    """Its run on the page of an exporter that knows it, or the exporter's page."""
+    page = alert["annotations"]["page_url"]
+    assert "http://{{" in page
+    if alert["annotations"]["summary"].startswith("{{ $labels.run }}: "):
+        assert "/?run={{ $labels.run }}" in page
+
+
+@pytest.mark.parametrize("alert", ALERTS + OPTIONAL, ids=name)
+def test_annotations_ask_for_known_metrics_of_this_run_alone(alert: dict[str, Any]) -> None:
+    """Every query in a template selects by the alert's own labels, so that another run's value is never shown."""
+    for text in alert["annotations"].values():
+        asked = re.findall(r'printf "([^"]*)" ([^|}]*)\| query', text)
+        assert text.count("| query") == len(asked), text
+        for expr, arguments in asked:
+            given = re.findall(r"\$labels\.(\w+)", arguments)
+            assert expr.count("%s") == len(given)
+            assert re.findall(r"(\w+)='%s'", expr) == given
+            assert {"cluster", "namespace"} <= set(given)
+            assert unknown(expr.replace("outcome='%s'", "outcome='busy'"), set(RECORDED)) == []
 
 
 def test_alerts_and_runbooks_correspond() -> None:
-    assert list(dict.fromkeys(alert["alert"] for alert in ALERTS)) == HEADINGS
+    """In this order, the optional ones at the end. The name of an alert is its anchor."""
+    assert list(dict.fromkeys(alert["alert"] for alert in ALERTS + OPTIONAL)) == HEADINGS
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
@@ -249,15 +346,17 @@ def test_links_within_the_runbooks_have_a_target() -> None:
     targets = set(re.findall(r"\]\(#([^)]+)\)", text))
     assert targets
     assert targets <= {slug(heading) for heading in HEADINGS}
-    assert all(f'<h2 id="{slug(heading)}">' in page(text) for heading in HEADINGS)
+    for made in (console(text), of_the_exporter(text)):
+        assert all(f'<h2 id="{heading}">' in made for heading in HEADINGS)
+        assert set(re.findall('href="#([^"]+)"', made)) <= set(HEADINGS)
 
 
 def test_runbook_with_a_template_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\{\{"):
-        page("# Runbooks\n\n{{ $value }}\n")
+        console("# Runbooks\n\n{{ $value }}\n")
 
 
-@pytest.mark.parametrize("alert", sorted({alert["alert"] for alert in ALERTS}))
+@pytest.mark.parametrize("alert", sorted({alert["alert"] for alert in ALERTS + OPTIONAL}))
 def test_promtool_tests_cover_firing_and_not_firing(alert: str) -> None:
     expected = [
         bool(case["exp_alerts"])

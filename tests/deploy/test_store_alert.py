@@ -31,13 +31,17 @@ def test_silence_is_muted_where_an_exporter_cannot_store_and_nowhere_else(tmp_pa
             for namespace in ("ill", "well")
             for name in SILENT | OTHERS
         ]
+        firing += [
+            {"labels": {"alertname": "OptwrapReportsRejected", "outcome": outcome, "namespace": "ill"}}
+            for outcome in ("unavailable", "unauthorized")
+        ]
         ill = {"alertname": "OptwrapStoreUnhealthy", "severity": "critical", "namespace": "ill", "condition": "full"}
         firing.append({"labels": ill | {"instance": "node-0:10425"}})
         assert client.post("/alerts", json=firing).status_code == 200
 
-        def in_state(state: str) -> set[tuple[str, str]]:
+        def in_state(state: str) -> set[tuple[str, str, str]]:
             return {
-                (alert["labels"]["namespace"], alert["labels"]["alertname"])
+                (alert["labels"]["namespace"], alert["labels"]["alertname"], alert["labels"].get("outcome", ""))
                 for alert in client.get("/alerts").json()
                 if alert["status"]["state"] == state
             }
@@ -46,4 +50,5 @@ def test_silence_is_muted_where_an_exporter_cannot_store_and_nowhere_else(tmp_pa
         while in_state("unprocessed"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert in_state("suppressed") == {("ill", name) for name in SILENT}
+        refused = ("ill", "OptwrapReportsRejected", "unavailable")
+        assert in_state("suppressed") == {refused, *(("ill", name, "") for name in SILENT)}

@@ -184,7 +184,7 @@ def test_of_too_many_processes_the_healthy_ones_are_left_out(tmp_path: Path) -> 
             trainer.bad()
         else:
             trainer.step("skipped_large", 0.1234567890123456)
-        kept.ledger.apply(kept.ledger.plan(trainer.report()))
+        kept.ledger.apply(kept.ledger.plan(trainer.report(replicated=False)))
     detail = kept.ledger.detail("lm")
     assert detail is not None
     assert len(detail.model_dump_json()) <= ANSWER_BYTES

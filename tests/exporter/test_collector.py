@@ -214,23 +214,70 @@ def replicas(site: Served) -> dict[tuple[str, ...], float]:
     }
 
 
-@pytest.mark.parametrize("end", ["finished", "failed", "stopped", "lost"])
-def test_gauges_of_an_ended_process_disappear_before_its_counters(site: Served, end: str) -> None:
+def shown(site: Served, run: str, process: str = "0") -> tuple[bool, bool]:
+    """Whether the gauges of a process have series, its health among them, and whether its counters have."""
+    gauge = value(site, "optwrap_not_finite_streak", run, process) is not None
+    health = any(value(site, "optwrap_process_health", run, process, health=name) for name in HEALTHS)
+    assert gauge == health
+    return gauge, value(site, "optwrap_steps_total", run, process) is not None
+
+
+def test_gauges_of_a_finished_process_disappear_before_its_counters(site: Served) -> None:
     ended, live = Job(run="ended", clock=site.clock), Job(run="live", clock=site.clock)
     ended.step()
-    site.send(ended.report("running" if end == "lost" else end))
+    site.send(ended.report("finished"))
     gone = site.clock.now
 
     def at(seconds: float) -> tuple[bool, bool]:
         site.clock.now = gone + seconds
         live.step()
         site.send(live.report())
-        assert value(site, "optwrap_not_finite_streak", "live") == 0
-        assert value(site, "optwrap_steps_total", "live") is not None
-        gauge = value(site, "optwrap_not_finite_streak", "ended") is not None
-        health = any(value(site, "optwrap_process_health", "ended", health=name) for name in HEALTHS)
-        assert gauge == health
-        return gauge, value(site, "optwrap_steps_total", "ended") is not None
+        assert shown(site, "live") == (True, True)
+        return shown(site, "ended")
+
+    assert at(GAUGES_GO_AFTER - 1) == (True, True)
+    assert at(GAUGES_GO_AFTER + 1) == (False, True)
+    assert at(COUNTERS_GO_AFTER - 1) == (False, True)
+    assert at(COUNTERS_GO_AFTER + 1) == (False, False)
+
+
+@pytest.mark.parametrize("end", ["failed", "stopped", "stale"])
+def test_a_dead_process_keeps_its_series_until_it_reports_again(site: Served, end: str) -> None:
+    """If they went, its alert would resolve, although nothing is."""
+    job = Job(run="dead", clock=site.clock)
+    job.step()
+    site.send(job.report("running" if end == "stale" else end))
+    for seconds in (GAUGES_GO_AFTER + 1, COUNTERS_GO_AFTER, 7 * 86_400):
+        site.clock.advance(seconds)
+        site.ingest.tick()
+        assert shown(site, "dead") == (True, True)
+        assert value(site, "optwrap_process_health", "dead", health=end) == 1
+        assert samples(site)["optwrap_run_health", (("health", end), ("run", "dead"))] == 1
+        assert site.get("/v1/runs/dead")["health"] == end
+    again = Job(run="dead", incarnation="e2", attempt="a2", clock=site.clock, state=job.state.copy())
+    again.step()
+    site.send(again.report())
+    assert value(site, "optwrap_process_health", "dead", health="ok") == 1
+    assert site.get("/v1/runs/dead")["health"] == "ok"
+
+
+def test_a_dead_process_that_the_next_launch_goes_on_without_keeps_its_series_for_a_while(site: Served) -> None:
+    for process in range(2):
+        job = Job(run="smaller", process=process, process_count=2, clock=site.clock)
+        job.step()
+        site.send(job.report())
+    site.clock.advance(60)
+    again = Job(run="smaller", incarnation="e2", attempt="a2", clock=site.clock)
+    site.send(again.report("starting"))
+
+    def at(seconds: float) -> tuple[bool, bool]:
+        site.clock.advance(seconds - 60)
+        again.step()
+        site.send(again.report())
+        assert shown(site, "smaller") == (True, True)
+        found = shown(site, "smaller", "1")
+        site.clock.advance(60 - seconds)
+        return found
 
     assert at(GAUGES_GO_AFTER - 1) == (True, True)
     assert at(GAUGES_GO_AFTER + 1) == (False, True)

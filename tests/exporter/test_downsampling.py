@@ -95,14 +95,15 @@ def test_downsampling_keeps_the_extremes_of_every_bucket(kept: Kept, points: int
         kept.take(trainer.report())
     wanted = {step: norm for step, norm in norms.items() if step >= since}
     shown = [row[0] for row in rows(kept.store.steps("lm", 0, since=since, points=points))]
-    width = -(-len(wanted) // (points // 2))
+    count = (points - 2) // 2  # the first and the last step are always shown
+    width = -(-len(wanted) // count)
     unit, first = (SIZE, since // SIZE) if width >= 2 * SIZE else (1, since)
-    together = -(-(len(norms) // unit - first + 1) // (points // 2))
+    together = -(-(len(norms) // unit - first + 1) // count)
     parts: dict[int, list[int]] = {}
     for step in wanted:
         parts.setdefault((step // unit - first) // together, []).append(step)
     extremes = {choose(part, key=wanted.__getitem__) for part in parts.values() for choose in (min, max)}
-    assert shown == sorted(extremes)
+    assert shown == sorted(extremes | {since, len(norms)})
     assert points * 0.6 <= len(shown) <= points
 
 
@@ -176,13 +177,14 @@ def test_downsampling_by_time_keeps_slow_steps_among_many_fast_ones(kept: Kept) 
 
     assert sum(step > fast for step in shown("step")) < 10
     by_time = shown("time")
-    width = (times[-1] - times[0]) / (points // 2)
+    count = (points - 2) // 2
+    width = (times[-1] - times[0]) / count
     parts: dict[int, list[int]] = {}
     for step, time in zip(steps, times, strict=True):
-        parts.setdefault(min(points // 2 - 1, int((time - times[0]) / width)), []).append(step)
+        parts.setdefault(min(count - 1, int((time - times[0]) / width)), []).append(step)
     # Where a block of steps lasts longer than a part, each part's own; before it, and on the border, those of blocks.
     clear = [part for part in parts.values() if part[0] > fast + 2 * SIZE]
-    assert len(clear) > 0.6 * points // 2
+    assert len(clear) > 0.6 * count
     for part in clear:
         assert set(by_time) >= {choose(part, key=lambda step: norms[step - 1]) for choose in (min, max)}
     assert set(by_time) & set(range(1, fast + 1))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.figures import OTHER
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.run_list import RunFilter
 from optwrap_exporter.wire.answers import ProcessTotals, RunDetail
 
 from tests.exporter.histories import History, delivered, histories
@@ -399,7 +400,7 @@ def test_cursors_page_through_runs_and_parameters() -> None:
     runs: list[str] = []
     cursor = None
     while True:
-        page = ledger.run_page(2, cursor)
+        page = ledger.run_page(RunFilter(sort="run"), limit=2, cursor=cursor)
         assert len(page.items) <= 2
         runs += [item.run for item in page.items]
         if (cursor := page.cursor) is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from optwrap_exporter.metrics.table import BY_NAME, METRICS, PROCESS, REPORT_OUTCOMES, document
-from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
+from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_KINDS, SKIP_REASONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +42,7 @@ def test_the_notes_name_every_value_of_a_label() -> None:
     for name, values in {
         "optwrap_skipped_steps_total": SKIP_REASONS.values(),
         "optwrap_process_health": HEALTHS,
+        "optwrap_incidents_open": INCIDENT_KINDS,
         "optwrap_exporter_reports_total": REPORT_OUTCOMES,
     }.items():
         for value in values:

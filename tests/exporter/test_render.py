@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from optwrap_exporter.ingest.load import Load
 from optwrap_exporter.ledger.counters import Counts, OutcomeCounts, Replica
 from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.lost import Lost
 from optwrap_exporter.metrics import samples
 from optwrap_exporter.metrics.collector import OwnCollector, StoreFigures
 from optwrap_exporter.metrics.own import Statistics
@@ -20,7 +22,7 @@ from optwrap_exporter.metrics.render import OPENMETRICS, TEXT, Format, Renderer
 from optwrap_exporter.metrics.table import METRICS
 from optwrap_exporter.wire.answers import DroppedTotals
 from optwrap_exporter.wire.requests import Gauges, Source
-from optwrap_exporter.wire.vocabulary import HEALTHS, LARGEST
+from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_KINDS, INCIDENT_STATES, LARGEST
 from prometheus_client.registry import Collector
 
 from tests.exporter.trainer import START, Trainer, TurnedClock, take
@@ -47,6 +49,16 @@ process_views = st.builds(
     parameters=st.dictionaries(texts, counts, max_size=3).map(lambda found: {OTHER: 0} | found),
     replicas=st.dictionaries(replicas, counts, max_size=3).map(lambda found: {OTHER_REPLICAS: 0} | found),
     dropped=st.builds(DroppedTotals, steps=counts, bad_steps=counts, not_stored=counts),
+    lost=st.builds(
+        Lost,
+        skipped=counts,
+        redone=counts,
+        starved=counts,
+        skipped_seconds=numbers,
+        redone_seconds=st.just(0.0),
+        starved_seconds=numbers,
+    ),
+    left=st.booleans(),
     gauges=st.builds(
         Gauges.model_construct,
         not_finite_streak=st.none() | counts,
@@ -70,6 +82,24 @@ process_views = st.builds(
         process_count=st.integers(1, 65_536),
     ),
 )
+ranges = st.lists(st.integers(0, 65_535), max_size=2).map(lambda found: tuple((one, one) for one in sorted(set(found))))
+incidents = st.builds(
+    IncidentRecord,
+    id=st.just(1),
+    kind=st.sampled_from(INCIDENT_KINDS),
+    attempt=st.just("a"),
+    generation=st.just(0),
+    opened=times,
+    updated=times,
+    state=st.sampled_from(INCIDENT_STATES),
+    processes=ranges,
+    active=ranges,
+    first_step=st.none() | counts,
+    parameter=st.none() | texts,
+    host=st.none() | texts,
+    device=st.none() | texts,
+    last_clean_step=st.none() | counts,
+)
 run_views = st.builds(
     RunView,
     run=texts,
@@ -80,6 +110,10 @@ run_views = st.builds(
     totals=totals,
     parameters=st.dictionaries(texts, counts, max_size=3),
     dropped=st.builds(DroppedTotals, steps=counts, bad_steps=counts, not_stored=counts),
+    attempts=counts,
+    missing=st.none() | counts,
+    incidents=st.lists(incidents, max_size=3).map(tuple),
+    acknowledged=st.booleans(),
 )
 
 
@@ -139,7 +173,8 @@ def test_a_number_is_written_as_prometheus_client_writes_it(value: float, monkey
         add("optwrap_processes_expected", value)
 
     monkeypatch.setattr(samples, "of_run", one)
-    runs = [RunView("lm", "ok", 1, 1, NOW, Counts(), {}, DroppedTotals(steps=0, bad_steps=0, not_stored=0))]
+    dropped = DroppedTotals(steps=0, bad_steps=0, not_stored=0)
+    runs = [RunView("lm", "ok", 1, 1, NOW, Counts(), {}, dropped, 1, None, (), False)]
     rendered = Renderer(of([], runs), own(), clock=lambda: NOW, pause=no_pause).render(TEXT, compress=False)
     assert rendered == TEXT.encode(Reference([], runs, own()))
 

@@ -17,22 +17,24 @@ wire.answers wire.step_answers wire.series wire.consistency wire.cursor wire.dup
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.past ledger.conditions ledger.pace ledger.lost ledger.process ledger.incidents.record ledger.run
 ledger.conflict ledger.divergence ledger.incidents.summary ledger.health ledger.events ledger.apply_report
-ledger.figures ledger.unseen ledger.attempts ledger.summary ledger.labels ledger.views ledger.plan
+ledger.attempts ledger.figures ledger.unseen ledger.summary ledger.labels ledger.views ledger.run_list ledger.plan
 ledger.incidents.fold ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
 ledger.incidents.report ledger.incidents.plans ledger.ledger
 store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample
 store.scalar_rollups store.retention
-store.event_list store.grid store.record_series store.series store.reader store.reads
+store.event_list store.incident_list store.grid store.record_series store.series store.reader store.reads
 store.pending store.writer store.opening store.store
-ingest.load ingest.group_commit ingest.waiting ingest.ingest
-metrics.table metrics.own metrics.samples metrics.collector metrics.render
+ingest.load ingest.group_commit ingest.operations ingest.waiting ingest.ingest
+metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metrics.samples metrics.collector
+metrics.render
 http.errors http.query.csv_answer http.query.limiter http.query.parameters http.query.responses http.query.routing
 http.middleware http.authorization http.admission http.connections http.log_limit
 http.connection_timeout http.server http.channel http.hub
-http.routes.events http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
+http.routes.changes http.routes.events http.routes.incidents
+http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
 http.routes.series http.routes.steps http.routes.stream
 http.app http.openapi
-cli.render cli.client cli.main
+cli.text cli.exporter cli.render cli.client cli.main
 __main__
 """
 """Every module of the package. A module imports only modules before it."""

@@ -1,5 +1,6 @@
 """The verdict sentence of every health: cause, process, since which step, what to do."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ def _gave_up(watched: Watched, trainer: Trainer) -> None:
     watched.say(trainer, None)
 
 
+def _diverged(watched: Watched, trainer: Trainer) -> None:
+    trainer.process_count = 2
+    other = Trainer(watched.clock, process=1, process_count=2)
+    for one, norm in ((trainer, 1.0), (other, 8.0)):
+        one.step(norm=norm)
+        watched.say(one, None)
+
+
 def _conflict(watched: Watched, trainer: Trainer) -> None:
     watched.keep_saying(trainer, 1, "applied")
     other = Trainer(watched.clock, attempt="second")
@@ -144,7 +153,12 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "gave_up",
         _gave_up,
-        "gave up at 2: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 1",
+        "gave up at 21: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 20",
+    ),
+    (
+        "diverged",
+        _diverged,
+        "processes 0 and 1 disagree: norm 1 and 8, since step 1: restore a checkpoint at or before 0 on all processes",
     ),
     (
         "conflict",
@@ -171,7 +185,8 @@ def test_every_health_has_a_sentence(health: Health, story: Story, sentence: str
     assert (detail.health, detail.summary) == (health, sentence)
     assert watched.ledger.verdict("lm") == (health, sentence)
     (row,) = detail.processes
-    assert row.summary == (None if health in {"ok", "starting", "finished"} else sentence)
+    without_duration = re.sub(r" for \d+ (min|days),", ",", sentence)
+    assert row.summary == (None if health in {"ok", "starting", "finished"} else without_duration)
 
 
 def test_no_health_is_left_out() -> None:

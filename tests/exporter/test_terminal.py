@@ -2,15 +2,17 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter.cli import client as terminal
+from optwrap_exporter.cli import exporter as terminal
 from optwrap_exporter.cli import main as cli
 from optwrap_exporter.cli import render as screen
+from optwrap_exporter.cli.text import clean, duration, number, percent
 from optwrap_exporter.wire.vocabulary import HEALTHS
 
 from tests.exporter.running import Job, Served, served
@@ -37,10 +39,10 @@ def test_status_shows_each_run_in_one_line(site: Served, capsys: pytest.CaptureF
     assert cli.run(["status", site.url]) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("lm ")]
-    for part in ("ok", "1,235", "1,234", "0 / 1 / 0", "3/4", "123.5"):
+    for part in ("Healthy", "1,235", "< 0.1 %", "3/4", " 123 "):
         assert part in line, (part, line)
-    assert any(line.startswith("other ") and "finished" in line for line in lines)
-    assert any("skipped at step 1,235" in line for line in lines)
+    assert any(line.startswith("other ") and "Finished" in line and " ago" in line for line in lines)
+    assert any("Skipped, large norm at step 1,235" in line for line in lines)
 
 
 NORMS = st.one_of(st.floats(0, 3e38), st.sampled_from(["NaN", "Infinity"]))
@@ -77,7 +79,7 @@ def test_status_draws_the_last_norms(site: Served, capsys: pytest.CaptureFixture
 def test_a_narrow_terminal_keeps_the_important_columns(
     site: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    """Run, health, streak, skips, and the first bad parameter with its step."""
+    """Run, health, streak, skips, and the sentence about what is wrong."""
     monkeypatch.setenv("COLUMNS", str(width))
     job = Job(run="lm-7b-2026", clock=site.clock)
     job.gauges |= {"mini_step": 3, "every_k": 4}
@@ -89,19 +91,14 @@ def test_a_narrow_terminal_keeps_the_important_columns(
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line.rstrip()) <= width for line in lines)
     (line,) = [line for line in lines if line.startswith("lm-7b-2026 ")]
-    for part in ("skipping", " 2 ", "2 / 0 / 0"):
+    for part in ("Skipping", " 2 ", " %"):
         assert part in line, (part, line)
     words = " ".join(" ".join(lines).split())
-    assert "lm-7b-2026: first non-finite in step 1,234,568: decoder/w (3), decoder/b (1) and 1 more" in words
+    assert f"lm-7b-2026: {site.get('/v1/runs/lm-7b-2026')['summary']}" in words
     if width >= 100:
         assert "3/4" in line
     if width == 200:
-        assert "1,234,567" in line
-    # Good again: nobody asks what went bad.
-    job.step("applied", 1.0)
-    site.send(job.report())
-    cli.run(["status", site.url])
-    assert "first non-finite" not in capsys.readouterr().out
+        assert "1,234,569" in line
 
 
 def test_status_without_runs(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +120,7 @@ def test_json_is_the_apis_own_answer(site: Served, capsys: pytest.CaptureFixture
     assert cli.run(["status", site.url, "--run", "lm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == site.get("/v1/runs/lm")
     assert cli.run(["status", site.url, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [site.get("/v1/runs/lm")]
+    assert json.loads(capsys.readouterr().out) == site.get("/v1/runs")["items"]
 
 
 def test_an_unknown_run_is_one_line(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,9 +145,9 @@ def test_a_stale_run_needs_attention(site: Served) -> None:
 
 
 def test_every_health_has_an_exit_status() -> None:
-    assert set(HEALTHS) > terminal.HEALTHY
-    assert set(HEALTHS) - terminal.HEALTHY == {
-        *("conflict", "gave_up", "failed", "stopped", "stale", "stalled", "starved", "degraded"),
+    assert set(HEALTHS) > cli.HEALTHY
+    assert set(cli.UNHEALTHY) == {
+        *("conflict", "diverged", "gave_up", "failed", "stopped", "stale", "stalled", "starved", "degraded"),
     }
 
 
@@ -168,7 +165,7 @@ def test_a_server_that_is_not_an_exporter_is_an_error(site: Served, capsys: pyte
 
 
 def test_control_characters_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert screen.clean("a\x1b[31mb\x9b2J\u202ec\n") == "a\ufffd[31mb\ufffd2J\ufffdc\ufffd"
+    assert clean("a\x1b[31mb\x9b2J\u202ec\n") == "a\ufffd[31mb\ufffd2J\ufffdc\ufffd"
     with served(tmp_path / "data") as site:
         job = Job(clock=site.clock)
         job.step("skipped_not_finite", "NaN", **{"[red]w": 1})
@@ -186,10 +183,10 @@ def test_watch_refreshes_and_survives_an_exporter_that_stops(
     looks = 0
     real = terminal.Exporter.runs
 
-    def runs(self: terminal.Exporter, only: str | None, most: int | None = None) -> list[terminal.Json]:
+    def runs(self: terminal.Exporter, *filters: Any) -> Iterator[terminal.Json]:
         if looks == 2:
             raise terminal.Unreachable("gone for now")
-        return real(self, only, most)
+        return real(self, *filters)
 
     def sleep(seconds: float) -> None:
         nonlocal looks
@@ -223,3 +220,129 @@ def test_an_event_line_names_the_first_replica(site: Served, replica: dict[str, 
     job.step("skipped_not_finite", "NaN", replica={"replica": 5, "count": 2, **replica}, w=1)
     site.send(job.report())
     assert says in screen._event(site.get("/v1/runs/lm/events")["items"][0], time.time())
+
+
+def test_the_worst_runs_are_shown_and_the_others_counted(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dead run that reported long ago is the first of 48, not left out."""
+    site.send(Job(run="dead", clock=site.clock).report("failed"))
+    site.clock.advance(60)
+    for i in range(47):
+        site.send(Job(run=f"run-{i}", clock=site.clock).report("finished" if i % 2 else "starting"))
+    assert cli.run(["status", site.url]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if (line.startswith(("dead", "run-")) and "ago" in line) or "Starting" in line]
+    assert rows[0].startswith("dead ")
+    assert sum(line.startswith(("dead ", "run-")) for line in lines if ": " not in line) == 20
+    (more,) = [line for line in lines if line.startswith("and ")]
+    assert more.rstrip() == "and 28 more: 5 starting, 23 finished"
+
+
+def test_an_acknowledged_failure_is_no_reason_to_exit_with_1(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(site, "it", "failed")
+    assert cli.run(["status", site.url]) == 1
+    (incident,) = site.get("/v1/incidents", kind="failed")["items"]
+    assert site.client.post(f"/v1/incidents/{incident['id']}/acknowledge").status_code == 200
+    capsys.readouterr()
+    assert cli.run(["status", site.url]) == 0
+    assert "Failed (acknowledged)" in capsys.readouterr().out
+
+
+def test_the_healths_to_exit_on_can_be_chosen(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(site, "it", "failed")
+    assert cli.run(["status", site.url, "--exit-on", "stale,conflict"]) == 0
+    assert cli.run(["status", site.url, "--exit-on", "stale,failed"]) == 1
+    assert cli.run(["status", site.url, "--exit-on", "finished"]) == 0
+    assert cli.run(["status", site.url, "--exit-on", "ill"]) == 2
+    assert "'ill' is no health: expected some of conflict, diverged" in capsys.readouterr().err
+
+
+def test_runs_are_chosen_by_name_and_health(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, state in (("lm-1", "running"), ("lm-2", "failed"), ("vit", "failed")):
+        fill(site, name, state)
+
+    def shown(*options: str) -> list[str]:
+        cli.run(["status", site.url, "--json", *options])
+        return [run["run"] for run in json.loads(capsys.readouterr().out)]
+
+    assert set(shown("--run", "lm-*")) == {"lm-1", "lm-2"}
+    assert set(shown("--health", "failed")) == {"lm-2", "vit"}
+    assert set(shown("--health", "failed", "--health", "ok")) == {"lm-1", "lm-2", "vit"}
+    assert shown("--run", "lm-?", "--health", "failed") == ["lm-2"]
+    assert cli.run(["status", site.url, "--health", "ill"]) == 2
+
+
+def test_the_runs_of_several_exporters_are_merged(
+    site: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(tmp_path / "other") as other:
+        fill(site, "here")
+        fill(other, "there", "failed")
+        assert cli.run(["status", site.url, other.url]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        rows = [line.split() for line in lines if line.startswith("127.0.0.1:")]
+        assert [row[:2] for row in rows] == [
+            [other.url.removeprefix("http://"), "there"],
+            [site.url.removeprefix("http://"), "here"],
+        ]
+    assert cli.run(["status", site.url, other.url]) == 2
+    out = capsys.readouterr().out
+    assert f"no exporter answers at {other.url}" in " ".join(out.split())
+    assert "here" in out
+
+
+def test_a_dead_run_has_no_rate(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(clock=site.clock)
+    for _ in range(3):
+        for _ in range(10):
+            site.clock.advance(0.4)
+            job.step()
+        site.send(job.report())
+    cli.run(["status", site.url])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lm ")]
+    assert " 2.5 " in line
+    site.clock.advance(3600)
+    cli.run(["status", site.url])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lm ")]
+    assert "No reports" in line
+    assert " 2.5 " not in line
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, ""),
+        (0.0, "0"),
+        (0.8123, "0.812"),
+        (12.345, "12.3"),
+        (4120.4, "4,120"),
+        (3.14e-7, "3.1e-7"),
+        (2e9, "2e9"),
+        (-0.5, "-0.5"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-∞"),
+    ],
+)
+def test_a_number_has_three_digits(value: object, written: str) -> None:
+    assert number(value) == written
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0.4, "0 s"),
+        (59.9, "59 s"),
+        (200, "3 min 20 s"),
+        (7200, "2 h"),
+        (7500, "2 h 5 min"),
+        (273_600, "3 d 4 h"),
+        (-3, "0 s"),
+    ],
+)
+def test_a_duration_is_written_as_on_the_page(seconds: float, written: str) -> None:
+    assert duration(seconds) == written
+
+
+def test_a_share_is_written_as_on_the_page() -> None:
+    assert [percent(part, 1000) for part in (0, 14, 120, 1)] == ["0 %", "1.4 %", "12 %", "0.1 %"]
+    assert percent(1, 100_000) == "< 0.1 %"
+    assert percent(0, 0) == ""

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import httpx
 import pytest
-from optwrap_exporter.cli.render import draw
+from optwrap_exporter.cli.exporter import Exporter
+from optwrap_exporter.cli.render import Row, draw
 from optwrap_exporter.ledger.ledger import Ledger
 from rich.console import Console
 
@@ -29,9 +31,9 @@ def test_the_terminal_shows_the_last_scalars_if_there_is_room(
     run: dict[str, Any] = detail.model_dump(mode="json") | {
         "scalars": {name: {"value": value, "step": 1, "time": clock()} for name, value in scalars.items()}
     }
-    nothing: dict[str, Any] = {"norm": [], "outcome": [], "finite": []}
+    exporter = Exporter(httpx.Client(trust_env=False), "http://127.0.0.1:1")
     console = Console(width=width, record=True)
-    console.print(draw([run], events={}, steps={"lm": nothing}, beginnings=[], now=clock(), width=width))
+    console.print(draw([Row(exporter, run)], left_out={}, now=clock(), width=width))
     text = console.export_text()
     assert ("scalars" in text) == column
     assert ("loss 2.5, lr 0.1" in text) == column

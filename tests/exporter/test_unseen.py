@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import httpx
 import pytest
-from optwrap_exporter.cli.render import draw
+from optwrap_exporter.cli.exporter import Exporter
+from optwrap_exporter.cli.render import Row, draw
 from optwrap_exporter.ledger.ledger import Ledger
 from rich.console import Console
 
@@ -86,9 +88,9 @@ def test_the_terminal_shows_them_and_is_not_green(missing: int, bad: int, shown:
     detail = ledger.detail("lm")
     assert detail is not None
     run: dict[str, Any] = detail.model_dump(mode="json")
-    nothing: dict[str, Any] = {"norm": [], "outcome": [], "finite": []}
+    exporter = Exporter(httpx.Client(trust_env=False), "http://127.0.0.1:1")
     console = Console(width=200, force_terminal=True, color_system="standard", record=True)
-    console.print(draw([run], events={}, steps={"lm": nothing}, beginnings=[], now=clock(), width=200))
+    console.print(draw([Row(exporter, run)], left_out={}, now=clock(), width=200))
     text = console.export_text(styles=True)
     assert shown in text
-    assert f"\x1b[{colour}mok" in text
+    assert f"\x1b[{colour}mHealthy" in text

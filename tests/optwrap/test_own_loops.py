@@ -1,6 +1,7 @@
 """Readings of loops that were not written for optwrap: nested scans, hidden loops, ensembles, on_step and latest."""
 
 import dataclasses
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optwrap_exporter.wire.consistency import parse_report
 
 import optwrap
 from optwrap._monitor.local.callback import Caller
@@ -239,9 +241,25 @@ def test_a_wrong_size_of_an_ensemble_is_an_error(make: Callable[..., Monitor], m
         make(members=members)
 
 
+@pytest.mark.parametrize("replicated", [True, False])
+def test_a_report_says_whether_the_processes_train_copies_of_their_own(
+    stub: StubExporter, make: Callable[..., Monitor], replicated: bool
+) -> None:
+    """As the exporter reads it: without the field they train the same parameters."""
+    monitor = make(replicated=replicated)
+    training, rows = trained("applied")
+    monitor.describe(training.layout)
+    monitor.observe(rows)
+    stub.wait(lambda stub: stub.books.totals() == counts(training))
+    assert {parse_report(json.dumps(report)).replicated for report in stub.books.order} == {replicated}
+    assert {"replicated" in report for report in stub.books.order} == {not replicated}
+
+
 def test_a_wrong_counts_from_or_on_step_is_an_error(make: Callable[..., Monitor]) -> None:
     with pytest.raises(ValueError, match="counts_from: got 'now'; allowed: 'first_reading' or 'zero'"):
         make(counts_from="now")
+    with pytest.raises(ValueError, match="replicated: got 'no'; allowed: True or False"):
+        make(replicated="no")
     with pytest.raises(TypeError, match="on_step: got 3; allowed: a callable"):
         make(on_step=3)
     with pytest.raises(ValueError, match="members=2; allowed: one of them"):

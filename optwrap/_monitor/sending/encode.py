@@ -27,6 +27,8 @@ class Identity:
     attempt: str
     interval: float
     """Seconds between reports."""
+    replicated: bool = True
+    """Whether all processes of the attempt train the same parameters."""
 
 
 def encode(
@@ -82,6 +84,8 @@ def encode(
             for parameter, value in values.items()
         ],
     }
+    if not identity.replicated:
+        body["replicated"] = False
     if incarnation.ending is not None:
         body |= _ending(incarnation.ending)
     unnamed = [

@@ -1,184 +1,161 @@
-"""The commands `status` and `watch`: show the runs of an exporter in a terminal."""
+"""The commands `status` and `watch`: show the runs of exporters in a terminal."""
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit
+from collections import Counter
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from itertools import chain
+from typing import Final, NamedTuple
 
 import click
-import httpx
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from optwrap_exporter.cli.render import EVENTS, NORMS, clean, draw, in_trouble
+from optwrap_exporter.cli.exporter import Exporter, Json, Unreachable, connect
+from optwrap_exporter.cli.render import EVENTS, Row, draw
+from optwrap_exporter.cli.text import clean
+from optwrap_exporter.wire.vocabulary import HEALTHS
 
-HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
-"""Health that needs no action. `skipping` becomes `starved` or `gave_up` if the wrapper does not recover."""
-
-_WATCHED: Final = 20
-"""Runs that `watch` shows: those that reported last."""
-
-Json = dict[str, Any]
+MOST_SHOWN: Final = 20
+"""Runs that are shown in full, the worst ones."""
 
 
-class Unreachable(click.ClickException):
-    """No exporter answers at the URL."""
+class Chosen(NamedTuple):
+    """Which runs to show."""
+
+    run: str | None = None
+    """A name, or a pattern with * ? [...]; None for all."""
+    healths: Sequence[str] = ()
+    """Only runs of these healths; empty for all."""
+
+    @property
+    def one(self) -> bool:
+        """Whether it is one run by its whole name."""
+        return self.run is not None and not set("*?[") & set(self.run)
 
 
-def connect(url: str) -> httpx.Client:
-    """An HTTP client for the exporter at `url`: http://host:port, or unix:///path of its ingest socket.
+class Seen(NamedTuple):
+    """What the exporters answered."""
+
+    rows: list[Row]
+    """Worst first."""
+    troubles: list[str]
+    """Of exporters: why they store no reports."""
+    lost: list[Unreachable]
+    """Exporters that did not answer."""
+
+
+def look(exporters: Sequence[Exporter], chosen: Chosen) -> Seen:
+    """Ask every exporter for its runs.
 
     Raises:
-      Unreachable: `url` has neither form.
+      Unreachable: none of them answers, or none has the run.
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    # Ignore proxy settings of the environment: an exporter is on this machine or near it.
-    if parts.scheme == "unix" and parts.path:
-        transport = httpx.HTTPTransport(uds=unquote(parts.path))
-        return httpx.Client(transport=transport, base_url="http://localhost", timeout=5, trust_env=False)
-    if parts.scheme in {"http", "https"} and parts.hostname and port != 0:
-        return httpx.Client(base_url=url, timeout=5, trust_env=False)
-    raise Unreachable(f"{url!r} is not an exporter's URL: expected http://host:port or unix:///path")
-
-
-class Exporter:
-    """The queries of `status` and `watch`."""
-
-    def __init__(self, client: httpx.Client, url: str) -> None:
-        self._client = client
-        self._url = url
-
-    def _get(self, path: str, **query: str | int) -> Json:
+    rows: list[Row] = []
+    troubles: list[str] = []
+    lost: list[Unreachable] = []
+    for exporter in exporters:
         try:
-            answer = self._client.get(path, params=query)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable(f"no exporter answers at {self._url} ({reason}): start one, or pass its URL") from error
-        if answer.status_code == 404 and path.startswith("/v1/runs/"):
-            raise Unreachable(f"the exporter at {self._url} has no run {unquote(path.split('/')[3])!r}")
-        try:
-            body = answer.json() if answer.status_code == 200 else None
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise Unreachable(
-                f"{self._url}{path} answered {answer.status_code}: expected the answer of an optwrap exporter"
-            )
-        return body
-
-    def _items(self, path: str) -> Iterator[Json]:
-        cursor: str | None = None
-        while True:
-            page = self._get(path, **({"cursor": cursor} if cursor else {}))
-            yield from page["items"]
-            cursor = page["cursor"]
-            if not cursor:
-                return
-
-    def trouble(self) -> str | None:
-        """Why the exporter stores no reports, as one line; None while it stores them."""
-        try:
-            answer = self._client.get("/-/healthy")
-            store = answer.json().get("store") if answer.status_code == 503 else None
-            if store is None:
-                return None
-            since = datetime.fromtimestamp(store["since"], UTC)
-            said = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
-            return clean(f"{said}: its store is {store['condition']} ({store['why']}): {store['remedy']}")
-        except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
-            return None  # the next query says that no exporter answers
-
-    def run(self, name: str) -> Json:
-        """The answer of /v1/runs/{run}."""
-        return self._get(f"/v1/runs/{quote(name, safe='')}")
-
-    def runs(self, only: str | None, most: int | None = None) -> list[Json]:
-        """Details of all runs, of one run, or of the `most` runs that reported last."""
-        if only is not None:
-            return [self.run(only)]
-        listed = sorted(self._items("/v1/runs"), key=lambda run: -float(run["last_report"] or 0))
-        return [self.run(run["run"]) for run in listed[:most]]
-
-    def last_steps(self, run: Json) -> Json:
-        """The columns of the run's last steps, by step number."""
-        last = int(run["state_totals"]["steps"])
-        path = f"/v1/runs/{quote(run['run'], safe='')}/steps"
-        columns: Json = self._get(path, since=max(0, last - NORMS + 1))["columns"]
-        return columns
-
-    def events(self, name: str, **query: str | int) -> list[Json]:
-        """The last events of a run, newest first, filtered by `query`."""
-        items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", **query)["items"]
-        return items
-
-    def beginning(self, name: str) -> list[Json]:
-        """The event that started the run's last streak; empty if there was no streak."""
-        return self.events(name, kind="streak_started", limit=1)
+            found = [exporter.run(chosen.run)] if chosen.one and chosen.run else _matching(exporter, chosen)
+            rows += [Row(exporter, run) for run in found if not chosen.healths or run["health"] in chosen.healths]
+        except Unreachable as error:
+            lost.append(error)
+            continue
+        if (trouble := exporter.trouble()) is not None:
+            troubles.append(trouble if len(exporters) == 1 else f"{exporter.url}: {trouble}")
+    if len(lost) == len(exporters):
+        raise lost[0]
+    return Seen(sorted(rows, key=_worst_first), troubles, lost)
 
 
-def show_status(url: str, run: str | None, as_json: bool) -> int:
-    """Print every run, or one, to standard output. Returns 0 if all are healthy and reports are stored, else 1.
+def _matching(exporter: Exporter, chosen: Chosen) -> list[Json]:
+    pattern = chosen.run
+    return [run for run in exporter.runs(chosen.healths) if pattern is None or fnmatchcase(run["run"], pattern)]
+
+
+def _worst_first(row: Row) -> tuple[bool, int, float, str]:
+    run = row.run
+    rank = HEALTHS.index(run["health"]) if run["health"] in HEALTHS else -1
+    return (run["acknowledged"], rank, -run["last_report"], run["run"])
+
+
+def show_status(urls: Sequence[str], chosen: Chosen, *, as_json: bool, exit_on: Collection[str]) -> int:
+    """Print the runs to standard output.
+
+    Args:
+      urls: the exporters.
+      chosen: which runs.
+      as_json: print the answers of the API instead of a table.
+      exit_on: the healths of runs that need attention. A run whose trouble is acknowledged needs none.
+
+    Returns:
+      0 if no run needs attention and reports are stored, else 1; 2 if some exporter does not answer.
 
     Raises:
       Unreachable: no exporter answers, or the run is unknown.
     """
-    with connect(url) as client:
-        exporter = Exporter(client, url)
-        runs = exporter.runs(run)
-        trouble = exporter.trouble()
-        if trouble is not None and as_json:
-            click.echo(trouble, err=True)
+    with contextlib.ExitStack() as stack:
+        exporters = [Exporter(stack.enter_context(connect(url)), url) for url in urls]
+        seen = look(exporters, chosen)
         if as_json:
-            click.echo(json.dumps(runs[0] if run is not None else runs))
+            for said in chain(seen.troubles, (error.message for error in seen.lost)):
+                click.echo(clean(said), err=True)
+            runs = [row.run for row in seen.rows]
+            click.echo(json.dumps(runs[0] if chosen.one and len(runs) == 1 else runs))
         else:
             console = Console()
-            console.print(_look(exporter, runs, console.width, trouble))
-    return 0 if trouble is None and all(one["health"] in HEALTHY for one in runs) else 1
+            console.print(_screen(seen, console.width, several=len(urls) > 1))
+    if seen.lost:
+        return 2
+    ill = any(row.run["health"] in exit_on and not row.run["acknowledged"] for row in seen.rows)
+    return 1 if ill or seen.troubles else 0
 
 
-def watch_runs(url: str, run: str | None, interval: float) -> None:
-    """Show the runs until Ctrl-C, with a query every `interval` seconds. The exporter may restart meanwhile.
+def watch_runs(urls: Sequence[str], chosen: Chosen, interval: float) -> None:
+    """Show the runs until Ctrl-C, with a query every `interval` seconds. An exporter may restart meanwhile.
 
     Raises:
       Unreachable: no exporter answers the first time.
     """
-    with connect(url) as client:
-        exporter = Exporter(client, url)
+    with contextlib.ExitStack() as stack:
+        exporters = [Exporter(stack.enter_context(connect(url)), url) for url in urls]
         console = Console()
 
-        def look() -> RenderableType:
-            return _look(exporter, exporter.runs(run, _WATCHED), console.width, exporter.trouble())
+        def screen() -> RenderableType:
+            return _screen(look(exporters, chosen), console.width, several=len(urls) > 1)
 
-        screen = look()
-        with Live(screen, console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        shown = screen()
+        with Live(shown, console=console, auto_refresh=False, screen=console.is_terminal) as live:
             while True:
                 try:
                     time.sleep(interval)
-                    screen = look()
-                    live.update(screen, refresh=True)
+                    shown = screen()
+                    live.update(shown, refresh=True)
                 except Unreachable as error:
-                    live.update(Group(screen, Text(clean(error.message), style="red")), refresh=True)
+                    live.update(Group(shown, Text(clean(error.message), style="red")), refresh=True)
                 except KeyboardInterrupt:
                     break
         if console.is_terminal:
-            console.print(screen)
+            console.print(shown)
 
 
-def _look(exporter: Exporter, runs: Sequence[Json], width: int, trouble: str | None) -> RenderableType:
-    names = [one["run"] for one in runs]
+def _screen(seen: Seen, width: int, *, several: bool) -> RenderableType:
+    shown, rest = seen.rows[:MOST_SHOWN], seen.rows[MOST_SHOWN:]
+    details: list[Row] = []
+    for row in shown:
+        with contextlib.suppress(Unreachable):  # deleted, or the exporter went, since it was listed
+            details.append(
+                row._replace(steps=row.exporter.last_steps(row.run), events=row.exporter.events(row.run["run"], EVENTS))
+            )
     drawn = draw(
-        runs,
-        events={name: exporter.events(name, limit=EVENTS) for name in names},
-        steps={one["run"]: exporter.last_steps(one) for one in runs},
-        beginnings=[event for one in runs if in_trouble(one) for event in exporter.beginning(one["run"])],
+        details,
+        left_out=Counter(row.run["health"] for row in rest),
         now=time.time(),
         width=width,
+        several=several,
     )
-    return drawn if trouble is None else Group(Text(trouble, style="bold red"), drawn)
+    said = chain(seen.troubles, (error.message for error in seen.lost))
+    return Group(*(Text(clean(line), style="bold red") for line in said), drawn)

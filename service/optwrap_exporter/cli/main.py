@@ -22,10 +22,14 @@ from optwrap_exporter.settings import (
     parse_web_url,
     read_token,
 )
-from optwrap_exporter.wire.vocabulary import SCOPES
+from optwrap_exporter.wire.vocabulary import HEALTHS, SCOPES
 
 PROGRAM: Final = "optwrap-exporter"
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
+HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
+"""Health that needs no action. `skipping` becomes `starved` or `gave_up` if the wrapper does not recover."""
+UNHEALTHY: Final = tuple(health for health in HEALTHS if health not in HEALTHY)
+"""The healths that `status` exits with 1 on, unless it is told others."""
 
 T = TypeVar("T")
 
@@ -59,7 +63,6 @@ _data_dir = click.option(
     help="Directory of the store, on a local disk; created if missing.  "
     "[default: $XDG_STATE_HOME/optwrap-exporter, or ~/.local/state/optwrap-exporter]",
 )
-_url = click.argument("url", envvar="OPTWRAP_ENDPOINT", default=DEFAULT_URL)
 
 
 @click.group(
@@ -177,26 +180,68 @@ def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
     serve(settings)
 
 
+_urls = click.argument("urls", nargs=-1, metavar="[URL]...")
+_run = click.option("--run", metavar="NAME", help="Only this run; a pattern such as 'lm-*' shows all that match it.")
+_health = click.option(
+    "--health",
+    "healths",
+    type=click.Choice(HEALTHS),
+    metavar="HEALTH",
+    multiple=True,
+    help="Only runs of this health; repeat it for more.",
+)
+
+
+def _given(urls: Sequence[str]) -> Sequence[str]:
+    return urls or [os.environ.get("OPTWRAP_ENDPOINT") or DEFAULT_URL]
+
+
+def _healths(text: str) -> tuple[str, ...]:
+    named = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in named:
+        if name not in HEALTHS:
+            raise ValueError(f"{name!r} is no health: expected some of {', '.join(HEALTHS)}")
+    return named
+
+
 @main.command()
-@_url
-@click.option("--run", help="Only this run.")
-@click.option("--json", "as_json", is_flag=True, help="Print the API's answer: one object with --run, else a list.")
+@_urls
+@_run
+@_health
+@click.option("--json", "as_json", is_flag=True, help="Print the API's answer: one object for a NAME, else a list.")
+@click.option(
+    "--exit-on",
+    type=_option(_healths),
+    metavar="HEALTH,...",
+    default=",".join(UNHEALTHY),
+    help="Exit with 1 if a run has one of these healths.",
+)
 @click.pass_context
-def status(ctx: click.Context, url: str, run: str | None, as_json: bool) -> None:
-    """Show every run of the exporter at URL once.
+def status(
+    ctx: click.Context,
+    /,
+    *,
+    urls: tuple[str, ...],
+    run: str | None,
+    healths: tuple[str, ...],
+    as_json: bool,
+    exit_on: tuple[str, ...],
+) -> None:
+    """Show the runs of the exporters at URL... once, worst first.
 
-    Exits with 0 if every run is ok, starting, skipping or finished; with 1 if a run needs attention (conflict, gave_up,
-    failed, stopped, stale, stalled, starved, degraded) or the exporter stores no reports; and with 2 if no exporter
-    answers.
+    Exits with 0 if no run needs attention; with 1 if a run has a health in --exit-on that nobody has acknowledged, or
+    an exporter stores no reports; and with 2 if an exporter does not answer. URL is http://host:port or unix:///path;
+    the default is OPTWRAP_ENDPOINT, or else http://127.0.0.1:10425.
     """
-    from optwrap_exporter.cli.client import show_status  # noqa: PLC0415 - each command loads only what it needs
+    from optwrap_exporter.cli.client import Chosen, show_status  # noqa: PLC0415 - each command loads only what it needs
 
-    ctx.exit(show_status(url, run, as_json))
+    ctx.exit(show_status(_given(urls), Chosen(run, healths), as_json=as_json, exit_on=exit_on))
 
 
 @main.command()
-@_url
-@click.option("--run", help="Only this run.")
+@_urls
+@_run
+@_health
 @click.option(
     "--interval",
     type=_option(lambda text: parse_number(text, 0, 3600)),
@@ -204,11 +249,11 @@ def status(ctx: click.Context, url: str, run: str | None, as_json: bool) -> None
     default="1",
     help="Seconds between queries.",
 )
-def watch(url: str, run: str | None, interval: float) -> None:
-    """Show every run of the exporter at URL, live, until Ctrl-C."""
-    from optwrap_exporter.cli.client import watch_runs  # noqa: PLC0415 - each command loads only what it needs
+def watch(urls: tuple[str, ...], run: str | None, healths: tuple[str, ...], interval: float) -> None:
+    """Show the runs of the exporters at URL..., worst first, live, until Ctrl-C."""
+    from optwrap_exporter.cli.client import Chosen, watch_runs  # noqa: PLC0415 - each command loads only what it needs
 
-    watch_runs(url, run, interval)
+    watch_runs(_given(urls), Chosen(run, healths), interval)
 
 
 @main.command()

@@ -1,23 +1,24 @@
-"""Renders runs for a terminal: one line each, the first parameters of unhealthy runs, and the last events."""
+"""Renders runs for a terminal: one line each, what is wrong with them, and the last events."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from optwrap_exporter.cli.exporter import NORMS, Exporter, Json
+from optwrap_exporter.cli.text import clean, duration, number, percent
+from optwrap_exporter.wire import words
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES
 
 EVENTS: Final = 5
 """Number of events shown."""
-NORMS: Final = 24
-"""Number of steps in the sparkline."""
 
-_COLOURS: Final = {"ok": "green", "finished": "blue", "starting": "cyan", "skipping": "yellow", "degraded": "yellow"}
+_COLOURS: Final = {"critical": "bold red", "warning": "yellow", "idle": "cyan", "good": "green"}
 _SPARK: Final = "▁▂▃▄▅▆▇█"
 _BAD: Final = "✕"
 _NAMED: Final = 2
@@ -25,82 +26,104 @@ _NAMED: Final = 2
 _LEAST_SHARE: Final = 0.01
 """A parameter with a smaller share of the squared norm is named only if it is the first."""
 
-Json = dict[str, Any]
+
+class Row(NamedTuple):
+    """One run of one exporter."""
+
+    exporter: Exporter
+    run: Json
+    """As GET /v1/runs or GET /v1/runs/{run} has it."""
+    steps: Json = {}  # noqa: RUF012 - never changed
+    """The columns of its last steps."""
+    events: Sequence[Json] = ()
+    """Its last events."""
 
 
 def draw(
-    runs: Sequence[Json],
-    *,
-    events: Mapping[str, Sequence[Json]],
-    steps: Mapping[str, Json],
-    beginnings: Sequence[Json],
-    now: float,
-    width: int,
+    rows: Sequence[Row], *, left_out: Mapping[str, int], now: float, width: int, several: bool = False
 ) -> RenderableType:
     """Everything to show.
 
     Args:
-      runs: answers of /v1/runs/{run}.
-      events: by run, its last events.
-      steps: by run, the columns of its last steps.
-      beginnings: for runs in trouble, the event that started their streak.
+      rows: the runs, worst first.
+      left_out: by health, how many runs there are beside them.
       now: seconds since 1970.
       width: the width of the terminal in characters.
+      several: whether the runs are of several exporters.
     """
-    if not runs:
-        return Text("no run has reported yet")
-    latest = sorted((event for one in events.values() for event in one), key=lambda event: -event["time"])[:EVENTS]
-    lines: list[RenderableType] = [Text(clean(_ended(run)), style="bold") for run in runs if run["reason"]]
-    lines += [Text(clean(_beginning(event)), style="bold") for event in beginnings]
+    if not rows and not left_out:
+        return Text("no run has reported yet, or none is of this name and health")
+    lines: list[RenderableType] = []
+    if left_out:
+        kinds = ", ".join(f"{count:,} {_word(health).lower()}" for health, count in left_out.items())
+        lines.append(Text(f"and {sum(left_out.values()):,} more: {kinds}", style="dim"))
+    lines += [Text(clean(f"{row.run['run']}: {row.run['summary']}"), style="bold") for row in rows if _to_say(row.run)]
+    happened = [(event, row) for row in rows for event in row.events]
+    latest = sorted(happened, key=lambda one: -one[0]["time"])[:EVENTS]
     if latest:
-        lines += [Text(""), Text("last events", style="bold"), *(_line(_event(event, now)) for event in latest)]
-    return Group(_table(runs, steps, now, width), *lines)
+        lines += [Text(""), Text("last events", style="bold")]
+        lines += [_line(_event(event, now)) for event, _ in latest]
+    return Group(_table(rows, now, width, several), *lines)
 
 
-def in_trouble(run: Json) -> bool:
-    """Whether gradients are non-finite now or reached the optimizer. Then the first bad parameters are shown."""
-    return bool(run["health"] == "gave_up" or _gauges(run).get("not_finite_streak", 0) > 0)
+def _word(health: str) -> str:
+    return words.HEALTHS[health].word if health in words.HEALTHS else clean(health)
 
 
-_Cell = Callable[[Json], RenderableType]
+def _to_say(run: Json) -> bool:
+    """Whether the summary says more than the table."""
+    return run["health"] not in {"ok", "finished", "starting"} or bool(run["unseen"])
 
 
-def _table(runs: Sequence[Json], steps: Mapping[str, Json], now: float, width: int) -> Table:
+_DISPENSABLE: Final = (
+    *("last report", "scalars", f"last {NORMS} norms", "window", "norm", "steps/s", "since", "exporter", "step"),
+)
+"""The columns that a narrow terminal leaves out, the first ones first."""
+
+_Cell = Callable[[Row], RenderableType]
+
+
+def _table(rows: Sequence[Row], now: float, width: int, several: bool) -> Table:
     """A table with one line per run. In a narrow terminal the least important columns are left out."""
+    right = {"justify": "right"}
     columns: dict[str, tuple[_Cell, dict[str, Any]]] = {
-        "run": (lambda run: Text(clean(run["run"])), {"no_wrap": False, "max_width": 32, "overflow": "fold"}),
-        "health": (_health, {}),
-        "since": (lambda run: _ago(now, run["since"]), {"justify": "right"}),
-        "steps": (_steps, {"justify": "right"}),
-        "gradient\nsteps": (lambda run: f"{run['totals']['gradient_steps']:,}", {"justify": "right"}),
-        "streak": (lambda run: str(_gauges(run).get("not_finite_streak", "")), {"justify": "right"}),
-        "skipped:\nnon-finite /\nlarge / other": (_skipped, {"justify": "right"}),
-        "window": (lambda run: _window(_gauges(run)), {"min_width": 12}),
-        "norm": (lambda run: _number(_gauges(run).get("gradient_norm")), {"justify": "right"}),
-        "scalars": (lambda run: _scalars(run.get("scalars") or {}), {"max_width": 36, "overflow": "ellipsis"}),
-        f"last {NORMS} norms": (lambda run: sparkline(steps[run["run"]]), {}),
+        "exporter": (lambda row: clean(_place(row.exporter.url)), {}),
+        "run": (lambda row: Text(clean(row.run["run"])), {"no_wrap": False, "max_width": 32, "overflow": "fold"}),
+        "health": (lambda row: _health(row.run), {}),
+        "since": (lambda row: _since(row.run, now), right),
+        "step": (lambda row: _steps(row.run), right),
+        "steps/s": (lambda row: number(row.run["steps_per_second"]), right),
+        "non-finite\nstreak": (lambda row: _streak(_gauges(row.run)), right),
+        "skipped\nlately": (lambda row: _skipped(row.run), right),
+        "window": (lambda row: _window(_gauges(row.run)), {"min_width": 12}),
+        "norm": (lambda row: _norm(row.run), right),
+        "scalars": (lambda row: _scalars(row.run["scalars"]), {"max_width": 36, "overflow": "ellipsis"}),
+        f"last {NORMS} norms": (lambda row: sparkline(row.steps), {}),
+        "last report": (lambda row: f"{duration(now - row.run['last_report'])} ago", right),
     }
-    if not any(run.get("scalars") for run in runs):
+    if not several:
+        del columns["exporter"]
+    if not any(row.run["scalars"] for row in rows):
         del columns["scalars"]
-    dispensable = [
-        *({"scalars"} & {*columns}),
-        "gradient\nsteps",
-        f"last {NORMS} norms",
-        "norm",
-        "window",
-        "steps",
-        "since",
-    ]
+    if not any(_gauges(row.run).get("every_k") for row in rows):
+        del columns["window"]
+    dispensable = [name for name in _DISPENSABLE if name in columns]
     measure = Console(width=10_000)
     while True:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title, (_, options) in columns.items():
             table.add_column(title, **{"no_wrap": True, **options})
-        for run in runs:
-            table.add_row(*(cell(run) for cell, _ in columns.values()))
+        for row in rows:
+            table.add_row(*(cell(row) for cell, _ in columns.values()))
         if not dispensable or measure.measure(table).maximum <= width:
             return table
         del columns[dispensable.pop(0)]
+
+
+def _place(url: str) -> str:
+    """The host and port of an exporter, or the path of its socket."""
+    parts = urlsplit(url)
+    return parts.netloc or parts.path
 
 
 def _gauges(run: Json) -> Json:
@@ -109,24 +132,44 @@ def _gauges(run: Json) -> Json:
 
 def _health(run: Json) -> Text:
     """The health. A run with steps that nobody observed is never plainly green."""
-    health, colour = run["health"], _COLOURS.get(run["health"], "bold red")
-    if run["unseen"] and colour in ("green", "blue", "cyan"):
-        colour = "yellow" if run["unseen_not_finite"] else "cyan"
-    return Text(health, style=colour)
+    tier = words.HEALTHS[run["health"]].tier if run["health"] in words.HEALTHS else "warning"
+    if run["unseen"] and tier in {"good", "idle"}:
+        tier = "warning" if run["unseen_not_finite"] else "idle"
+    if run["acknowledged"]:
+        return Text(f"{_word(run['health'])} (acknowledged)", style="dim")
+    return Text(_word(run["health"]), style=_COLOURS[tier])
+
+
+def _since(run: Json, now: float) -> str:
+    """`8 min ago` of a health that is one event in the past, else `8 min`."""
+    age = duration(now - run["since"])
+    return f"{age} ago" if run["health"] in words.HEALTHS and words.HEALTHS[run["health"]].past else age
 
 
 def _steps(run: Json) -> str:
-    """The steps, and on a second line those that nobody observed."""
-    steps = f"{run['totals']['steps']:,}"
+    """The step, and on a second line the steps that nobody observed."""
+    steps = "" if run["last_step"] is None else f"{run['last_step']:,}"
     if not run["unseen"]:
         return steps
     bad = f", {run['unseen_not_finite']:,} non-finite" if run["unseen_not_finite"] else ""
     return f"{steps}\n+{run['unseen']:,} unseen{bad}"
 
 
+def _streak(gauges: Json) -> str:
+    streak, limit = gauges.get("not_finite_streak"), gauges.get("guard_not_finite_limit")
+    if streak is None:
+        return ""
+    return f"{streak:,}" if limit is None else f"{streak:,} of {limit:,}"
+
+
 def _skipped(run: Json) -> str:
-    skipped = run["totals"]["skipped"]
-    return f"{skipped['not_finite']:,} / {skipped['large']:,} / {skipped['other']:,}"
+    """The skipped share of the last 1,000 steps."""
+    lately = run["skipped_recently"]
+    return percent(lately["skipped"], lately["steps"])
+
+
+def _norm(run: Json) -> str:
+    return "" if run["norm"] is None else number(run["norm"]["value"])
 
 
 def sparkline(columns: Json) -> Text:
@@ -135,7 +178,7 @@ def sparkline(columns: Json) -> Text:
     Args:
       columns: the columns of /v1/runs/{run}/steps.
     """
-    rows = list(zip(columns["norm"], columns["outcome"], columns["finite"], strict=True))[-NORMS:]
+    rows = list(zip(*(columns.get(name, ()) for name in ("norm", "outcome", "finite")), strict=True))[-NORMS:]
     logs = [math.log(norm) if isinstance(norm, (int, float)) and norm > 0 else None for norm, _, _ in rows]
     known = [value for value in logs if value is not None]
     low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
@@ -161,35 +204,42 @@ def _window(gauges: Json) -> RenderableType:
     return grid
 
 
-def _scalars(scalars: Json) -> str:
+def _scalars(scalars: Mapping[str, Json]) -> str:
     """The first scalars, each as its name and last finite value."""
-    return clean(", ".join(f"{name} {_number(figure['value'])}" for name, figure in list(scalars.items())[:_NAMED]))
+    named = list(scalars.items())[:_NAMED]
+    return clean(", ".join(f"{name} {number(figure['value'])}" for name, figure in named))
 
 
 def _line(text: str) -> Text:
     return Text(clean(text), no_wrap=True, overflow="ellipsis")
 
 
-def _ended(run: Json) -> str:
-    """Why the run failed or stopped, and where to roll back to."""
-    hint = "" if run["last_clean_step"] is None else f"; roll back to step {run['last_clean_step']:,}"
-    return f"{run['run']}: {run['reason']}{hint}"
-
-
-def _beginning(event: Json) -> str:
-    return f"{event['run']}: first non-finite in step {event['step']:,}: {_first_parameters(event['detail'])}"
-
-
 def _event(event: Json, now: float) -> str:
     """An event as one line, parameters first, so that they are visible in a narrow terminal."""
     detail = {key: value for key, value in event["detail"].items() if key not in _SHOWN_APART}
-    parts = (_first_parameters(event["detail"]), _from_replica(event["detail"].get("replica")), _plain_items(detail))
+    parts = (
+        _first_parameters(event["detail"]),
+        _from_replica(event["detail"].get("replica")),
+        "  ".join(_plain_items(detail)),
+    )
     text = "  ".join(part for part in parts if part)
     step = "" if event["step"] is None else f" at step {event['step']:,}"
-    return f"{_ago(now, event['time']):>8} ago  {event['run']}/{event['process']}  {event['kind']}{step}  {text}"
+    age = duration(now - event["time"])
+    return f"{age:>12} ago  {event['run']}/{event['process']}  {_kind(event)}{step}  {text}"
 
 
-_SHOWN_APART: Final = frozenset({"parameters", "parameter_count", "first", "largest", "norm_shares", "replica"})
+def _kind(event: Json) -> str:
+    """The kind of an event; of a skip with its reason."""
+    word = words.EVENTS[event["kind"]].word if event["kind"] in words.EVENTS else event["kind"]
+    reason = event["detail"].get("reason")
+    if event["kind"] == "skipped" and reason in words.REASONS:
+        return f"{word}, {words.REASONS[reason].word}"
+    return word
+
+
+_SHOWN_APART: Final = frozenset(
+    {"parameters", "parameter_count", "first", "largest", "norm_shares", "replica", "finite", "mini_step"}
+)
 
 
 def _first_parameters(detail: Json) -> str:
@@ -213,8 +263,18 @@ def _from_replica(replica: Json | None) -> str:
     return f"first from replica {replica['replica']}{': ' if where else ''}{where}; {count}"
 
 
-def _plain_items(detail: Json) -> str:
-    return " ".join(f"{key}={_plain(value)}" for key, value in detail.items())
+def _plain_items(detail: Json) -> Iterator[str]:
+    """The rest of an event's detail in words: `norm 12.3  after 90 steps`."""
+    for key, value in detail.items():
+        if key == "reason" and value in words.REASONS:
+            continue
+        if value is not None:
+            yield f"{_name(key)} {_plain(value)}"
+
+
+def _name(key: str) -> str:
+    word = words.FIGURES.get(key) or words.GAUGES.get(key)
+    return word.word.lower() if word else key.replace("_", " ")
 
 
 def _plain(value: object) -> str:
@@ -223,17 +283,6 @@ def _plain(value: object) -> str:
         return ", ".join(map(_plain, value))
     if isinstance(value, dict):
         return " ".join(map(_plain, value.values()))
-    return str(value)
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else clean(str(value or ""))
-
-
-def _ago(now: float, then: float | None) -> str:
-    return "" if then is None else str(timedelta(seconds=max(0, round(now - then))))
-
-
-def clean(text: str) -> str:
-    """The text without control characters, because clients choose the names in it."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return number(value) if isinstance(value, float) else str(value)

@@ -20,7 +20,19 @@ from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import Head, HostCheck, SecurityHeaders
 from optwrap_exporter.http.query.limiter import Limiter
-from optwrap_exporter.http.routes import events, metrics, operation, pages, queries, reports, series, steps, stream
+from optwrap_exporter.http.routes import (
+    changes,
+    events,
+    incidents,
+    metrics,
+    operation,
+    pages,
+    queries,
+    reports,
+    series,
+    steps,
+    stream,
+)
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
@@ -51,8 +63,8 @@ _SWITCH_SECONDS: Final = 0.001
 """How long one thread may hold Python's lock while another waits. The writer gives it up for each row, so that with
 Python's 5 ms a busy event loop would stop it."""
 _COLLECT_AFTER: Final = 20_000
-"""Objects after which Python looks for unused reference cycles. A group of reports makes thousands of objects that stay,
-and hardly a cycle: at Python's 700 the search was a quarter of what a report costs in a job of 4,096 processes."""
+"""Objects after which Python looks for unused reference cycles. A group of reports makes thousands of objects that
+stay, and hardly a cycle. At Python's 700 the search was a fifth of what a report costs in a job of 4,096 processes."""
 
 
 class _App(FastAPI):
@@ -109,6 +121,8 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(steps.router(store, ledger, limiter))
     app.include_router(series.router(store, ledger, limiter))
     app.include_router(events.router(store, ledger, limiter))
+    app.include_router(incidents.router(store, ledger, limiter))
+    app.include_router(changes.router(ingest, authorization))
     app.include_router(stream.router(store, hub))
     app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))

@@ -19,12 +19,12 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.views import Shown
+from optwrap_exporter.ledger.views import Shown, Verdict
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import ANSWER_BYTES
-from optwrap_exporter.wire.vocabulary import ENDED, Health
+from optwrap_exporter.wire.vocabulary import ENDED
 
 ROUND_SECONDS: Final = 0.25
 """The shortest time from one round to the next."""
@@ -33,7 +33,7 @@ RUN_SECONDS: Final = 1.0
 SHARE: Final = 0.2
 """The most of a processor that the `run` events of one run may take. Those of a very large run come less often."""
 LOOK_SECONDS: Final = 1.0
-"""The time between two looks at the health of every run, which may change without a report."""
+"""The time between two looks at the verdict on every run, which may change without a report."""
 MOST_PARAMETERS: Final = 1000
 """The most parameters in a `run` event. One is sent every second, and a run may have 100,000 parameters."""
 
@@ -105,12 +105,12 @@ class Channel:
         self._position: int | None = None
         self._start: Start | None = None
         self._touched: set[str] = set()
-        self._seen: dict[str, tuple[float, Health]] = {}
-        """By run that was shown: when it is due again, and its health then."""
+        self._seen: dict[str, tuple[float, Verdict]] = {}
+        """By run that was shown: when it is due again, and the verdict then."""
         self._rows: dict[str, Shown] = {}
         """By run: the process rows that the channel last showed."""
         self._looked = -math.inf
-        """When the health of every run was last compared."""
+        """When the verdict on every run was last compared."""
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         """Rounds and starts take turns, so that a stream never shows a run as it was before its start."""
@@ -186,7 +186,7 @@ class Channel:
         due = {name for name in touched if now >= self._seen.get(name, (-math.inf, None))[0]}
         if now >= self._looked + LOOK_SECONDS:
             self._looked = now
-            due |= {name for name, (_, before) in self._seen.items() if self._ledger.health(name) != before}
+            due |= {name for name, (_, before) in self._seen.items() if self._ledger.verdict(name) != before}
         shown: list[bytes] = []
         left = touched - due
         for name in sorted(due):
@@ -208,7 +208,7 @@ class Channel:
         shown.append(encoded("run", detail))
         if rows is not None:
             pause = max(RUN_SECONDS, (time.thread_time() - begun) / SHARE)
-            self._seen[name] = (time.monotonic() + pause, detail.health)
+            self._seen[name] = (time.monotonic() + pause, (detail.health, detail.summary))
         return detail.left_out.processes > 0
 
     def _everything(self) -> bytes:

@@ -196,7 +196,11 @@ class GroupCommit:
         for plan, _ in planned:
             if plan.report is not None and len(plan.process.incarnations) == 1 and plan.before is None:
                 self._load.joined()
-        committed = Committed(revision, frozenset(plan.run.run for plan, _ in planned))
+        self.tell(revision, frozenset(plan.run.run for plan, _ in planned))
+
+    def tell(self, revision: int, runs: frozenset[str]) -> None:
+        """Tell the listeners what was committed."""
+        committed = Committed(revision, runs)
         for listener in self.listeners:
             try:
                 listener(committed)

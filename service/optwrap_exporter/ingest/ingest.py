@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 from optwrap_exporter.ingest.group_commit import (
     GROUP,
@@ -24,6 +24,7 @@ from optwrap_exporter.ingest.group_commit import (
     Offer,
 )
 from optwrap_exporter.ingest.load import Load
+from optwrap_exporter.ingest.operations import Operations, Result
 from optwrap_exporter.ingest.waiting import Waiting, give_answers
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
@@ -38,8 +39,6 @@ _RETRY_SECONDS: Final = 1.0
 """Seconds after which a client that was refused may try again."""
 _RETIRE_SECONDS: Final = 0.05
 """Seconds that one tick may spend on deleting old data."""
-
-Result = TypeVar("Result")
 
 
 class ClosedError(ExporterError):
@@ -69,7 +68,7 @@ def digest_of(report: Report) -> bytes:
     return hashlib.blake2b(report.model_dump_json().encode(), digest_size=16).digest()
 
 
-class Ingest:
+class Ingest(Operations):
     """Takes reports. Call `start()` and `close()`, or use it as a context manager.
 
     The constructor fills the ledger from the store. While the store stores no reports, every report is refused, and
@@ -97,20 +96,18 @@ class Ingest:
         retention: Retention | None = None,
         load: Load | None = None,
     ) -> None:
-        self._store = store
-        self._ledger = ledger
+        self.load = load or Load()
+        """What reports cost, and how often processes should send them."""
+        super().__init__(store, ledger, GroupCommit(store, ledger, self.load))
         self._most = waiting
         self._tick = tick
         self._retention = retention or Retention()
-        self.load = load or Load()
-        """What reports cost, and how often processes should send them."""
-        self._commits = GroupCommit(store, ledger, self.load)
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="optwrap-writer", daemon=True)
-        ledger.restore(store.restore(), store.newest())
+        ledger.restore(store.restore(), store.newest(), store.last_incident())
         self.load.measure(ledger.reporting())
 
     def __enter__(self) -> Self:
@@ -206,7 +203,7 @@ class Ingest:
         Raises:
           ClosedError: the ingest is closed.
         """
-        self._do(partial(self._on_tick, unlimited=True))
+        self._queue(partial(self._on_tick, unlimited=True)).result()
 
     def forget(self, run: str) -> bool:
         """Delete everything about a run. Waits for the writer. False if the run is unknown.
@@ -215,7 +212,7 @@ class Ingest:
           ClosedError: the ingest is closed.
           sqlite3.Error: the database could not be written.
         """
-        return self._do(partial(self._forget, run))
+        return self._queue(partial(self._forget, run)).result()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` after each commit from now on. Returns a function that ends the subscription."""
@@ -244,13 +241,13 @@ class Ingest:
             self._waiting += 1
             self._jobs.put(job)
 
-    def _do(self, work: Callable[[], Result]) -> Result:
+    def _queue(self, work: Callable[[], Result]) -> "Future[Result]":
         future: Future[Result] = Future()
         with self._lock:
             if self._closed:
                 raise ClosedError("the exporter is shutting down")
             self._jobs.put(partial(self._serve, future, work))
-        return future.result()
+        return future
 
     # --- the writer thread ---
 
@@ -329,11 +326,6 @@ class Ingest:
             pass
         for run in self._ledger.idle(before):
             self._forget(run)
-
-    def _forget(self, run: str) -> bool:
-        found = self._store.forget(run)
-        self._ledger.forget(run)
-        return found
 
 
 def _nothing() -> None:

@@ -1,14 +1,13 @@
 """Detects that processes of one attempt disagree about a step: their parameters have diverged.
 
 They disagree if they report different outcomes of the step, or norms that differ by more than NORM_TOLERANCE. Of three
-or more processes, those in the minority have diverged; of two, both are named. A disagreement is open until a majority
-is known, or all processes that report have reported the step.
+or more processes, those that disagree with the majority have diverged; of two, both are named. A disagreement is open
+until a majority agrees, or all processes that report have reported the step.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import repeat
 from typing import Final, NamedTuple
 
 from optwrap_exporter.wire.requests import Report
@@ -123,22 +122,42 @@ class StepOutcomes:
         if group is None:
             return None
         differ = dict(self._differing(group, report))
+        if group.odd and (again := self._again(group, report, differ)) is not None:
+            return Compared({}, again)
+        if not differ and not group.disputed:
+            return None
+        return Compared(differ, self._judge(group, report, differ, voters))
+
+    def _again(self, group: _Group, report: Report, differ: Mapping[int, Vote]) -> Divergence | None:
+        """The divergence of a process that has diverged before: this one, or one that reported the same steps first."""
+        others = sum(process not in group.odd for process in group.spans)
         if report.process in group.odd:
             if not differ:
                 return None
             first = min(differ)
             votes = {report.process: differ[first], group.steps[first].process: group.steps[first].vote}
-            return Compared({}, Divergence(first, tuple(sorted(differ)), (report.process,), votes, 0))
-        if not differ and not group.disputed:
+            return Divergence(first, tuple(sorted(differ)), (report.process,), votes, others)
+        found: dict[int, Vote] = {}
+        odd = -1
+        columns = report.steps
+        for step, outcome, norm in zip(columns.step, columns.outcome, columns.norm, strict=True):
+            entry = group.steps.get(step)
+            if entry is None or entry.process not in group.odd or (found and entry.process != odd):
+                continue
+            if not entry.vote.agrees(Vote(outcome, norm)):
+                odd, found[step] = entry.process, entry.vote
+        if not found or differ:
             return None
-        return Compared(differ, self._judge(group, report, differ, voters))
+        first = min(found)
+        return Divergence(first, tuple(sorted(found)), (odd,), {odd: found[first]}, others)
 
     def _differing(self, group: _Group, report: Report) -> Iterator[tuple[int, Vote]]:
         known, process, odd = group.steps, report.process, group.odd
         columns = report.steps
         for step, outcome, norm in zip(columns.step, columns.outcome, columns.norm, strict=True):
-            entry = known.get(step)
-            if entry is None or (entry[0] == outcome and abs(entry[1] - norm) <= NORM_TOLERANCE * norm):
+            if (entry := known.get(step)) is None:
+                continue
+            if entry[0] == outcome and (entry[1] == norm or abs(entry[1] - norm) <= NORM_TOLERANCE * norm):
                 continue  # the usual case, without the exact comparison
             if entry.process == process or (entry.process in odd and process not in odd):
                 continue
@@ -173,7 +192,7 @@ class StepOutcomes:
             if len(parties) == 1:
                 continue
             majority = len(parties[0][1])
-            if cast >= 3 and 2 * majority > cast:
+            if majority >= 2 and 2 * majority > expected:
                 odd, others = [p for _, members in parties[1:] for p in members], majority
             elif cast >= expected:
                 odd, others = [p for _, members in parties for p in members], 0
@@ -201,15 +220,12 @@ class StepOutcomes:
             self._stage_votes(group, report.process, compared)
         known, process, odd = group.steps, report.process, group.odd
         group.spans[process] = _joined(group.spans.get(process), (columns.step[0], columns.step[-1]))
-        rows = zip(columns.step, map(_Entry, columns.outcome, columns.norm, repeat(process)), strict=False)
-        if not odd:
-            for step, entry in rows:
-                known.setdefault(step, entry)
+        if not odd and all(map(known.__contains__, columns.step)):  # as usual, but for the first process
             return
-        for step, entry in rows:
+        for step, outcome, norm in zip(columns.step, columns.outcome, columns.norm, strict=True):
             before = known.get(step)
             if before is None or (before.process in odd and process not in odd):
-                known[step] = entry
+                known[step] = _Entry(outcome, norm, process)
 
     def _stage_votes(self, group: _Group, process: int, compared: Compared) -> None:
         if compared.divergence is not None:

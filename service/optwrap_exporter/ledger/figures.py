@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import health
+from optwrap_exporter.ledger import attempts, health
 from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.lost import Lost
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import DroppedTotals
@@ -30,6 +32,10 @@ class ProcessView:
     health: Health
     since: float
     """When that health began."""
+    left: bool
+    """Whether the run goes on without it: it does not determine the run's health (`health.relevant`)."""
+    acknowledged: bool
+    """Whether somebody has acknowledged the incidents of its health."""
     totals: Counts
     """Counted over all attempts; never falls."""
     state: Counts
@@ -39,6 +45,7 @@ class ProcessView:
     replicas: Mapping[Replica, int]
     """Steps by replica: OTHER_REPLICAS, then the first ten replicas of the run."""
     dropped: DroppedTotals
+    lost: Lost
     gauges: Gauges
     gradient_norm: float | None
     """The last finite gradient norm."""
@@ -72,6 +79,14 @@ class RunView:
     """As in ProcessView."""
     dropped: DroppedTotals
     """Of all processes together."""
+    attempts: int
+    """Number of launches so far."""
+    missing: int | None
+    """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
+    incidents: tuple[IncidentRecord, ...]
+    """The live ones, by id."""
+    acknowledged: bool
+    """Whether somebody has acknowledged every incident of its health."""
 
 
 def _labelled(run: RunState, total: Counts) -> dict[str, int]:
@@ -85,20 +100,26 @@ def _labelled(run: RunState, total: Counts) -> dict[str, int]:
 def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunView:
     """What a scrape needs of one run."""
     members = health.judged(run, now, listening)
+    current = health.of_run(members, scope).health
+    expected = health.process_count(one.process for one in members)
     return RunView(
         run=run.run,
-        health=health.of_run(members, scope).health,
-        expected=health.process_count(one.process for one in members),
+        health=current,
+        expected=expected,
         reporting=sum(one.health.health not in {"failed", "stopped", "stale"} for one in members),
         last_report=max(one.process.last_report for one in members),
         totals=run.total,
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
+        attempts=attempts.total(run),
+        missing=max(0, expected - len(members)) if scope == "job" else None,
+        incidents=run.incidents,
+        acknowledged=health.acknowledged(run, current),
     )
 
 
-def view(run: RunState, process: ProcessState, now: float, listening: float) -> ProcessView:
-    """What a scrape needs of one process."""
+def view(run: RunState, process: ProcessState, now: float, listening: float, *, left: bool) -> ProcessView:
+    """What a scrape needs of one process. `left` is as in ProcessView."""
     current = health.of_process(run, process, now, listening)
     total = process.total
     replicas = {OTHER_REPLICAS: 0} | {label: total.replicas.get(label, 0) for label in run.replica_labels}
@@ -111,11 +132,14 @@ def view(run: RunState, process: ProcessState, now: float, listening: float) -> 
         attempt=process.incarnation.attempt,
         health=current.health,
         since=current.since,
+        left=left,
+        acknowledged=health.acknowledged(run, current.health, process.process),
         totals=total,
         state=process.incarnation.totals,
         parameters=_labelled(run, total),
         replicas=replicas,
         dropped=dropped([process]),
+        lost=process.lost,
         gauges=process.gauges,
         gradient_norm=process.gradient_norm.value if process.gradient_norm is not None else None,
         update_norm=process.update_norm.value if process.update_norm is not None else None,

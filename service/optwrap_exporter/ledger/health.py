@@ -17,7 +17,7 @@ from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import LATCHED, IncidentRecord
 from optwrap_exporter.ledger.process import LEAST_STALLED_AFTER, ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.wire.vocabulary import HEALTHS, Health, Scope
+from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_OF, Health, Scope
 
 _LATCHED: Final[tuple[Health, ...]] = ("diverged", "gave_up")
 
@@ -230,6 +230,20 @@ def latched_by(run: RunState, health: Health, process: int | None = None) -> Inc
         ),
         None,
     )
+
+
+def acknowledged(run: RunState, health: Health, process: int | None = None) -> bool:
+    """Whether the trouble of a run, or of one of its processes, is known to somebody.
+
+    So it is if no incident of its health is open, and one that was acknowledged is the reason for it.
+    """
+    kind = INCIDENT_OF.get(health)
+    found = [
+        one.state
+        for one in run.incidents
+        if one.kind == kind and (process is None or ranges.contains(one.processes, process))
+    ]
+    return bool(found) and "open" not in found
 
 
 def _unlatched(run: RunState, process: int) -> float:

@@ -8,7 +8,7 @@ States are immutable, so any thread may read at any time and never sees half a r
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, views
+from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, run_list, views
 from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
 from optwrap_exporter.ledger.bounds import Limits, Quota
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
@@ -23,7 +23,8 @@ from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.ledger.views import Shown
+from optwrap_exporter.ledger.run_list import EVERY_RUN, RunFilter
+from optwrap_exporter.ledger.views import Shown, Verdict
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
@@ -35,9 +36,6 @@ NEW_PROCESSES: Final = 10_000
 """The most new processes of known runs per minute."""
 _PAGE_BYTES: Final = ANSWER_BYTES - 10_000
 """The most bytes of the items of a page, without the cursor."""
-
-_RUNS: Final = "runs"
-"""The name of the list of runs in cursors."""
 
 
 class Ledger:
@@ -132,7 +130,7 @@ class Ledger:
         process = run.processes.get(report.process)
         before = process.incarnations.get(report.incarnation) if process is not None else None
         merged = merge(process, report, now, age)
-        compared = self._outcomes.compare(report, merged.incarnation.generation, lambda: voters(run, report))
+        compared = self._outcomes.compare(report, merged.incarnation.generation, lambda: voters(run, report, now))
         after, events = apply_report(run, merged, report, asked=asked, now=now, listening=listening)
         after, folds = after.fold(report.incarnation, now) if before is None else (after, NO_FOLDS)
         plan = Plan(
@@ -254,8 +252,9 @@ class Ledger:
         """Every process of the runs that are shown, sorted by run and process, computed one by one."""
         now = self.clocks.now()
         for run in self.shown():
-            for _, process in sorted(run.processes.items()):
-                yield figures.view(run, process, now, self.clocks.listening)
+            members = {process.process for process in health.relevant(run, now)}
+            for index, process in sorted(run.processes.items()):
+                yield figures.view(run, process, now, self.clocks.listening, left=index not in members)
 
     def views(self) -> list[ProcessView]:
         """`process_views` as a list."""
@@ -282,8 +281,8 @@ class Ledger:
         found = self.verdict(run)
         return found[0] if found is not None else None
 
-    def verdict(self, run: str) -> tuple[Health, str] | None:
-        """The run's health and the sentence about it, as `RunSummary.summary`; None if the run is unknown."""
+    def verdict(self, run: str) -> Verdict | None:
+        """The verdict on the run, without computing its totals; None if the run is unknown."""
         state = self._runs.get(run)
         return views.verdict(state, self.clocks.now(), self.clocks.listening, self._scope) if state else None
 
@@ -307,17 +306,18 @@ class Ledger:
         now, listening = self.clocks.now(), self.clocks.listening
         return views.detail(state, now, listening, self._scope, most_parameters=most_parameters, shown=shown)
 
-    def run_page(self, limit: int = 100, cursor: str | None = None) -> Page[RunSummary]:
-        """Runs by name.
+    def run_page(
+        self, chosen: RunFilter = EVERY_RUN, *, limit: int = 100, cursor: str | None = None
+    ) -> Page[RunSummary]:
+        """The runs that a filter chooses, in its order.
 
         Raises:
           CursorError: the cursor belongs to another list.
         """
-        after = decode(_RUNS, cursor, (str,))[0] if cursor is not None else None
-        names = [name for name in self.runs() if after is None or name > str(after)]
-        found = [self.summary(name) for name in names[:limit]]
-        items = [item for item in found if item is not None]  # a run may have been forgotten meanwhile
-        return Page(items=items, cursor=encode(_RUNS, [names[limit - 1]]) if len(names) > limit else None)
+        now, listening = self.clocks.now(), self.clocks.listening
+        return run_list.page(
+            self._runs.copy().values(), chosen, now, listening, self._scope, limit=limit, cursor=cursor
+        )
 
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
         """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.

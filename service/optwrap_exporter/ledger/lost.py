@@ -69,15 +69,18 @@ def places(lost: Lost, known: IncarnationState | None, after: IncarnationState) 
       known: the incarnation before the report; None if it is new.
       after: the incarnation after it.
     """
-    first, last = after.baseline.kept, after.totals.kept
-    skipped = after.totals.skipped - after.baseline.skipped
-    pieces: tuple[tuple[int, int], ...]
+    new, base = after.totals, after.baseline
+    last, pieces = new.kept, []
     if known is None:
-        pieces = ((first + 1, last),)
+        skipped = new.skipped - base.skipped
+        pieces.append((base.kept + 1, last))
     else:
-        old_first, old_last = known.baseline.kept, known.totals.kept
-        skipped -= known.totals.skipped - known.baseline.skipped
-        pieces = ((old_last + 1, last),) if old_first == first else ((old_last + 1, last), (first + 1, old_first))
+        old = known.totals
+        skipped = new.skipped - old.skipped
+        pieces.append((old.kept + 1, last))
+        if known.baseline is not base:  # it counts from an earlier step now
+            skipped += known.baseline.skipped - base.skipped
+            pieces.append((base.kept + 1, known.baseline.kept))
     taken, redone = lost.taken, 0
     for piece in pieces:
         if piece[0] > piece[1]:

@@ -1,6 +1,7 @@
 """A run as an immutable value."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final
@@ -12,6 +13,7 @@ from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.past import NO_PAST, Past
 from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.wire.vocabulary import IncidentKind
 
 _LONGEST_STALE_AFTER: Final = 3 * 3600.0
 """Seconds: no process is stale later, because an interval is an hour at most."""
@@ -38,6 +40,11 @@ class RunState:
     """The last ones that are over. The store has all of them."""
     archived: bool = False
     """Whether somebody hid it."""
+
+    @property
+    def incidents_open(self) -> dict[IncidentKind, int]:
+        """The number of open incidents by kind; kinds without any are left out."""
+        return dict(Counter(one.kind for one in self.incidents if one.state == "open"))
 
     @cached_property
     def total(self) -> Counts:

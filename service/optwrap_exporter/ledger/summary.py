@@ -1,7 +1,7 @@
 """The verdict on a run or a process in one sentence: what is wrong, with which process, since which step, what to do.
 
 Page, terminal and API show the same sentence. Pure. A duration is as of the time that is passed in, and rounded down,
-so that it never contradicts a more exact one.
+so that it never contradicts a more exact one. The sentence on a process has none: its row is shown until it changes.
 """
 
 import math
@@ -15,18 +15,10 @@ from optwrap_exporter.ledger.health import HealthSince, Judged, latched_by
 from optwrap_exporter.ledger.incidents import summary as incidents
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.wire.vocabulary import Health, Scope
+from optwrap_exporter.wire.vocabulary import INCIDENT_OF, Health, Scope
 
 RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(
-    {
-        "diverged": "OptwrapDiverged",
-        "gave_up": "OptwrapGaveUp",
-        "stale": "OptwrapProcessStale",
-        "stalled": "OptwrapStalled",
-        "starved": "OptwrapStarved",
-        "skipping": "OptwrapNotFiniteStreak",
-        "degraded": "OptwrapProcessMissing",
-    }
+    {health: incidents.RUNBOOKS[kind] for health, kind in INCIDENT_OF.items()} | {"degraded": "OptwrapProcessMissing"}
 )
 """By health, its heading in deploy/runbooks.md."""
 _WELL: Final[frozenset[Health]] = frozenset({"ok", "finished", "starting"})
@@ -56,16 +48,17 @@ def of_run(
         return _well(current.health, leading) + (f"; {len(members):,} of {expected:,} processes report here" * partial)
     found = [one for one in members if one.health.health == current.health]
     shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
-    return _SENTENCES[current.health](shown.process, _who(shown.process, len(found), len(members)), now)
+    who = _who(shown.process, len(found), len(members))
+    return _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
 
 
-def of_process(run: RunState, process: ProcessState, current: HealthSince, now: float) -> str | None:
+def of_process(run: RunState, process: ProcessState, current: HealthSince) -> str | None:
     """What is wrong with a process of a run; None if nothing is."""
     if (incident := latched_by(run, current.health, process.process)) is not None:
         return incidents.verdict(incident)
     if current.health in _WELL:
         return None
-    return _SENTENCES[current.health](process, _who(process, 1, 0), now)
+    return _SENTENCES[current.health](process, _who(process, 1, 0), "")
 
 
 def duration(seconds: float) -> str:
@@ -128,22 +121,22 @@ def _missing(present: Iterable[int], expected: int) -> str:
     return f"{count:,} of {expected:,} processes {have} not reported ({names}{more}): look at their hosts"
 
 
-def _conflict(process: ProcessState, who: str, now: float) -> str:
-    del now
+def _conflict(process: ProcessState, who: str, silence: str) -> str:
+    del silence
     conflict = process.conditions.conflict
     parties = () if conflict is None else (conflict.older, conflict.newer)
     named = " and ".join(f"attempt {one.attempt}{f' on {one.host}' if one.host else ''}" for one in parties)
     return f"two jobs report as {who}: {named}; stop one of them, or give it another run name"
 
 
-def _failed(process: ProcessState, who: str, now: float) -> str:
-    del now
+def _failed(process: ProcessState, who: str, silence: str) -> str:
+    del silence
     reason = process.incarnation.reason or "it gave no reason, so see its log"
     return f"{who} failed at step {process.incarnation.totals.steps:,}: {reason}{_rollback(process)}"
 
 
-def _stopped(process: ProcessState, who: str, now: float) -> str:
-    del now
+def _stopped(process: ProcessState, who: str, silence: str) -> str:
+    del silence
     reason = f": {process.incarnation.reason}" if process.incarnation.reason else ""
     return f"{who} stopped at step {process.incarnation.totals.steps:,}{reason}{_rollback(process)}"
 
@@ -153,19 +146,18 @@ def _rollback(process: ProcessState) -> str:
     return "" if clean is None else f"; restore a checkpoint at or before {clean:,}"
 
 
-def _stale(process: ProcessState, who: str, now: float) -> str:
+def _stale(process: ProcessState, who: str, silence: str) -> str:
     step = process.incarnation.totals.steps
     at = f"after step {step:,}" if step else "before its first step"
-    return f"{who} silent for {duration(now - process.last_report)}, {at}: see whether it still runs"
+    return f"{who} silent{silence}, {at}: see whether it still runs"
 
 
-def _stalled(process: ProcessState, who: str, now: float) -> str:
-    since = duration(now - process.moved)
-    return f"{who} took no step for {since}, after step {process.incarnation.totals.steps:,}: look for a hang"
+def _stalled(process: ProcessState, who: str, silence: str) -> str:
+    return f"{who} took no step{silence}, after step {process.incarnation.totals.steps:,}: look for a hang"
 
 
-def _starved(process: ProcessState, who: str, now: float) -> str:
-    del now
+def _starved(process: ProcessState, who: str, silence: str) -> str:
+    del silence
     steps, at = process.steps_without_gradient_step, process.gradient_step_at or 0
     all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part[0] for part in process.recent))
     what = "were skipped" if all_skipped else "brought no gradient step"
@@ -186,8 +178,8 @@ def _skipped_at_the_end(process: ProcessState) -> int:
     return found
 
 
-def _skipping(process: ProcessState, who: str, now: float) -> str:
-    del now
+def _skipping(process: ProcessState, who: str, silence: str) -> str:
+    del silence
     streak, steps = process.gauges.not_finite_streak or 0, process.incarnation.totals.steps
     limit = process.gauges.guard_not_finite_limit
     since = f"since {max(1, steps - streak + 1):,}"
@@ -195,7 +187,9 @@ def _skipping(process: ProcessState, who: str, now: float) -> str:
     return f"{many} non-finite on {who}" + ("" if limit is None else f"; the guard gives up after {limit:,}")
 
 
-_SENTENCES: Final[Mapping[Health, Callable[[ProcessState, str, float], str]]] = MappingProxyType(
+# By health, the sentence. Its arguments are the process, its name with the others of that health, and for how long the
+# health has held: " for 4 min", or "".
+_SENTENCES: Final[Mapping[Health, Callable[[ProcessState, str, str], str]]] = MappingProxyType(
     {
         "conflict": _conflict,
         "failed": _failed,

@@ -13,6 +13,7 @@ from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince, Judged
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
@@ -24,10 +25,12 @@ from optwrap_exporter.wire.answers import (
     ProcessRow,
     ProcessTotals,
     ReplicaRow,
+    RowFigure,
     RunDetail,
     RunSummary,
     SkippedRecently,
 )
+from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.vocabulary import HEALTHS, LOST_REASONS, OUTCOMES, Health, Scope
 
 
@@ -42,7 +45,7 @@ def chosen(runs: Iterable[RunState], most: int) -> list[RunState]:
 
     def key(run: RunState) -> tuple[bool, float]:
         live = any(one.conditions.ended is None and one.conditions.stale is None for one in run.processes.values())
-        return (False, _first_report(run)) if live else (True, -max(p.last_report for p in run.processes.values()))
+        return (False, first_report(run)) if live else (True, -max(p.last_report for p in run.processes.values()))
 
     return sorted(found, key=key)[:most]
 
@@ -53,8 +56,12 @@ def summary(run: RunState, now: float, listening: float, scope: Scope) -> RunSum
     return RunSummary(**_common(run, members, lead(run, now), now, scope), processes=len(members))
 
 
-def verdict(run: RunState, now: float, listening: float, scope: Scope) -> tuple[Health, str]:
-    """The health of the run, and the sentence about it, without the cost of the totals."""
+Verdict = tuple[Health, str]
+"""The health of a run, and the sentence about it."""
+
+
+def verdict(run: RunState, now: float, listening: float, scope: Scope) -> Verdict:
+    """The verdict on the run, without the cost of its totals."""
     members = health.judged(run, now, listening)
     current = health.of_run(members, scope)
     return current.health, sentences.of_run(run, current, members, lead(run, now), now=now, scope=scope)
@@ -78,7 +85,7 @@ def _common(
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
         "last_clean_step": None if ended is None else ended.last_clean_step,
-        "first_report": _first_report(run),
+        "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),
         "unseen": missing.steps,
@@ -98,7 +105,17 @@ def _common(
         "lost_steps": {reason: max(one.steps[reason] for one in lost) for reason in LOST_REASONS},
         "lost_seconds": {reason: max(one.seconds[reason] for one in lost) for reason in LOST_REASONS},
         "attempts_total": attempts.total(run),
+        "incidents_open": run.incidents_open,
+        "acknowledged": health.acknowledged(run, current.health),
+        "archived": run.archived,
     }
+
+
+def _incidents(run: RunState) -> tuple[list[Incident], int]:
+    """The incidents to show, and how many are left out."""
+    found = sorted((*run.incidents, *run.past_incidents), key=lambda one: (one.state != "open", -one.id))
+    shown, _ = fitting((answer(run.run, one) for one in found[:_MOST_INCIDENTS]), _INCIDENT_BYTES)
+    return shown, len(found) - len(shown)
 
 
 def _figure(seen: Seen | None) -> Figure | None:
@@ -116,6 +133,7 @@ class ShownRow(NamedTuple):
 
     process: ProcessState
     current: HealthSince
+    acknowledged: bool
 
 
 Shown = dict[int, ShownRow]
@@ -148,6 +166,7 @@ def detail(
     shown_attempts, left = fitting(reversed(launches), _LIST_BYTES)
     room += left
     rows, waiting, left = _rows(run, now, listening, {} if shown is None else shown)
+    incidents, older = _incidents(run)
     bad = parameters(run)
     shown_parameters, _ = fitting(bad[:most_parameters], room + left + _LIST_BYTES)
     return RunDetail(
@@ -158,18 +177,23 @@ def detail(
         dropped=dropped(run.processes.values()),
         attempts=shown_attempts[::-1],
         processes=rows,
+        incidents=incidents,
         left_out=LeftOutOfRun(
             parameters=len(bad) - len(shown_parameters),
             replicas=len(named) - len(shown_replicas),
             attempts=len(launches) - len(shown_attempts) + run.past.attempts - len(run.past.launches),
             processes=waiting,
+            incidents=older,
         ),
     )
 
 
-_LIST_BYTES: Final = 100_000
+_LIST_BYTES: Final = 80_000
 """Bytes for the replicas, for the attempts, and for the parameters, which also get what the other lists leave."""
-_PROCESS_BYTES: Final = ANSWER_BYTES - 3 * _LIST_BYTES - 10_000
+_MOST_INCIDENTS: Final = 20
+_INCIDENT_BYTES: Final = 60_000
+"""Bytes for the incidents: 20 of them fit."""
+_PROCESS_BYTES: Final = ANSWER_BYTES - 3 * _LIST_BYTES - _INCIDENT_BYTES - 10_000
 """Bytes for the processes: 4,096 of them fit unless their hosts have very long names."""
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -260,7 +284,8 @@ def _parameter_records(run: RunState) -> Mapping[str, ParameterRecords]:
     return summed
 
 
-def _first_report(run: RunState) -> float:
+def first_report(run: RunState) -> float:
+    """When the run reported for the first time."""
     parts = (part.first_report for process in run.processes.values() for part in process.parts)
     return min([*(past.launch.since for past in run.past.sums), *parts])
 
@@ -272,12 +297,13 @@ def _rows(run: RunState, now: float, listening: float, shown: Shown) -> tuple[li
     """
     changed: list[tuple[int, ShownRow]] = []
     for index, process in run.processes.items():
-        row = ShownRow(process, health.of_process(run, process, now, listening))
+        current = health.of_process(run, process, now, listening)
+        row = ShownRow(process, current, health.acknowledged(run, current.health, index))
         before = shown.get(index)
-        if before is None or before.process is not row.process or before.current != row.current:
+        if before is None or before.process is not row.process or before[1:] != row[1:]:
             changed.append((index, row))
     changed.sort(key=lambda one: (_urgency(one[1].current.health), one[0]))
-    rows, left = fitting((_row(run, row, now) for _, row in changed), _PROCESS_BYTES)
+    rows, left = fitting((_row(run, row) for _, row in changed), _PROCESS_BYTES)
     shown.update(changed[: len(rows)])
     return sorted(rows, key=lambda row: row.process), len(changed) - len(rows), left
 
@@ -287,16 +313,16 @@ def _urgency(of: Health) -> int:
     return HEALTHS.index("ok" if of == "finished" else of)
 
 
-def _row(run: RunState, row: ShownRow, now: float) -> ProcessRow:
+def _row(run: RunState, row: ShownRow) -> ProcessRow:
     # There may be thousands of rows, so they are not validated.
-    process, current = row
+    process, current, acknowledged = row
     total = process.total
     return ProcessRow.model_construct(
         process=process.process,
         host=process.source.host,
         health=current.health,
         since=current.since,
-        summary=sentences.of_process(run, process, current, now),
+        summary=sentences.of_process(run, process, current),
         last_report=process.last_report,
         totals=ProcessTotals.model_construct(
             steps=total.steps,
@@ -304,5 +330,6 @@ def _row(run: RunState, row: ShownRow, now: float) -> ProcessRow:
             not_finite_steps=total.not_finite_steps,
         ),
         gauges=process.gauges,
-        norm=_figure(sentences.norm_of(process)),
+        norm=None if (norm := sentences.norm_of(process)) is None else RowFigure(**norm._asdict()),
+        acknowledged=acknowledged,
     )

@@ -22,7 +22,8 @@ from prometheus_client.utils import floatToGoString
 from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.metrics import samples
-from optwrap_exporter.metrics.table import METRICS, Metric
+from optwrap_exporter.metrics.metric import Metric
+from optwrap_exporter.metrics.table import METRICS
 
 _SLICE: Final = 128
 """Processes rendered at once: some ten milliseconds, in which other threads wait for the interpreter now and then."""

@@ -5,15 +5,18 @@ from typing import Final, Protocol
 
 from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
+from optwrap_exporter.metrics.incidents import of_incidents
 from optwrap_exporter.metrics.table import DROPPED, UNKNOWN
 from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS
 
 GAUGES_GO_AFTER: Final = 15 * 60.0
-"""Seconds after its last report until the gauges of an ended or stale process disappear."""
+"""Seconds after its last report until the gauges of a process that is over disappear."""
 COUNTERS_GO_AFTER: Final = 60 * 60.0
 """Seconds after its last report until its counters disappear. A late scrape must still see the last increase."""
 
 _ENDED: Final = frozenset({"finished", "failed", "stopped", "stale"})
+"""Healths of a process that sends no reports. Of these only a finished one is over by itself: if the series of the
+others went, their alerts would resolve while nothing is resolved; so they go once somebody has acknowledged them."""
 
 # Metrics that show a gauge of the wire as it is, by the name of the metric.
 _PLAIN_GAUGES: Final = {
@@ -43,24 +46,28 @@ class Add(Protocol):
 
 def of_process(view: ProcessView, now: float, add: Add) -> None:
     """Add every sample of a process."""
-    age = now - view.last_report if view.health in _ENDED else 0.0
+    over = view.health == "finished" or (view.left and view.health in _ENDED)
+    age = now - view.last_report if over else 0.0
     if age <= COUNTERS_GO_AFTER:
         _counters(view, add)
-    if age <= GAUGES_GO_AFTER:
+    if age <= GAUGES_GO_AFTER and not (view.acknowledged and view.health in _ENDED):
         _gauges(view, add)
 
 
 def of_run(view: RunView, now: float, add: Add) -> None:
     """Add every sample of a run."""
-    age = now - view.last_report if view.health in _ENDED else 0.0
+    age = now - view.last_report if view.health == "finished" else 0.0
     if age <= COUNTERS_GO_AFTER:
         _run_counters(view, add)
-    if age > GAUGES_GO_AFTER:
+    if age > GAUGES_GO_AFTER or (view.acknowledged and view.health in _ENDED):
         return
     for health in HEALTHS:
         add("optwrap_run_health", float(health == view.health), health)
     add("optwrap_processes_expected", view.expected)
     add("optwrap_processes_reporting", view.reporting)
+    if view.missing is not None:
+        add("optwrap_processes_missing", view.missing)
+    of_incidents(view.incidents, add)
 
 
 def _run_counters(view: RunView, add: Add) -> None:
@@ -75,6 +82,7 @@ def _run_counters(view: RunView, add: Add) -> None:
         add("optwrap_run_parameter_not_finite_steps_total", steps, parameter)
     for kind in DROPPED:
         add("optwrap_run_client_dropped_total", getattr(view.dropped, kind), kind)
+    add("optwrap_attempts_total", view.attempts)
 
 
 def _counters(view: ProcessView, add: Add) -> None:
@@ -90,6 +98,10 @@ def _counters(view: ProcessView, add: Add) -> None:
     for name, field in _GUARD_COUNTERS.items():
         if (count := getattr(view.gauges, field)) is not None:
             add(name, count)
+    for why, steps in view.lost.steps.items():
+        add("optwrap_lost_steps_total", steps, why)
+    for why, seconds in view.lost.seconds.items():
+        add("optwrap_lost_seconds_total", seconds or 0, why)  # the text of an integer is cached
     for parameter, steps in view.parameters.items():
         add("optwrap_parameter_not_finite_steps_total", steps, parameter)
     for replica, steps in view.replicas.items():

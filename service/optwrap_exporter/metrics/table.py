@@ -3,21 +3,13 @@
 `python -m optwrap_exporter.metrics.table` prints docs/reference/metrics.md.
 """
 
-import dataclasses
 import sys
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    UnknownMetricFamily,
-)
-
-Kind = Literal["counter", "gauge", "histogram", "info", "unknown"]
-Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily | UnknownMetricFamily
+from optwrap_exporter.metrics.exporter import EXPORTER
+from optwrap_exporter.metrics.incidents import INCIDENTS
+from optwrap_exporter.metrics.metric import Kind, Metric
 
 PROCESS: Final = ("run", "process")
 """The labels of every metric of a training process."""
@@ -41,34 +33,6 @@ REPORT_OUTCOMES: Final = (
 
 UNKNOWN: Final = "unknown"
 """The labels `replica_process` and `device` if only the number of the replica is known."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """One metric family."""
-
-    name: str
-    """The name in queries. A counter's ends in `_total`, an info's in `_info`."""
-    type: Kind
-    help: str
-    labels: tuple[str, ...] = ()
-    unit: str = ""
-    note: str = ""
-    """The values of its labels, for the documentation."""
-
-    def family(self) -> Family:
-        """A new family without samples."""
-        match self.type:
-            case "counter":
-                return CounterMetricFamily(self.name, self.help, labels=self.labels)
-            case "gauge":
-                return GaugeMetricFamily(self.name, self.help, labels=self.labels, unit=self.unit)
-            case "histogram":
-                return HistogramMetricFamily(self.name, self.help, labels=self.labels, unit=self.unit)
-            case "info":
-                return InfoMetricFamily(self.name.removesuffix("_info"), self.help, labels=self.labels)
-            case "unknown":
-                return UnknownMetricFamily(self.name, self.help, labels=self.labels)
 
 
 def _process(name: str, type_: Kind, text: str, *labels: str, unit: str = "", note: str = "") -> Metric:
@@ -192,14 +156,30 @@ METRICS: Final[tuple[Metric, ...]] = (
         "jax_version",
         "optwrap_version",
     ),
+    _process(
+        "optwrap_lost_steps_total",
+        "counter",
+        "Steps that brought nothing, by reason.",
+        "reason",
+        note="`skipped` (the gradients were discarded), `redone` (taken again after a rollback), `starved` "
+        "(accumulated, but never part of a gradient step).",
+    ),
+    _process(
+        "optwrap_lost_seconds_total",
+        "counter",
+        "Time that these steps took, by the process's own seconds per step.",
+        "reason",
+        unit="seconds",
+        note="As for `optwrap_lost_steps_total`.",
+    ),
     _process("optwrap_process_count", "unknown", "Number of processes of the job, from jax.process_count(). A gauge."),
     _process(
         "optwrap_process_health",
         "gauge",
         "1 for the current health of the process. The other healths have no series.",
         "health",
-        note="`conflict`, `gave_up`, `failed`, `stopped`, `finished`, `stale`, `stalled`, `starved`, `skipping`, "
-        "`starting`, `degraded`, `ok`. Of several that hold, the first one is shown.",
+        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, "
+        "`skipping`, `starting`, `degraded`, `finished`, `ok`. Of several that hold, the first one is shown.",
     ),
     _run("optwrap_run_steps_total", "Steps of the run, whatever their outcome."),
     _run("optwrap_run_gradient_steps_total", "Steps of the run in which the inner optimizer ran."),
@@ -226,12 +206,17 @@ METRICS: Final[tuple[Metric, ...]] = (
         "kind",
         note="As for `optwrap_client_dropped_total`.",
     ),
+    _run(
+        "optwrap_attempts_total",
+        "Launches of the run. Processes whose launch is unknown count by the one with the most.",
+    ),
     Metric(
         "optwrap_run_health",
         "gauge",
         "1 for the current health of the run, by the processes that this exporter knows; 0 for all other healths.",
         ("run", "health"),
-        note="As for `optwrap_process_health`. An exporter that knows only a part of the processes reports `degraded`.",
+        note="As for `optwrap_process_health`. With `--scope job` an exporter that knows only a part of the processes "
+        "reports `degraded`.",
     ),
     Metric("optwrap_processes_expected", "gauge", "Number of processes of the job, as the job reports it.", ("run",)),
     Metric(
@@ -241,65 +226,13 @@ METRICS: Final[tuple[Metric, ...]] = (
         ("run",),
     ),
     Metric(
-        "optwrap_exporter_build_info",
-        "info",
-        "Versions of the exporter and of Python. Always 1.",
-        ("version", "python"),
-    ),
-    Metric(
-        "optwrap_exporter_reports_total",
-        "counter",
-        "Reports received, by outcome.",
-        ("outcome",),
-        note="`accepted`, `duplicate` (stored before), `invalid` (422), `unauthorized` (401), "
-        "`conflict` (409), `timed_out` (408), `too_large` (413), `unsupported_media_type` (415), `busy` (429), "
-        "`unavailable` (503, 500).",
-    ),
-    Metric("optwrap_exporter_store_bytes", "gauge", "Bytes in use in the store.", unit="bytes"),
-    Metric(
-        "optwrap_exporter_store_limit_bytes",
+        "optwrap_processes_missing",
         "gauge",
-        "Bytes above which the oldest step records are deleted (--retention-bytes).",
-        unit="bytes",
+        "Number of processes of the job that have not been heard. Only with `--scope job`.",
+        ("run",),
     ),
-    Metric(
-        "optwrap_exporter_store_healthy",
-        "gauge",
-        "1 while reports are stored, 0 while the store is full, damaged, gone, or fails.",
-    ),
-    Metric(
-        "optwrap_exporter_store_condition",
-        "gauge",
-        "1 for the current condition of the store, 0 for all others.",
-        ("condition",),
-        note="`ok`, `full`, `read_only`, `corrupt`, `io_error`, `gone` (deleted, renamed or replaced).",
-    ),
-    Metric(
-        "optwrap_exporter_scrape_duration_seconds",
-        "histogram",
-        "Duration of the scrapes before this one.",
-        unit="seconds",
-    ),
-    Metric("optwrap_exporter_runs", "gauge", "Number of runs in the exporter."),
-    Metric(
-        "optwrap_exporter_hidden_runs",
-        "gauge",
-        "Runs without series of their own, because there are more than 1,000. Those that report are shown first.",
-    ),
-    Metric(
-        "optwrap_exporter_capacity_used_ratio",
-        "gauge",
-        "Reports that arrive, as a part of those that one core could take; above 1 some are refused.",
-        unit="ratio",
-        note="The exporter asks processes for so many reports that this stays near 0.5.",
-    ),
-    Metric(
-        "optwrap_exporter_health_rank",
-        "gauge",
-        "How bad each health is, from 0. Panels multiply with it, so that a health becomes a number.",
-        ("health",),
-        note="`finished` is 0, `ok` is 1, and `conflict` is the largest.",
-    ),
+    *INCIDENTS,
+    *EXPORTER,
 )
 
 BY_NAME: Final = MappingProxyType({metric.name: metric for metric in METRICS})
@@ -314,14 +247,22 @@ def document() -> str:
         "optwrap_exporter.metrics.table > docs/reference/metrics.md` writes this page.",
         "",
         "A scrape shows only what is committed to the store. Every counter of a process starts at zero with its first",
-        "report. It counts across restarts, resumes and rollbacks, and does not fall as long as the store exists. The",
-        "gauges of a finished, failed, stopped or stale process disappear after 15 minutes, its counters after one",
-        "hour.",
+        "report. It counts across restarts, resumes and rollbacks, and does not fall as long as the store exists.",
+        "",
+        "The gauges of a finished process disappear after 15 minutes, its counters after one hour. A process that is",
+        "failed, stopped or stale keeps its series, so that its alert holds, until it reports again or its run is",
+        "forgotten. If the run goes on without it in a new launch, its series go as those of a finished one.",
         "",
         "In data-parallel training every process reports the same global counts. The counters `optwrap_run_*` have",
         "them once for a run: in each attempt, those of the process with the most. If several exporters have processes",
         "of a run, take `increase` (or `rate`) first and then `max` over the exporters; only dropped records are",
         "summed up. To aggregate over the counters of processes, take `increase` first and then `max`, too.",
+        "",
+        "What trouble cost a process: `skipped` has every skipped step, whatever the health; `redone` every other step",
+        "that it takes again after a rollback, when it takes it again; `starved` the accumulated steps between two",
+        "gradient steps if it was `starved` in between. The seconds of a step are the median of the process's last",
+        "reports when the step is counted. Every process of a job loses the same steps, so take the maximum over",
+        "processes, as for the other counters.",
         "",
     ]
     runs = [metric for metric in METRICS if metric.labels[:1] == PROCESS[:1] and metric.labels[:2] != PROCESS]

@@ -19,6 +19,7 @@ export const paths = {
   steps: (run, query = {}) => `${paths.run(run)}/steps${queryString(query)}`,
   events: (run, query = {}) => `${paths.run(run)}/events${queryString({ limit: 200, ...query })}`,
   incidents: (run, query = {}) => `${paths.run(run)}/incidents${queryString({ limit: 50, ...query })}`,
+  series: (run, query = {}) => `${paths.run(run)}/series${queryString(query)}`,
   parameters: (run) => `${paths.run(run)}/parameters`,
   stream: (run) => `/v1/stream${queryString({ run })}`,
   acknowledge: (id) => `/v1/incidents/${id}/acknowledge`,

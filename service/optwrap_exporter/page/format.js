@@ -114,6 +114,11 @@ export function plural(count, one, many = `${one}s`) {
   return `${integer(count)} ${count === 1 ? one : many}`;
 }
 
+/** A phrase of the exporter as a sentence: with a capital letter. */
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
 // Control characters, zero-width characters and those that change the direction of text. A name must not be able to hide
 // or reorder the text beside it.
 // eslint-disable-next-line no-control-regex

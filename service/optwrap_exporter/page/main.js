@@ -109,6 +109,14 @@ async function showStep(step) {
   showRange([Math.max(from, at - (max - min)), Math.min(to, at + (max - min))], { step, at });
 }
 
+/** Shows the steps of a part of the time, along the axis that is shown. */
+function showTime(times) {
+  if (state.view.axis === "time") return showRange(times);
+  const [first, end] = state.times.within(...times);
+  const steps = state.times.step.slice(first, end);
+  if (steps.length) showRange([steps.reduce((a, b) => Math.min(a, b)), steps.reduce((a, b) => Math.max(a, b))]);
+}
+
 /** Shows the steps of one process from now on; null for the process that represents the run. */
 function showProcess(process) {
   dispatch({ type: "process", process });
@@ -154,7 +162,7 @@ const panels = [
   }),
   createScalars(byId("scalars"), uPlot, { onRange: showRange, onFollow: () => view({ range: null, step: null, at: null }) }),
   createPod(byId("pod"), { onProcess: showProcess }),
-  createParameters(byId("parameters"), { onStep: showStep }),
+  createParameters(byId("parameters"), { onStep: showStep, onTime: showTime, onLoaded: schedule }),
   createReplicas(byId("replicas"), { onStep: showStep }),
   createAttempts(byId("attempts")),
   createEvents(byId("events"), { onStep: showStep, onOlder: session.older, onEvery: session.everyEvent }),

@@ -187,7 +187,7 @@ function addSteps({ steps, times }, columns) {
 
 function withDetail(state, detail) {
   const runs = state.runs?.map((row) => (row.run === detail.run ? rowOf(row, detail) : row)).sort(compareRuns) ?? null;
-  return { ...state, detail, runs, incidents: mergeIncidents(state.incidents, detail.incidents) };
+  return { ...state, detail, runs, incidents: mergeIncidents(state.incidents, detail.incidents ?? []) };
 }
 
 /** The newest row of each process, sorted by process. */

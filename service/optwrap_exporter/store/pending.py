@@ -7,10 +7,11 @@ from pydantic_core import to_json
 
 from optwrap_exporter.ledger import events
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import bulk, rollups, scalar_rollups
+from optwrap_exporter.store import bulk, incident_list, rollups, scalar_rollups
 from optwrap_exporter.store.bulk import Row
 
 
@@ -30,6 +31,8 @@ class Pending:
         self.offenders: list[Row] = []
         self.replicas: list[Row] = []
         self.events: list[Row] = []
+        self.incidents: dict[int, tuple[IncidentRecord, int, int]] = {}
+        """By id: the incident, its run, and the revision that wrote it last."""
 
     def forget_incarnation(self, key: int) -> None:
         """Drop the state and the parameters of an incarnation, which is being folded."""
@@ -48,8 +51,8 @@ class Pending:
         self.write_steps(db)
         for key, run in self.runs.items():
             db.execute(
-                "UPDATE run SET labels = ?, replica_labels = ?, past = ? WHERE id = ?",
-                (to_text(run.labels), to_text(run.replica_labels), to_text(run.past.durable()), key),
+                "UPDATE run SET labels = ?, replica_labels = ?, past = ?, archived = ? WHERE id = ?",
+                (to_text(run.labels), to_text(run.replica_labels), to_text(run.past.durable()), run.archived, key),
             )
         bulk.write(
             db,
@@ -68,6 +71,17 @@ class Pending:
         bulk.write(db, _INSERT_OFFENDER, self.offenders)
         bulk.write(db, "INSERT INTO replica VALUES ?", self.replicas)
         bulk.write(db, _INSERT_EVENT, self._with_repeated())
+        if self.incidents:
+            self._write_incidents(db)
+
+    def _write_incidents(self, db: sqlite3.Connection) -> None:
+        last = incident_list.last_id(db)
+        rows = [
+            incident_list.row(one, run_id, revision, to_text(one.durable()))
+            for one, run_id, revision in self.incidents.values()
+        ]
+        bulk.write(db, incident_list.UPSERT, rows)
+        incident_list.bound(db, {run_id for one, run_id, _ in self.incidents.values() if one.id > last})
 
     def _with_repeated(self) -> list[Row]:
         """The rows of events, each with whether another process reported the event earlier in this group."""

@@ -74,13 +74,15 @@ def steps(
             if good <= points:
                 found += db.execute(f"{select} WHERE {IN_SPAN} AND bad = 0", span).fetchall()
             else:
-                chosen = scalar_rollups.extremes(db, span, blocks, points // 2, axis)
-                most = (points - len(chosen)) // 2
-                if joined is None and most:
-                    joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, most, axis))
-                for block in downsample.fewer(joined or {}, most):
+                # With the first and the last step, if there is room for them.
+                ends = 2 if points >= 4 else 0
+                chosen = scalar_rollups.extremes(db, span, blocks, (points - ends) // 2, axis)
+                count = (points - ends - len(chosen)) // 2
+                if joined is None and count:
+                    joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, count, axis))
+                for block in downsample.fewer(joined or {}, count):
                     chosen.update(extreme[1:] for extreme in (block.low, block.high) if extreme is not None)
-                found += _chosen(db, span, chosen)
+                found += _chosen(db, span, chosen, ends=bool(ends))
         found.sort(key=lambda row: row[:2])
         values = _these(span, {row[0] for row in found})
         ((recorded,),) = db.execute(f"SELECT count(*) FROM replica WHERE {_THESE}", values)
@@ -130,8 +132,15 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
     return span._replace(first=rows[0][0], last=rows[1][0]) if rows[0] else span._replace(first=1, last=0)
 
 
-def _chosen(db: sqlite3.Connection, span: Span, chosen: set[tuple[int, int]]) -> list[step_columns.Row]:
-    """Steps by number and incarnation id."""
+def _chosen(db: sqlite3.Connection, span: Span, chosen: set[tuple[int, int]], *, ends: bool) -> list[step_columns.Row]:
+    """Steps by number and incarnation id, and the good ones at the ends of the span."""
+    for step in (span.first, span.last) if ends else ():
+        chosen |= set(
+            db.execute(
+                f"SELECT step, incarnation_id FROM step WHERE {IN_SPAN} AND bad = 0 ORDER BY time DESC LIMIT 1",
+                span._replace(first=step, last=step),
+            )
+        )
     return db.execute(
         f"""
         SELECT {step_columns.SELECTED} FROM json_each(?) AS chosen CROSS JOIN step ON run_id = ? AND process = ?

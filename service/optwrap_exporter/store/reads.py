@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Collection
 
-from optwrap_exporter.store import event_list, reader, series
+from optwrap_exporter.store import event_list, incident_list, reader, series
 from optwrap_exporter.store.downsample import Axis
 from optwrap_exporter.store.event_list import EventFilter
 from optwrap_exporter.store.grid import Wanted
+from optwrap_exporter.store.incident_list import IncidentFilter
 from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.readers import Readers
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Event, Page
+from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.series import SeriesAnswer
 from optwrap_exporter.wire.step_answers import StepsAnswer
-from optwrap_exporter.wire.vocabulary import EventKind, Outcome
+from optwrap_exporter.wire.vocabulary import EventKind, IncidentKind, IncidentState, Outcome
 
 
 class Reads:
@@ -90,6 +92,30 @@ class Reads:
             key = None if run is None else reader.run_id(db, run)
             chosen = EventFilter(tuple(kind), tuple(outcome), process, since, until)
             return event_list.events(db, key, run, chosen, limit=limit, cursor=cursor)
+
+    def incidents(
+        self,
+        run: str | None = None,
+        *,
+        kind: Collection[IncidentKind] = (),
+        state: Collection[IncidentState] = (),
+        outcome: Collection[Outcome] = (),
+        since: float | None = None,
+        until: float | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[Incident]:
+        """Incidents of a run, or of all if `run` is None; newest first, at most `limit` of them and ANSWER_BYTES.
+
+        They are filtered by kind, by state, by the outcomes of their bad steps, and by time: those that lasted at or
+        after `since` and began before `until`, in seconds since 1970.
+
+        Raises:
+          CursorError: the cursor belongs to another list. Run, kind, state and outcome make a list.
+        """
+        with self._readers.reading() as db:
+            chosen = IncidentFilter(tuple(kind), tuple(state), tuple(outcome), since, until)
+            return incident_list.incidents(db, run, chosen, limit=limit, cursor=cursor)
 
     def series(self, run: str, process: int, wanted: Wanted) -> SeriesAnswer:
         """Steps of one process, counted in buckets of time. An unknown run or process has none.

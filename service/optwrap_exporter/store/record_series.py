@@ -51,8 +51,8 @@ def count(db: sqlite3.Connection, span: Span, wanted: Wanted, grid: Grid) -> Fou
     scale = sampled or 1.0
     found: dict[tuple[Any, ...], list[Cell]] = {}
     for *key, bucket, steps, values, norm_share, first_step, last_step, first_time, last_time in db.execute(
-        # SQLite uses the partial index only if the query repeats its condition. Without the plus it would take the range
-        # of steps for the records of each step.
+        # SQLite uses the partial index only if the query repeats its condition. Without the plus it would take
+        # the range of steps for the records of each step.
         f"""
         SELECT {source.keys}, CAST(floor(step.time / ?) AS INTEGER) - ? AS bucket, {source.counts},
             min(step.step), max(step.step), min(step.time), max(step.time)

@@ -75,8 +75,8 @@ class Sweep:
             number += 1
         if number:
             return lambda: self._spans.__delitem__(slice(number))
-        for table in ("event", "change"):
-            self._db.execute(f"DELETE FROM {table} WHERE revision <= ?", (self._revisions[0],))
+        for condition in ("incident WHERE NOT live AND", "event WHERE", "change WHERE"):
+            self._db.execute(f"DELETE FROM {condition} revision <= ?", (self._revisions[0],))
         return lambda: self._revisions.__delitem__(0)
 
 
@@ -150,10 +150,12 @@ def count_not_stored(db: sqlite3.Connection, key: Key, records: int) -> Origin:
 
 
 def drop_events(db: sqlite3.Connection, count: int) -> bool:
-    """Delete the `count` oldest events. False if there was none."""
-    return bool(
-        db.execute("DELETE FROM event WHERE id IN (SELECT id FROM event ORDER BY id LIMIT ?)", (count,)).rowcount
-    )
+    """Delete the `count` oldest events; if there is none, incidents that are over. False if there was neither."""
+    for table, condition in (("event", "1"), ("incident", "NOT live")):
+        oldest = f"SELECT id FROM {table} WHERE {condition} ORDER BY id LIMIT ?"
+        if db.execute(f"DELETE FROM {table} WHERE id IN ({oldest})", (count,)).rowcount:
+            return True
+    return False
 
 
 def forget(db: sqlite3.Connection, run: str) -> bool:

@@ -17,7 +17,8 @@ CREATE TABLE run (
     run TEXT NOT NULL UNIQUE,
     labels TEXT NOT NULL,               -- JSON: parameters with a metric label of their own
     replica_labels TEXT NOT NULL,       -- JSON: replicas with one
-    past TEXT NOT NULL                  -- JSON: Past.durable
+    past TEXT NOT NULL,                 -- JSON: Past.durable
+    archived INTEGER NOT NULL DEFAULT 0 -- 1 if somebody hid it
 );
 CREATE TABLE process (
     run_id INTEGER NOT NULL,
@@ -157,6 +158,20 @@ CREATE INDEX event_run ON event (run_id, kind, id);
 CREATE INDEX event_time ON event (run_id, kind, time) WHERE repeated = 0;
 CREATE INDEX event_revision ON event (revision);
 CREATE INDEX event_same_as ON event (run_id, same_as) WHERE same_as IS NOT NULL;
+CREATE TABLE incident (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id INTEGER NOT NULL,
+    revision INTEGER NOT NULL,          -- the change that wrote it last
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    live INTEGER NOT NULL,              -- 1 if it is open, or acknowledged while its cause holds
+    opened REAL NOT NULL,
+    closed REAL,                        -- null: it lasts
+    outcomes INTEGER NOT NULL,          -- of its bad steps: a bit for each of wire.vocabulary.OUTCOMES
+    record TEXT NOT NULL                -- JSON: IncidentRecord.durable
+);
+CREATE INDEX incident_run ON incident (run_id, id);
+CREATE INDEX incident_revision ON incident (revision) WHERE NOT live;
 CREATE TABLE trial (                    -- empty, but for `write_trial`
     filler BLOB NOT NULL
 );
@@ -167,7 +182,9 @@ _TRIAL_BYTES: Final = 1 << 15
 LOCK_SECONDS: Final = 3.0
 """How long to wait while another program has locked the database. After that the store is ill, and says so."""
 
-OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "scalar_block", "offender", "replica", "event")
+OF_RUN: Final = (
+    *("process", "incarnation", "change", "step", "block", "scalar_block", "offender", "replica", "event", "incident"),
+)
 """Tables with a column `run_id`."""
 
 

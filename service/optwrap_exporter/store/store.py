@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import opening, retention, schema
+from optwrap_exporter.store import incident_list, opening, retention, schema
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.opening import FILE, StoreError
 from optwrap_exporter.store.readers import Readers
@@ -50,7 +51,7 @@ class Store(Reads):
     Args:
       directory: created with mode 0700 if it is missing. It is locked: another exporter cannot use it.
       limit_bytes: the most bytes the database may take, without its log of a few MiB; at least SMALLEST_LIMIT. At the
-        limit the oldest step records are deleted, then the oldest events. None sets no limit.
+        limit the oldest step records are deleted, then the oldest events, then incidents that are over. None: no limit.
       recover: whether to move a damaged database aside and begin a new one.
 
     Raises:
@@ -126,6 +127,14 @@ class Store(Reads):
         """The time of the newest change, by the clock that data ages by; None if there is none."""
         row = self._db.execute("SELECT time FROM change ORDER BY revision DESC LIMIT 1").fetchone()
         return row and float(row[0])
+
+    def last_incident(self) -> int:
+        """The largest id that an incident has had; 0 if there was none."""
+        return incident_list.last_id(self._db)
+
+    def incident(self, number: int) -> tuple[str, IncidentRecord] | None:
+        """An incident and its run, by its id; None if there is none."""
+        return incident_list.find(self._db, number)
 
     def look(self) -> bool:
         """Look whether reports can be stored. After a failure a trial write finds out; call it about once a second.

@@ -17,7 +17,7 @@ from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState, heard_from
-from optwrap_exporter.store import bulk, retention, rollups, scalar_rollups, step_columns
+from optwrap_exporter.store import bulk, incident_list, retention, rollups, scalar_rollups, step_columns
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.wire.requests import Report
@@ -28,8 +28,9 @@ _NONE: Final = (None, None, None)
 _FOLDED: Final = "folded"
 """The only key in the state of an incarnation that was folded. Its value is the attempt."""
 
-_Row = tuple[tuple[str, ...], tuple[Replica, ...], Past]
-"""What is written of a run itself: the parameters and replicas with metric labels of their own, and its past."""
+_Row = tuple[tuple[str, ...], tuple[Replica, ...], Past, bool]
+"""What is written of a run itself: the parameters and replicas with metric labels of their own, its past, and whether
+it is hidden."""
 
 
 class Rows:
@@ -127,6 +128,7 @@ class Rows:
                     for one in report.replicas
                 ]
         pending.events += [event_row(plan, event, run_id, revision) for event in plan.events]
+        pending.incidents.update({one.id: (one, run_id, revision) for one in plan.incidents})
         if plan.folds.foldings:
             self._fold_all(pending, plan, run_id)
 
@@ -192,7 +194,7 @@ class Rows:
         )
 
     def _run(self, pending: Pending, run: RunState) -> int:
-        row = (run.labels, run.replica_labels, run.past)
+        row = (run.labels, run.replica_labels, run.past, run.archived)
         key, written = self._runs.get(run.run, (0, None))
         if not key:
             (key,) = self._db.execute(
@@ -319,7 +321,11 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
         processes.setdefault(run_id, {})[process] = ProcessState.from_durable(
             process, json.loads(text), incarnations[of], sums.get(of, {}).values(), folded_ids.get(of)
         )
-    for run_id, run, labels, replicas, past in db.execute("SELECT id, run, labels, replica_labels, past FROM run"):
+    incidents = incident_list.restored(db)
+    for run_id, run, labels, replicas, past, archived in db.execute(
+        "SELECT id, run, labels, replica_labels, past, archived FROM run"
+    ):
+        of_run = incidents.get(run_id, incident_list.OfRun())
         yield RunState(
             run,
             processes[run_id],
@@ -327,4 +333,7 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
             tuple(Replica(*replica) for replica in json.loads(replicas)),
             heard_from(processes[run_id].values()),
             Past.from_durable(json.loads(past)),
+            of_run.live,
+            of_run.over,
+            bool(archived),
         )

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.requests import Gauges, Offender, ReplicaRecord, StepColumns
 from optwrap_exporter.wire.times import Answer as _Answer
 from optwrap_exporter.wire.times import Instant
-from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, LostReason, Number, Outcome
+from optwrap_exporter.wire.vocabulary import AttemptState, EventKind, Health, IncidentKind, LostReason, Number, Outcome
 
 ANSWER_BYTES: Final = 2 << 20
 """The most bytes of an answer, and of what a stream sends to a client that reconnects. /metrics is not limited."""
@@ -100,9 +101,9 @@ class AttemptRow(_Answer):
     """One launch of the run. Times are the exporter's."""
 
     attempt: str
-    since: float
+    since: Instant
     """Its first report."""
-    until: float
+    until: Instant
     """Its last report."""
     state: AttemptState
     """The last state its processes reported; `lost` if they went silent or were replaced without reporting an end."""
@@ -112,13 +113,20 @@ class AttemptRow(_Answer):
     """The step of the optimizer's state at which it started; null until that is known."""
 
 
-class Figure(_Answer):
+class RowFigure(_Answer):
     """A value, and what it is of."""
 
     value: Number
     step: int | None
     """The step that it is of, by the optimizer's own count; null if that is not known."""
     time: float
+    """When it was reported, by the exporter's clock."""
+
+
+class Figure(RowFigure):
+    """A value, and what it is of."""
+
+    time: Instant
     """When it was reported, by the exporter's clock."""
 
 
@@ -130,21 +138,27 @@ class SkippedRecently(_Answer):
     skipped: int
 
 
+def _nothing(value: object) -> bool:
+    return not value
+
+
 class ProcessRow(_Answer):
-    """One process of the run."""
+    """One process of the run. There may be thousands, so the times of a row are Unix seconds only."""
 
     process: int
     host: str
     health: Health
     since: float
     """When that health began."""
-    summary: str | None
-    """What is wrong with it, in one sentence; null if it is ok."""
+    summary: Annotated[str | None, Field(exclude_if=_nothing)]
+    """What is wrong with it, in one sentence; left out if it is ok."""
     last_report: float
     totals: ProcessTotals
     gauges: Gauges
-    norm: Figure | None
+    norm: RowFigure | None
     """The gradient norm of its last step."""
+    acknowledged: Annotated[bool, Field(exclude_if=_nothing)]
+    """Whether somebody has acknowledged the incidents of its health. Else left out."""
 
 
 class _Run(_Answer):
@@ -152,7 +166,7 @@ class _Run(_Answer):
 
     run: str
     health: Health
-    since: float
+    since: Instant
     """When that health began. Of `stale` it is the last report, of `stalled` the last step."""
     summary: str
     """What is wrong, with which process, and what to do, in one sentence. Its durations are as of the answer."""
@@ -162,8 +176,8 @@ class _Run(_Answer):
     """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
     """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
-    first_report: float
-    last_report: float
+    first_report: Instant
+    last_report: Instant
     totals: Totals
     """Counted over all attempts; never falls."""
     unseen: int
@@ -186,7 +200,7 @@ class _Run(_Answer):
     """Null unless a step came lately: a dead, ended or stalled run has none."""
     last_step: int | None
     """The last step of the optimizer's state now; null before the first one."""
-    last_step_time: float | None
+    last_step_time: Instant | None
     """When that step was reported; null if it was taken before this exporter heard of it."""
     skipped_recently: SkippedRecently
     lost_steps: dict[LostReason, int]
@@ -195,6 +209,12 @@ class _Run(_Answer):
     """The time that they took."""
     attempts_total: int
     """Number of launches so far."""
+    incidents_open: dict[IncidentKind, int]
+    """Number of open incidents by kind; kinds without any are left out."""
+    acknowledged: bool
+    """Whether somebody has acknowledged every incident of its health. False if its health is no trouble."""
+    archived: bool
+    """Whether somebody has hidden it."""
 
 
 class RunSummary(_Run):
@@ -215,6 +235,8 @@ class LeftOutOfRun(_Answer):
     """The oldest ones."""
     processes: int = 0
     """Healthy ones first, from the last on."""
+    incidents: int = 0
+    """The oldest ones. Of those that are over only the last ones are counted: /v1/runs/{run}/incidents has all."""
 
 
 class RunDetail(_Run):
@@ -229,6 +251,8 @@ class RunDetail(_Run):
     dropped: DroppedTotals
     attempts: list[AttemptRow]
     processes: list[ProcessRow]
+    incidents: list[Incident]
+    """Open ones first, then the newest first; at most 20."""
     left_out: LeftOutOfRun
 
 

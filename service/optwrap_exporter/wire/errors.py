@@ -8,6 +8,7 @@
       ImplausibleError      ledger.bounds       422  a seq or a count jumps further than the time in between allows
       ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt
       BusyError             ingest.group_commit 429  too many reports wait, too many new runs, or too many gaps in seqs
+      UnknownError          ingest.operations   404  there is no such run or incident
       ClosedError           ingest.ingest       503  the exporter is shutting down
       AbandonedError        store.readers       --   a query's client hung up, so the query was interrupted
       StoreUnavailableError store.condition     503  the store stores no reports now: full, damaged, gone, ...

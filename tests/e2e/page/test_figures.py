@@ -194,6 +194,7 @@ def test_attempts_have_their_reason_and_the_step_they_began_at(past: Served, ope
         if number < 3:
             again.send("failed", reason=f"RuntimeError: crash {number}")
     turn_to(past, 0)
+    again.send()
     desk = open_desk()
     desk.open("lm")
     rows = desk.part("attempts").locator("tbody tr")
@@ -217,7 +218,7 @@ def test_a_host_exporter_counts_the_processes_that_report_here(past: Served, ope
     expect(desk.part("pod")).to_contain_text("8 of 64 processes report here")
     expect(desk.part("processes")).to_contain_text("8 of 64 processes report here")
     expect(desk.part("health").locator(".facts")).to_contain_text("8 of 64 here")
-    assert not re.search("missing|never", page.locator("main").inner_text(), re.IGNORECASE)
+    assert not re.search("missing|never|degraded", page.locator("main").inner_text(), re.IGNORECASE)
 
 
 @pytest.mark.usefixtures("past")
@@ -245,22 +246,20 @@ def test_the_page_of_a_job_shows_which_processes_are_missing(tmp_path: Path, ope
 
 def test_the_pod_verdict_names_process_and_host(past: Served, open_desk: OpenDesk) -> None:
     """Before anything is pointed at, the worst process; the run's own sentence names it, too."""
-    pod = [job(past, process=process, process_count=16, incarnation=f"e{process}") for process in range(16)]
     turn_to(past, 300)
+    pod = [job(past, process=n, process_count=16, incarnation=f"e{n}", interval=60.0) for n in (0, 3, 12)]
     for training in pod:
         training.good(10)
-    for ago in range(290, -1, -10):
+    for ago in range(240, -1, -60):
         turn_to(past, ago)
-        for training in pod:
-            if training.job.process != 12:
-                training.good(1)
+        pod[0].good(1)
+        pod[1].good(1)
     desk = open_desk()
     desk.open("lm")
     desk.health("stale")
     expect(desk.part("health").locator(".sentence")).to_contain_text("rocess 12 on node-12")
-    expect(desk.part("pod").locator("output")).to_contain_text(
-        re.compile("Process 12 on node-12 · No reports for 5 min")
-    )
+    verdict = desk.part("pod").locator("output")
+    expect(verdict).to_contain_text(re.compile(r"Process 12 on node-12 · No reports for \d min"))
 
 
 @pytest.mark.usefixtures("past")

@@ -28,7 +28,8 @@ def test_a_streak_is_one_row_that_opens_to_its_events(open_desk: OpenDesk, repor
     expect(streak).to_contain_text("encoder/block_1/conv")
     expect(streak).to_contain_text("Open")
     found = httpx.get(f"{desk.url}/v1/runs/{pod[0].run}/incidents", trust_env=False).json()["items"]
-    assert {one["summary"] for one in found} == set(panel.locator(".incident .sentence").all_text_contents())
+    sentences = [one["summary"][0].upper() + one["summary"][1:] for one in found]
+    assert set(panel.locator(".incident .sentence").all_text_contents()) == set(sentences)
     expect(streak.locator(".feed li")).to_have_count(0)
     streak.locator("summary").focus()
     page.keyboard.press("Enter")

@@ -77,10 +77,11 @@ LARGE = """async ([count, changed]) => {
     document.getElementById("main").append(root);
     const update = createPod(root, { onProcess: () => {} });
     const state = (health) => ({
-      detail: { run: "pod", processes: Array.from({ length: count }, (_, process) => ({
-        process, host: `node-${process >> 3}`, since: 0, last_report: 0, gauges: {}, totals: { steps: 1 },
-        health: process === changed ? health : "ok" })) },
-      runs: [{ run: "pod", process_count: count }], connection: { phase: "live" } });
+      detail: { run: "pod", process_count: count, missing: 0, left_out: { processes: 0 },
+        processes: Array.from({ length: count }, (_, process) => ({
+          process, host: `node-${process >> 3}`, since: 0, last_report: 0, gauges: {}, totals: { steps: 1 },
+          summary: null, norm: null, health: process === changed ? health : "ok" })) },
+      connection: { phase: "live" }, storeTrouble: null });
     update({ state: state("ok"), now: 5 });
     const before = root.querySelectorAll("[role=option]").length;
     const touched = new Set();
@@ -172,5 +173,5 @@ def test_cells_follow_messages_and_a_restart_of_the_exporter(
     shows("ok", "ok", "ok", "failed")
     pod[0].bad(w=1)
     shows("skipping", "ok", "ok", "failed")
-    steps = desk.part("processes").locator("tbody tr td:nth-child(5)")
+    steps = desk.part("processes").locator("tbody tr td:nth-child(6)")
     assert sorted(steps.all_text_contents()) == ["4", "5", "6", "6"]

@@ -71,6 +71,8 @@ def seconds(name: str, text: str | None) -> float | None:
         found = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
     except ValueError:
         found = math.nan
-    if not 1 <= found <= _LONGEST:
-        raise refused(422, name, text, "seconds from 1 to 31,536,000, or a number with s, m, h or d: 3600, 15m, 1h, 1d")
+    if not 0.001 <= found <= _LONGEST:
+        raise refused(
+            422, name, text, "seconds from 0.001 to 31,536,000, or a number with s, m, h or d: 3600, 15m, 1h, 1d"
+        )
     return found

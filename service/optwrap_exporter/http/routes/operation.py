@@ -5,11 +5,12 @@ from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from optwrap_exporter.http.errors import item, refused
 from optwrap_exporter.store.condition import Condition, StoreState
 from optwrap_exporter.wire.errors import ErrorBody
+from optwrap_exporter.wire.times import Answer, Instant
 
 
 class ProbeAnswer(BaseModel):
@@ -18,13 +19,11 @@ class ProbeAnswer(BaseModel):
     status: Literal["healthy", "ready"]
 
 
-class StoreTrouble(BaseModel):
+class StoreTrouble(Answer):
     """Why the exporter stores no reports."""
 
-    model_config = ConfigDict(frozen=True)
-
     condition: Condition
-    since: float
+    since: Instant
     """When it stored the last time, in seconds since 1970."""
     why: str
     remedy: str

@@ -3,15 +3,19 @@
 The routes of queries are plain functions, so they run in threads and delay no report.
 """
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from optwrap_exporter.http.query.limiter import Limiter
 from optwrap_exporter.http.query.parameters import Cursor, Limit, RunName
 from optwrap_exporter.http.query.responses import INVALID, UNKNOWN, answer, bad_cursor, unknown_run
 from optwrap_exporter.http.query.routing import limited
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.run_list import RunFilter, RunSort
 from optwrap_exporter.wire.answers import Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import CursorError
+from optwrap_exporter.wire.vocabulary import Health
 
 
 def router(ledger: Ledger, limiter: Limiter) -> APIRouter:
@@ -19,10 +23,25 @@ def router(ledger: Ledger, limiter: Limiter) -> APIRouter:
     routes = APIRouter(prefix="/v1/runs", tags=["queries"], route_class=limited(limiter))
 
     @routes.get("", response_model=Page[RunSummary], responses=INVALID)
-    def list_runs(limit: Limit = 100, cursor: Cursor = None) -> Response:
-        """List the runs by name."""
+    def list_runs(
+        *,
+        health: Annotated[list[Health], Query(description="Only runs of this health. Repeat it for more.")] = [],  # noqa: B006
+        q: Annotated[str, Query(max_length=128, description="Only runs with this text in their name.")] = "",
+        archived: Annotated[bool, Query(description="The archived runs instead of the others.")] = False,
+        sort: Annotated[
+            RunSort,
+            Query(description="`health` is worst first, a time the latest first, a count the largest first."),
+        ] = "health",
+        limit: Limit = 100,
+        cursor: Cursor = None,
+    ) -> Response:
+        """List the runs, worst first.
+
+        The order changes with the runs: one that changes between two pages may be on both or on neither.
+        """
+        chosen = RunFilter(tuple(health), q, archived, sort)
         try:
-            return answer(ledger.run_page(limit, cursor))
+            return answer(ledger.run_page(chosen, limit=limit, cursor=cursor))
         except CursorError as error:
             raise bad_cursor(error) from None
 

@@ -84,8 +84,8 @@ def router(store: Store, hub: Hub) -> APIRouter:
         A `report` event has what one commit added, without events that another process of the attempt has reported
         before. Events come at most four times a second. A `run` event is the answer of /v1/runs/{run} with the worst
         1,000 parameters. It is sent at the start (for the run asked for, or for every run that has not ended), then
-        about once a second if a report came or the health changed. The first one of a run has all its processes, as
-        far as they fit; later ones only those that changed.
+        about once a second if a report came, or if the health or the summary changed. The first one of a run has all
+        its processes, as far as they fit; later ones only those that changed.
 
         Without Last-Event-ID, or with one that this store did not issue, the stream starts with the next commit. A
         client that is more than 2 MiB of `report` events behind gets a `gap` event, which counts those that are left

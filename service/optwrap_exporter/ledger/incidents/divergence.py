@@ -1,6 +1,6 @@
 """Folds divergence into incidents: one of each attempt, with all processes that disagree with the others."""
 
-from typing import Any
+from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.divergence import Divergence
@@ -9,6 +9,9 @@ from optwrap_exporter.ledger.incidents.fold import Fold
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import to_json_number
+
+START_SECONDS: Final = 30.0
+"""Seconds in which the processes of a job send their first reports."""
 
 
 def fold_divergence(fold: Fold, run: RunState, incarnation: IncarnationState, found: Divergence) -> None:
@@ -44,6 +47,7 @@ def fold_divergence(fold: Fold, run: RunState, incarnation: IncarnationState, fo
         processes=ranges.union([*one.processes, *ranges.of(odd)]),
         updated=fold.now if more.bad != one.bad else one.updated,
         last_clean_step=clean,
+        figures={**one.figures, "others": max(one.figures["others"], found.others)},
     )
 
 
@@ -62,10 +66,14 @@ def _named(run: RunState, found: Divergence, odd: int) -> dict[str, Any]:
     return {"host": process.source.host or None, "device": process.source.device_kind or None, "figures": figures}
 
 
-def voters(run: RunState, report: Report) -> int:
-    """The processes of the report's attempt that report, this one included."""
-    others = (process for process in run.processes.values() if process.process != report.process)
-    return 1 + sum(
-        one.incarnation.attempt == report.attempt and one.conditions.ended is None and one.conditions.stale is None
-        for one in others
-    )
+def voters(run: RunState, report: Report, now: float) -> int:
+    """How many processes of the report's attempt can be expected to report its steps.
+
+    These are the ones that report; soon after the first of them has, all processes of the job.
+    """
+    mine = [process for process in run.processes.values() if process.incarnation.attempt == report.attempt]
+    began = min((process.incarnation.first_report for process in mine), default=now)
+    if now < began + START_SECONDS:
+        return report.source.process_count
+    others = (process for process in mine if process.process != report.process)
+    return 1 + sum(one.conditions.ended is None and one.conditions.stale is None for one in others)

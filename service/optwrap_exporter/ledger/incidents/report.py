@@ -130,4 +130,5 @@ def acknowledged(one: IncidentRecord, now: float) -> IncidentRecord:
     """The incident, acknowledged. It stays as it is if it was before."""
     if one.state == "acknowledged":
         return one
-    return dataclasses.replace(one, state="acknowledged", acknowledged=now)
+    closed = one.closed if one.lasts or one.closed is not None else now
+    return dataclasses.replace(one, state="acknowledged", acknowledged=now, closed=closed)

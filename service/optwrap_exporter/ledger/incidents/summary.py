@@ -1,8 +1,9 @@
 """What an incident is in the answers of the API, with its sentence: what is wrong, who, since which step."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
@@ -12,18 +13,22 @@ from optwrap_exporter.wire.vocabulary import NOT_FINITE_NUMBERS, IncidentKind, O
 MOST_PROCESSES: Final = 64
 """The most processes that an answer names."""
 
-_RUNBOOKS: Final[dict[IncidentKind, str]] = {
-    "conflict": "OptwrapConflict",
-    "diverged": "OptwrapDiverged",
-    "gave_up": "OptwrapGaveUp",
-    "failed": "OptwrapFailed",
-    "stopped": "OptwrapStopped",
-    "stale": "OptwrapProcessStale",
-    "stalled": "OptwrapStalled",
-    "starved": "OptwrapStarved",
-    "skipped": "OptwrapSkipRatioHigh",
-}
-"""The headings of docs/guides/runbooks.md."""
+RUNBOOKS: Final[Mapping[IncidentKind, str]] = MappingProxyType(
+    {
+        "conflict": "OptwrapConflict",
+        "diverged": "OptwrapDiverged",
+        "gave_up": "OptwrapGaveUp",
+        "failed": "OptwrapFailed",
+        "stopped": "OptwrapStopped",
+        "stale": "OptwrapProcessStale",
+        "stalled": "OptwrapStalled",
+        "starved": "OptwrapStarved",
+        "skipped": "OptwrapNotFiniteStreak",
+    }
+)
+"""By kind, its heading in deploy/runbooks.md."""
+_SKIPS: Final = "OptwrapSkipRatioHigh"
+"""The heading for steps that were skipped although they were finite."""
 
 _NOT_FINITE: Final[frozenset[Outcome]] = frozenset({"skipped_not_finite", "accepted_not_finite"})
 
@@ -57,7 +62,7 @@ def answer(run: str, one: IncidentRecord) -> Incident:
         outcomes=list(one.outcomes),
         reason=one.reason,
         summary=summary(one),
-        runbook=_RUNBOOKS.get(one.kind),
+        runbook=RUNBOOKS[one.kind] if one.kind != "skipped" or _NOT_FINITE & {*one.outcomes} else _SKIPS,
     )
 
 

@@ -38,7 +38,7 @@ export function happenedWithin(state, range) {
     }
     if (number > 1 || begin > 0) found.push({ x: at(begin, since), kind: "attempt", text: nameOf(number, begin) });
   });
-  const inView = found.filter(({ x }) => x !== null && x >= range[0] && x <= range[1]).sort((a, b) => a.x - b.x);
+  const inView = found.filter(({ x }) => x !== null && x >= range[0] && x <= range[1] + (byTime ? 0 : 1)).sort((a, b) => a.x - b.x);
   return inView.slice(-MOST);
 }
 

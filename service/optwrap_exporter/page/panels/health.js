@@ -1,6 +1,6 @@
 /** The verdict on the selected run: its health and since when, one sentence with cause, who and what to do, and the buttons. */
 
-import { clock, dateTime, durationSince, integer, parametersInWords, plural, seconds, visible } from "../format.js";
+import { capital, clock, dateTime, durationSince, integer, parametersInWords, plural, seconds, visible } from "../format.js";
 import { knowledge, lastReport, reporting, streakStart } from "../model.js";
 import { paths } from "../api.js";
 import { health, healthAge, tierOfRun, unseenInWords } from "../words.js";
@@ -112,7 +112,7 @@ export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu })
 
 /** A phrase as a sentence: with a capital letter and a full stop. */
 function sentenceOf(text) {
-  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  return capital(text) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 /** "1", "8 of 64 here" with --scope host, "62 of 64". */

@@ -3,7 +3,7 @@
  * be acknowledged.
  */
 
-import { clock, dateTime, duration, integer, plural, seconds, visible } from "../format.js";
+import { capital, clock, dateTime, duration, integer, plural, seconds, visible } from "../format.js";
 import { INCIDENT_STATES, INCIDENTS } from "../vocabulary.js";
 import { knowledge } from "../model.js";
 import { health } from "../words.js";
@@ -40,9 +40,10 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
 
   function create(incident) {
     const when = el("time");
+    const kind = el("span");
     const state = el("span", { class: "state" });
     const sentence = el("bdi", { class: "sentence" });
-    const title = el("summary", {}, el("span", { class: "icon" }), el("span", { class: "what" }, el("b"), " ", sentence), el("span", { class: "when" }, state, when));
+    const title = el("summary", {}, el("span", { class: "icon" }), sentence, el("span", { class: "when" }, kind, state, when));
     const events = el("ol", { class: "feed" });
     const facts = el("p", { class: "facts" });
     const details = el("details", { "data-kind": incident.kind, "data-incident": incident.id }, title, facts, events);
@@ -76,17 +77,18 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     node.incident = incident;
     const [details, buttons] = node.children;
     const [title, facts, events] = details.children;
-    const [icon, what, when] = title.children;
+    const [icon, sentence, when] = title.children;
+    const [kind, stateNode, time] = when.children;
     const tier = tierOf(incident);
     setAttribute(node, "class", `incident ${tier}`);
     setAttribute(details, "data-state", incident.state);
     replaceShape(icon, tier);
-    setText(what.firstChild, INCIDENTS[incident.kind]?.word ?? visible(incident.kind));
-    setText(what.lastChild, visible(incident.summary));
-    setText(when.firstChild, INCIDENT_STATES[incident.state]?.word ?? visible(incident.state));
-    setAttribute(when.firstChild, "title", INCIDENT_STATES[incident.state]?.meaning);
-    setText(when.lastChild, timesOf(incident, now));
-    setAttribute(when.lastChild, "title", dateTime(seconds(incident.opened)));
+    setText(sentence, capital(visible(incident.summary)));
+    setText(kind, INCIDENTS[incident.kind]?.word ?? visible(incident.kind));
+    setText(stateNode, INCIDENT_STATES[incident.state]?.word ?? visible(incident.state));
+    setAttribute(stateNode, "title", INCIDENT_STATES[incident.state]?.meaning);
+    setText(time, timesOf(incident, now));
+    setAttribute(time, "title", dateTime(seconds(incident.opened)));
     buttons.hidden = incident.state !== "open";
     facts.replaceChildren(...factsOf(incident, onStep));
     if (details.open && before && before.updated !== incident.updated) void showEvents(incident, events);

@@ -1,9 +1,13 @@
-/** The parameters whose gradients were non-finite: the first and last step, how many steps, and how many values. */
+/**
+ * The parameters panel: a heatmap of the time in view, and a table of the parameters whose gradients were non-finite in the whole
+ * run: the first and last step, how many steps, and how many values.
+ */
 
 import { compact, integer, plural, visible } from "../format.js";
 import { streakStart } from "../model.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
+import { createHeatmap } from "./heatmap.js";
 
 /** Number of rows at first, and how many a click on "Show more" adds. The filter searches all rows. */
 const ROWS = 100;
@@ -21,11 +25,20 @@ const COLUMNS = [
   { key: "values", label: "Values", what: "Number of non-finite values in its gradients, over these steps" },
 ];
 
-export function createParameters(root, { onStep }) {
+/**
+ * Creates the panel.
+ *
+ * @param {HTMLElement} root
+ * @param {object} callbacks
+ * @param {(step: number) => void} callbacks.onStep shows a step in the chart
+ * @param {(range: [number, number]) => void} callbacks.onTime shows a time in the chart
+ * @param {() => void} callbacks.onLoaded called when the panel has more to show
+ */
+export function createParameters(root, { onStep, onTime, onLoaded }) {
   const { head, aside, link } = panelHead(
     "parameters-title",
-    "Non-finite parameters",
-    "Parameters whose gradients had NaN or Inf values",
+    "Parameters",
+    "Parameters whose gradients had NaN or Inf values, or a large share of a norm that was skipped as too large",
   );
   const filter = el("input", { type: "search", placeholder: "Filter", "aria-label": "Filter parameters by path" });
   const count = el("span", { class: "count" });
@@ -45,7 +58,8 @@ export function createParameters(root, { onStep }) {
   const rest = el("span");
   const grow = el("button", { type: "button", text: "Show more" });
   const more = el("p", { class: "more" }, rest, grow);
-  root.append(head, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of parameters" }, table), more);
+  const heatmap = createHeatmap({ onTime, onLoaded });
+  root.append(head, heatmap.node, none, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of parameters" }, table), more);
 
   /** The column to sort by; null for the exporter's order, worst first. */
   let order = /** @type {{key: string, down: boolean} | null} */ (null);
@@ -56,7 +70,11 @@ export function createParameters(root, { onStep }) {
   let shownStreak;
   let shownRun = null;
   let limit = ROWS;
-  filter.addEventListener("input", () => draw());
+  let current = /** @type {any} */ (null);
+  filter.addEventListener("input", () => {
+    draw();
+    if (current) heatmap.update(current, wantedPath());
+  });
   grow.addEventListener("click", () => {
     limit += MORE;
     draw();
@@ -68,9 +86,11 @@ export function createParameters(root, { onStep }) {
     setTimeout(() => setText(copy, "Copy"), 2_000);
   });
 
+  const wantedPath = () => filter.value.trim().toLowerCase();
+
   /** The filtered rows, in the order of the table. */
   function filteredRows() {
-    const wanted = filter.value.trim().toLowerCase();
+    const wanted = wantedPath();
     const rows = wanted ? parameters.filter(({ parameter }) => parameter.toLowerCase().includes(wanted)) : [...parameters];
     if (!order) return rows;
     const { key, down } = order;
@@ -124,6 +144,8 @@ export function createParameters(root, { onStep }) {
 
   return ({ state }) => {
     if (!state.detail) return;
+    current = state;
+    heatmap.update(state, wantedPath());
     const streak = streakStart(state);
     if (state.parameters === shown && streak?.id === shownStreak) return;
     shown = parameters = state.parameters;

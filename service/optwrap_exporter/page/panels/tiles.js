@@ -73,7 +73,7 @@ function createApplied(root) {
     // The incident that is open says where to roll back to; without one the run was rolled back, or somebody acknowledged it.
     const open = state.incidents.find(({ kind, state: of }) => kind === "gave_up" && of === "open");
     const clean = open?.last_clean_step ?? null;
-    setText(foot, count === 0 ? "never" : open ? `not rolled back${clean === null ? "" : ` · last clean step ${integer(clean)}`}` : "none open: rolled back or acknowledged");
+    setText(foot, count === 0 ? "" : open ? `not rolled back${clean === null ? "" : ` · last clean step ${integer(clean)}`}` : "none open: rolled back or acknowledged");
     setAttribute(box, "data-tone", open ? "critical" : null);
   };
 }

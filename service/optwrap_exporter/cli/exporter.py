@@ -1,0 +1,107 @@
+"""Asks an exporter what `status` and `watch` show."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
+
+import click
+import httpx
+
+from optwrap_exporter.cli.text import clean
+
+NORMS: Final = 24
+"""Number of steps in the sparkline."""
+_PAGE: Final = 500
+
+Json = dict[str, Any]
+
+
+class Unreachable(click.ClickException):
+    """No exporter answers at the URL."""
+
+
+def connect(url: str) -> httpx.Client:
+    """An HTTP client for the exporter at `url`: http://host:port, or unix:///path of its ingest socket.
+
+    Raises:
+      Unreachable: `url` has neither form.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    # Ignore proxy settings of the environment: an exporter is on this machine or near it.
+    if parts.scheme == "unix" and parts.path:
+        transport = httpx.HTTPTransport(uds=unquote(parts.path))
+        return httpx.Client(transport=transport, base_url="http://localhost", timeout=5, trust_env=False)
+    if parts.scheme in {"http", "https"} and parts.hostname and port != 0:
+        return httpx.Client(base_url=url, timeout=5, trust_env=False)
+    raise Unreachable(f"{url!r} is not an exporter's URL: expected http://host:port or unix:///path")
+
+
+class Exporter:
+    """The queries of `status` and `watch`."""
+
+    def __init__(self, client: httpx.Client, url: str) -> None:
+        self._client = client
+        self.url = url
+
+    def _get(self, path: str, **query: str | int | Sequence[str]) -> Json:
+        try:
+            answer = self._client.get(path, params=query)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"no exporter answers at {self.url} ({reason}): start one, or pass its URL") from error
+        if answer.status_code == 404 and path.startswith("/v1/runs/"):
+            raise Unreachable(f"the exporter at {self.url} has no run {unquote(path.split('/')[3])!r}")
+        try:
+            body = answer.json() if answer.status_code == 200 else None
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise Unreachable(
+                f"{self.url}{path} answered {answer.status_code}: expected the answer of an optwrap exporter"
+            )
+        return body
+
+    def trouble(self) -> str | None:
+        """Why the exporter stores no reports, as one line; None while it stores them."""
+        try:
+            answer = self._client.get("/-/healthy")
+            store = answer.json().get("store") if answer.status_code == 503 else None
+            if store is None:
+                return None
+            since = datetime.fromtimestamp(store["since"], UTC)
+            said = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
+            return clean(f"{said}: its store is {store['condition']} ({store['why']}): {store['remedy']}")
+        except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
+            return None  # the next query says that no exporter answers
+
+    def run(self, name: str) -> Json:
+        """The answer of /v1/runs/{run}."""
+        return self._get(f"/v1/runs/{quote(name, safe='')}")
+
+    def runs(self, healths: Sequence[str] = (), text: str = "") -> Iterator[Json]:
+        """The runs as GET /v1/runs lists them, worst first."""
+        query: dict[str, str | int | Sequence[str]] = {"limit": _PAGE, "health": list(healths)}
+        if text:
+            query["q"] = text
+        while True:
+            page = self._get("/v1/runs", **query)
+            yield from page["items"]
+            if not page["cursor"]:
+                return
+            query["cursor"] = page["cursor"]
+
+    def last_steps(self, run: Json) -> Json:
+        """The columns of the run's last steps, by step number."""
+        path = f"/v1/runs/{quote(run['run'], safe='')}/steps"
+        columns: Json = self._get(path, since=max(0, (run["last_step"] or 0) - NORMS + 1))["columns"]
+        return columns
+
+    def events(self, name: str, limit: int) -> list[Json]:
+        """The last events of a run, newest first."""
+        items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", limit=limit)["items"]
+        return items

@@ -1,0 +1,108 @@
+"""What an operator reads after NaN went into the optimizer: trouble, until it is rolled back or acknowledged."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.exporter.running import Job, Served, TurnedClock, served
+
+SENTENCE = "gave up at 204: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 203"
+
+
+def poisoned(site: Served) -> Job:
+    """A run that applied one non-finite step, number 204, and then went on for an hour as if nothing were."""
+    job = Job(clock=site.clock)
+    for _ in range(203):
+        job.step("applied", 0.5)
+    job.step("accepted_not_finite", "NaN", w=1)
+    site.send(job.report())
+    for _ in range(60):
+        site.clock.advance(60)
+        for _ in range(50):
+            job.step("applied", 0.5)
+        site.send(job.report())
+        site.ingest.tick()
+    return job
+
+
+def test_an_hour_of_good_steps_does_not_heal_it(site: Served) -> None:
+    poisoned(site)
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["summary"], run["runbook"]) == ("gave_up", SENTENCE, "OptwrapGaveUp")
+    assert run["processes"][0]["health"] == "gave_up"
+    assert run["processes"][0]["summary"] == SENTENCE
+    (incident,) = run["incidents"]
+    assert (incident["state"], incident["first_step"], incident["last_clean_step"]) == ("open", 204, 203)
+    assert (
+        incident["summary"] == "step 204: 1 step non-finite, first w, 1 applied, not rolled back, last clean step 203"
+    )
+    metrics = site.scrape()
+    assert 'optwrap_run_health{health="gave_up",run="lm"} 1.0' in metrics
+    assert 'optwrap_process_health{health="gave_up",process="0",run="lm"} 1.0' in metrics
+    assert 'optwrap_incidents_open{kind="gave_up",run="lm"} 1.0' in metrics
+
+
+def test_neither_a_restart_of_the_exporter_nor_the_end_of_the_job_heals_it(tmp_path: Path) -> None:
+    clock = TurnedClock()
+    with served(tmp_path, clock) as site:
+        job = poisoned(site)
+    with served(tmp_path, clock) as site:
+        assert site.get("/v1/runs/lm")["health"] == "gave_up"
+        site.send(job.report("finished"))
+        site.clock.advance(86_400)
+        site.ingest.tick()
+        assert site.get("/v1/runs/lm")["health"] == "gave_up"
+        assert 'optwrap_run_health{health="gave_up",run="lm"} 1.0' in site.scrape(), "its alert must not resolve"
+
+
+def test_a_start_at_the_last_clean_step_heals_it(site: Served) -> None:
+    job = poisoned(site)
+    later = Job(clock=site.clock, incarnation="e2", attempt="second", state=job.state.copy())
+    site.clock.advance(60)
+    later.step("applied", 0.5)
+    site.send(later.report())
+    assert site.get("/v1/runs/lm")["health"] == "gave_up", "the state that was resumed is still the poisoned one"
+    clean = Job(clock=site.clock)
+    for _ in range(203):
+        clean.step("applied", 0.5)
+    site.clock.advance(60)
+    again = Job(clock=site.clock, incarnation="e3", attempt="third", state=clean.state.copy())
+    again.step("applied", 0.5)
+    site.send(again.report())
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["since"]) == ("ok", site.clock())
+    assert run["incidents"][0]["state"] == "closed"
+    assert run["incidents"][0]["summary"].endswith("1 applied, rolled back")
+
+
+def test_an_acknowledgement_ends_it_for_everybody(site: Served) -> None:
+    poisoned(site)
+    (incident,) = site.get("/v1/runs/lm")["incidents"]
+    site.clock.advance(1)
+    asyncio.run(site.ingest.acknowledge(incident["id"]))
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["since"], run["incidents_open"]) == ("ok", site.clock(), {})
+    assert 'optwrap_run_health{health="gave_up",run="lm"} 0.0' in site.scrape()
+
+
+@pytest.mark.parametrize("state", ["failed", None])
+def test_a_dead_run_that_is_acknowledged_is_dead_but_calm(site: Served, state: str | None) -> None:
+    """Its gauges go, so its alerts resolve. The health is still the truth."""
+    job = Job(clock=site.clock)
+    job.step("applied", 0.5)
+    site.send(job.report() if state is None else job.report(state, reason="ValueError: bad batch"))
+    site.clock.advance(3600)
+    site.ingest.tick()
+    health = state or "stale"
+    line = f'optwrap_process_health{{health="{health}",process="0",run="lm"}} 1.0'
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"], run["incidents_open"]) == (health, False, {health: 1})
+    assert line in site.scrape()
+    asyncio.run(site.ingest.acknowledge(run["incidents"][0]["id"]))
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"], run["incidents_open"]) == (health, True, {})
+    assert run["processes"][0]["acknowledged"]
+    assert line not in site.scrape()
+    site.ingest.tick()
+    assert site.get("/v1/runs/lm")["acknowledged"]
