@@ -1,7 +1,7 @@
 """Write the files that are generated from deploy/: `python -m deploy.build`; with `--check`, only compare them.
 
-The Grafana dashboards come from `deploy.grafana`, the runbooks of Prometheus and of the exporter's page from runbooks.md.
-The results are committed, so that deploying them does not need Python.
+The Grafana dashboards come from `deploy.grafana`, the runbooks of Prometheus and of the exporter's page from
+runbooks.md. The results are committed, so that deploying them does not need Python.
 """
 
 import argparse

@@ -3,27 +3,21 @@
 The training loop never waits for anything in here, except in `flush` and `close`, which take a timeout.
 """
 
-import dataclasses
-import json
-import math
-import random
 from collections.abc import Callable, Sequence
-from time import monotonic, sleep, time
 from typing import Final
 
 from optwrap._monitor.account import Account
 from optwrap._monitor.intake import Intake
 from optwrap._monitor.local.callback import Caller
-from optwrap._monitor.log import LogOnce, log, origin
+from optwrap._monitor.log import LogOnce, origin
 from optwrap._monitor.queue import Inbox
 from optwrap._monitor.sending.encode import Identity
 from optwrap._monitor.sending.outbox import Outbox, Report
+from optwrap._monitor.sending.schedule import Clock, Schedule
 from optwrap._monitor.sending.transport import Answer, Transport, TransportError
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import Source, own_attempt
 
-MAX_BACKOFF: Final = 30.0
-"""Longest time in seconds between two attempts to reach the exporter, unless its Retry-After is longer."""
 _REFUSALS: Final = frozenset({401, 409, 413, 415, 422})
 """Statuses with which an exporter refuses a report for good. After any other the report is sent again."""
 _CONFLICT: Final = 409
@@ -32,26 +26,8 @@ _MAX_SERVER_ERRORS: Final = 8
 """After this many answers of 500 in a row the report is assumed to be the cause, and is given up."""
 _READ_EVERY: Final = 0.1
 """Longest time in seconds between two reads of the inbox, and so before a bad step is noticed."""
-_URGENT_AFTER: Final = 0.2
-"""Shortest time in seconds between a report and an urgent one."""
 _POLL_EVERY: Final = 0.005
 """Seconds between two checks of a device that is still computing, while `flush` or `close` waits."""
-_MAX_INTERVAL: Final = 3600.0
-"""Longest interval that is followed, in seconds."""
-_FORGET_AFTER: Final = 60.0
-"""Seconds without an exporter after which the interval that it asked for is forgotten."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """The time, and the jitter of retries; tests replace them."""
-
-    time: Callable[[], float] = time
-    """Returns seconds since 1970."""
-    monotonic: Callable[[], float] = monotonic
-    sleep: Callable[[float], None] = sleep
-    jitter: Callable[[], float] = dataclasses.field(default_factory=lambda: random.Random().random)
-    """Returns a number from 0 to 1. Its generator is its own, so the training program's random draws do not change."""
 
 
 class Reporter:
@@ -89,21 +65,11 @@ class Reporter:
         self._intake = Intake(settings, inbox, accounts, self._once, caller=caller)
         self._outboxes: list[Outbox] = []
         """One for each account; empty until the process index and the attempt are known."""
-        self._due = clock.monotonic()
-        """When the next report or the next retry is due."""
-        self._started = clock.time() - self._due
+        self._schedule = Schedule(settings, clock)
+        self._started = clock.time() - clock.monotonic()
         """Time at which the monotonic clock was 0."""
-        self._sent = -math.inf
-        self._blocked_until = self._due
-        """No report is sent before this time, because of the exporter's Retry-After."""
-        self._failures = 0
-        """Attempts in a row without a usable answer."""
-        self._lost_at: float | None = None
-        """When the exporter was lost; None while it can be reached."""
         self._known_lost = 0
         """Step records that were lost when a flush last ended."""
-        self._interval = settings.interval
-        """Seconds between two reports: what the exporter asked for, and at least what the Monitor was set to."""
 
     @property
     def delivered(self) -> bool:
@@ -139,8 +105,7 @@ class Reporter:
         flushes = [flush for flush in list(self._inbox.flushes) if not flush.done.is_set()]
         if any(not flush.started for flush in flushes):
             # A new flush gets one attempt at once, however long the exporter has been away.
-            self._failures = 0
-            self._due = self._clock.monotonic()
+            self._schedule.retry_now()
             for flush in flushes:
                 flush.started = True
         # Read the inbox even while the process index is unknown: a bad step must not be evicted from it.
@@ -148,12 +113,9 @@ class Reporter:
         outboxes = self._prepare_outboxes()
         if not outboxes:
             return
-        now = self._clock.monotonic()
-        is_urgent = any(account.urgent for account in self._accounts)
-        urgent = is_urgent and not self._failures and now >= self._sent + _URGENT_AFTER
-        due = urgent or now >= self._due
-        waiting = flushes and not self._failures and not all(outbox.empty for outbox in outboxes)
-        if now >= self._blocked_until and (due or waiting):
+        due = self._schedule.is_due(urgent=any(account.urgent for account in self._accounts))
+        waiting = flushes and not self._schedule.failures and not all(outbox.empty for outbox in outboxes)
+        if not self._schedule.blocked and (due or waiting):
             self._send(heartbeat=due)
         if flushes and drained and all(outbox.empty or outbox.refused for outbox in outboxes):
             for flush in flushes:
@@ -165,11 +127,10 @@ class Reporter:
         """Seconds until the next cycle, unless the inbox wakes the thread earlier."""
         if not self._outboxes:
             return _READ_EVERY
-        if self._inbox.flushes and not self._failures:
+        if self._inbox.flushes and not self._schedule.failures:
             return _POLL_EVERY
-        until = max(self._due, self._blocked_until) - self._clock.monotonic()
         # Even with a long interval, read the inbox often: readings hold device memory, and a bad step is urgent.
-        return min(max(until, _POLL_EVERY), _READ_EVERY)
+        return min(max(self._schedule.seconds_left, _POLL_EVERY), _READ_EVERY)
 
     def finish(self) -> None:
         """Send the last reports, until the deadline of closing."""
@@ -204,7 +165,7 @@ class Reporter:
         try:
             work()
         except Exception as error:
-            self._due = self._clock.monotonic() + self._settings.interval
+            self._schedule.postpone()
             self._once.warn(
                 origin(error),
                 "optwrap: an internal error while reporting run %s; reporting goes on",
@@ -237,17 +198,17 @@ class Reporter:
 
     def _send(self, *, heartbeat: bool, deadline: float | None = None) -> None:
         """Send what every outbox has; a refused report of one does not hold up the others."""
-        self._sent = now = self._clock.monotonic()
+        self._schedule.begin()
         for account in self._accounts:
             account.urgent = False
         all_sent = True
         for outbox in self._outboxes:
             if not self._send_from(outbox, heartbeat=heartbeat, deadline=deadline):
                 all_sent = False
-                if self._failures:
+                if self._schedule.failures:
                     return  # the exporter does not answer; a refusal of one run says nothing of the others
         if all_sent:
-            self._due = now + self._pace()
+            self._schedule.sent_all()
 
     def _send_from(self, outbox: Outbox, *, heartbeat: bool, deadline: float | None) -> bool:
         """Send the held reports again, then new ones. If there are none and `heartbeat` is true, send a heartbeat.
@@ -266,26 +227,6 @@ class Reporter:
                 return False
         return True
 
-    def _pace(self) -> float:
-        """Seconds from this report to the next one.
-
-        With jitter, if the exporter has asked for fewer reports: it has many clients, and their reports must not all
-        arrive together.
-        """
-        if self._interval == self._settings.interval:
-            return self._interval
-        return self._interval * (0.75 + 0.5 * self._clock.jitter())
-
-    def _follow(self, answer: Answer) -> None:
-        """Take the interval that an answer asks for. Anything but a number in range is ignored."""
-        asked = json.loads(answer.body).get("interval")
-        if (
-            isinstance(asked, int | float)
-            and not isinstance(asked, bool)
-            and self._settings.interval <= asked <= _MAX_INTERVAL
-        ):
-            self._interval = float(asked)
-
     def _deliver(self, outbox: Outbox, report: Report, deadline: float | None) -> bool:
         """Send one report; returns whether the next one can be sent now."""
         within = None if deadline is None else deadline - self._clock.monotonic()
@@ -299,23 +240,23 @@ class Reporter:
             )
             if answer.status == 200:
                 outbox.acknowledge(report.incarnation, answer.acknowledged(report.incarnation.seq))
-                self._follow(answer)
-                self._reached()
+                self._schedule.follow(answer)
+                self._schedule.reached()
                 return True
         except TransportError as error:
             outbox.mark_uncertain(report)
-            self._failed(str(error), None)
-            if self._lost_at is not None and self._clock.monotonic() >= self._lost_at + _FORGET_AFTER:
-                self._interval = self._settings.interval
+            self._schedule.failed(str(error), None)
+            self._schedule.forget_if_long_lost()
             return False
         if answer.status not in _REFUSALS and not self._is_broken_by_report(answer):
             outbox.mark_uncertain(report)
-            return self._failed(answer.message, answer.retry_after)
-        self._reached()
+            self._schedule.failed(answer.message, answer.retry_after)
+            return False
+        self._schedule.reached()
         if answer.status == _TOO_LARGE and outbox.shrink(report):
             return True
         outbox.give_up(report, seq_is_taken=answer.status == _CONFLICT)
-        self._due = self._clock.monotonic() + self._settings.interval
+        self._schedule.postpone()
         self._once.warn(
             (answer.status, *answer.fields),
             "optwrap: the exporter at %s refused a report of run %s, whose step records are lost: %s",
@@ -326,35 +267,4 @@ class Reporter:
         return False
 
     def _is_broken_by_report(self, answer: Answer) -> bool:
-        return answer.status == 500 and self._failures >= _MAX_SERVER_ERRORS
-
-    def _failed(self, why: str, retry_after: float | None) -> bool:
-        """Schedule a retry; logs the first failure in a row. Returns False, as `_deliver` does."""
-        now = self._clock.monotonic()
-        # Full jitter: all processes of a job lose their exporter together, and must not all retry at once.
-        self._due = now + self._clock.jitter() * min(MAX_BACKOFF, 2.0 ** min(self._failures, 10))
-        self._blocked_until = now + (retry_after or 0.0)
-        self._failures += 1
-        if self._lost_at is None:
-            self._lost_at = now
-            log.warning(
-                "optwrap: cannot report run %s to the exporter at %s (%s); training goes on, and counts are kept and "
-                "sent later",
-                self._settings.run,
-                self._settings.endpoint.text,
-                why,
-            )
-        return False
-
-    def _reached(self) -> None:
-        """Reset the backoff; logs that the exporter is back if it was lost."""
-        self._failures = 0
-        if self._lost_at is not None:
-            away = self._clock.monotonic() - self._lost_at
-            self._lost_at = None
-            log.warning(
-                "optwrap: the exporter at %s accepts reports of run %s again, after %.0f s",
-                self._settings.endpoint.text,
-                self._settings.run,
-                away,
-            )
+        return answer.status == 500 and self._schedule.failures >= _MAX_SERVER_ERRORS

@@ -18,7 +18,8 @@ from optwrap._monitor.local.callback import Caller
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.log import log
 from optwrap._monitor.queue import Closing, Ending, Inbox, in_words
-from optwrap._monitor.reporter import Clock, Reporter
+from optwrap._monitor.reporter import Reporter
+from optwrap._monitor.sending.schedule import Clock
 from optwrap._monitor.sending.transport import HttpTransport, NoTransport, Transport
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource, Source

@@ -1,6 +1,8 @@
 """`apply_if_finite`: skips steps whose gradients are not finite."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,55 +10,12 @@ import optax
 from jax.typing import ArrayLike
 
 from optwrap._core import checks as _checks
-from optwrap._core.apply_gradients import Fused, apply_gradients
-from optwrap._core.collectives import ALONE, Axes, AxisName, Together
-from optwrap._core.cond import apply_if, step_if
+from optwrap._core.collectives import Axes, AxisName
 from optwrap._core.declarations import Guard, declare
 from optwrap._core.finite import all_finite, inexact_leaves
 from optwrap._core.norm_cache import Answer, caching_answer
 from optwrap._core.trees import Tree, as_int32, gradient_tree
-
-
-class Decision(NamedTuple):
-    """The decision about one call, made before the wrapped transformation runs."""
-
-    accept: jax.Array
-    """bool[]: the step is taken."""
-    finite: jax.Array
-    """bool[]: every incoming value is finite."""
-    notfinite_count: jax.Array
-    """int32[]: calls in a row with a non-finite value, this one included."""
-    total_notfinite: jax.Array
-    """int32[]: all such calls so far."""
-
-    def state(self, inner_state: Tree) -> optax.ApplyIfFiniteState:
-        """The wrapper's state after the call, with this inner state."""
-        return optax.ApplyIfFiniteState(
-            notfinite_count=self.notfinite_count,
-            last_finite=self.finite,
-            total_notfinite=self.total_notfinite,
-            inner_state=inner_state,
-        )
-
-
-def decide(
-    updates: Tree,
-    state: optax.ApplyIfFiniteState,
-    max_consecutive_errors: ArrayLike,
-    together: Together = ALONE,
-    *,
-    gives_up: bool = True,
-) -> Decision:
-    """Whether `apply_if_finite` takes the step. Only the incoming updates matter."""
-    state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
-    finite = all_finite(updates, together)
-    notfinite_count = jnp.where(finite, 0, optax.safe_increment(state.notfinite_count))
-    return Decision(
-        accept=finite | (notfinite_count > as_int32(max_consecutive_errors, 0)) if gives_up else finite,
-        finite=finite,
-        notfinite_count=notfinite_count,
-        total_notfinite=jnp.where(finite, state.total_notfinite, optax.safe_increment(state.total_notfinite)),
-    )
+from optwrap._wrappers.guarded import guarded
 
 
 def apply_if_finite(
@@ -124,35 +83,21 @@ def apply_if_finite(
         )
         return declare(state, Guard(limit, on_limit == "accept"))
 
-    def update(
-        updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None = None, **extra_args: Any
-    ) -> tuple[Tree, optax.ApplyIfFiniteState]:
+    @contextmanager
+    def decide(
+        updates: Tree, state: optax.ApplyIfFiniteState, params: Tree | None, _: dict[str, Any]
+    ) -> Iterator[tuple[jax.Array, optax.ApplyIfFiniteState]]:
+        state = _checks.state("apply_if_finite", state, optax.ApplyIfFiniteState)
         _checks.gradients("apply_if_finite", updates, gradient_tree(params))
         together = axes.here()
-        decision = decide(updates, state, limit, together, gives_up=on_limit == "accept")
-        with caching_answer(inexact_leaves(updates), together, Answer(decision.finite)):
-            step = step_if(
-                decision.accept,
-                lambda: inner.update(updates, state.inner_state, params, **extra_args),
-                state.inner_state,
-                name="apply_if_finite",
-            )
-        return step.updates, decision.state(step.state)
+        finite = all_finite(updates, together)
+        count = jnp.where(finite, 0, optax.safe_increment(state.notfinite_count))
+        after = state._replace(
+            notfinite_count=count,
+            last_finite=finite,
+            total_notfinite=jnp.where(finite, state.total_notfinite, optax.safe_increment(state.total_notfinite)),
+        )
+        with caching_answer(inexact_leaves(updates), together, Answer(finite)):
+            yield finite | (count > as_int32(limit, 0)) if on_limit == "accept" else finite, after
 
-    def apply(
-        grads: Tree, state: optax.ApplyIfFiniteState, params: Tree, **extra_args: Any
-    ) -> tuple[Tree, optax.ApplyIfFiniteState]:
-        _checks.gradients("apply_if_finite", grads, gradient_tree(params))
-        together = axes.here()
-        decision = decide(grads, state, limit, together, gives_up=on_limit == "accept")
-        with caching_answer(inexact_leaves(grads), together, Answer(decision.finite)):
-            applied = apply_if(
-                decision.accept,
-                lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
-                params,
-                state.inner_state,
-                name="apply_if_finite",
-            )
-        return applied.params, decision.state(applied.state)
-
-    return Fused(init, update, apply)
+    return guarded("apply_if_finite", inner, init, decide)

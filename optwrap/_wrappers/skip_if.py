@@ -1,5 +1,7 @@
 """`skip_if`: skips the steps that a function of the gradients chooses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -7,11 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from optwrap._core import checks as _checks
-from optwrap._core.apply_gradients import Fused, apply_gradients
 from optwrap._core.collectives import Axes, AxisName
-from optwrap._core.cond import apply_if, step_if
 from optwrap._core.declarations import Limit, declare
 from optwrap._core.trees import Tree, gradient_tree
+from optwrap._wrappers.guarded import guarded
 from optwrap._wrappers.skip_functions import ShouldSkipUpdateFunction, SkipFunction
 
 
@@ -82,39 +83,21 @@ def skip_if(
         )
         return declare(state, Limit(should_skip.max_squared_norm))
 
-    def decide(updates: Tree, state: SkipIfState, params: Tree | None) -> tuple[jax.Array, SkipIfState]:
-        """Whether to take the step (bool[]), and the state after it with the inner state unchanged."""
+    @contextmanager
+    def decide(
+        updates: Tree, state: SkipIfState, params: Tree | None, _: dict[str, Any]
+    ) -> Iterator[tuple[jax.Array, SkipIfState]]:
         state = _checks.state("skip_if", state, SkipIfState)
         _checks.gradients("skip_if", updates, gradient_tree(params))
         skip, skip_state = should_skip(updates, state.gradient_step, params, axes.here())
-        return ~skip, state._replace(
-            gradient_step=jnp.where(skip, state.gradient_step, optax.safe_increment(state.gradient_step)),
-            last_skipped=skip,
-            total_skipped=jnp.where(skip, optax.safe_increment(state.total_skipped), state.total_skipped),
-            skip_state=skip_state,
+        yield (
+            ~skip,
+            state._replace(
+                gradient_step=jnp.where(skip, state.gradient_step, optax.safe_increment(state.gradient_step)),
+                last_skipped=skip,
+                total_skipped=jnp.where(skip, optax.safe_increment(state.total_skipped), state.total_skipped),
+                skip_state=skip_state,
+            ),
         )
 
-    def update(
-        updates: Tree, state: SkipIfState, params: Tree | None = None, **extra_args: Any
-    ) -> tuple[Tree, SkipIfState]:
-        take, after = decide(updates, state, params)
-        step = step_if(
-            take,
-            lambda: inner.update(updates, state.inner_state, params, **extra_args),
-            state.inner_state,
-            name="skip_if",
-        )
-        return step.updates, after._replace(inner_state=step.state)
-
-    def apply(grads: Tree, state: SkipIfState, params: Tree, **extra_args: Any) -> tuple[Tree, SkipIfState]:
-        take, after = decide(grads, state, params)
-        applied = apply_if(
-            take,
-            lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
-            params,
-            state.inner_state,
-            name="skip_if",
-        )
-        return applied.params, after._replace(inner_state=applied.state)
-
-    return Fused(init, update, apply)
+    return guarded("skip_if", inner, init, decide)

@@ -11,13 +11,12 @@ import optax
 from jax.typing import ArrayLike
 
 from optwrap._core import checks as _checks
-from optwrap._core.apply_gradients import Fused, apply_gradients
 from optwrap._core.collectives import Axes, AxisName
-from optwrap._core.cond import apply_if, step_if
 from optwrap._core.finite import inexact_leaves, squared_norms
 from optwrap._core.norm_cache import Answer, caching_answer, caching_norms
 from optwrap._core.trees import Tree, gradient_tree
 from optwrap._wrappers import spike_rule as _rule
+from optwrap._wrappers.guarded import guarded
 
 
 class SkipSpikesState(NamedTuple):
@@ -137,13 +136,9 @@ def skip_spikes(
         return SkipSpikesState(*_rule.pack(_rule.no_memory()), inner.init(params))
 
     @contextmanager
-    def decided(
+    def decide(
         updates: Tree, state: SkipSpikesState, params: Tree | None, extra_args: dict[str, Any]
     ) -> Iterator[tuple[jax.Array, SkipSpikesState]]:
-        """Whether to take the step (bool[]), and the state after it with the inner state unchanged.
-
-        Inside the block the transformations inside use the norms that the decision was made from.
-        """
         state = _checks.state("skip_spikes", state, SkipSpikesState)
         _checks.gradients("skip_spikes", updates, gradient_tree(params))
         together = axes.here()
@@ -161,27 +156,4 @@ def skip_spikes(
         with caching_norms(leaves, norms), caching_answer(leaves, together, Answer(finite)):
             yield memory.verdict == _rule.TAKEN, SkipSpikesState(statistics, numbers, state.inner_state)
 
-    def update(
-        updates: Tree, state: SkipSpikesState, params: Tree | None = None, **extra_args: Any
-    ) -> tuple[Tree, SkipSpikesState]:
-        with decided(updates, state, params, extra_args) as (take, after):
-            step = step_if(
-                take,
-                lambda: inner.update(updates, state.inner_state, params, **extra_args),
-                state.inner_state,
-                name="skip_spikes",
-            )
-        return step.updates, after._replace(inner_state=step.state)
-
-    def apply(grads: Tree, state: SkipSpikesState, params: Tree, **extra_args: Any) -> tuple[Tree, SkipSpikesState]:
-        with decided(grads, state, params, extra_args) as (take, after):
-            applied = apply_if(
-                take,
-                lambda: apply_gradients(inner, grads, state.inner_state, params, **extra_args),
-                params,
-                state.inner_state,
-                name="skip_spikes",
-            )
-        return applied.params, after._replace(inner_state=applied.state)
-
-    return Fused(init, update, apply)
+    return guarded("skip_spikes", inner, init, decide)

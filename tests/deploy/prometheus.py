@@ -31,9 +31,10 @@ class Prometheus:
         assert answer.status_code == 200, f"{query}: {answer.text}"
         return answer.json()["data"]
 
-    def instant(self, expr: str) -> list[tuple[dict[str, str], float]]:
-        """The labels and value of each series, now."""
-        return [(row["metric"], float(row["value"][1])) for row in self.get("query", query=expr)["result"]]
+    def instant(self, expr: str, at: float | None = None) -> list[tuple[dict[str, str], float]]:
+        """The labels and value of each series, at a time or now."""
+        when = {} if at is None else {"time": at}
+        return [(row["metric"], float(row["value"][1])) for row in self.get("query", query=expr, **when)["result"]]
 
     def range(self, expr: str, start: float, end: float) -> list[tuple[dict[str, str], list[float]]]:
         """The labels and values of each series, once a second."""

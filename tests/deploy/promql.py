@@ -145,13 +145,13 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
             )
             if not rated and not shown:
                 wrong.append(f"{node.name}: a raw counter")
-        wrong += [
-            f"{outer.op} over the processes of {node.name}"
-            for outer in above
-            if isinstance(outer, promql_parser.AggregateExpr)
-            and str(outer.op) in {"sum", "avg"}
-            and not _keeps_processes(outer)
-        ]
+        for outer in reversed(above):
+            if not isinstance(outer, promql_parser.AggregateExpr) or _keeps_processes(outer):
+                continue
+            # The first aggregation over the processes decides. What is above it is over runs.
+            if str(outer.op) in {"sum", "avg"}:
+                wrong.append(f"{outer.op} over the processes of {node.name}")
+            break
     return wrong
 
 

@@ -101,7 +101,8 @@ def running(directory: Path, *further: str) -> Iterator[Site]:
             alertmanagers.running(directory / "alertmanager") as alertmanager,
             prometheuses.running(directory / "prometheus", urls, alertmanager.address) as prometheus,
         ):
-            yield Site(*exporters, prometheus, alertmanager)
+            exporter, other = exporters
+            yield Site(exporter, other, prometheus, alertmanager)
     finally:
         for one in exporters:
             one.stop()

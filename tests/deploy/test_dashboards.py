@@ -14,7 +14,7 @@ from deploy.grafana.queries import HEALTH
 from tests.deploy import lint
 from tests.deploy.lint import LOADED
 from tests.deploy.places import ALERTS, DASHBOARDS, DEPLOY, RECORDED, ROOT, load
-from tests.deploy.promql import SERIES, substituted, unknown, words, wrong_over_processes
+from tests.deploy.promql import SERIES, selectors, substituted, unknown, words, wrong_over_processes
 
 PANELS = [
     pytest.param(panel, id=f"{uid}-{panel['title']}")
@@ -140,7 +140,7 @@ def test_panel_selects_cluster_and_namespace(panel: dict[str, Any]) -> None:
     for expr in targets(panel):
         chosen = [
             {"cluster", "namespace"} <= {matcher.name for matcher in selector.matchers.matchers}
-            for selector in lint.selectors(expr)
+            for selector in selectors(expr)
             if selector.name != "optwrap_exporter_health_rank"
         ]
         assert all(chosen) or (any(chosen) and "on (cluster, namespace, job, instance)" in expr), expr

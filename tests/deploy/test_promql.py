@@ -13,6 +13,7 @@ from tests.deploy.promql import substituted, unknown, wrong_over_processes
         "max by (run) (sum by (run, process) (increase(optwrap_skipped_steps_total[5m])))",
         "sum by (outcome) (rate(optwrap_exporter_reports_total[5m]))",
         "max by (run) (optwrap_gradient_norm)",
+        "sum by (reason) (max by (run, reason) (rate(optwrap_lost_steps_total[5m])))",
         "sum by (job) (rate(optwrap_exporter_reports_total[5m]) and on (instance) optwrap_process_count)",
     ],
 )

@@ -180,8 +180,8 @@ def test_a_nan_in_the_optimizer_stays_critical_until_it_is_rolled_back_or_acknow
                 alert = site.wait_for("OptwrapGaveUp", run, "firing")
                 assert alert.receiver == "wake"
                 assert alert.annotations["summary"] == (
-                    f"{run}: non-finite values went into the optimizer at step 21, first in decoder/w, and the run has "
-                    "not been rolled back: restore a checkpoint of step 20 or before"
+                    f"{run}: non-finite values went into the optimizer after step 20, first in decoder/w, and the run "
+                    "has not been rolled back: restore a checkpoint of step 20 or before"
                 )
                 assert alert.annotations["page_url"] == f"{exporter.url}/?run={run}"
                 url, _, anchor = alert.annotations["runbook_url"].partition("#")

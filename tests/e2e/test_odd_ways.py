@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import optwrap
-from optwrap._monitor.reporter import Clock
+from optwrap._monitor.sending.schedule import Clock
 from optwrap._monitor.thread import Parts
 from tests.conftest import RunningExporter
 from tests.polling import wait_until

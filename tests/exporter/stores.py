@@ -89,8 +89,8 @@ def check_blocks(directory: Path) -> None:
     """The blocks say of the step records what the step records say."""
     with contextlib.closing(sqlite3.connect(directory / "optwrap.sqlite3")) as db:
         truth: dict[tuple[int, int, int], dict[str, Any]] = {}
-        for run, process, step, outcome, finite, norm, time in db.execute(
-            "SELECT run_id, process, step, outcome, finite, norm, time FROM step"
+        for run, process, step, outcome, finite, norm, time, text in db.execute(
+            "SELECT run_id, process, step, outcome, finite, norm, time, scalars FROM step"
         ):
             of = truth.setdefault(
                 (run, process, step // SIZE), {"kinds": Counter(), "good": [], "norms": [], "times": []}
@@ -99,7 +99,8 @@ def check_blocks(directory: Path) -> None:
             of["kinds"][kind] += 1
             of["times"].append(time)
             if kind in GOOD_OUTCOMES:
-                of["good"].append(float("inf") if norm is None else norm)
+                lost = norm is None or (text is not None and ':"' in text)
+                of["good"].append(float("inf") if lost else norm)
             if norm is not None and norm < float("inf"):
                 of["norms"].append(norm)
         stored = {
@@ -109,6 +110,17 @@ def check_blocks(directory: Path) -> None:
                 f"{', '.join(STEP_KINDS)} FROM block"
             )
         }
+        scalars: dict[tuple[Any, ...], list[float]] = {}
+        for *key, name, value in db.execute(
+            f"SELECT run_id, process, step / {SIZE}, key, value FROM step, json_each(scalars) "
+            "WHERE bad = 0 AND type != 'text'"
+        ):
+            scalars.setdefault((*key, name), []).append(value)
+        of_scalars = {
+            tuple(key): (low, high)
+            for *key, low, high in db.execute("SELECT run_id, process, block, name, low, high FROM scalar_block")
+        }
+    assert of_scalars == {key: (min(values), max(values)) for key, values in scalars.items()}
     assert {key: row for key, row in stored.items() if row[0].total()} == {
         key: (
             of["kinds"],
@@ -138,4 +150,5 @@ def busy_runs(kept: Kept) -> None:
                 "skipped_not_finite", norm="NaN", offenders={"w": 1}, replica=first_replica(1, 0, "cpu:1", 1, 2)
             )
             trainer.step()
-            kept.take(trainer.report())
+            loss = [0.5] * len(trainer.columns["step"])
+            kept.take(trainer.report(steps={**trainer.columns, "scalars": {"loss": loss}}))

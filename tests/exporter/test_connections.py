@@ -4,12 +4,15 @@ import contextlib
 import http.client
 import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from optwrap_exporter.http import connection_timeout as connections
+from optwrap_exporter.http.connections import FEWEST_FILES
 from optwrap_exporter.http.routes import reports
 
 from tests.conftest import RunningExporter
@@ -98,6 +101,44 @@ def test_a_running_request_has_no_timeout(site: Served, monkeypatch: pytest.Monk
         site.send(Job(seq=1).report())
         while b"event: report" not in streaming.recv(65_536):
             pass
+
+
+def test_too_few_open_files_are_one_line_that_names_the_number(tmp_path: Path) -> None:
+    """The hard limit, which the exporter cannot raise: it does not start, at 80 it does."""
+
+    def limited(files: int) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "optwrap_exporter",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            str(tmp_path / "d"),
+        ]
+        return subprocess.Popen(
+            ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command], stderr=subprocess.PIPE, text=True
+        )
+
+    with limited(FEWEST_FILES - 1) as refused:
+        assert refused.stderr is not None
+        (line,) = refused.stderr.read().splitlines()
+    assert refused.returncode == 2
+    assert line.startswith("optwrap-exporter: this process may open 79 files (ulimit -n); allowed: at least 80, and")
+    with limited(FEWEST_FILES) as started:
+        assert started.stderr is not None
+        try:
+            line = started.stderr.readline()
+            assert "listening on" in line
+            url = line.split("listening on ")[1].split(",")[0]
+            port = int(url.rpartition(":")[2])
+            with contextlib.ExitStack() as stack:
+                held = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(12)]
+                for connection in held:
+                    connection.sendall(REQUEST)
+                assert [answered(connection) for connection in held] == [200] * 12
+        finally:
+            started.terminate()
 
 
 def test_the_exporter_raises_the_limit_of_open_files(

@@ -107,6 +107,49 @@ def test_downsampling_keeps_the_extremes_of_every_bucket(kept: Kept, points: int
     assert points * 0.6 <= len(shown) <= points
 
 
+@pytest.mark.parametrize("axis", ["step", "time"])
+@pytest.mark.parametrize(("steps", "points"), [(3_000, 100), (40_000, 100), (40_000, 2000)])
+def test_downsampling_keeps_a_spike_of_the_loss_alone(kept: Kept, axis: Axis, steps: int, points: int) -> None:
+    """In both directions, where the norm shows nothing: at its place by step number and by time, in a range too."""
+    chance = random.Random(points)
+    spikes = {steps // 3: 1e6, steps // 2: -1e6, steps - 7: 1e5}
+    trainer = Trainer(kept.clock)
+    columns: dict[str, list[Any]] = {
+        "step": list(range(1, steps + 1)),
+        "time": [1e6 + step for step in range(1, steps + 1)],
+        "outcome": ["applied"] * steps,
+        "finite": [True] * steps,
+        "norm": [chance.random() for _ in range(steps)],
+        "mini_step": [None] * steps,
+    }
+    loss = [spikes.get(step, chance.random()) for step in columns["step"]]
+    rate = [None if step % 3 else 0.1 for step in columns["step"]]
+    trainer.state.outcomes.update(applied=steps)
+    for first in range(0, steps, 8_000):
+        part = slice(first, first + 8_000)
+        of_part = {name: column[part] for name, column in columns.items()}
+        kept.take(trainer.report(steps={**of_part, "scalars": {"loss": loss[part], "learning_rate": rate[part]}}))
+    check_blocks(kept.directory)
+    for since in (None, 100):
+        answer = kept.store.steps("lm", 0, since=since, points=points, axis=axis)
+        assert answer.sampled
+        assert points * 0.5 <= len(answer.columns) <= points
+        shown = dict(zip(answer.columns.step, answer.columns.scalars["loss"], strict=True))
+        assert {step: value for step, value in shown.items() if value is not None and abs(value) > 1} == spikes
+
+
+def test_a_non_finite_loss_counts_as_the_largest_norm_of_its_bucket(kept: Kept) -> None:
+    """It is in no extreme of the loss, which is that of the finite ones."""
+    trainer = Trainer(kept.clock)
+    for step in range(1, 1001):
+        trainer.step(norm=1.0 + step / 1e4)
+    loss = ["NaN" if step == 500 else float(step) for step in range(1, 1001)]
+    kept.take(trainer.report(steps={**trainer.columns, "scalars": {"loss": loss}}))
+    check_blocks(kept.directory)
+    shown = kept.store.steps("lm", 0, points=8).columns
+    assert 500 in shown.step
+
+
 def test_downsampling_by_time_keeps_slow_steps_among_many_fast_ones(kept: Kept) -> None:
     """After 40,000 steps in seven minutes, 500 steps in eight hours are shown in every part of these hours."""
     chance = random.Random(5)

@@ -1,6 +1,7 @@
 """What makes a body expensive is found before the expensive part: counts of work, not of time."""
 
 import pytest
+from optwrap_exporter.wire.consistency import parse_report
 from optwrap_exporter.wire.errors import shown
 from optwrap_exporter.wire.fields import check_fields
 from optwrap_exporter.wire.size import OversizeError, check_size
@@ -32,6 +33,16 @@ def test_a_mapping_that_is_too_long_is_refused_before_its_items_are_read() -> No
 def test_a_list_that_is_too_long_is_refused_before_its_items_are_read() -> None:
     with pytest.raises(ValidationError, match="at most 8192 entries"):
         check_fields(filled("steps.time", lambda _: "1.5", most=10_000))
+
+
+def test_a_contradiction_does_not_copy_the_body_into_the_error() -> None:
+    """Pydantic would keep, and first build, the whole report as the input of the error."""
+    body = filled("offenders", lambda n: f'{{"step":{n + 1},"parameter":"{"w" * 200}","not_finite":1}}', most=8000)
+    with pytest.raises(ValidationError) as caught:
+        parse_report(body)
+    (error,) = caught.value.errors()
+    assert error["ctx"]["field"] == "offenders[0].step"
+    assert error["input"] is None
 
 
 def test_a_long_value_is_not_written_out_to_be_cut_off() -> None:

@@ -72,6 +72,17 @@ def test_an_incarnation_that_changes_its_attempt_is_a_conflict_and_changes_nothi
     assert exporter.detail.totals.steps == 2
 
 
+def test_another_attempt_is_refused_before_anything_is_planned(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan for a report of 3 MB takes tenths of a second."""
+    trainer = Trainer(exporter.clock)
+    exporter.ingest.submit(trainer.report())
+    monkeypatch.setattr(exporter.ledger, "plan", None)
+    with pytest.raises(ConflictError, match=r"attempt: second: expected .*first"):
+        exporter.ingest.submit(trainer.report(attempt="second"))
+
+
 def test_too_many_gaps_are_refused(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ingest keeps only so many ranges of seqs; the client sends a refused report again."""
     monkeypatch.setattr(ranges, "MOST", 4)

@@ -47,7 +47,7 @@ def test_a_stop_is_an_event_and_a_health_with_reason_and_hint(
     assert cli.run(["status", site.url]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("lm: ") and f"{REASON}; restore a checkpoint at or before 1" in line for line in lines)
-    assert any("lm/0  stopped" in line and "last_clean_step=1" in line for line in lines)
+    assert any("lm/0  Stopped" in line and "last clean step 1" in line for line in lines), lines
 
 
 def test_a_failure_shows_its_exception(site: Served, capsys: pytest.CaptureFixture[str]) -> None:

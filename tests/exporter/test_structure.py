@@ -20,7 +20,8 @@ ledger.conflict ledger.divergence ledger.incidents.summary ledger.health ledger.
 ledger.attempts ledger.figures ledger.unseen ledger.summary ledger.labels ledger.views ledger.run_list ledger.plan
 ledger.incidents.fold ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
 ledger.incidents.report ledger.incidents.plans ledger.ledger
-store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample store.retention
+store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample
+store.scalar_rollups store.retention
 store.event_list store.incident_list store.grid store.record_series store.series store.reader store.reads
 store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.operations ingest.waiting ingest.ingest

@@ -44,6 +44,10 @@ def test_every_reason_of_a_skip_has_words() -> None:
     assert set(words.REASONS) == set(vocabulary.SKIP_REASONS.values())
 
 
+def test_every_reason_of_a_loss_has_words() -> None:
+    assert set(words.LOST_REASONS) == set(vocabulary.LOST_REASONS)
+
+
 def test_every_gauge_has_words() -> None:
     assert set(words.GAUGES) == set(Gauges.model_fields)
 

@@ -13,7 +13,8 @@ from optwrap_exporter.wire.consistency import parse_report
 
 from optwrap._monitor.account import Account
 from optwrap._monitor.queue import Closing, Ending, Flush, Inbox
-from optwrap._monitor.reporter import Clock, Reporter
+from optwrap._monitor.reporter import Reporter
+from optwrap._monitor.sending.schedule import Clock
 from optwrap._monitor.sending.transport import Answer, TransportError
 from optwrap._monitor.settings import Settings, resolve
 from tests.optwrap.monitoring import Books, Training

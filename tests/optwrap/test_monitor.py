@@ -16,7 +16,7 @@ import pytest
 from optwrap_exporter.wire import requests as wire
 
 from optwrap._monitor.monitor import Monitor
-from optwrap._monitor.reporter import Clock
+from optwrap._monitor.sending.schedule import Clock
 from optwrap._monitor.sending.transport import HttpTransport
 from tests.optwrap.monitoring import StubExporter, Training, counts, log_lines, refusal
 from tests.polling import wait_until

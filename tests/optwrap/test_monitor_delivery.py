@@ -17,7 +17,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from optwrap._monitor.queue import Closing, Ending, Flush
-from optwrap._monitor.reporter import MAX_BACKOFF, Clock
+from optwrap._monitor.sending.schedule import MAX_BACKOFF, Clock
 from optwrap._monitor.sending.transport import Answer
 from tests.optwrap import monitoring
 from tests.optwrap.monitoring import PARAMETERS, Books, Training, counts

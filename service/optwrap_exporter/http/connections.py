@@ -16,6 +16,8 @@ BACKLOG: Final = 256
 RESERVED_FILES: Final = 64
 """File descriptors for the database, the log and the event loop."""
 FEWEST_CONNECTIONS: Final = 16
+FEWEST_FILES: Final = RESERVED_FILES + FEWEST_CONNECTIONS
+"""File descriptors without which the exporter does not start."""
 
 
 class Droppable(Protocol):

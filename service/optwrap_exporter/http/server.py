@@ -18,7 +18,13 @@ from starlette.types import ASGIApp
 from uvicorn.server import HANDLED_SIGNALS
 
 from optwrap_exporter.http.connection_timeout import Connection
-from optwrap_exporter.http.connections import BACKLOG, MOST_CONNECTIONS, Connections, connection_limit
+from optwrap_exporter.http.connections import (
+    BACKLOG,
+    FEWEST_FILES,
+    MOST_CONNECTIONS,
+    Connections,
+    connection_limit,
+)
 from optwrap_exporter.http.log_limit import LogLimit
 from optwrap_exporter.settings import Address
 from optwrap_exporter.wire.errors import ExporterError
@@ -149,6 +155,9 @@ def allow_connections() -> int:
 
     Returns:
       How many connections there may be at once.
+
+    Raises:
+      StartError: the system allows too few to run at all.
     """
     try:
         import resource  # noqa: PLC0415  # not on Windows
@@ -160,6 +169,11 @@ def allow_connections() -> int:
         with contextlib.suppress(OSError, ValueError):  # some systems report no limit but refuse to set it
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < FEWEST_FILES:
+            raise StartError(
+                f"this process may open {soft} files (ulimit -n); allowed: at least {FEWEST_FILES}, and one more for "
+                "each process that reports, so raise the limit, for example to 1024"
+            )
     return connection_limit(None if soft == resource.RLIM_INFINITY else soft)
 
 

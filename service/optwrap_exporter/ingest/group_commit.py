@@ -172,13 +172,12 @@ class GroupCommit:
             return acknowledge(process, report, duplicate=True)
         if wait := self._ledger.admit(report):
             raise BusyError(wait)
-        plan = self._ledger.plan(report, self._load.interval)
-        if plan.before is not None and plan.before.attempt != report.attempt:
+        _, known = self._ledger.known(report)
+        if known is not None and known.attempt != report.attempt:  # compared first, because a plan may take long
             raise ConflictError(
-                "attempt",
-                report.attempt,
-                f"{plan.before.attempt}, as in earlier reports of incarnation {report.incarnation}",
+                "attempt", report.attempt, f"{known.attempt}, as in earlier reports of incarnation {report.incarnation}"
             )
+        plan = self._ledger.plan(report, self._load.interval)
         if plan.too_many_gaps:  # earlier reports that the client still holds will close some
             raise BusyError(GAPS_RETRY_SECONDS)
         return plan

@@ -16,6 +16,7 @@ from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.figures import ProcessView, RunView
 from optwrap_exporter.ledger.folding import NO_FOLDS
+from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents import plans
 from optwrap_exporter.ledger.incidents.divergence import voters
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
@@ -97,20 +98,22 @@ class Ledger:
         Raises:
           ImplausibleError: its seq or a count jumps too far.
         """
-        run = self._latest(report.run)
-        process = run.processes.get(report.process) if run is not None else None
-        known = process.incarnations.get(report.incarnation) if process is not None else None
+        process, known = self.known(report)
         bounds.check(known, report, self.clocks.now())
-        if run is None:
+        if self._latest(report.run) is None:
             most = self._limits.incarnations
             return 60.0 if most is not None and self._incarnations >= most else self._new_runs.take()
         return 0.0 if process is not None else self._new_processes.take()
 
-    def find(self, report: Report) -> ProcessState | None:
-        """The report's process if the report, by incarnation and seq, is already in it or staged; None otherwise."""
+    def known(self, report: Report) -> tuple[ProcessState | None, IncarnationState | None]:
+        """The report's process and its incarnation, with what is staged; None for what has not reported yet."""
         run = self._latest(report.run)
         process = run.processes.get(report.process) if run else None
-        incarnation = process.incarnations.get(report.incarnation) if process else None
+        return process, process.incarnations.get(report.incarnation) if process else None
+
+    def find(self, report: Report) -> ProcessState | None:
+        """The report's process if the report, by incarnation and seq, is already in it or staged; None otherwise."""
+        process, incarnation = self.known(report)
         if incarnation is None:  # a late report of a folded incarnation changes nothing
             return process if process is not None and report.incarnation in process.folded_ids else None
         return process if ranges.contains(incarnation.received, report.seq) else None
@@ -270,7 +273,8 @@ class Ledger:
 
     def has(self, run: str, process: int) -> bool:
         """Whether this process of this run has ever reported."""
-        return self._process(run, process) is not None
+        state = self._runs.get(run)
+        return state is not None and process in state.processes
 
     def health(self, run: str) -> Health | None:
         """The run's health, without computing its totals; None if the run is unknown."""
@@ -338,10 +342,6 @@ class Ledger:
     def _latest(self, run: str) -> RunState | None:
         """The run with what is staged."""
         return self._staged.get(run) or self._runs.get(run)
-
-    def _process(self, run: str, process: int) -> ProcessState | None:
-        state = self._runs.get(run)
-        return state.processes.get(process) if state else None
 
 
 def _incarnations(runs: Iterable[RunState]) -> int:

@@ -17,7 +17,7 @@ INCIDENTS: Final[tuple[Metric, ...]] = (
         "gauge",
         "Incidents of the run that are open: not over, and not acknowledged.",
         ("run", "kind"),
-        note="`conflict`, `diverged`, `gave_up`, `failed`, `stopped`, `stale`, `stalled`, `starved`, `skipped`.",
+        note=", ".join(f"`{kind}`" for kind in INCIDENT_KINDS) + ".",
     ),
     Metric(
         "optwrap_incident_info",

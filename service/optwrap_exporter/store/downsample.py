@@ -4,8 +4,9 @@ Along the step number, buckets hold equally many step numbers; wide ones consist
 equally long, so a day of slow steps after an hour of fast ones is still visible. A block that lies in several buckets
 is read step by step, so all counts are exact.
 
-Of good steps downsampling keeps the smallest and the largest norm of each bucket. Of bad steps, of which many may be
-too many, it keeps the first and the last of each outcome in each bucket, and counts all of them.
+Of good steps downsampling keeps the smallest and the largest norm of each bucket, and those that `scalar_rollups` adds.
+Of bad steps, of which many may be too many, it keeps the first and the last of each outcome in each bucket, and counts
+all of them.
 """
 
 import sqlite3
@@ -69,30 +70,38 @@ def bucketed(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], cut: 
       cut: as `cut_of` returns it.
     """
     joined: dict[int, Block] = {}
-    to_read: list[int] = []
+    placed = place(span, blocks, cut)
+    for number, bucket in placed.items():
+        joined.setdefault(bucket, Block()).merge(blocks[number])
+    position = 0 if cut.axis == "step" else 5  # in the row of a step
+    for part in parts(span, blocks.keys() - placed.keys()):
+        for row in rollups.rows(db, *part):
+            joined.setdefault(cut.at(row[position] or 0), Block()).add(row)
+    return joined
+
+
+def place(span: Span, blocks: dict[int, Block], cut: Cut) -> dict[int, int]:
+    """By number of a block, the bucket that all its steps are in; blocks that lie in several buckets are left out."""
+    placed = {}
     for number, block in blocks.items():
         begin, end = block.first_time, block.last_time
         if cut.axis == "step":
             begin, end = max(span.first, number * SIZE), min(span.last, (number + 1) * SIZE - 1)
         bucket = cut.at(begin)
         if bucket == cut.at(end):
-            joined.setdefault(bucket, Block()).merge(block)
-        else:
-            to_read.append(number)
-    position = 0 if cut.axis == "step" else 5  # in the row of a step
-    for first, last in _in_a_row(sorted(to_read)):
-        part = span._replace(first=max(span.first, first * SIZE), last=min(span.last, (last + 1) * SIZE - 1))
-        for row in rollups.rows(db, *part):
-            joined.setdefault(cut.at(row[position] or 0), Block()).add(row)
-    return joined
+            placed[number] = bucket
+    return placed
 
 
-def _in_a_row(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """The first and the last number of each part without a gap."""
+def parts(span: Span, numbers: Iterable[int]) -> Iterator[Span]:
+    """The parts of a span that lie in some blocks, as few as possible."""
+    in_order = sorted(numbers)
     start = 0
-    for i, number in enumerate(numbers):
-        if i + 1 == len(numbers) or numbers[i + 1] != number + 1:
-            yield numbers[start], number
+    for i, number in enumerate(in_order):
+        if i + 1 == len(in_order) or in_order[i + 1] != number + 1:
+            yield span._replace(
+                first=max(span.first, in_order[start] * SIZE), last=min(span.last, (number + 1) * SIZE - 1)
+            )
             start = i + 1
 
 

@@ -11,7 +11,7 @@ from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import bulk, incident_list, rollups
+from optwrap_exporter.store import bulk, incident_list, rollups, scalar_rollups
 from optwrap_exporter.store.bulk import Row
 
 
@@ -27,6 +27,7 @@ class Pending:
         self.parameters: list[Row] = []
         self.steps: list[Row] = []
         self.blocks: list[Row] = []
+        self.scalar_blocks: list[Row] = []
         self.offenders: list[Row] = []
         self.replicas: list[Row] = []
         self.events: list[Row] = []
@@ -42,7 +43,8 @@ class Pending:
         """Write the step records so far."""
         bulk.write(db, "INSERT INTO step VALUES ?", self.steps)
         bulk.write(db, rollups.UPSERT, self.blocks)
-        self.steps, self.blocks = [], []
+        bulk.write(db, scalar_rollups.UPSERT, self.scalar_blocks)
+        self.steps, self.blocks, self.scalar_blocks = [], [], []
 
     def write(self, db: sqlite3.Connection) -> None:
         """Write all rows."""

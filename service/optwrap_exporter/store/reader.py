@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from optwrap_exporter.store import downsample, event_list, rollups, step_columns
+from optwrap_exporter.store import downsample, event_list, rollups, scalar_rollups, step_columns
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
 from optwrap_exporter.wire.answers import (
     Gap,
@@ -76,10 +76,13 @@ def steps(
             else:
                 # With the first and the last step, if there is room for them.
                 ends = 2 if points >= 4 else 0
-                count = (points - ends) // 2
+                chosen = scalar_rollups.extremes(db, span, blocks, (points - ends) // 2, axis)
+                count = (points - ends - len(chosen)) // 2
                 if joined is None and count:
                     joined = downsample.bucketed(db, span, blocks, downsample.cut_of(span, blocks, count, axis))
-                found += _extremes(db, span, downsample.fewer(joined or {}, count), ends=bool(ends))
+                for block in downsample.fewer(joined or {}, count):
+                    chosen.update(extreme[1:] for extreme in (block.low, block.high) if extreme is not None)
+                found += _chosen(db, span, chosen, ends=bool(ends))
         found.sort(key=lambda row: row[:2])
         values = _these(span, {row[0] for row in found})
         ((recorded,),) = db.execute(f"SELECT count(*) FROM replica WHERE {_THESE}", values)
@@ -129,11 +132,8 @@ def _narrowed(db: sqlite3.Connection, span: Span) -> Span:
     return span._replace(first=rows[0][0], last=rows[1][0]) if rows[0] else span._replace(first=1, last=0)
 
 
-def _extremes(
-    db: sqlite3.Connection, span: Span, blocks: Iterable[rollups.Block], *, ends: bool
-) -> list[step_columns.Row]:
-    """The good steps with the smallest and the largest norm of each block, and those at the ends of the span."""
-    chosen = {extreme[1:] for block in blocks for extreme in (block.low, block.high) if extreme is not None}
+def _chosen(db: sqlite3.Connection, span: Span, chosen: set[tuple[int, int]], *, ends: bool) -> list[step_columns.Row]:
+    """Steps by number and incarnation id, and the good ones at the ends of the span."""
     for step in (span.first, span.last) if ends else ():
         chosen |= set(
             db.execute(

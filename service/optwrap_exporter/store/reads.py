@@ -44,7 +44,8 @@ class Reads:
         """Step records of one process with since <= step <= until, by step, then time.
 
         If there are more than `points` good steps, they are downsampled: their range is cut into at most `points // 2`
-        buckets of equal length along `axis`, and each bucket keeps the steps with the smallest and the largest norm. If
+        buckets of equal length along `axis`, and each bucket keeps the steps with the smallest and the largest norm. In
+        a run with scalars up to half of the points are for the extremes of the scalars instead. If
         there are more than `most_bad` bad steps (skipped, or with non-finite gradients), each of at most
         `reader.BUCKETS` buckets keeps the first and the last of each outcome, and the answer counts all of them. There
         are at most `most_replicas` replica records. After a rollback or a resume a step number can occur more than

@@ -6,9 +6,10 @@ The caller runs each function in a transaction. Only `forget` deletes totals.
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
-from optwrap_exporter.store import rollups
+from optwrap_exporter.store import rollups, scalar_rollups
+from optwrap_exporter.store.downsample import Span
 from optwrap_exporter.store.schema import OF_RUN
 
 _SLICE: Final = 2048
@@ -23,15 +24,6 @@ Key = tuple[int, int, int]
 SUM: Final = "/"
 """Begins the name of a row with the sum of folded incarnations; no incarnation's id has it. The attempt follows. If
 none does, it is the sum over the attempts that the process has left."""
-
-
-class Span(NamedTuple):
-    """The step records of some changes of one process."""
-
-    run_id: int
-    process: int
-    first: int
-    last: int
 
 
 def _spans(db: sqlite3.Connection, revision: int) -> list[Span]:
@@ -52,6 +44,7 @@ def _drop_span(db: sqlite3.Connection, span: Span, revision: int) -> None:
             (*span, revision),
         )
     rollups.rewrite(db, *span)
+    scalar_rollups.rewrite(db, span)
 
 
 class Sweep:

@@ -99,6 +99,19 @@ CREATE TABLE block (                    -- rollups.Block: the steps of rollups.S
     norms BLOB NOT NULL,                -- the finite norms of all steps, 8 bytes each, in no order
     PRIMARY KEY (run_id, process, block)
 ) WITHOUT ROWID;
+CREATE TABLE scalar_block (             -- scalar_rollups: extremes of a scalar in the good steps of a block
+    run_id INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    block INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    low REAL NOT NULL,
+    low_step INTEGER NOT NULL,
+    low_incarnation INTEGER NOT NULL,
+    high REAL NOT NULL,
+    high_step INTEGER NOT NULL,
+    high_incarnation INTEGER NOT NULL,
+    PRIMARY KEY (run_id, process, block, name)
+) WITHOUT ROWID;
 CREATE TABLE path (
     id INTEGER PRIMARY KEY,
     path TEXT NOT NULL UNIQUE
@@ -169,7 +182,9 @@ _TRIAL_BYTES: Final = 1 << 15
 LOCK_SECONDS: Final = 3.0
 """How long to wait while another program has locked the database. After that the store is ill, and says so."""
 
-OF_RUN: Final = ("process", "incarnation", "change", "step", "block", "offender", "replica", "event", "incident")
+OF_RUN: Final = (
+    *("process", "incarnation", "change", "step", "block", "scalar_block", "offender", "replica", "event", "incident"),
+)
 """Tables with a column `run_id`."""
 
 

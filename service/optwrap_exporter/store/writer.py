@@ -17,7 +17,7 @@ from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState, heard_from
-from optwrap_exporter.store import bulk, incident_list, retention, rollups, step_columns
+from optwrap_exporter.store import bulk, incident_list, retention, rollups, scalar_rollups, step_columns
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.wire.requests import Report
@@ -280,6 +280,10 @@ class Rows:
         kinds, kept = rollups.kinds_of(outcomes, finite), step_columns.rolled_up(norms, texts)
         blocks = rollups.of_columns(rollups.Columns(steps, incarnations, kinds, norms, kept, times))
         pending.blocks += rollups.rows_of(run_id, process, blocks)
+        if columns.scalars:
+            good = {step for step, kind in zip(steps, kinds, strict=True) if kind < 2}
+            values = scalar_rollups.values_of(columns, good, incarnation_id)
+            pending.scalar_blocks += scalar_rollups.rows_of(run_id, process, values)
 
 
 def _runs(db: sqlite3.Connection) -> Iterator[RunState]:

@@ -5,9 +5,9 @@ stored, totals, streaks and events would be wrong for ever.
 """
 
 from collections import Counter
-from typing import Annotated, Final
 
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from optwrap_exporter.wire.errors import inconsistent
 from optwrap_exporter.wire.fields import check_fields
@@ -27,11 +27,18 @@ def parse_report(body: str | bytes) -> Report:
         body = body.encode("utf-8", "surrogatepass")
     check_size(body)
     check_fields(body)
-    return _REPORT.validate_json(body)
+    report = Report.model_validate_json(body)
+    try:
+        _check(report)
+    except PydanticCustomError as error:
+        # Within pydantic's validation it would copy the whole body into the error.
+        detail = InitErrorDetails(type=error, loc=(), input=None)
+        raise ValidationError.from_exception_data("Report", [detail]) from None
+    return report
 
 
-def _checked(report: Report) -> Report:
-    """The report, or the first contradiction in it as a PydanticCustomError."""
+def _check(report: Report) -> None:
+    """Raise the first contradiction in a report as a PydanticCustomError."""
     if report.oldest_held > report.seq:
         raise inconsistent("oldest_held", f"at most seq, {report.seq}", report.oldest_held)
     if report.reason is not None and report.state not in ENDED:
@@ -43,10 +50,6 @@ def _checked(report: Report) -> Report:
     _check_offenders(report)
     _check_unnamed(report)
     _check_replica_records(report)
-    return report
-
-
-_REPORT: Final = TypeAdapter(Annotated[Report, AfterValidator(_checked)])
 
 
 def _check_counters(totals: Counters, at_start: Counters) -> None:

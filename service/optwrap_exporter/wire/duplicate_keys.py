@@ -21,7 +21,7 @@ def first_duplicate_key(body: bytes) -> str | None:
     """
 
     def check(pairs: list[tuple[str, Any]]) -> None:
-        if len({key for key, _ in pairs}) < len(pairs):
+        if len(dict(pairs)) < len(pairs):
             raise _Found(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
 
     try:

@@ -10,6 +10,7 @@
       BusyError             ingest.group_commit 429  too many reports wait, too many new runs, or too many gaps in seqs
       UnknownError          ingest.operations   404  there is no such run or incident
       ClosedError           ingest.ingest       503  the exporter is shutting down
+      AbandonedError        store.readers       --   a query's client hung up, so the query was interrupted
       StoreUnavailableError store.condition     503  the store stores no reports now: full, damaged, gone, ...
       StoreError            store.opening       --   the data directory cannot be used: the command exits with 2
       DamagedError          store.opening       --   the database is damaged: becomes a StoreError, or starts a recovery

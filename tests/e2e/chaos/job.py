@@ -20,7 +20,7 @@ import optax
 import orbax.checkpoint as ocp
 
 import optwrap
-from optwrap._monitor.reporter import Clock
+from optwrap._monitor.sending.schedule import Clock
 from optwrap._monitor.sending.transport import HttpTransport
 from optwrap._monitor.settings import Settings
 from optwrap._monitor.source import JaxSource

@@ -1,4 +1,4 @@
-"""Limits how many queries run at once. The others wait, and leave when their client hangs up."""
+"""Limits how many queries run at once. The others wait. A client that hangs up ends its query, waiting or not."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -7,6 +7,7 @@ import anyio
 from fastapi import Request, Response
 
 from optwrap_exporter.http.errors import refused
+from optwrap_exporter.store.readers import IN_VAIN, AbandonedError
 
 AT_ONCE: Final = 2
 """Queries that run at once. Each may keep a CPU core busy, which reports and scrapes need, too."""
@@ -22,7 +23,7 @@ class Limiter:
         self._most_waiting = most_waiting
 
     async def run(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Handle a request when it is its turn. A client that hangs up before that gives up its turn.
+        """Handle a request when it is its turn. If the client hangs up, the query does not run, or is interrupted.
 
         Raises:
           HTTPException: 503 if too many wait.
@@ -31,10 +32,15 @@ class Limiter:
             raise refused(503, "request", None, "the same request later: too many queries wait", {"Retry-After": "1"})
         mine = object()
         if not await self._turn(request, mine):
-            return Response(status_code=499)  # nobody receives it
+            return _for_nobody()
+        connection = request.scope.get("state", {}).get("connection")
+        before = IN_VAIN.set(None if connection is None else connection.is_lost)  # the query's thread inherits it
         try:
             return await handle(request)
+        except AbandonedError:
+            return _for_nobody()
         finally:
+            IN_VAIN.reset(before)
             self._running.release_on_behalf_of(mine)
 
     async def _turn(self, request: Request, mine: object) -> bool:
@@ -52,3 +58,7 @@ class Limiter:
             mine_now = True
             tasks.cancel_scope.cancel()
         return mine_now
+
+
+def _for_nobody() -> Response:
+    return Response(status_code=499)
