@@ -75,7 +75,7 @@ def test_a_run_without_trouble_says_so(open_desk: OpenDesk, reporter: MakeReport
     desk, training = open_desk(), reporter()
     training.good(5)
     desk.open(training.run)
-    expect(desk.part("incidents")).to_contain_text("No trouble so far.")
+    expect(desk.part("incidents")).to_contain_text("No incidents so far.")
 
 
 def test_a_late_older_list_of_incidents_can_be_shown(open_desk: OpenDesk, reporter: MakeReporter) -> None:

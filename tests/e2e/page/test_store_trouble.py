@@ -40,7 +40,7 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
     page.wait_for_timeout(13_000)  # longer than a process may be silent
     desk.health("ok")
     expect(desk.part("health").locator(".since")).to_have_text(age or "")
-    expect(desk.part("incidents")).to_contain_text("No trouble so far.")
+    expect(desk.part("incidents")).to_contain_text("No incidents so far.")
     assert page.locator("#favicon").get_attribute("data-tier") == "ill"
     aside.rename(exporter.data_dir)
     expect(banner).to_be_hidden(timeout=15_000)

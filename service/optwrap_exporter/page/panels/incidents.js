@@ -103,7 +103,7 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     held = state.incidents.length;
     setAttribute(link, "href", paths.incidents(run.run));
     const open = state.incidents.filter((one) => one.state === "open").length;
-    setText(aside, held === 0 ? "No trouble so far." : open ? `${integer(open)} open` : "");
+    setText(aside, held === 0 ? "No incidents so far." : open ? `${integer(open)} open` : "");
     scroll.hidden = held === 0;
     more.hidden = held <= limit && state.olderIncidents === null;
     keyed(list, state.incidents.slice(0, limit), ({ id }) => id, create, (node, incident) => {
