@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from optwrap_exporter.ledger import summary
+from optwrap_exporter.ledger.incidents import summary as incident_summary
 
 from deploy.runbooks import console, of_the_exporter, slug
 from tests.deploy.lint import LOADED, variables
@@ -329,6 +331,11 @@ def test_annotations_ask_for_known_metrics_of_this_run_alone(alert: dict[str, An
 def test_alerts_and_runbooks_correspond() -> None:
     """In this order, the optional ones at the end. The name of an alert is its anchor."""
     assert list(dict.fromkeys(alert["alert"] for alert in ALERTS + OPTIONAL)) == HEADINGS
+
+
+def test_every_runbook_that_the_api_names_has_a_heading() -> None:
+    named = {*summary.RUNBOOKS.values(), *incident_summary.RUNBOOKS.values()}
+    assert named <= set(HEADINGS)
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
