@@ -5,7 +5,6 @@
 
 import { capital, clock, dateTime, duration, integer, plural, seconds, visible } from "../format.js";
 import { INCIDENT_STATES, INCIDENTS } from "../vocabulary.js";
-import { knowledge } from "../model.js";
 import { health } from "../words.js";
 import { getJson, paths } from "../api.js";
 import { runbookOf } from "../url.js";
@@ -94,10 +93,9 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     if (details.open && before && before.updated !== incident.updated) void showEvents(incident, events);
   }
 
-  return ({ state, now: current }) => {
+  return ({ state, now }) => {
     const run = state.detail;
     if (!run) return;
-    const now = knowledge(state).until ?? current;
     if (run.run !== shownRun) limit = ROWS;
     shownRun = run.run;
     held = state.incidents.length;
