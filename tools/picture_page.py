@@ -6,6 +6,7 @@ how long it lasts. Run this after each visible change of the page, and look at e
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import random
@@ -460,23 +461,25 @@ TROUBLE: Final = ("page-disconnected", "page-ill")
 
 def trouble(chromium: Browser, name: str, directory: Path) -> None:
     """Write the picture of an exporter in trouble, while its job goes on."""
-    exporter = RunningExporter(directory / name)
-    try:
-        reporter = Reporter(Job(run="lm-7b", clock=time.time, interval=30.0), exporter.url)
-        reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
-        reporter.good(80)
-        reporter.bad(decoder__layer_4__attention__w=3)
-        page = open_page(chromium, exporter.url, Picture())
-        if name == "page-ill":
-            exporter.data_dir.rename(exporter.data_dir.with_name("aside"))
-            page.locator("#ill").wait_for()
-        else:
-            exporter.kill9()
-            page.locator("#lost").wait_for()
-        page.wait_for_timeout(12_000)
-        shoot(page, name, Picture())
-    finally:
-        exporter.stop()
+    (directory / name).mkdir()
+    with contextlib.chdir(directory / name):  # so that the banner names no directory of this machine
+        exporter = RunningExporter(Path("optwrap"))
+        try:
+            reporter = Reporter(Job(run="lm-7b", clock=time.time, interval=30.0), exporter.url)
+            reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
+            reporter.good(80)
+            reporter.bad(decoder__layer_4__attention__w=3)
+            page = open_page(chromium, exporter.url, Picture())
+            if name == "page-ill":
+                exporter.data_dir.rename("aside")
+                page.locator("#ill").wait_for()
+            else:
+                exporter.kill9()
+                page.locator("#lost").wait_for()
+            page.wait_for_timeout(12_000)
+            shoot(page, name, Picture())
+        finally:
+            exporter.stop()
 
 
 if __name__ == "__main__":
