@@ -433,7 +433,9 @@ def shoot(page: Page, name: str, wanted: Picture) -> None:
     shot = page.screenshot(full_page=wanted.whole) if wanted.part is None else page.locator(wanted.part).screenshot()
     # A page has few colours: a palette makes the picture a third as large.
     picture = (
-        Image.open(io.BytesIO(shot)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        Image.open(io.BytesIO(shot))
+        .convert("RGB")
+        .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     )
     picture.save(IMAGES / f"{name}.png", optimize=True)
     page.context.close()
