@@ -63,7 +63,7 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     try {
       const { items, cursor } = await getJson(eventsOf(incident));
       const own = items.filter((event) => isWithin(event, incident));
-      into.replaceChildren(...own.slice(0, EVENTS_SHOWN).map((event) => createEvent(event, { onStep })));
+      into.replaceChildren(...own.slice(0, EVENTS_SHOWN).map((event) => createEvent(event, { onStep, processes: incident.process_count })));
       if (!own.length) into.append(el("li", { class: "notice", text: "Its events are no longer stored." }));
       if (own.length > EVENTS_SHOWN || cursor !== null) into.append(el("li", { class: "notice", text: `Only the last ${EVENTS_SHOWN} events are shown.` }));
     } catch {
