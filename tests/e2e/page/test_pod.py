@@ -126,7 +126,7 @@ def test_page_follows_another_process_when_the_shown_one_dies(open_desk: OpenDes
     expect(skips).to_have_count(1)
     both[1].bad(w=1)  # process 0 is dead
     expect(skips).to_have_count(2)
-    expect(skips.first).to_contain_text("step 6")
+    expect(skips.first).to_contain_text("step 6process 1 · norm NaN")
     deadline = time.monotonic() + 60
     while desk.chart().get_attribute("data-marked") != "5 6" and time.monotonic() < deadline:
         both[1].good(1)
