@@ -41,6 +41,15 @@ def union(pairs: Iterable[tuple[int, int]]) -> Ranges:
     return tuple(merged)
 
 
+def plus(ranges: Ranges, more: Ranges) -> Ranges:
+    """The union of two sets of ranges."""
+    if not ranges or not more:
+        return ranges or more
+    if ranges[-1][1] + 1 < more[0][0]:  # the usual case: later ones
+        return ranges + more
+    return union([*ranges, *more])
+
+
 def joined(ranges: Ranges) -> Ranges:
     """The ranges with the narrowest gap between two of them filled."""
     gap, at = min((after[0] - before[1], i) for i, (before, after) in enumerate(itertools.pairwise(ranges)))

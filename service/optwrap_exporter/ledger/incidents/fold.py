@@ -1,10 +1,11 @@
 """The incidents of a run while they are being changed: what a report, or time alone, does to them."""
 
-import dataclasses
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.wire.vocabulary import IncidentKind
 
@@ -14,6 +15,7 @@ KEPT: Final = 20
 """Incidents that are over and are kept in memory: late reports still belong to them."""
 
 Incidents = tuple[IncidentRecord, ...]
+_ID: Final = operator.attrgetter("id")
 
 
 class Folded(NamedTuple):
@@ -39,13 +41,14 @@ class Fold:
 
     def __init__(self, live: Incidents, over: Incidents, now: float, next_id: int) -> None:
         self.now = now
-        self._found = {one.id: one for one in (*over, *live)}
+        self._found = {one.id: one for one in sorted((*over, *live), key=_ID)}
+        """By id, and in its order: a new incident has the largest."""
         self._before = dict(self._found)
         self._next_id = next_id
 
     def result(self) -> Folded:
         """The incidents as they are now."""
-        found = sorted(self._found.values(), key=lambda one: one.id)
+        found = self._found.values()
         over = [one for one in found if not one.live]
         return Folded(
             tuple(one for one in found if one.live),
@@ -55,7 +58,7 @@ class Fold:
 
     def all(self) -> Iterator[IncidentRecord]:
         """Every incident, the newest first."""
-        return iter(sorted(self._found.values(), key=lambda one: -one.id))
+        return reversed(self._found.values())
 
     def live(self, kinds: Iterable[IncidentKind]) -> Iterator[IncidentRecord]:
         """The live incidents of some kinds, the newest first."""
@@ -73,7 +76,7 @@ class Fold:
 
     def put(self, before: IncidentRecord, **fields: Any) -> IncidentRecord:
         """Change fields of an incident."""
-        return self.keep(dataclasses.replace(before, **fields))
+        return self.keep(evolved(before, **fields))
 
     def keep(self, after: IncidentRecord) -> IncidentRecord:
         """Keep a new value of an incident, unless it equals the old one."""
