@@ -84,7 +84,8 @@ def without(ranges: Ranges, number: int) -> Ranges:
 
 def of(numbers: Iterable[int]) -> Ranges:
     """The ranges of some numbers."""
-    return union((number, number) for number in numbers)
+    pairs = [(number, number) for number in numbers]
+    return union(pairs) if len(pairs) > 1 else tuple(pairs)
 
 
 def start_of(ranges: Ranges, number: int) -> int:

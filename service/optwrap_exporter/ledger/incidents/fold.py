@@ -44,6 +44,7 @@ class Fold:
         self._found = {one.id: one for one in sorted((*over, *live), key=_ID)}
         """By id, and in its order: a new incident has the largest."""
         self._before = dict(self._found)
+        self._live = {one.id for one in live}
         self._next_id = next_id
 
     def result(self) -> Folded:
@@ -62,7 +63,7 @@ class Fold:
 
     def live(self, kinds: Iterable[IncidentKind]) -> Iterator[IncidentRecord]:
         """The live incidents of some kinds, the newest first."""
-        return (one for one in self.all() if one.live and one.kind in kinds)
+        return (one for key in sorted(self._live, reverse=True) if (one := self._found[key]).kind in kinds)
 
     def open(self, kind: IncidentKind, attempt: str, generation: int, opened: float, **fields: Any) -> IncidentRecord:
         """A new incident; or the last open one of its kind, if there are too many."""
@@ -72,6 +73,7 @@ class Fold:
         made = IncidentRecord(self._next_id, kind, attempt, generation, min(opened, self.now), self.now, **fields)
         self._next_id += 1
         self._found[made.id] = made
+        self._live.add(made.id)
         return made
 
     def put(self, before: IncidentRecord, **fields: Any) -> IncidentRecord:
@@ -82,6 +84,7 @@ class Fold:
         """Keep a new value of an incident, unless it equals the old one."""
         if self._found[after.id] != after:
             self._found[after.id] = after
+            (self._live.add if after.live else self._live.discard)(after.id)
         return self._found[after.id]
 
     def join(self, one: IncidentRecord, process: int, **fields: Any) -> IncidentRecord:
