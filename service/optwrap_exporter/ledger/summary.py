@@ -47,8 +47,10 @@ def of_run(
         partial = len(members) < expected and scope == "host"
         return _well(current.health, leading) + (f"; {len(members):,} of {expected:,} processes report here" * partial)
     found = [one for one in members if one.health.health == current.health]
+    found = [one for one in found if not one.acknowledged] or found
     shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
-    who = _who(shown.process, len(found), len(members))
+    reasons = {one.process.incarnation.reason for one in found}
+    who = _who(shown.process, len(found), len(members) if len(reasons) == 1 else 0)
     return _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
 
 
@@ -122,11 +124,11 @@ def _missing(present: Iterable[int], expected: int) -> str:
 
 
 def _conflict(process: ProcessState, who: str, silence: str) -> str:
-    del silence
+    del who, silence  # both jobs may have all processes
     conflict = process.conditions.conflict
     parties = () if conflict is None else (conflict.older, conflict.newer)
     named = " and ".join(f"attempt {one.attempt}{f' on {one.host}' if one.host else ''}" for one in parties)
-    return f"two jobs report as {who}: {named}; stop one of them, or give it another run name"
+    return f"two jobs report under this name: {named}; stop one of them, or give it another run name"
 
 
 def _failed(process: ProcessState, who: str, silence: str) -> str:

@@ -143,7 +143,7 @@ def _starved(one: IncidentRecord) -> str:
 
 def _conflict(one: IncidentRecord) -> str:
     hosts = " and ".join(dict.fromkeys(host for host in one.figures.get("hosts", ()) if host))
-    return f"two jobs report as process {next(_numbers(one), 0)}" + (f", from {hosts}" if hosts else "")
+    return "two jobs report under this name" + (f", from {hosts}" if hosts else "")
 
 
 def _ended(one: IncidentRecord) -> str:
