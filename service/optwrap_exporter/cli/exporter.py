@@ -75,9 +75,8 @@ class Exporter:
                 return None
             since = datetime.fromtimestamp(store["since"], UTC)
             said = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
-            return clean(
-                f"{said}: its store is {store['condition']} ({store['why']}): {store['remedy']}. What follows is of then"
-            )
+            why = f"its store is {store['condition']} ({store['why']}): {store['remedy']}"
+            return clean(f"{said}: {why}. What follows is of then")
         except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
             return None  # the next query says that no exporter answers
 
