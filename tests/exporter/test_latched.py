@@ -114,6 +114,18 @@ def acknowledge(site: Served, kind: str) -> None:
     assert site.client.post(f"/v1/incidents/{number}/acknowledge").status_code == 200
 
 
+def test_the_verdict_does_not_say_that_the_guard_gave_up_at_a_step_that_it_skipped(site: Served) -> None:
+    job = Job(clock=site.clock)
+    for _ in range(5):
+        job.step()
+    job.step("skipped_not_finite", "NaN", w=1)
+    job.step("skipped_not_finite", "NaN", w=1)
+    job.step("accepted_not_finite", "NaN", w=1)
+    site.send(job.report())
+    said = "gave up: 1 of 3 bad steps since 6 applied, not rolled back; restore a checkpoint at or before 5"
+    assert site.get("/v1/runs/lm")["summary"] == said
+
+
 def test_an_acknowledged_failure_does_not_hide_a_process_that_goes_silent_later(site: Served) -> None:
     """Of three processes 0 failed, which somebody acknowledged. Then 2 is killed."""
     jobs = [Job(process=index, incarnation=f"e{index}", process_count=3, clock=site.clock) for index in range(3)]

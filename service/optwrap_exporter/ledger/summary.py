@@ -102,10 +102,25 @@ def _well(health: Health, leading: ProcessState) -> str:
     step = leading.incarnation.totals.steps
     if health == "finished":
         return f"finished at step {step:,}"
+    failed = _failed_before(leading)
+    before = f"; the {failed} attempts before failed" if failed > 1 else "; the attempt before failed" if failed else ""
     if health == "starting":
-        return f"started, no step yet{f' after step {step:,}' if step else ''}"
+        return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
     taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)
-    return f"at step {step:,}" + (f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else "")
+    some = f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else ""
+    return f"at step {step:,}{some}{before}"
+
+
+def _failed_before(process: ProcessState) -> int:
+    """How many attempts in a row failed right before the one that the process is in, as far as it knows them."""
+    ends = {part.attempt: part.state for part in process.parts}
+    ends.pop(process.incarnation.attempt, None)
+    found = 0
+    for state in reversed(ends.values()):
+        if state != "failed":
+            break
+        found += 1
+    return found
 
 
 def _missing(present: Iterable[int], expected: int) -> str:

@@ -81,6 +81,9 @@ def verdict(one: IncidentRecord) -> str:
         return f"{summary(one)}: {remedy} on all processes"
     applied = "1 non-finite step" if one.applied_steps == 1 else f"{number(one.applied_steps)} non-finite steps"
     at = one.first_step if clean is None else clean + 1
+    if one.applied_steps < one.steps:  # the guard skipped the others
+        some = f"{number(one.applied_steps)} of {number(one.steps)} bad steps since {number(one.first_step or 0)}"
+        return f"gave up: {some} applied, not rolled back; {remedy}"
     return f"gave up at {number(at or 0)}: {applied} applied, not rolled back; {remedy}"
 
 
