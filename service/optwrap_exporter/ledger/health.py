@@ -81,11 +81,7 @@ def advance(
         cleared=old.cleared,
     )
     advanced = evolved(after, conditions=conditions)
-    if (
-        before is not None
-        and of_process(run, before, now, listening).health != "ok"
-        and of_process(run, advanced, now, listening).health == "ok"
-    ):
+    if before is not None and _ill(run, before, now, listening) and not _ill(run, advanced, now, listening):
         conditions = dataclasses.replace(conditions, cleared=now)
         advanced = evolved(after, conditions=conditions)
     return advanced
@@ -182,22 +178,25 @@ def changes(process: ProcessState, now: float, listening: float) -> bool:
 
 def of_process(run: RunState, process: ProcessState, now: float, listening: float) -> HealthSince:
     """The health of a process of a run. The open incidents of the run are part of it."""
-    return next(_holding(run, process, now, listening))
+    if (found := next(_holding(run, process, now, listening), None)) is not None:
+        return found
+    conditions = process.conditions
+    conflict = conditions.conflict.last + process.stale_after if conditions.conflict is not None else 0.0
+    unlatched = _unlatched(run, process.process)
+    return HealthSince("ok", max(conditions.cleared, conflict, unlatched, process.incarnation.first_report))
+
+
+def _ill(run: RunState, process: ProcessState, now: float, listening: float) -> bool:
+    return next(_holding(run, process, now, listening), None) is not None
 
 
 def _holding(run: RunState, process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
-    """Every health that holds, worst first; a process that has finished is nothing else but for incidents."""
+    """Every health but ok that holds, worst first; one that has finished is nothing else but for incidents."""
     conditions = process.conditions
-    cleared = conditions.cleared
-    conflict: list[HealthSince] = []
-    if conditions.conflict is not None:
-        until = conditions.conflict.last + process.stale_after
-        if now < until:
-            conflict = [HealthSince("conflict", conditions.conflict.since)]
-        cleared = max(cleared, until)
-    if conflict and acknowledged(run, "conflict", process.process):  # it hides nothing that nobody knows of
-        yield from _latched(run, process.process)
-    yield from conflict
+    if conditions.conflict is not None and now < conditions.conflict.last + process.stale_after:
+        if acknowledged(run, "conflict", process.process):  # it hides nothing that nobody knows of
+            yield from _latched(run, process.process)
+        yield HealthSince("conflict", conditions.conflict.since)
     yield from _latched(run, process.process)
     if conditions.ended is not None:
         yield HealthSince(cast(Health, process.incarnation.state), conditions.ended)
@@ -211,7 +210,6 @@ def _holding(run: RunState, process: ProcessState, now: float, listening: float)
         yield HealthSince("skipping", conditions.skipping)
     if process.incarnation.share.steps == 0:
         yield HealthSince("starting", process.incarnation.first_report)
-    yield HealthSince("ok", max(cleared, _unlatched(run, process.process), process.incarnation.first_report))
 
 
 def _latched(run: RunState, process: int) -> Iterator[HealthSince]:

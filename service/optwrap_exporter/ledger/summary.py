@@ -182,7 +182,7 @@ def _starved(process: ProcessState, who: str, silence: str) -> str:
     about = f", norm about {number(norm.value)}" if norm is not None else ""
     against = f", limit {number(limit)}" if limit is not None else ""
     remedy = "raise the limit, or restore" if limit is not None and norm and norm.value >= limit else "restore"
-    return f"{who} starved: {steps:,} steps since {at:,} {what}{about}{against}: {remedy} a checkpoint from before"
+    return f"{who} starved: {steps:,} steps since {at + 1:,} {what}{about}{against}: {remedy} a checkpoint from before"
 
 
 def _skipped_at_the_end(process: ProcessState) -> int:

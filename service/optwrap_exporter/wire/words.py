@@ -129,7 +129,9 @@ REASONS: Final[Mapping[str, Word]] = {
 LOST_REASONS: Final[Mapping[str, Word]] = {
     "skipped": Word("skipped", "Steps whose gradients were discarded"),
     "redone": Word("taken again", "Steps that were taken again after a rollback or a restart"),
-    "starved": Word("starved", "Accumulated steps that never became part of a gradient step, while the run was starved"),
+    "starved": Word(
+        "starved", "Accumulated steps that never became part of a gradient step, while the run was starved"
+    ),
 }
 """Reason why steps or time were lost."""
 

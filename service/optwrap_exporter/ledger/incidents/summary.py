@@ -9,6 +9,7 @@ from typing import Final
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.wire.incident import Incident, IncidentReplica
 from optwrap_exporter.wire.vocabulary import NOT_FINITE_NUMBERS, IncidentKind, Outcome
+from optwrap_exporter.wire.words import OUTCOMES
 
 MOST_PROCESSES: Final = 64
 """The most processes that an answer names."""
@@ -126,7 +127,7 @@ def _diverged(one: IncidentRecord) -> str:
         return f"{_who(one)} disagrees with other processes {since}"
     same = outcomes[odd] == outcomes[other]
     noun = "norm" if same else "outcome"
-    me, them = (_norm(norms[p]) if same else outcomes[p].replace("_", " ") for p in (odd, other))
+    me, them = (_norm(norms[p]) if same else f'"{OUTCOMES[outcomes[p]].word}"' for p in (odd, other))
     if not others:
         return f"processes {odd} and {other} disagree: {noun} {me} and {them}, {since}"
     device = f" ({one.device})" if one.device else ""
