@@ -143,7 +143,7 @@ def _starved(one: IncidentRecord) -> str:
     norm, limit = one.figures.get("norm"), one.figures.get("limit")
     said = f"{number(one.steps)} steps since step {number(one.first_step or 0)} without a gradient step"
     if norm is not None:
-        said += f", norm about {_norm(norm)}"
+        said += f", norm {_norm(norm)} at step {number(one.figures['step'])}"
     return said if limit is None else f"{said}, limit {_norm(limit)}"
 
 
