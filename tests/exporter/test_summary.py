@@ -163,7 +163,8 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "diverged",
         _diverged,
-        "processes 0 and 1 disagree: norm 1 and 8, since step 1: restore a checkpoint at or before 0 on all processes",
+        "processes 0 and 1 disagree: norm 1 and 8 at step 1, the first that differs: "
+        "restore a checkpoint at or before 0 on all processes",
     ),
     (
         "conflict",
