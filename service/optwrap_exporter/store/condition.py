@@ -40,13 +40,14 @@ _REMEDIES: Final = MappingProxyType(
     {
         "ok": "nothing",
         "full": "free disk space for {directory}; the exporter then goes on by itself",
-        "at_limit": "raise --retention-bytes, or delete runs; the exporter then goes on by itself",
+        "at_limit": "raise --retention-bytes, delete runs, or raise the quota of {directory}; the exporter then "
+        "goes on by itself",
         "read_only": "make {directory} writable; the exporter then goes on by itself",
         "corrupt": "restart with --recover, which moves the damaged database aside and begins a new one, or restore a "
         "backup and restart",
         "io_error": "look for the disk's errors in the system's log, or for a program that has locked the database; "
         "the exporter goes on by itself once a write succeeds",
-        "gone": "put the same {directory} back, and the exporter goes on by itself; or restart it: it then begins with "
+        "gone": "put the same directory back at {directory}, and the exporter goes on by itself; or restart it: it then begins with "
         "what is in the directory, and a directory made anew is an empty store",
     }
 )
