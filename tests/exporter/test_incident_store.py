@@ -79,7 +79,7 @@ def test_an_acknowledgement_survives_kill_9(tmp_path: Path) -> None:
     with Exporter(tmp_path) as exporter:
         (found,) = everything(exporter)
         assert (found.kind, found.state, found.acknowledged) == ("gave_up", "acknowledged", START)
-        assert exporter.ledger.health("lm") == "skipping"
+        assert exporter.ledger.health("lm") == "gave_up"
         assert exporter.detail.archived
 
 

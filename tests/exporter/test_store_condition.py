@@ -267,7 +267,7 @@ def test_forget_is_possible_while_the_store_is_full(tmp_path: Path) -> None:
 
 def test_the_advice_for_a_full_disk_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(tmp_path / "data")
-    monkeypatch.setattr(condition, "_free_bytes", lambda directory: 4096)
+    monkeypatch.setattr(condition, "_free_bytes", lambda _: 4096)
     error = sqlite3.OperationalError("database or disk is full")
     error.sqlite_errorcode = sqlite3.SQLITE_FULL
     assert isinstance(kept.store._watch.failed(error), StoreUnavailableError)
