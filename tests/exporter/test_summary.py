@@ -120,19 +120,19 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "skipping",
         _skipping,
-        "3 steps in a row since 461 were non-finite on process 0 on node-0; the guard gives up after 5",
+        "3 steps in a row since step 461 were non-finite on process 0 on node-0; the guard gives up after 5",
     ),
     ("skipping", _skipping_without_guard, "step 4 was non-finite on process 0 on node-0"),
     (
         "starved",
         _starved_by_a_limit,
-        "process 0 on node-0 starved: 987 steps since 802 were skipped, norm about 80.4, limit 50: raise the limit, or "
+        "process 0 on node-0 starved: 987 steps since step 802 were skipped, norm about 80.4, limit 50: raise the limit, or "
         "restore a checkpoint from before",
     ),
     (
         "starved",
         _starved_in_a_window,
-        "process 0 on node-0 starved: 100 steps since 5 brought no gradient step, norm about 1: restore a checkpoint "
+        "process 0 on node-0 starved: 100 steps since step 5 brought no gradient step, norm about 1: restore a checkpoint "
         "from before",
     ),
     ("stalled", _stalled, "process 0 on node-0 took no step for 8 min, after step 12: look for a hang"),
@@ -153,7 +153,7 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "gave_up",
         _gave_up,
-        "gave up at 21: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 20",
+        "gave up at step 21: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 20",
     ),
     (
         "diverged",

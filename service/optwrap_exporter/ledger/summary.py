@@ -11,7 +11,7 @@ from typing import Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.conditions import Seen
-from optwrap_exporter.ledger.health import HealthSince, Judged, latched_by
+from optwrap_exporter.ledger.health import HealthSince, Judged, cause
 from optwrap_exporter.ledger.incidents import summary as incidents
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
@@ -38,7 +38,7 @@ def of_run(
       now: the exporter's clock.
       scope: what the exporter hears.
     """
-    if (incident := latched_by(run, current.health)) is not None:
+    if (incident := cause(run, current.health)) is not None:
         return incidents.verdict(incident)
     expected = max(members, key=lambda one: one.process.incarnation.first_report).process.source.process_count
     if current.health == "degraded":
@@ -56,7 +56,7 @@ def of_run(
 
 def of_process(run: RunState, process: ProcessState, current: HealthSince) -> str | None:
     """What is wrong with a process of a run; None if nothing is."""
-    if (incident := latched_by(run, current.health, process.process)) is not None:
+    if (incident := cause(run, current.health, process.process)) is not None:
         return incidents.verdict(incident)
     if current.health in _WELL:
         return None
@@ -182,7 +182,7 @@ def _starved(process: ProcessState, who: str, silence: str) -> str:
     about = f", norm about {number(norm.value)}" if norm is not None else ""
     against = f", limit {number(limit)}" if limit is not None else ""
     remedy = "raise the limit, or restore" if limit is not None and norm and norm.value >= limit else "restore"
-    return f"{who} starved: {steps:,} steps since {at + 1:,} {what}{about}{against}: {remedy} a checkpoint from before"
+    return f"{who} starved: {steps:,} steps since step {at + 1:,} {what}{about}{against}: {remedy} a checkpoint from before"
 
 
 def _skipped_at_the_end(process: ProcessState) -> int:
@@ -199,9 +199,11 @@ def _skipping(process: ProcessState, who: str, silence: str) -> str:
     del silence
     streak, steps = process.gauges.not_finite_streak or 0, process.incarnation.totals.steps
     limit = process.gauges.guard_not_finite_limit
-    since = f"since {max(1, steps - streak + 1):,}"
+    since = f"since step {max(1, steps - streak + 1):,}"
     many = f"step {steps:,} was" if streak == 1 else f"{streak:,} steps in a row {since} were"
-    return f"{many} non-finite on {who}" + ("" if limit is None else f"; the guard gives up after {limit:,}")
+    return f"{many} non-finite on {who}" + (
+        "" if limit is None or streak > limit else f"; the guard gives up after {limit:,}"
+    )
 
 
 # By health, the sentence. Its arguments are the process, its name with the others of that health, and for how long the

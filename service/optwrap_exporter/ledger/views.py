@@ -72,7 +72,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
     leading = lead(run, now)
     current = health.of_run(members, scope)
     processes = [one.process for one in members]
-    ended, latched = _ended(processes), health.latched_by(run, current.health)
+    ended, latched = _ended(processes), health.cause(run, current.health)
     missing, expected = unseen.unseen(run, leading), health.process_count(processes)
     of = leading.incarnation
     lost = [process.lost for process in run.processes.values()]

@@ -45,6 +45,10 @@ class Incident(Answer):
     """Number of bad steps; 0 if it is not about steps."""
     applied: int
     """How many of them gave non-finite values to the optimizer."""
+    first_applied_step: int | None
+    """The first of those; null if there is none, or it has no record."""
+    gave_up: Instant | None
+    """When the exporter first heard of one; null if there is none."""
     parameter: str | None
     """The first parameter with non-finite gradients in the first of those steps."""
     replica: IncidentReplica | None

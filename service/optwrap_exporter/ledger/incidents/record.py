@@ -61,6 +61,10 @@ class IncidentRecord:
     """Bad steps after `settled`."""
     applied: Ranges = ()
     """Those of them in which the optimizer took non-finite values."""
+    first_applied: int | None = None
+    """The first step in which it took one; None if it took none, or the step has no record."""
+    gave_up: float | None = None
+    """When the exporter first heard of one."""
     settled: int = 0
     """Steps up to this one are counted, but no longer known one by one."""
     settled_bad: int = 0
@@ -115,12 +119,16 @@ class IncidentRecord:
             return self
         first = bad[0][0] if self.first_step is None else min(self.first_step, bad[0][0])
         last = bad[-1][1] if self.last_step is None else max(self.last_step, bad[-1][1])
+        first_applied = self.first_applied
+        if applied:
+            first_applied = applied[0][0] if first_applied is None else min(first_applied, applied[0][0])
         return evolved(
             self,
             first_step=first,
             last_step=last,
             bad=ranges.plus(self.bad, bad),
             applied=ranges.plus(self.applied, applied),
+            first_applied=first_applied,
         )
 
     def compact(self) -> "IncidentRecord":

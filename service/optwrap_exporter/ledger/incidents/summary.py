@@ -53,6 +53,8 @@ def answer(run: str, one: IncidentRecord) -> Incident:
         last_step=one.last_step,
         steps=one.steps,
         applied=one.applied_steps,
+        first_applied_step=one.first_applied,
+        gave_up=one.gave_up,
         parameter=one.parameter,
         replica=None
         if replica is None
@@ -80,23 +82,22 @@ def verdict(one: IncidentRecord) -> str:
     )
     if one.kind == "diverged":
         return f"{summary(one)}: {remedy} on all processes"
+    known = "; acknowledged" if one.state == "acknowledged" else ""
     applied = "1 non-finite step" if one.applied_steps == 1 else f"{number(one.applied_steps)} non-finite steps"
-    at = one.first_step if clean is None else clean + 1
-    if one.applied_steps < one.steps:  # the guard skipped the others
-        some = f"{number(one.applied_steps)} of {number(one.steps)} bad steps since {number(one.first_step or 0)}"
-        return f"gave up: {some} applied, not rolled back; {remedy}"
-    return f"gave up at {number(at or 0)}: {applied} applied, not rolled back; {remedy}"
+    at = f" at step {number(one.first_applied)}" if one.first_applied is not None else ""
+    return f"gave up{at}: {applied} applied, not rolled back; {remedy}{known}"
 
 
 def _bad_steps(one: IncidentRecord) -> str:
     first, last = number(one.first_step or 0), number(one.last_step or 0)
-    where = f"step {first}" if first == last else f"{first} to {last}"
+    where = f"step {first}" if first == last else f"steps {first} to {last}"
     counted = "1 step" if one.steps == 1 else f"{number(one.steps)} steps"
     parts = [f"{where}: {counted} {_what(one)}"]
     if one.parameter is not None:
         parts.append(f"first {one.parameter}")
     if one.kind == "gave_up" or one.applied_steps:
-        parts.append(f"{number(one.applied_steps)} applied")
+        since = "" if one.first_applied in {None, one.first_step} else f" from step {number(one.first_applied or 0)} on"
+        parts.append(f"{number(one.applied_steps)} applied{since}")
         if one.rolled_back:
             parts.append("rolled back")
         else:
@@ -139,7 +140,7 @@ def _diverged(one: IncidentRecord) -> str:
 
 def _starved(one: IncidentRecord) -> str:
     norm, limit = one.figures.get("norm"), one.figures.get("limit")
-    said = f"{number(one.steps)} steps since {number(one.first_step or 0)} without a gradient step"
+    said = f"{number(one.steps)} steps since step {number(one.first_step or 0)} without a gradient step"
     if norm is not None:
         said += f", norm about {_norm(norm)}"
     return said if limit is None else f"{said}, limit {_norm(limit)}"
@@ -162,7 +163,7 @@ def _stale(one: IncidentRecord) -> str:
 
 def _stalled(one: IncidentRecord) -> str:
     reports = "reports, but takes" if _count(one) == 1 else "report, but take"
-    return f"{_who(one)} {reports} no step" + ("" if one.last_step is None else f" after {number(one.last_step)}")
+    return f"{_who(one)} {reports} no step" + ("" if one.last_step is None else f" after step {number(one.last_step)}")
 
 
 _SENTENCES: Final[dict[IncidentKind, Callable[[IncidentRecord], str]]] = {
