@@ -6,7 +6,9 @@ how long it lasts. Run this after each visible change of the page, and look at e
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import math
 import random
 import shutil
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.conftest import RunningExporter
@@ -427,11 +430,14 @@ def open_page(chromium: Browser, url: str, wanted: Picture) -> Page:
 
 def shoot(page: Page, name: str, wanted: Picture) -> None:
     """Write the picture, and close the page."""
-    target = IMAGES / f"{name}.png"
-    if wanted.part is None:
-        page.screenshot(path=target, full_page=wanted.whole)
-    else:
-        page.locator(wanted.part).screenshot(path=target)
+    shot = page.screenshot(full_page=wanted.whole) if wanted.part is None else page.locator(wanted.part).screenshot()
+    # A page has few colours: a palette makes the picture a third as large.
+    picture = (
+        Image.open(io.BytesIO(shot))
+        .convert("RGB")
+        .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    )
+    picture.save(IMAGES / f"{name}.png", optimize=True)
     page.context.close()
 
 
@@ -460,23 +466,25 @@ TROUBLE: Final = ("page-disconnected", "page-ill")
 
 def trouble(chromium: Browser, name: str, directory: Path) -> None:
     """Write the picture of an exporter in trouble, while its job goes on."""
-    exporter = RunningExporter(directory / name)
-    try:
-        reporter = Reporter(Job(run="lm-7b", clock=time.time, interval=30.0), exporter.url)
-        reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
-        reporter.good(80)
-        reporter.bad(decoder__layer_4__attention__w=3)
-        page = open_page(chromium, exporter.url, Picture())
-        if name == "page-ill":
-            exporter.data_dir.rename(exporter.data_dir.with_name("aside"))
-            page.locator("#ill").wait_for()
-        else:
-            exporter.kill9()
-            page.locator("#lost").wait_for()
-        page.wait_for_timeout(12_000)
-        shoot(page, name, Picture())
-    finally:
-        exporter.stop()
+    (directory / name).mkdir()
+    with contextlib.chdir(directory / name):  # so that the banner names no directory of this machine
+        exporter = RunningExporter(Path("optwrap"))
+        try:
+            reporter = Reporter(Job(run="lm-7b", clock=time.time, interval=30.0), exporter.url)
+            reporter.job.gauges |= {**GUARD, "mini_step": 0, "guard_not_finite_count": 0}
+            reporter.good(80)
+            reporter.bad(decoder__layer_4__attention__w=3)
+            page = open_page(chromium, exporter.url, Picture())
+            if name == "page-ill":
+                exporter.data_dir.rename("aside")
+                page.locator("#ill").wait_for()
+            else:
+                exporter.kill9()
+                page.locator("#lost").wait_for()
+            page.wait_for_timeout(12_000)
+            shoot(page, name, Picture())
+        finally:
+            exporter.stop()
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_an_outcome_that_differs_is_divergence_and_is_named() -> None:
     pod.step([1.0, "NaN", 1.0])
     pod.report()
     assert pod.diverged[0].summary == (
-        "process 1 on node-1 (cpu) has outcome skipped not finite where 2 others have applied, since step 1"
+        'process 1 on node-1 (cpu) has outcome "skipped, non-finite" where 2 others have "gradient step", since step 1'
     )
 
 

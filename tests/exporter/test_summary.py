@@ -126,13 +126,13 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "starved",
         _starved_by_a_limit,
-        "process 0 on node-0 starved: 987 steps since 801 were skipped, norm about 80.4, limit 50: raise the limit, or "
+        "process 0 on node-0 starved: 987 steps since 802 were skipped, norm about 80.4, limit 50: raise the limit, or "
         "restore a checkpoint from before",
     ),
     (
         "starved",
         _starved_in_a_window,
-        "process 0 on node-0 starved: 100 steps since 4 brought no gradient step, norm about 1: restore a checkpoint "
+        "process 0 on node-0 starved: 100 steps since 5 brought no gradient step, norm about 1: restore a checkpoint "
         "from before",
     ),
     ("stalled", _stalled, "process 0 on node-0 took no step for 8 min, after step 12: look for a hang"),
@@ -163,7 +163,7 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "conflict",
         _conflict,
-        "two jobs report as process 0 on node-0: attempt first on node-0 and attempt second on node-0; stop one of "
+        "two jobs report under this name: attempt first on node-0 and attempt second on node-0; stop one of "
         "them, or give it another run name",
     ),
 ]

@@ -42,15 +42,21 @@ export function compareHealth(a, b) {
   return byTier || ORDER.indexOf(a) - ORDER.indexOf(b);
 }
 
-/** "for 8 min" or, of a health that is one event in the past, "8 min ago". */
-export function healthAge({ health: name, since }, now) {
-  const age = durationSince(since, now);
-  return health(name).past ? `${age} ago` : `for ${age}`;
+/**
+ * "for 8 min" or, of a health that is one event in the past, "8 min ago". Whether a health lasts is known only as long as the
+ * exporter answers and stores reports: `until`, if it does not.
+ *
+ * @param {any} row
+ * @param {number} now
+ * @param {number | null} until
+ */
+export function healthAge({ health: name, since }, now, until = null) {
+  return health(name).past ? `${durationSince(since, now)} ago` : `for ${durationSince(since, until ?? now)}`;
 }
 
-/** "Healthy for 8 min", "Failed 8 min ago". */
-export function healthInWords(row, now) {
-  return `${health(row.health).word} ${healthAge(row, now)}`;
+/** "Healthy for 8 min", "Failed 8 min ago". @see healthAge */
+export function healthInWords(row, now, /** @type {number | null} */ until = null) {
+  return `${health(row.health).word} ${healthAge(row, now, until)}`;
 }
 
 /** A non-finite streak and its limit: "3", "3 of 5", "22 past the limit of 5". `limit` is undefined without a guard. */

@@ -96,7 +96,8 @@ class Reporter:
     def send(self, state: str = "running", **changes: Any) -> None:
         headers = {} if self.token is None else {"authorization": f"Bearer {self.token}"}
         report = self.job.report(state, **changes)
-        answer = httpx.post(f"{self.url}/v1/reports", json=report, headers=headers, trust_env=False)
+        # It is plain HTTP: loading the certificates would take longer than the request.
+        answer = httpx.post(f"{self.url}/v1/reports", json=report, headers=headers, trust_env=False, verify=False)
         assert answer.status_code == 200, answer.text
 
     def good(self, count: int = 1, norm: float = 0.8) -> None:

@@ -165,3 +165,23 @@ STRIP = """() => {
     };
     return Object.fromEntries(["--kind-skipped-not-finite", "--kind-applied"].map((name) => [name, share(name)]));
 }"""
+
+
+PICTURED = """async () => {
+    const { createSpark } = await import("/page/panels/spark.js");
+    const { Steps } = await import("/page/steps.js");
+    const run = new URLSearchParams(location.search).get("run");
+    const records = new Steps();
+    records.add((await (await fetch(`/v1/runs/${run}/steps?points=60`)).json()).columns);
+    const node = document.createElement("div");
+    createSpark(node)(records);
+    const bad = records.kind.filter((kind) => kind !== "applied");
+    return [bad.length, node.querySelectorAll("path")[1].getAttribute("d")];
+}"""
+
+
+def test_the_small_picture_has_no_bad_step_from_before_the_last_60(open_desk: OpenDesk, training: Reporter) -> None:
+    """Of many steps the page holds mostly bad ones; the last 60 steps of this run are good."""
+    bad, ticks = open_desk().open(training.run).evaluate(PICTURED)
+    assert bad > 10
+    assert ticks == ""

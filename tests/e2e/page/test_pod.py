@@ -38,7 +38,7 @@ def test_each_process_has_a_cell_with_its_health(open_desk: OpenDesk, reporter: 
     )  # the worst process, unless another is selected
     cells.nth(3).hover()
     expect(readout).to_contain_text(
-        re.compile(r"Process 3 on node-3 · Skipping for .* · last report .* ago · .*streak 1")
+        re.compile(r"Process 3 on node-3 · Skipping for .* · step 9 was non-finite .* · last report .* ago")
     )
     page.mouse.move(0, 0)
     expect(readout).to_contain_text("Process 4")
@@ -126,7 +126,7 @@ def test_page_follows_another_process_when_the_shown_one_dies(open_desk: OpenDes
     expect(skips).to_have_count(1)
     both[1].bad(w=1)  # process 0 is dead
     expect(skips).to_have_count(2)
-    expect(skips.first).to_contain_text("step 6")
+    expect(skips.first).to_contain_text("step 6process 1 · norm NaN")
     deadline = time.monotonic() + 60
     while desk.chart().get_attribute("data-marked") != "5 6" and time.monotonic() < deadline:
         both[1].good(1)
@@ -135,7 +135,7 @@ def test_page_follows_another_process_when_the_shown_one_dies(open_desk: OpenDes
     # The silence of process 0 counts from its last report.
     desk.part("pod").get_by_role("option").first.hover()
     sentence = desk.part("pod").locator("output")
-    expect(sentence).to_contain_text(re.compile(r"No reports for (.+) · last report \1 ago"))
+    expect(sentence).to_contain_text(re.compile(r"No reports for ([^·]+) · .*, after step 5: .* · last report \1 ago"))
     both[1].bad(w=1)
     expect(desk.chart()).to_have_attribute("data-marked", re.compile(r"^5 6 \d+$"))
     expect(skips).to_have_count(3)

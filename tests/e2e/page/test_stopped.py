@@ -23,7 +23,7 @@ def test_a_stop_is_shown_live_with_its_reason_and_the_step_to_roll_back_to(
     assert httpx.post(f"{desk.url}/v1/reports", json=report, trust_env=False).status_code == 200
     desk.health("stopped")
     expect(desk.part("health")).to_contain_text("Stopped")
-    expect(desk.part("health")).to_contain_text(f"stopped itself: {REASON} <b>. Roll back to step 1,234.")
+    expect(desk.part("health")).to_contain_text(f"{REASON} <b>; restore a checkpoint at or before 1,234.")
     event = desk.part("events").locator('[data-kind="stopped"]')
     expect(event).to_contain_text("Stopped")
     expect(event).to_contain_text(f"after 8 steps · {REASON} <b> · roll back to step 1,234")

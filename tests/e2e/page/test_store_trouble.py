@@ -37,6 +37,8 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
     expect(desk.part("health")).to_contain_text("The current state of the run is unknown.")
     expect(page).to_have_title("⚠ Exporter stores no reports · optwrap")
     age = desk.part("health").locator(".since").text_content()
+    # Whether it is still healthy is unknown, but how long ago its last step was is not.
+    expect(desk.part("tiles").locator(".streak .foot")).to_contain_text(re.compile("at step 3, 1[0-9] s ago"))
     page.wait_for_timeout(13_000)  # longer than a process may be silent
     desk.health("ok")
     expect(desk.part("health").locator(".since")).to_have_text(age or "")

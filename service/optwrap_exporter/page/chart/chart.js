@@ -99,11 +99,11 @@ export function createChart(uPlot, host, { onRange, onFollow, onHover }) {
 
   const size = () => ({ width: Math.max(240, host.clientWidth), height: narrow ? 260 : 320 });
 
-  /** The range of the y axis: that of the norms, with room for the marks below and the labels above. */
+  /** The range of the y axis: that of the norms, with room for the marks below, and for labels, which would cover the line. */
   function rangeY() {
-    const span = scale.max - scale.min;
-    const pixel = span / (size().height - 80 - 2.7 * MARK);
-    return [scale.min - 1.7 * MARK * pixel, scale.max + MARK * pixel];
+    const [below, above] = [scale.limit === "below" ? 2.7 * MARK : 1.7 * MARK, scale.limit === "above" ? 2 * MARK : MARK];
+    const pixel = (scale.max - scale.min) / (size().height - 80 - below - above);
+    return [scale.min - below * pixel, scale.max + above * pixel];
   }
 
   function build() {

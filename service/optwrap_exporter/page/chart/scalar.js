@@ -66,7 +66,7 @@ export function createScalarChart(uPlot, host, name, { onRange, onFollow, onHove
           {
             ...axis,
             size: host.clientWidth < NARROW ? 42 : 56,
-            space: 34,
+            space: 22,
             grid: { stroke: () => colours.grid, width: 1 },
             ticks: { show: false, size: 4 },
             values: (_, splits) => splits.map(formatNumber),

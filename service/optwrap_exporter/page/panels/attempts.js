@@ -1,7 +1,6 @@
 /** The attempts panel: each launch of the job, newest first, with how it ended. Hidden if there is only one, without a reason. */
 
 import { clock, dateTime, duration, integer, seconds, visible } from "../format.js";
-import { knowledge } from "../model.js";
 import { STATES } from "../vocabulary.js";
 import { paths } from "../api.js";
 import { el, keyed, panelHead, setAttribute, setText } from "../dom.js";
@@ -31,10 +30,9 @@ export function createAttempts(root) {
     return el("tr", { "data-attempt": attempt, title: `Attempt ${visible(attempt)}` }, number(), status, reason, number(), number("number nowrap"), number());
   }
 
-  return ({ state, now: current }) => {
+  return ({ state, now }) => {
     const run = state.detail;
     if (!run) return;
-    const now = knowledge(state).until ?? current;
     root.hidden = run.attempts_total < 2 && run.attempts.every(({ reason }) => reason === null);
     if (root.hidden) return;
     setAttribute(link, "href", paths.run(run.run));

@@ -80,15 +80,15 @@ function valueInWords(value) {
   return Number.isInteger(number) ? integer(number) : norm(number);
 }
 
-/** The list item of an event. A click on its step calls `onStep`. */
-export function createEvent(event, { onStep }) {
+/** The list item of an event. A click on its step calls `onStep`. Where a run has several processes, it says of which one it is. */
+export function createEvent(event, { onStep, processes }) {
   const { word, shape: name, class: className } = appearance(event);
   const time = seconds(event.time);
   const step = event.step ?? null;
   const title = el("span", { class: "what" }, el("b", { text: word }));
   if (step !== null) {
     title.append(
-      event.kind === "resumed" ? " at " : " ",
+      Object.hasOwn(LOOKS, event.kind) ? " at " : " ",
       el("button", {
         type: "button",
         class: "jump",
@@ -98,7 +98,7 @@ export function createEvent(event, { onStep }) {
       }),
     );
   }
-  const text = details(event);
+  const text = [processes > 1 ? `process ${integer(event.process)}` : "", details(event)].filter(Boolean).join(" · ");
   return el(
     "li",
     { "data-kind": event.kind, "data-event": event.id },

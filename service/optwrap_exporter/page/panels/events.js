@@ -43,7 +43,7 @@ export function createEvents(root, { onStep, onOlder, onEvery }) {
     none.hidden = events.length > 0;
     more.hidden = events.length <= limit && olderEvents === null;
     setText(count, `Showing the last ${plural(Math.min(limit, events.length), "event")}.`);
-    keyed(list, events.slice(0, limit), ({ run, id }) => `${run} ${id}`, (event) => createEvent(event, { onStep }));
+    keyed(list, events.slice(0, limit), ({ run, id }) => `${run} ${id}`, (event) => createEvent(event, { onStep, processes: detail.process_count }));
   }
 
   return ({ state }) => {

@@ -55,8 +55,7 @@ export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu })
     setAttribute(root, "data-health", run.health);
     replaceShape(icon, known ? tier : "idle");
     setText(word, known ? healthWord : `Last known: ${healthWord}`);
-    // Whether a health lasts is known only as long as the exporter answers and stores reports.
-    setText(since, `${healthAge(run, past ? now : (until ?? now))}, ${past ? "at" : "since"} ${clock(seconds(run.since), now)}`);
+    setText(since, `${healthAge(run, now, until)}, ${past ? "at" : "since"} ${clock(seconds(run.since), now)}`);
     setAttribute(since, "title", dateTime(seconds(run.since)));
     const lines = [visible(run.summary ?? ""), unseenInWords(run)].filter(Boolean);
     setText(sentence, known ? lines.map(sentenceOf).join(" ") : "The current state of the run is unknown.");

@@ -5,7 +5,6 @@
 
 import { capital, clock, dateTime, duration, integer, plural, seconds, visible } from "../format.js";
 import { INCIDENT_STATES, INCIDENTS } from "../vocabulary.js";
-import { knowledge } from "../model.js";
 import { health } from "../words.js";
 import { getJson, paths } from "../api.js";
 import { runbookOf } from "../url.js";
@@ -64,7 +63,7 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     try {
       const { items, cursor } = await getJson(eventsOf(incident));
       const own = items.filter((event) => isWithin(event, incident));
-      into.replaceChildren(...own.slice(0, EVENTS_SHOWN).map((event) => createEvent(event, { onStep })));
+      into.replaceChildren(...own.slice(0, EVENTS_SHOWN).map((event) => createEvent(event, { onStep, processes: incident.process_count })));
       if (!own.length) into.append(el("li", { class: "notice", text: "Its events are no longer stored." }));
       if (own.length > EVENTS_SHOWN || cursor !== null) into.append(el("li", { class: "notice", text: `Only the last ${EVENTS_SHOWN} events are shown.` }));
     } catch {
@@ -94,10 +93,9 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
     if (details.open && before && before.updated !== incident.updated) void showEvents(incident, events);
   }
 
-  return ({ state, now: current }) => {
+  return ({ state, now }) => {
     const run = state.detail;
     if (!run) return;
-    const now = knowledge(state).until ?? current;
     if (run.run !== shownRun) limit = ROWS;
     shownRun = run.run;
     held = state.incidents.length;

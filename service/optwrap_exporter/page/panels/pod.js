@@ -58,6 +58,8 @@ export function createPod(root, { onProcess }) {
   let active = /** @type {number | null} */ (null);
   let hovered = /** @type {number | null} */ (null);
   let now = 0;
+  /** Until when the healths hold, if the exporter does not know them any more. */
+  let until = /** @type {number | null} */ (null);
 
   const indexOf = (process) => cells.findIndex((cell) => cell.process === process);
 
@@ -117,13 +119,14 @@ export function createPod(root, { onProcess }) {
     const process = hovered ?? active;
     const cell = cells[indexOf(process)] ?? worst(cells);
     show.hidden = active === null || cell?.process !== active || cell.health === MISSING;
-    setText(sentence, cell ? describeCell(cell, now) : "");
+    setText(sentence, cell ? describeCell(cell, now, until) : "");
   }
 
   return ({ state, now: current }) => {
     const run = state.detail;
     if (!run) return;
-    now = knowledge(state).until ?? current;
+    now = current;
+    ({ until } = knowledge(state));
     cells = cellsOf(run);
     root.hidden = cells.length < 2;
     if (root.hidden) return;
@@ -173,12 +176,12 @@ function worst(cells) {
   return cells.find((cell) => cell.health === name);
 }
 
-function describeCell(cell, now) {
+function describeCell(cell, now, until) {
   const { process, host, health: name, summary, last_report: last, totals } = cell;
   if (name === MISSING) return `Process ${process} · never reported, but the job has it`;
   return [
     `Process ${process} on ${visible(host)}`,
-    healthInWords(cell, now),
+    healthInWords(cell, now, until),
     summary === null ? null : visible(summary),
     `last report ${durationSince(last, now)} ago`,
     plural(totals.steps, "step"),

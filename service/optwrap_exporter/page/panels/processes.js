@@ -36,10 +36,10 @@ export function createProcesses(root) {
     return el("tr", { "data-process": process }, number(String(process)), healthCell, host, verdict, number(), number(), number(), lastNorm);
   }
 
-  return ({ state, now: current }) => {
+  return ({ state, now }) => {
     const run = state.detail;
     if (!run) return;
-    const now = knowledge(state).until ?? current;
+    const { until } = knowledge(state);
     setAttribute(link, "href", paths.run(run.run));
     const all = run.processes;
     const rows = [...all].sort((a, b) => compareHealth(a.health, b.health) || a.process - b.process).slice(0, ROWS);
@@ -49,7 +49,7 @@ export function createProcesses(root) {
       const [, status, host, verdict, last, steps, streak, lastNorm] = row.children;
       const tier = tierOfRun(item);
       setAttribute(status.firstChild, "class", `status ${tier}`);
-      setAttribute(status, "title", healthInWords(item, now));
+      setAttribute(status, "title", healthInWords(item, now, until));
       replaceShape(status.firstChild.firstChild, tier);
       setText(status.firstChild.lastChild, health(item.health).word);
       setText(host.firstChild, visible(item.host));

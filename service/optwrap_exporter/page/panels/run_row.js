@@ -70,7 +70,7 @@ function lostTitle({ lost_steps: steps, lost_seconds: time }) {
   return words.length ? words.join("; ") : "None";
 }
 
-export function updateRow(node, row, { now, selected }) {
+export function updateRow(node, row, { now, until, selected }) {
   node.row = row;
   const tier = tierOfRun(row);
   setAttribute(node, "class", `${tier}${row.run === selected ? " selected" : ""}${row.acknowledged ? " acknowledged" : ""}`);
@@ -79,7 +79,7 @@ export function updateRow(node, row, { now, selected }) {
   const [icon, word] = status.firstChild.children;
   replaceShape(icon, tier);
   setText(word, health(row.health).word);
-  setAttribute(status, "title", `${healthInWords(row, now)}${row.acknowledged ? ", acknowledged" : ""}`);
+  setAttribute(status, "title", `${healthInWords(row, now, until)}${row.acknowledged ? ", acknowledged" : ""}`);
   setAttribute(name.firstChild, "aria-current", row.run === selected ? "page" : null);
   setAttribute(name.firstChild, "title", row.summary ? visible(row.summary) : null);
   COLUMNS.forEach(({ key }, i) => {

@@ -109,6 +109,7 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
   function draw() {
     if (!current) return;
     const { state, now } = current;
+    const { until } = knowledge(state);
     const all = [...(state.runs ?? []), ...(state.archived ?? [])];
     // A chip whose health no run has any more would hide every run.
     for (const name of choice.healths) if (!all.some((row) => row.health === name)) choice.healths.delete(name);
@@ -120,7 +121,7 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     }
     const shown = chosenRows(state);
     const parts = [[live, shown.first], [over, shown.then], [old, arranged(state.archived ?? [], choice)]];
-    const update = (node, row) => updateRow(node, row, { now, selected: state.selected });
+    const update = (node, row) => updateRow(node, row, { now, until, selected: state.selected });
     const create = (row) => createRow(row, { onSelect, onMenu, thumbnail: thumbnails.create(row) });
     for (const [part, rows] of parts) keyed(part, rows, ({ run }) => run, create, update);
     thumbnails.update(parts.flatMap(([, rows]) => rows), state.detail === null && !state.missing);
@@ -139,13 +140,12 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     foot.hidden = fold.hidden && rest.textContent === "";
   }
 
-  return ({ state, now: latest }) => {
-    const { until } = knowledge(state);
+  return ({ state, now }) => {
     const before = current;
-    current = { state, now: until ?? latest };
+    current = { state, now };
     root.hidden = (state.runs?.length ?? 0) < 2 && !state.hasArchived;
     if (root.hidden) return;
     const changed = ["runs", "archived", "selected"].some((part) => before?.state[part] !== state[part]);
-    if (changed || Math.floor(before?.now ?? 0) !== Math.floor(current.now)) draw();
+    if (changed || Math.floor(before?.now ?? 0) !== Math.floor(now)) draw();
   };
 }

@@ -1,6 +1,7 @@
 /** Two small pictures for the tiles: the last norms, and the outcomes of the steps. The tiles have the same data as text. */
 
 import { integer, percent } from "../format.js";
+import { lowerBound } from "../steps.js";
 import { isBad, KINDS } from "../words.js";
 import { el, keyed, setAttribute } from "../dom.js";
 
@@ -15,7 +16,7 @@ function path(className) {
   return node;
 }
 
-/** Draws the norms of the last steps as a logarithmic line, with a tick below each bad step. */
+/** Draws the norms of the last 60 steps, as far as they are held, as a logarithmic line, with a tick below each bad step. */
 export function createSpark(body) {
   const svg = document.createElementNS(SVG, "svg");
   for (const [name, value] of [["class", "spark"], ["viewBox", `0 0 ${WIDTH} ${HEIGHT}`], ["preserveAspectRatio", "none"], ["aria-hidden", "true"]]) {
@@ -27,13 +28,15 @@ export function createSpark(body) {
   body.append(svg);
 
   return (steps) => {
-    const start = Math.max(0, steps.length - SHOWN);
+    // Of many steps the page holds only some: those before the last ones must not pass for them.
+    const from = Math.max(steps.step[0] ?? 0, (steps.step[steps.length - 1] ?? 0) - SHOWN + 1);
+    const start = lowerBound(steps.step, from);
     const logs = [];
     for (let i = start; i < steps.length; i += 1) logs.push(steps.norm[i] > 0 ? Math.log10(steps.norm[i]) : null);
     const known = logs.filter((value) => value !== null);
     const low = Math.min(...known);
     const span = Math.max(0.5, Math.max(...known) - low);
-    const x = (i) => ((i / (SHOWN - 1)) * (WIDTH - 2) + 1).toFixed(1);
+    const x = (i) => (((steps.step[start + i] - from) / (SHOWN - 1)) * (WIDTH - 2) + 1).toFixed(1);
     const points = logs.flatMap((value, i) => (value === null ? [] : [`${x(i)} ${(HEIGHT - 6 - ((value - low) / span) * (HEIGHT - 8)).toFixed(1)}`]));
     setAttribute(line, "d", points.length > 1 ? `M${points.join("L")}` : "");
     const bad = logs.flatMap((_, i) => (isBad(steps.kind[start + i]) ? [`M${x(i)} ${HEIGHT - 5}V${HEIGHT}`] : []));

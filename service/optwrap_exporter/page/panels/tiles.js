@@ -4,7 +4,6 @@
  */
 
 import { compact, duration, integer, norm, percent, plural, wireNumber } from "../format.js";
-import { knowledge } from "../model.js";
 import { FIGURES, LOST_REASONS } from "../vocabulary.js";
 import { figureInWords, REASONS, KINDS, streakInWords } from "../words.js";
 import { el, keyed, setAttribute, setText, shape } from "../dom.js";
@@ -159,6 +158,6 @@ export function createTiles(root) {
   const tiles = /** @type {((run: any, state: State, now: number) => void)[]} */ (creators.map((create) => create(root)));
   return (/** @type {{state: State, now: number}} */ { state, now }) => {
     if (!state.detail) return;
-    for (const update of tiles) update(state.detail, state, knowledge(state).until ?? now);
+    for (const update of tiles) update(state.detail, state, now);
   };
 }

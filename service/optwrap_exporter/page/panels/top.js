@@ -27,7 +27,7 @@ export function createTop({ connection, lost, ill }) {
     ill.hidden = trouble === null || phase === "lost";
     if (trouble !== null) {
       const what = `The exporter has stored no reports since ${clock(trouble.since, now)}: its store is ${storeCondition(trouble.condition)}`;
-      const then = "How the training goes since then is not known here; it is not affected. All figures below are from before.";
+      const then = "The training is not affected, but how it has gone since then is not known here. All figures below are from before.";
       setText(illText, `${what} (${visible(trouble.why)}). To mend it: ${visible(trouble.remedy)}. ${then}`);
     }
 
