@@ -94,7 +94,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "gauges": leading.gauges,
         "norm": _figure(sentences.norm_of(leading)),
         "update_norm": _figure(leading.update_norm),
-        "scalars": {name: _figure(value) for name, value in leading.scalars.items()},
+        "scalars": {name: _figure(value) for name, value in {**leading.scalars, **leading.bad_scalars}.items()},
         "steps_per_second": leading.steps_per_second(now, listening),
         "last_step": of.totals.steps or None,
         "last_step_time": of.rose.arrived if of.share.steps else None,

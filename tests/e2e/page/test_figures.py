@@ -145,7 +145,7 @@ def test_the_norm_has_the_number_of_its_own_step(past: Served, open_desk: OpenDe
 
 
 def test_a_streak_beyond_its_limit_says_by_how_much(past: Served, open_desk: OpenDesk) -> None:
-    """The number is the streak; “22 past the limit of 5” is its note. The step is that of the streak, not of the longest."""
+    """The number is the streak; “22 past the limit of 5” is its note. The step is that of the streak."""
     training = job(past)
     training.job.gauges |= {"guard_not_finite_limit": 5, "guard_not_finite_count": 5}
     turn_to(past, 30)
@@ -262,6 +262,8 @@ def test_the_pod_verdict_names_process_and_host(past: Served, open_desk: OpenDes
     desk.open("lm")
     desk.health("stale")
     expect(desk.part("health").locator(".sentence")).to_contain_text("rocess 12 on node-12")
+    expect(desk.part("health").locator(".word")).to_have_text("No reports: 1 of 3 processes")
+    expect(desk.part("health").locator(".facts")).to_contain_text("Processes2 of 16 here")
     verdict = desk.part("pod").locator("output")
     expect(verdict).to_contain_text(re.compile(r"Process 12 on node-12 · No reports for \d min"))
 

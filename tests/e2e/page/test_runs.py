@@ -84,6 +84,8 @@ def test_ill_runs_come_first_and_finished_ones_are_folded(three: Desk) -> None:
     search = three.part("runs").get_by_role("searchbox")
     search.fill("OL")
     assert names(three) == ["old"]
+    expect(three.part("runs").locator(".count")).to_have_text("1 of 3")
+    expect(three.part("runs").locator(".chips")).to_have_text("1finished")
     search.fill("nothing of the kind")
     expect(three.part("runs")).to_contain_text("No run matches.")
     search.fill("")
@@ -124,6 +126,7 @@ def test_a_run_is_archived_and_restored_by_keyboard(three: Desk) -> None:
     assert set(listed(three)) == {"lm-7b", "old"}
     three.part("runs").get_by_role("button", name="Archived").click()
     expect(three.row("vit")).to_be_visible()
+    expect(three.part("runs").locator(".count")).to_have_text("3")  # as many as the chips add up to
     three.row("vit").get_by_role("button", name="Actions for vit").click()
     page.get_by_role("button", name="Restore").click()
     expect(page.locator("#said")).to_have_text("Restored: vit.")
@@ -210,6 +213,7 @@ def test_an_acknowledged_failure_colours_neither_icon_nor_title(open_desk: OpenD
     expect(page.locator("#favicon")).to_have_attribute("data-tier", "good")
     expect(desk.part("health")).to_have_class("health idle")
     expect(desk.part("health")).to_contain_text("Acknowledged")
+    expect(desk.part("runs").locator(".fold")).to_be_hidden()  # the only run that is over is the opened one
     desk.row("healthy").get_by_role("link").click()
     expect(desk.row("failed")).to_be_hidden()
     expect(desk.part("runs").locator(".fold")).to_have_text("Show 1 run that is over")

@@ -47,6 +47,8 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
   /** @type {import("../runs.js").Choice} */
   const choice = { healths: new Set(), text: "", sort: { key: "health", down: false } };
   let open = false;
+  /** Whether the archived runs are to be scrolled into view once they are there: they come last. */
+  let toArchived = false;
   let limit = ROWS;
   let current = /** @type {{state: State, now: number} | null} */ (null);
   const thumbnails = createThumbnails(scroll);
@@ -61,7 +63,10 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     limit = ROWS;
     draw();
   });
-  archived.addEventListener("click", () => onArchived(current?.state.archived === null));
+  archived.addEventListener("click", () => {
+    toArchived = current?.state.archived === null;
+    onArchived(toArchived);
+  });
   fold.addEventListener("click", () => {
     open = !open;
     draw();
@@ -71,10 +76,12 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     draw();
   });
 
-  function showChips(runs) {
+  /** Of the runs that the search finds. A chip that is pressed stays, so that it can be released. */
+  function showChips(runs, all) {
+    const counts = new Map(healthCounts(runs));
     keyed(
       chips,
-      healthCounts(runs).map(([name, number]) => ({ name, number })),
+      healthCounts(all).map(([name]) => ({ name, number: counts.get(name) ?? 0 })).filter(({ name, number }) => number > 0 || choice.healths.has(name)),
       ({ name }) => name,
       ({ name }) => {
         const { tier, word, meaning } = health(name);
@@ -99,11 +106,13 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     const others = rows.filter((row) => !isOver(row));
     // A search, a chip, or a list in which nothing else is left shows the runs that are over, too.
     const chosen = choice.healths.size > 0 || choice.text !== "" || others.length === 0;
+    // The selected run is listed whether or not it is over: the fold is about the others.
     const unfolded = open || chosen ? ended : ended.filter(({ run }) => run === selected);
+    const foldable = ended.some(({ run }) => run !== selected) && !chosen;
     const first = others.slice(0, limit);
     const then = unfolded.slice(0, Math.max(0, limit - first.length));
     const hidden = others.length + unfolded.length - first.length - then.length;
-    return { first, then, hidden, folded: ended.length - unfolded.length, foldable: ended.length > 0 && !chosen };
+    return { first, then, hidden, folded: ended.length - unfolded.length, foldable };
   }
 
   function draw() {
@@ -113,8 +122,10 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     const all = [...(state.runs ?? []), ...(state.archived ?? [])];
     // A chip whose health no run has any more would hide every run.
     for (const name of choice.healths) if (!all.some((row) => row.health === name)) choice.healths.delete(name);
-    showChips(all);
-    setText(count, integer(state.runs?.length));
+    // The chips and the count are of what the search finds, so they agree with each other and with the rows.
+    const searched = arranged(all, { ...choice, healths: new Set() });
+    showChips(searched, all);
+    setText(count, choice.text === "" ? integer(all.length) : `${integer(searched.length)} of ${integer(all.length)}`);
     setAttribute(archived, "aria-pressed", String(state.archived !== null));
     for (const { key, cell } of headers) {
       setAttribute(cell, "aria-sort", choice.sort.key === key ? (choice.sort.down ? "descending" : "ascending") : null);
@@ -124,6 +135,10 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     const update = (node, row) => updateRow(node, row, { now, until, selected: state.selected });
     const create = (row) => createRow(row, { onSelect, onMenu, thumbnail: thumbnails.create(row) });
     for (const [part, rows] of parts) keyed(part, rows, ({ run }) => run, create, update);
+    if (toArchived && state.archived?.length) {
+      toArchived = false;
+      old.firstElementChild?.scrollIntoView({ block: "nearest" });
+    }
     thumbnails.update(parts.flatMap(([, rows]) => rows), state.detail === null && !state.missing);
     showFoot(shown, state);
   }
