@@ -4,6 +4,7 @@
  */
 
 import { compact, duration, integer, norm, percent, plural, wireNumber } from "../format.js";
+import { knowledge } from "../model.js";
 import { FIGURES, LOST_REASONS } from "../vocabulary.js";
 import { figureInWords, REASONS, KINDS, streakInWords } from "../words.js";
 import { el, keyed, setAttribute, setText, shape } from "../dom.js";
@@ -28,7 +29,7 @@ function createStreak(root) {
     setText(unit, limit === undefined ? "in a row" : past ? `past the limit of ${integer(limit)}` : `of ${integer(limit)}`);
     const used = count ?? streak ?? 0;
     guard(used, limit ?? 0);
-    setText(foot, [`longest ${integer(peak)}`, used === (streak ?? used) || past ? "" : `guard counts ${integer(used)}`, lastStep(run, now)].filter(Boolean).join(" · "));
+    setText(foot, [peak === undefined ? "" : `longest ${integer(peak)}`, used === (streak ?? used) || past ? "" : `guard counts ${integer(used)}`, lastStep(run, now)].filter(Boolean).join(" · "));
     const exhausted = used > 0 && used >= limit;
     setAttribute(box, "data-tone", exhausted ? "critical" : streak > 0 ? "warning" : null);
     const rule =
@@ -110,12 +111,13 @@ function createNorm(root) {
 function createSteps(root) {
   const { box, value, unit, body, foot } = tile(root, "steps", "Steps", "Calls of the optimizer's update in this run, over all attempts");
   const shares = createShares(body);
-  return (run) => {
+  return (run, state) => {
     const { steps_per_second: rate, unseen, unseen_not_finite: badUnseen, dropped } = run;
     const { steps, not_finite_steps: bad, outcomes } = run.totals;
     shares(outcomes, steps);
     setText(value, compact(steps));
-    setText(unit, rate === null ? "" : `${rateInWords(rate)} per s`);
+    // Whether it still takes steps is known only as long as the exporter answers and stores reports.
+    setText(unit, rate === null || !knowledge(state).known ? "" : `${rateInWords(rate)} per s`);
     const unseenInWords = unseen ? ` · ${compact(unseen)} unseen${badUnseen ? ` (${compact(badUnseen)} non-finite)` : ""}` : "";
     setText(foot, `${compact(bad)} non-finite${unseenInWords}`);
     setAttribute(
