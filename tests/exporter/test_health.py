@@ -396,9 +396,7 @@ def test_a_run_has_the_first_health_of_the_order_that_any_process_has(
     outcomes: list[tuple[Health, float]], missing: bool, began: float
 ) -> None:
     """Except that one finished process does not finish a run."""
-    found, since = health.overall(
-        [HealthSince(*one) for one in outcomes], expected=len(outcomes) + missing, began=began
-    )
+    found, since = health.overall([HealthSince(*one) for one in outcomes], missing=missing, began=began)
     held: list[Health] = [name for name, _ in outcomes if name != "finished"] or ["finished"]
     rows: list[Health] = [*held, "degraded"] if missing else held
     assert found == min(rows, key=HEALTHS.index)

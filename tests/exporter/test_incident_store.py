@@ -250,6 +250,7 @@ def test_retention_deletes_incidents_that_are_over(tmp_path: Path) -> None:
             exporter.ingest.submit(trainer.report())
             exporter.ingest.tick()
         assert [one.kind for one in everything(exporter)] == ["gave_up"]
+        assert [one.kind for one in exporter.detail.incidents] == ["gave_up"], "what is listed can be acknowledged"
 
 
 def test_ids_are_not_given_twice(tmp_path: Path) -> None:

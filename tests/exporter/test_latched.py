@@ -106,3 +106,100 @@ def test_a_dead_run_that_is_acknowledged_is_dead_but_calm(site: Served, state: s
     assert line not in site.scrape()
     site.ingest.tick()
     assert site.get("/v1/runs/lm")["acknowledged"]
+
+
+def acknowledge(site: Served, kind: str) -> None:
+    """Acknowledge the newest incident of a kind."""
+    (number, *_) = (one["id"] for one in site.get("/v1/runs/lm/incidents", kind=kind)["items"])
+    assert site.client.post(f"/v1/incidents/{number}/acknowledge").status_code == 200
+
+
+def test_the_verdict_does_not_say_that_the_guard_gave_up_at_a_step_that_it_skipped(site: Served) -> None:
+    job = Job(clock=site.clock)
+    for _ in range(5):
+        job.step()
+    job.step("skipped_not_finite", "NaN", w=1)
+    job.step("skipped_not_finite", "NaN", w=1)
+    job.step("accepted_not_finite", "NaN", w=1)
+    site.send(job.report())
+    said = "gave up: 1 of 3 bad steps since 6 applied, not rolled back; restore a checkpoint at or before 5"
+    assert site.get("/v1/runs/lm")["summary"] == said
+
+
+def test_an_acknowledged_failure_does_not_hide_a_process_that_goes_silent_later(site: Served) -> None:
+    """Of three processes 0 failed, which somebody acknowledged. Then 2 is killed."""
+    jobs = [Job(process=index, incarnation=f"e{index}", process_count=3, clock=site.clock) for index in range(3)]
+    for job in jobs:
+        job.step()
+        site.send(job.report())
+    site.send(jobs[0].report("failed", reason="OSError: x"))
+    acknowledge(site, "failed")
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"]) == ("failed", True)
+    for _ in range(15):
+        site.clock.advance(1)
+        jobs[1].step()
+        site.send(jobs[1].report())
+    site.ingest.tick()
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"], run["runbook"]) == ("stale", False, "OptwrapProcessStale")
+    assert run["summary"].startswith("process 2 on node-2 silent for 10 s")
+    assert [one["run"] for one in site.get("/v1/runs", health="stale")["items"]] == ["lm"]
+    assert 'optwrap_run_health{health="stale",run="lm"} 1.0' in site.scrape()
+    acknowledge(site, "stale")
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"]) == ("failed", True)
+
+
+def test_an_acknowledged_conflict_does_not_hide_nan_in_the_optimizer(site: Served) -> None:
+    one, other = (Job(incarnation=name, attempt=name, clock=site.clock) for name in ("first", "second"))
+    for _ in range(15):
+        for job in (one, other):
+            job.step()
+            site.send(job.report())
+            site.clock.advance(1)
+    assert site.get("/v1/runs/lm")["health"] == "conflict"
+    acknowledge(site, "conflict")
+    one.step()
+    site.send(one.report())
+    other.step("accepted_not_finite", "NaN", w=1)
+    site.send(other.report())
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"], run["incidents_open"]) == ("gave_up", False, {"gave_up": 1})
+
+
+def test_the_summary_of_a_run_that_gave_up_has_the_step_to_roll_back_to(site: Served) -> None:
+    poisoned(site)
+    assert site.get("/v1/runs")["items"][0]["last_clean_step"] == 203
+    assert site.get("/v1/runs/lm")["last_clean_step"] == 203
+
+
+def test_processes_that_failed_for_different_reasons_are_not_all_said_to_have_failed_for_the_first(
+    site: Served,
+) -> None:
+    jobs = [Job(process=index, incarnation=f"e{index}", process_count=3, clock=site.clock) for index in range(3)]
+    for job in jobs:
+        job.step()
+        site.send(job.report())
+    for job in jobs:
+        site.send(job.report("failed", reason="ValueError: shapes" if job.process == 0 else "RuntimeError: peer"))
+    assert site.get("/v1/runs/lm")["summary"] == "process 0 on node-0 and 2 more failed at step 1: ValueError: shapes"
+
+
+def test_two_jobs_of_several_processes_are_one_conflict(site: Served) -> None:
+    jobs = [
+        Job(process=index, incarnation=f"{name}{index}", attempt=name, process_count=4, clock=site.clock)
+        for index in range(4)
+        for name in ("first", "second")
+    ]
+    for turn in range(14):
+        for job in jobs if turn % 2 else jobs[::-1]:
+            job.step()
+            site.send(job.report())
+            site.clock.advance(0.1)
+        site.clock.advance(1)
+    run = site.get("/v1/runs/lm")
+    assert run["incidents_open"] == {"conflict": 1}
+    (incident,) = run["incidents"]
+    assert incident["processes"] == [0, 1, 2, 3]
+    assert incident["summary"].startswith("two jobs report under this name, from node-")

@@ -163,7 +163,7 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "conflict",
         _conflict,
-        "two jobs report as process 0 on node-0: attempt first on node-0 and attempt second on node-0; stop one of "
+        "two jobs report under this name: attempt first on node-0 and attempt second on node-0; stop one of "
         "them, or give it another run name",
     ),
 ]

@@ -346,3 +346,41 @@ def test_a_share_is_written_as_on_the_page() -> None:
     assert [percent(part, 1000) for part in (0, 14, 120, 1)] == ["0 %", "1.4 %", "12 %", "0.1 %"]
     assert percent(1, 100_000) == "< 0.1 %"
     assert percent(0, 0) == ""
+
+
+def test_the_norms_after_a_rollback_are_those_of_the_steps_as_they_were_taken_last(
+    site: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps 6 to 12 were bad. The run went back to 5, and has taken 6 to 10 again, well."""
+    job = Job(clock=site.clock)
+    for _ in range(5):
+        job.step()
+    resumed = Job(clock=site.clock, incarnation="e2", attempt="second", state=job.state.copy())
+    for _ in range(7):
+        job.step("skipped_not_finite", "NaN", w=1)
+    site.send(job.report("stopped"))
+    site.clock.advance(10)
+    for _ in range(5):
+        resumed.step()
+    site.send(resumed.report())
+    cli.run(["status", site.url])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lm ")]
+    assert "✕" not in line
+    assert line.count(screen.sparkline({"norm": [1.0], "outcome": ["applied"], "finite": [True]}).plain) == 10
+
+
+def test_the_details_of_an_event_are_not_called_by_the_names_of_a_runs_figures(
+    site: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [Job(process=index, incarnation=f"e{index}", process_count=3, clock=site.clock) for index in range(3)]
+    for job in jobs:
+        job.step("skipped_not_finite", "NaN", w=1)
+        job.step("applied", 8018.0 if job.process == 2 else 0.945)
+        site.send(job.report())
+    cli.run(["status", site.url])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Non-finite streak ended" in line and "first step 1  last step 1" in line for line in lines)
+    (line,) = [line for line in lines if "Processes disagree at step 2" in line]
+    assert "processes 2 " in line
+    assert "processes reporting" not in line
+    assert "norms 0.945 (process 0), 8,018 (process 2)" in line

@@ -75,7 +75,8 @@ class Exporter:
                 return None
             since = datetime.fromtimestamp(store["since"], UTC)
             said = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
-            return clean(f"{said}: its store is {store['condition']} ({store['why']}): {store['remedy']}")
+            why = f"its store is {store['condition']} ({store['why']}): {store['remedy']}"
+            return clean(f"{said}: {why}. What follows is of then")
         except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
             return None  # the next query says that no exporter answers
 
@@ -96,10 +97,16 @@ class Exporter:
             query["cursor"] = page["cursor"]
 
     def last_steps(self, run: Json) -> Json:
-        """The columns of the run's last steps, by step number."""
+        """The columns of the run's last steps, by step number. A step that was taken again is there as it was last."""
         path = f"/v1/runs/{quote(run['run'], safe='')}/steps"
-        columns: Json = self._get(path, since=max(0, (run["last_step"] or 0) - NORMS + 1))["columns"]
-        return columns
+        last = run["last_step"] or 0
+        columns: Json = self._get(path, since=max(0, last - NORMS + 1), until=last)["columns"]
+        newest: dict[int, int] = {}
+        for index, step in enumerate(columns["step"]):
+            known = newest.get(step)
+            if known is None or columns["time"][index] >= columns["time"][known]:
+                newest[step] = index
+        return {name: [column[index] for index in newest.values()] for name, column in columns.items()}
 
     def events(self, name: str, limit: int) -> list[Json]:
         """The last events of a run, newest first."""

@@ -239,6 +239,7 @@ def _kind(event: Json) -> str:
 
 _SHOWN_APART: Final = frozenset(
     {"parameters", "parameter_count", "first", "largest", "norm_shares", "replica", "finite", "mini_step"}
+    | {"incident", "process"}
 )
 
 
@@ -268,11 +269,22 @@ def _plain_items(detail: Json) -> Iterator[str]:
     for key, value in detail.items():
         if key == "reason" and value in words.REASONS:
             continue
+        if key in {"outcomes", "norms"} and isinstance(value, dict):  # of a divergence, by process
+            if len(set(value.values())) > 1:
+                of = (f"{_plain(one).replace('_', ' ')} (process {name})" for name, one in value.items())
+                yield f"{key} {', '.join(of)}"
+            continue
         if value is not None:
             yield f"{_name(key)} {_plain(value)}"
 
 
+_OF_EVENTS: Final = {"processes": "processes", "last_step": "last step", "others": "other processes"}
+"""Names in an event's detail that mean something else than the figure of a run with that name."""
+
+
 def _name(key: str) -> str:
+    if key in _OF_EVENTS:
+        return _OF_EVENTS[key]
     word = words.FIGURES.get(key) or words.GAUGES.get(key)
     return word.word.lower() if word else key.replace("_", " ")
 

@@ -322,8 +322,13 @@ class Ingest(Operations):
             return
         before = self._ledger.clocks.age() - self._retention.seconds
         slack, until = self._retention.slack, time.monotonic() + _RETIRE_SECONDS
-        while self._store.retire(before, slack) and (unlimited or time.monotonic() < until):
-            pass
+        retired = False
+        while self._store.retire(before, slack):
+            retired = True
+            if not unlimited and time.monotonic() >= until:
+                break
+        if retired:
+            self._forget_incidents()
         for run in self._ledger.idle(before):
             self._forget(run)
 

@@ -11,8 +11,11 @@ from functools import partial
 from typing import TypeVar
 
 from optwrap_exporter.ingest.group_commit import GroupCommit
+from optwrap_exporter.ledger.evolve import evolved
+from optwrap_exporter.ledger.incidents.plans import of_run
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.errors import ExporterError
 from optwrap_exporter.wire.incident import Incident
@@ -85,6 +88,17 @@ class Operations(ABC):
         if found:
             self._commits.tell(self._store.revision(), frozenset({run}))
         return found
+
+    def _forget_incidents(self) -> None:
+        """Forget the incidents that retention has deleted. Nobody could acknowledge them."""
+        plans: list[Plan] = []
+        for run in self._ledger.shown():
+            past = run.past_incidents
+            kept = self._store.incidents_kept([one.id for one in past]) if past else frozenset()
+            if len(kept) < len(past):
+                after = evolved(run, past_incidents=tuple(one for one in past if one.id in kept))
+                plans.append(of_run(after, self._ledger.clocks.age()))
+        self._commits.commit(plans)
 
     def _forget(self, run: str) -> bool:
         found = self._store.forget(run)

@@ -23,6 +23,7 @@ from optwrap_exporter.ledger.events import NewEvent, derive_events
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.health import Change
 from optwrap_exporter.ledger.incarnation import IncarnationState, continues, merge_report
+from optwrap_exporter.ledger.lost import NOTHING_LOST, Lost
 from optwrap_exporter.ledger.pace import pace, recent
 from optwrap_exporter.ledger.process import ProcessState, position_of
 from optwrap_exporter.ledger.run import RunState
@@ -81,6 +82,7 @@ def apply_report(
     known = before.incarnations.get(report.incarnation) if before is not None else None
     incarnation, followed = merged
     gained: Counts | None = None
+    taken = lost.places(before.lost if before is not None else NOTHING_LOST, known, incarnation)
     if followed is not None and (
         before is None or _becomes_current(before, incarnation, known, report, now=now, listening=listening)
     ):
@@ -93,11 +95,12 @@ def apply_report(
             gained=gained,
             longest=followed.longest,
             interval=max(report.interval, asked),
+            taken=taken,
             now=now,
         )
     else:
         assert before is not None
-        after = before.with_incarnation(incarnation)
+        after = before.with_incarnation(incarnation, lost=taken)
     if known is None and _in_new_own_attempt(before, incarnation):
         after = evolved(after, own_attempts=after.own_attempts + 1)
     rival = rival_of(run, after, incarnation, now) if followed is not None else None
@@ -148,6 +151,7 @@ def _follow(
     gained: Counts,
     longest: int,
     interval: float,
+    taken: Lost,
     now: float,
 ) -> ProcessState:
     """The process after a report of its current incarnation. Its conditions are not advanced yet."""
@@ -166,8 +170,8 @@ def _follow(
     anchor = process.gradient_step_at
     if entered:  # reports that were received while another incarnation was current may have had gradient steps
         anchor = known.totals.steps if known is not None and known.share.gradient_steps else None
-    return evolved(
-        process.with_incarnation(incarnation),
+    return process.with_incarnation(
+        incarnation,
         current=incarnation.incarnation,
         interval=interval,
         source=report.source,
@@ -183,6 +187,7 @@ def _follow(
         recent=recent(process.recent, gained),
         peaks=_peaks(process.peaks, max(report.gauges.not_finite_streak or 0, longest), now),
         gradient_step_at=_gradient_step_at(anchor, incarnation, gained, report),
+        lost=taken,
     )
 
 
@@ -193,7 +198,9 @@ def _last_finite(
     if gauge is not None and math.isfinite(gauge):
         step = report.totals.steps
         return before if before is not None and before[:2] == (gauge, step) else Seen(gauge, step, now)
-    for step, value in zip(reversed(report.steps.step), reversed(column), strict=False):  # there may be no column
+    if not column:
+        return before
+    for step, value in zip(reversed(report.steps.step), reversed(column), strict=True):
         if value is not None and math.isfinite(value):
             return Seen(value, step, now)
     return before
@@ -212,10 +219,9 @@ def _last_scalars(before: Mapping[str, Seen], report: Report, now: float) -> Map
 
 
 def _with_lost(before: ProcessState | None, after: ProcessState, gained: Counts | None, report: Report) -> ProcessState:
-    """The process with the steps that the report says are lost. `after` has its conditions."""
-    known = before.incarnations.get(report.incarnation) if before is not None else None
-    incarnation, old = after.incarnations[report.incarnation], after.lost
-    new = lost.places(old, known, incarnation)
+    """The process with the steps that the report says are lost. `after` has its conditions, and `lost.places`."""
+    old = before.lost if before is not None else NOTHING_LOST
+    new = after.lost
     if gained is not None:
         new = lost.waiting(
             new,
@@ -224,11 +230,10 @@ def _with_lost(before: ProcessState | None, after: ProcessState, gained: Counts 
             without_gradient_step=after.steps_without_gradient_step,
             starved=after.conditions.starved is not None,
         )
-    if new is old:
-        return after
     if lost.costs(old, new):
-        new = lost.priced(old, new, _seconds_per_step(after, known, incarnation, report))
-    return evolved(after, lost=new)
+        known = before.incarnations.get(report.incarnation) if before is not None else None
+        new = lost.priced(old, new, _seconds_per_step(after, known, after.incarnations[report.incarnation], report))
+    return after if new is after.lost else evolved(after, lost=new)
 
 
 def _seconds_per_step(
@@ -248,6 +253,8 @@ def _gradient_step_at(before: int | None, incarnation: IncarnationState, gained:
         return before
     if not gained.gradient_steps:
         return incarnation.baseline.steps if before is None else before
+    if gained.gradient_steps == gained.steps:  # the usual case
+        return totals.steps
     first_new = totals.steps - gained.steps + 1
     taken = zip(columns.step, columns.outcome, strict=True)
     recorded = [step for step, outcome in taken if outcome in GRADIENT_STEPS and step >= first_new]

@@ -1,18 +1,26 @@
-"""The launches of a run: their rows, and their number. Pure."""
+"""The launches of a run: their rows, and their number. Pure.
+
+Processes whose launch is unknown have an attempt each. The first ones of all of them count as one launch, and so on;
+once the processes have left them, their rows are apart.
+"""
+
+from collections.abc import Mapping
 
 from optwrap_exporter.ledger import health
 from optwrap_exporter.ledger.past import Launch
+from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.answers import AttemptRow
 
 
 def rows(run: RunState, now: float, listening: float) -> list[AttemptRow]:
     """The launches of the run, by their first report. Of those that are over long ago only the last ones."""
-    found: dict[str, Launch] = {}
+    found: dict[str | int, Launch] = {}
 
-    def add(launch: Launch) -> None:
-        known = found.get(launch.attempt)
-        found[launch.attempt] = known.joined(launch) if known is not None else launch
+    def add(launch: Launch, key: str | int | None = None) -> None:
+        key = launch.attempt if key is None else key
+        known = found.get(key)
+        found[key] = known.joined(launch) if known is not None else launch
 
     for past in (*run.past.launches, *(one.launch for one in run.past.open.values())):
         add(past)
@@ -30,15 +38,22 @@ def rows(run: RunState, now: float, listening: float) -> list[AttemptRow]:
                 part.reason,
                 part.began_at if before is None or before.start_step is None else before.start_step,
             )
+        numbers = _own_numbers(process)
         for launch in mine.values():
-            add(launch)
+            add(launch, numbers.get(launch.attempt))
     return [AttemptRow(**one._asdict()) for one in sorted(found.values(), key=lambda one: (one.since, one.attempt))]
+
+
+def _own_numbers(process: ProcessState) -> Mapping[str, int]:
+    """By attempt of a process whose launch is unknown, which one of those it is."""
+    own = list(dict.fromkeys(part.attempt for part in process.parts if part.own_attempt))
+    return {attempt: process.own_attempts - len(own) + number for number, attempt in enumerate(own, 1)}
 
 
 def total(run: RunState) -> int:
     """The number of launches so far.
 
-    Processes whose launch is unknown have an attempt each, so of those the process with the most counts.
+    Of the processes whose launch is unknown the one with the most attempts counts.
     """
     known = set(run.past.open)
     for process in run.processes.values():

@@ -61,7 +61,7 @@ class Counts:
         if not all(parameters.values()):  # equal counts must be equal mappings
             parameters = {path: n for path, n in parameters.items() if n}
         return cls(
-            OutcomeCounts(*(getattr(counters.outcomes, name) for name in OUTCOMES)),
+            OutcomeCounts(*map(vars(counters.outcomes).__getitem__, OUTCOMES)),
             counters.not_finite_steps,
             parameters,
             {Replica(one.replica, one.process, one.device): one.steps for one in counters.replicas},
@@ -71,7 +71,8 @@ class Counts:
     @property
     def steps(self) -> int:
         """Calls of `update`."""
-        return sum(self.outcomes)
+        applied, accumulated, not_finite, large, other, accepted = self.outcomes
+        return applied + accumulated + not_finite + large + other + accepted
 
     @property
     def zero(self) -> bool:
@@ -118,7 +119,7 @@ class Counts:
         if other.zero:
             return self
         return Counts(
-            OutcomeCounts(*(max(0, a - b) for a, b in zip(self.outcomes, other.outcomes, strict=True))),
+            OutcomeCounts(*[a - b if a > b else 0 for a, b in zip(self.outcomes, other.outcomes, strict=True)]),
             max(0, self.not_finite_steps - other.not_finite_steps),
             _less(self.parameters, other.parameters),
             _less(self.replicas, other.replicas),

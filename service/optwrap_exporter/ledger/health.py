@@ -34,6 +34,8 @@ class Judged(NamedTuple):
 
     process: ProcessState
     health: HealthSince
+    acknowledged: bool = False
+    """Whether somebody knows of its trouble."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,11 +81,7 @@ def advance(
         cleared=old.cleared,
     )
     advanced = evolved(after, conditions=conditions)
-    if (
-        before is not None
-        and of_process(run, before, now, listening).health != "ok"
-        and of_process(run, advanced, now, listening).health == "ok"
-    ):
+    if before is not None and _ill(run, before, now, listening) and not _ill(run, advanced, now, listening):
         conditions = dataclasses.replace(conditions, cleared=now)
         advanced = evolved(after, conditions=conditions)
     return advanced
@@ -180,18 +178,25 @@ def changes(process: ProcessState, now: float, listening: float) -> bool:
 
 def of_process(run: RunState, process: ProcessState, now: float, listening: float) -> HealthSince:
     """The health of a process of a run. The open incidents of the run are part of it."""
-    return next(_holding(run, process, now, listening))
+    if (found := next(_holding(run, process, now, listening), None)) is not None:
+        return found
+    conditions = process.conditions
+    conflict = conditions.conflict.last + process.stale_after if conditions.conflict is not None else 0.0
+    unlatched = _unlatched(run, process.process)
+    return HealthSince("ok", max(conditions.cleared, conflict, unlatched, process.incarnation.first_report))
+
+
+def _ill(run: RunState, process: ProcessState, now: float, listening: float) -> bool:
+    return next(_holding(run, process, now, listening), None) is not None
 
 
 def _holding(run: RunState, process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
-    """Every health that holds, worst first; a process that has finished is nothing else but for incidents."""
+    """Every health but ok that holds, worst first; one that has finished is nothing else but for incidents."""
     conditions = process.conditions
-    cleared = conditions.cleared
-    if conditions.conflict is not None:
-        until = conditions.conflict.last + process.stale_after
-        if now < until:
-            yield HealthSince("conflict", conditions.conflict.since)
-        cleared = max(cleared, until)
+    if conditions.conflict is not None and now < conditions.conflict.last + process.stale_after:
+        if acknowledged(run, "conflict", process.process):  # it hides nothing that nobody knows of
+            yield from _latched(run, process.process)
+        yield HealthSince("conflict", conditions.conflict.since)
     yield from _latched(run, process.process)
     if conditions.ended is not None:
         yield HealthSince(cast(Health, process.incarnation.state), conditions.ended)
@@ -205,7 +210,6 @@ def _holding(run: RunState, process: ProcessState, now: float, listening: float)
         yield HealthSince("skipping", conditions.skipping)
     if process.incarnation.share.steps == 0:
         yield HealthSince("starting", process.incarnation.first_report)
-    yield HealthSince("ok", max(cleared, _unlatched(run, process.process), process.incarnation.first_report))
 
 
 def _latched(run: RunState, process: int) -> Iterator[HealthSince]:
@@ -237,6 +241,8 @@ def acknowledged(run: RunState, health: Health, process: int | None = None) -> b
 
     So it is if no incident of its health is open, and one that was acknowledged is the reason for it.
     """
+    if not run.incidents:  # the usual case
+        return False
     kind = INCIDENT_OF.get(health)
     found = [
         one.state
@@ -283,22 +289,29 @@ def attempt_began(run: RunState, attempt: str) -> float:
 
 def judged(run: RunState, now: float, listening: float) -> list[Judged]:
     """The processes that determine the health of the run, by index, each with its own."""
-    return [Judged(process, of_process(run, process, now, listening)) for process in relevant(run, now)]
+    found: list[Judged] = []
+    for process in relevant(run, now):
+        current = of_process(run, process, now, listening)
+        found.append(Judged(process, current, acknowledged(run, current.health, process.process)))
+    return found
 
 
 def of_run(members: Sequence[Judged], scope: Scope) -> HealthSince:
-    """The health of a run.
+    """The health of a run. Trouble that somebody acknowledged does not hide other trouble that nobody did.
 
     Args:
       members: its processes, from `judged`.
       scope: what the exporter hears. A process that it need not hear is not missing.
     """
     processes = [one.process for one in members]
-    return overall(
-        [one.health for one in members],
-        expected=process_count(processes) if scope == "job" else None,
-        began=min(process.incarnation.first_report for process in processes),
-    )
+    missing = scope == "job" and len(members) < process_count(processes)
+    began = min(process.incarnation.first_report for process in processes)
+    news = [one.health for one in members if not one.acknowledged]
+    if news and len(news) < len(members):
+        found = overall(news, missing=missing, began=began)
+        if found.health in INCIDENT_OF or found.health == "degraded":
+            return found
+    return overall([one.health for one in members], missing=missing, began=began)
 
 
 def process_count(members: Iterable[ProcessState]) -> int:
@@ -306,19 +319,19 @@ def process_count(members: Iterable[ProcessState]) -> int:
     return max(members, key=lambda process: process.incarnation.first_report).source.process_count
 
 
-def overall(healths: Sequence[HealthSince], *, expected: int | None, began: float) -> HealthSince:
+def overall(healths: Sequence[HealthSince], *, missing: bool, began: float) -> HealthSince:
     """The health of a run: that of its worst process, or degraded. It is finished only when all processes are.
 
     Args:
       healths: the health of each process.
-      expected: the number of processes of the job; None if some may report elsewhere.
+      missing: whether a process of the job has not reported that should have.
       began: when the first of these processes reported.
     """
     found = {one.health for one in healths}
     if found != {"finished"}:
         found.discard("finished")
     worst = min(found, key=HEALTHS.index)
-    if expected is not None and len(healths) < expected and HEALTHS.index(worst) > HEALTHS.index("degraded"):
+    if missing and HEALTHS.index(worst) > HEALTHS.index("degraded"):
         return HealthSince("degraded", began)
     times = [one.since for one in healths if one.health == worst]
     # A run is unhealthy since its first unhealthy process, and ok or finished since the last process became so.

@@ -234,7 +234,19 @@ def merge_report(
     received = ranges.add(old.received, report.seq)
     if len(received) > ranges.MOST:  # the client no longer sends a seq below oldest_held
         received = ranges.union([(1, report.oldest_held - 1), *received])
-    after = evolved(
+    latest: dict[str, Any] = {}
+    if followed is not None:
+        latest = {
+            "latest_sent_at": report.sent_at,
+            "latest_arrival": now,
+            "heartbeats": _heartbeats(before, report, now),
+            "highest_seq": report.seq,
+            "state": report.state,
+            "reason": report.reason,
+            "last_clean_step": report.last_clean_step,
+            "streak": followed.open,
+        }
+    return evolved(
         old,
         last_report=now,
         aged_at=age,
@@ -249,19 +261,7 @@ def merge_report(
         ),
         parameter_records=_with_offenders(old.parameter_records, report.offenders),
         replica_spans=_with_replicas(old.replica_spans, report, totals),
-    )
-    if followed is None:
-        return after
-    return evolved(
-        after,
-        latest_sent_at=report.sent_at,
-        latest_arrival=now,
-        heartbeats=_heartbeats(before, report, now),
-        highest_seq=report.seq,
-        state=report.state,
-        reason=report.reason,
-        last_clean_step=report.last_clean_step,
-        streak=followed.open,
+        **latest,
     )
 
 

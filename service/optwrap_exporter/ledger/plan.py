@@ -14,7 +14,7 @@ from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.requests import Report
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)  # without slots, for `evolved`
 class Plan:
     """What a report, or time alone, changes once it is committed."""
 

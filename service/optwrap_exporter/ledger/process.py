@@ -224,16 +224,17 @@ class ProcessState:
             return chosen
         return chosen if len(kept) > RECENT and chosen.last_report <= now - LATE_SECONDS else None
 
-    def with_incarnation(self, incarnation: IncarnationState) -> "ProcessState":
-        """The process with one incarnation added or replaced."""
+    def with_incarnation(self, incarnation: IncarnationState, **changes: Any) -> "ProcessState":
+        """The process with one incarnation added or replaced, and with other fields changed."""
         known = incarnation.incarnation in self.incarnations
         both = {**self.incarnations, incarnation.incarnation: incarnation}
-        return evolved(self, incarnations=both if known else in_order(both.values()))
+        return evolved(self, incarnations=both if known else in_order(both.values()), **changes)
 
     def durable(self) -> dict[str, Any]:
         """The state in types that pydantic writes as JSON, without its incarnations, which are stored as rows."""
         fields = self.__dict__
-        return {name: fields[name] for name in _DURABLE}
+        gauges = {name: value for name, value in vars(self.gauges).items() if value is not None}
+        return {name: fields[name] for name in _DURABLE} | {"source": vars(self.source), "gauges": gauges}
 
     @classmethod
     def from_durable(
@@ -278,7 +279,9 @@ class ProcessState:
         )
 
 
-_DURABLE: Final = fields_of(ProcessState, "process", "incarnations", "folded", "folded_ids", "earlier")
+_DURABLE: Final = fields_of(
+    ProcessState, "process", "incarnations", "folded", "folded_ids", "earlier", "source", "gauges"
+)
 
 
 def in_order(incarnations: Iterable[IncarnationState]) -> dict[str, IncarnationState]:

@@ -41,6 +41,15 @@ def union(pairs: Iterable[tuple[int, int]]) -> Ranges:
     return tuple(merged)
 
 
+def plus(ranges: Ranges, more: Ranges) -> Ranges:
+    """The union of two sets of ranges."""
+    if not ranges or not more:
+        return ranges or more
+    if ranges[-1][1] + 1 < more[0][0]:  # the usual case: later ones
+        return ranges + more
+    return union([*ranges, *more])
+
+
 def joined(ranges: Ranges) -> Ranges:
     """The ranges with the narrowest gap between two of them filled."""
     gap, at = min((after[0] - before[1], i) for i, (before, after) in enumerate(itertools.pairwise(ranges)))
@@ -75,7 +84,8 @@ def without(ranges: Ranges, number: int) -> Ranges:
 
 def of(numbers: Iterable[int]) -> Ranges:
     """The ranges of some numbers."""
-    return union((number, number) for number in numbers)
+    pairs = [(number, number) for number in numbers]
+    return union(pairs) if len(pairs) > 1 else tuple(pairs)
 
 
 def start_of(ranges: Ranges, number: int) -> int:

@@ -47,8 +47,10 @@ def of_run(
         partial = len(members) < expected and scope == "host"
         return _well(current.health, leading) + (f"; {len(members):,} of {expected:,} processes report here" * partial)
     found = [one for one in members if one.health.health == current.health]
+    found = [one for one in found if not one.acknowledged] or found
     shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
-    who = _who(shown.process, len(found), len(members))
+    reasons = {one.process.incarnation.reason for one in found}
+    who = _who(shown.process, len(found), len(members) if len(reasons) == 1 else 0)
     return _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
 
 
@@ -100,10 +102,25 @@ def _well(health: Health, leading: ProcessState) -> str:
     step = leading.incarnation.totals.steps
     if health == "finished":
         return f"finished at step {step:,}"
+    failed = _failed_before(leading)
+    before = f"; the {failed} attempts before failed" if failed > 1 else "; the attempt before failed" if failed else ""
     if health == "starting":
-        return f"started, no step yet{f' after step {step:,}' if step else ''}"
+        return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
     taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)
-    return f"at step {step:,}" + (f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else "")
+    some = f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else ""
+    return f"at step {step:,}{some}{before}"
+
+
+def _failed_before(process: ProcessState) -> int:
+    """How many attempts in a row failed right before the one that the process is in, as far as it knows them."""
+    ends = {part.attempt: part.state for part in process.parts}
+    ends.pop(process.incarnation.attempt, None)
+    found = 0
+    for state in reversed(ends.values()):
+        if state != "failed":
+            break
+        found += 1
+    return found
 
 
 def _missing(present: Iterable[int], expected: int) -> str:
@@ -122,11 +139,11 @@ def _missing(present: Iterable[int], expected: int) -> str:
 
 
 def _conflict(process: ProcessState, who: str, silence: str) -> str:
-    del silence
+    del who, silence  # both jobs may have all processes
     conflict = process.conditions.conflict
     parties = () if conflict is None else (conflict.older, conflict.newer)
     named = " and ".join(f"attempt {one.attempt}{f' on {one.host}' if one.host else ''}" for one in parties)
-    return f"two jobs report as {who}: {named}; stop one of them, or give it another run name"
+    return f"two jobs report under this name: {named}; stop one of them, or give it another run name"
 
 
 def _failed(process: ProcessState, who: str, silence: str) -> str:

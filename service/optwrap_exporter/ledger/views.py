@@ -72,7 +72,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
     leading = lead(run, now)
     current = health.of_run(members, scope)
     processes = [one.process for one in members]
-    ended = _ended(processes)
+    ended, latched = _ended(processes), health.latched_by(run, current.health)
     missing, expected = unseen.unseen(run, leading), health.process_count(processes)
     of = leading.incarnation
     lost = [process.lost for process in run.processes.values()]
@@ -83,7 +83,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
-        "last_clean_step": None if ended is None else ended.last_clean_step,
+        "last_clean_step": (latched or ended).last_clean_step if latched or ended else None,
         "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from optwrap_exporter.ledger.incidents.fold import KEPT
@@ -96,6 +96,12 @@ class IncidentFilter(NamedTuple):
     def name(self) -> str:
         """The filter in a cursor. The times are not in it: they may be given relative to now."""
         return ":".join(",".join(part) for part in (self.kinds, self.states, self.outcomes))
+
+
+def kept(db: sqlite3.Connection, numbers: Sequence[int]) -> frozenset[int]:
+    """Those of some ids that incidents have."""
+    rows = db.execute(f"SELECT id FROM incident WHERE id IN ({', '.join('?' * len(numbers))})", numbers)
+    return frozenset(row[0] for row in rows)
 
 
 def incidents(

@@ -6,8 +6,8 @@ SQLite has no NaN: a norm is null instead. The scalars of a step are one JSON te
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from pydantic_core import to_json
 
@@ -23,7 +23,7 @@ ROLLED_UP: Final = f"iif(instr(scalars, '{NOT_FINITE}'), NULL, norm)"
 
 
 def rolled_up(norms: Sequence[float | None], scalars: Sequence[str | None]) -> Sequence[float | None]:
-    """For each step its norm as ROLLED_UP, from the columns `norm` and `scalars`."""
+    """For each step its norm as ROLLED_UP, from the columns `norm` and `scalars`. Without scalars that is empty."""
     if not any(scalars):
         return norms
     return [
@@ -41,17 +41,33 @@ def stored_update_norm(value: float | None) -> float | None:
     return _NAN if value is not None and math.isnan(value) else value
 
 
-def scalars_by_step(columns: StepColumns) -> Iterator[str | None]:
-    """For each step, its scalars as they are stored; without an end if there are none."""
+def scalars_by_step(columns: StepColumns) -> Sequence[str | None]:
+    """For each step, its scalars as they are stored; empty if there are none."""
     if not columns.scalars:
-        return itertools.repeat(None)
+        return ()
     names = list(columns.scalars)
 
     def text(values: tuple[float | None, ...]) -> str | None:
         found = {name: value for name, value in zip(names, values, strict=True) if value is not None}
         return to_json(found, inf_nan_mode="strings").decode() if found else None
 
-    return map(text, zip(*columns.scalars.values(), strict=True))
+    return [text(values) for values in zip(*columns.scalars.values(), strict=True)]
+
+
+def without(columns: StepColumns, known: set[int]) -> StepColumns:
+    """The columns without the steps of some numbers."""
+    fresh = [step not in known for step in columns.step]
+
+    def of(column: Iterable[Any]) -> list[Any]:
+        return list(itertools.compress(column, fresh))
+
+    return columns.model_copy(
+        update={
+            name: {key: of(values) for key, values in column.items()} if name == "scalars" else of(column)
+            for name, column in columns
+            if column is not None
+        }
+    )
 
 
 def read(rows: Iterable[Row]) -> StepColumns:

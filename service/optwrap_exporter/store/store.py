@@ -136,6 +136,10 @@ class Store(Reads):
         """An incident and its run, by its id; None if there is none."""
         return incident_list.find(self._db, number)
 
+    def incidents_kept(self, numbers: Sequence[int]) -> frozenset[int]:
+        """Those of some ids that incidents have. Retention may have deleted the others."""
+        return incident_list.kept(self._db, numbers)
+
     def look(self) -> bool:
         """Look whether reports can be stored. After a failure a trial write finds out; call it about once a second.
 

@@ -21,7 +21,7 @@ from optwrap_exporter.store import bulk, incident_list, retention, rollups, scal
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.wire.requests import Report
-from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES
+from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 _INDEX: Final = {outcome: index for index, outcome in enumerate(OUTCOMES)}
 _NONE: Final = (None, None, None)
@@ -242,42 +242,32 @@ class Rows:
                 (run_id, process, columns.step[0], columns.step[-1], incarnation_id),
             )
             known = {step for (step,) in stored}
-        fresh = [
-            (
-                run_id,
-                process,
-                step,
-                incarnation_id,
-                revision,
-                time,
-                _INDEX[outcome],
-                finite,
-                None if math.isnan(norm) else norm,  # SQLite has no NaN
-                mini_step,
-                estimated,
-                outcome not in GOOD_OUTCOMES or not finite,
-                step_columns.stored_update_norm(update_norm),
-                scalars,
-            )
-            for step, time, outcome, finite, norm, mini_step, estimated, update_norm, scalars in zip(
-                columns.step,
-                columns.time,
-                columns.outcome,
-                columns.finite,
-                columns.norm,
-                columns.mini_step,
-                columns.interpolated or itertools.repeat(False),
-                columns.update_norm or itertools.repeat(None),
-                step_columns.scalars_by_step(columns),
-                strict=False,  # some columns may be endless; the wire has checked the lengths of the others
-            )
-            if step not in known
-        ]
-        if not fresh:
+        if known and not (columns := step_columns.without(columns, known)).step:
             return
-        pending.steps += fresh
-        _, _, steps, incarnations, _, times, outcomes, finite, norms, *_, texts = zip(*fresh, strict=True)
+        steps, times, finite = columns.step, columns.time, columns.finite
+        outcomes = [_INDEX[outcome] for outcome in columns.outcome]
+        norms = [None if math.isnan(norm) else norm for norm in columns.norm]  # SQLite has no NaN
+        texts = step_columns.scalars_by_step(columns)
         kinds, kept = rollups.kinds_of(outcomes, finite), step_columns.rolled_up(norms, texts)
+        same = itertools.repeat
+        pending.steps += zip(
+            same(run_id),
+            same(process),
+            steps,
+            same(incarnation_id),
+            same(revision),
+            times,
+            outcomes,
+            finite,
+            norms,
+            columns.mini_step,
+            columns.interpolated or same(False),
+            [kind > 1 for kind in kinds],
+            map(step_columns.stored_update_norm, columns.update_norm) if columns.update_norm else same(None),
+            texts or same(None),
+            strict=False,  # some columns are endless; the wire has checked the lengths of the others
+        )
+        incarnations = [incarnation_id] * len(steps)
         blocks = rollups.of_columns(rollups.Columns(steps, incarnations, kinds, norms, kept, times))
         pending.blocks += rollups.rows_of(run_id, process, blocks)
         if columns.scalars:

@@ -175,7 +175,8 @@ class _Run(_Answer):
     reason: str | None
     """Why it failed or stopped, by the first process that says so; null if no process did, or all run again."""
     last_clean_step: int | None
-    """If it stopped, the step to roll back to, by the optimizer's own count; null if that is not known."""
+    """Roll back to this step or an earlier one, by the optimizer's own count. Null if that is not known, and if it
+    neither gave up nor diverged, failed or stopped."""
     first_report: Instant
     last_report: Instant
     totals: Totals

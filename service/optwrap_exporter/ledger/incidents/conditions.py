@@ -108,7 +108,9 @@ def fold_conditions(fold: Fold, process: ProcessState) -> None:
 
 def _enter(fold: Fold, kind: IncidentKind, process: ProcessState, holds: _Holds) -> None:
     attempt = process.incarnation.attempt
-    one = next((one for one in fold.live([kind]) if one.state == "open" and one.attempt == attempt), None)
+    # A conflict is between attempts, and not all processes need have the same one of them as the current one.
+    same = (one for one in fold.live([kind]) if kind == "conflict" or one.attempt == attempt)
+    one = next((one for one in same if one.state == "open"), None)
     if one is None:
         generation = process.incarnation.generation
         fields = {"host": process.source.host or None} | holds.fields

@@ -1,10 +1,11 @@
 """The incidents of a run while they are being changed: what a report, or time alone, does to them."""
 
-import dataclasses
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.wire.vocabulary import IncidentKind
 
@@ -14,6 +15,7 @@ KEPT: Final = 20
 """Incidents that are over and are kept in memory: late reports still belong to them."""
 
 Incidents = tuple[IncidentRecord, ...]
+_ID: Final = operator.attrgetter("id")
 
 
 class Folded(NamedTuple):
@@ -39,13 +41,15 @@ class Fold:
 
     def __init__(self, live: Incidents, over: Incidents, now: float, next_id: int) -> None:
         self.now = now
-        self._found = {one.id: one for one in (*over, *live)}
+        self._found = {one.id: one for one in sorted((*over, *live), key=_ID)}
+        """By id, and in its order: a new incident has the largest."""
         self._before = dict(self._found)
+        self._live = {one.id for one in live}
         self._next_id = next_id
 
     def result(self) -> Folded:
         """The incidents as they are now."""
-        found = sorted(self._found.values(), key=lambda one: one.id)
+        found = self._found.values()
         over = [one for one in found if not one.live]
         return Folded(
             tuple(one for one in found if one.live),
@@ -55,11 +59,11 @@ class Fold:
 
     def all(self) -> Iterator[IncidentRecord]:
         """Every incident, the newest first."""
-        return iter(sorted(self._found.values(), key=lambda one: -one.id))
+        return reversed(self._found.values())
 
     def live(self, kinds: Iterable[IncidentKind]) -> Iterator[IncidentRecord]:
         """The live incidents of some kinds, the newest first."""
-        return (one for one in self.all() if one.live and one.kind in kinds)
+        return (one for key in sorted(self._live, reverse=True) if (one := self._found[key]).kind in kinds)
 
     def open(self, kind: IncidentKind, attempt: str, generation: int, opened: float, **fields: Any) -> IncidentRecord:
         """A new incident; or the last open one of its kind, if there are too many."""
@@ -69,16 +73,18 @@ class Fold:
         made = IncidentRecord(self._next_id, kind, attempt, generation, min(opened, self.now), self.now, **fields)
         self._next_id += 1
         self._found[made.id] = made
+        self._live.add(made.id)
         return made
 
     def put(self, before: IncidentRecord, **fields: Any) -> IncidentRecord:
         """Change fields of an incident."""
-        return self.keep(dataclasses.replace(before, **fields))
+        return self.keep(evolved(before, **fields))
 
     def keep(self, after: IncidentRecord) -> IncidentRecord:
         """Keep a new value of an incident, unless it equals the old one."""
         if self._found[after.id] != after:
             self._found[after.id] = after
+            (self._live.add if after.live else self._live.discard)(after.id)
         return self._found[after.id]
 
     def join(self, one: IncidentRecord, process: int, **fields: Any) -> IncidentRecord:

@@ -1,6 +1,5 @@
 """Plans with incidents: what a report, the time, or a person changes in the incidents of a run."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from optwrap_exporter.ledger import events
@@ -42,9 +41,7 @@ def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
         return plan
     new = [one for one in folded.changed if one.id >= next_id and one.kind == "diverged"]
     more = tuple(events.diverged(one, report, now) for one in new)
-    return dataclasses.replace(
-        plan, run=_with(plan.run, folded), incidents=folded.changed, events=(*plan.events, *more)
-    )
+    return evolved(plan, run=_with(plan.run, folded), incidents=folded.changed, events=(*plan.events, *more))
 
 
 def of_time(run: RunState, plans: Sequence[Plan], now: float, age: float, next_id: int) -> list[Plan]:
@@ -65,8 +62,8 @@ def of_time(run: RunState, plans: Sequence[Plan], now: float, age: float, next_i
         return list(plans)
     after = _with(after, folded)
     if plans:
-        return [*plans[:-1], dataclasses.replace(plans[-1], run=after, incidents=folded.changed)]
-    return [dataclasses.replace(of_run(after, age), incidents=folded.changed)]
+        return [*plans[:-1], evolved(plans[-1], run=after, incidents=folded.changed)]
+    return [evolved(of_run(after, age), incidents=folded.changed)]
 
 
 def of_run(run: RunState, age: float) -> Plan:
@@ -80,4 +77,4 @@ def acknowledge(run: RunState, incident: IncidentRecord, now: float, age: float)
     known = [after if one.id == after.id else one for one in (*run.past_incidents, *run.incidents)]
     known.sort(key=lambda one: one.id)
     folded = Folded(tuple(one for one in known if one.live), tuple(one for one in known if not one.live)[-KEPT:])
-    return dataclasses.replace(of_run(_with(run, folded), age), incidents=(after,))
+    return evolved(of_run(_with(run, folded), age), incidents=(after,))

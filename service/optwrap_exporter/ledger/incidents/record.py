@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.ranges import Ranges
 from optwrap_exporter.wire.vocabulary import OUTCOMES, IncidentKind, IncidentState, Outcome
 
@@ -28,7 +29,7 @@ class Replica:
     device: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)  # without slots, for `evolved`
 class IncidentRecord:
     """One incident. Times by the exporter's clock.
 
@@ -114,12 +115,12 @@ class IncidentRecord:
             return self
         first = bad[0][0] if self.first_step is None else min(self.first_step, bad[0][0])
         last = bad[-1][1] if self.last_step is None else max(self.last_step, bad[-1][1])
-        return dataclasses.replace(
+        return evolved(
             self,
             first_step=first,
             last_step=last,
-            bad=ranges.union([*self.bad, *bad]),
-            applied=ranges.union([*self.applied, *applied]),
+            bad=ranges.plus(self.bad, bad),
+            applied=ranges.plus(self.applied, applied),
         )
 
     def compact(self) -> "IncidentRecord":
@@ -131,7 +132,7 @@ class IncidentRecord:
         while len(bad) + len(applied) > _MOST_RANGES // 2:
             settled = min(found[0][1] for found in (bad, applied) if found)
             bad, applied = ranges.above(bad, settled), ranges.above(applied, settled)
-        return dataclasses.replace(
+        return evolved(
             self,
             bad=bad,
             applied=applied,
@@ -142,7 +143,8 @@ class IncidentRecord:
 
     def durable(self) -> dict[str, Any]:
         """The incident in types that pydantic writes as JSON, without what the store has in columns."""
-        return {name: getattr(self, name) for name in _DURABLE}
+        fields = self.__dict__
+        return {name: fields[name] for name in _DURABLE}
 
     @classmethod
     def from_durable(cls, number: int, written: Mapping[str, Any]) -> "IncidentRecord":

@@ -1,10 +1,10 @@
 """What a report, the time, or a person does to the incidents of a run. Pure."""
 
-import dataclasses
 from typing import Final
 
 from optwrap_exporter.ledger import health, ranges
 from optwrap_exporter.ledger.divergence import Divergence
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents import conditions, steps
 from optwrap_exporter.ledger.incidents.divergence import fold_divergence
@@ -67,7 +67,8 @@ def of_report(
     if in_order:
         steps.end_after_good_steps(fold, incarnation)
         _take_clean_step(fold, process, incarnation)
-    conditions.fold_conditions(fold, process)
+    if conditions.any_holds(process) or any(one.kind in conditions.OF_CONDITIONS for one in run.incidents):
+        conditions.fold_conditions(fold, process)
     if divergence is not None:
         fold_divergence(fold, run, incarnation, divergence)
     return fold.result()
@@ -131,4 +132,4 @@ def acknowledged(one: IncidentRecord, now: float) -> IncidentRecord:
     if one.state == "acknowledged":
         return one
     closed = one.closed if one.lasts or one.closed is not None else now
-    return dataclasses.replace(one, state="acknowledged", acknowledged=now, closed=closed)
+    return evolved(one, state="acknowledged", acknowledged=now, closed=closed)

@@ -4,11 +4,11 @@ Bad steps within NEAR steps of an incident's belong to it. Step numbers are kept
 reports, nor repetition, nor the number of processes that report a step changes the result.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.fold import Fold
 from optwrap_exporter.ledger.incidents.record import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
@@ -111,7 +111,7 @@ def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resu
     new = more.bad != one.bad or more.applied != one.applied
     kind = "gave_up" if group.applied and one.state != "acknowledged" else one.kind
     reopened = one.state == "closed" and not one.rolled_back and (kind != one.kind or more.last_step != one.last_step)
-    more = dataclasses.replace(
+    more = evolved(
         more,
         kind=kind,
         state="open" if reopened else one.state,
@@ -119,7 +119,7 @@ def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resu
         lasts=one.lasts or reopened,
         updated=fold.now if new else one.updated,
         processes=ranges.add(one.processes, report.process),
-        outcomes=in_order({*one.outcomes, *group.outcomes}),
+        outcomes=one.outcomes if group.outcomes.issubset(one.outcomes) else in_order({*one.outcomes, *group.outcomes}),
         last_clean_step=_last_clean(more, report.gauges.every_k or 1),
         **details.earlier(one, group.steps),
     ).compact()

@@ -82,6 +82,9 @@ def verdict(one: IncidentRecord) -> str:
         return f"{summary(one)}: {remedy} on all processes"
     applied = "1 non-finite step" if one.applied_steps == 1 else f"{number(one.applied_steps)} non-finite steps"
     at = one.first_step if clean is None else clean + 1
+    if one.applied_steps < one.steps:  # the guard skipped the others
+        some = f"{number(one.applied_steps)} of {number(one.steps)} bad steps since {number(one.first_step or 0)}"
+        return f"gave up: {some} applied, not rolled back; {remedy}"
     return f"gave up at {number(at or 0)}: {applied} applied, not rolled back; {remedy}"
 
 
@@ -144,7 +147,7 @@ def _starved(one: IncidentRecord) -> str:
 
 def _conflict(one: IncidentRecord) -> str:
     hosts = " and ".join(dict.fromkeys(host for host in one.figures.get("hosts", ()) if host))
-    return f"two jobs report as process {next(_numbers(one), 0)}" + (f", from {hosts}" if hosts else "")
+    return "two jobs report under this name" + (f", from {hosts}" if hosts else "")
 
 
 def _ended(one: IncidentRecord) -> str:
