@@ -12,7 +12,7 @@ export const HEALTHS = {
   starved: { word: "Starved", meaning: "No step becomes a gradient step, so the parameters do not change", tier: "critical", past: false },
   skipping: { word: "Skipping", meaning: "The gradients of the last steps were non-finite", tier: "warning", past: false },
   starting: { word: "Starting", meaning: "The process reports, but it has not taken a step yet; it may be compiling", tier: "idle", past: false },
-  degraded: { word: "Process missing", meaning: "At least one process of the job does not report", tier: "warning", past: false },
+  degraded: { word: "Process missing", meaning: "At least one process of the job has never reported", tier: "warning", past: false },
   finished: { word: "Finished", meaning: "The training ended normally", tier: "idle", past: true },
   ok: { word: "Healthy", meaning: "Steps arrive, and their gradients are finite", tier: "good", past: false },
 };
@@ -88,7 +88,7 @@ export const REASONS = {
 export const LOST_REASONS = {
   skipped: { word: "skipped", meaning: "Steps whose gradients were discarded" },
   redone: { word: "taken again", meaning: "Steps that were taken again after a rollback or a restart" },
-  starved: { word: "starved", meaning: "Steps without a gradient step while the run was starved" },
+  starved: { word: "starved", meaning: "Accumulated steps that never became part of a gradient step, while the run was starved" },
 };
 
 /** Gauge. */

@@ -36,7 +36,7 @@ TRIAL_SECONDS: Final = 5.0
 _REMEDIES: Final = MappingProxyType(
     {
         "ok": "nothing",
-        "full": "free disk space, raise --retention-bytes, or forget runs; the exporter then goes on by itself",
+        "full": "free disk space, raise --retention-bytes, or delete runs; the exporter then goes on by itself",
         "read_only": "make the data directory writable; the exporter then goes on by itself",
         "corrupt": "restart with --recover, which moves the damaged database aside and begins a new one, or restore a "
         "backup and restart",

@@ -48,7 +48,7 @@ HEALTHS: Final[Mapping[str, HealthWord]] = {
     "starting": HealthWord(
         "Starting", "The process reports, but it has not taken a step yet; it may be compiling", "idle"
     ),
-    "degraded": HealthWord("Process missing", "At least one process of the job does not report", "warning"),
+    "degraded": HealthWord("Process missing", "At least one process of the job has never reported", "warning"),
     "finished": HealthWord("Finished", "The training ended normally", "idle", True),
     "ok": HealthWord("Healthy", "Steps arrive, and their gradients are finite", "good"),
 }
@@ -129,7 +129,9 @@ REASONS: Final[Mapping[str, Word]] = {
 LOST_REASONS: Final[Mapping[str, Word]] = {
     "skipped": Word("skipped", "Steps whose gradients were discarded"),
     "redone": Word("taken again", "Steps that were taken again after a rollback or a restart"),
-    "starved": Word("starved", "Steps without a gradient step while the run was starved"),
+    "starved": Word(
+        "starved", "Accumulated steps that never became part of a gradient step, while the run was starved"
+    ),
 }
 """Reason why steps or time were lost."""
 
