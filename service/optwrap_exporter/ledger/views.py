@@ -83,7 +83,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
-        "last_clean_step": (latched or ended).last_clean_step if latched or ended else None,
+        "last_clean_step": None if (cause := latched or ended) is None else cause.last_clean_step,
         "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),
