@@ -126,14 +126,14 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "starved",
         _starved_by_a_limit,
-        "process 0 on node-0 starved: 987 steps since step 802 were skipped, norm about 80.4, limit 50: raise the limit, or "
-        "restore a checkpoint from before",
+        "process 0 on node-0 starved: 987 steps since step 802 were skipped, norm about 80.4, limit 50: raise the limit, "
+        "or restore a checkpoint from before",
     ),
     (
         "starved",
         _starved_in_a_window,
-        "process 0 on node-0 starved: 100 steps since step 5 brought no gradient step, norm about 1: restore a checkpoint "
-        "from before",
+        "process 0 on node-0 starved: 100 steps since step 5 brought no gradient step, norm about 1: restore a "
+        "checkpoint from before",
     ),
     ("stalled", _stalled, "process 0 on node-0 took no step for 8 min, after step 12: look for a hang"),
     ("stale", _stale, "process 0 on node-0 silent for 4 min, after step 1,201: see whether it still runs"),
@@ -142,7 +142,12 @@ TABLE: list[tuple[Health, Story, str]] = [
         _stale_before_a_step,
         "process 0 on node-0 silent for 3 days, before its first step: see whether it still runs",
     ),
-    ("failed", _failed, "process 0 on node-0 failed at step 20: RuntimeError: no space left on device"),
+    (
+        "failed",
+        _failed,
+        "process 0 on node-0 failed at step 20: RuntimeError: no space left on device; see its log, "
+        "then start it again",
+    ),
     ("failed", _failed_without_a_word, "process 0 on node-0 failed at step 1: it gave no reason, so see its log"),
     (
         "stopped",
@@ -229,7 +234,10 @@ def test_it_names_the_process_that_says_most_and_counts_the_others() -> None:
         watched.say(trainer)
     take(watched.ledger, trainers[1].report("failed"))
     take(watched.ledger, trainers[2].report("failed", reason="OSError: gone"))
-    assert answers(watched)[0].summary == "process 2 on node-2 and 1 more failed at step 1: OSError: gone"
+    assert (
+        answers(watched)[0].summary
+        == "process 2 on node-2 and 1 more failed at step 1: OSError: gone; see its log, then start it again"
+    )
     rows = answers(watched)[1].processes
     assert [row.summary is None for row in rows] == [True, False, False, True]
 

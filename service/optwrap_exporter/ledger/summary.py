@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger import attempts, ranges
 from optwrap_exporter.ledger.conditions import Seen
 from optwrap_exporter.ledger.health import HealthSince, Judged, cause
 from optwrap_exporter.ledger.incidents import summary as incidents
@@ -45,13 +45,17 @@ def of_run(
         return _missing([one.process.process for one in members], expected)
     if current.health in _WELL:
         partial = len(members) < expected and scope == "host"
-        return _well(current.health, leading) + (f"; {len(members):,} of {expected:,} processes report here" * partial)
+        return _well(run, current.health, leading) + (
+            f"; {len(members):,} of {expected:,} processes report here" * partial
+        )
     found = [one for one in members if one.health.health == current.health]
     found = [one for one in found if not one.acknowledged] or found
     shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
     reasons = {one.process.incarnation.reason for one in found}
     who = _who(shown.process, len(found), len(members) if len(reasons) == 1 else 0)
-    return _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
+    said = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
+    again = max((one.times for one in run.incidents if one.kind == current.health), default=1)
+    return said if again == 1 else f"{said}; {again:,} attempts in a row failed like this"
 
 
 def of_process(run: RunState, process: ProcessState, current: HealthSince) -> str | None:
@@ -98,17 +102,33 @@ def _who(process: ProcessState, those: int, members: int) -> str:
     return f"process {process.process}{f' on {host}' if host else ''}{more}"
 
 
-def _well(health: Health, leading: ProcessState) -> str:
+def _well(run: RunState, health: Health, leading: ProcessState) -> str:
     step = leading.incarnation.totals.steps
     if health == "finished":
         return f"finished at step {step:,}"
-    failed = _failed_before(leading)
-    before = f"; the {failed} attempts before failed" if failed > 1 else "; the attempt before failed" if failed else ""
+    before = _failures(run, leading)
+    launch = f" of attempt {attempts.total(run):,}" if before else ""
     if health == "starting":
         return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
     taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)
     some = f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else ""
-    return f"at step {step:,}{some}{before}"
+    return f"at step {step:,}{launch}{some}{before}"
+
+
+def _failures(run: RunState, process: ProcessState) -> str:
+    """How often the run failed right before its last attempt, which has not passed the step where it did."""
+    count = _failed_before(process)
+    if not count:
+        return ""
+    known = [one for one in (*run.past_incidents, *run.incidents) if one.kind == "failed"]
+    last = max(known, key=lambda one: one.id, default=None)
+    if last is not None and process.incarnation.totals.steps > (last.last_step or 0):
+        return ""
+    many = "attempt before" if count == 1 else f"{count:,} before"
+    if last is None:
+        return f"; the {many} failed"
+    where = "before its first step" if last.last_step is None else f"at step {last.last_step:,}"
+    return f"; the {many} failed, last {where}" + (f": {last.reason}" if last.reason else "")
 
 
 def _failed_before(process: ProcessState) -> int:
@@ -148,8 +168,9 @@ def _conflict(process: ProcessState, who: str, silence: str) -> str:
 
 def _failed(process: ProcessState, who: str, silence: str) -> str:
     del silence
-    reason = process.incarnation.reason or "it gave no reason, so see its log"
-    return f"{who} failed at step {process.incarnation.totals.steps:,}: {reason}{_rollback(process)}"
+    told, steps = process.incarnation.reason, process.incarnation.totals.steps
+    reason = f"{told}; see its log, then start it again" if told else "it gave no reason, so see its log"
+    return f"{who} failed at step {steps:,}: {reason}{_rollback(process)}"
 
 
 def _stopped(process: ProcessState, who: str, silence: str) -> str:
@@ -182,7 +203,8 @@ def _starved(process: ProcessState, who: str, silence: str) -> str:
     about = f", norm about {number(norm.value)}" if norm is not None else ""
     against = f", limit {number(limit)}" if limit is not None else ""
     remedy = "raise the limit, or restore" if limit is not None and norm and norm.value >= limit else "restore"
-    return f"{who} starved: {steps:,} steps since step {at + 1:,} {what}{about}{against}: {remedy} a checkpoint from before"
+    since = f"{steps:,} steps since step {at + 1:,}"
+    return f"{who} starved: {since} {what}{about}{against}: {remedy} a checkpoint from before"
 
 
 def _skipped_at_the_end(process: ProcessState) -> int:

@@ -62,6 +62,8 @@ class Incident(Answer):
     """What became of its bad steps."""
     reason: str | None
     """Why a process failed or stopped, as it reported."""
+    times: int
+    """How many launches in a row failed at about this step for this reason; 1 for every other kind."""
     summary: str
     """All of this in one sentence."""
     runbook: str | None

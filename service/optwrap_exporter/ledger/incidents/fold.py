@@ -1,7 +1,7 @@
 """The incidents of a run while they are being changed: what a report, or time alone, does to them."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
@@ -37,10 +37,14 @@ class Fold:
       over: the last ones that are over.
       now: the exporter's clock.
       next_id: the id of the next new incident.
+      launches: returns the number of launches of the run so far.
     """
 
-    def __init__(self, live: Incidents, over: Incidents, now: float, next_id: int) -> None:
+    def __init__(
+        self, live: Incidents, over: Incidents, now: float, next_id: int, launches: Callable[[], int] = lambda: 0
+    ) -> None:
         self.now = now
+        self.launches = launches
         self._found = {one.id: one for one in sorted((*over, *live), key=_ID)}
         """By id, and in its order: a new incident has the largest."""
         self._before = dict(self._found)

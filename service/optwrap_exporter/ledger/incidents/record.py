@@ -83,6 +83,8 @@ class IncidentRecord:
     device: str | None = None
     last_clean_step: int | None = None
     reason: str | None = None
+    times: int = 1
+    """How many launches in a row failed like this."""
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Numbers of the kind that only its sentence needs (`incident_summary`)."""
 

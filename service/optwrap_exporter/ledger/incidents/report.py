@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from optwrap_exporter.ledger import health, ranges
+from optwrap_exporter.ledger import attempts, health, ranges
 from optwrap_exporter.ledger.divergence import Divergence
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
@@ -52,7 +52,7 @@ def of_report(
     bad = steps.any_bad(report)
     if not (bad or rise or run.incidents or divergence is not None or conditions.any_holds(process)):
         return None
-    fold = Fold(run.incidents, run.past_incidents, now, next_id)
+    fold = Fold(run.incidents, run.past_incidents, now, next_id, lambda: attempts.total(run))
     current = process.current == report.incarnation
     if current and incarnation.has_counters and (known is None or not known.has_counters):
         _end_by_start(fold, incarnation)

@@ -64,6 +64,7 @@ def answer(run: str, one: IncidentRecord) -> Incident:
         last_clean_step=one.last_clean_step,
         outcomes=list(one.outcomes),
         reason=one.reason,
+        times=one.times,
         summary=summary(one),
         runbook=RUNBOOKS[one.kind] if one.kind != "skipped" or _NOT_FINITE & {*one.outcomes} else _SKIPS,
     )
@@ -152,7 +153,13 @@ def _conflict(one: IncidentRecord) -> str:
 
 
 def _ended(one: IncidentRecord) -> str:
-    said = f"{one.kind}: {one.reason}" if one.reason else f"{_who(one)} {one.kind} {_at(one)}"
+    launch = one.figures.get("launch")
+    where = _at(one) + (f" of attempt {number(launch)}" if launch else "")
+    if one.times > 1:
+        said = f"failed {number(one.times)} times in a row, last {where}"
+    else:
+        said = f"{one.kind if one.reason else f'{_who(one)} {one.kind}'} {where}"
+    said += f": {one.reason}" if one.reason else ""
     return said + ("" if one.last_clean_step is None else f"; last clean step {number(one.last_clean_step)}")
 
 
