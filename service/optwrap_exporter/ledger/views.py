@@ -73,6 +73,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
     current = health.of_run(members, scope)
     processes = [one.process for one in members]
     ended, latched = _ended(processes), health.latched_by(run, current.health)
+    stopped = latched or ended
     missing, expected = unseen.unseen(run, leading), health.process_count(processes)
     of = leading.incarnation
     lost = [process.lost for process in run.processes.values()]
@@ -83,7 +84,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
-        "last_clean_step": (latched or ended).last_clean_step if latched or ended else None,
+        "last_clean_step": None if stopped is None else stopped.last_clean_step,
         "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),
