@@ -427,9 +427,20 @@ def test_a_starved_process(ledger: Ledger, trainer: Trainer) -> None:
         trainer.step("skipped_large", norm=80.0)
     take(ledger, trainer.report())
     (starved,) = [one for one in incidents(ledger) if one.kind == "starved"]
-    assert starved.summary == "987 steps since step 801 without a gradient step, norm about 80, limit 50"
-    say(ledger, trainer, "applied")
+    assert starved.summary == "987 steps since step 801 without a gradient step, norm 80 at step 1,787, limit 50"
+    for norm in (60.0, 90.0):
+        trainer.step("skipped_large", norm=norm)
+        take(ledger, trainer.report())
+    opened = [one for one in incidents(ledger) if one.state == "open"]
+    assert [one.kind for one in opened] == ["starved"], "one cause is one incident"
+    assert opened[0].outcomes == ["skipped_large"]
+    assert opened[0].summary == "989 steps since step 801 without a gradient step, norm 90 at step 1,789, limit 50"
+    state = ledger.summary("lm")
+    assert state is not None
+    assert "989 steps since step 801 were skipped, norm 90 at step 1,789, limit 50" in state.summary
+    say(ledger, trainer, "accepted_not_finite")
     assert {one.state for one in incidents(ledger) if one.kind == "starved"} == {"closed"}
+    assert ledger.health("lm") == "gave_up"
 
 
 # --- acknowledgement ---

@@ -176,7 +176,7 @@ def test_an_acknowledged_failure_does_not_hide_a_process_that_goes_silent_later(
     site.ingest.tick()
     run = site.get("/v1/runs/lm")
     assert (run["health"], run["acknowledged"], run["runbook"]) == ("stale", False, "OptwrapProcessStale")
-    assert run["summary"].startswith("process 2 on node-2 silent for 10 s")
+    assert run["summary"].startswith("1 of 3 processes silent for 10 s: process 2 on node-2, after step")
     assert [one["run"] for one in site.get("/v1/runs", health="stale")["items"]] == ["lm"]
     assert 'optwrap_run_health{health="stale",run="lm"} 1.0' in site.scrape()
     acknowledge(site, "stale")

@@ -53,6 +53,9 @@ def of_run(
     shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
     reasons = {one.process.incarnation.reason for one in found}
     who = _who(shown.process, len(found), len(members) if len(reasons) == 1 else 0)
+    if current.health == "stale" and len(found) < len(members):
+        silent = f"{len(found):,} of {len(members):,} processes silent for {duration(now - shown.health.since)}"
+        return f"{silent}: {who}, {_after(shown.process)}; see whether it still runs"
     said = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
     again = max((one.times for one in run.incidents if one.kind == current.health), default=1)
     return said if again == 1 else f"{said}; {again:,} attempts in a row failed like this"
@@ -185,9 +188,12 @@ def _rollback(process: ProcessState) -> str:
 
 
 def _stale(process: ProcessState, who: str, silence: str) -> str:
+    return f"{who} silent{silence}, {_after(process)}: see whether it still runs"
+
+
+def _after(process: ProcessState) -> str:
     step = process.incarnation.totals.steps
-    at = f"after step {step:,}" if step else "before its first step"
-    return f"{who} silent{silence}, {at}: see whether it still runs"
+    return f"after step {step:,}" if step else "before its first step"
 
 
 def _stalled(process: ProcessState, who: str, silence: str) -> str:
@@ -200,7 +206,7 @@ def _starved(process: ProcessState, who: str, silence: str) -> str:
     all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part[0] for part in process.recent))
     what = "were skipped" if all_skipped else "brought no gradient step"
     norm, limit = norm_of(process), process.gauges.gradient_norm_limit
-    about = f", norm about {number(norm.value)}" if norm is not None else ""
+    about = f", norm {number(norm.value)} at step {norm.step:,}" if norm is not None else ""
     against = f", limit {number(limit)}" if limit is not None else ""
     remedy = "raise the limit, or restore" if limit is not None and norm and norm.value >= limit else "restore"
     since = f"{steps:,} steps since step {at + 1:,}"

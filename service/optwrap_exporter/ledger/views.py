@@ -13,6 +13,7 @@ from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince, Judged
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
 from optwrap_exporter.ledger.process import ProcessState
@@ -112,7 +113,13 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
 
 def _incidents(run: RunState) -> tuple[list[Incident], int]:
     """The incidents to show, and how many are left out."""
-    found = sorted((*run.incidents, *run.past_incidents), key=lambda one: (one.state != "open", -one.id))
+    # A process that is silent or has ended stops the others of its launch: its incident stands above theirs.
+    causes = {one.attempt for one in run.incidents if one.state == "open" and one.kind in {"stale", "failed"}}
+
+    def order(one: IncidentRecord) -> tuple[bool, bool, int]:
+        return one.state != "open", one.kind == "stalled" and one.attempt in causes, -one.id
+
+    found = sorted((*run.incidents, *run.past_incidents), key=order)
     shown, _ = fitting((answer(run.run, one) for one in found[:_MOST_INCIDENTS]), _INCIDENT_BYTES)
     return shown, len(found) - len(shown)
 

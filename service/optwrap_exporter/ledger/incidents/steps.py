@@ -4,6 +4,7 @@ Bad steps within NEAR steps of an incident's belong to it. Step numbers are kept
 reports, nor repetition, nor the number of processes that report a step changes the result.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -40,8 +41,11 @@ def fold_steps(
     details = _Details(report)
     group: _Group | None = None
     others: list[IncidentRecord] = []
+    starved = _starved_since(fold, incarnation)
     for step, outcome in _bad_steps(report):
         applied = outcome == "accepted_not_finite"
+        if step >= starved and not applied:  # the incident of a starved process is about these steps too
+            continue
         if group is None or not group.takes(step, applied) or any(one.near(step) for one in others):
             if group is not None:
                 _add(fold, group, report, details, resumed=resumed)
@@ -63,6 +67,13 @@ def fold_steps(
             group.applied.append(step)
     if group is not None:
         _add(fold, group, report, details, resumed=resumed)
+
+
+def _starved_since(fold: Fold, incarnation: IncarnationState) -> float:
+    """The first step of the live incident of a launch that is starved."""
+    key = (incarnation.attempt, incarnation.generation)
+    steps = (one.first_step for one in fold.live(["starved"]) if (one.attempt, one.generation) == key)
+    return min((step for step in steps if step is not None), default=math.inf)
 
 
 class _Group:

@@ -130,20 +130,22 @@ def _diverged(one: IncidentRecord) -> str:
     same = outcomes[odd] == outcomes[other]
     noun = "norm" if same else "outcome"
     me, them = (_norm(norms[p]) if same else f'"{OUTCOMES[outcomes[p]].word}"' for p in (odd, other))
+    step = int(figures["step"])
+    where = f"at step {number(step)}" + (", the first that differs" if step == one.first_step else f", {since}")
     if not others:
-        return f"processes {odd} and {other} disagree: {noun} {me} and {them}, {since}"
+        return f"processes {odd} and {other} disagree: {noun} {me} and {them} {where}"
     device = f" ({one.device})" if one.device else ""
     who = f"process {odd}" + (f" on {one.host}" if one.host else "") + device
     who, has = (who, "has") if count == 1 else (f"{who} and {number(count - 1)} more", "have")
     rest = "1 other has" if others == 1 else f"{number(others)} others have"
-    return f"{who} {has} {noun} {me} where {rest} {them}, {since}"
+    return f"{who} {has} {noun} {me} where {rest} {them} {where}"
 
 
 def _starved(one: IncidentRecord) -> str:
     norm, limit = one.figures.get("norm"), one.figures.get("limit")
     said = f"{number(one.steps)} steps since step {number(one.first_step or 0)} without a gradient step"
     if norm is not None:
-        said += f", norm about {_norm(norm)}"
+        said += f", norm {_norm(norm)} at step {number(one.figures['step'])}"
     return said if limit is None else f"{said}, limit {_norm(limit)}"
 
 
