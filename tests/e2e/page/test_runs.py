@@ -117,11 +117,18 @@ def test_a_row_is_selected_by_its_link_and_by_a_click(three: Desk) -> None:
 def test_a_run_is_archived_and_restored_by_keyboard(three: Desk) -> None:
     """An archived run is hidden and kept; it is listed on request, and restored from there."""
     page = three.page
-    three.row("vit").get_by_role("button", name="Actions for vit").focus()
+    three.row("lm-7b").get_by_role("link").focus()
+    page.keyboard.press("Tab")
+    expect(three.row("vit").get_by_role("link")).to_be_focused()
+    page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Archive", exact=True)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("button", name="Delete…")).to_be_focused()
+    page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     expect(three.row("vit")).to_be_hidden()
+    expect(three.row("lm-7b").get_by_role("button")).to_be_focused()
     expect(page.locator("#said")).to_have_text("Archived: vit. Its data is kept.")
     assert set(listed(three)) == {"lm-7b", "old"}
     three.part("runs").get_by_role("button", name="Archived").click()
