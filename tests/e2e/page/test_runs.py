@@ -166,6 +166,20 @@ def test_a_run_is_deleted_only_after_a_question(three: Desk) -> None:
     assert "vit" not in listed(three)
 
 
+def test_another_run_is_shown_after_the_opened_one_is_deleted(three: Desk) -> None:
+    """Nothing of the deleted run is asked for: the fixture refuses errors in the console."""
+    page = three.page
+    three.row("vit").get_by_role("link").click()
+    expect(three.part("health").locator("h1 bdi")).to_have_text("vit")
+    expect(three.chart()).to_be_visible()
+    three.part("health").get_by_role("button", name="Actions for this run").click()
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("dialog", name="Delete this run?").get_by_role("button", name="Delete").click()
+    expect(three.part("health").locator("h1 bdi")).to_have_text("lm-7b")
+    expect(three.row("vit")).to_be_hidden()
+    page.wait_for_timeout(4_000)  # longer than the time between two polls
+
+
 def test_the_token_is_asked_for_once_per_tab(
     start_exporter: Callable[..., RunningExporter],
     reporter: MakeReporter,

@@ -27,7 +27,7 @@ export function createActions({ root, onChanged, onDeleted }) {
     setText(said, visible(text));
     timer = setTimeout(() => setText(said, ""), SAID_FOR);
   }
-  const changes = createChanges({ askToken: token.ask, say, changed: onChanged });
+  const changes = createChanges({ askToken: token.ask, say, changed: onChanged, deleted: onDeleted });
 
   const item = (text, title, act) => {
     const click = () => {
@@ -49,7 +49,7 @@ export function createActions({ root, onChanged, onDeleted }) {
         ? item("Restore", "List it with the other runs again", () => changes.restore(run))
         : item("Archive", "Hide it from the list; its data is kept", () => changes.archive(run)),
       item("Delete…", "Delete all of its data", async () => {
-        if ((await remove.ask(run)) && (await changes.remove(run))) onDeleted(run);
+        if (await remove.ask(run)) await changes.remove(run);
       }),
     );
     menu.replaceChildren(...items);

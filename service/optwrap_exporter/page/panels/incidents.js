@@ -152,6 +152,8 @@ function factsOf(incident, onStep) {
   if (count > 1) parts.push(el("span", { text: plural(count, "process", "processes") }));
   else if (processes?.length === 1) parts.push(el("span", { text: `process ${integer(processes[0])}` }));
   for (const text of [host, device]) if (text) parts.push(el("bdi", { text: visible(text) }));
+  const acknowledged = seconds(incident.acknowledged);
+  if (acknowledged !== null) parts.push(el("span", { text: `acknowledged at ${clock(acknowledged)}`, title: dateTime(acknowledged) }));
   const runbook = runbookOf(incident.runbook);
   if (runbook) parts.push(el("a", { href: runbook, text: "What to do", title: "The runbook of this trouble" }));
   return parts;
