@@ -124,7 +124,9 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     for (const name of choice.healths) if (!all.some((row) => row.health === name)) choice.healths.delete(name);
     const searched = arranged(all, { ...choice, healths: new Set() });
     showChips(searched, all);
-    setText(count, choice.text === "" ? integer(all.length) : `${integer(searched.length)} of ${integer(all.length)}`);
+    const found = choice.text === "" ? integer(all.length) : `${integer(searched.length)} of ${integer(all.length)}`;
+    const { known } = knowledge(state);
+    setText(count, known ? found : `${found}, last known:`);
   }
 
   /** Scrolls to the archived runs once they are there, if they were asked for: they come last. */
