@@ -101,7 +101,10 @@ export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu })
     const book = runbookOf(run.runbook);
     setAttribute(runbook, "href", book);
     runbook.hidden = book === null;
-    acknowledge.hidden = openIncidents(run) === 0;
+    const done = openIncidents(run) === 0;
+    // The focus must not fall out of the page with the button that has it.
+    if (done && document.activeElement === acknowledge) menu.focus();
+    acknowledge.hidden = done;
     setAttribute(json, "href", paths.run(run.run));
     showHealth(run, state, now);
     showFirstBad(streakStart(state));

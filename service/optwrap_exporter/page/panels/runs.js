@@ -10,6 +10,7 @@ import { knowledge } from "../model.js";
 import { paths } from "../api.js";
 import { el, jsonLink, keyed, setAttribute, setText, shape } from "../dom.js";
 import { COLUMNS, createRow, updateRow } from "./run_row.js";
+import { focusIn, moveInRows } from "./row_focus.js";
 import { createThumbnails } from "./thumbnails.js";
 
 /** Rows at first, and how many more come with each click. */
@@ -37,17 +38,17 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
   const over = el("tbody", { class: "over" });
   const old = el("tbody", { class: "archived" });
   const table = el("table", { "aria-labelledby": "runs-title" }, el("thead", {}, el("tr", {}, ...headers.map(({ cell }) => cell))), live, over, old);
-  const scroll = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of runs" }, table);
+  const scroll = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of runs. Arrow keys move between runs and to their actions" }, table);
   const fold = el("button", { type: "button", class: "fold", "aria-expanded": "false" });
   const rest = el("span");
   const grow = el("button", { type: "button", text: "Show more" });
   const foot = el("p", { class: "more" }, fold, rest, grow);
   root.append(head, scroll, foot);
+  table.addEventListener("keydown", moveInRows);
 
   /** @type {import("../runs.js").Choice} */
   const choice = { healths: new Set(), text: "", sort: { key: "health", down: false } };
   let open = false;
-  /** Whether the archived runs are to be scrolled into view once they are there: they come last. */
   let toArchived = false;
   let limit = ROWS;
   let current = /** @type {{state: State, now: number} | null} */ (null);
@@ -79,9 +80,10 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
   /** Of the runs that the search finds. A chip that is pressed stays, so that it can be released. */
   function showChips(runs, all) {
     const counts = new Map(healthCounts(runs));
+    const numbers = healthCounts(all).map(([name]) => ({ name, number: counts.get(name) ?? 0 }));
     keyed(
       chips,
-      healthCounts(all).map(([name]) => ({ name, number: counts.get(name) ?? 0 })).filter(({ name, number }) => number > 0 || choice.healths.has(name)),
+      numbers.filter(({ name, number }) => number > 0 || choice.healths.has(name)),
       ({ name }) => name,
       ({ name }) => {
         const { tier, word, meaning } = health(name);
@@ -115,17 +117,31 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     return { first, then, hidden, folded: ended.length - unfolded.length, foldable };
   }
 
+  /** The chips and the count are of what the search finds, so they agree with each other and with the rows. */
+  function showCounts(state) {
+    const all = [...(state.runs ?? []), ...(state.archived ?? [])];
+    // A chip whose health no run has any more would hide every run.
+    for (const name of choice.healths) if (!all.some((row) => row.health === name)) choice.healths.delete(name);
+    const searched = arranged(all, { ...choice, healths: new Set() });
+    showChips(searched, all);
+    const found = choice.text === "" ? integer(all.length) : `${integer(searched.length)} of ${integer(all.length)}`;
+    const { known } = knowledge(state);
+    setText(count, known ? found : `${found}, last known:`);
+  }
+
+  /** Scrolls to the archived runs once they are there, if they were asked for: they come last. */
+  function showArchived() {
+    if (!toArchived || old.firstElementChild === null) return;
+    toArchived = false;
+    old.firstElementChild.scrollIntoView({ block: "nearest" });
+  }
+
   function draw() {
     if (!current) return;
     const { state, now } = current;
     const { until } = knowledge(state);
-    const all = [...(state.runs ?? []), ...(state.archived ?? [])];
-    // A chip whose health no run has any more would hide every run.
-    for (const name of choice.healths) if (!all.some((row) => row.health === name)) choice.healths.delete(name);
-    // The chips and the count are of what the search finds, so they agree with each other and with the rows.
-    const searched = arranged(all, { ...choice, healths: new Set() });
-    showChips(searched, all);
-    setText(count, choice.text === "" ? integer(all.length) : `${integer(searched.length)} of ${integer(all.length)}`);
+    const focus = focusIn(table);
+    showCounts(state);
     setAttribute(archived, "aria-pressed", String(state.archived !== null));
     for (const { key, cell } of headers) {
       setAttribute(cell, "aria-sort", choice.sort.key === key ? (choice.sort.down ? "descending" : "ascending") : null);
@@ -135,10 +151,8 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     const update = (node, row) => updateRow(node, row, { now, until, selected: state.selected });
     const create = (row) => createRow(row, { onSelect, onMenu, thumbnail: thumbnails.create(row) });
     for (const [part, rows] of parts) keyed(part, rows, ({ run }) => run, create, update);
-    if (toArchived && state.archived?.length) {
-      toArchived = false;
-      old.firstElementChild?.scrollIntoView({ block: "nearest" });
-    }
+    focus.restore();
+    showArchived();
     thumbnails.update(parts.flatMap(([, rows]) => rows), state.detail === null && !state.missing);
     showFoot(shown, state);
   }
