@@ -44,10 +44,11 @@ def test_scalars_are_stored_with_their_steps(tmp_path: Path) -> None:
             "new": [None, None, None, 7.0],
         }
         assert steps(exporter)["update_norm"] == [1.0, "NaN", None, None]
-        assert exporter.get("/v1/runs/lm")["scalars"] == {
-            "loss": {"value": 2.5, "step": 2, "time": START},
-            "lr": {"value": 0.1, "step": 3, "time": START},
-            "new": {"value": 7.0, "step": 4, "time": START},
+        found = exporter.get("/v1/runs/lm")["scalars"]
+        assert {name: (of["value"], of["step"], of["time"]) for name, of in found.items()} == {
+            "loss": ("-Infinity", 4, START),
+            "lr": (0.1, 3, START),
+            "new": (7.0, 4, START),
         }
         scraped = exporter.scrape()
     assert 'optwrap_scalar{name="loss",process="0",run="lm"} 2.5' in scraped
@@ -126,6 +127,35 @@ def test_a_restart_keeps_the_last_scalars(tmp_path: Path) -> None:
     (view,) = again.ledger.process_views()
     assert (view.scalars, view.update_norm) == ({"loss": 0.5}, 2.0)
     again.store.close()
+
+
+def test_a_loss_that_is_nan_is_the_last_loss_until_it_is_finite_again(tmp_path: Path) -> None:
+    """Over a restart of the exporter, too. The metric has the last finite one."""
+    kept = Kept(tmp_path)
+    trainer = Trainer(kept.clock)
+
+    def take(*losses: float | str | None) -> None:
+        for _ in losses:
+            trainer.step()
+        trainer.columns |= {"scalars": {"loss": list(losses)}}  # type: ignore[dict-item]
+        kept.take(trainer.report())
+
+    def last(of: Kept) -> tuple[float, int | None]:
+        row = of.ledger.summary("lm")
+        assert row is not None
+        return row.scalars["loss"].value, row.scalars["loss"].step
+
+    take(0.5, "NaN", None)
+    assert str(last(kept)) == "(nan, 2)"
+    kept = kept.reopened()
+    assert str(last(kept)) == "(nan, 2)"
+    (view,) = kept.ledger.process_views()
+    assert view.scalars == {"loss": 0.5}
+    take(None)
+    assert str(last(kept)) == "(nan, 2)"
+    take("Infinity", 0.25)
+    assert last(kept) == (0.25, 6)
+    kept.store.close()
 
 
 def test_the_names_of_a_process_are_bounded(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def _follow(
         gradient_norm=_last_finite(process.gradient_norm, gauges.gradient_norm, report, report.steps.norm, now),
         update_norm=_last_finite(process.update_norm, gauges.update_norm, report, report.steps.update_norm or (), now),
         scalars=_last_scalars(process.scalars, report, now),
+        bad_scalars=_bad_scalars(process.bad_scalars, report, now),
         last_step=now if gained.steps else process.last_step,
         last_gradient_step=now if gained.gradient_steps else process.last_gradient_step,
         last_record=last_record,
@@ -213,9 +214,26 @@ def _last_scalars(before: Mapping[str, Seen], report: Report, now: float) -> Map
         return before
     fresh = {name: _last_finite(before.get(name), None, report, column, now) for name, column in columns.items()}
     found = {name: value for name, value in fresh.items() if value is not None}
-    return dict(
-        list({**found, **{name: value for name, value in before.items() if name not in found}}.items())[:MOST_SCALARS]
-    )
+    return _newest({**found, **{name: value for name, value in before.items() if name not in found}})
+
+
+def _bad_scalars(before: Mapping[str, Seen], report: Report, now: float) -> Mapping[str, Seen]:
+    """The last value of each scalar whose last value is NaN or infinite."""
+    held, fresh = dict(before), {}
+    for name, column in (report.steps.scalars or {}).items():
+        for step, value in zip(reversed(report.steps.step), reversed(column), strict=True):
+            if value is None:
+                continue
+            held.pop(name, None)
+            if not math.isfinite(value):
+                fresh[name] = Seen(value, step, now)
+            break
+    return _newest({**fresh, **held})
+
+
+def _newest(scalars: Mapping[str, Seen]) -> Mapping[str, Seen]:
+    """The first MOST_SCALARS of them."""
+    return dict(list(scalars.items())[:MOST_SCALARS])
 
 
 def _with_lost(before: ProcessState | None, after: ProcessState, gained: Counts | None, report: Report) -> ProcessState:

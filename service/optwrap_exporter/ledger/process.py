@@ -72,6 +72,8 @@ class ProcessState:
     """The last finite norm of an applied update."""
     scalars: Mapping[str, Seen] = dataclasses.field(default_factory=dict)
     """The last finite value of each scalar, at most MOST_SCALARS: those that were reported last."""
+    bad_scalars: Mapping[str, Seen] = dataclasses.field(default_factory=dict)
+    """The last value of each scalar whose last value is NaN or infinite, as many."""
     last_step: float | None = None
     """When a report last brought a step."""
     last_gradient_step: float | None = None
@@ -254,7 +256,8 @@ class ProcessState:
         last_record = written["last_record"]
 
         def seen(found: Any) -> Seen | None:
-            return None if found is None else Seen(*found)
+            # JSON has names for values that are not finite.
+            return None if found is None else Seen(float(found[0]), *found[1:])
 
         return cls(
             process=process,
@@ -269,6 +272,7 @@ class ProcessState:
                 "gradient_norm": seen(written["gradient_norm"]),
                 "update_norm": seen(written["update_norm"]),
                 "scalars": {name: Seen(*found) for name, found in written["scalars"].items()},
+                "bad_scalars": {name: seen(found) for name, found in written["bad_scalars"].items()},
                 "durations": tuple(written["durations"]),
                 "recent": tuple((steps, skipped) for steps, skipped in written["recent"]),
                 "lost": Lost.from_durable(written["lost"]),

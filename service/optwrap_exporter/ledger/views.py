@@ -74,7 +74,6 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
     current = health.of_run(members, scope)
     processes = [one.process for one in members]
     ended, latched = _ended(processes), health.cause(run, current.health)
-    blamed = ended if latched is None else latched
     missing, expected = unseen.unseen(run, leading), health.process_count(processes)
     of = leading.incarnation
     lost = [process.lost for process in run.processes.values()]
@@ -85,7 +84,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
-        "last_clean_step": blamed.last_clean_step if blamed is not None else None,
+        "last_clean_step": None if (cause := latched or ended) is None else cause.last_clean_step,
         "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),
@@ -96,7 +95,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "gauges": leading.gauges,
         "norm": _figure(sentences.norm_of(leading)),
         "update_norm": _figure(leading.update_norm),
-        "scalars": {name: _figure(value) for name, value in leading.scalars.items()},
+        "scalars": {name: _figure(value) for name, value in {**leading.scalars, **leading.bad_scalars}.items()},
         "steps_per_second": leading.steps_per_second(now, listening),
         "last_step": of.totals.steps or None,
         "last_step_time": of.rose.arrived if of.share.steps else None,

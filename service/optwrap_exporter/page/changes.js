@@ -12,8 +12,9 @@ const TOKEN = "optwrap-token";
  * @param {(refused: boolean) => Promise<string | null>} parts.askToken asks the user; null if the user cancels
  * @param {(text: string) => void} parts.say shows what happened
  * @param {() => void} parts.changed is called after each change
+ * @param {(run: string) => void} parts.deleted is called after a run was deleted, before `changed`: nothing of it can be loaded any more
  */
-export function createChanges({ askToken, say, changed }) {
+export function createChanges({ askToken, say, changed, deleted }) {
   /** Sends the request, with the token that the user enters if the exporter wants one. Returns whether it was sent. */
   async function send(method, path) {
     for (let refused = false; ; refused = sessionStorage.getItem(TOKEN) !== null) {
@@ -29,13 +30,15 @@ export function createChanges({ askToken, say, changed }) {
     }
   }
 
-  async function make(requests, done) {
+  /** `then` is called after success, and before the page loads anything again. */
+  async function make(requests, done, then = () => {}) {
     try {
       for (const [method, path] of requests) {
         // One after the other: the exporter stores them one after the other, too.
         if (!(await send(method, path))) return false;
       }
       say(done);
+      then();
       return true;
     } catch (error) {
       say(error instanceof HttpError ? `Not done: ${error.why}` : "Not done: the exporter did not answer.");
@@ -54,6 +57,6 @@ export function createChanges({ askToken, say, changed }) {
     },
     archive: (run) => make([["POST", paths.archive(run)]], `Archived: ${run}. Its data is kept.`),
     restore: (run) => make([["POST", paths.restore(run)]], `Restored: ${run}.`),
-    remove: (run) => make([["DELETE", paths.run(run)]], `Deleted: ${run}.`),
+    remove: (run) => make([["DELETE", paths.run(run)]], `Deleted: ${run}.`, () => deleted(run)),
   };
 }

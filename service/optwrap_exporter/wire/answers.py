@@ -196,7 +196,7 @@ class _Run(_Answer):
     update_norm: Figure | None
     """The last finite norm of an update that was applied."""
     scalars: dict[str, Figure]
-    """The last finite value of each scalar."""
+    """The last value of each scalar, NaN and infinities included."""
     steps_per_second: float | None
     """Null unless a step came lately: a dead, ended or stalled run has none."""
     last_step: int | None

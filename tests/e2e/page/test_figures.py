@@ -145,7 +145,7 @@ def test_the_norm_has_the_number_of_its_own_step(past: Served, open_desk: OpenDe
 
 
 def test_a_streak_beyond_its_limit_says_by_how_much(past: Served, open_desk: OpenDesk) -> None:
-    """“22 past the limit of 5”, not “27 of 5”."""
+    """The number is the streak; “22 past the limit of 5” is its note. The step is that of the streak."""
     training = job(past)
     training.job.gauges |= {"guard_not_finite_limit": 5, "guard_not_finite_count": 5}
     turn_to(past, 30)
@@ -156,8 +156,9 @@ def test_a_streak_beyond_its_limit_says_by_how_much(past: Served, open_desk: Ope
     turn_to(past, 0)
     desk = open_desk()
     tile = desk.open("lm").locator(".tile.streak")
-    expect(tile.locator(".value")).to_have_text("22")
-    expect(tile.locator(".unit")).to_have_text("past the limit of 5")
+    expect(tile.locator(".value")).to_have_text("27")
+    expect(tile.locator(".unit")).to_have_text("22 past the limit of 5")
+    expect(tile.locator(".foot")).to_have_text(re.compile(r"^at step 47, \d+ s ago · longest so far 27$"))
 
 
 def test_what_trouble_cost_is_a_tile(past: Served, open_desk: OpenDesk) -> None:
@@ -177,7 +178,7 @@ def test_what_trouble_cost_is_a_tile(past: Served, open_desk: OpenDesk) -> None:
     tile = page.locator(".tile.lost")
     expect(tile.locator(".value")).to_have_text("29")
     expect(tile.locator("[data-lost=skipped]")).to_have_text(re.compile(r"29skipped, \d"))
-    expect(tile.locator("[data-lost=redone]")).to_have_text("0taken again")
+    expect(tile.locator("[data-lost]")).to_have_count(1)  # none was taken again, none starved
 
 
 def test_attempts_have_their_reason_and_the_step_they_began_at(past: Served, open_desk: OpenDesk) -> None:
@@ -202,6 +203,9 @@ def test_attempts_have_their_reason_and_the_step_they_began_at(past: Served, ope
     expect(rows.first).to_contain_text("Running")
     expect(rows.nth(1)).to_contain_text("RuntimeError: crash 2")
     expect(rows.nth(1).locator("td").nth(3)).to_have_text("30")
+    redone = httpx.get(f"{past.url}/v1/runs/lm", trust_env=False).json()["lost_steps"]["redone"]
+    assert redone == 60
+    expect(desk.page.locator(".tile.steps .foot")).to_contain_text("of these 60 taken again")
     expect(desk.part("health").locator(".facts")).to_contain_text("Attempt4, since")
 
 
@@ -258,6 +262,8 @@ def test_the_pod_verdict_names_process_and_host(past: Served, open_desk: OpenDes
     desk.open("lm")
     desk.health("stale")
     expect(desk.part("health").locator(".sentence")).to_contain_text("rocess 12 on node-12")
+    expect(desk.part("health").locator(".word")).to_have_text("No reports: 1 of 3 processes")
+    expect(desk.part("health").locator(".facts")).to_contain_text("Processes2 of 16 here")
     verdict = desk.part("pod").locator("output")
     expect(verdict).to_contain_text(re.compile(r"Process 12 on node-12 · No reports for \d min"))
 

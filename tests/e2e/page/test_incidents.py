@@ -1,5 +1,7 @@
 """The incidents panel: each trouble as one sentence, its events on request, acknowledged from the page."""
 
+import re
+
 import httpx
 import pytest
 from playwright.sync_api import expect
@@ -64,8 +66,11 @@ def test_steps_applied_although_non_finite_stay_a_trouble_until_acknowledged(
     expect(tile.locator(".value")).to_have_text("1")
     expect(tile).to_contain_text("not rolled back · last clean step 20")
     expect(page.locator(".tile.skipped .value")).to_have_text("0")
-    desk.part("incidents").get_by_role("button", name="Acknowledge").click()
+    desk.part("incidents").get_by_role("button", name="Acknowledge").press("Enter")
     desk.health("ok")
+    expect(desk.part("incidents").locator("summary").first).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(desk.part("incidents").locator(".facts")).to_contain_text(re.compile(r"acknowledged at \d\d:\d\d:\d\d"))
     expect(desk.part("incidents").locator(".incident")).to_contain_text("Acknowledged")
     expect(desk.part("incidents").get_by_role("button", name="Acknowledge")).to_be_hidden()
     expect(tile.locator(".value")).to_have_text("1")

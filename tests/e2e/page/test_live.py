@@ -72,7 +72,7 @@ def test_open_page_follows_the_reports(open_desk: OpenDesk, reporter: MakeReport
     expect(first_bad).to_be_hidden()
     expect(rows.first.locator(".badge")).to_be_visible()
     expect(streak.locator(".value")).to_have_text("0")
-    expect(streak).to_contain_text("longest 2")
+    expect(streak).to_contain_text("longest so far 2")
     expect(desk.part("events").locator("li").first).to_contain_text("Non-finite streak ended")
     expect(page.locator(".tile.steps .value")).to_have_text("48")
     expect(desk.part("processes").locator("tbody tr")).to_have_count(1)

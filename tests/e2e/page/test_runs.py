@@ -84,6 +84,8 @@ def test_ill_runs_come_first_and_finished_ones_are_folded(three: Desk) -> None:
     search = three.part("runs").get_by_role("searchbox")
     search.fill("OL")
     assert names(three) == ["old"]
+    expect(three.part("runs").locator(".count")).to_have_text("1 of 3")
+    expect(three.part("runs").locator(".chips")).to_have_text("1finished")
     search.fill("nothing of the kind")
     expect(three.part("runs")).to_contain_text("No run matches.")
     search.fill("")
@@ -115,15 +117,23 @@ def test_a_row_is_selected_by_its_link_and_by_a_click(three: Desk) -> None:
 def test_a_run_is_archived_and_restored_by_keyboard(three: Desk) -> None:
     """An archived run is hidden and kept; it is listed on request, and restored from there."""
     page = three.page
-    three.row("vit").get_by_role("button", name="Actions for vit").focus()
+    three.row("lm-7b").get_by_role("link").focus()
+    page.keyboard.press("Tab")
+    expect(three.row("vit").get_by_role("link")).to_be_focused()
+    page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Archive", exact=True)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("button", name="Delete…")).to_be_focused()
+    page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     expect(three.row("vit")).to_be_hidden()
+    expect(three.row("lm-7b").get_by_role("button")).to_be_focused()
     expect(page.locator("#said")).to_have_text("Archived: vit. Its data is kept.")
     assert set(listed(three)) == {"lm-7b", "old"}
     three.part("runs").get_by_role("button", name="Archived").click()
     expect(three.row("vit")).to_be_visible()
+    expect(three.part("runs").locator(".count")).to_have_text("3")  # as many as the chips add up to
     three.row("vit").get_by_role("button", name="Actions for vit").click()
     page.get_by_role("button", name="Restore").click()
     expect(page.locator("#said")).to_have_text("Restored: vit.")
@@ -154,6 +164,20 @@ def test_a_run_is_deleted_only_after_a_question(three: Desk) -> None:
     expect(three.row("vit")).to_be_hidden()
     expect(page.locator("#said")).to_have_text("Deleted: vit.")
     assert "vit" not in listed(three)
+
+
+def test_another_run_is_shown_after_the_opened_one_is_deleted(three: Desk) -> None:
+    """Nothing of the deleted run is asked for: the fixture refuses errors in the console."""
+    page = three.page
+    three.row("vit").get_by_role("link").click()
+    expect(three.part("health").locator("h1 bdi")).to_have_text("vit")
+    expect(three.chart()).to_be_visible()
+    three.part("health").get_by_role("button", name="Actions for this run").click()
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("dialog", name="Delete this run?").get_by_role("button", name="Delete").click()
+    expect(three.part("health").locator("h1 bdi")).to_have_text("lm-7b")
+    expect(three.row("vit")).to_be_hidden()
+    page.wait_for_timeout(4_000)  # longer than the time between two polls
 
 
 def test_the_token_is_asked_for_once_per_tab(
@@ -210,6 +234,7 @@ def test_an_acknowledged_failure_colours_neither_icon_nor_title(open_desk: OpenD
     expect(page.locator("#favicon")).to_have_attribute("data-tier", "good")
     expect(desk.part("health")).to_have_class("health idle")
     expect(desk.part("health")).to_contain_text("Acknowledged")
+    expect(desk.part("runs").locator(".fold")).to_be_hidden()  # the only run that is over is the opened one
     desk.row("healthy").get_by_role("link").click()
     expect(desk.row("failed")).to_be_hidden()
     expect(desk.part("runs").locator(".fold")).to_have_text("Show 1 run that is over")

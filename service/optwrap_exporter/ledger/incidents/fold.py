@@ -95,7 +95,7 @@ class Fold:
         """Add a process to an incident."""
         return self.put(one, processes=ranges.add(one.processes, process), **fields)
 
-    def end(self, one: IncidentRecord, **fields: Any) -> IncidentRecord:
-        """The cause of an incident has ended. An acknowledged one stays acknowledged."""
+    def end(self, one: IncidentRecord, *, at: float | None = None, **fields: Any) -> IncidentRecord:
+        """The cause of an incident has ended, now or `at` a time before. An acknowledged one stays acknowledged."""
         closed = {"state": "closed"} if one.state == "open" else {}
-        return self.put(one, lasts=False, active=(), closed=one.closed or self.now, **closed, **fields)
+        return self.put(one, lasts=False, active=(), closed=one.closed or at or self.now, **closed, **fields)

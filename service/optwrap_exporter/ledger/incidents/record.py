@@ -137,11 +137,9 @@ class IncidentRecord:
         """The incident with its earliest steps settled, if it has too many ranges."""
         if len(self.bad) + len(self.applied) <= _MOST_RANGES:
             return self
-        bad, applied = self.bad, self.applied
-        settled = self.settled
-        while len(bad) + len(applied) > _MOST_RANGES // 2:
-            settled = min(found[0][1] for found in (bad, applied) if found)
-            bad, applied = ranges.above(bad, settled), ranges.above(applied, settled)
+        ends = sorted(last for _, last in (*self.bad, *self.applied))
+        settled = ends[-1 - _MOST_RANGES // 2]
+        bad, applied = ranges.above(self.bad, settled), ranges.above(self.applied, settled)
         return evolved(
             self,
             bad=bad,

@@ -58,8 +58,8 @@ def of_report(
         _end_by_start(fold, incarnation)
     if bad:
         newer = process.incarnation if process.incarnation.order > incarnation.order else None
-        resumed_at = newer.start_step if newer is not None and newer.has_counters else None
-        steps.fold_steps(fold, report, incarnation, applied_before=applied_before, resumed_at=resumed_at)
+        resumed = newer if newer is not None and newer.has_counters else None
+        steps.fold_steps(fold, report, incarnation, applied_before=applied_before, resumed=resumed)
     if rise and in_order and current:
         recorded = zip(report.steps.step, report.steps.outcome, strict=True)
         if rise > sum(step > start.steps and outcome == "accepted_not_finite" for step, outcome in recorded):

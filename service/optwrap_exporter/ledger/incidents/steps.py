@@ -27,7 +27,7 @@ def any_bad(report: Report) -> bool:
 
 
 def fold_steps(
-    fold: Fold, report: Report, incarnation: IncarnationState, *, applied_before: int, resumed_at: int | None
+    fold: Fold, report: Report, incarnation: IncarnationState, *, applied_before: int, resumed: IncarnationState | None
 ) -> None:
     """Fold the bad steps of a report.
 
@@ -36,7 +36,7 @@ def fold_steps(
       report: the report.
       incarnation: its incarnation, with the report merged.
       applied_before: steps with non-finite values that the optimizer had taken before the report.
-      resumed_at: the step from which the process went on, if it has started or rolled back since; else None.
+      resumed: the incarnation with which the process went on, if it has started or rolled back since; else None.
     """
     details = _Details(report)
     group: _Group | None = None
@@ -48,7 +48,7 @@ def fold_steps(
             continue
         if group is None or not group.takes(step, applied) or any(one.near(step) for one in others):
             if group is not None:
-                _add(fold, group, report, details, resumed_at=resumed_at)
+                _add(fold, group, report, details, resumed=resumed)
             found = _find(fold, incarnation, step, applied=applied) or fold.open(
                 "gave_up" if applied else "skipped",
                 incarnation.attempt,
@@ -66,7 +66,7 @@ def fold_steps(
         if applied:
             group.applied.append(step)
     if group is not None:
-        _add(fold, group, report, details, resumed_at=resumed_at)
+        _add(fold, group, report, details, resumed=resumed)
 
 
 def _starved_since(fold: Fold, incarnation: IncarnationState) -> float:
@@ -115,7 +115,7 @@ def _find(fold: Fold, incarnation: IncarnationState, step: int, *, applied: bool
     return max(found, key=lambda one: (one.spans(step), one.live, one.id), default=None)
 
 
-def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resumed_at: int | None) -> None:
+def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resumed: IncarnationState | None) -> None:
     """Add bad steps to an incident."""
     one = group.incident
     more = one.with_steps(ranges.of(group.steps), ranges.of(group.applied))
@@ -136,11 +136,11 @@ def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resu
         **details.earlier(one, group.steps),
     ).compact()
     fold.keep(more)
-    if resumed_at is not None and more.live:
+    if resumed is not None and more.live:
         clean = more.last_clean_step
-        back = clean is not None and resumed_at <= clean
+        back = clean is not None and resumed.start_step <= clean
         if back or more.kind == "skipped":
-            fold.end(more, rolled_back=back)
+            fold.end(more, at=resumed.first_report, rolled_back=back)
 
 
 def _last_clean(one: IncidentRecord, window: int) -> int | None:

@@ -92,7 +92,7 @@ export function drawLimit(plot, limit, place, colours) {
   const colour = colours.kind("skipped_large");
   if (place !== "line") {
     const y = place === "above" ? bbox.top + 8 * ratio : bbox.top + bbox.height - 24 * ratio;
-    label(plot, `${place === "above" ? "▲" : "▼"} limit ${formatNorm(limit)}`, { x: bbox.left + 8 * ratio, y }, colours, colour);
+    label(plot, `${place === "above" ? "▲" : "▼"} limit ${formatNorm(limit)}, ${place} this axis`, { x: bbox.left + 8 * ratio, y }, colours, colour);
     return;
   }
   const y = plot.valToPos(Math.log10(limit), "y", true);

@@ -18,6 +18,7 @@ export function createActions({ root, onChanged, onDeleted }) {
   const menu = el("div", { id: "menu", popover: "auto", role: "group", "aria-label": "Actions" });
   const token = createTokenDialog();
   const remove = createDeleteDialog();
+  menu.addEventListener("keydown", moveInMenu);
   root.append(said, menu, token.dialog, remove.dialog);
   let timer = 0;
 
@@ -26,7 +27,7 @@ export function createActions({ root, onChanged, onDeleted }) {
     setText(said, visible(text));
     timer = setTimeout(() => setText(said, ""), SAID_FOR);
   }
-  const changes = createChanges({ askToken: token.ask, say, changed: onChanged });
+  const changes = createChanges({ askToken: token.ask, say, changed: onChanged, deleted: onDeleted });
 
   const item = (text, title, act) => {
     const click = () => {
@@ -48,7 +49,7 @@ export function createActions({ root, onChanged, onDeleted }) {
         ? item("Restore", "List it with the other runs again", () => changes.restore(run))
         : item("Archive", "Hide it from the list; its data is kept", () => changes.archive(run)),
       item("Delete…", "Delete all of its data", async () => {
-        if ((await remove.ask(run)) && (await changes.remove(run))) onDeleted(run);
+        if (await remove.ask(run)) await changes.remove(run);
       }),
     );
     menu.replaceChildren(...items);
@@ -61,6 +62,16 @@ export function createActions({ root, onChanged, onDeleted }) {
   }
 
   return { open, changes };
+}
+
+/** Moves by the arrow keys between the items of the menu. */
+function moveInMenu(/** @type {KeyboardEvent} */ event) {
+  const items = [.../** @type {HTMLElement} */ (event.currentTarget).querySelectorAll("button")];
+  const at = items.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
+  const to = { ArrowDown: at + 1, ArrowUp: at - 1 + items.length, Home: 0, End: items.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  items[to % items.length].focus();
 }
 
 /** A dialog with a form. `ask` opens it, and returns what `read` returns when it is confirmed; null when it is cancelled. */

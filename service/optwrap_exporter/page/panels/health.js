@@ -54,7 +54,7 @@ export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu })
     setAttribute(root, "class", `health ${known ? tier : "lost"}`);
     setAttribute(root, "data-health", run.health);
     replaceShape(icon, known ? tier : "idle");
-    setText(word, known ? healthWord : `Last known: ${healthWord}`);
+    setText(word, `${known ? healthWord : `Last known: ${healthWord}`}${ofProcesses(run)}`);
     setText(since, `${healthAge(run, now, until)}, ${past ? "at" : "since"} ${clock(seconds(run.since), now)}`);
     setAttribute(since, "title", dateTime(seconds(run.since)));
     const lines = [visible(run.summary ?? ""), unseenInWords(run)].filter(Boolean);
@@ -101,7 +101,10 @@ export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu })
     const book = runbookOf(run.runbook);
     setAttribute(runbook, "href", book);
     runbook.hidden = book === null;
-    acknowledge.hidden = openIncidents(run) === 0;
+    const done = openIncidents(run) === 0;
+    // The focus must not fall out of the page with the button that has it.
+    if (done && document.activeElement === acknowledge) menu.focus();
+    acknowledge.hidden = done;
     setAttribute(json, "href", paths.run(run.run));
     showHealth(run, state, now);
     showFirstBad(streakStart(state));
@@ -114,9 +117,19 @@ function sentenceOf(text) {
   return capital(text) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
-/** "1", "8 of 64 here" with --scope host, "62 of 64". */
+/** How many processes went silent: they reported once, and no longer do. */
+const silentOf = ({ processes }) => processes.filter(({ health: name }) => name === "stale").length;
+
+/** ": 1 of 8 processes" after "No reports" if the others still report; else empty. */
+function ofProcesses(run) {
+  const [silent, all] = [silentOf(run), reporting(run)];
+  return run.health === "stale" && silent > 0 && silent < all ? `: ${integer(silent)} of ${integer(all)} processes` : "";
+}
+
+/** "1", "8 of 64 here" with --scope host, "62 of 64" that report: those that went silent do not count. */
 function processesInWords(run) {
-  const count = reporting(run);
-  if (!run.process_count || run.process_count === count) return integer(count);
-  return `${integer(count)} of ${integer(run.process_count)}${hostOnly() ? " here" : ""}`;
+  const count = reporting(run) - silentOf(run);
+  const all = Math.max(run.process_count ?? 0, reporting(run));
+  if (all === count) return integer(count);
+  return `${integer(count)} of ${integer(all)}${hostOnly() ? " here" : ""}`;
 }

@@ -31,10 +31,21 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
   let limit = ROWS;
   let held = 0;
   let shownRun = null;
+  /** The incident whose button was pressed: the button goes, and the focus must stay in its row. */
+  let acknowledging = /** @type {number | null} */ (null);
 
   function older() {
     limit += ROWS;
     if (held < limit) onOlder();
+  }
+
+  function keepFocus(incidents) {
+    const done = incidents.find(({ id, state }) => id === acknowledging && state !== "open");
+    if (!done) return;
+    acknowledging = null;
+    const at = document.activeElement;
+    const row = list.querySelector(`[data-incident="${done.id}"]`);
+    if (at === document.body || row?.parentElement?.contains(at)) row?.querySelector("summary")?.focus({ preventScroll: true });
   }
 
   function create(incident) {
@@ -50,7 +61,12 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
       type: "button",
       text: "Acknowledge",
       title: "You have seen it: it no longer counts as trouble, here and in alerts",
-      on: { click: () => onAcknowledge(incident.id) },
+      on: {
+        click: () => {
+          acknowledging = incident.id;
+          onAcknowledge(incident.id);
+        },
+      },
     });
     const node = el("li", {}, details, el("p", { class: "buttons" }, acknowledge));
     details.addEventListener("toggle", () => {
@@ -110,6 +126,7 @@ export function createIncidents(root, { onStep, onOlder, onAcknowledge }) {
       node.key = key;
       update(node, incident, now);
     });
+    keepFocus(state.incidents);
   };
 }
 
@@ -135,6 +152,8 @@ function factsOf(incident, onStep) {
   if (count > 1) parts.push(el("span", { text: plural(count, "process", "processes") }));
   else if (processes?.length === 1) parts.push(el("span", { text: `process ${integer(processes[0])}` }));
   for (const text of [host, device]) if (text) parts.push(el("bdi", { text: visible(text) }));
+  const acknowledged = seconds(incident.acknowledged);
+  if (acknowledged !== null) parts.push(el("span", { text: `acknowledged at ${clock(acknowledged)}`, title: dateTime(acknowledged) }));
   const runbook = runbookOf(incident.runbook);
   if (runbook) parts.push(el("a", { href: runbook, text: "What to do", title: "The runbook of this trouble" }));
   return parts;

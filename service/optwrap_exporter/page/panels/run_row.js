@@ -28,7 +28,7 @@ export function createRow({ run }, { onSelect, onMenu, thumbnail }) {
   const name = el("bdi", { class: "name", text: visible(run) });
   const link = el("a", { href: ofRun(run) }, name);
   const status = el("span", { class: "status" }, el("span", { class: "icon" }), el("span", { class: "word" }));
-  const menu = el("button", { type: "button", class: "dots", text: "⋯", "aria-label": `Actions for ${visible(run)}`, "aria-haspopup": "true" });
+  const menu = el("button", { type: "button", class: "dots", text: "⋯", tabindex: -1, "aria-label": `Actions for ${visible(run)}`, "aria-haspopup": "true" });
   const contents = { health: [status], run: [link], norms: [thumbnail], menu: [menu] };
   const cells = COLUMNS.map(({ key, className }) => el("td", { class: className, "data-column": key }, ...(contents[key] ?? [])));
   const row = el("tr", { "data-run": run }, ...cells);

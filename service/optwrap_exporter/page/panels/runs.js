@@ -10,6 +10,7 @@ import { knowledge } from "../model.js";
 import { paths } from "../api.js";
 import { el, jsonLink, keyed, setAttribute, setText, shape } from "../dom.js";
 import { COLUMNS, createRow, updateRow } from "./run_row.js";
+import { focusIn, moveInRows } from "./row_focus.js";
 import { createThumbnails } from "./thumbnails.js";
 
 /** Rows at first, and how many more come with each click. */
@@ -37,16 +38,18 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
   const over = el("tbody", { class: "over" });
   const old = el("tbody", { class: "archived" });
   const table = el("table", { "aria-labelledby": "runs-title" }, el("thead", {}, el("tr", {}, ...headers.map(({ cell }) => cell))), live, over, old);
-  const scroll = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of runs" }, table);
+  const scroll = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of runs. Arrow keys move between runs and to their actions" }, table);
   const fold = el("button", { type: "button", class: "fold", "aria-expanded": "false" });
   const rest = el("span");
   const grow = el("button", { type: "button", text: "Show more" });
   const foot = el("p", { class: "more" }, fold, rest, grow);
   root.append(head, scroll, foot);
+  table.addEventListener("keydown", moveInRows);
 
   /** @type {import("../runs.js").Choice} */
   const choice = { healths: new Set(), text: "", sort: { key: "health", down: false } };
   let open = false;
+  let toArchived = false;
   let limit = ROWS;
   let current = /** @type {{state: State, now: number} | null} */ (null);
   const thumbnails = createThumbnails(scroll);
@@ -61,7 +64,10 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     limit = ROWS;
     draw();
   });
-  archived.addEventListener("click", () => onArchived(current?.state.archived === null));
+  archived.addEventListener("click", () => {
+    toArchived = current?.state.archived === null;
+    onArchived(toArchived);
+  });
   fold.addEventListener("click", () => {
     open = !open;
     draw();
@@ -71,10 +77,13 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     draw();
   });
 
-  function showChips(runs) {
+  /** Of the runs that the search finds. A chip that is pressed stays, so that it can be released. */
+  function showChips(runs, all) {
+    const counts = new Map(healthCounts(runs));
+    const numbers = healthCounts(all).map(([name]) => ({ name, number: counts.get(name) ?? 0 }));
     keyed(
       chips,
-      healthCounts(runs).map(([name, number]) => ({ name, number })),
+      numbers.filter(({ name, number }) => number > 0 || choice.healths.has(name)),
       ({ name }) => name,
       ({ name }) => {
         const { tier, word, meaning } = health(name);
@@ -99,22 +108,40 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     const others = rows.filter((row) => !isOver(row));
     // A search, a chip, or a list in which nothing else is left shows the runs that are over, too.
     const chosen = choice.healths.size > 0 || choice.text !== "" || others.length === 0;
+    // The selected run is listed whether or not it is over: the fold is about the others.
     const unfolded = open || chosen ? ended : ended.filter(({ run }) => run === selected);
+    const foldable = ended.some(({ run }) => run !== selected) && !chosen;
     const first = others.slice(0, limit);
     const then = unfolded.slice(0, Math.max(0, limit - first.length));
     const hidden = others.length + unfolded.length - first.length - then.length;
-    return { first, then, hidden, folded: ended.length - unfolded.length, foldable: ended.length > 0 && !chosen };
+    return { first, then, hidden, folded: ended.length - unfolded.length, foldable };
+  }
+
+  /** The chips and the count are of what the search finds, so they agree with each other and with the rows. */
+  function showCounts(state) {
+    const all = [...(state.runs ?? []), ...(state.archived ?? [])];
+    // A chip whose health no run has any more would hide every run.
+    for (const name of choice.healths) if (!all.some((row) => row.health === name)) choice.healths.delete(name);
+    const searched = arranged(all, { ...choice, healths: new Set() });
+    showChips(searched, all);
+    const found = choice.text === "" ? integer(all.length) : `${integer(searched.length)} of ${integer(all.length)}`;
+    const { known } = knowledge(state);
+    setText(count, known ? found : `${found}, last known:`);
+  }
+
+  /** Scrolls to the archived runs once they are there, if they were asked for: they come last. */
+  function showArchived() {
+    if (!toArchived || old.firstElementChild === null) return;
+    toArchived = false;
+    old.firstElementChild.scrollIntoView({ block: "nearest" });
   }
 
   function draw() {
     if (!current) return;
     const { state, now } = current;
     const { until } = knowledge(state);
-    const all = [...(state.runs ?? []), ...(state.archived ?? [])];
-    // A chip whose health no run has any more would hide every run.
-    for (const name of choice.healths) if (!all.some((row) => row.health === name)) choice.healths.delete(name);
-    showChips(all);
-    setText(count, integer(state.runs?.length));
+    const focus = focusIn(table);
+    showCounts(state);
     setAttribute(archived, "aria-pressed", String(state.archived !== null));
     for (const { key, cell } of headers) {
       setAttribute(cell, "aria-sort", choice.sort.key === key ? (choice.sort.down ? "descending" : "ascending") : null);
@@ -124,6 +151,8 @@ export function createRuns(root, { onSelect, onMenu, onArchived }) {
     const update = (node, row) => updateRow(node, row, { now, until, selected: state.selected });
     const create = (row) => createRow(row, { onSelect, onMenu, thumbnail: thumbnails.create(row) });
     for (const [part, rows] of parts) keyed(part, rows, ({ run }) => run, create, update);
+    focus.restore();
+    showArchived();
     thumbnails.update(parts.flatMap(([, rows]) => rows), state.detail === null && !state.missing);
     showFoot(shown, state);
   }

@@ -16,15 +16,15 @@ function path(className) {
   return node;
 }
 
-/** Draws the norms of the last 60 steps, as far as they are held, as a logarithmic line, with a tick below each bad step. */
+/** Draws the norms of the last 60 steps, as far as they are held, as a logarithmic line, with a tick below each bad step, in its colour. */
 export function createSpark(body) {
   const svg = document.createElementNS(SVG, "svg");
   for (const [name, value] of [["class", "spark"], ["viewBox", `0 0 ${WIDTH} ${HEIGHT}`], ["preserveAspectRatio", "none"], ["aria-hidden", "true"]]) {
     svg.setAttribute(name, value);
   }
   const line = path("norm-line");
-  const ticks = path("kind-skipped_not_finite");
-  svg.append(line, ticks);
+  const ticks = Object.keys(KINDS).filter(isBad).map((kind) => ({ kind, node: path(`kind-${kind}`) }));
+  svg.append(line, ...ticks.map(({ node }) => node));
   body.append(svg);
 
   return (steps) => {
@@ -39,8 +39,10 @@ export function createSpark(body) {
     const x = (i) => (((steps.step[start + i] - from) / (SHOWN - 1)) * (WIDTH - 2) + 1).toFixed(1);
     const points = logs.flatMap((value, i) => (value === null ? [] : [`${x(i)} ${(HEIGHT - 6 - ((value - low) / span) * (HEIGHT - 8)).toFixed(1)}`]));
     setAttribute(line, "d", points.length > 1 ? `M${points.join("L")}` : "");
-    const bad = logs.flatMap((_, i) => (isBad(steps.kind[start + i]) ? [`M${x(i)} ${HEIGHT - 5}V${HEIGHT}`] : []));
-    setAttribute(ticks, "d", bad.join(""));
+    for (const { kind, node } of ticks) {
+      const own = logs.flatMap((_, i) => (steps.kind[start + i] === kind ? [`M${x(i)} ${HEIGHT - 5}V${HEIGHT}`] : []));
+      setAttribute(node, "d", own.join(""));
+    }
   };
 }
 

@@ -4,6 +4,7 @@
  */
 
 import { compact, duration, integer, norm, percent, plural, wireNumber } from "../format.js";
+import { knowledge } from "../model.js";
 import { FIGURES, LOST_REASONS } from "../vocabulary.js";
 import { figureInWords, REASONS, KINDS, streakInWords } from "../words.js";
 import { el, keyed, setAttribute, setText, shape } from "../dom.js";
@@ -24,11 +25,12 @@ function createStreak(root) {
   return (run, _, now) => {
     const { not_finite_streak: streak, not_finite_streak_peak: peak, guard_not_finite_count: count, guard_not_finite_limit: limit } = run.gauges;
     const past = streak > limit;
-    setText(value, integer(past ? streak - limit : streak));
-    setText(unit, limit === undefined ? "in a row" : past ? `past the limit of ${integer(limit)}` : `of ${integer(limit)}`);
+    setText(value, integer(streak));
+    setText(unit, limit === undefined ? "in a row" : past ? streakInWords(streak, limit) : `of ${integer(limit)}`);
     const used = count ?? streak ?? 0;
     guard(used, limit ?? 0);
-    setText(foot, [`longest ${integer(peak)}`, used === (streak ?? used) || past ? "" : `guard counts ${integer(used)}`, lastStep(run, now)].filter(Boolean).join(" · "));
+    // The step is that of the streak, so it comes first: after the longest streak it would read as when that was.
+    setText(foot, [lastStep(run, now), used === (streak ?? used) || past ? "" : `guard counts ${integer(used)}`, peak === undefined ? "" : `longest so far ${integer(peak)}`].filter(Boolean).join(" · "));
     const exhausted = used > 0 && used >= limit;
     setAttribute(box, "data-tone", exhausted ? "critical" : streak > 0 ? "warning" : null);
     const rule =
@@ -110,14 +112,17 @@ function createNorm(root) {
 function createSteps(root) {
   const { box, value, unit, body, foot } = tile(root, "steps", "Steps", "Calls of the optimizer's update in this run, over all attempts");
   const shares = createShares(body);
-  return (run) => {
-    const { steps_per_second: rate, unseen, unseen_not_finite: badUnseen, dropped } = run;
+  return (run, state) => {
+    const { steps_per_second: rate, unseen, unseen_not_finite: badUnseen, dropped, lost_steps: lost } = run;
     const { steps, not_finite_steps: bad, outcomes } = run.totals;
     shares(outcomes, steps);
     setText(value, compact(steps));
-    setText(unit, rate === null ? "" : `${rateInWords(rate)} per s`);
+    // Whether it still takes steps is known only as long as the exporter answers and stores reports.
+    setText(unit, rate === null || !knowledge(state).known ? "" : `${rateInWords(rate)} per s`);
     const unseenInWords = unseen ? ` · ${compact(unseen)} unseen${badUnseen ? ` (${compact(badUnseen)} non-finite)` : ""}` : "";
-    setText(foot, `${compact(bad)} non-finite${unseenInWords}`);
+    // Without it the number does not fit the step that the run is at.
+    const redone = lost.redone ? ` · of these ${compact(lost.redone)} taken again` : "";
+    setText(foot, `${compact(bad)} non-finite${redone}${unseenInWords}`);
     setAttribute(
       box,
       "title",
@@ -140,14 +145,12 @@ function createLost(root) {
     setText(unit, `${percent(total, totals.steps)} of steps`);
     keyed(
       list,
-      Object.keys(LOST_REASONS),
+      Object.keys(LOST_REASONS).filter((key) => steps[key] > 0),
       (key) => key,
       (key) => el("li", { title: LOST_REASONS[key].meaning, "data-lost": key }, el("b"), el("span")),
       (item, key) => {
-        const count = steps[key] ?? 0;
-        setText(item.firstChild, compact(count));
-        setText(item.lastChild, `${LOST_REASONS[key].word}${count ? `, ${roughly(time[key] ?? 0)}` : ""}`);
-        item.classList.toggle("none", count === 0);
+        setText(item.firstChild, compact(steps[key]));
+        setText(item.lastChild, `${LOST_REASONS[key].word}, ${roughly(time[key] ?? 0)}`);
       },
     );
   };
