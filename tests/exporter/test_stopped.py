@@ -110,7 +110,7 @@ def test_a_wrong_ending_is_refused(state: str, said: dict[str, Any], field: str)
     job = Job()
     with pytest.raises(ValidationError) as error:
         parse_report(json.dumps(job.report(state, **said)))
-    assert field in str(error.value)
+    assert field in str(error.value.errors())
 
 
 @pytest.mark.parametrize(("clean", "health"), [(1, "ok"), (0, "gave_up"), (None, "ok")])
@@ -125,13 +125,14 @@ def test_a_rollback_to_the_clean_step_ends_gave_up(site: Served, clean: int | No
     job.step("accepted_not_finite", "NaN", w=1)
     site.send(job.report())
     site.send(job.report("stopped", reason=REASON, **({} if clean is None else {"last_clean_step": clean})))
-    assert shown(site.get("/v1/runs/lm")) == ("gave_up", REASON, clean)
+    back = 1 if clean is None else clean
+    assert shown(site.get("/v1/runs/lm")) == ("gave_up", REASON, back)
     site.clock.advance(20)
     hello = Job(clock=site.clock, incarnation="e2", attempt="second")
     site.send(hello.report("starting"))
-    assert shown(site.get("/v1/runs/lm")) == ("gave_up", None, None), "a hello does not say where it goes on"
+    assert shown(site.get("/v1/runs/lm")) == ("gave_up", None, back), "a hello does not say where it goes on"
     site.clock.advance(1)
     again = Job(clock=site.clock, incarnation="e3", attempt="second", state=clean_state)
     again.step("applied", 0.5)
     site.send(again.report())
-    assert shown(site.get("/v1/runs/lm")) == (health, None, None)
+    assert shown(site.get("/v1/runs/lm")) == (health, None, back if health == "gave_up" else None)
