@@ -47,8 +47,8 @@ _REMEDIES: Final = MappingProxyType(
         "backup and restart",
         "io_error": "look for the disk's errors in the system's log, or for a program that has locked the database; "
         "the exporter goes on by itself once a write succeeds",
-        "gone": "put the same directory back at {directory}, and the exporter goes on by itself; or restart it: it then begins with "
-        "what is in the directory, and a directory made anew is an empty store",
+        "gone": "put the same directory back at {directory}, and the exporter goes on by itself; or restart it: it then "
+        "begins with what is in the directory, and a directory made anew is an empty store",
     }
 )
 
