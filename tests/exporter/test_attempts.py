@@ -57,7 +57,9 @@ def test_a_crash_loop_is_counted_and_every_attempt_says_where_it_began_and_why_i
         launch(28, "running", None)
         run = exporter.get("/v1/runs/lm")
         assert (run["health"], run["reason"], run["attempts_total"]) == ("ok", None, 29)
-        assert re.fullmatch(r"at step 115; the \d\d? attempts before failed", run["summary"])
+        assert re.fullmatch(
+            rf"at step 115 of attempt 29; the \d\d? before failed, last at step 115: {REASON} 27", run["summary"]
+        )
         assert [row["attempt"] for row in run["attempts"]] == [f"a{number}" for number in range(29)]
         assert [row["reason"] for row in run["attempts"]] == [f"{REASON} {number}" for number in range(28)] + [None]
         assert {row["start_step"] for row in run["attempts"]} == {100}

@@ -66,7 +66,7 @@ def test_the_majority_names_the_process_that_diverged(order: Sequence[int]) -> N
     assert pod.healths == ["ok"] * 5 + ["diverged"] + ["ok"] * 2
     assert pod.ledger.health("lm") == "diverged"
     assert found.summary.startswith("process 5 on node-5 (cpu) has norm 8,018 where ")
-    assert found.summary.endswith("others have 0.945, since step 2")
+    assert found.summary.endswith("others have 0.945 at step 2, the first that differs")
 
 
 def test_it_is_one_incident_and_one_event_however_long_it_lasts() -> None:
@@ -87,7 +87,7 @@ def test_the_sentence_counts_the_others() -> None:
         pod.step([3.0] + [1.0] * 7)
         pod.report()
         assert pod.diverged[0].summary == (
-            f"process 0 on node-0 (cpu) has norm 3 where {others} others have 1, since step 1"
+            f"process 0 on node-0 (cpu) has norm 3 where {others} others have 1 at step 1, the first that differs"
         )
 
 
@@ -97,7 +97,7 @@ def test_of_two_processes_both_are_named() -> None:
     pod.report()
     (found,) = pod.diverged
     assert found.processes == [0, 1]
-    assert found.summary == "processes 0 and 1 disagree: norm 1 and 2, since step 1"
+    assert found.summary == "processes 0 and 1 disagree: norm 1 and 2 at step 1, the first that differs"
     assert pod.healths == ["diverged", "diverged"]
 
 
@@ -140,7 +140,8 @@ def test_an_outcome_that_differs_is_divergence_and_is_named() -> None:
     pod.step([1.0, "NaN", 1.0])
     pod.report()
     assert pod.diverged[0].summary == (
-        'process 1 on node-1 (cpu) has outcome "skipped, non-finite" where 2 others have "gradient step", since step 1'
+        'process 1 on node-1 (cpu) has outcome "skipped, non-finite" where 2 others have '
+        '"gradient step" at step 1, the first that differs'
     )
 
 
@@ -283,7 +284,7 @@ def test_the_run_and_its_odd_process_are_critical_over_http(tmp_path: Path) -> N
         run = site.get("/v1/runs/lm")
         assert (run["health"], run["runbook"]) == ("diverged", "OptwrapDiverged")
         assert run["summary"] == (
-            "process 5 on node-5 (cpu) has norm 8,018 where 7 others have 0.945, since step 1: "
+            "process 5 on node-5 (cpu) has norm 8,018 where 7 others have 0.945 at step 1, the first that differs: "
             "restore a checkpoint at or before 0 on all processes"
         )
         assert [row["health"] for row in run["processes"]] == ["ok"] * 5 + ["diverged"] + ["ok"] * 2

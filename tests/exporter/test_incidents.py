@@ -108,7 +108,8 @@ def test_the_sentence_of_a_guard_that_gave_up(ledger: Ledger, clock: TurnedClock
     found = only(ledger)
     assert found.kind == "gave_up"
     assert found.summary == (
-        "461 to 487: 27 steps non-finite, first encoder/block_1/conv, 22 applied, not rolled back, last clean step 460"
+        "steps 461 to 487: 27 steps non-finite, first encoder/block_1/conv, 22 applied from step 466 on, "
+        "not rolled back, last clean step 460"
     )
     assert found.runbook == "OptwrapGaveUp"
 
@@ -350,7 +351,7 @@ def test_a_failure_is_one_incident_until_a_new_attempt_starts(ledger: Ledger, cl
         take(ledger, trainer.report("failed", reason="ValueError: bad batch"))
     found = only(ledger)
     assert (found.kind, found.state, found.process_count) == ("failed", "open", 2)
-    assert found.summary == "failed: ValueError: bad batch"
+    assert found.summary == "failed at step 1 of attempt 1: ValueError: bad batch"
     clock.advance(1000)
     elapse(ledger)
     assert only(ledger).state == "open"
@@ -358,6 +359,58 @@ def test_a_failure_is_one_incident_until_a_new_attempt_starts(ledger: Ledger, cl
     clock.advance(1)
     elapse(ledger)
     assert only(ledger).state == "closed", "process 1 never comes back, but the run goes on without it"
+
+
+def test_the_same_failure_again_and_again_is_one_incident(ledger: Ledger, clock: TurnedClock) -> None:
+    for launch in range(8):
+        pod = [Trainer(clock, process=process, attempt=f"launch-{launch}", process_count=2) for process in range(2)]
+        for trainer in pod:
+            say(ledger, trainer, *["applied"] * 460)
+            clock.advance(1)
+        for trainer in pod:
+            say(
+                ledger,
+                trainer,
+                *["applied"] * (5 + launch % 2),
+                state="failed",
+                reason="XlaRuntimeError: out of memory",
+            )
+            clock.advance(1)
+        found = only(ledger)
+        assert (found.state, found.times, found.attempt, found.processes) == (
+            "open",
+            launch + 1,
+            f"launch-{launch}",
+            [0, 1],
+        )
+    assert found.summary == "failed 8 times in a row, last at step 466 of attempt 8: XlaRuntimeError: out of memory"
+    state = ledger.summary("lm")
+    assert state is not None
+    assert state.summary.endswith(
+        "out of memory; see its log, then start it again; 8 attempts in a row failed like this"
+    )
+    trainer = Trainer(clock, attempt="launch-8", process_count=2)
+    say(ledger, trainer, *["applied"] * 120)
+    say(ledger, Trainer(clock, attempt="launch-8", process_count=2, process=1), *["applied"] * 120)
+    state = ledger.summary("lm")
+    assert state is not None
+    told = "at step 120 of attempt 9; the 8 before failed, last at step 466: XlaRuntimeError: out of memory"
+    assert state.summary == told
+    say(ledger, trainer, *["applied"] * 347)
+    state = ledger.summary("lm")
+    assert state is not None
+    assert state.summary == "at step 467", "it has passed the step at which they failed"
+    say(ledger, trainer, *["applied"] * 1000, state="failed", reason="XlaRuntimeError: out of memory")
+    assert [one.times for one in incidents(ledger)] == [8, 1], "it got much further"
+
+
+def test_another_failure_or_one_that_was_acknowledged_is_a_new_incident(ledger: Ledger, clock: TurnedClock) -> None:
+    for launch, reason in enumerate(["OSError: a", "OSError: b", "OSError: b", "OSError: b"]):
+        if launch == 3:
+            acknowledge(ledger, 2)
+        say(ledger, Trainer(clock, attempt=f"launch-{launch}"), "applied", state="failed", reason=reason)
+        clock.advance(10)
+    assert [(one.times, one.state) for one in incidents(ledger)] == [(1, "closed"), (2, "acknowledged"), (1, "open")]
 
 
 def test_a_finished_run_has_no_incident(ledger: Ledger, clock: TurnedClock, trainer: Trainer) -> None:
@@ -374,9 +427,20 @@ def test_a_starved_process(ledger: Ledger, trainer: Trainer) -> None:
         trainer.step("skipped_large", norm=80.0)
     take(ledger, trainer.report())
     (starved,) = [one for one in incidents(ledger) if one.kind == "starved"]
-    assert starved.summary == "987 steps since 801 without a gradient step, norm about 80, limit 50"
-    say(ledger, trainer, "applied")
+    assert starved.summary == "987 steps since step 801 without a gradient step, norm 80 at step 1,787, limit 50"
+    for norm in (60.0, 90.0):
+        trainer.step("skipped_large", norm=norm)
+        take(ledger, trainer.report())
+    opened = [one for one in incidents(ledger) if one.state == "open"]
+    assert [one.kind for one in opened] == ["starved"], "one cause is one incident"
+    assert opened[0].outcomes == ["skipped_large"]
+    assert opened[0].summary == "989 steps since step 801 without a gradient step, norm 90 at step 1,789, limit 50"
+    state = ledger.summary("lm")
+    assert state is not None
+    assert "989 steps since step 801 were skipped, norm 90 at step 1,789, limit 50" in state.summary
+    say(ledger, trainer, "accepted_not_finite")
     assert {one.state for one in incidents(ledger) if one.kind == "starved"} == {"closed"}
+    assert ledger.health("lm") == "gave_up"
 
 
 # --- acknowledgement ---
@@ -396,7 +460,7 @@ def test_an_acknowledged_gave_up_is_no_longer_shown(ledger: Ledger, clock: Turne
     assert (only(ledger).state, only(ledger).acknowledged) == ("acknowledged", clock())
     say(ledger, trainer, "accepted_not_finite")
     assert only(ledger).state == "acknowledged", "more of what somebody knows of"
-    assert ledger.health("lm") == "skipping"
+    assert ledger.health("lm") == "gave_up", "it is still true, but known"
     say(ledger, trainer, *["applied"] * 101)
     say(ledger, trainer, "accepted_not_finite")
     assert [one.state for one in incidents(ledger)] == ["acknowledged", "open"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.exporter.running import Job, Served, TurnedClock, served
+from tests.exporter.running import START, Job, Served, TurnedClock, served
 
-SENTENCE = "gave up at 204: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 203"
+SENTENCE = "gave up at step 204: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 203"
 
 
 def poisoned(site: Served) -> Job:
@@ -122,8 +122,41 @@ def test_the_verdict_does_not_say_that_the_guard_gave_up_at_a_step_that_it_skipp
     job.step("skipped_not_finite", "NaN", w=1)
     job.step("accepted_not_finite", "NaN", w=1)
     site.send(job.report())
-    said = "gave up: 1 of 3 bad steps since 6 applied, not rolled back; restore a checkpoint at or before 5"
-    assert site.get("/v1/runs/lm")["summary"] == said
+    said = "gave up at step 8: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 5"
+    site.clock.advance(60)
+    job.step("accepted_not_finite", "NaN", w=1)
+    site.send(job.report())
+    run = site.get("/v1/runs/lm")
+    assert (run["summary"], run["since"]) == (said.replace("1 non-finite step", "2 non-finite steps"), START)
+    incident = run["incidents"][0]
+    assert (incident["first_step"], incident["first_applied_step"], incident["gave_up"]) == (6, 8, START)
+    assert incident["summary"].startswith("steps 6 to 9: 4 steps non-finite, first w, 2 applied from step 8 on")
+
+
+def test_an_acknowledged_give_up_that_goes_on_still_says_that_values_are_applied(site: Served) -> None:
+    job = Job(clock=site.clock)
+    job.gauges["guard_not_finite_limit"] = 2
+    for _ in range(10):
+        job.step()
+    site.send(job.report())
+    site.clock.advance(1)
+    for outcome in ["skipped_not_finite"] * 2 + ["accepted_not_finite"] * 30:
+        job.step(outcome, "NaN", w=1)
+    site.send(job.report())
+    acknowledge(site, "gave_up")
+    for _ in range(20):
+        site.clock.advance(1)
+        job.step("accepted_not_finite", "NaN", w=1)
+        site.send(job.report())
+    said = "gave up at step 13: 50 non-finite steps applied, not rolled back; restore a checkpoint at or before 10"
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"], run["runbook"]) == ("gave_up", True, "OptwrapGaveUp")
+    assert (run["summary"], run["since"]) == (f"{said}; acknowledged", START + 1)
+    assert (run["last_clean_step"], run["incidents_open"]) == (10, {})
+    assert (run["processes"][0]["summary"], run["processes"][0]["acknowledged"]) == (f"{said}; acknowledged", True)
+    site.send(job.report("failed", reason="OSError: x"))
+    run = site.get("/v1/runs/lm")
+    assert (run["health"], run["acknowledged"]) == ("failed", False), "it hides nothing that is new"
 
 
 def test_an_acknowledged_failure_does_not_hide_a_process_that_goes_silent_later(site: Served) -> None:
@@ -143,7 +176,7 @@ def test_an_acknowledged_failure_does_not_hide_a_process_that_goes_silent_later(
     site.ingest.tick()
     run = site.get("/v1/runs/lm")
     assert (run["health"], run["acknowledged"], run["runbook"]) == ("stale", False, "OptwrapProcessStale")
-    assert run["summary"].startswith("process 2 on node-2 silent for 10 s")
+    assert run["summary"].startswith("1 of 3 processes silent for 10 s: process 2 on node-2, after step")
     assert [one["run"] for one in site.get("/v1/runs", health="stale")["items"]] == ["lm"]
     assert 'optwrap_run_health{health="stale",run="lm"} 1.0' in site.scrape()
     acknowledge(site, "stale")
@@ -183,7 +216,10 @@ def test_processes_that_failed_for_different_reasons_are_not_all_said_to_have_fa
         site.send(job.report())
     for job in jobs:
         site.send(job.report("failed", reason="ValueError: shapes" if job.process == 0 else "RuntimeError: peer"))
-    assert site.get("/v1/runs/lm")["summary"] == "process 0 on node-0 and 2 more failed at step 1: ValueError: shapes"
+    assert (
+        site.get("/v1/runs/lm")["summary"]
+        == "process 0 on node-0 and 2 more failed at step 1: ValueError: shapes; see its log, then start it again"
+    )
 
 
 def test_two_jobs_of_several_processes_are_one_conflict(site: Served) -> None:

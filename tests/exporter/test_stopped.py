@@ -55,7 +55,7 @@ def test_a_failure_shows_its_exception(site: Served, capsys: pytest.CaptureFixtu
     end(site, "failed", reason="ValueError: no more data")
     assert shown(site.get("/v1/runs/lm")) == ("failed", "ValueError: no more data", None)
     cli.run(["status", site.url])
-    told = "lm: process 0 on node-0 failed at step 2: ValueError: no more data"
+    told = "lm: process 0 on node-0 failed at step 2: ValueError: no more data; see its log,"
     assert told in capsys.readouterr().out.splitlines()
 
 

@@ -261,7 +261,17 @@ def test_forget_is_possible_while_the_store_is_full(tmp_path: Path) -> None:
             trainer.bad(**{f"w{trainer.seq}": 1})
             kept.take(trainer.report())
     assert kept.store.state.condition == "full"
+    assert kept.store.state.remedy.startswith("raise --retention-bytes, delete runs"), "the disk has room"
     assert kept.store.forget("lm")
+
+
+def test_the_advice_for_a_full_disk_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path / "data")
+    monkeypatch.setattr(condition, "_free_bytes", lambda directory: 4096)
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    assert isinstance(kept.store._watch.failed(error), StoreUnavailableError)
+    assert kept.store.state.remedy == f"free disk space for {tmp_path / 'data'}; the exporter then goes on by itself"
 
 
 def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:

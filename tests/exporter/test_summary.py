@@ -120,20 +120,20 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "skipping",
         _skipping,
-        "3 steps in a row since 461 were non-finite on process 0 on node-0; the guard gives up after 5",
+        "3 steps in a row since step 461 were non-finite on process 0 on node-0; the guard gives up after 5",
     ),
     ("skipping", _skipping_without_guard, "step 4 was non-finite on process 0 on node-0"),
     (
         "starved",
         _starved_by_a_limit,
-        "process 0 on node-0 starved: 987 steps since 802 were skipped, norm about 80.4, limit 50: raise the limit, or "
-        "restore a checkpoint from before",
+        "process 0 on node-0 starved: 987 steps since step 802 were skipped, norm 80.4 at step 1,788, limit 50: "
+        "raise the limit, or restore a checkpoint from before",
     ),
     (
         "starved",
         _starved_in_a_window,
-        "process 0 on node-0 starved: 100 steps since 5 brought no gradient step, norm about 1: restore a checkpoint "
-        "from before",
+        "process 0 on node-0 starved: 100 steps since step 5 brought no gradient step, norm 1 at step 104: "
+        "restore a checkpoint from before",
     ),
     ("stalled", _stalled, "process 0 on node-0 took no step for 8 min, after step 12: look for a hang"),
     ("stale", _stale, "process 0 on node-0 silent for 4 min, after step 1,201: see whether it still runs"),
@@ -142,7 +142,12 @@ TABLE: list[tuple[Health, Story, str]] = [
         _stale_before_a_step,
         "process 0 on node-0 silent for 3 days, before its first step: see whether it still runs",
     ),
-    ("failed", _failed, "process 0 on node-0 failed at step 20: RuntimeError: no space left on device"),
+    (
+        "failed",
+        _failed,
+        "process 0 on node-0 failed at step 20: RuntimeError: no space left on device; see its log, "
+        "then start it again",
+    ),
     ("failed", _failed_without_a_word, "process 0 on node-0 failed at step 1: it gave no reason, so see its log"),
     (
         "stopped",
@@ -153,12 +158,13 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "gave_up",
         _gave_up,
-        "gave up at 21: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 20",
+        "gave up at step 21: 1 non-finite step applied, not rolled back; restore a checkpoint at or before 20",
     ),
     (
         "diverged",
         _diverged,
-        "processes 0 and 1 disagree: norm 1 and 8, since step 1: restore a checkpoint at or before 0 on all processes",
+        "processes 0 and 1 disagree: norm 1 and 8 at step 1, the first that differs: "
+        "restore a checkpoint at or before 0 on all processes",
     ),
     (
         "conflict",
@@ -229,7 +235,10 @@ def test_it_names_the_process_that_says_most_and_counts_the_others() -> None:
         watched.say(trainer)
     take(watched.ledger, trainers[1].report("failed"))
     take(watched.ledger, trainers[2].report("failed", reason="OSError: gone"))
-    assert answers(watched)[0].summary == "process 2 on node-2 and 1 more failed at step 1: OSError: gone"
+    assert (
+        answers(watched)[0].summary
+        == "process 2 on node-2 and 1 more failed at step 1: OSError: gone; see its log, then start it again"
+    )
     rows = answers(watched)[1].processes
     assert [row.summary is None for row in rows] == [True, False, False, True]
 
@@ -240,6 +249,23 @@ def test_all_processes_are_not_named_one_by_one() -> None:
         watched.say(Trainer(watched.clock, process=process, process_count=4))
     watched.clock.advance(59)
     assert answers(watched)[0].summary == "all 4 processes silent for 50 s, after step 1: see whether it still runs"
+
+
+def test_one_silent_process_of_many_is_counted_and_its_incident_stands_first() -> None:
+    watched = Watched()
+    pod = [Trainer(watched.clock, process=process, process_count=8) for process in range(8)]
+    for trainer in pod:
+        watched.say(trainer)
+    for second in range(500):
+        watched.clock.advance(1)
+        for trainer in pod:
+            if trainer.process != 5 and second % 5 == 0:
+                watched.say(trainer, None)
+        watched.look()
+    brief, detail = answers(watched)
+    told = "1 of 8 processes silent for 8 min: process 5 on node-5, after step 1; see whether it still runs"
+    assert (brief.health, brief.summary) == ("stale", told)
+    assert [one.kind for one in detail.incidents] == ["stale", "stalled"]
 
 
 @pytest.mark.parametrize(

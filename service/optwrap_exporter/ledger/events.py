@@ -221,7 +221,7 @@ def diverged(incident: IncidentRecord, report: Report, now: float) -> NewEvent:
         "host": incident.host,
         "device": incident.device,
         "incident": incident.id,
-        **incident.figures,
+        **{name: value for name, value in incident.figures.items() if name != "step"},
     }
     key = f"diverged/{incident.id}"
     process = int(incident.figures["process"])

@@ -207,7 +207,11 @@ def _holding(run: RunState, process: ProcessState, now: float, listening: float)
     if conditions.starved is not None:
         yield HealthSince("starved", conditions.starved)
     if conditions.skipping is not None:
-        yield HealthSince("skipping", conditions.skipping)
+        # Somebody knows that non-finite values are applied, and they still are.
+        one = cause(run, "gave_up", process.process)
+        yield (
+            HealthSince("skipping", conditions.skipping) if one is None else HealthSince("gave_up", one.gave_up or 0.0)
+        )
     if process.incarnation.share.steps == 0:
         yield HealthSince("starting", process.incarnation.first_report)
 
@@ -217,23 +221,20 @@ def _latched(run: RunState, process: int) -> Iterator[HealthSince]:
     if not run.incidents:  # the usual case
         return
     for kind in _LATCHED:
-        if (one := latched_by(run, kind, process)) is not None:
-            yield HealthSince(kind, one.opened)
+        if (one := cause(run, kind, process)) is not None and one.state == "open":
+            yield HealthSince(kind, one.gave_up or one.opened)
 
 
-def latched_by(run: RunState, health: Health, process: int | None = None) -> IncidentRecord | None:
-    """The first open incident because of which a run, or one of its processes, is diverged or gave up."""
-    return next(
-        (
-            one
-            for one in run.incidents
-            if one.kind == health
-            and one.kind in LATCHED
-            and one.state == "open"
-            and (process is None or ranges.contains(one.processes, process))
-        ),
-        None,
-    )
+def cause(run: RunState, health: Health, process: int | None = None) -> IncidentRecord | None:
+    """The incident because of which a run, or one of its processes, is diverged or gave up: the first open one.
+
+    Without one it is the acknowledged one whose cause still holds.
+    """
+    if health not in _LATCHED:
+        return None
+    same = (one for one in run.incidents if one.kind == health)
+    mine = (one for one in same if process is None or ranges.contains(one.processes, process))
+    return min(mine, key=lambda one: one.state != "open", default=None)
 
 
 def acknowledged(run: RunState, health: Health, process: int | None = None) -> bool:

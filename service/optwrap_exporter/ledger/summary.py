@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger import attempts, ranges
 from optwrap_exporter.ledger.conditions import Seen
-from optwrap_exporter.ledger.health import HealthSince, Judged, latched_by
+from optwrap_exporter.ledger.health import HealthSince, Judged, cause
 from optwrap_exporter.ledger.incidents import summary as incidents
 from optwrap_exporter.ledger.process import ProcessState
 from optwrap_exporter.ledger.run import RunState
@@ -38,25 +38,32 @@ def of_run(
       now: the exporter's clock.
       scope: what the exporter hears.
     """
-    if (incident := latched_by(run, current.health)) is not None:
+    if (incident := cause(run, current.health)) is not None:
         return incidents.verdict(incident)
     expected = max(members, key=lambda one: one.process.incarnation.first_report).process.source.process_count
     if current.health == "degraded":
         return _missing([one.process.process for one in members], expected)
     if current.health in _WELL:
         partial = len(members) < expected and scope == "host"
-        return _well(current.health, leading) + (f"; {len(members):,} of {expected:,} processes report here" * partial)
+        return _well(run, current.health, leading) + (
+            f"; {len(members):,} of {expected:,} processes report here" * partial
+        )
     found = [one for one in members if one.health.health == current.health]
     found = [one for one in found if not one.acknowledged] or found
     shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
     reasons = {one.process.incarnation.reason for one in found}
     who = _who(shown.process, len(found), len(members) if len(reasons) == 1 else 0)
-    return _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
+    if current.health == "stale" and len(found) < len(members):
+        silent = f"{len(found):,} of {len(members):,} processes silent for {duration(now - shown.health.since)}"
+        return f"{silent}: {who}, {_after(shown.process)}; see whether it still runs"
+    said = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
+    again = max((one.times for one in run.incidents if one.kind == current.health), default=1)
+    return said if again == 1 else f"{said}; {again:,} attempts in a row failed like this"
 
 
 def of_process(run: RunState, process: ProcessState, current: HealthSince) -> str | None:
     """What is wrong with a process of a run; None if nothing is."""
-    if (incident := latched_by(run, current.health, process.process)) is not None:
+    if (incident := cause(run, current.health, process.process)) is not None:
         return incidents.verdict(incident)
     if current.health in _WELL:
         return None
@@ -98,17 +105,33 @@ def _who(process: ProcessState, those: int, members: int) -> str:
     return f"process {process.process}{f' on {host}' if host else ''}{more}"
 
 
-def _well(health: Health, leading: ProcessState) -> str:
+def _well(run: RunState, health: Health, leading: ProcessState) -> str:
     step = leading.incarnation.totals.steps
     if health == "finished":
         return f"finished at step {step:,}"
-    failed = _failed_before(leading)
-    before = f"; the {failed} attempts before failed" if failed > 1 else "; the attempt before failed" if failed else ""
+    before = _failures(run, leading)
+    launch = f" of attempt {attempts.total(run):,}" if before else ""
     if health == "starting":
         return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
     taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)
     some = f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else ""
-    return f"at step {step:,}{some}{before}"
+    return f"at step {step:,}{launch}{some}{before}"
+
+
+def _failures(run: RunState, process: ProcessState) -> str:
+    """How often the run failed right before its last attempt, which has not passed the step where it did."""
+    count = _failed_before(process)
+    if not count:
+        return ""
+    known = [one for one in (*run.past_incidents, *run.incidents) if one.kind == "failed"]
+    last = max(known, key=lambda one: one.id, default=None)
+    if last is not None and process.incarnation.totals.steps > (last.last_step or 0):
+        return ""
+    many = "attempt before" if count == 1 else f"{count:,} before"
+    if last is None:
+        return f"; the {many} failed"
+    where = "before its first step" if last.last_step is None else f"at step {last.last_step:,}"
+    return f"; the {many} failed, last {where}" + (f": {last.reason}" if last.reason else "")
 
 
 def _failed_before(process: ProcessState) -> int:
@@ -148,8 +171,9 @@ def _conflict(process: ProcessState, who: str, silence: str) -> str:
 
 def _failed(process: ProcessState, who: str, silence: str) -> str:
     del silence
-    reason = process.incarnation.reason or "it gave no reason, so see its log"
-    return f"{who} failed at step {process.incarnation.totals.steps:,}: {reason}{_rollback(process)}"
+    told, steps = process.incarnation.reason, process.incarnation.totals.steps
+    reason = f"{told}; see its log, then start it again" if told else "it gave no reason, so see its log"
+    return f"{who} failed at step {steps:,}: {reason}{_rollback(process)}"
 
 
 def _stopped(process: ProcessState, who: str, silence: str) -> str:
@@ -164,9 +188,12 @@ def _rollback(process: ProcessState) -> str:
 
 
 def _stale(process: ProcessState, who: str, silence: str) -> str:
+    return f"{who} silent{silence}, {_after(process)}: see whether it still runs"
+
+
+def _after(process: ProcessState) -> str:
     step = process.incarnation.totals.steps
-    at = f"after step {step:,}" if step else "before its first step"
-    return f"{who} silent{silence}, {at}: see whether it still runs"
+    return f"after step {step:,}" if step else "before its first step"
 
 
 def _stalled(process: ProcessState, who: str, silence: str) -> str:
@@ -179,10 +206,11 @@ def _starved(process: ProcessState, who: str, silence: str) -> str:
     all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part[0] for part in process.recent))
     what = "were skipped" if all_skipped else "brought no gradient step"
     norm, limit = norm_of(process), process.gauges.gradient_norm_limit
-    about = f", norm about {number(norm.value)}" if norm is not None else ""
+    about = f", norm {number(norm.value)} at step {norm.step:,}" if norm is not None else ""
     against = f", limit {number(limit)}" if limit is not None else ""
     remedy = "raise the limit, or restore" if limit is not None and norm and norm.value >= limit else "restore"
-    return f"{who} starved: {steps:,} steps since {at + 1:,} {what}{about}{against}: {remedy} a checkpoint from before"
+    since = f"{steps:,} steps since step {at + 1:,}"
+    return f"{who} starved: {since} {what}{about}{against}: {remedy} a checkpoint from before"
 
 
 def _skipped_at_the_end(process: ProcessState) -> int:
@@ -199,9 +227,11 @@ def _skipping(process: ProcessState, who: str, silence: str) -> str:
     del silence
     streak, steps = process.gauges.not_finite_streak or 0, process.incarnation.totals.steps
     limit = process.gauges.guard_not_finite_limit
-    since = f"since {max(1, steps - streak + 1):,}"
+    since = f"since step {max(1, steps - streak + 1):,}"
     many = f"step {steps:,} was" if streak == 1 else f"{streak:,} steps in a row {since} were"
-    return f"{many} non-finite on {who}" + ("" if limit is None else f"; the guard gives up after {limit:,}")
+    return f"{many} non-finite on {who}" + (
+        "" if limit is None or streak > limit else f"; the guard gives up after {limit:,}"
+    )
 
 
 # By health, the sentence. Its arguments are the process, its name with the others of that health, and for how long the

@@ -13,6 +13,7 @@ from optwrap_exporter.ledger.counters import Replica
 from optwrap_exporter.ledger.figures import dropped
 from optwrap_exporter.ledger.health import HealthSince, Judged
 from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
 from optwrap_exporter.ledger.process import ProcessState
@@ -72,7 +73,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
     leading = lead(run, now)
     current = health.of_run(members, scope)
     processes = [one.process for one in members]
-    ended, latched = _ended(processes), health.latched_by(run, current.health)
+    ended, latched = _ended(processes), health.cause(run, current.health)
     missing, expected = unseen.unseen(run, leading), health.process_count(processes)
     of = leading.incarnation
     lost = [process.lost for process in run.processes.values()]
@@ -83,7 +84,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
         "runbook": sentences.RUNBOOKS.get(current.health),
         "reason": None if ended is None else ended.reason,
-        "last_clean_step": (latched or ended).last_clean_step if latched or ended else None,
+        "last_clean_step": None if (cause := latched or ended) is None else cause.last_clean_step,
         "first_report": first_report(run),
         "last_report": max(process.last_report for process in run.processes.values()),
         "totals": run.total.totals(),
@@ -112,7 +113,13 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
 
 def _incidents(run: RunState) -> tuple[list[Incident], int]:
     """The incidents to show, and how many are left out."""
-    found = sorted((*run.incidents, *run.past_incidents), key=lambda one: (one.state != "open", -one.id))
+    # A process that is silent or has ended stops the others of its launch: its incident stands above theirs.
+    causes = {one.attempt for one in run.incidents if one.state == "open" and one.kind in {"stale", "failed"}}
+
+    def order(one: IncidentRecord) -> tuple[bool, bool, int]:
+        return one.state != "open", one.kind == "stalled" and one.attempt in causes, -one.id
+
+    found = sorted((*run.incidents, *run.past_incidents), key=order)
     shown, _ = fitting((answer(run.run, one) for one in found[:_MOST_INCIDENTS]), _INCIDENT_BYTES)
     return shown, len(found) - len(shown)
 

@@ -33,16 +33,21 @@ CONDITIONS: Final[tuple[Condition, ...]] = get_args(Condition)
 TRIAL_SECONDS: Final = 5.0
 """Seconds from a failed write to the next trial. A store that takes small writes only must not change too often."""
 
+_ROOM: Final = 16 << 20
+"""Bytes: a disk that has so many left is not why the store is full."""
+
 _REMEDIES: Final = MappingProxyType(
     {
         "ok": "nothing",
-        "full": "free disk space, raise --retention-bytes, or delete runs; the exporter then goes on by itself",
-        "read_only": "make the data directory writable; the exporter then goes on by itself",
+        "full": "free disk space for {directory}; the exporter then goes on by itself",
+        "at_limit": "raise --retention-bytes, delete runs, or raise the quota of {directory}; the exporter then "
+        "goes on by itself",
+        "read_only": "make {directory} writable; the exporter then goes on by itself",
         "corrupt": "restart with --recover, which moves the damaged database aside and begins a new one, or restore a "
         "backup and restart",
         "io_error": "look for the disk's errors in the system's log, or for a program that has locked the database; "
         "the exporter goes on by itself once a write succeeds",
-        "gone": "put the same directory back, and the exporter goes on by itself; or restart it: it then begins with "
+        "gone": "put the same directory back at {directory}, and the exporter goes on by itself; or restart it: it then begins with "
         "what is in the directory, and a directory made anew is an empty store",
     }
 )
@@ -71,6 +76,9 @@ class StoreState:
     since: float = 0.0
     """Seconds since 1970."""
     why: str = ""
+    directory: str = "the data directory"
+    at_limit: bool = False
+    """Whether it is full because of --retention-bytes, and the disk has room."""
 
     @property
     def ok(self) -> bool:
@@ -80,7 +88,7 @@ class StoreState:
     @property
     def remedy(self) -> str:
         """What to do."""
-        return _REMEDIES[self.condition]
+        return _REMEDIES["at_limit" if self.at_limit else self.condition].format(directory=self.directory)
 
 
 class StoreUnavailableError(ExporterError):
@@ -201,7 +209,9 @@ class Watch:
             keep = before.condition in {condition, "corrupt"} or (before.condition == "gone" and condition != "corrupt")
             if not keep:
                 since = self._clock() if before.ok else before.since
-                self._state = StoreState(condition, since, why)
+                directory = self._path.parent
+                at_limit = condition == "full" and _free_bytes(directory) >= _ROOM
+                self._state = StoreState(condition, since, why, str(directory), at_limit)
             state = self._state
         if not keep:
             _log.error("no reports are stored: the store is %s: %s: %s", condition, why, state.remedy)
@@ -225,6 +235,15 @@ def _log_bytes(path: Path) -> int:
         return 0
     page, frames = struct.unpack_from("=14xHI", header)
     return 32 + frames * (24 + (65_536 if page == 1 else page)) if frames else 0
+
+
+def _free_bytes(directory: Path) -> int:
+    """The bytes that the disk has left; 0 if that cannot be told."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
 
 
 def _looked_up(condition: Condition, directory: Path) -> Condition:

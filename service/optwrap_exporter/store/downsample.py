@@ -11,10 +11,11 @@ all of them.
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
 from optwrap_exporter.store import rollups
-from optwrap_exporter.store.rollups import SIZE, Block
+from optwrap_exporter.store.rollups import SIZE, Block, Blocks
 from optwrap_exporter.wire.step_answers import STEP_KINDS, BadSteps, StepBuckets
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
@@ -46,7 +47,7 @@ class Cut(NamedTuple):
         return min(self.last, int((position - self.origin) / self.width))
 
 
-def cut_of(span: Span, blocks: dict[int, Block], count: int, axis: Axis) -> Cut:
+def cut_of(span: Span, blocks: Blocks, count: int, axis: Axis) -> Cut:
     """Cuts a span into at most `count` buckets; its last position is in the last one."""
     if axis == "step":
         width = -(-(span.last - span.first + 1) // count)
@@ -55,42 +56,53 @@ def cut_of(span: Span, blocks: dict[int, Block], count: int, axis: Axis) -> Cut:
         first = span.first // SIZE
         together = -(-(span.last // SIZE - first + 1) // count)
         return Cut(axis, first * SIZE, together * SIZE, count - 1)
-    first_time = min((block.first_time for block in blocks.values()), default=0.0)
-    last_time = max((block.last_time for block in blocks.values()), default=0.0)
+    first_time, last_time = min(blocks.first_times, default=0.0), max(blocks.last_times, default=0.0)
     return Cut(axis, first_time, (last_time - first_time) / count or 1.0, count - 1)
 
 
-def bucketed(db: sqlite3.Connection, span: Span, blocks: dict[int, Block], cut: Cut) -> dict[int, Block]:
+def bucketed(db: sqlite3.Connection, span: Span, blocks: Blocks, cut: Cut) -> dict[int, Block]:
     """The buckets of a span that have steps, by number: each the rollup of all its steps.
 
     Args:
       db: the connection to read from.
       span: the steps.
-      blocks: the stored blocks of the span, by number.
+      blocks: the stored blocks of the span.
       cut: as `cut_of` returns it.
     """
     joined: dict[int, Block] = {}
+
+    def add(bucket: int, block: Block) -> None:
+        if bucket in joined:
+            joined[bucket].merge(block)
+        else:
+            joined[bucket] = block
+
     placed = place(span, blocks, cut)
-    for number, bucket in placed.items():
-        joined.setdefault(bucket, Block()).merge(blocks[number])
+    start = 0
+    for bucket, group in groupby(placed.get(number) for number in blocks.numbers):
+        end = start + sum(1 for _ in group)
+        if bucket is not None:
+            add(bucket, blocks.joined(start, end))
+        start = end
     position = 0 if cut.axis == "step" else 5  # in the row of a step
-    for part in parts(span, blocks.keys() - placed.keys()):
-        for row in rollups.rows(db, *part):
-            joined.setdefault(cut.at(row[position] or 0), Block()).add(row)
+    for part in parts(span, set(blocks.numbers) - placed.keys()):
+        for bucket, rows in groupby(rollups.rows(db, *part), lambda row: cut.at(row[position] or 0)):
+            add(bucket, rollups.of(list(rows)))
     return joined
 
 
-def place(span: Span, blocks: dict[int, Block], cut: Cut) -> dict[int, int]:
+def place(span: Span, blocks: Blocks, cut: Cut) -> dict[int, int]:
     """By number of a block, the bucket that all its steps are in; blocks that lie in several buckets are left out."""
-    placed = {}
-    for number, block in blocks.items():
-        begin, end = block.first_time, block.last_time
-        if cut.axis == "step":
-            begin, end = max(span.first, number * SIZE), min(span.last, (number + 1) * SIZE - 1)
-        bucket = cut.at(begin)
-        if bucket == cut.at(end):
-            placed[number] = bucket
-    return placed
+    last, origin, width = cut.last, cut.origin, cut.width
+    if cut.axis == "step" and not origin % SIZE and not width % SIZE:  # buckets consist of whole blocks
+        return {number: min(last, int((number * SIZE - origin) / width)) for number in blocks.numbers}
+    begins: Iterable[float] = blocks.first_times
+    ends: Iterable[float] = blocks.last_times
+    if cut.axis == "step":
+        begins = (max(span.first, number * SIZE) for number in blocks.numbers)
+        ends = (min(span.last, number * SIZE + SIZE - 1) for number in blocks.numbers)
+    found = zip(blocks.numbers, map(cut.at, begins), map(cut.at, ends), strict=True)
+    return {number: first for number, first, last in found if first == last}
 
 
 def parts(span: Span, numbers: Iterable[int]) -> Iterator[Span]:

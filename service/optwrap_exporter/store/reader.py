@@ -51,9 +51,8 @@ def steps(
     in_buckets = None
     if key is not None:
         span = _narrowed(db, Span(key, process, since or 0, _LAST if until is None else until))
-        blocks = rollups.read(db, *span, norms=buckets is not None) if span.first <= span.last else {}
-        good = sum(block.good for block in blocks.values())
-        bad = sum(block.bad for block in blocks.values())
+        blocks = rollups.read(db, *span, norms=buckets is not None)
+        good, bad = blocks.good, blocks.bad
         joined: dict[int, rollups.Block] | None = None
         if buckets is not None:
             cut = downsample.cut_of(span, blocks, buckets, axis)

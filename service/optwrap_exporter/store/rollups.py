@@ -11,7 +11,7 @@ import sqlite3
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.store import bulk
 from optwrap_exporter.store.step_columns import ROLLED_UP
@@ -50,7 +50,7 @@ class Block:
     """The smallest norm of a good step, as ROLLED_UP; None if there is none."""
     high: Extreme | None = None
     norms: "array[float]" = dataclasses.field(default_factory=lambda: array("d"))
-    """The finite norms of all steps, in no order."""
+    """The finite norms of all steps: parts that are sorted, which makes it cheaper to sort all of them."""
     first_time: float = math.inf
     last_time: float = -math.inf
 
@@ -102,6 +102,11 @@ class Columns(NamedTuple):
     times: Sequence[float]
 
 
+def of(rows: Sequence[Row]) -> Block:
+    """The rollup of step records, of one or more, in any order."""
+    return _block(Columns(*zip(*rows, strict=True)))
+
+
 def of_rows(rows: Iterable[Row]) -> dict[int, Block]:
     """The blocks of step records, by block number. The rows are sorted by step."""
     columns = list(zip(*rows, strict=True))
@@ -128,7 +133,7 @@ def _block(columns: Columns) -> Block:
     steps, incarnations, kinds, norms, kept, times = columns
     block = Block(
         [kinds.count(kind) for kind in _KINDS],
-        norms=array("d", [norm for norm in norms if norm is not None and norm < math.inf]),
+        norms=array("d", sorted([norm for norm in norms if norm is not None and norm < math.inf])),
         first_time=min(times),
         last_time=max(times),
     )
@@ -202,41 +207,76 @@ def rows(db: sqlite3.Connection, run_id: int, process: int, first: int, last: in
     )
 
 
-_EXTREMES: Final = "low, low_step, low_incarnation, high, high_step, high_incarnation"
+class Blocks:
+    """Blocks of one process as columns, sorted by number. A long run has too many for an object each.
+
+    Args:
+      rows: the columns of `_STORED` of each.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * (1 + len(_KINDS) + 9)
+        self.numbers: Sequence[int] = columns[0]
+        self.counts: Sequence[Sequence[int]] = columns[1 : 1 + len(_KINDS)]
+        low, *low_of, high, high_step, high_incarnation = columns[1 + len(_KINDS) : -3]
+        self._low = [math.inf if norm is None else norm for norm in low]
+        self._high = [-math.inf if norm is None else norm for norm in high]
+        self._low_of: Sequence[Sequence[int]] = low_of
+        self._high_of: Sequence[Sequence[int]] = (high_step, high_incarnation)
+        self.first_times: Sequence[float] = columns[-3]
+        self.last_times: Sequence[float] = columns[-2]
+        self._norms: Sequence[bytes | None] = columns[-1]
+
+    @property
+    def good(self) -> int:
+        """Good steps."""
+        return sum(map(sum, self.counts[:2]))
+
+    @property
+    def bad(self) -> int:
+        """All other steps."""
+        return sum(map(sum, self.counts[2:]))
+
+    def joined(self, start: int, end: int) -> Block:
+        """The rollup of the blocks at the positions from `start` to `end`, without the last."""
+        counts = [sum(column[start:end]) for column in self.counts]
+        block = Block(
+            counts,
+            norms=array("d", b"".join(filter(None, self._norms[start:end]))),
+            first_time=min(self.first_times[start:end]),
+            last_time=max(self.last_times[start:end]),
+        )
+        if block.good:
+            # Where no step is good, the smallest norm is infinite, but there is no step.
+            low = min(range(start, end), key=lambda i: (self._low[i], self._low_of[0][i] is None))
+            high = max(range(start, end), key=self._high.__getitem__)
+            block.low = (self._low[low], self._low_of[0][low], self._low_of[1][low])
+            block.high = (self._high[high], self._high_of[0][high], self._high_of[1][high])
+        return block
 
 
-def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int, *, norms: bool) -> dict[int, Block]:
+_STORED: Final = (
+    f"block, {', '.join(STEP_KINDS)}, low, low_step, low_incarnation, high, high_step, high_incarnation, "
+    "first_time, last_time, "
+)
+
+
+def read(db: sqlite3.Connection, run_id: int, process: int, first: int, last: int, *, norms: bool) -> Blocks:
     """The blocks of the steps from `first` to `last`. Blocks at the ends include only steps in that range.
 
     With `norms` they have all norms, of which a long run has many.
     """
+
+    def part(start: int, end: int) -> list[bulk.Row]:
+        blocks = of_rows(rows(db, run_id, process, start, end)) if start <= end else {}
+        return [row[2:] for row in rows_of(run_id, process, blocks)]
+
     inner_first, inner_last = -(-first // SIZE), (last + 1) // SIZE - 1
-    found = {}
-    if inner_first <= inner_last:
-        names = f"{', '.join(STEP_KINDS)}, {_EXTREMES}, first_time, last_time, {'norms' if norms else 'NULL'}"
-        for number, *columns in db.execute(
-            f"SELECT block, {names} FROM block WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ?",
-            (run_id, process, inner_first, inner_last),
-        ):
-            found[number] = _stored(columns)
-        ends = [(first, inner_first * SIZE - 1), ((inner_last + 1) * SIZE, last)]
-    else:
-        ends = [(first, last)]
-    for start, end in ends:
-        if start <= end:
-            found.update(of_rows(rows(db, run_id, process, start, end)))
-    return found
-
-
-def _stored(columns: list[int | float | bytes | None]) -> Block:
-    kinds = len(STEP_KINDS)
-    counts, low, high = columns[:kinds], columns[kinds : kinds + 3], columns[kinds + 3 : kinds + 6]
-    first_time, last_time, norms = columns[kinds + 6 :]
-    return Block(
-        cast(list[int], counts),
-        None if low[0] is None else cast(Extreme, tuple(low)),
-        None if high[0] is None else cast(Extreme, tuple(high)),
-        array("d", cast(bytes, norms or b"")),
-        cast(float, first_time),
-        cast(float, last_time),
+    if inner_first > inner_last:
+        return Blocks(part(first, last))
+    inner = db.execute(
+        f"SELECT {_STORED} {'norms' if norms else 'NULL'} FROM block "
+        "WHERE run_id = ? AND process = ? AND block BETWEEN ? AND ? ORDER BY block",
+        (run_id, process, inner_first, inner_last),
     )
+    return Blocks([*part(first, inner_first * SIZE - 1), *inner, *part((inner_last + 1) * SIZE, last)])

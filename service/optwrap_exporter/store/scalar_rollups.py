@@ -11,7 +11,7 @@ from typing import Final
 
 from optwrap_exporter.store import bulk, downsample
 from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
-from optwrap_exporter.store.rollups import SIZE, Block
+from optwrap_exporter.store.rollups import SIZE, Blocks
 from optwrap_exporter.wire.requests import StepColumns
 
 Value = tuple[str, int, int, float]
@@ -86,15 +86,13 @@ def _stored(db: sqlite3.Connection, span: Span) -> Iterable[tuple[str, int, int,
     )
 
 
-def extremes(
-    db: sqlite3.Connection, span: Span, blocks: dict[int, Block], most: int, axis: Axis
-) -> set[tuple[int, int]]:
+def extremes(db: sqlite3.Connection, span: Span, blocks: Blocks, most: int, axis: Axis) -> set[tuple[int, int]]:
     """The good steps with the extremes of each scalar, in equally many buckets along `axis` for each.
 
     Args:
       db: the connection to read from.
       span: the steps.
-      blocks: the stored blocks of the span, by number.
+      blocks: the stored blocks of the span.
       most: the most steps.
       axis: the axis.
 
@@ -117,7 +115,7 @@ def extremes(
     ):
         if number in placed:
             found.add(placed[number], name, (ends[0], ends[1], ends[2]), (ends[3], ends[4], ends[5]))
-    for part in downsample.parts(span, blocks.keys() - placed.keys()):
+    for part in downsample.parts(span, set(blocks.numbers) - placed.keys()):
         for name, step, incarnation_id, value, time in _stored(db, part):
             one = (value, step, incarnation_id)
             found.add(cut.at(step if axis == "step" else time), name, one, one)

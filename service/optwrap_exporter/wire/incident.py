@@ -45,6 +45,10 @@ class Incident(Answer):
     """Number of bad steps; 0 if it is not about steps."""
     applied: int
     """How many of them gave non-finite values to the optimizer."""
+    first_applied_step: int | None
+    """The first of those; null if there is none, or it has no record."""
+    gave_up: Instant | None
+    """When the exporter first heard of one; null if there is none."""
     parameter: str | None
     """The first parameter with non-finite gradients in the first of those steps."""
     replica: IncidentReplica | None
@@ -58,6 +62,8 @@ class Incident(Answer):
     """What became of its bad steps."""
     reason: str | None
     """Why a process failed or stopped, as it reported."""
+    times: int
+    """How many launches in a row failed at about this step for this reason; 1 for every other kind."""
     summary: str
     """All of this in one sentence."""
     runbook: str | None

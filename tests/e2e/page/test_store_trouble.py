@@ -39,6 +39,7 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
     age = desk.part("health").locator(".since").text_content()
     # Whether it is still healthy is unknown, but how long ago its last step was is not.
     expect(desk.part("tiles").locator(".streak .foot")).to_contain_text(re.compile("at step 3, 1[0-9] s ago"))
+    expect(desk.part("tiles").locator(".steps .unit")).to_have_text("")
     page.wait_for_timeout(13_000)  # longer than a process may be silent
     desk.health("ok")
     expect(desk.part("health").locator(".since")).to_have_text(age or "")

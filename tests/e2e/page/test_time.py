@@ -185,10 +185,11 @@ def test_slow_steps_are_visible_among_many_fast_ones(open_desk: OpenDesk, traini
     expect(desk.chart()).to_have_attribute("data-buckets", re.compile(r"^[1-9]"))
     expect(desk.chart()).to_have_attribute("data-gaps", "0")
     expect(page.locator(".connection.live")).to_be_visible()
-    box = page.locator(".u-over").bounding_box()
+    plot = page.locator(".u-over")
+    box = plot.bounding_box()
     assert box is not None
     low, high = map(float, (desk.chart().get_attribute("data-range") or "").split())
     for number in (3, 40, 41, 77, 98):
         at = START + fast * 0.01 + number * 60.0
-        page.mouse.move(box["x"] + box["width"] * (at - low) / (high - low), box["y"] + 50)
+        plot.hover(position={"x": box["width"] * (at - low) / (high - low), "y": 50})
         expect(page.locator("#norm .readout")).to_contain_text(re.compile(rf"^Step {fast + number:,} "))

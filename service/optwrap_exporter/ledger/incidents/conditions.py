@@ -5,9 +5,9 @@ from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.incidents.fold import Fold
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.incidents.record import NEAR, IncidentRecord, in_order
 from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.wire.vocabulary import IncidentKind
+from optwrap_exporter.wire.vocabulary import IncidentKind, to_json_number
 
 
 class _Holds(NamedTuple):
@@ -60,8 +60,12 @@ def _starved(process: ProcessState, now: float) -> _Holds | None:
     if conditions.starved is None or conditions.ended is not None or process.gradient_step_at is None:
         return None
     gauges = process.gauges
-    norm = process.gradient_norm
-    figures = {"norm": None if norm is None else norm.value, "limit": gauges.gradient_norm_limit}
+    seen = process.gradient_norm
+    norm, step = (None, None) if seen is None else seen[:2]
+    if gauges.gradient_norm is not None:
+        norm, step = gauges.gradient_norm, last
+    shown = norm if norm is None else to_json_number(norm)
+    figures = {"norm": shown, "step": step, "limit": gauges.gradient_norm_limit}
     first = process.gradient_step_at + 1
     return _Holds(
         conditions.starved, {"first_step": first, "last_step": last, "counted": last - first + 1, "figures": figures}
@@ -76,6 +80,7 @@ _CONDITIONS: Final[dict[IncidentKind, Callable[[ProcessState, float], _Holds | N
     "stalled": _stalled,
     "starved": _starved,
 }
+_ENDS: Final = frozenset({"failed", "stopped"})
 OF_CONDITIONS: Final = frozenset(_CONDITIONS)
 """Kinds of incidents that last as long as a condition of a process."""
 
@@ -100,10 +105,12 @@ def fold_conditions(fold: Fold, process: ProcessState) -> None:
         if holds is None:
             for one in mine:
                 _leave(fold, one, {process.process})
-        elif not mine:
+        elif not mine or (kind in _ENDS and mine[0].attempt != process.incarnation.attempt):
+            for one in mine:
+                _leave(fold, one, {process.process})
             _enter(fold, kind, process, holds)
         elif kind == "starved" and (holds.fields["last_step"] or 0) > (mine[0].last_step or 0):
-            fold.put(mine[0], updated=fold.now, last_step=holds.fields["last_step"], counted=holds.fields["counted"])
+            fold.put(mine[0], updated=fold.now, **holds.fields)
 
 
 def _enter(fold: Fold, kind: IncidentKind, process: ProcessState, holds: _Holds) -> None:
@@ -111,10 +118,26 @@ def _enter(fold: Fold, kind: IncidentKind, process: ProcessState, holds: _Holds)
     # A conflict is between attempts, and not all processes need have the same one of them as the current one.
     same = (one for one in fold.live([kind]) if kind == "conflict" or one.attempt == attempt)
     one = next((one for one in same if one.state == "open"), None)
+    if kind in _ENDS:
+        holds = holds._replace(fields=holds.fields | {"figures": {"launch": fold.launches()}})
+    if one is None and kind == "failed" and (again := _failed_like_this(fold, process, holds)) is not None:
+        one = fold.put(
+            again,
+            state="open",
+            lasts=True,
+            closed=None,
+            active=(),
+            times=again.times + 1,
+            **{name: holds.fields[name] for name in ("last_step", "figures")},
+            attempt=attempt,
+            generation=process.incarnation.generation,
+        )
     if one is None:
         generation = process.incarnation.generation
         fields = {"host": process.source.host or None} | holds.fields
         one = fold.open(kind, attempt, generation, holds.since, **fields)
+    if kind == "starved":
+        one = _absorb_bad_steps(fold, one)
     fold.join(
         one,
         process.process,
@@ -123,6 +146,28 @@ def _enter(fold: Fold, kind: IncidentKind, process: ProcessState, holds: _Holds)
         last_clean_step=one.last_clean_step if one.last_clean_step is not None else holds.fields.get("last_clean_step"),
         updated=fold.now,
     )
+
+
+def _absorb_bad_steps(fold: Fold, starved: IncidentRecord) -> IncidentRecord:
+    """End the open incidents of the bad steps because of which no step became a gradient step."""
+    for one in list(fold.live(["skipped"])):
+        same = (one.attempt, one.generation) == (starved.attempt, starved.generation)
+        if same and (one.last_step or 0) >= (starved.first_step or 0):
+            fold.end(one)
+            starved = fold.put(starved, outcomes=in_order({*starved.outcomes, *one.outcomes}))
+    return starved
+
+
+def _failed_like_this(fold: Fold, process: ProcessState, holds: _Holds) -> IncidentRecord | None:
+    """The failure of the launch before, if nobody has acknowledged it, and it was the same one at about this step."""
+    last = next((one for one in fold.all() if one.kind == "failed"), None)
+    if last is None or last.state == "acknowledged" or last.reason is None or last.reason != holds.fields["reason"]:
+        return None
+    launches = dict.fromkeys(part.attempt for part in process.parts)
+    launches.pop(process.incarnation.attempt)
+    before = next(reversed(launches), None)
+    near = abs((holds.fields["last_step"] or 0) - (last.last_step or 0)) <= NEAR
+    return last if near and last.attempt in {process.incarnation.attempt, before} else None
 
 
 def _leave(fold: Fold, one: IncidentRecord, processes: Iterable[int]) -> None:

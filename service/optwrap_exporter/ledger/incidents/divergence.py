@@ -56,6 +56,7 @@ def _named(run: RunState, found: Divergence, odd: int) -> dict[str, Any]:
     votes = sorted(found.votes.items())
     figures = {
         "process": odd,
+        "step": found.step,
         "others": found.others,
         "outcomes": {str(process): vote.outcome for process, vote in votes},
         "norms": {str(process): to_json_number(vote.norm) for process, vote in votes},

@@ -1,7 +1,7 @@
 """The incidents of a run while they are being changed: what a report, or time alone, does to them."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
@@ -37,10 +37,14 @@ class Fold:
       over: the last ones that are over.
       now: the exporter's clock.
       next_id: the id of the next new incident.
+      launches: returns the number of launches of the run so far.
     """
 
-    def __init__(self, live: Incidents, over: Incidents, now: float, next_id: int) -> None:
+    def __init__(
+        self, live: Incidents, over: Incidents, now: float, next_id: int, launches: Callable[[], int] = lambda: 0
+    ) -> None:
         self.now = now
+        self.launches = launches
         self._found = {one.id: one for one in sorted((*over, *live), key=_ID)}
         """By id, and in its order: a new incident has the largest."""
         self._before = dict(self._found)
@@ -91,7 +95,7 @@ class Fold:
         """Add a process to an incident."""
         return self.put(one, processes=ranges.add(one.processes, process), **fields)
 
-    def end(self, one: IncidentRecord, **fields: Any) -> IncidentRecord:
-        """The cause of an incident has ended. An acknowledged one stays acknowledged."""
+    def end(self, one: IncidentRecord, *, at: float | None = None, **fields: Any) -> IncidentRecord:
+        """The cause of an incident has ended, now or `at` a time before. An acknowledged one stays acknowledged."""
         closed = {"state": "closed"} if one.state == "open" else {}
-        return self.put(one, lasts=False, active=(), closed=one.closed or self.now, **closed, **fields)
+        return self.put(one, lasts=False, active=(), closed=one.closed or at or self.now, **closed, **fields)

@@ -61,6 +61,10 @@ class IncidentRecord:
     """Bad steps after `settled`."""
     applied: Ranges = ()
     """Those of them in which the optimizer took non-finite values."""
+    first_applied: int | None = None
+    """The first step in which it took one; None if it took none, or the step has no record."""
+    gave_up: float | None = None
+    """When the exporter first heard of one."""
     settled: int = 0
     """Steps up to this one are counted, but no longer known one by one."""
     settled_bad: int = 0
@@ -79,6 +83,8 @@ class IncidentRecord:
     device: str | None = None
     last_clean_step: int | None = None
     reason: str | None = None
+    times: int = 1
+    """How many launches in a row failed like this."""
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Numbers of the kind that only its sentence needs (`incident_summary`)."""
 
@@ -115,23 +121,25 @@ class IncidentRecord:
             return self
         first = bad[0][0] if self.first_step is None else min(self.first_step, bad[0][0])
         last = bad[-1][1] if self.last_step is None else max(self.last_step, bad[-1][1])
+        first_applied = self.first_applied
+        if applied:
+            first_applied = applied[0][0] if first_applied is None else min(first_applied, applied[0][0])
         return evolved(
             self,
             first_step=first,
             last_step=last,
             bad=ranges.plus(self.bad, bad),
             applied=ranges.plus(self.applied, applied),
+            first_applied=first_applied,
         )
 
     def compact(self) -> "IncidentRecord":
         """The incident with its earliest steps settled, if it has too many ranges."""
         if len(self.bad) + len(self.applied) <= _MOST_RANGES:
             return self
-        bad, applied = self.bad, self.applied
-        settled = self.settled
-        while len(bad) + len(applied) > _MOST_RANGES // 2:
-            settled = min(found[0][1] for found in (bad, applied) if found)
-            bad, applied = ranges.above(bad, settled), ranges.above(applied, settled)
+        ends = sorted(last for _, last in (*self.bad, *self.applied))
+        settled = ends[-1 - _MOST_RANGES // 2]
+        bad, applied = ranges.above(self.bad, settled), ranges.above(self.applied, settled)
         return evolved(
             self,
             bad=bad,

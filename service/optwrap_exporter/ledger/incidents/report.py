@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from optwrap_exporter.ledger import health, ranges
+from optwrap_exporter.ledger import attempts, health, ranges
 from optwrap_exporter.ledger.divergence import Divergence
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incarnation import IncarnationState
@@ -52,14 +52,14 @@ def of_report(
     bad = steps.any_bad(report)
     if not (bad or rise or run.incidents or divergence is not None or conditions.any_holds(process)):
         return None
-    fold = Fold(run.incidents, run.past_incidents, now, next_id)
+    fold = Fold(run.incidents, run.past_incidents, now, next_id, lambda: attempts.total(run))
     current = process.current == report.incarnation
     if current and incarnation.has_counters and (known is None or not known.has_counters):
         _end_by_start(fold, incarnation)
     if bad:
         newer = process.incarnation if process.incarnation.order > incarnation.order else None
-        resumed_at = newer.start_step if newer is not None and newer.has_counters else None
-        steps.fold_steps(fold, report, incarnation, applied_before=applied_before, resumed_at=resumed_at)
+        resumed = newer if newer is not None and newer.has_counters else None
+        steps.fold_steps(fold, report, incarnation, applied_before=applied_before, resumed=resumed)
     if rise and in_order and current:
         recorded = zip(report.steps.step, report.steps.outcome, strict=True)
         if rise > sum(step > start.steps and outcome == "accepted_not_finite" for step, outcome in recorded):

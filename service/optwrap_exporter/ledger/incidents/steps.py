@@ -4,6 +4,7 @@ Bad steps within NEAR steps of an incident's belong to it. Step numbers are kept
 reports, nor repetition, nor the number of processes that report a step changes the result.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ def any_bad(report: Report) -> bool:
 
 
 def fold_steps(
-    fold: Fold, report: Report, incarnation: IncarnationState, *, applied_before: int, resumed_at: int | None
+    fold: Fold, report: Report, incarnation: IncarnationState, *, applied_before: int, resumed: IncarnationState | None
 ) -> None:
     """Fold the bad steps of a report.
 
@@ -35,16 +36,19 @@ def fold_steps(
       report: the report.
       incarnation: its incarnation, with the report merged.
       applied_before: steps with non-finite values that the optimizer had taken before the report.
-      resumed_at: the step from which the process went on, if it has started or rolled back since; else None.
+      resumed: the incarnation with which the process went on, if it has started or rolled back since; else None.
     """
     details = _Details(report)
     group: _Group | None = None
     others: list[IncidentRecord] = []
+    starved = _starved_since(fold, incarnation)
     for step, outcome in _bad_steps(report):
         applied = outcome == "accepted_not_finite"
+        if step >= starved and not applied:  # the incident of a starved process is about these steps too
+            continue
         if group is None or not group.takes(step, applied) or any(one.near(step) for one in others):
             if group is not None:
-                _add(fold, group, report, details, resumed_at=resumed_at)
+                _add(fold, group, report, details, resumed=resumed)
             found = _find(fold, incarnation, step, applied=applied) or fold.open(
                 "gave_up" if applied else "skipped",
                 incarnation.attempt,
@@ -62,7 +66,14 @@ def fold_steps(
         if applied:
             group.applied.append(step)
     if group is not None:
-        _add(fold, group, report, details, resumed_at=resumed_at)
+        _add(fold, group, report, details, resumed=resumed)
+
+
+def _starved_since(fold: Fold, incarnation: IncarnationState) -> float:
+    """The first step of the live incident of a launch that is starved."""
+    key = (incarnation.attempt, incarnation.generation)
+    steps = (one.first_step for one in fold.live(["starved"]) if (one.attempt, one.generation) == key)
+    return min((step for step in steps if step is not None), default=math.inf)
 
 
 class _Group:
@@ -104,7 +115,7 @@ def _find(fold: Fold, incarnation: IncarnationState, step: int, *, applied: bool
     return max(found, key=lambda one: (one.spans(step), one.live, one.id), default=None)
 
 
-def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resumed_at: int | None) -> None:
+def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resumed: IncarnationState | None) -> None:
     """Add bad steps to an incident."""
     one = group.incident
     more = one.with_steps(ranges.of(group.steps), ranges.of(group.applied))
@@ -118,17 +129,18 @@ def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resu
         closed=None if reopened else one.closed,
         lasts=one.lasts or reopened,
         updated=fold.now if new else one.updated,
+        gave_up=fold.now if group.applied and one.gave_up is None else one.gave_up,
         processes=ranges.add(one.processes, report.process),
         outcomes=one.outcomes if group.outcomes.issubset(one.outcomes) else in_order({*one.outcomes, *group.outcomes}),
         last_clean_step=_last_clean(more, report.gauges.every_k or 1),
         **details.earlier(one, group.steps),
     ).compact()
     fold.keep(more)
-    if resumed_at is not None and more.live:
+    if resumed is not None and more.live:
         clean = more.last_clean_step
-        back = clean is not None and resumed_at <= clean
+        back = clean is not None and resumed.start_step <= clean
         if back or more.kind == "skipped":
-            fold.end(more, rolled_back=back)
+            fold.end(more, at=resumed.first_report, rolled_back=back)
 
 
 def _last_clean(one: IncidentRecord, window: int) -> int | None:
@@ -184,6 +196,7 @@ def fold_unrecorded(
         lasts=True,
         closed=None if not acknowledged else found.closed,
         counted=counted,
+        gave_up=fold.now if found.gave_up is None else found.gave_up,
         last_step=max(found.last_step or last, last),
         last_clean_step=clean if acknowledged else min(clean, first - 1),
         updated=fold.now,

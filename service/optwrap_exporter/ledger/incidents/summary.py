@@ -53,6 +53,8 @@ def answer(run: str, one: IncidentRecord) -> Incident:
         last_step=one.last_step,
         steps=one.steps,
         applied=one.applied_steps,
+        first_applied_step=one.first_applied,
+        gave_up=one.gave_up,
         parameter=one.parameter,
         replica=None
         if replica is None
@@ -62,6 +64,7 @@ def answer(run: str, one: IncidentRecord) -> Incident:
         last_clean_step=one.last_clean_step,
         outcomes=list(one.outcomes),
         reason=one.reason,
+        times=one.times,
         summary=summary(one),
         runbook=RUNBOOKS[one.kind] if one.kind != "skipped" or _NOT_FINITE & {*one.outcomes} else _SKIPS,
     )
@@ -80,23 +83,22 @@ def verdict(one: IncidentRecord) -> str:
     )
     if one.kind == "diverged":
         return f"{summary(one)}: {remedy} on all processes"
+    known = "; acknowledged" if one.state == "acknowledged" else ""
     applied = "1 non-finite step" if one.applied_steps == 1 else f"{number(one.applied_steps)} non-finite steps"
-    at = one.first_step if clean is None else clean + 1
-    if one.applied_steps < one.steps:  # the guard skipped the others
-        some = f"{number(one.applied_steps)} of {number(one.steps)} bad steps since {number(one.first_step or 0)}"
-        return f"gave up: {some} applied, not rolled back; {remedy}"
-    return f"gave up at {number(at or 0)}: {applied} applied, not rolled back; {remedy}"
+    at = f" at step {number(one.first_applied)}" if one.first_applied is not None else ""
+    return f"gave up{at}: {applied} applied, not rolled back; {remedy}{known}"
 
 
 def _bad_steps(one: IncidentRecord) -> str:
     first, last = number(one.first_step or 0), number(one.last_step or 0)
-    where = f"step {first}" if first == last else f"{first} to {last}"
+    where = f"step {first}" if first == last else f"steps {first} to {last}"
     counted = "1 step" if one.steps == 1 else f"{number(one.steps)} steps"
     parts = [f"{where}: {counted} {_what(one)}"]
     if one.parameter is not None:
         parts.append(f"first {one.parameter}")
     if one.kind == "gave_up" or one.applied_steps:
-        parts.append(f"{number(one.applied_steps)} applied")
+        since = "" if one.first_applied in {None, one.first_step} else f" from step {number(one.first_applied or 0)} on"
+        parts.append(f"{number(one.applied_steps)} applied{since}")
         if one.rolled_back:
             parts.append("rolled back")
         else:
@@ -128,20 +130,22 @@ def _diverged(one: IncidentRecord) -> str:
     same = outcomes[odd] == outcomes[other]
     noun = "norm" if same else "outcome"
     me, them = (_norm(norms[p]) if same else f'"{OUTCOMES[outcomes[p]].word}"' for p in (odd, other))
+    step = int(figures["step"])
+    where = f"at step {number(step)}" + (", the first that differs" if step == one.first_step else f", {since}")
     if not others:
-        return f"processes {odd} and {other} disagree: {noun} {me} and {them}, {since}"
+        return f"processes {odd} and {other} disagree: {noun} {me} and {them} {where}"
     device = f" ({one.device})" if one.device else ""
     who = f"process {odd}" + (f" on {one.host}" if one.host else "") + device
     who, has = (who, "has") if count == 1 else (f"{who} and {number(count - 1)} more", "have")
     rest = "1 other has" if others == 1 else f"{number(others)} others have"
-    return f"{who} {has} {noun} {me} where {rest} {them}, {since}"
+    return f"{who} {has} {noun} {me} where {rest} {them} {where}"
 
 
 def _starved(one: IncidentRecord) -> str:
     norm, limit = one.figures.get("norm"), one.figures.get("limit")
-    said = f"{number(one.steps)} steps since {number(one.first_step or 0)} without a gradient step"
+    said = f"{number(one.steps)} steps since step {number(one.first_step or 0)} without a gradient step"
     if norm is not None:
-        said += f", norm about {_norm(norm)}"
+        said += f", norm {_norm(norm)} at step {number(one.figures['step'])}"
     return said if limit is None else f"{said}, limit {_norm(limit)}"
 
 
@@ -151,7 +155,13 @@ def _conflict(one: IncidentRecord) -> str:
 
 
 def _ended(one: IncidentRecord) -> str:
-    said = f"{one.kind}: {one.reason}" if one.reason else f"{_who(one)} {one.kind} {_at(one)}"
+    launch = one.figures.get("launch")
+    where = _at(one) + (f" of attempt {number(launch)}" if launch else "")
+    if one.times > 1:
+        said = f"failed {number(one.times)} times in a row, last {where}"
+    else:
+        said = f"{one.kind if one.reason else f'{_who(one)} {one.kind}'} {where}"
+    said += f": {one.reason}" if one.reason else ""
     return said + ("" if one.last_clean_step is None else f"; last clean step {number(one.last_clean_step)}")
 
 
@@ -162,7 +172,7 @@ def _stale(one: IncidentRecord) -> str:
 
 def _stalled(one: IncidentRecord) -> str:
     reports = "reports, but takes" if _count(one) == 1 else "report, but take"
-    return f"{_who(one)} {reports} no step" + ("" if one.last_step is None else f" after {number(one.last_step)}")
+    return f"{_who(one)} {reports} no step" + ("" if one.last_step is None else f" after step {number(one.last_step)}")
 
 
 _SENTENCES: Final[dict[IncidentKind, Callable[[IncidentRecord], str]]] = {

@@ -4,6 +4,7 @@
  */
 
 import { compact, duration, integer, norm, percent, plural, wireNumber } from "../format.js";
+import { knowledge } from "../model.js";
 import { FIGURES, LOST_REASONS } from "../vocabulary.js";
 import { figureInWords, REASONS, KINDS, streakInWords } from "../words.js";
 import { el, keyed, setAttribute, setText, shape } from "../dom.js";
@@ -29,7 +30,7 @@ function createStreak(root) {
     const used = count ?? streak ?? 0;
     guard(used, limit ?? 0);
     // The step is that of the streak, so it comes first: after the longest streak it would read as when that was.
-    setText(foot, [lastStep(run, now), used === (streak ?? used) || past ? "" : `guard counts ${integer(used)}`, `longest so far ${integer(peak)}`].filter(Boolean).join(" · "));
+    setText(foot, [lastStep(run, now), used === (streak ?? used) || past ? "" : `guard counts ${integer(used)}`, peak === undefined ? "" : `longest so far ${integer(peak)}`].filter(Boolean).join(" · "));
     const exhausted = used > 0 && used >= limit;
     setAttribute(box, "data-tone", exhausted ? "critical" : streak > 0 ? "warning" : null);
     const rule =
@@ -111,12 +112,13 @@ function createNorm(root) {
 function createSteps(root) {
   const { box, value, unit, body, foot } = tile(root, "steps", "Steps", "Calls of the optimizer's update in this run, over all attempts");
   const shares = createShares(body);
-  return (run) => {
+  return (run, state) => {
     const { steps_per_second: rate, unseen, unseen_not_finite: badUnseen, dropped, lost_steps: lost } = run;
     const { steps, not_finite_steps: bad, outcomes } = run.totals;
     shares(outcomes, steps);
     setText(value, compact(steps));
-    setText(unit, rate === null ? "" : `${rateInWords(rate)} per s`);
+    // Whether it still takes steps is known only as long as the exporter answers and stores reports.
+    setText(unit, rate === null || !knowledge(state).known ? "" : `${rateInWords(rate)} per s`);
     const unseenInWords = unseen ? ` · ${compact(unseen)} unseen${badUnseen ? ` (${compact(badUnseen)} non-finite)` : ""}` : "";
     // Without it the number does not fit the step that the run is at.
     const redone = lost.redone ? ` · of these ${compact(lost.redone)} taken again` : "";
