@@ -120,9 +120,8 @@ def test_empty_and_disconnected_page_have_no_accessibility_violations(
     assert violations(desk.page) == []
 
 
-FOCUSABLE = """() => [...document.querySelectorAll(
-        "a[href], button:not([tabindex='-1']), input, select, summary, [tabindex='0']")]
-    .filter((node) => node.checkVisibility() && !node.disabled)
+FOCUSABLE = """() => [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex='0']")]
+    .filter((node) => node.checkVisibility() && !node.disabled && node.tabIndex >= 0)
     .map((node) => { node.dataset.tour ??= Math.random(); return node.dataset.tour; })"""
 
 FOCUSED = """() => {
