@@ -28,7 +28,7 @@ def test_a_subclass_and_an_unvalidated_row_have_it_too() -> None:
         seen: Instant | None = None
         all: list[Instant]
 
-    more = More.model_construct(at=0.0, ended=1.0, step=2.0)
+    more = More.model_construct(at=0.0, ended=1.0, step=2.0, all=[])
     assert more.model_dump()["at_rfc3339"] == "1970-01-01T00:00:00.000Z"
     assert more.model_dump()["ended_rfc3339"] == "1970-01-01T00:00:01.000Z"
     assert more.model_dump()["seen_rfc3339"] is None

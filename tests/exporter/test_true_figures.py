@@ -156,7 +156,7 @@ def test_every_figure_keeps_the_step_and_time_at_which_it_was_last_seen(site: Se
     assert answer["norm"] == {"value": 99.0, "step": 2, "time": START + 5}
     assert answer["update_norm"] == {"value": 0.25, "step": 1, "time": START}
     assert answer["scalars"] == {
-        "loss": {"value": 2.5, "step": 1, "time": START},
+        "loss": {"value": "NaN", "step": 2, "time": START + 5},
         "lr": {"value": 0.2, "step": 2, "time": START + 5},
     }
 
