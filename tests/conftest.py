@@ -19,6 +19,7 @@ from tests.thinning import thinned
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="every case of the tests over large tables")
+    parser.addoption("--sample", type=int, default=1, metavar="N", help="one in N of the cases that would run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out cases of long tables, unless they were asked for: by --thorough, or as the few of a selection."""
     if config.getoption("thorough") or config.getoption("keyword") or any("::" in arg for arg in config.args):
         return
-    stay, left_out = thinned(items)
+    stay, left_out = thinned(items, config.getoption("sample"))
     items[:] = stay
     config.hook.pytest_deselected(items=left_out)
 

@@ -29,7 +29,7 @@ from tests.optwrap.transformations import (
     stepper,
 )
 
-pytestmark = pytest.mark.thin(5)
+pytestmark = pytest.mark.thin(7)
 
 Tree = Any
 Through = Callable[[Tree, Tree, pathlib.Path], Tree]

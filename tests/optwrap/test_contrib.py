@@ -136,7 +136,7 @@ def where(combinations: set[tuple[str, str]], *, besides: bool = False) -> Any:
     return pytest.mark.parametrize(("name", "case"), chosen, ids=[f"{name}-{case.name}" for name, case in chosen])
 
 
-@pytest.mark.thin(5)
+@pytest.mark.thin(9)
 @where(NEITHER | OPTAX_RAISES, besides=True)
 def test_every_contributed_optimizer_trains_in_every_wrapper(name: str, case: Case) -> None:
     """The same bits as in optax's wrapper; under apply_if_finite with an instrumentation, which counts every step."""

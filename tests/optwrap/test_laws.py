@@ -31,6 +31,8 @@ from tests.optwrap.transformations import (
     stepper,
 )
 
+pytestmark = pytest.mark.thin(3)
+
 STEPS = 7
 
 OPTAX_DIFFERS = {(name, "complex64") for name in WRAPPERS if name.startswith("multi_steps")} | {
@@ -45,7 +47,6 @@ EVERY_SINGLE = SINGLES + OURS_SINGLES
 EVERY_PAIR = PAIRS + OURS_PAIRS
 
 
-@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("case", "tree"),
     [(case, tree) for case in ONE_EACH for tree in TREES if (case.name, tree) not in OPTAX_DIFFERS]
@@ -60,7 +61,6 @@ def test_finite_gradients_give_what_optax_gives(case: Case, tree: str) -> None:
         assert_same(as_optax_has_it(mine), other)
 
 
-@pytest.mark.thin(3)
 @by_name([case for case in EVERY_PAIR if case.name not in OPTAX_RAISES])
 def test_finite_gradients_give_what_optax_gives_where_two_are_nested(case: Case) -> None:
     """The same for nestings of two."""
@@ -103,7 +103,6 @@ def test_init_takes_shapes_for_parameters(case: Case) -> None:
     assert_same_types(transformation.init(shapes), transformation.init(params))
 
 
-@pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_jit_equals_eager(case: Case) -> None:
     """The same values without jit."""
@@ -145,7 +144,6 @@ def test_the_inner_transformation_is_traced_once(case: Case) -> None:
     assert traced == 1
 
 
-@pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_works_as_the_carry_of_a_scan(case: Case) -> None:
     """Steps in a `lax.scan` equal steps one after the other."""
@@ -163,7 +161,6 @@ def test_works_as_the_carry_of_a_scan(case: Case) -> None:
     assert_close((params, state), (expected.params, expected.state))
 
 
-@pytest.mark.thin(3)
 @by_name(ONE_EACH)
 def test_works_under_vmap(case: Case) -> None:
     """Two trainings in one vmap, one of them with NaN, are the two trainings."""

@@ -31,7 +31,7 @@ from tests.optwrap.transformations import (
     tree_of,
 )
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(5)
 
 Tree = Any
 

@@ -13,7 +13,7 @@ import optwrap
 from optwrap._reading.unpack import unpack
 from tests.optwrap.transformations import SINGLES, WRAPPERS, Case, assert_same, assert_same_types, multi_steps, stepper
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(5)
 
 TINY = sorted(name for name in dir(jnp) if name.startswith(("float8_", "float4_")))
 NARROW = [*TINY, "float16", "bfloat16", "float32", "complex64", "int4", "int8", "uint8", "int32", "bool"]
