@@ -247,6 +247,7 @@ MUTATIONS = {
 
 
 @pytest.mark.programs("promtool")
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(("file", "pattern", "replacement", "case"), MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_promtool_tests_detect_a_wrong_rule(
     file: str, pattern: str, replacement: str, case: str, tmp_path: Path

@@ -71,7 +71,7 @@ def test_the_document_lists_every_health_and_event_kind() -> None:
 # That totals add up, and that a cursor is one this list gave, is beyond what a schema can say.
 BEYOND = [positive_data_acceptance]
 QUICK = settings(
-    max_examples=10,
+    max_examples=6,
     deadline=None,
     database=None,
     derandomize=True,

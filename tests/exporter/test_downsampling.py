@@ -107,6 +107,7 @@ def test_downsampling_keeps_the_extremes_of_every_bucket(kept: Kept, points: int
     assert points * 0.6 <= len(shown) <= points
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("axis", ["step", "time"])
 @pytest.mark.parametrize(("steps", "points"), [(3_000, 100), (40_000, 100), (40_000, 2000)])
 def test_downsampling_keeps_a_spike_of_the_loss_alone(kept: Kept, axis: Axis, steps: int, points: int) -> None:

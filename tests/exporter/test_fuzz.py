@@ -20,6 +20,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         yield running
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_body_made_to_be_expensive_is_refused_cheaply(target: Victim, name: str) -> None:
     """Whatever is in 4 MiB: 50 ms of processor time and 100 MB of memory."""

@@ -221,7 +221,7 @@ OPTAX = [
 ]
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize(
     ("lib", "nesting"),
     [*((Lib(optwrap), nesting) for nesting in NESTINGS), *((Lib(optax), nesting) for nesting in OPTAX)],

@@ -54,6 +54,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, float]]] = {
 }
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("way", ["update", "apply_gradients", "scan"])
 @pytest.mark.parametrize("case", CASES)
 def test_limits_and_schedules_are_read_without_a_leak(case: str, way: str) -> None:
