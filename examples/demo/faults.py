@@ -1,4 +1,4 @@
-"""The faults: which stored data is damaged, how, and in which steps.
+"""The faults: which stored data is damaged, how, and in which batches.
 
 A fault damages the bytes of one stored block: the targets of one layer's probe in one batch. It does not touch
 gradients; the training turns the damaged targets into bad ones.
@@ -76,22 +76,22 @@ class Fault:
     """Damage to one layer's targets, in one or several consecutive batches."""
 
     first: int
-    """The first micro-step with it; the training's first step is 1."""
+    """The first batch with it; the first batch is 1. Until batches are left out, micro-step n takes batch n."""
     count: int
-    """Number of consecutive micro-steps."""
+    """Number of consecutive batches."""
     layer: int
     """The layer whose targets are damaged."""
     damage: Damage
 
-    def covers(self, step: int) -> bool:
-        """Whether micro-step `step` has this fault."""
-        return self.first <= step < self.first + self.count
+    def covers(self, batch: int) -> bool:
+        """Whether the batch of this number has this fault."""
+        return self.first <= batch < self.first + self.count
 
 
-def damaged(stored: StoredBatch, step: int, faults: Iterable[Fault]) -> StoredBatch:
-    """The stored batch of micro-step `step`, with the faults of that step."""
+def damaged(stored: StoredBatch, number: int, faults: Iterable[Fault]) -> StoredBatch:
+    """The stored batch, with the faults of the batch of this number."""
     for fault in faults:
-        if fault.covers(step):
+        if fault.covers(number):
             blocks = list(stored.ahead)
             blocks[fault.layer] = fault.damage.damage(blocks[fault.layer])
             stored = dataclasses.replace(stored, ahead=tuple(blocks))

@@ -1,4 +1,4 @@
-"""The progress bar: step, loss, streak and skipped steps. The training does not wait for it."""
+"""The progress bar: batch, loss, streak and skipped steps. The training does not wait for it."""
 
 import math
 import time
@@ -26,29 +26,29 @@ class Progress:
     The values are a tenth of a second old, so that the host does not wait for the step that it has just dispatched.
     """
 
-    def __init__(self, console: Console, title: str, steps: int) -> None:
+    def __init__(self, console: Console, title: str, batches: int) -> None:
         self._console = console
         self._title = title
-        self._steps = steps
+        self._batches = batches
         self._terminal = console.is_terminal
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("batch {task.completed}/{task.total}"),
             TextColumn("{task.fields[shown]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not self._terminal,
         )
-        self._task = self._bar.add_task(title, total=steps, shown="compiling")
+        self._task = self._bar.add_task(title, total=batches, shown="compiling")
         self._asked: tuple[int, jax.Array, jax.Array | None] | None = None
         self._asked_at = -math.inf
 
-    def advance(self, step: int, loss: jax.Array, reading: Callable[[], jax.Array] | None = None) -> None:
-        """Note that micro-step `step` has been dispatched.
+    def advance(self, batch: int, loss: jax.Array, reading: Callable[[], jax.Array] | None = None) -> None:
+        """Note that a micro-step has been dispatched.
 
         Args:
-          step: its number, from 1.
+          batch: the number of its batch, from 1. After a rollback it is smaller than before.
           loss: float32[], not waited for.
           reading: dispatches a reading of the state after it; called for a few steps only.
         """
@@ -56,11 +56,11 @@ class Progress:
         if self._asked is not None and waited >= _LAG:
             self._show(*self._asked)
             self._asked = None
-        if step == self._steps or (self._asked is None and (self._terminal or waited >= _BETWEEN_LINES)):
-            self._asked = step, loss, None if reading is None else reading()
+        if batch == self._batches or (self._asked is None and (self._terminal or waited >= _BETWEEN_LINES)):
+            self._asked = batch, loss, None if reading is None else reading()
             self._asked_at = time.monotonic()
 
-    def _show(self, step: int, loss: jax.Array, reading: jax.Array | None) -> None:
+    def _show(self, batch: int, loss: jax.Array, reading: jax.Array | None) -> None:
         shown = f"loss {float(loss):.3f}"
         if reading is not None:
             seen = unpack(np.asarray(reading))
@@ -68,10 +68,10 @@ class Progress:
             streak, longest = seen.gauges["not_finite_streak"], seen.gauges["not_finite_streak_peak"]
             shown += f"  streak {streak}, longest {longest}  skipped {skipped}"
         if self._terminal:
-            self._bar.update(self._task, completed=step, shown=shown)
+            self._bar.update(self._task, completed=batch, shown=shown)
         else:
             self._console.print(
-                f"{self._title}: step {step}/{self._steps}  {shown}", highlight=False, markup=False, soft_wrap=True
+                f"{self._title}: batch {batch}/{self._batches}  {shown}", highlight=False, markup=False, soft_wrap=True
             )
 
     def __enter__(self) -> Self:

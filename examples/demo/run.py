@@ -27,12 +27,14 @@ def run(options: Options) -> None:
     _log_to(console)
     with running(options.listen, options.data_dir, options.endpoint) as endpoint:
         try:
-            monitor = optwrap.Monitor(run=options.run, endpoint=endpoint)
+            # With emit="callback" the reports come later than the steps, so a stop cannot be decided from them.
+            policy = None if options.emit == "callback" else train.POLICY
+            monitor = optwrap.Monitor(run=options.run, endpoint=endpoint, stop=policy)
         except ValueError as error:
             raise DemoError(str(error)) from error
         say_where(endpoint)
         with monitor, Progress(console, "with optwrap", settings.steps) as progress:
-            losses = train.with_optwrap(
+            training = train.with_optwrap(
                 settings, seed=options.seed, monitor=monitor, emit=options.emit, progress=progress
             )
             monitor.flush(_FLUSH_LIMIT)
@@ -47,7 +49,7 @@ def run(options: Options) -> None:
             with Progress(console, "without", settings.steps) as progress:
                 baseline = train.without_optwrap(settings, seed=options.seed, progress=progress)
 
-        print(summary.summarize(settings, found, losses, baseline))
+        print(summary.summarize(settings, found, training, baseline))
         if found is None:
             assert problem is not None
             raise problem

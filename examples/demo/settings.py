@@ -14,7 +14,11 @@ MIN_RATIO: Final = 10.0
 REBASE_AFTER: Final = 8
 """Large steps in a row after which the guard takes their norms for a new level."""
 MAX_CONSECUTIVE_ERRORS: Final = 8
-"""Consecutive non-finite steps after which the guard gives up; more than the longest streak below."""
+"""Consecutive non-finite steps after which the guard gives up; as many as the longest streak below."""
+STOP_AFTER: Final = 8
+"""Consecutive non-finite steps after which the training stops, and goes back to a checkpoint."""
+SAVE_EVERY: Final = 20
+"""Steps from one checkpoint to the next: more than from the last clean step to the stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +55,10 @@ FULL: Final = Settings(
         Fault(first=671, count=2, layer=0, damage=Damage.STRAY_WRITE),
         Fault(first=760, count=12, layer=2, damage=Damage.AS_BYTES),
         Fault(first=851, count=1, layer=1, damage=Damage.STUCK_BIT),
+        Fault(first=912, count=STOP_AFTER, layer=3, damage=Damage.STUCK_BIT),
     ),
 )
-"""A single fault, a streak, a norm spike, two more in a row, a new level, and a late one."""
+"""A single fault, a streak, a norm spike, two more in a row, a new level, a late one, and a streak that stops it."""
 
 QUICK: Final = Settings(
     steps=80,
@@ -68,6 +73,7 @@ QUICK: Final = Settings(
         Fault(first=19, count=4, layer=0, damage=Damage.STUCK_BIT),
         Fault(first=32, count=1, layer=1, damage=Damage.WRONG_TYPE),
         Fault(first=41, count=2, layer=0, damage=Damage.STRAY_WRITE),
+        Fault(first=44, count=STOP_AFTER, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=62, count=11, layer=1, damage=Damage.AS_BYTES),
         Fault(first=300, count=3, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=900, count=2, layer=0, damage=Damage.WRONG_TYPE),

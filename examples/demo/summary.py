@@ -7,25 +7,27 @@ import numpy as np
 
 from examples.demo.model import probe_path
 from examples.demo.settings import Settings
-from examples.demo.train import Losses
+from examples.demo.train import Losses, Rollback, Training
 
 LAST = 20
 """Micro-steps over which the final loss is averaged."""
 
 
-def summarize(settings: Settings, answer: dict[str, Any] | None, losses: Losses, baseline: Losses | None) -> str:
+def summarize(settings: Settings, answer: dict[str, Any] | None, training: Training, baseline: Losses | None) -> str:
     """The summary, as lines.
 
     Args:
       settings: what was trained, with its faults.
       answer: of GET /v1/runs/{run}; None if there is none.
-      losses: of the training with optwrap.
-      baseline: of the training without; None if there was none.
+      training: the one with optwrap.
+      baseline: the losses of the one without; None if there was none.
     """
     lines = ["", "Faults in the data:", *_faults(settings)]
     if answer is not None:
         lines += ["Counted by the exporter:", *_counted(answer)]
-    lines += ["Loss in nats per character, first and last:", f"  with optwrap     {_course(losses)}"]
+    if training.rollbacks:
+        lines += ["Stopped, and recovered:", *map(_rolled_back, training.rollbacks)]
+    lines += ["Loss in nats per character, first and last:", f"  with optwrap     {_course(training.losses)}"]
     if baseline is not None:
         lines.append(f"  without optwrap  {_course(baseline)}  (optax.MultiSteps around the same adamw, same data)")
     return "\n".join([*lines, ""])
@@ -40,8 +42,8 @@ def _faults(settings: Settings) -> Iterator[str]:
     for fault in settings.faults:
         if fault.first <= settings.steps:
             last = min(fault.first + fault.count - 1, settings.steps)
-            steps = f"step {fault.first}" if last == fault.first else f"steps {fault.first}-{last}"
-            yield f"  {steps:<15}{fault.damage.title}, {probe_path(fault.layer)}: {fault.damage.outcome}"
+            batches = f"batch {fault.first}" if last == fault.first else f"batches {fault.first}-{last}"
+            yield f"  {batches:<17}{fault.damage.title}, {probe_path(fault.layer)}: {fault.damage.outcome}"
 
 
 def _counted(answer: dict[str, Any]) -> Iterator[str]:
@@ -56,6 +58,11 @@ def _counted(answer: dict[str, Any]) -> Iterator[str]:
     for bad in sorted(answer["parameters"], key=lambda parameter: int(parameter["first_step"])):
         steps = "1 step" if bad["steps"] == 1 else f"{bad['steps']} steps"
         yield f"  {bad['parameter']}: not finite in {steps}, first in step {bad['first_step']}"
+
+
+def _rolled_back(one: Rollback) -> str:
+    left_out = ", ".join(map(str, one.left_out))
+    return f"  at step {one.stop.step}: {one.stop.reason}; went on from step {one.restored} without batches {left_out}"
 
 
 def _course(losses: Losses) -> str:

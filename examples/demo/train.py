@@ -1,11 +1,11 @@
 """The training job: with optwrap and without, on the same damaged data."""
 
 import functools
-import itertools
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -14,17 +14,40 @@ from examples.demo import model, optimizer
 from examples.demo.data import Batch, Corpus
 from examples.demo.faults import damaged
 from examples.demo.progress import Progress
-from examples.demo.settings import Settings
+from examples.demo.settings import SAVE_EVERY, STOP_AFTER, Settings
 
+POLICY: Final = optwrap.StopPolicy(not_finite_streak=STOP_AFTER)
 Emit = Literal["reading", "callback"]
 Losses = np.ndarray[Any, np.dtype[np.float32]]
 """float32[steps]: the language model's loss in each micro-step, nats per character."""
 
 
-def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emit: Emit, progress: Progress) -> Losses:
+class Rollback(NamedTuple):
+    """A stop of the training, and how it went on."""
+
+    stop: optwrap.Stop
+    restored: int
+    """The step of the checkpoint that was restored."""
+    left_out: tuple[int, ...]
+    """The batches that were left out from then on."""
+
+
+class Training(NamedTuple):
+    """A training with optwrap."""
+
+    losses: Losses
+    """Without the steps that were rolled back."""
+    rollbacks: list[Rollback]
+
+
+def with_optwrap(
+    settings: Settings, *, seed: int, monitor: optwrap.Monitor, emit: Emit, progress: Progress
+) -> Training:
     """Train with optwrap: a bad batch is skipped, and `monitor` reports it.
 
-    A training script adds only the lines marked `# 1`, and with emit="reading" those marked `# 2`.
+    A training script adds only the lines marked `# 1`, and with emit="reading" those marked `# 2`. The lines marked
+    `# 3` stop and roll back, if `monitor` has a policy. Here checkpoints are copies on the device, so that the demo
+    needs no files; `examples/stop_and_roll_back.py` saves them with orbax.
     """
     job = _Job(settings, seed)
     tx = optimizer.guarded(settings)
@@ -40,17 +63,37 @@ def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emi
         reading = optwrap.reading(opt_state) if emit == "reading" else None  # 2
         return params, opt_state, loss, reading
 
+    @jax.jit
+    def copied(tree: Any) -> Any:
+        return jax.tree.map(jnp.copy, tree)
+
     params, losses = job.params, []
     opt_state = tx.init(params)
     glance = jax.jit(optwrap.reading)  # for the progress bar, a few times a second
-    for number, batch in enumerate(job.batches(), start=1):
-        params, opt_state, loss, reading = step(params, opt_state, batch)
+    numbers = list(range(1, settings.steps + 1))  # step n takes the n-th of these batches
+    batches, done = job.batches(numbers), 0
+    checkpoints, rollbacks = {0: copied((params, opt_state))}, []
+    while done < len(numbers):
+        params, opt_state, loss, reading = step(params, opt_state, next(batches))
+        done += 1
         if reading is not None:
             monitor.observe(reading, loss=loss)  # 2
         losses.append(loss)
-        progress.advance(number, loss, functools.partial(glance, opt_state))
+        progress.advance(numbers[done - 1], loss, functools.partial(glance, opt_state))
+        if stop := monitor.should_stop():  # 3
+            left_out = tuple(numbers[bad.step - 1] for bad in stop.bad_steps)
+            checkpoints = {saved: state for saved, state in checkpoints.items() if saved <= stop.last_clean_step}
+            done = max(checkpoints)
+            params, opt_state = copied(checkpoints[done])  # a copy, because the next step overwrites it
+            numbers = [number for number in numbers if number not in left_out]
+            batches = job.batches(numbers[done:])
+            del losses[done:]
+            rollbacks.append(Rollback(stop, done, left_out))
+        elif done % SAVE_EVERY == 0:
+            # The newest one may be from after the last clean step.
+            checkpoints = {max(checkpoints): checkpoints[max(checkpoints)], done: copied((params, opt_state))}
     jax.block_until_ready(opt_state)  # type: ignore[no-untyped-call]  # jax gives it no types
-    return np.array(jax.device_get(losses), np.float32)
+    return Training(np.array(jax.device_get(losses), np.float32), rollbacks)
 
 
 def without_optwrap(settings: Settings, *, seed: int, progress: Progress) -> Losses:
@@ -66,7 +109,7 @@ def without_optwrap(settings: Settings, *, seed: int, progress: Progress) -> Los
 
     params, losses = job.params, []
     opt_state = tx.init(params)
-    for number, batch in enumerate(job.batches(), start=1):
+    for number, batch in enumerate(job.batches(range(1, settings.steps + 1)), start=1):
         params, opt_state, loss = step(params, opt_state, batch)
         losses.append(loss)
         progress.advance(number, loss)
@@ -94,8 +137,9 @@ class _Job:
         gradients, loss = jax.grad(model.loss, has_aux=True)(params, self._shape, batch, self._corpus.scale)
         return gradients, loss
 
-    def batches(self) -> Iterator[Batch]:
-        """One for each micro-step, damaged as the settings say."""
-        stored = self._corpus.batches(self._settings.batch, self._seed)
-        for number, batch in enumerate(itertools.islice(stored, self._settings.steps), start=1):
+    def batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
+        """The batches of these numbers, which ascend from 1, damaged as the settings say."""
+        stored = enumerate(self._corpus.batches(self._settings.batch, self._seed), start=1)
+        for number in numbers:
+            batch = next(batch for at, batch in stored if at == number)
             yield self._corpus.decode(damaged(batch, number, self._settings.faults))

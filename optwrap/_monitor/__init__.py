@@ -5,5 +5,6 @@ encode) -> transport -> exporter. The reporter drives all of it; the thread star
 
 What a Monitor does for its own program is in `local`; what builds and sends reports is in `sending`.
 
-Modules, lowest first: log settings source worst queue backlog account scalars intake reporter thread monitor.
+Modules, lowest first: log one_optimizer settings source worst queue backlog account scalars intake reporter thread
+monitor.
 """

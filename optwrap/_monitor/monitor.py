@@ -1,10 +1,8 @@
 """`Monitor`: reports from a training loop to the exporter. It never blocks the loop and never raises into it."""
 
 import contextlib
-import dataclasses
 import functools
 import os
-import time
 import types
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,11 +12,12 @@ from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.local.serve import serve as serve_locally
 from optwrap._monitor.local.table import table
 from optwrap._monitor.log import LogOnce
+from optwrap._monitor.one_optimizer import OneOptimizer
 from optwrap._monitor.queue import Ending, Flush, in_words
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
 from optwrap._reading.rows import as_rows, on_host
-from optwrap._reading.unpack import Layout, Reading, Source
+from optwrap._reading.unpack import Layout, Reading
 from optwrap._stop.decision import Decision
 from optwrap._stop.policy import StopPolicy
 from optwrap._stop.stop import Stop
@@ -125,11 +124,7 @@ class Monitor:
         if not (on_step is None or callable(on_step)):
             raise TypeError(f"on_step: got {on_step!r}; allowed: a callable that takes a StepRecord, or None")
         self._on_step = on_step
-        self._layout: Layout | None = None
-        self._stepping: weakref.ref[Source] | None = None
-        """The instrumentation whose `update` was traced last."""
-        self._stepping_since = 0
-        """When that was traced first, on the clock of `Source.created`."""
+        self._optimizer = OneOptimizer()
         self._worker: Worker | None = None
         self._settings = resolve(
             parts.environ,
@@ -167,7 +162,7 @@ class Monitor:
     @property
     def layout(self) -> Layout | None:
         """The parameters' names, for `optwrap.unpack`; None until `init` or `update` is traced."""
-        return self._layout
+        return self._optimizer.layout
 
     def latest(self, member: int = 0) -> Reading | None:
         """The newest reading that the device has computed, unpacked; None before the first, or if the Monitor is off.
@@ -206,24 +201,9 @@ class Monitor:
         """
         if self._decision is not None:
             self._decision.describe(layout, stepping=stepping)
-        last = None if self._stepping is None else self._stepping()
-        this = None if layout.source is None else layout.source()
-        if last is not None and this is not last and (this is None or this.created < self._stepping_since):
-            if stepping and this is not None:
-                raise ValueError(
-                    f"Monitor: {self!r} is given to a second optimizer; allowed: one instrument for each Monitor; give "
-                    "each optimizer its own, Monitor(run=...) under a name of its own"
-                )
-            if not stepping:
-                return  # an optimizer that is only initialised; the readings are those of the one that steps
-        if stepping and this is not last:
-            self._stepping, self._stepping_since = layout.source, time.monotonic_ns()
-        if self._layout == layout and layout.replicas is None:
-            # `init` is traced again whenever an outer instrumentation is, and does not know the replicas.
-            layout = dataclasses.replace(layout, replicas=self._layout.replicas if self._layout else None)
-        self._layout = layout
+        self._optimizer.describe(layout, stepping=stepping, monitor=self)
         if self._worker is not None:
-            self._worker.inbox.layout = layout
+            self._worker.inbox.layout = self._optimizer.layout
 
     def observe(self, reading: object, /, **scalars: object) -> None:
         """Report one step, or several. Never blocks, not even for the device, and never raises.
@@ -348,7 +328,7 @@ class Monitor:
         worker = Worker(
             settings, self._parts, on_step=self._on_step, superseded=functools.partial(_supersede, weakref.ref(self))
         )
-        worker.inbox.layout = self._layout
+        worker.inbox.layout = self._optimizer.layout
         return worker
 
     def _check_token(self, settings: Settings) -> None:

@@ -110,7 +110,8 @@ class Reading:
     """The share of the squared norm, from 0 to 1, of the three parameters with the largest shares, the largest first.
     Empty if the norm is zero or a value is non-finite."""
     update_norm: float | None = None
-    """Global L2 norm of the update that the step applied; None if it applied none, or without `update_norm=True`."""
+    """Global L2 norm of the update that the step applied; None if it applied none, or without `update_norm=True`.
+    In a skipped step: of the parameters that moved all the same, beside the guard that skipped."""
     scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The hyperparameters of `optax.inject_hyperparams` by name, as of this step. From a Monitor also the scalars that
     were observed with the reading."""

@@ -138,6 +138,8 @@ def counted(
 
 
 def _update_norm(call: Call, outcome: jax.Array) -> jax.Array:
-    """float32[]: the norm of the update that this step applied; ABSENT if the inner optimizer was not called."""
-    taken = (outcome == OUTCOMES.index("applied")) | (outcome == OUTCOMES.index("accepted_not_finite"))
-    return jnp.where(taken, norm_of(gradient_tree(call.returned)), ABSENT)
+    """float32[]: the norm of the update that this step applied; ABSENT if it applied none."""
+    norm = norm_of(gradient_tree(call.returned))
+    applied = (outcome == OUTCOMES.index("applied")) | (outcome == OUTCOMES.index("accepted_not_finite"))
+    # Beside a guard that skipped its parameters, others may have moved.
+    return jnp.where(applied | (norm > 0), norm, ABSENT)

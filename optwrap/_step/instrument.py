@@ -99,8 +99,9 @@ def instrument(
         which the gradients differ: a name or a tuple of names. Without it each device counts its own gradients. Under
         `shard_map` with check_vma it is not needed, because types show what differs.
       update_norm: whether the reading also has the global L2 norm of the returned updates, in steps whose outcome is
-        `applied` or `accepted_not_finite`. Under `lookahead` it is that of the fast updates. It costs one more pass,
-        and `optwrap.apply_gradients` then calls `update` and applies the updates afterwards, as optax does.
+        `applied` or `accepted_not_finite`, and in others if it is above 0: then one of several guards has skipped its
+        parameters, and others have moved. Under `lookahead` it is that of the fast updates. It costs one more pass, and
+        `optwrap.apply_gradients` then calls `update` and applies the updates afterwards, as optax does.
 
     Returns:
       A transformation with the updates of `tx`, and an `InstrumentState` around its state.

@@ -12,9 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -25,7 +25,17 @@ from hypothesis import strategies as st
 from examples.demo.data import Corpus
 from examples.demo.faults import Damage, Outcome
 from examples.demo.options import parse
-from examples.demo.settings import EVERY_K, FULL, MAX_CONSECUTIVE_ERRORS, MAX_NORM, QUICK, REBASE_AFTER, Settings
+from examples.demo.settings import (
+    EVERY_K,
+    FULL,
+    MAX_CONSECUTIVE_ERRORS,
+    MAX_NORM,
+    QUICK,
+    REBASE_AFTER,
+    SAVE_EVERY,
+    STOP_AFTER,
+    Settings,
+)
 from tests.conftest import RunningExporter
 from tests.polling import wait_until
 
@@ -33,80 +43,113 @@ pytestmark = pytest.mark.timeout(240)
 REPOSITORY = Path(__file__).parents[2]
 MANY = 2000
 """Micro-steps of a training in which there is time to do something; short as steps are, some seconds."""
+LAG = 8
+"""Readings by which a decision to stop is late, as `StopPolicy` documents."""
 CORPUS = Corpus(context=FULL.context, layers=FULL.layers)
 
 
 # --- the truth -----------------------------------------------------------------------------------------------------
 
 
+class Row(NamedTuple):
+    """A step that was taken."""
+
+    step: int
+    outcome: str
+    mini_step: int
+    """Mini-steps in the window after it."""
+    parameter: str | None
+    """The parameter that was not finite."""
+    streak: int
+    """Non-finite steps in a row up to this one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Truth:
     """What must come of a table of faults."""
 
-    outcomes: list[str]
-    """Of each step."""
-    mini_steps: list[int]
-    """Mini-steps in the window after each step."""
-    offenders: dict[int, str]
-    """The bad parameter of each step that has one."""
-    longest_streak: int
+    rows: list[Row]
+    """Every step, in the order in which they were taken; after a rollback a number occurs again."""
+    state: list[Row]
+    """The steps of the state at the end."""
     rebases: int
+    left_out: tuple[int, ...] = ()
+    """The batches that were left out after a stop."""
 
     @property
-    def totals(self) -> dict[str, Any]:
-        counted = collections.Counter(self.outcomes)
-        names = (
-            *("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other"),
-            "accepted_not_finite",
-        )
-        return {
-            "steps": len(self.outcomes),
-            "gradient_steps": counted["applied"],
-            "outcomes": {name: counted[name] for name in names},
-            "skipped": {reason: counted[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")},
-            "not_finite_steps": len(self.offenders),
-            "accepted_not_finite": 0,
-        }
+    def longest_streak(self) -> int:
+        return max(row.streak for row in self.state)
 
     @property
     def parameters(self) -> list[tuple[str, int, int, int]]:
         """Of each bad parameter: path, steps, first step, last step; in no order."""
         steps_of = collections.defaultdict(list)
-        for step, parameter in sorted(self.offenders.items()):
-            steps_of[parameter].append(step)
+        for row in self.rows:
+            if row.parameter is not None:
+                steps_of[row.parameter].append(row.step)
         return sorted((path, len(steps), steps[0], steps[-1]) for path, steps in steps_of.items())
 
 
-def truth(table: Settings, steps: int | None = None) -> Truth:
-    """What `table`'s faults come to: the guard sees each step first, the window what the guard lets in."""
-    outcomes, mini_steps, offenders = [], [], {}
-    in_window = streak = longest = rebases = 0
-    for step in range(1, (steps or table.steps) + 1):
-        faults = [fault for fault in table.faults if fault.first <= step < fault.first + fault.count]
-        shifted = [step - fault.first + 1 for fault in faults if fault.damage.outcome is Outcome.NEW_LEVEL]
+def totals(rows: Sequence[Row]) -> dict[str, Any]:
+    """The totals of these steps."""
+    counted = collections.Counter(row.outcome for row in rows)
+    names = (
+        *("applied", "accumulated", "skipped_not_finite", "skipped_large", "skipped_other"),
+        "accepted_not_finite",
+    )
+    return {
+        "steps": len(rows),
+        "gradient_steps": counted["applied"],
+        "outcomes": {name: counted[name] for name in names},
+        "skipped": {reason: counted[f"skipped_{reason}"] for reason in ("not_finite", "large", "other")},
+        "not_finite_steps": sum(row.parameter is not None for row in rows),
+        "accepted_not_finite": 0,
+    }
+
+
+def taken(table: Settings, batches: Sequence[int]) -> tuple[list[Row], int]:
+    """The steps on these batches and the rebases: the guard sees each step first, the window what the guard lets in."""
+    rows = []
+    in_window = streak = rebases = 0
+    for step, batch in enumerate(batches, 1):
+        faults = [fault for fault in table.faults if fault.first <= batch < fault.first + fault.count]
+        shifted = [batch - fault.first + 1 for fault in faults if fault.damage.outcome is Outcome.NEW_LEVEL]
         rebases += shifted == [REBASE_AFTER]
         overflowing = [fault.layer for fault in faults if fault.damage.outcome is Outcome.NOT_FINITE]
+        parameter = f"decoder/layer_{overflowing[0]}/probe/w" if overflowing else None
+        streak = streak + 1 if overflowing else 0
+        assert streak <= MAX_CONSECUTIVE_ERRORS, "the guard gives up: the lines below do not hold"
         if overflowing:
-            offenders[step] = f"decoder/layer_{overflowing[0]}/probe/w"
-            streak += 1
-            outcomes.append("skipped_not_finite")
+            outcome = "skipped_not_finite"
+        elif faults and not (shifted and shifted[0] >= REBASE_AFTER):
+            outcome = "skipped_large"
         else:
-            streak = 0
-            if faults and not (shifted and shifted[0] >= REBASE_AFTER):
-                outcomes.append("skipped_large")
-            else:
-                in_window = (in_window + 1) % EVERY_K
-                outcomes.append("accumulated" if in_window else "applied")
-        longest = max(longest, streak)
-        mini_steps.append(in_window)
-    assert longest <= MAX_CONSECUTIVE_ERRORS, "the guard gives up: the lines above do not hold"
-    return Truth(outcomes, mini_steps, offenders, longest, rebases)
+            in_window = (in_window + 1) % EVERY_K
+            outcome = "accumulated" if in_window else "applied"
+        rows.append(Row(step, outcome, in_window, parameter, streak))
+    return rows, rebases
+
+
+def truth(table: Settings, steps: int | None = None, *, stops: bool = True) -> Truth:
+    """What `table`'s faults come to: with a stop and a rollback at the first streak that is long enough."""
+    batches = range(1, (steps or table.steps) + 1)
+    rows, rebases = taken(table, batches)
+    stop = next((row.step for row in rows if row.streak == STOP_AFTER), None)
+    if stop is None or not stops:
+        return Truth(rows, rows, rebases)
+    clean = max(row.step for row in rows[:stop] if not row.outcome.startswith("skipped"))
+    left_out = tuple(range(clean + 1, stop + 1))
+    state, rebases = taken(table, [batch for batch in batches if batch not in left_out])
+    assert all(row.streak < STOP_AFTER for row in state)
+    restored = clean // SAVE_EVERY * SAVE_EVERY
+    return Truth(rows[: stop + LAG] + state[restored:], state, rebases, left_out)
 
 
 def assert_is(answer: Mapping[str, Any], expected: Truth) -> None:
     """The exporter's answer about a run that one process lived from its start to its end."""
-    assert answer["totals"] == expected.totals
-    assert answer["state_totals"] == expected.totals
+    all_steps = totals(expected.rows)
+    assert answer["totals"] == all_steps
+    assert answer["state_totals"] == totals(expected.state)
     assert answer["gauges"]["not_finite_streak_peak"] == expected.longest_streak
     assert answer["gauges"]["not_finite_streak"] == 0
     assert answer["gauges"]["guard_rebases"] == expected.rebases == 1
@@ -118,8 +161,8 @@ def assert_is(answer: Mapping[str, Any], expected: Truth) -> None:
     assert not any(answer["dropped"].values())
     assert answer["health"] == "finished"
     assert [attempt["state"] for attempt in answer["attempts"]] == ["finished"]
-    of_process = {name: expected.totals[name] for name in ("steps", "outcomes", "not_finite_steps")}
-    of_process["outcomes"] = {name: n for name, n in expected.totals["outcomes"].items() if n}
+    of_process = {name: all_steps[name] for name in ("steps", "outcomes", "not_finite_steps")}
+    of_process["outcomes"] = {name: n for name, n in all_steps["outcomes"].items() if n}
     assert [process["totals"] for process in answer["processes"]] == [of_process]
 
 
@@ -210,7 +253,12 @@ def test_the_last_line_is_exactly_what_was_put_in_and_only_optwrap_gets_through(
     ran = demo("--listen", "127.0.0.1:0")
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert_is(json.loads(lines[-1]), truth(QUICK))
+    expected = truth(QUICK)
+    assert_is(json.loads(lines[-1]), expected)
+    assert expected.left_out == tuple(range(44, 52))
+    (stopped,) = (line for line in lines if "went on from step 40" in line)
+    assert "at step 51: not_finite_streak: 8 steps in a row" in stopped
+    assert stopped.endswith(f"without batches {', '.join(map(str, expected.left_out))}")
 
     course = {
         m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"(with\w*) optwrap +(\S+) -> ([\w.]+)", ran.stdout)
@@ -222,15 +270,15 @@ def test_the_last_line_is_exactly_what_was_put_in_and_only_optwrap_gets_through(
 
     assert_nobody_listens(address_in(lines[0]))
     assert all(line.isprintable() for line in (*lines, *ran.stderr.splitlines()))
-    assert "step 80/80" in ran.stderr
+    assert "batch 80/80" in ran.stderr
 
 
-def test_the_callback_tells_the_same_and_hold_leaves_the_page_up_until_ctrl_c() -> None:
+def test_the_callback_tells_the_same_without_a_stop_and_hold_leaves_the_page_up_until_ctrl_c() -> None:
     with started("--emit", "callback", "--no-baseline", "--hold", "--listen", "127.0.0.1:0") as process:
         page = page_of(process)
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("{"))
-        assert_is(json.loads(line), truth(QUICK))
+        assert_is(json.loads(line), truth(QUICK, stops=False))
         assert httpx.get(page, trust_env=False).is_success
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
@@ -262,14 +310,15 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
     assert_is(answer, expected)
 
     with httpx.Client(base_url=exporter.url, trust_env=False) as http:
-        found = http.get("/v1/runs/demo/steps", params={"points": steps}).json()
+        rows = sorted(expected.rows, key=lambda row: row.step)  # a step that was taken again after the one before it
+        found = http.get("/v1/runs/demo/steps", params={"points": len(rows)}).json()
         columns = found["columns"]
-        assert (found["total"], found["sampled"]) == (steps, False)
-        assert columns["step"] == list(range(1, steps + 1))
-        assert columns["outcome"] == expected.outcomes
-        assert columns["mini_step"] == expected.mini_steps
-        assert [step for step, fine in enumerate(columns["finite"], 1) if not fine] == list(expected.offenders)
-        assert http.get("/v1/runs/demo").json()["totals"] == expected.totals
+        assert (found["total"], found["sampled"]) == (len(rows), False)
+        assert columns["step"] == [row.step for row in rows]
+        assert columns["outcome"] == [row.outcome for row in rows]
+        assert columns["mini_step"] == [row.mini_step for row in rows]
+        assert columns["finite"] == [row.parameter is None for row in rows]
+        assert http.get("/v1/runs/demo").json()["totals"] == totals(rows)
 
         events = []
         cursor = None
@@ -280,10 +329,10 @@ def test_killing_the_exporter_midway_loses_nothing_and_counts_nothing_twice(
                 break
     assert len({event["id"] for event in events}) == len(events)
     skipped = [event["step"] for event in events if event["kind"] == "skipped"]
-    assert sorted(skipped) == [n for n, outcome in enumerate(expected.outcomes, 1) if outcome.startswith("skipped")]
+    assert sorted(skipped) == [row.step for row in rows if row.outcome.startswith("skipped")]
     kinds = collections.Counter(event["kind"] for event in events)
     assert kinds["streak_started"] == kinds["streak_ended"]
-    assert (kinds["started"], kinds["finished"], kinds["resumed"]) == (1, 1, 0)
+    assert (kinds["started"], kinds["finished"], kinds["resumed"]) == (1, 1, 1), "after the rollback it resumes"
     assert kinds["rebased"] == 1
     spike = next(event for event in events if event["kind"] == "skipped" and event["step"] == 32)
     assert spike["detail"]["norm_shares"][0]["parameter"] == "decoder/layer_1/probe/w"
@@ -301,7 +350,7 @@ def test_a_job_without_an_exporter_trains_on_and_says_so_once(there: str) -> Non
         ran = demo("--endpoint", endpoint, "--no-baseline", "--run", "alone")
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
-    assert "step 80/80" in ran.stderr
+    assert "batch 80/80" in ran.stderr
     assert re.search(r"with optwrap +\d\.\d\d -> \d\.\d\d$", ran.stdout, re.MULTILINE)
     log, last = (line for line in ran.stderr.splitlines() if endpoint in line)
     assert log.startswith("optwrap: ")
@@ -388,8 +437,10 @@ def test_the_table_of_faults_is_one_that_the_guard_survives(table: Settings) -> 
     happening = [fault for fault in table.faults if fault.first + fault.count <= table.steps]
     assert {fault.damage for fault in happening} == set(Damage)
     assert {fault.count == 1 for fault in happening if fault.damage.outcome is Outcome.NOT_FINITE} == {True, False}
-    assert 1 < truth(table).longest_streak <= MAX_CONSECUTIVE_ERRORS
+    assert truth(table).longest_streak > 1
     assert truth(table).rebases == 1
+    assert len(truth(table).left_out) == STOP_AFTER <= MAX_CONSECUTIVE_ERRORS
+    assert STOP_AFTER + LAG < SAVE_EVERY, "one of two checkpoints is always clean"
 
 
 @given(seed=st.integers(0, 2**32 - 1), layer=st.integers(0, FULL.layers - 1))

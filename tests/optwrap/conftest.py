@@ -1,6 +1,7 @@
 """Settings for every test of the library: strict shapes, no warnings, several devices."""
 
 import pathlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,17 +55,27 @@ def stub() -> Iterator[StubExporter]:
 
 @pytest.fixture
 def make(stub: StubExporter) -> Iterator[Callable[..., Monitor]]:
-    """Makes Monitors that report to `stub`, and closes them after the test."""
+    """Makes Monitors that report to `stub`, closes them after the test, and waits for their threads.
+
+    A Monitor that was collected closes without waiting. If `stub` closed while its thread still reports, the thread
+    would log that into the next test.
+    """
     jax.devices()  # a Monitor reports once JAX has its devices
     made: list[weakref.ref[Monitor]] = []
+    threads: list[threading.Thread] = []
 
     def monitor(**arguments: Any) -> Monitor:
         parts = Parts(environ={}, **arguments.pop("parts", {}))
         new = Monitor(**{"run": "r", "endpoint": stub.endpoint, "interval": 0.02, "_parts": parts, **arguments})
         made.append(weakref.ref(new))
+        if new._worker is not None and new._worker.thread is not None:
+            threads.append(new._worker.thread)
         return new
 
     yield monitor
     for reference in made:
         if (alive := reference()) is not None:
             alive.close()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "a Monitor still reports"

@@ -251,6 +251,7 @@ class StubExporter:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # buffered: an answer is sent whole, or not at all if the connection is closed meanwhile
 
             def setup(self) -> None:
                 super().setup()

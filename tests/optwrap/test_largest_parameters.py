@@ -141,6 +141,22 @@ def test_a_step_that_applies_nothing_has_no_update_norm(fused: bool) -> None:
     assert (after(window, gradients(0), gradients(1), fused=fused).update_norm or 0) > 0
 
 
+def test_a_skipped_step_has_an_update_norm_if_another_group_moved() -> None:
+    """`optax.partition` with a guard for each group, every pattern of non-finite groups, against numpy."""
+    params = {name: jnp.zeros(3) for name in "ab"}
+    guards = {name: optwrap.apply_if_finite(optax.sgd(0.25), 5) for name in params}
+    tx = optwrap.instrument(optax.partition(guards, {name: name for name in params}), update_norm=True)
+    state, update = tx.init(params), jax.jit(tx.update)
+    good = {"a": np.array([1.0, 2.0, 2.0], np.float32), "b": np.array([0.0, 3.0, 4.0], np.float32)}
+    for bad in ("", "a", "b", "ab", "a", ""):
+        grads = {name: leaf * np.float32(np.nan) if name in bad else leaf for name, leaf in good.items()}
+        _, state = update(grads, state, params)
+        reading = optwrap.unpack(np.asarray(optwrap.reading(state)))
+        moved = [leaf / 4 for name, leaf in good.items() if name not in bad]
+        assert reading.outcome == ("skipped_not_finite" if bad else "applied")
+        assert reading.update_norm == (pytest.approx(np.linalg.norm(moved)) if moved else None)
+
+
 def test_an_update_that_is_applied_although_non_finite_has_a_non_finite_norm() -> None:
     bad = gradients(0)
     bad["embed"] = bad["embed"].at[0].set(np.nan)
