@@ -5,7 +5,7 @@ export const HEALTHS = {
   conflict: { word: "Conflict", meaning: "Two live attempts report under this run name", tier: "critical", past: false },
   diverged: { word: "Processes disagree", meaning: "Processes of one attempt report different outcomes or norms of the same step", tier: "critical", past: false },
   gave_up: { word: "Guard gave up", meaning: "The optimizer applied non-finite values, and the run was not rolled back", tier: "critical", past: true },
-  failed: { word: "Failed", meaning: "The training ended with an exception", tier: "critical", past: true },
+  failed: { word: "Failed", meaning: "The training ended with an exception, or its last three launches or more ended early", tier: "critical", past: true },
   stopped: { word: "Stopped", meaning: "The training stopped itself", tier: "critical", past: true },
   stale: { word: "No reports", meaning: "The process was killed, it hangs, or it cannot reach the exporter", tier: "critical", past: false },
   stalled: { word: "Stalled", meaning: "The process reports, but it takes no steps", tier: "critical", past: false },

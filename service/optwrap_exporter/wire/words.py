@@ -39,7 +39,12 @@ HEALTHS: Final[Mapping[str, HealthWord]] = {
     "gave_up": HealthWord(
         "Guard gave up", "The optimizer applied non-finite values, and the run was not rolled back", "critical", True
     ),
-    "failed": HealthWord("Failed", "The training ended with an exception", "critical", True),
+    "failed": HealthWord(
+        "Failed",
+        "The training ended with an exception, or its last three launches or more ended early",
+        "critical",
+        True,
+    ),
     "stopped": HealthWord("Stopped", "The training stopped itself", "critical", True),
     "stale": HealthWord("No reports", "The process was killed, it hangs, or it cannot reach the exporter", "critical"),
     "stalled": HealthWord("Stalled", "The process reports, but it takes no steps", "critical"),
