@@ -135,8 +135,11 @@ REASONS: Final[Mapping[str, Word]] = {
 LOST_REASONS: Final[Mapping[str, Word]] = {
     "skipped": Word("skipped", "Steps whose gradients were discarded"),
     "redone": Word("taken again", "Steps that were taken again after a rollback or a restart"),
+    # Not "starved": all steps of a starved run may be lost as skipped, and "0 starved" would deny its health.
     "starved": Word(
-        "starved", "Accumulated steps that never became part of a gradient step, while the run was starved"
+        "accumulated but not applied",
+        "Steps of a starved run that were accumulated and never became part of a gradient step; "
+        "its skipped steps count as skipped",
     ),
 }
 """Reason why steps or time were lost."""
@@ -186,7 +189,7 @@ FIGURES: Final[Mapping[str, Word]] = {
 """Figure of a run."""
 
 STORE_CONDITIONS: Final[Mapping[str, Word]] = {
-    "ok": Word("well", "Reports are stored"),
+    "ok": Word("healthy", "Reports are stored"),
     "full": Word("full", "No room on the disk, or within --retention-bytes"),
     "read_only": Word("read-only", "The database or its file system cannot be written"),
     "corrupt": Word("damaged", "The database is damaged, or was cut off"),
