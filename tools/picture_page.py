@@ -477,7 +477,7 @@ def trouble(chromium: Browser, name: str, directory: Path) -> None:
             page = open_page(chromium, exporter.url, Picture())
             if name == "page-ill":
                 exporter.data_dir.rename("aside")
-                page.locator("#ill").wait_for()
+                page.locator("#store").wait_for()
             else:
                 exporter.kill9()
                 page.locator("#lost").wait_for()

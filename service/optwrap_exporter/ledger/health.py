@@ -83,7 +83,7 @@ def advance(
         cleared=old.cleared,
     )
     advanced = evolved(after, conditions=conditions)
-    if before is not None and _ill(run, before, now, listening) and not _ill(run, advanced, now, listening):
+    if before is not None and _unhealthy(run, before, now, listening) and not _unhealthy(run, advanced, now, listening):
         conditions = dataclasses.replace(conditions, cleared=now)
         advanced = evolved(after, conditions=conditions)
     return advanced
@@ -188,7 +188,7 @@ def of_process(run: RunState, process: ProcessState, now: float, listening: floa
     return HealthSince("ok", max(conditions.cleared, conflict, unlatched, process.incarnation.first_report))
 
 
-def _ill(run: RunState, process: ProcessState, now: float, listening: float) -> bool:
+def _unhealthy(run: RunState, process: ProcessState, now: float, listening: float) -> bool:
     return next(_holding(run, process, now, listening), None) is not None
 
 

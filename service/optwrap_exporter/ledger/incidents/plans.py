@@ -16,7 +16,7 @@ def _with(run: RunState, folded: Folded) -> RunState:
 
 
 def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
-    """The plan of a report with the incidents that it changes, and the events of a new divergence or a guard's giving up.
+    """The plan of a report with the incidents that it changes, and the events of what is new: `gave_up`, `diverged`.
 
     Args:
       plan: the plan without them.
