@@ -1,19 +1,7 @@
 """The event `gave_up`: when the optimizer first took non-finite values, once for each incident."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from tests.exporter.stores import Kept
 from tests.exporter.trainer import Trainer
-
-
-@pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Kept]:
-    made = Kept(tmp_path / "data")
-    yield made
-    made.store.close()
 
 
 def test_a_guard_that_gives_up_is_one_event_of_the_run(kept: Kept) -> None:
