@@ -68,7 +68,7 @@ def _now() -> Row:
             limits=thresholds((None, "green"), (1, "red")),
         ),
         number(
-            "Stores ill",
+            "Stores unhealthy",
             "Exporters whose store keeps no reports. Training goes on, and nothing turns stale: see the runbook of "
             "OptwrapStoreUnhealthy.",
             "none",

@@ -176,7 +176,7 @@ def timeline(title: str, description: str, mapping: models.ValueMap, *queries: Q
 
 
 def rows_by(
-    label: str,
+    label: str | None,
     title: str,
     description: str,
     *queries: Query,
@@ -190,7 +190,7 @@ def rows_by(
     """A table of the newest results, with one row for each value of `label`.
 
     Args:
-      label: the label by which the results are joined.
+      label: the label by which the results are joined; None joins them by all labels, and leaves missing values empty.
       title: what is shown.
       description: what it means, and what to look for.
       *queries: each adds its labels, and a column `Value #A`, `Value #B`, ...
@@ -213,7 +213,9 @@ def rows_by(
         .targets(list(_targets(queries, instant=True, as_table=True)))
         .transformations(
             [
-                models.DataTransformerConfig(
+                models.DataTransformerConfig("merge", options={})
+                if label is None
+                else models.DataTransformerConfig(
                     "joinByField", options={"byField": label, "mode": "inner" if complete else "outer"}
                 ),
                 models.DataTransformerConfig(

@@ -45,7 +45,12 @@ UNWELL: Final = 'health!~"ok|finished"'
 """Selects processes that are not ok."""
 RUNS: Final = f"label_values(optwrap_run_health{{{_PLACES}}}, run)"
 """Lists the runs."""
-
+RUN: Final = "cluster, namespace, run"
+"""What tells runs apart: those of one name in two namespaces are two runs. Prometheus may add neither label."""
+PLACE: Final = "cluster, namespace"
+"""The same, where the run is chosen."""
+NAME: Final = "{{run}} {{namespace}} {{cluster}}"
+"""The legend of a run."""
 
 _RANK: Final = "on (health) group_left () max by (health) (optwrap_exporter_health_rank)"
 """Turns series by health into numbers, as in `HEALTH`."""
@@ -53,20 +58,20 @@ _RANK: Final = "on (health) group_left () max by (health) (optwrap_exporter_heal
 
 def process_health(of: str = ONE) -> str:
     """The health of each process, as its number in `HEALTH`."""
-    return f"max by (process) (optwrap_process_health{{{of}}} * {_RANK})"
+    return f"max by ({PLACE}, process) (optwrap_process_health{{{of}}} * {_RANK})"
 
 
 def run_health(of: str = ONE) -> str:
     """The health of each run, as its number in `HEALTH`: the worst that one of its exporters reports."""
-    return f"max by (run) ((optwrap_run_health{{{of}}} == 1) * {_RANK})"
+    return f"max by ({RUN}) ((optwrap_run_health{{{of}}} == 1) * {_RANK})"
 
 
-def largest(metric: str, of: str = ONE, by: str = "run") -> str:
+def largest(metric: str, of: str = ONE, by: str = RUN) -> str:
     """The largest value of a run's processes. Show it, but do not take its rate: it jumps between processes."""
     return f"max by ({by}) ({metric}{{{of}}})"
 
 
-def rate(metric: str, by: str = "run", of: str = ONE) -> str:
+def rate(metric: str, by: str = RUN, of: str = ONE) -> str:
     """Increase per second, the largest of the exporters or processes."""
     return f"max by ({by}) (rate({metric}{{{of}}}[$__rate_interval]))"
 
@@ -74,7 +79,7 @@ def rate(metric: str, by: str = "run", of: str = ONE) -> str:
 def skipped_share(of: str = ONE) -> str:
     """The share of steps that were skipped, for all reasons."""
     each = f"sum without (reason) (rate(optwrap_run_skipped_steps_total{{{of}}}[$__rate_interval]))"
-    return f"max by (run) ({each} / (rate(optwrap_run_steps_total{{{of}}}[$__rate_interval]) > 0))"
+    return f"max by ({RUN}) ({each} / (rate(optwrap_run_steps_total{{{of}}}[$__rate_interval]) > 0))"
 
 
 def since(metric: str, of: str = ONE) -> str:
@@ -98,7 +103,7 @@ def streaks(of: str) -> Annotation:
     bad = f"increase(optwrap_run_not_finite_steps_total{{{of}}}[$__rate_interval])"
     return Annotation(
         "Streaks",
-        f"max by (run) ({bad}) > 0 and {largest('optwrap_not_finite_streak_peak', of)} >= 2",
+        f"max by ({RUN}) ({bad}) > 0 and {largest('optwrap_not_finite_streak_peak', of)} >= 2",
         "orange",
         "{{run}}: non-finite gradients in several steps in a row",
     )
@@ -110,7 +115,8 @@ def restarts(of: str) -> Annotation:
     starting = f'max_over_time(optwrap_process_health{{{of}, health="starting"}}[$__rate_interval])'
     return Annotation(
         "Restarts",
-        f"max by (run) ({starting}) > 0 or max by (run) (resets(optwrap_state_steps{{{of}}}[$__rate_interval])) > 0",
+        f"max by ({RUN}) ({starting}) > 0 "
+        f"or max by ({RUN}) (resets(optwrap_state_steps{{{of}}}[$__rate_interval])) > 0",
         "blue",
         "{{run}}: started, resumed or rolled back",
     )

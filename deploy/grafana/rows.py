@@ -17,6 +17,8 @@ from deploy.grafana.panels import (
 from deploy.grafana.queries import (
     MAPPING,
     ONE,
+    PLACE,
+    RUN,
     UNWELL,
     gained,
     largest,
@@ -58,7 +60,7 @@ def now() -> Row:
             "Skipped steps",
             "Steps whose gradients were discarded, by reason, since the run began.",
             "locale",
-            Query(largest("optwrap_run_skipped_steps_total", by="reason"), "{{reason}}"),
+            Query(largest("optwrap_run_skipped_steps_total", by=f"{PLACE}, reason"), "{{reason}}"),
             span=6,
         ),
         number(
@@ -96,16 +98,17 @@ def now() -> Row:
             "Trouble that is not over and that nobody has acknowledged, by kind. gave_up and diverged stay open until "
             "the run is rolled back.",
             "none",
-            Query(largest("optwrap_incidents_open", by="kind") + " > 0", "{{kind}}"),
+            Query(largest("optwrap_incidents_open", by=f"{PLACE}, kind") + " > 0", "{{kind}}"),
             span=6,
             limits=thresholds((None, RED)),
         ),
         number(
             "Time lost",
             "Time that went into steps that brought training nothing: skipped, taken again after a rollback (redone), "
-            "or taken while no gradient step came (starved).",
+            "or accumulated without a gradient step (starved: the skipped steps of such a stretch are under skipped). "
+            "A reason without any is left out.",
             "s",
-            Query(largest("optwrap_lost_seconds_total", by="reason"), "{{reason}}"),
+            Query(largest("optwrap_lost_seconds_total", by=f"{PLACE}, reason") + " > 0", "{{reason}}"),
             span=6,
         ),
         number(
@@ -113,7 +116,7 @@ def now() -> Row:
             "Processes that report to the run's exporters, and the number of processes that the job has. An exporter "
             "of one host (--scope host) knows only those of its host.",
             "locale",
-            Query(f"sum by (run) (optwrap_processes_reporting{{{ONE}}})", "reporting"),
+            Query(f"sum by ({RUN}) (optwrap_processes_reporting{{{ONE}}})", "reporting"),
             Query(largest("optwrap_processes_expected"), "of the job"),
             Query(largest("optwrap_processes_missing"), "missing"),
             span=6,
@@ -199,7 +202,7 @@ def health() -> Row:
             "Numbers that the training reports with its steps, such as the loss, and injected hyperparameters: the "
             "last finite value at each scrape.",
             "short",
-            Query(f"max by (run, name) (optwrap_scalar{{{ONE}}})", "{{name}}"),
+            Query(f"max by ({RUN}, name) (optwrap_scalar{{{ONE}}})", "{{name}}"),
         ),
         lines(
             "Adaptive guard",
@@ -255,8 +258,8 @@ def progress() -> Row:
 def cost() -> Row:
     """What trouble has cost: the field calls it badput."""
     reasons = (
-        "skipped: gradients were discarded. redone: steps that an earlier attempt had taken already. starved: steps of "
-        "a stretch without a gradient step."
+        "skipped: gradients were discarded. redone: steps that an earlier attempt had taken already. starved: "
+        "accumulated steps of a stretch without a gradient step; its skipped steps are under skipped."
     )
     return row(
         "What trouble cost",
@@ -264,21 +267,21 @@ def cost() -> Row:
             "Steps lost by reason",
             f"Steps so far that brought training nothing. {reasons}",
             "locale",
-            Query(largest("optwrap_lost_steps_total", by="reason"), "{{reason}}"),
+            Query(largest("optwrap_lost_steps_total", by=f"{PLACE}, reason") + " > 0", "{{reason}}"),
             steps=True,
         ),
         lines(
             "Share of time lost",
             f"Seconds lost in each second, by reason. {reasons}",
             "percentunit",
-            Query(rate("optwrap_lost_seconds_total", "reason"), "{{reason}}"),
+            Query(rate("optwrap_lost_seconds_total", f"{PLACE}, reason"), "{{reason}}"),
             stacked=True,
         ),
         lines(
             "Open incidents by kind",
             "Incidents that are open and not acknowledged.",
             "short",
-            Query(largest("optwrap_incidents_open", by="kind") + " > 0", "{{kind}}"),
+            Query(largest("optwrap_incidents_open", by=f"{PLACE}, kind") + " > 0", "{{kind}}"),
             steps=True,
         ),
         lines(
@@ -365,7 +368,7 @@ def exporter() -> Row:
             "stay exact, but the history has gaps.",
             "suffix: records/s",
             Query(
-                f"sum by (kind) (rate(optwrap_run_client_dropped_total{{{ONE}}}[$__rate_interval]))",
+                f"sum by ({PLACE}, kind) (rate(optwrap_run_client_dropped_total{{{ONE}}}[$__rate_interval]))",
                 "{{kind}}",
             ),
             span=8,

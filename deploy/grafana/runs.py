@@ -22,6 +22,8 @@ from deploy.grafana.queries import (
     ANY,
     CODE,
     MAPPING,
+    NAME,
+    RUN,
     RUNS,
     largest,
     rate,
@@ -39,7 +41,7 @@ _RUN: Final = (
     f"/d/{run.UID}?var-run=${{__value.text}}&${{datasource:queryparam}}&${{cluster:queryparam}}"
     "&${namespace:queryparam}&${__url_time_range}"
 )
-_PROCESSES: Final = f"count by (run, process) (optwrap_last_report_timestamp_seconds{{{ANY}}})"
+_PROCESSES: Final = f"count by ({RUN}, process) (optwrap_last_report_timestamp_seconds{{{ANY}}})"
 
 
 def build(addresses: Addresses) -> builders.Dashboard:
@@ -65,7 +67,7 @@ def _now() -> Row:
             "Runs",
             "Runs that report, or whose trouble nobody has acknowledged. Finished runs go after 15 minutes.",
             "none",
-            Query(f"count(count by (run) ({_PROCESSES}))"),
+            Query(f"count(count by ({RUN}) ({_PROCESSES}))"),
             span=4,
         ),
         number(
@@ -88,7 +90,7 @@ def _now() -> Row:
             "Number of processes in each health.",
             "none",
             Query(
-                f"count by (health) (max by (run, process, health) (optwrap_process_health{{{ANY}}}) == 1)",
+                f"count by (health) (max by ({RUN}, process, health) (optwrap_process_health{{{ANY}}}) == 1)",
                 "{{health}}",
             ),
             span=12,
@@ -98,19 +100,19 @@ def _now() -> Row:
             "Incidents that are open and that nobody has acknowledged. gave_up and diverged stay open until the run is "
             "rolled back.",
             "none",
-            Query(f"sum by (kind) (max by (run, kind) (optwrap_incidents_open{{{ANY}}})) > 0", "{{kind}}"),
+            Query(f"sum by (kind) (max by ({RUN}, kind) (optwrap_incidents_open{{{ANY}}})) > 0", "{{kind}}"),
             span=12,
         ),
         number(
             "Steps lost by reason",
-            "Steps that brought training nothing: skipped, taken again after a rollback, or taken while no gradient "
-            "step came. Of all these runs together.",
+            "Steps that brought training nothing: skipped, taken again after a rollback (redone), or accumulated "
+            "without a gradient step (starved). Of all these runs together. A reason without any is left out.",
             "locale",
-            Query(f"sum by (reason) (max by (run, reason) (optwrap_lost_steps_total{{{ANY}}}))", "{{reason}}"),
+            Query(f"sum by (reason) (max by ({RUN}, reason) (optwrap_lost_steps_total{{{ANY}}})) > 0", "{{reason}}"),
             span=12,
         ),
         rows_by(
-            "run",
+            None,
             "All runs",
             "The name of a run links its dashboard. Health is that of its worst process, or degraded if one is "
             "missing.",
@@ -121,12 +123,14 @@ def _now() -> Row:
             Query(skipped_share(ANY)),
             Query(largest("optwrap_run_accepted_not_finite_steps_total", ANY)),
             Query(since("optwrap_last_report_timestamp_seconds", ANY)),
-            Query(f"count by (run) ({_PROCESSES})"),
-            Query(f"sum by (run) (max by (run, kind) (optwrap_incidents_open{{{ANY}}}))"),
+            Query(f"count by ({RUN}) ({_PROCESSES})"),
+            Query(f"sum by ({RUN}) (max by ({RUN}, kind) (optwrap_incidents_open{{{ANY}}}))"),
             Query(largest("optwrap_attempts_total", ANY)),
-            Query(f"max by (run) (sum without (reason) (optwrap_lost_seconds_total{{{ANY}}}))"),
+            Query(f"max by ({RUN}) (sum without (reason) (optwrap_lost_seconds_total{{{ANY}}}))"),
             columns=[
                 ("run", "Run", ""),
+                ("namespace", "Namespace", ""),
+                ("cluster", "Cluster", ""),
                 ("Value #A", "Health", ""),
                 ("Value #I", "Open incidents", "none"),
                 ("Value #B", "Steps", "locale"),
@@ -142,7 +146,6 @@ def _now() -> Row:
             sort="Health",
             span=16,
             empty="No run",
-            complete=False,
             overrides=[
                 ("Health", as_override(MAPPING)),
                 ("Health", COLORED),
@@ -172,19 +175,19 @@ def _over_time() -> Row:
             "Health of each run",
             "Health of each run's worst process, as the exporter reports it.",
             MAPPING,
-            Query(run_health(ANY), "{{run}}"),
+            Query(run_health(ANY), NAME),
         ),
         lines(
             "Steps by run",
             "Steps per second of each run. Shows the largest rate of its processes.",
             STEPS_PER_SECOND,
-            Query(rate("optwrap_run_steps_total", of=ANY), "{{run}}"),
+            Query(rate("optwrap_run_steps_total", of=ANY), NAME),
         ),
         lines(
             "Share of steps skipped",
             "Share of each run's steps whose gradients were discarded, for all reasons.",
             "percentunit",
-            Query(skipped_share(ANY), "{{run}}"),
+            Query(skipped_share(ANY), NAME),
         ),
         lines(
             "Time lost by run",
@@ -192,29 +195,29 @@ def _over_time() -> Row:
             "means that nothing else happens.",
             "percentunit",
             Query(
-                f"max by (run) (sum without (reason) (rate(optwrap_lost_seconds_total{{{ANY}}}[$__rate_interval])))",
-                "{{run}}",
+                f"max by ({RUN}) (sum without (reason) (rate(optwrap_lost_seconds_total{{{ANY}}}[$__rate_interval])))",
+                NAME,
             ),
         ),
         lines(
             "Attempts by run",
             "Launches of each job so far. A line that climbs without new steps is a crash loop.",
             "short",
-            Query(largest("optwrap_attempts_total", ANY), "{{run}}"),
+            Query(largest("optwrap_attempts_total", ANY), NAME),
             steps=True,
         ),
         lines(
             "Longest non-finite streak",
             "Longest streak of steps with non-finite gradients in the last 5 minutes.",
             "short",
-            Query(largest("optwrap_not_finite_streak_peak", ANY), "{{run}}"),
+            Query(largest("optwrap_not_finite_streak_peak", ANY), NAME),
             steps=True,
         ),
         lines(
             "Gradient norm by run",
             "Global L2 norm of the incoming gradients: the last finite norm at each scrape.",
             "short",
-            Query(largest("optwrap_gradient_norm", ANY), "{{run}}"),
+            Query(largest("optwrap_gradient_norm", ANY), NAME),
             log=True,
         ),
     )

@@ -155,6 +155,28 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
     return wrong
 
 
+def merged_runs(expr: str) -> list[str]:
+    """The aggregations that make one of two runs that have the same name in two clusters or namespaces.
+
+    They sum up series of runs before anything has kept the runs apart, or they group by the name alone. What is summed
+    up by exporter is about the exporter.
+    """
+    wrong = []
+    for node, above, chooses in nodes(expr):
+        metric = SERIES.get(node.name or "") if isinstance(node, promql_parser.VectorSelector) else None
+        if chooses or metric is None or "run" not in metric.labels:
+            continue
+        over = [outer for outer in reversed(above) if isinstance(outer, promql_parser.AggregateExpr)]
+        for outer in over:
+            by = set(outer.modifier.labels) if outer.modifier is not None else set()
+            without = outer.modifier is not None and str(outer.modifier.type) == "AggModifierType.Without"
+            if without or "instance" in by or {"cluster", "namespace"} <= by:
+                continue
+            if "run" in by or (outer is over[0] and str(outer.op) in {"sum", "count", "avg"}):
+                wrong.append(f"{outer.op} by {sorted(by)} of {node.name}")
+    return wrong
+
+
 def _repeated(metric: Metric) -> bool:
     """Whether several series have the same counts: those of processes, and those of a run from several exporters."""
     of_run = metric.labels[:1] == PROCESS[:1] and metric.type == "counter"

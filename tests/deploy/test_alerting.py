@@ -45,8 +45,8 @@ def test_streak_warns_then_becomes_critical_then_resolves(site: Site) -> None:
         assert warned.receiver == "read"
         assert warned.labels == {"alertname": "OptwrapNotFiniteStreak", "run": run, "severity": "warning"}
         assert warned.annotations["summary"] == (
-            f"{run}: {LIMIT // 2} calls in a row had non-finite gradients, bad steps since 401, first in decoder/w; "
-            f"apply_if_finite rejects at most {LIMIT} in a row"
+            f"{run}: {LIMIT // 2} calls in a row had non-finite gradients, bad steps since step 401, "
+            f"first in decoder/w; apply_if_finite rejects at most {LIMIT} in a row"
         )
         assert warned.annotations["dashboard_url"].startswith(f"http://localhost:3000/d/optwrap-run?var-run={run}&")
         assert warned.annotations["page_url"] == f"{site.exporter.url}/?run={run}"

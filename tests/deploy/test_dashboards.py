@@ -14,7 +14,7 @@ from deploy.grafana.queries import HEALTH
 from tests.deploy import lint
 from tests.deploy.lint import LOADED
 from tests.deploy.places import ALERTS, DASHBOARDS, DEPLOY, RECORDED, ROOT, load
-from tests.deploy.promql import SERIES, selectors, substituted, unknown, words, wrong_over_processes
+from tests.deploy.promql import SERIES, merged_runs, selectors, substituted, unknown, words, wrong_over_processes
 
 PANELS = [
     pytest.param(panel, id=f"{uid}-{panel['title']}")
@@ -151,6 +151,13 @@ def test_panel_aggregates_over_processes_correctly(panel: dict[str, Any]) -> Non
     assert [wrong for expr in targets(panel) for wrong in wrong_over_processes(expr, shown=True)] == []
 
 
+@pytest.mark.parametrize("panel", PANELS + ANNOTATIONS)
+def test_runs_of_one_name_in_two_namespaces_are_not_summed(panel: dict[str, Any]) -> None:
+    """The first aggregation over the series of a run keeps its cluster and namespace, as the rules do."""
+    for expr in targets(panel) if "targets" in panel else [panel["expr"]]:
+        assert merged_runs(expr) == []
+
+
 @pytest.mark.parametrize("panel", PANELS)
 def test_rates_use_grafanas_rate_interval(panel: dict[str, Any]) -> None:
     """A fixed range fails with a long scrape interval, and misses changes with a long query step."""
@@ -224,6 +231,20 @@ def test_name_of_a_run_links_its_dashboard_and_its_page() -> None:
     dashboard, page = urls
     assert dashboard.startswith("/d/optwrap-run?var-run=${__value.text}&")
     assert page == "${page}/?run=${__value.text}"
+
+
+@pytest.mark.parametrize(
+    ("uid", "title"),
+    [
+        ("optwrap-runs", "Steps lost by reason"),
+        ("optwrap-run", "Steps lost by reason"),
+        ("optwrap-run", "Time lost"),
+    ],
+)
+def test_reasons_that_lost_nothing_are_left_out(uid: str, title: str) -> None:
+    """The steps of a starved run may all be lost as skipped: "starved 0" would deny its health."""
+    (panel,) = [panel for panel in lint.panels(LOADED[uid]) if panel["title"] == title]
+    assert all(expr.endswith(" > 0") for expr in targets(panel))
 
 
 def test_dashboards_show_every_metric() -> None:

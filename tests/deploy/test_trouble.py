@@ -95,7 +95,7 @@ def make_well(exporter: RunningExporter) -> None:
     resource.prlimit(exporter.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def test_an_ill_exporter_alerts_for_itself_and_for_no_job(site: Site) -> None:
+def test_an_unhealthy_exporter_alerts_for_itself_and_for_no_job(site: Site) -> None:
     """The disk is full while a job trains well. The exporter's alert fires; none of the job begins, then or later."""
     run, exporter = "well", site.other
     with optwrap.Monitor(run=run, endpoint=exporter.url, interval=0.2) as monitor:

@@ -12,8 +12,35 @@ settings.register_profile("exporter", deadline=None)
 settings.load_profile("exporter")
 
 if TYPE_CHECKING:
+    from optwrap_exporter.ledger.ledger import Ledger
+
     from tests.exporter.running import Served
     from tests.exporter.stores import Kept
+    from tests.exporter.trainer import Trainer, TurnedClock
+
+
+@pytest.fixture
+def clock() -> "TurnedClock":
+    """The exporter's clock, which the test turns."""
+    from tests.exporter.trainer import TurnedClock
+
+    return TurnedClock()
+
+
+@pytest.fixture
+def ledger(clock: "TurnedClock") -> "Ledger":
+    """A ledger by that clock, without a store."""
+    from optwrap_exporter.ledger.ledger import Ledger
+
+    return Ledger(clock)
+
+
+@pytest.fixture
+def trainer(clock: "TurnedClock") -> "Trainer":
+    """A training process by the same clock."""
+    from tests.exporter.trainer import Trainer
+
+    return Trainer(clock)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_a_crash_loop_is_counted_and_every_attempt_says_where_it_began_and_why_i
     with served(tmp_path, clock) as exporter:
         launch(28, "running", None)
         run = exporter.get("/v1/runs/lm")
-        assert (run["health"], run["reason"], run["attempts_total"]) == ("ok", None, 29)
+        assert (run["health"], run["reason"], run["attempts_total"]) == ("failed", None, 29)
         assert re.fullmatch(
             rf"at step 115 of attempt 29; the \d\d? before failed, last at step 115: {REASON} 27", run["summary"]
         )

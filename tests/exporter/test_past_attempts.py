@@ -83,7 +83,9 @@ def lived(launches: list[Any], directory: Path | None = None, **bounds: float) -
         detail, views = ledger.detail("lm"), list(ledger.views())
         if detail is None:
             return None
-        answer = detail.model_dump(exclude={"processes": {"__all__": {"since"}}, "since": True})
+        # The failures before count as far as a process keeps its launches one by one.
+        failures = dict.fromkeys(("health", "since", "since_rfc3339", "summary", "runbook"), True)
+        answer = detail.model_dump(exclude={"processes": {"__all__": {"since"}}, **failures})
         return answer, [(view.process, view.totals, view.parameters, view.dropped) for view in views]
 
 

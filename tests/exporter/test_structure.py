@@ -16,8 +16,9 @@ wire.words wire.times wire.errors wire.size wire.requests wire.fields wire.incid
 wire.answers wire.step_answers wire.series wire.consistency wire.cursor wire.duplicate_keys
 ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
 ledger.folding ledger.past ledger.conditions ledger.pace ledger.lost ledger.process ledger.incidents.record ledger.run
-ledger.conflict ledger.divergence ledger.incidents.summary ledger.health ledger.events ledger.apply_report
-ledger.attempts ledger.figures ledger.unseen ledger.summary ledger.labels ledger.views ledger.run_list ledger.plan
+ledger.conflict ledger.divergence ledger.incidents.summary ledger.failures ledger.health ledger.events
+ledger.apply_report ledger.attempts ledger.figures ledger.unseen ledger.summary ledger.labels ledger.views
+ledger.run_list ledger.plan
 ledger.incidents.fold ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
 ledger.incidents.report ledger.incidents.plans ledger.ledger
 store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample

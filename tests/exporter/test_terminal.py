@@ -222,13 +222,21 @@ def test_an_event_line_names_the_first_replica(site: Served, replica: dict[str, 
     assert says in screen._event(site.get("/v1/runs/lm/events")["items"][0], time.time())
 
 
-def test_the_worst_runs_are_shown_and_the_others_counted(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "status"), [("status", 1), ("watch", 0)])
+def test_the_worst_runs_are_shown_and_the_others_counted(
+    site: Served, command: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A dead run that reported long ago is the first of 48, not left out."""
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optwrap_exporter.cli.client.time.sleep", interrupted)  # watch sleeps after each look
     site.send(Job(run="dead", clock=site.clock).report("failed"))
     site.clock.advance(60)
     for i in range(47):
         site.send(Job(run=f"run-{i}", clock=site.clock).report("finished" if i % 2 else "starting"))
-    assert cli.run(["status", site.url]) == 1
+    assert cli.run([command, site.url]) == status
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if (line.startswith(("dead", "run-")) and "ago" in line) or "Starting" in line]
     assert rows[0].startswith("dead ")

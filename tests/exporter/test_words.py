@@ -48,6 +48,12 @@ def test_every_reason_of_a_loss_has_words() -> None:
     assert set(words.LOST_REASONS) == set(vocabulary.LOST_REASONS)
 
 
+def test_no_reason_of_a_loss_is_called_as_a_health() -> None:
+    """All steps of a starved run may be lost as skipped: "0 starved" would deny its health."""
+    healths = {word.word.lower() for word in words.HEALTHS.values()}
+    assert healths.isdisjoint(word.word.lower() for word in words.LOST_REASONS.values())
+
+
 def test_every_gauge_has_words() -> None:
     assert set(words.GAUGES) == set(Gauges.model_fields)
 

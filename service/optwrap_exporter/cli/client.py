@@ -110,8 +110,8 @@ def show_status(urls: Sequence[str], chosen: Chosen, *, as_json: bool, exit_on: 
             console.print(_screen(seen, console.width, several=len(urls) > 1))
     if seen.lost:
         return 2
-    ill = any(row.run["health"] in exit_on and not row.run["acknowledged"] for row in seen.rows)
-    return 1 if ill or seen.troubles else 0
+    unhealthy = any(row.run["health"] in exit_on and not row.run["acknowledged"] for row in seen.rows)
+    return 1 if unhealthy or seen.troubles else 0
 
 
 def watch_runs(urls: Sequence[str], chosen: Chosen, interval: float) -> None:

@@ -103,7 +103,7 @@ def _labelled(run: RunState, total: Counts) -> dict[str, int]:
 def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunView:
     """What a scrape needs of one run."""
     members = health.judged(run, now, listening)
-    current = health.of_run(members, scope).health
+    current = health.of_run(run, members, scope).health
     processes = [one.process for one in members]
     silent = [process for process in processes if _silent(process, now, listening)]
     acknowledged = health.acknowledged(run, current)

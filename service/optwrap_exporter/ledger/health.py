@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, cast
 
-from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger import failures, ranges
 from optwrap_exporter.ledger.conditions import Conditions, Conflict, Party
 from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.evolve import evolved
@@ -20,6 +20,8 @@ from optwrap_exporter.ledger.run import RunState
 from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_OF, Health, Scope
 
 _LATCHED: Final[tuple[Health, ...]] = ("diverged", "gave_up")
+_QUIET: Final[frozenset[Health]] = frozenset({"starting", "ok"})
+"""What a launch of a crash loop is, looked at alone."""
 
 
 class HealthSince(NamedTuple):
@@ -81,7 +83,7 @@ def advance(
         cleared=old.cleared,
     )
     advanced = evolved(after, conditions=conditions)
-    if before is not None and _ill(run, before, now, listening) and not _ill(run, advanced, now, listening):
+    if before is not None and _unhealthy(run, before, now, listening) and not _unhealthy(run, advanced, now, listening):
         conditions = dataclasses.replace(conditions, cleared=now)
         advanced = evolved(after, conditions=conditions)
     return advanced
@@ -186,7 +188,7 @@ def of_process(run: RunState, process: ProcessState, now: float, listening: floa
     return HealthSince("ok", max(conditions.cleared, conflict, unlatched, process.incarnation.first_report))
 
 
-def _ill(run: RunState, process: ProcessState, now: float, listening: float) -> bool:
+def _unhealthy(run: RunState, process: ProcessState, now: float, listening: float) -> bool:
     return next(_holding(run, process, now, listening), None) is not None
 
 
@@ -297,10 +299,13 @@ def judged(run: RunState, now: float, listening: float) -> list[Judged]:
     return found
 
 
-def of_run(members: Sequence[Judged], scope: Scope) -> HealthSince:
+def of_run(run: RunState, members: Sequence[Judged], scope: Scope) -> HealthSince:
     """The health of a run. Trouble that somebody acknowledged does not hide other trouble that nobody did.
 
+    The next launch of a crash loop is `failed` until it is past the step at which the last one ended.
+
     Args:
+      run: the run.
       members: its processes, from `judged`.
       scope: what the exporter hears. A process that it need not hear is not missing.
     """
@@ -312,7 +317,10 @@ def of_run(members: Sequence[Judged], scope: Scope) -> HealthSince:
         found = overall(news, missing=missing, began=began)
         if found.health in INCIDENT_OF or found.health == "degraded":
             return found
-    return overall([one.health for one in members], missing=missing, began=began)
+    found = overall([one.health for one in members], missing=missing, began=began)
+    if found.health in _QUIET and (failed := failures.before(run, processes)) is not None and failed.loop:
+        return HealthSince("failed", failed.since)
+    return found
 
 
 def process_count(members: Iterable[ProcessState]) -> int:

@@ -76,7 +76,7 @@ def _found(runs: Iterable[RunState], chosen: RunFilter, now: float, listening: f
     for run in runs:
         if run.archived != chosen.archived or (text and text not in run.run.casefold()):
             continue
-        of = health.of_run(health.judged(run, now, listening), scope).health if by_health else None
+        of = health.of_run(run, health.judged(run, now, listening), scope).health if by_health else None
         if chosen.healths and of not in chosen.healths:
             continue
         yield _Found(_order(run, chosen.sort, of), run.run, run)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from optwrap_exporter.ledger import attempts, ranges
+from optwrap_exporter.ledger import attempts, failures, ranges
 from optwrap_exporter.ledger.conditions import Seen
 from optwrap_exporter.ledger.health import HealthSince, Judged, cause
 from optwrap_exporter.ledger.incidents import summary as incidents
@@ -43,12 +43,12 @@ def of_run(
     expected = max(members, key=lambda one: one.process.incarnation.first_report).process.source.process_count
     if current.health == "degraded":
         return _missing([one.process.process for one in members], expected)
-    if current.health in _WELL:
+    found = [one for one in members if one.health.health == current.health]
+    if current.health in _WELL or not found:  # without one it is the next launch of a crash loop
         partial = len(members) < expected and scope == "host"
-        return _well(run, current.health, leading) + (
+        return _well(run, current.health, members, leading) + (
             f"; {len(members):,} of {expected:,} processes report here" * partial
         )
-    found = [one for one in members if one.health.health == current.health]
     found = [one for one in found if not one.acknowledged] or found
     shown = min(found, key=lambda one: (one.process.incarnation.reason is None, one.health.since, one.process.process))
     reasons = {one.process.incarnation.reason for one in found}
@@ -59,6 +59,13 @@ def of_run(
     said = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
     again = max((one.times for one in run.incidents if one.kind == current.health), default=1)
     return said if again == 1 else f"{said}; {again:,} attempts in a row failed like this"
+
+
+def runbook(of: Health, members: Iterable[Judged]) -> str | None:
+    """The heading in deploy/runbooks.md for a run of that health; None if nothing is wrong with it."""
+    if of == "failed" and all(one.health.health != of for one in members):
+        return "OptwrapCrashLoop"
+    return RUNBOOKS.get(of)
 
 
 def of_process(run: RunState, process: ProcessState, current: HealthSince) -> str | None:
@@ -105,45 +112,26 @@ def _who(process: ProcessState, those: int, members: int) -> str:
     return f"process {process.process}{f' on {host}' if host else ''}{more}"
 
 
-def _well(run: RunState, health: Health, leading: ProcessState) -> str:
+def _well(run: RunState, health: Health, members: Iterable[Judged], leading: ProcessState) -> str:
     step = leading.incarnation.totals.steps
     if health == "finished":
         return f"finished at step {step:,}"
-    before = _failures(run, leading)
+    failed = failures.before(run, [one.process for one in members])
+    before = "" if failed is None or (failed.killed and failed.launches < failures.LOOP) else _failed_before(failed)
     launch = f" of attempt {attempts.total(run):,}" if before else ""
-    if health == "starting":
+    if not leading.incarnation.share.steps:
         return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
     taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)
     some = f"; {skipped:,} of the last {taken:,} steps were skipped" if skipped else ""
     return f"at step {step:,}{launch}{some}{before}"
 
 
-def _failures(run: RunState, process: ProcessState) -> str:
-    """How often the run failed right before its last attempt, which has not passed the step where it did."""
-    count = _failed_before(process)
-    if not count:
-        return ""
-    known = [one for one in (*run.past_incidents, *run.incidents) if one.kind == "failed"]
-    last = max(known, key=lambda one: one.id, default=None)
-    if last is not None and process.incarnation.totals.steps > (last.last_step or 0):
-        return ""
-    many = "attempt before" if count == 1 else f"{count:,} before"
-    if last is None:
-        return f"; the {many} failed"
-    where = "before its first step" if last.last_step is None else f"at step {last.last_step:,}"
-    return f"; the {many} failed, last {where}" + (f": {last.reason}" if last.reason else "")
-
-
-def _failed_before(process: ProcessState) -> int:
-    """How many attempts in a row failed right before the one that the process is in, as far as it knows them."""
-    ends = {part.attempt: part.state for part in process.parts}
-    ends.pop(process.incarnation.attempt, None)
-    found = 0
-    for state in reversed(ends.values()):
-        if state != "failed":
-            break
-        found += 1
-    return found
+def _failed_before(failed: failures.Failures) -> str:
+    """How often the run failed right before its current launch, and how the last time."""
+    many = "attempt before" if failed.launches == 1 else f"{failed.launches:,} before"
+    where = "before its first step" if failed.step is None else f"at step {failed.step:,}"
+    how = "ended early" if failed.killed else "failed"
+    return f"; the {many} {how}, last {where}" + (f": {failed.reason}" if failed.reason else "")
 
 
 def _missing(present: Iterable[int], expected: int) -> str:

@@ -64,14 +64,14 @@ Verdict = tuple[Health, str]
 def verdict(run: RunState, now: float, listening: float, scope: Scope) -> Verdict:
     """The verdict on the run, without the cost of its totals."""
     members = health.judged(run, now, listening)
-    current = health.of_run(members, scope)
+    current = health.of_run(run, members, scope)
     return current.health, sentences.of_run(run, current, members, lead(run, now), now=now, scope=scope)
 
 
 def _common(run: RunState, members: Sequence[Judged], now: float, listening: float, scope: Scope) -> dict[str, Any]:
     """The fields that RunSummary and RunDetail have in common."""
     leading = lead(run, now)
-    current = health.of_run(members, scope)
+    current = health.of_run(run, members, scope)
     processes = [one.process for one in members]
     ended, latched = _ended(processes), health.cause(run, current.health)
     missing, expected = unseen.unseen(run, leading), health.process_count(processes)
@@ -82,7 +82,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "health": current.health,
         "since": current.since,
         "summary": sentences.of_run(run, current, members, leading, now=now, scope=scope),
-        "runbook": sentences.RUNBOOKS.get(current.health),
+        "runbook": sentences.runbook(current.health, members),
         "reason": None if ended is None else ended.reason,
         "last_clean_step": None if (cause := latched or ended) is None else cause.last_clean_step,
         "first_report": first_report(run),

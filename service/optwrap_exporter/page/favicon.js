@@ -25,7 +25,7 @@ export function updateTab(state) {
 /** The title and the tier. `name` is what the icon's data-tier says if it is no tier. */
 function tab({ runs, connection, storeTrouble }) {
   if (connection.phase === "lost") return { title: "⚠ Disconnected · optwrap", tier: "idle", name: "lost" };
-  if (storeTrouble !== null) return { title: "⚠ Exporter stores no reports · optwrap", tier: "idle", name: "ill" };
+  if (storeTrouble !== null) return { title: "⚠ Exporter stores no reports · optwrap", tier: "idle", name: "unhealthy" };
   const worst = worstRuns(runs);
   // Trouble that was acknowledged is not shown, but a run that has it is not healthy either.
   if (!worst.length) return { title: "optwrap", tier: "idle" };

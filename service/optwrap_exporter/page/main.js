@@ -136,16 +136,19 @@ window.addEventListener("popstate", () => {
   if (otherProcess) session.reload();
 });
 
-/** Shows another run after the selected one was deleted. */
+/** Shows another run after the selected one was deleted; without another, that it was. */
 function deleted(run) {
+  if (run !== state.selected) return;
   const other = state.runs?.find((row) => row.run !== run);
-  if (run === state.selected && other) select(other.run);
+  if (other) return select(other.run);
+  dispatch({ type: "missing", run });
+  session.selected();
 }
 
 const actions = createActions({ root: document.body, onChanged: session.changed, onDeleted: deleted });
 
 const panels = [
-  createTop({ connection: byId("connection"), lost: byId("lost"), ill: byId("ill") }),
+  createTop({ connection: byId("connection"), lost: byId("lost"), store: byId("store") }),
   createRuns(byId("runs"), { onSelect: select, onMenu: actions.open, onArchived: session.showArchived }),
   createEmpty(byId("empty")),
   createMissing(byId("missing")),

@@ -31,6 +31,7 @@ export const LOGGED = Object.keys(EVENTS).filter((kind) => !OF_STEPS.includes(ki
  * @property {any[] | null} archived The rows of archived runs; null while they are not shown.
  * @property {string | null} selected The name of the selected run.
  * @property {boolean} missing Whether the exporter does not know the selected run.
+ * @property {boolean} deleted Whether it knew the run before.
  * @property {View} view
  * @property {string[]} notices Messages about wrong values in the page's address.
  * @property {any} detail The selected run as GET /v1/runs/{run} returns it; null before the first answer.
@@ -61,6 +62,7 @@ export function initialState(/** @type {any} */ wanted = {}) {
     everyEvent: false,
     selected: wanted.run ?? null,
     missing: false,
+    deleted: false,
     view: viewOf(wanted),
     notices: wanted.wrong ?? [],
     ...ofNoRun(wanted.process ?? null),
@@ -82,7 +84,7 @@ const CHANGES = {
   runs: withRuns,
   store: withStoreTrouble,
   select: withSelection,
-  missing: (state, { run }) => (run === state.selected ? { ...state, missing: true, detail: null } : state),
+  missing: withoutRun,
   process: (state, { process }) => ({ ...state, wantedProcess: process, notices: [] }),
   "no such process": withoutProcess,
   loaded: (state, action) => (action.run.run === state.selected ? loaded(state, action) : state),
@@ -125,7 +127,12 @@ function withStoreTrouble(state, { trouble }) {
 function withSelection(state, { run }) {
   if (run === state.selected) return state;
   const view = { ...state.view, range: null, step: null, at: null, compare: null };
-  return { ...state, ...ofNoRun(), selected: run, missing: false, notices: [], view };
+  return { ...state, ...ofNoRun(), selected: run, missing: false, deleted: false, notices: [], view };
+}
+
+function withoutRun(state, { run }) {
+  if (run !== state.selected || state.missing) return state;
+  return { ...state, missing: true, deleted: state.detail !== null, detail: null };
 }
 
 function withoutProcess(state) {

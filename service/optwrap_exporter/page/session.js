@@ -180,9 +180,12 @@ export function createSession({ getState, dispatch, now }) {
     dispatch({ type: "archived", items: await getAll(paths.runs, { sort: "run", archived: true }) });
   }
 
-  /** Returns `run` if the exporter knows it, else null. The list of runs has pages, so it may not show the run. */
+  /**
+   * Returns `run`, which is not in the list of runs, if the exporter knows it: archived runs are not listed. Else null. An
+   * unknown run is not asked for again: once it reports, it is in the list.
+   */
   async function ifKnown(run) {
-    if (run === null) return null;
+    if (run === null || getState().missing) return null;
     try {
       await getJson(paths.run(run));
       return run;
@@ -277,8 +280,8 @@ export function createSession({ getState, dispatch, now }) {
     reload: () => load(getState().selected),
     /** Opens the stream of the selected run, after the selection changed. */
     selected: () => {
-      const { selected } = getState();
-      follow(selected);
+      const { selected, missing } = getState();
+      follow(missing ? null : selected);
     },
     range,
   };

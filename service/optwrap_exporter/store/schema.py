@@ -180,7 +180,7 @@ CREATE TABLE trial (                    -- empty, but for `write_trial`
 _TRIAL_BYTES: Final = 1 << 15
 
 LOCK_SECONDS: Final = 3.0
-"""How long to wait while another program has locked the database. After that the store is ill, and says so."""
+"""How long to wait while another program has locked the database. After that the store is unhealthy, and says so."""
 
 OF_RUN: Final = (
     *("process", "incarnation", "change", "step", "block", "scalar_block", "offender", "replica", "event", "incident"),

@@ -260,7 +260,7 @@ class Store(Reads):
         return self._transaction(lambda: retention.forget(self._db, run), trial=True)
 
     def _transaction(self, work: Callable[[], Result], *, trial: bool = False) -> Result:
-        """Do `work` in a transaction. Only a trial is begun while the store is ill."""
+        """Do `work` in a transaction. Only a trial is begun while the store is unhealthy."""
         if not trial:
             self._watch.require()
         try:

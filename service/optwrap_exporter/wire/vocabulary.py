@@ -35,6 +35,7 @@ EventKind = Literal[
     "accepted_not_finite",
     "streak_started",
     "streak_ended",
+    "gave_up",
     "rebased",
     "starved",
     "stalled",

@@ -39,7 +39,12 @@ HEALTHS: Final[Mapping[str, HealthWord]] = {
     "gave_up": HealthWord(
         "Guard gave up", "The optimizer applied non-finite values, and the run was not rolled back", "critical", True
     ),
-    "failed": HealthWord("Failed", "The training ended with an exception", "critical", True),
+    "failed": HealthWord(
+        "Failed",
+        "The training ended with an exception, or its last three launches or more ended early",
+        "critical",
+        True,
+    ),
     "stopped": HealthWord("Stopped", "The training stopped itself", "critical", True),
     "stale": HealthWord("No reports", "The process was killed, it hangs, or it cannot reach the exporter", "critical"),
     "stalled": HealthWord("Stalled", "The process reports, but it takes no steps", "critical"),
@@ -73,6 +78,7 @@ EVENTS: Final[Mapping[str, Word]] = {
     "accepted_not_finite": Word("Applied although non-finite", "The optimizer applied non-finite values"),
     "streak_started": Word("Non-finite streak started", "The first of several steps in a row is non-finite"),
     "streak_ended": Word("Non-finite streak ended", "The gradients are finite again"),
+    "gave_up": Word("Guard gave up", "The optimizer applied the first non-finite values of this trouble"),
     "rebased": Word("Guard rebased", "skip_spikes took the norms that it had skipped as the new level"),
     "starved": Word("Starved", "No step became a gradient step for long"),
     "stalled": Word("Stalled", "The process reports, but it takes no steps"),
@@ -129,8 +135,11 @@ REASONS: Final[Mapping[str, Word]] = {
 LOST_REASONS: Final[Mapping[str, Word]] = {
     "skipped": Word("skipped", "Steps whose gradients were discarded"),
     "redone": Word("taken again", "Steps that were taken again after a rollback or a restart"),
+    # Not "starved": all steps of a starved run may be lost as skipped, and "0 starved" would deny its health.
     "starved": Word(
-        "starved", "Accumulated steps that never became part of a gradient step, while the run was starved"
+        "accumulated but not applied",
+        "Steps of a starved run that were accumulated and never became part of a gradient step; "
+        "its skipped steps count as skipped",
     ),
 }
 """Reason why steps or time were lost."""
@@ -180,7 +189,7 @@ FIGURES: Final[Mapping[str, Word]] = {
 """Figure of a run."""
 
 STORE_CONDITIONS: Final[Mapping[str, Word]] = {
-    "ok": Word("well", "Reports are stored"),
+    "ok": Word("healthy", "Reports are stored"),
     "full": Word("full", "No room on the disk, or within --retention-bytes"),
     "read_only": Word("read-only", "The database or its file system cannot be written"),
     "corrupt": Word("damaged", "The database is damaged, or was cut off"),

@@ -180,6 +180,25 @@ def test_another_run_is_shown_after_the_opened_one_is_deleted(three: Desk) -> No
     page.wait_for_timeout(4_000)  # longer than the time between two polls
 
 
+@pytest.mark.usefixtures("exporter")
+def test_the_page_says_that_the_only_run_was_deleted(open_desk: OpenDesk, reporter: MakeReporter) -> None:
+    """Nothing of it is asked for again: the fixture refuses errors in the console."""
+    desk, training = open_desk(), reporter("vit")
+    training.good(5)
+    page = desk.open()
+    desk.health("ok")
+    page.get_by_role("button", name="Actions for this run").click()
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("dialog", name="Delete this run?").get_by_role("button", name="Delete").click()
+    expect(desk.part("missing")).to_contain_text("vit was deleted")
+    expect(desk.part("health")).to_be_hidden()
+    for _ in range(3):  # a page that is shown again polls at once
+        with page.expect_response("**/-/healthy"):
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    reporter("vit").good(3)
+    desk.health("ok")
+
+
 def test_the_token_is_asked_for_once_per_tab(
     start_exporter: Callable[..., RunningExporter],
     reporter: MakeReporter,
@@ -229,7 +248,8 @@ def test_an_acknowledged_failure_colours_neither_icon_nor_title(open_desk: OpenD
     page = desk.open()
     expect(page).to_have_title("✖ Failed · failed · optwrap")
     expect(desk.part("health")).to_contain_text("ValueError: loss is NaN")
-    desk.part("health").get_by_role("button", name="Acknowledge").click()
+    expect(page.get_by_role("button", name="Acknowledge")).to_have_count(1)
+    page.get_by_role("button", name="Acknowledge").click()
     expect(page).to_have_title("✓ Healthy · healthy · optwrap")
     expect(page.locator("#favicon")).to_have_attribute("data-tier", "good")
     expect(desk.part("health")).to_have_class("health idle")

@@ -22,7 +22,7 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
     training.good(3)
     page = desk.open("char-lm")
     desk.health("ok")
-    banner = page.locator("#ill")
+    banner = page.locator("#store")
     expect(banner).to_be_hidden()
     aside = exporter.data_dir.with_name("aside")
     exporter.data_dir.rename(aside)
@@ -30,7 +30,8 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
     expect(banner).to_contain_text("The exporter has stored no reports since")
     expect(banner).to_contain_text("its store is gone")
     expect(banner).to_contain_text("no longer there")
-    expect(banner).to_contain_text("put the same directory back")
+    expect(banner).to_contain_text(re.compile("What to do: .*put the same directory back"))
+    expect(page.locator("#connection")).to_contain_text("Exporter unhealthy")
     # Its reports are refused, so nothing is known of the training: it is neither healthy nor silent.
     expect(page.locator("#health-word")).to_have_text("Last known: Healthy")
     expect(desk.part("health")).to_have_class("health lost")
@@ -44,7 +45,7 @@ def test_the_page_has_a_banner_while_no_report_is_stored(
     desk.health("ok")
     expect(desk.part("health").locator(".since")).to_have_text(age or "")
     expect(desk.part("incidents")).to_contain_text("No incidents so far.")
-    assert page.locator("#favicon").get_attribute("data-tier") == "ill"
+    assert page.locator("#favicon").get_attribute("data-tier") == "unhealthy"
     aside.rename(exporter.data_dir)
     expect(banner).to_be_hidden(timeout=15_000)
     expect(page.locator("#health-word")).to_have_text("Healthy")

@@ -1,7 +1,8 @@
 """The parameters of the query routes."""
 
 import math
-from typing import Annotated, Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, NamedTuple
 
 from fastapi import Path, Query
 
@@ -47,6 +48,21 @@ def time_range(since: str | None, until: str | None, now: float) -> Range:
     if found.since is not None and found.until is not None and found.since > found.until:
         raise refused(422, "until", until, f"a time from since on, {since}")
     return found
+
+
+def page_of(now: Callable[[], float]) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """The dependency of every route that lists things by time: `since`, `until`, `limit` and `cursor`, by name.
+
+    Args:
+      now: the exporter's clock.
+    """
+
+    async def page(
+        since: Since = None, until: Until = None, limit: Limit = 100, cursor: Cursor = None
+    ) -> dict[str, Any]:
+        return {**time_range(since, until, now())._asdict(), "limit": limit, "cursor": cursor}
+
+    return page
 
 
 def _time(name: str, text: str | None, now: float) -> float | None:

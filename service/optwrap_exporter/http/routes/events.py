@@ -1,12 +1,12 @@
 """GET /v1/events and /v1/runs/{run}/events: what happened, newest first."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from optwrap_exporter.http.query.csv_answer import CONTENT, csv_answer, wants_csv
 from optwrap_exporter.http.query.limiter import Limiter
-from optwrap_exporter.http.query.parameters import Cursor, Limit, RunName, Since, Until, time_range
+from optwrap_exporter.http.query.parameters import RunName, page_of
 from optwrap_exporter.http.query.responses import INVALID, UNKNOWN, answer, bad_cursor, unknown_process, unknown_run
 from optwrap_exporter.http.query.routing import limited
 from optwrap_exporter.ledger.ledger import Ledger
@@ -36,43 +36,33 @@ def router(store: Store, ledger: Ledger, limiter: Limiter) -> APIRouter:
     """The routes of the events."""
     routes = APIRouter(tags=["queries"], route_class=limited(limiter))
 
-    @routes.get("/v1/events", response_model=Page[Event], responses={**CONTENT, **INVALID})
-    def list_events(
-        request: Request,
-        *,
+    async def chosen(
+        page: Annotated[dict[str, Any], Depends(page_of(ledger.clocks.now))],
         kind: Kinds = [],  # noqa: B006 - FastAPI copies it
         outcome: Outcomes = [],  # noqa: B006
-        since: Since = None,
-        until: Until = None,
-        limit: Limit = 100,
-        cursor: Cursor = None,
-    ) -> Response:
+    ) -> dict[str, Any]:
+        return {"kind": kind, "outcome": outcome, **page}
+
+    Chosen = Annotated[dict[str, Any], Depends(chosen)]
+
+    @routes.get("/v1/events", response_model=Page[Event], responses={**CONTENT, **INVALID})
+    def list_events(request: Request, chosen: Chosen) -> Response:
         """List the events of all runs, newest first.
 
         An event that all processes of an attempt report is listed once. As CSV, the `Link` header leads to the next
         page.
         """
-        times = time_range(since, until, ledger.clocks.now())
         try:
-            found = store.events(
-                kind=kind, outcome=outcome, since=times.since, until=times.until, limit=limit, cursor=cursor
-            )
+            return _shown(request, store.events(**chosen))
         except CursorError as error:
             raise bad_cursor(error) from None
-        return _shown(request, found)
 
     @routes.get("/v1/runs/{run}/events", response_model=Page[Event], responses={**CONTENT, **UNKNOWN})
     def get_events(
         request: Request,
         run: RunName,
-        *,
-        kind: Kinds = [],  # noqa: B006
-        outcome: Outcomes = [],  # noqa: B006
-        since: Since = None,
-        until: Until = None,
+        chosen: Chosen,
         process: Annotated[int | None, Query(ge=0, le=65535, description="List every event of this process.")] = None,
-        limit: Limit = 100,
-        cursor: Cursor = None,
     ) -> Response:
         """List the events of one run, newest first.
 
@@ -83,21 +73,10 @@ def router(store: Store, ledger: Ledger, limiter: Limiter) -> APIRouter:
             raise unknown_run(run)
         if process is not None and not ledger.has(run, process):
             raise unknown_process(run, process)
-        times = time_range(since, until, ledger.clocks.now())
         try:
-            found = store.events(
-                run,
-                kind=kind,
-                outcome=outcome,
-                process=process,
-                since=times.since,
-                until=times.until,
-                limit=limit,
-                cursor=cursor,
-            )
+            return _shown(request, store.events(run, process=process, **chosen))
         except CursorError as error:
             raise bad_cursor(error) from None
-        return _shown(request, found)
 
     return routes
 

@@ -1,4 +1,4 @@
-/** Replaces the run when there is none: how to send a first report, or that the selected run is unknown. */
+/** Replaces the run when there is none: how to send a first report, or that the selected run is unknown or was deleted. */
 
 import { visible } from "../format.js";
 import { el, setText } from "../dom.js";
@@ -26,13 +26,20 @@ export function createEmpty(root) {
 
 export function createMissing(root) {
   const name = el("bdi");
+  const [before, after] = [el("span"), el("span")];
+  const text = el("p");
   root.append(
-    el("h1", { id: "missing-title" }, "No run named ", name),
-    el("p", { text: "No run with this name has reported to this exporter, or the run was deleted. It appears here when it reports." }),
+    el("h1", { id: "missing-title" }, before, name, after),
+    text,
     el("p", {}, el("a", { href: "/", text: "All runs" })),
   );
   return ({ state }) => {
     root.hidden = !state.missing;
+    if (root.hidden) return;
     setText(name, visible(state.selected ?? ""));
+    setText(before, state.deleted ? "" : "No run named ");
+    setText(after, state.deleted ? " was deleted" : "");
+    const why = state.deleted ? "The exporter no longer has this run." : "No run with this name has reported to this exporter, or the run was deleted.";
+    setText(text, `${why} It appears here when it reports.`);
   };
 }

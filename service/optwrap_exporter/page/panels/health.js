@@ -20,8 +20,7 @@ export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu })
   const firstBad = el("p", { class: "first-bad" }, "First non-finite: ", el("strong", {}, parameters), ", at ", step);
   const acknowledge = el("button", {
     type: "button",
-    text: "Acknowledge",
-    title: "You have seen it: its open incidents no longer count as trouble, here and in alerts",
+    title: "You have seen them: the run's open incidents no longer count as trouble, here and in alerts",
     on: { click: () => onAcknowledge(shown.run) },
   });
   const menu = el("button", { type: "button", class: "dots", text: "⋯", "aria-label": "Actions for this run", "aria-haspopup": "true" });
@@ -101,10 +100,12 @@ export function createHealth(root, announcer, { onStep, onAcknowledge, onMenu })
     const book = runbookOf(run.runbook);
     setAttribute(runbook, "href", book);
     runbook.hidden = book === null;
-    const done = openIncidents(run) === 0;
+    // A single incident has its own button in the list.
+    const open = openIncidents(run);
     // The focus must not fall out of the page with the button that has it.
-    if (done && document.activeElement === acknowledge) menu.focus();
-    acknowledge.hidden = done;
+    if (open < 2 && document.activeElement === acknowledge) menu.focus();
+    acknowledge.hidden = open < 2;
+    setText(acknowledge, `Acknowledge all ${integer(open)}`);
     setAttribute(json, "href", paths.run(run.run));
     showHealth(run, state, now);
     showFirstBad(streakStart(state));

@@ -1,0 +1,1 @@
+"""Programs for the upkeep of this repository."""
