@@ -50,7 +50,7 @@ def target(fault: Fault) -> Callable[..., Any]:
     return loss if fault.direction == "forward" else jax.value_and_grad(loss)
 
 
-def judged(line: int | None, fault: Fault) -> str:
+def judged(line: int | None) -> str:
     """What a tool that names this line of the faults' file has achieved."""
     if line is None or line == NOWHERE:
         return SILENT if line is None else NO_LINE
@@ -103,12 +103,12 @@ def rows() -> Iterator[tuple[Fault, str, str, str]]:
     for fault in FAULTS:
         function, arguments = target(fault), (jnp.asarray(fault.w), jnp.asarray(fault.x))
         _, line, path = by_autopsy(function, *arguments)
-        ours = judged(line, fault) if not fault.path else (RIGHT if path == fault.path else ELSEWHERE)
+        ours = judged(line) if not fault.path else (RIGHT if path == fault.path else ELSEWHERE)
         yield (
             fault,
             ours,
-            judged(by_debug_nans(function, *arguments)[1], fault),
-            judged(by_checkify(function, *arguments)[1], fault),
+            judged(by_debug_nans(function, *arguments)[1]),
+            judged(by_checkify(function, *arguments)[1]),
         )
 
 
