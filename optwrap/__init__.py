@@ -3,6 +3,10 @@
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 
 from optwrap import trackers
+from optwrap._autopsy.autopsy import autopsy
+from optwrap._autopsy.findings import Findings
+from optwrap._autopsy.parts import Fault, FaultStep, LargestValue, LoopIteration, Operand
+from optwrap._autopsy.recorder import HeldStep, Recorder
 from optwrap._core.apply_gradients import apply_gradients, settle
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.monitor import Monitor
@@ -28,17 +32,25 @@ from optwrap._wrappers.skip_spikes import SkipSpikesState, skip_spikes
 __all__ = [
     "ApplyIfFiniteState",
     "BadStep",
+    "Fault",
+    "FaultStep",
+    "Findings",
+    "HeldStep",
     "InstrumentState",
+    "LargestValue",
     "Layout",
     "LookaheadParams",
     "LookaheadState",
+    "LoopIteration",
     "MaskedNode",
     "MaskedState",
     "Monitor",
     "MultiSteps",
     "MultiStepsState",
     "Observer",
+    "Operand",
     "Reading",
+    "Recorder",
     "Replica",
     "ReplicaFlags",
     "ShouldSkipUpdateFunction",
@@ -51,6 +63,7 @@ __all__ = [
     "adopt",
     "apply_gradients",
     "apply_if_finite",
+    "autopsy",
     "flatten",
     "instrument",
     "lookahead",

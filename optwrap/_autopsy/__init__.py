@@ -1,0 +1,5 @@
+"""Which operation made the first non-finite value, and how it reached the outputs of a function.
+
+Modules, lowest first: parts findings source values tags overflow remedies program slice records progress interpreter
+autopsy recorder.
+"""

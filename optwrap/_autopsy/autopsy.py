@@ -1,0 +1,167 @@
+"""`autopsy`: evaluates a function once more, and explains how a non-finite value reached its outputs."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from optwrap._autopsy.findings import Findings
+from optwrap._autopsy.interpreter import Interpreter
+from optwrap._autopsy.program import Granularity, size
+from optwrap._autopsy.progress import Progress
+from optwrap._autopsy.records import Records
+from optwrap._autopsy.slice import largest, sliced
+from optwrap._autopsy.values import Frame, measured
+from optwrap._core import checks
+
+_REMEDY: Final = "pass the function that you would pass to jax.jit, and the arguments of the step that went bad"
+
+
+def autopsy(
+    fn: Callable[..., Any], /, *args: Any, granularity: Granularity = "operation", progress: bool | None = None,
+    **kwargs: Any,
+) -> Findings:  # fmt: skip
+    """Explain how a non-finite value reached the outputs of a function.
+
+    It traces the function, evaluates its operations one by one on these arguments, and follows each non-finite value in
+    the outputs back to the operation that made it from finite inputs. Infinities that do not reach an output, as in an
+    attention mask, are no fault. For example::
+
+        findings = optwrap.autopsy(jax.value_and_grad(loss), params, batch)
+        print(findings)
+
+    Python side effects of the function happen once more. Callbacks whose results are used run once more; others are
+    skipped.
+
+    Args:
+      fn: anything that `jax.jit` takes, jitted or not: a loss, its gradient, a whole train step.
+      *args: its arguments, pytrees. Arrays are not donated. What is no array and no float is static.
+      granularity: what is evaluated as one compiled piece: each `operation`, the operations of each source `line`, or
+        those of each `jax.named_scope` ("scope"). A fault that only occurs when operations are compiled together is not
+        seen one by one; the findings then say so.
+      progress: whether to show a line of progress on stderr if it takes more than 2 s. Default: only on a terminal.
+      **kwargs: its keyword arguments. If it has one of the names above, pass a `functools.partial`.
+
+    Returns:
+      The faults, the oldest first; false if there is none.
+
+    Raises:
+      TypeError: `fn` is not callable, or cannot be traced.
+      ValueError: an argument was donated or deleted, is traced, or is not wholly on this process's devices; or
+        `granularity` is none of these.
+    """
+    if not callable(fn):
+        raise TypeError(f"autopsy: fn must be callable, got {checks.shown(fn)} ({type(fn).__name__}): {_REMEDY}")
+    checks.one_of("autopsy: granularity", granularity, ("operation", "line", "scope"), "choose one of these")
+    name = getattr(fn, "__name__", None) or type(fn).__name__
+    flat, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
+    paths = [_path(key, _names(fn, args)) for key, _ in flat]
+    leaves = [leaf for _, leaf in flat]
+    for path, leaf in zip(paths, leaves, strict=True):
+        _check(path, leaf)
+    traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
+
+    def call(*arrays: Any) -> Any:
+        filled = list(leaves)
+        for i, array in zip(traced, arrays, strict=True):
+            filled[i] = array
+        args, kwargs = jax.tree_util.tree_unflatten(structure, filled)
+        return fn(*args, **kwargs)
+
+    with _undisturbed():
+        closed, out_shape = _jaxpr(call, [leaves[i] for i in traced], name)
+        outputs = [f"output{jax.tree_util.keystr(key)}" for key, _ in jax.tree_util.tree_leaves_with_path(out_shape)]
+        shown = Progress(name, size(closed), shown=progress)
+        records = Records()
+        values = [records.given("argument", _array(leaves[i]), None, Frame(), path=paths[i]) for i in traced]
+        try:
+            results = Interpreter(records, granularity, shown).block(closed, values, Frame())
+        finally:
+            shown.close()
+        found = sliced(list(zip(outputs, results, strict=True)), records.origins, closed)
+        reproduced = True
+        if all(value.node is None for value in results):
+            del results
+            whole = jax.jit(jaxpr_as_fun(closed))(*[_array(leaves[i]) for i in traced])
+            reproduced = all(measured(array)[2] for array in whole)
+        return Findings(
+            function=name,
+            faults=found.faults,
+            fault_count=found.fault_count,
+            largest=largest(records.largest),
+            reproduced=reproduced,
+            granularity=granularity,
+            operations=shown.count,
+            notes=(*records.notes, *found.notes),
+        )
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """JAX's own checks would stop at the first NaN, and its guard forbids the values to be looked at."""
+    with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"), jax.disable_jit(False):
+        yield
+
+
+def _jaxpr(call: Callable[..., Any], arrays: list[Any], name: str) -> tuple[Any, Any]:
+    try:
+        traced = jax.jit(call).trace(*arrays)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise TypeError(
+            f"autopsy: {name} cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]}): {_REMEDY}; bind "
+            "arguments that decide about Python's control flow with functools.partial"
+        ) from error
+    return traced.jaxpr, traced.out_info
+
+
+def _is_traced(leaf: Any) -> bool:
+    """Whether a leaf becomes an array. Other numbers are static, for they may be arguments that jit takes as static."""
+    if isinstance(leaf, jax.Array):
+        return True
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype.kind in "biufc" or hasattr(jax.numpy, leaf.dtype.name)
+    return isinstance(leaf, float | complex) and not np.isfinite(leaf)
+
+
+def _array(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
+
+
+def _check(path: str, leaf: Any) -> None:
+    if isinstance(leaf, jax.core.Tracer):
+        raise ValueError(
+            f"autopsy: {path} is a traced value; allowed: arrays: call autopsy outside of jit, grad and vmap"
+        )
+    if not isinstance(leaf, jax.Array):
+        return
+    if leaf.is_deleted():
+        raise ValueError(
+            f"autopsy: {path} was donated or deleted; allowed: arrays that still exist: pass copies made before the "
+            "step, as optwrap.Recorder(copy=...) keeps them"
+        )
+    if not leaf.is_fully_addressable:
+        raise ValueError(
+            f"autopsy: {path} is sharded over devices of other processes; allowed: arrays of this process: pass "
+            "one process's part, or a gathered copy, and the function of one device"
+        )
+
+
+def _names(fn: Any, args: Sequence[Any]) -> list[str]:
+    """What messages call the positional arguments."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in parameters if parameter.kind in plain]
+    return [names[i] if i < len(names) else f"args[{i}]" for i in range(len(args))]
+
+
+def _path(key: tuple[Any, ...], names: Sequence[str]) -> str:
+    """The path of a leaf of (args, kwargs)."""
+    first = names[key[1].idx] if key[0].idx == 0 else key[1].key
+    return f"{first}{jax.tree_util.keystr(key[2:])}"

@@ -1,0 +1,176 @@
+"""The program to be evaluated: jaxprs, their equations, and which of them are evaluated together."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from jax.extend.core import Literal as Number
+
+from optwrap._autopsy.source import name_stack, place
+from optwrap._autopsy.values import Frame
+
+Granularity = Literal["operation", "line", "scope"]
+
+CALLS: Final = frozenset(
+    {
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "checkpoint",
+        "remat",
+        "remat2",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+    }
+)
+"""Primitives that call a function with their operands, in all supported versions of JAX."""
+LOOPS: Final = frozenset({"scan", "while", "cond"})
+SILENT: Final = frozenset({"debug_callback", "debug_print", "io_callback"})
+"""Callbacks that are skipped if nothing uses their results."""
+CALLBACKS: Final = SILENT | {"pure_callback"}
+_ALONE: Final = LOOPS | CALLBACKS
+"""Primitives that are never compiled together with others."""
+_FUNCTIONS: Final = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+class Region(NamedTuple):
+    """Equations that are compiled together."""
+
+    equations: tuple[Any, ...]
+    invars: tuple[Any, ...]
+    outvars: tuple[Any, ...]
+
+    def run(self, *arrays: Any) -> list[Any]:
+        """Evaluate them; to be compiled."""
+        env = dict(zip(self.invars, arrays, strict=True))
+        for equation in self.equations:
+            read = [atom.val if isinstance(atom, Number) else env[atom] for atom in equation.invars]
+            env.update(zip(equation.outvars, bind(equation, read), strict=True))
+        return [env[var] for var in self.outvars]
+
+
+class Plan(NamedTuple):
+    """How a jaxpr is evaluated."""
+
+    jaxpr: Any
+    """Kept, because plans are looked up by identity."""
+    items: tuple[Any, ...]
+    """Equations and regions."""
+    dead: tuple[tuple[Any, ...], ...]
+    """For each item the variables that nothing after it uses."""
+    used: frozenset[Any]
+    """The variables that something uses."""
+    producers: dict[Any, Any]
+    """The equation of each variable."""
+
+    def user_of(self, var: Any) -> Any:
+        """The first equation that uses a variable; None if there is none."""
+        return next((equation for equation in self.jaxpr.eqns if var in variables(equation)), None)
+
+    def feeding(self, equation: Any) -> tuple[str, ...]:
+        """Names of the primitives that computed an equation's inputs, the nearest first, up to four back."""
+        names: dict[str, None] = {}
+        front = [equation]
+        for _ in range(4):
+            atoms = [atom for reached in front for atom in variables(reached)]
+            front = [self.producers[atom] for atom in atoms if atom in self.producers]
+            names.update(dict.fromkeys(_result_of(reached) for reached in front))
+        return tuple(names)
+
+
+def opened(function: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A jaxpr and its constants. Newer versions of JAX have one class for open and closed jaxprs."""
+    return getattr(function, "jaxpr", function), tuple(getattr(function, "consts", ()))
+
+
+def function_of(equation: Any) -> Any:
+    """The jaxpr that an equation of `CALLS` calls."""
+    return next(equation.params[name] for name in _FUNCTIONS if name in equation.params)
+
+
+def variables(item: Any) -> list[Any]:
+    """The inputs of an equation or a region that are no literals."""
+    return [atom for atom in item.invars if not isinstance(atom, Number)]
+
+
+def bind(equation: Any, arrays: Sequence[Any], changed: dict[str, Any] | None = None) -> list[Any]:
+    """Evaluate one equation on arrays, with some of its parameters changed."""
+    primitive = equation.primitive
+    bound = primitive.get_bind_params({**equation.params, **(changed or {})})
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    with equation.ctx.manager:
+        out = primitive.bind(*functions, *arrays, **params)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def _result_of(equation: Any) -> str:
+    """Name of the primitive that computes an equation's result: of a call, the last one inside."""
+    while equation.primitive.name in CALLS and (inside := opened(function_of(equation))[0].eqns):
+        equation = inside[-1]
+    name: str = equation.primitive.name
+    return name
+
+
+def planned(jaxpr: Any, granularity: Granularity, frame: Frame) -> Plan:
+    """How a jaxpr that is called in `frame` is evaluated."""
+    kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Number)}
+    used = kept.union(*map(variables, jaxpr.eqns))
+    items = tuple(jaxpr.eqns if granularity == "operation" else _regions(jaxpr, granularity, frame))
+    dead = []
+    for item in reversed(items):
+        last = set(variables(item)) - kept
+        kept |= last
+        dead.append(tuple(last))
+    producers = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
+    return Plan(jaxpr, items, tuple(reversed(dead)), frozenset(used), producers)
+
+
+def _regions(jaxpr: Any, granularity: Granularity, frame: Frame) -> Iterator[Any]:
+    """The equations; those next to each other that have one source line or one name stack, together."""
+
+    def key(equation: Any) -> Any:
+        if equation.primitive.name in _ALONE:
+            return id(equation)
+        if granularity == "scope":
+            return name_stack(equation, frame.name_stack)
+        line = place(equation, frame.calls).line
+        return line and line[:2]
+
+    later = [{atom for atom in jaxpr.outvars if not isinstance(atom, Number)}]
+    for equation in reversed(jaxpr.eqns):
+        later.append(later[-1].union(variables(equation)))
+    later.reverse()
+    index = 0
+    for _, group in itertools.groupby(jaxpr.eqns, key):
+        equations = tuple(group)
+        index += len(equations)
+        if equations[0].primitive.name in _ALONE:
+            yield from equations
+            continue
+        made = dict.fromkeys(var for equation in equations for var in equation.outvars)
+        read = dict.fromkeys(atom for equation in equations for atom in variables(equation))
+        yield Region(
+            equations,
+            tuple(atom for atom in read if atom not in made),
+            tuple(var for var in made if var in later[index]),
+        )
+
+
+def size(function: Any) -> int:
+    """About how many operations the evaluation of a jaxpr has."""
+    total = 0
+    for equation in opened(function)[0].eqns:
+        params, name = equation.params, equation.primitive.name
+        if name in CALLS:
+            total += size(function_of(equation))
+        elif name == "scan":
+            total += params["length"] * size(params["jaxpr"])
+        elif name == "while":
+            total += size(params["body_jaxpr"])
+        elif name == "cond":
+            total += max(map(size, params["branches"]), default=0)
+        else:
+            total += 1
+    return total

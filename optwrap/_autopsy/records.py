@@ -1,0 +1,136 @@
+"""Records of the non-finite values that an evaluation meets, with their origins."""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from optwrap._autopsy.overflow import wrapped
+from optwrap._autopsy.program import Plan, Region, bind
+from optwrap._autopsy.tags import MOVES, NONE, origins
+from optwrap._autopsy.values import Frame, Node, Value, classes, is_inexact, measured, node_of, on_host
+
+_UNCHANGED: Final = MOVES | {"convert_element_type"}
+"""Primitives that leave an infinity as it is."""
+_KEEP_PATH: Final = (MOVES - {"concatenate", "select_n", "pad"}) | {"convert_element_type"}
+"""Primitives whose output is a part or a copy of the first operand."""
+_DEVICES: Final = frozenset({"shard_map", "xla_pmap", "pmap"})
+
+
+class Operation(NamedTuple):
+    """What is evaluated as one."""
+
+    name: str
+    equation: Any
+    """Its equation; of a region the first."""
+    frame: Frame
+    plan: Plan
+    region: Region | None = None
+    """None if it is one equation."""
+
+    @property
+    def detail(self) -> str | None:
+        """What a region consists of."""
+        if self.region is None:
+            return None
+        return "compiled together: " + ", ".join(dict.fromkeys(e.primitive.name for e in self.region.equations))
+
+
+class Records:
+    """What one evaluation has met so far."""
+
+    def __init__(self) -> None:
+        self.origins: dict[int, Node] = {}
+        """The record in which each origin began, by its number; the numbers ascend in time."""
+        self.notes: dict[str, None] = {}
+        """An ordered set."""
+        self.largest: tuple[float, Node] | None = None
+        """The largest finite magnitude, and a record of its operation."""
+
+    def given(self, kind: str, array: Any, equation: Any, frame: Frame, *, path: str | None = None) -> Value:
+        """A value that no operation computed: an `argument` or a `constant` that the equation uses."""
+        least, greatest, finite = measured(array)
+        value = Value(array, least, greatest, path=path)
+        if not finite:
+            number = len(self.origins) + 1
+            value.node = node_of(array, kind, kind, equation, frame, origins=frozenset({number}), path=path)
+            value.tag = number
+            self.origins[number] = value.node
+        return value
+
+    def results(self, operation: Operation, values: Sequence[Value], arrays: Sequence[Any]) -> list[Value]:
+        """The results of an operation, with the records of those that are non-finite.
+
+        Args:
+          operation: what was evaluated.
+          values: its inputs.
+          arrays: its outputs.
+        """
+        overflow = next((value.overflow for value in values if value.overflow is not None), None)
+        path = values[0].path if values and operation.name in _KEEP_PATH else None
+        outs, bad = [], []
+        for array in arrays:
+            least, greatest, finite = measured(array)
+            out = Value(array, least, greatest, path=path, overflow=overflow)
+            outs.append(out)
+            if not finite:
+                bad.append(out)
+            self._keep_largest(out, operation)
+        if len(outs) == 1 and operation.region is None:
+            self._note_overflow(outs[0], values, operation)
+        if bad:
+            self._note_devices(operation)
+            hosts = [on_host(out.array) for out in outs]
+            if any(value.node is not None for value in values):
+                tags = origins(None if operation.region else operation.equation, values, hosts, bind)
+            else:
+                tags = [np.where(classes(host).any, NONE, 0) if host.dtype.kind in "fc" else host for host in hosts]
+            for out, tag in zip(outs, tags, strict=True):
+                if out in bad:
+                    self._attribute(out, tag, values, operation)
+        return outs
+
+    def _attribute(self, value: Value, tag: Any, values: Sequence[Value], operation: Operation) -> None:
+        """Give a non-finite result its record. Elements whose tag is NONE have a new origin."""
+        number = len(self.origins) + 1
+        tag = np.where(tag == NONE, np.int32(number), tag)
+        numbers = frozenset(int(origin) for origin in np.unique(tag) if origin)
+        value.tag = next(iter(numbers)) if len(numbers) == 1 else tag
+        parents = tuple(parent.node for parent in values if parent.node is not None)
+        value.node = node = node_of(
+            value.array, "operation", operation.name, operation.equation, operation.frame, parents=parents,
+            origins=numbers, moves=operation.name in _UNCHANGED,
+        )  # fmt: skip
+        before = {kind for parent in parents for kind in parent.names}
+        if number in numbers or not set(node.names) <= before:
+            node.operands = tuple(parent.operand for parent in values)
+            node.feeding = operation.plan.feeding(operation.equation)
+            node.detail = operation.detail
+        if number in numbers:
+            self.origins[number] = node
+            if value.overflow is not None and not parents:
+                node.parents = (value.overflow,)
+
+    def _note_overflow(self, value: Value, values: Sequence[Value], operation: Operation) -> None:
+        mask = wrapped(operation.equation, values, value.array)
+        if mask is not None:
+            value.overflow = node_of(
+                value.array, "integer_overflow", operation.name, operation.equation, operation.frame, mask=mask,
+                operands=tuple(value.operand for value in values),
+            )  # fmt: skip
+
+    def _note_devices(self, operation: Operation) -> None:
+        if operation.name in _DEVICES:
+            self.notes[
+                f"{operation.name} was evaluated as one operation: to look inside, pass the function that it maps, "
+                "with the arguments of one device"
+            ] = None
+
+    def _keep_largest(self, value: Value, operation: Operation) -> None:
+        if not is_inexact(value.array):
+            return
+        for end in (value.least, value.greatest):
+            if end is not None and (self.largest is None or abs(end) > self.largest[0]):
+                mask = np.zeros(np.shape(value.array), bool)
+                node = node_of(value.array, "operation", operation.name, operation.equation, operation.frame, mask=mask)
+                self.largest = (abs(end), node)

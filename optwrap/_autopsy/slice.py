@@ -1,0 +1,215 @@
+"""From the records of an evaluation to the faults that reached the outputs."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from optwrap._autopsy.parts import Fault, FaultStep, LargestValue
+from optwrap._autopsy.program import CALLS, function_of, opened
+from optwrap._autopsy.remedies import remedy
+from optwrap._autopsy.source import name_stack, place
+from optwrap._autopsy.values import MAX_INDICES, Node, Value
+
+MAX_FAULTS: Final = 8
+_MAX_STEPS: Final = 16
+"""Steps of a fault; of longer chains the middle is left out."""
+
+
+class Sliced(NamedTuple):
+    """What reached the outputs."""
+
+    faults: tuple[Fault, ...]
+    fault_count: int
+    """Number of faults, the ones that are left out included."""
+    notes: tuple[str, ...]
+
+
+def sliced(outputs: Sequence[tuple[str, Value]], origins: Mapping[int, Node], function: Any) -> Sliced:
+    """The faults that reached the outputs, the oldest first.
+
+    Origins of one equation, in several iterations of a loop, are one fault, and so are those of a line and of its
+    derivative. An infinite argument or constant that comes
+    out unchanged is none, but a note.
+
+    Args:
+      outputs: paths and values.
+      origins: the record in which each origin began.
+      function: the jaxpr that was evaluated.
+    """
+    reached: dict[Any, list[tuple[int, str, Node]]] = collections.defaultdict(list)
+    for path, value in outputs:
+        if value.node is not None:
+            for number in sorted(value.node.origins):
+                origin = origins[number]
+                reached[_identity(origin)].append((number, path, value.node))
+    siblings = _siblings(function)
+    faults: list[Fault] = []
+    by_line: dict[Any, int] = {}
+    notes = []
+    count = 0
+    for arrivals in sorted(reached.values(), key=lambda found: min(number for number, *_ in found)):
+        number, path, node = min(arrivals, key=lambda arrival: arrival[0])
+        chain = _chain(node, number, origins)
+        paths = tuple(dict.fromkeys(path for _, path, _ in arrivals))
+        if chain[0].kind in ("argument", "constant") and "nan" not in chain[-1].names and _unchanged(chain):
+            source = chain[0].path or "a constant"
+            notes.append(f"{path} is infinite as {source} is, which was passed through")
+            continue
+        fault = _fault(chain, paths, siblings)
+        line = fault.cause.file, fault.cause.line
+        first = by_line.get(line)
+        if first is not None and fault.cause.phase != "forward":
+            faults[first] = _merged(faults[first], paths)
+            continue
+        count += 1
+        if len(faults) < MAX_FAULTS:
+            by_line.setdefault(line, len(faults))
+            faults.append(fault)
+    return Sliced(tuple(faults), count, tuple(notes))
+
+
+def _merged(fault: Fault, paths: tuple[str, ...]) -> Fault:
+    """The fault, with more outputs that it reached."""
+    new = [path for path in paths if path not in fault.outputs]
+    outputs = (*fault.outputs, *new)[:MAX_INDICES]
+    return dataclasses.replace(fault, outputs=outputs, output_count=fault.output_count + len(new))
+
+
+def largest(found: tuple[float, Node] | None) -> LargestValue | None:
+    """Where the largest finite value was."""
+    return None if found is None else LargestValue(found[0], _step(found[1], None))
+
+
+def _identity(origin: Node) -> Any:
+    if origin.kind == "argument" or origin.equation is None:
+        return origin.kind, origin.path, origin.indices, origin.shape
+    return id(origin.equation), tuple(map(id, origin.frame.calls)), origin.frame.name_stack
+
+
+def _unchanged(chain: Sequence[Node]) -> bool:
+    return all(node.moves or node.kind in ("argument", "constant") for node in chain)
+
+
+def _chain(node: Node, number: int, origins: Mapping[int, Node]) -> list[Node]:
+    """The records from the origin to the one in an output."""
+    chain = [node]
+    while origins[number] is not chain[-1]:
+        chain.append(next(parent for parent in chain[-1].parents if number in parent.origins))
+    if chain[-1].parents and chain[-1].parents[0].kind == "integer_overflow":
+        chain.append(chain[-1].parents[0])
+    return [record for record in reversed(chain) if record.kind != "stack"] or [node]
+
+
+def _fault(chain: Sequence[Node], paths: tuple[str, ...], siblings: Mapping[Any, list[str]]) -> Fault:
+    shown = list(_shown(chain))
+    omitted = len(chain) - len(shown)
+    if len(shown) > _MAX_STEPS:
+        cut = len(shown) - _MAX_STEPS
+        middle = _MAX_STEPS * 2 // 3
+        shown = shown[:middle] + shown[middle + cut :]
+        omitted += cut
+    cause = _cause(chain)
+    if cause not in shown:
+        shown.insert(1, cause)
+        omitted -= 1
+    steps = [_step(node, siblings) for node in shown]
+    index = shown.index(cause)
+    derivative_of = _derivative_of(cause, siblings)
+    return Fault(
+        steps=tuple(steps),
+        omitted=omitted,
+        outputs=paths[:MAX_INDICES],
+        output_count=len(paths),
+        cause=steps[index],
+        remedy=remedy(steps[index], derivative_of, cause.feeding, discarded=_discarded(chain)),
+    )
+
+
+def _cause(chain: Sequence[Node]) -> Node:
+    """The origin. An infinity in the source or a mask is legitimate: then it is what made it NaN."""
+    first = chain[0]
+    masks = first.kind == "constant" or (first.kind == "argument" and first.names == ("-inf",))
+    if masks and "nan" not in first.names:
+        return next((node for node in chain if "nan" in node.names), first)
+    return first
+
+
+def _discarded(chain: Sequence[Node]) -> bool:
+    """Whether the forward pass discarded an infinity, and the backward pass multiplied it by zero."""
+    nan = next((node for node in chain if "nan" in node.names), chain[0])
+    return nan is not chain[0] and nan.primitive == "mul" and "transpose(" in _stack_of(nan)
+
+
+def _shown(chain: Sequence[Node]) -> Iterator[Node]:
+    """The records to list: each change of line, kind of value or direction."""
+    before: Any = None
+    for node in chain:
+        line = place(node.equation, node.frame.calls).line
+        key = (line and line[:2], node.names, "transpose(" in _stack_of(node))
+        if key != before:
+            yield node
+        before = key
+
+
+def _stack_of(node: Node) -> str:
+    return name_stack(node.equation, node.frame.name_stack)
+
+
+def _siblings(function: Any) -> dict[Any, list[str]]:
+    """For each traceback the primitives of its equations: those of a function first, then those of its derivative."""
+    found: dict[Any, list[str]] = collections.defaultdict(list)
+    todo = [function]
+    while todo:
+        for equation in opened(todo.pop(0))[0].eqns:
+            found[_traceback(equation)].append(equation.primitive.name)
+            if equation.primitive.name in CALLS:
+                todo.append(function_of(equation))
+            else:
+                params = equation.params
+                todo += [params[name] for name in ("jaxpr", "body_jaxpr") if hasattr(params.get(name), "eqns")]
+                todo += params.get("branches", ())
+    return found
+
+
+def _traceback(equation: Any) -> Any:
+    return getattr(getattr(equation, "source_info", None), "traceback", None)
+
+
+def _derivative_of(node: Node, siblings: Mapping[Any, list[str]] | None) -> str | None:
+    """The primitive of the forward pass that the operation is, or may be, the derivative of."""
+    if node.kind != "operation" or siblings is None or "jvp(" not in _stack_of(node):
+        return None
+    names = siblings.get(_traceback(node.equation), ())
+    first = next(iter(names), None)
+    return None if first == node.primitive and "transpose(" not in _stack_of(node) else first
+
+
+def _step(node: Node, siblings: Mapping[Any, list[str]] | None) -> FaultStep:
+    where = place(node.equation, node.frame.calls)
+    kind: Any = node.kind
+    phase: Literal["forward", "derivative", "backward"] = "forward"
+    if "transpose(" in _stack_of(node):
+        phase = "backward"
+    elif _derivative_of(node, siblings):
+        phase = "derivative"
+    return FaultStep(
+        kind=kind,
+        primitive=node.primitive,
+        value=", ".join(node.names),
+        phase=phase,
+        file=where.line.file if where.line else None,
+        line=where.line.line if where.line else None,
+        function=where.line.function if where.line else None,
+        code=where.line.code if where.line else None,
+        library=where.library,
+        name_stack=_stack_of(node),
+        dtype=node.dtype,
+        shape=node.shape,
+        nonfinite=node.nonfinite,
+        indices=node.indices,
+        operands=node.operands,
+        iterations=node.frame.iterations,
+        path=node.path,
+        detail=node.detail,
+    )
