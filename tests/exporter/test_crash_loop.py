@@ -74,6 +74,15 @@ def test_a_job_that_is_preempted_but_makes_progress_is_healthy() -> None:
     assert (loop.told.health, loop.told.summary) == ("ok", "at step 27")
 
 
+def test_a_job_that_a_person_starts_anew_each_day_is_healthy() -> None:
+    loop = Loop()
+    for _ in range(4):
+        loop.launch(9)
+        loop.clock.advance(86_400)
+    loop.launch(2)
+    assert (loop.told.health, loop.told.summary) == ("ok", "at step 2")
+
+
 def test_an_acknowledged_failure_does_not_colour_the_next_launch() -> None:
     loop = Loop()
     for _ in range(3):

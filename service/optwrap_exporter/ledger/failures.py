@@ -11,12 +11,15 @@ from optwrap_exporter.ledger.run import RunState
 LOOP: Final = 3
 """So many launches in a row are a crash loop. The alert OptwrapCrashLoop counts as many new attempts."""
 
+SOON: Final = 3600.0
+"""Seconds: a lost launch counts only if the next one began so soon after it. A person may end one for good."""
+
 
 class Failures(NamedTuple):
     """The launches in a row that failed right before the current one, which is not past the last one's end yet."""
 
     launches: int
-    killed: bool
+    lost: bool
     """Whether one of them was lost: it sent no final report."""
     step: int | None
     """Where the last of them ended; None before its first step."""
@@ -36,8 +39,8 @@ class Failures(NamedTuple):
 def before(run: RunState, members: Iterable[ProcessState]) -> Failures | None:
     """The failures right before the current launch; None if there are none, or the launch is past them.
 
-    A launch that was lost counts only if the one after it began no further: a job that is preempted again and again,
-    but makes progress, does not fail. It counts the launches that the process still keeps one by one.
+    A launch that was lost counts only if the next one began soon, and no further: a job that is preempted again and
+    again, but makes progress, does not fail. It counts the launches that the process still keeps one by one.
 
     Args:
       run: the run.
@@ -47,13 +50,13 @@ def before(run: RunState, members: Iterable[ProcessState]) -> Failures | None:
     ends = {part.attempt: part for part in process.parts}
     ends.pop(process.incarnation.attempt)
     found: list[Folded | IncarnationState] = []
-    began = process.incarnation.began_at
+    began, started = process.incarnation.began_at, process.incarnation.first_report
     for part in reversed(ends.values()):
         further = part.began_at is not None and began is not None and began > part.began_at
-        if part.state != "failed" and (part.ended or further):
+        if part.state != "failed" and (part.ended or further or started > part.last_report + SOON):
             break
         found.append(part)
-        began = part.began_at if part.began_at is not None else began
+        began, started = part.began_at if part.began_at is not None else began, part.first_report
     if not found:
         return None
     last = found[0]
@@ -64,8 +67,8 @@ def before(run: RunState, members: Iterable[ProcessState]) -> Failures | None:
         return None
     reason = last.reason if incident is None else incident.reason
     acknowledged = incident is not None and incident.state == "acknowledged"
-    killed = any(part.state != "failed" for part in found)
-    return Failures(len(found), killed, end or None, reason, last.last_report, acknowledged)
+    lost = any(part.state != "failed" for part in found)
+    return Failures(len(found), lost, end or None, reason, last.last_report, acknowledged)
 
 
 def _end(part: Folded | IncarnationState) -> int:

@@ -117,7 +117,7 @@ def _well(run: RunState, health: Health, members: Iterable[Judged], leading: Pro
     if health == "finished":
         return f"finished at step {step:,}"
     failed = failures.before(run, [one.process for one in members])
-    before = "" if failed is None or (failed.killed and failed.launches < failures.LOOP) else _failed_before(failed)
+    before = "" if failed is None or (failed.lost and failed.launches < failures.LOOP) else _failed_before(failed)
     launch = f" of attempt {attempts.total(run):,}" if before else ""
     if not leading.incarnation.share.steps:
         return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
@@ -130,7 +130,7 @@ def _failed_before(failed: failures.Failures) -> str:
     """How often the run failed right before its current launch, and how the last time."""
     many = "attempt before" if failed.launches == 1 else f"{failed.launches:,} before"
     where = "before its first step" if failed.step is None else f"at step {failed.step:,}"
-    how = "ended early" if failed.killed else "failed"
+    how = "ended early" if failed.lost else "failed"
     return f"; the {many} {how}, last {where}" + (f": {failed.reason}" if failed.reason else "")
 
 

@@ -218,7 +218,7 @@ METRICS: Final[tuple[Metric, ...]] = (
         "1 for the current health of the run, by the processes that this exporter knows; 0 for all other healths.",
         ("run", "health"),
         note="As for `optwrap_process_health`. With `--scope job` an exporter that knows only a part of the processes "
-        "reports `degraded`.",
+        "reports `degraded`. `failed` also while the next launch of a crash loop runs.",
     ),
     Metric("optwrap_processes_expected", "gauge", "Number of processes of the job, as the job reports it.", ("run",)),
     Metric(

@@ -207,6 +207,10 @@ def test_attempts_have_their_reason_and_the_step_they_began_at(past: Served, ope
     assert redone == 60
     expect(desk.page.locator(".tile.steps .foot")).to_contain_text("of these 60 taken again")
     expect(desk.part("health").locator(".facts")).to_contain_text("Attempt4, since")
+    desk.health("failed")  # although this attempt runs: it is not past the step at which the others failed
+    expect(desk.page).to_have_title("✖ Failed · lm · optwrap")
+    again.good(1)
+    desk.health("ok")
 
 
 def test_a_host_exporter_counts_the_processes_that_report_here(past: Served, open_desk: OpenDesk) -> None:
