@@ -21,10 +21,19 @@ Losses = np.ndarray[Any, np.dtype[np.float32]]
 """float32[steps]: the language model's loss in each micro-step, nats per character."""
 
 
-def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emit: Emit, progress: Progress) -> Losses:
-    """Train with optwrap: a bad batch is skipped, and `monitor` reports it.
+def with_optwrap(
+    settings: Settings,
+    *,
+    seed: int,
+    monitor: optwrap.Monitor,
+    emit: Emit,
+    progress: Progress,
+    recorder: optwrap.Recorder,
+) -> Losses:
+    """Train with optwrap: a bad batch is skipped, `monitor` reports it, and `recorder` keeps the first one.
 
-    A training script adds only the lines marked `# 1`, and with emit="reading" those marked `# 2`.
+    A training script adds only the lines marked `# 1`, with emit="reading" those marked `# 2`, and for an autopsy those
+    marked `# 3`.
     """
     job = _Job(settings, seed)
     tx = optimizer.guarded(settings)
@@ -44,9 +53,11 @@ def with_optwrap(settings: Settings, *, seed: int, monitor: optwrap.Monitor, emi
     opt_state = tx.init(params)
     glance = jax.jit(optwrap.reading)  # for the progress bar, a few times a second
     for number, batch in enumerate(job.batches(), start=1):
+        recorder.hold(batch)  # 3
         params, opt_state, loss, reading = step(params, opt_state, batch)
         if reading is not None:
             monitor.observe(reading, loss=loss)  # 2
+            recorder.observe(reading)  # 3
         losses.append(loss)
         progress.advance(number, loss, functools.partial(glance, opt_state))
     jax.block_until_ready(opt_state)  # type: ignore[no-untyped-call]  # jax gives it no types
@@ -73,6 +84,15 @@ def without_optwrap(settings: Settings, *, seed: int, progress: Progress) -> Los
     return np.array(jax.device_get(losses), np.float32)
 
 
+def autopsy(settings: Settings, *, seed: int, held: optwrap.HeldStep) -> optwrap.Findings:
+    """Why a step was bad.
+
+    Its parameters are gone, because the step donates them. The fault is in the batch, so the initial ones will do.
+    """
+    job = _Job(settings, seed)
+    return optwrap.autopsy(job.loss, job.params, *held.args)
+
+
 class _Job:
     """What both trainings share: the initial parameters, the gradients, and the batches with their faults."""
 
@@ -91,8 +111,12 @@ class _Job:
 
     def gradients(self, params: model.Params, batch: Batch) -> tuple[model.Params, jax.Array]:
         """Gradients, and the language model's loss; to be traced."""
-        gradients, loss = jax.grad(model.loss, has_aux=True)(params, self._shape, batch, self._corpus.scale)
+        gradients, loss = jax.grad(self.loss, has_aux=True)(params, batch)
         return gradients, loss
+
+    def loss(self, params: model.Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What is minimised, and the language model's part of it; to be traced."""
+        return model.loss(params, self._shape, batch, self._corpus.scale)
 
     def batches(self) -> Iterator[Batch]:
         """One for each micro-step, damaged as the settings say."""
