@@ -86,7 +86,11 @@ def by_checkify(function: Callable[..., Any], *arguments: Any) -> tuple[bool, in
     checked = checkify.checkify(function, errors=checkify.float_checks | checkify.index_checks)
     error, _ = jax.jit(checked)(*arguments)
     raised = error.get_exception()
-    return (False, None) if raised is None else (True, _line(raised) or NOWHERE)
+    if raised is None:
+        return False, None
+    # It keeps the line beside the exception.
+    found: Any = raised
+    return True, _line(raised.with_traceback(found.traceback_info.as_python_traceback())) or NOWHERE
 
 
 def _line(raised: BaseException) -> int | None:

@@ -65,7 +65,9 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         default="reading",
         help="how the counters leave the step: returned and observed, or by a host callback (%(default)s)",
     )
-    parser.add_argument("--no-baseline", action="store_true", help="leave out the training without optwrap")
+    parser.add_argument(
+        "--no-baseline", action="store_true", help="leave out the training without optwrap, and the autopsy"
+    )
     parser.add_argument("--hold", action="store_true", help="leave the exporter and its page up until Ctrl-C")
     where = parser.add_argument_group("the exporter")
     where.add_argument(

@@ -33,11 +33,18 @@ def run(options: Options) -> None:
         except ValueError as error:
             raise DemoError(str(error)) from error
         say_where(endpoint)
+        recorder = optwrap.Recorder(keep=8)  # the step runs ahead of the device by a few
         with monitor, Progress(console, "with optwrap", settings.steps) as progress:
             training = train.with_optwrap(
-                settings, seed=options.seed, monitor=monitor, emit=options.emit, progress=progress
+                settings,
+                seed=options.seed,
+                monitor=monitor,
+                emit=options.emit,
+                progress=progress,
+                recorder=recorder,
             )
             monitor.flush(_FLUSH_LIMIT)
+        held = recorder.bad_step()
         found, problem = None, None
         try:
             found = answer(endpoint, options.run)
@@ -50,6 +57,9 @@ def run(options: Options) -> None:
                 baseline = train.without_optwrap(settings, seed=options.seed, progress=progress)
 
         print(summary.summarize(settings, found, training, baseline))
+        if options.baseline and held is not None:
+            print(f"Why step {held.step} was skipped:")
+            print(train.autopsy(settings, seed=options.seed, held=held), end="\n\n")
         if found is None:
             assert problem is not None
             raise problem

@@ -41,13 +41,19 @@ class Training(NamedTuple):
 
 
 def with_optwrap(
-    settings: Settings, *, seed: int, monitor: optwrap.Monitor, emit: Emit, progress: Progress
+    settings: Settings,
+    *,
+    seed: int,
+    monitor: optwrap.Monitor,
+    emit: Emit,
+    progress: Progress,
+    recorder: optwrap.Recorder,
 ) -> Training:
-    """Train with optwrap: a bad batch is skipped, and `monitor` reports it.
+    """Train with optwrap: a bad batch is skipped, `monitor` reports it, and `recorder` keeps the first one.
 
     A training script adds only the lines marked `# 1`, and with emit="reading" those marked `# 2`. The lines marked
-    `# 3` stop and roll back, if `monitor` has a policy. Here checkpoints are copies on the device, so that the demo
-    needs no files; `examples/stop_and_roll_back.py` saves them with orbax.
+    `# 3` stop and roll back, if `monitor` has a policy; those marked `# 4` are for an autopsy. Here checkpoints are
+    copies on the device, so that the demo needs no files; `examples/stop_and_roll_back.py` saves them with orbax.
     """
     job = _Job(settings, seed)
     tx = optimizer.guarded(settings)
@@ -74,10 +80,13 @@ def with_optwrap(
     batches, done = job.batches(numbers), 0
     checkpoints, rollbacks = {0: copied((params, opt_state))}, []
     while done < len(numbers):
-        params, opt_state, loss, reading = step(params, opt_state, next(batches))
+        batch = next(batches)
+        recorder.hold(batch)  # 4
+        params, opt_state, loss, reading = step(params, opt_state, batch)
         done += 1
         if reading is not None:
             monitor.observe(reading, loss=loss)  # 2
+            recorder.observe(reading)  # 4
         losses.append(loss)
         progress.advance(numbers[done - 1], loss, functools.partial(glance, opt_state))
         if stop := monitor.should_stop():  # 3
@@ -116,6 +125,15 @@ def without_optwrap(settings: Settings, *, seed: int, progress: Progress) -> Los
     return np.array(jax.device_get(losses), np.float32)
 
 
+def autopsy(settings: Settings, *, seed: int, held: optwrap.HeldStep) -> optwrap.Findings:
+    """Why a step was bad.
+
+    Its parameters are gone, because the step donates them. The fault is in the batch, so the initial ones will do.
+    """
+    job = _Job(settings, seed)
+    return optwrap.autopsy(job.loss, job.params, *held.args)
+
+
 class _Job:
     """What both trainings share: the initial parameters, the gradients, and the batches with their faults."""
 
@@ -134,8 +152,12 @@ class _Job:
 
     def gradients(self, params: model.Params, batch: Batch) -> tuple[model.Params, jax.Array]:
         """Gradients, and the language model's loss; to be traced."""
-        gradients, loss = jax.grad(model.loss, has_aux=True)(params, self._shape, batch, self._corpus.scale)
+        gradients, loss = jax.grad(self.loss, has_aux=True)(params, batch)
         return gradients, loss
+
+    def loss(self, params: model.Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What is minimised, and the language model's part of it; to be traced."""
+        return model.loss(params, self._shape, batch, self._corpus.scale)
 
     def batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
         """The batches of these numbers, which ascend from 1, damaged as the settings say."""

@@ -82,7 +82,7 @@ def autopsy(
             results = Interpreter(records, granularity, shown).block(closed, values, Frame())
         finally:
             shown.close()
-        found = sliced(list(zip(outputs, results, strict=True)), records.origins, closed)
+        found = sliced(list(zip(outputs, results, strict=True)), records, closed)
         reproduced = True
         if all(value.node is None for value in results):
             del results

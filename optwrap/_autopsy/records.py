@@ -42,6 +42,8 @@ class Records:
     def __init__(self) -> None:
         self.origins: dict[int, Node] = {}
         """The record in which each origin began, by its number; the numbers ascend in time."""
+        self.joins: dict[int, dict[int, Node]] = {}
+        """For an origin the others that met it, as in a sum, with the record of the result that has only the first."""
         self.notes: dict[str, None] = {}
         """An ordered set."""
         self.largest: tuple[float, Node] | None = None
@@ -106,6 +108,9 @@ class Records:
             node.operands = tuple(parent.operand for parent in values)
             node.feeding = operation.plan.feeding(operation.equation)
             node.detail = operation.detail
+        if operation.name not in MOVES:
+            for other in _joined(values, numbers, node.names):
+                self.joins.setdefault(min(numbers), {}).setdefault(other, node)
         if number in numbers:
             self.origins[number] = node
             if value.overflow is not None and not parents:
@@ -134,3 +139,14 @@ class Records:
                 mask = np.zeros(np.shape(value.array), bool)
                 node = node_of(value.array, "operation", operation.name, operation.equation, operation.frame, mask=mask)
                 self.largest = (abs(end), node)
+
+
+def _joined(values: Sequence[Value], kept: frozenset[int], names: Sequence[str]) -> list[int]:
+    """Origins that are in the inputs and no more in the result, of elements that alone would have made it like this."""
+    found: set[int] = set()
+    for value in values:
+        if value.node is not None and not value.node.origins <= kept:
+            kinds = classes(on_host(value.array))
+            alike = np.any([kinds.named(name) for name in names], axis=0)
+            found.update(int(number) for number in np.unique(np.where(alike, np.asarray(value.tag), 0)))
+    return sorted(found - kept - {0})

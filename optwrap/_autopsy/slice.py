@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from optwrap._autopsy.parts import Fault, FaultStep, LargestValue
 from optwrap._autopsy.program import CALLS, function_of, opened
+from optwrap._autopsy.records import Records
 from optwrap._autopsy.remedies import remedy
 from optwrap._autopsy.source import name_stack, place
 from optwrap._autopsy.values import MAX_INDICES, Node, Value
@@ -25,32 +26,29 @@ class Sliced(NamedTuple):
     notes: tuple[str, ...]
 
 
-def sliced(outputs: Sequence[tuple[str, Value]], origins: Mapping[int, Node], function: Any) -> Sliced:
+def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any) -> Sliced:
     """The faults that reached the outputs, the oldest first.
 
     Origins of one equation, in several iterations of a loop, are one fault, and so are those of a line and of its
-    derivative. An infinite argument or constant that comes
-    out unchanged is none, but a note.
+    derivative. An infinite argument or constant that comes out unchanged is none, but a note.
 
     Args:
       outputs: paths and values.
-      origins: the record in which each origin began.
+      records: of the evaluation.
       function: the jaxpr that was evaluated.
     """
-    reached: dict[Any, list[tuple[int, str, Node]]] = collections.defaultdict(list)
+    reached: dict[Any, list[tuple[int, str, list[Node]]]] = collections.defaultdict(list)
     for path, value in outputs:
         if value.node is not None:
-            for number in sorted(value.node.origins):
-                origin = origins[number]
-                reached[_identity(origin)].append((number, path, value.node))
+            for number, chain in _chains(value.node, records).items():
+                reached[_identity(records.origins[number])].append((number, path, chain))
     siblings = _siblings(function)
     faults: list[Fault] = []
     by_line: dict[Any, int] = {}
     notes = []
     count = 0
     for arrivals in sorted(reached.values(), key=lambda found: min(number for number, *_ in found)):
-        number, path, node = min(arrivals, key=lambda arrival: arrival[0])
-        chain = _chain(node, number, origins)
+        _, path, chain = min(arrivals, key=lambda arrival: arrival[0])
         paths = tuple(dict.fromkeys(path for _, path, _ in arrivals))
         if chain[0].kind in ("argument", "constant") and "nan" not in chain[-1].names and _unchanged(chain):
             source = chain[0].path or "a constant"
@@ -91,10 +89,26 @@ def _unchanged(chain: Sequence[Node]) -> bool:
     return all(node.moves or node.kind in ("argument", "constant") for node in chain)
 
 
-def _chain(node: Node, number: int, origins: Mapping[int, Node]) -> list[Node]:
-    """The records from the origin to the one in an output."""
+def _chains(node: Node, records: Records) -> dict[int, list[Node]]:
+    """For each origin of an output the records from the origin to the output."""
+    found: dict[int, list[Node]] = {}
+    todo = [(number, _chain(node, number, records)) for number in sorted(node.origins)]
+    while todo:
+        number, chain = todo.pop(0)
+        if number in found:
+            continue
+        found[number] = chain
+        for other, meeting in records.joins.get(number, {}).items():
+            parent = next((parent for parent in meeting.parents if other in parent.origins), None)
+            if meeting in chain and parent is not None:
+                todo.append((other, [*_chain(parent, other, records), *chain[chain.index(meeting) :]]))
+    return found
+
+
+def _chain(node: Node, number: int, records: Records) -> list[Node]:
+    """The records from the origin to `node`."""
     chain = [node]
-    while origins[number] is not chain[-1]:
+    while records.origins[number] is not chain[-1]:
         chain.append(next(parent for parent in chain[-1].parents if number in parent.origins))
     if chain[-1].parents and chain[-1].parents[0].kind == "integer_overflow":
         chain.append(chain[-1].parents[0])

@@ -38,6 +38,10 @@ class Classes(NamedTuple):
         result: Array = self.nan | self.positive | self.negative
         return result
 
+    def named(self, name: str) -> Array:
+        """Which elements are `nan`, `inf` or `-inf`."""
+        return {"nan": self.nan, "inf": self.positive, "-inf": self.negative}[name]
+
     @property
     def names(self) -> tuple[str, ...]:
         """The kinds that occur, of `nan`, `inf` and `-inf`."""

@@ -268,6 +268,12 @@ def test_the_last_line_is_exactly_what_was_put_in_and_only_optwrap_gets_through(
     assert course["without"][0] == first
     assert np.isnan(course["without"][1])
 
+    # The autopsy of the first bad step names the damaged record, and the line where the largest of its values overflow.
+    fault = QUICK.faults[0]
+    assert f"Why step {fault.first} was skipped:" in lines
+    assert re.search(rf"^Cause: batch\.ahead\[{fault.layer},[\d,]+\] is inf$", ran.stdout, re.MULTILINE)
+    assert "Cause: div returned inf at model.py:" in ran.stdout
+
     assert_nobody_listens(address_in(lines[0]))
     assert all(line.isprintable() for line in (*lines, *ran.stderr.splitlines()))
     assert "batch 80/80" in ran.stderr

@@ -148,6 +148,15 @@ def test_two_origins_in_different_elements_are_two_faults() -> None:
     assert [fault.cause.primitive for fault in findings.faults] == ["log", "acos"]
 
 
+def test_two_origins_that_meet_in_a_sum_are_two_faults() -> None:
+    def fn(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.stack([jnp.exp(w * x), x])) + jnp.max(jnp.where(w > 0, w, -jnp.inf))
+
+    findings = optwrap.autopsy(fn, W, np.array([300, np.inf, 300], np.float32))
+    assert [fault.cause.primitive for fault in findings.faults] == ["argument", "exp"]
+    assert findings.faults[1].outputs == ("output",)
+
+
 def test_elements_that_are_cut_off_are_no_fault() -> None:
     def fn(w: jax.Array) -> jax.Array:
         both = jnp.stack([jnp.log(-jnp.abs(w)), jnp.sqrt(w)])
