@@ -91,7 +91,9 @@ def test_every_attempt_says_by_which_exception_it_ended(exporter: RunningExporte
 def test_ctrl_c_is_seen_as_such(exporter: RunningExporter, tmp_path: Path) -> None:
     """A person who ends a program by hand sees that on the page."""
     ready = tmp_path / "ready"
-    end = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    end = f"import pathlib, signal, time; {heed}; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
     environment = dict(os.environ) | {"OPTWRAP_ENDPOINT": exporter.url, "JAX_PLATFORMS": "cpu"}
     program = textwrap.dedent(PROGRAM).replace('"loop"', '"by-hand"').format(end=end, block=WITH)
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL) as process:

@@ -214,14 +214,6 @@ def _conflict(old: Conditions, after: ProcessState, now: float) -> Iterator[NewE
     yield NewEvent(after.process, "conflict", now, None, conflict.newer.attempt, detail, key)
 
 
-def gave_up(incident: IncidentRecord, report: Report, now: float) -> NewEvent:
-    """`gave_up`: the optimizer took the first non-finite values of an incident. One event for each incident."""
-    detail = {"incident": incident.id, "parameter": incident.parameter, "last_clean_step": incident.last_clean_step}
-    step = incident.last_step if incident.first_applied is None else incident.first_applied
-    known = {name: value for name, value in detail.items() if value is not None}
-    return NewEvent(report.process, "gave_up", now, step, report.attempt, known, f"gave_up/{incident.id}")
-
-
 def diverged(incident: IncidentRecord, report: Report, now: float) -> NewEvent:
     """`diverged`: processes of one attempt disagree about a step. One event for each incident."""
     detail = {

@@ -34,7 +34,6 @@ export const EVENTS = {
   accepted_not_finite: { word: "Applied although non-finite", meaning: "The optimizer applied non-finite values" },
   streak_started: { word: "Non-finite streak started", meaning: "The first of several steps in a row is non-finite" },
   streak_ended: { word: "Non-finite streak ended", meaning: "The gradients are finite again" },
-  gave_up: { word: "Guard gave up", meaning: "The optimizer applied the first non-finite values of this trouble" },
   rebased: { word: "Guard rebased", meaning: "skip_spikes took the norms that it had skipped as the new level" },
   starved: { word: "Starved", meaning: "No step became a gradient step for long" },
   stalled: { word: "Stalled", meaning: "The process reports, but it takes no steps" },

@@ -35,7 +35,6 @@ EventKind = Literal[
     "accepted_not_finite",
     "streak_started",
     "streak_ended",
-    "gave_up",
     "rebased",
     "starved",
     "stalled",

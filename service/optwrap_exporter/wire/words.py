@@ -78,7 +78,6 @@ EVENTS: Final[Mapping[str, Word]] = {
     "accepted_not_finite": Word("Applied although non-finite", "The optimizer applied non-finite values"),
     "streak_started": Word("Non-finite streak started", "The first of several steps in a row is non-finite"),
     "streak_ended": Word("Non-finite streak ended", "The gradients are finite again"),
-    "gave_up": Word("Guard gave up", "The optimizer applied the first non-finite values of this trouble"),
     "rebased": Word("Guard rebased", "skip_spikes took the norms that it had skipped as the new level"),
     "starved": Word("Starved", "No step became a gradient step for long"),
     "stalled": Word("Stalled", "The process reports, but it takes no steps"),

@@ -16,7 +16,7 @@ def _with(run: RunState, folded: Folded) -> RunState:
 
 
 def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
-    """The plan of a report with the incidents that it changes, and the events of what is new: `gave_up`, `diverged`.
+    """The plan of a report with the incidents that it changes, and the event of a new divergence.
 
     Args:
       plan: the plan without them.
@@ -39,11 +39,8 @@ def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
     )
     if folded is None or not folded.changed:
         return plan
-    gave_up = {one.id for one in (*plan.run.past_incidents, *plan.run.incidents) if one.gave_up is not None}
-    more = [
-        *(events.gave_up(one, report, now) for one in folded.changed if one.gave_up and one.id not in gave_up),
-        *(events.diverged(one, report, now) for one in folded.changed if one.id >= next_id and one.kind == "diverged"),
-    ]
+    new = [one for one in folded.changed if one.id >= next_id and one.kind == "diverged"]
+    more = tuple(events.diverged(one, report, now) for one in new)
     return evolved(plan, run=_with(plan.run, folded), incidents=folded.changed, events=(*plan.events, *more))
 
 

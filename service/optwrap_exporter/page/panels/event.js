@@ -9,7 +9,6 @@ import { el, shape } from "../dom.js";
 const LOOKS = {
   streak_started: { shape: "warning", class: "warning" },
   streak_ended: { shape: "good", class: "good" },
-  gave_up: { shape: "critical", class: "critical" },
   rebased: { shape: "warning", class: "warning" },
   starved: { shape: "critical", class: "critical" },
   stalled: { shape: "critical", class: "critical" },
@@ -48,7 +47,6 @@ const PHRASES = {
   streak_ended: ({ length, first_step: first, last_step: last }) => [
     `${integer(length)} in a row${length > 1 ? `, steps ${integer(first)} to ${integer(last)}` : ""}`,
   ],
-  gave_up: ({ parameter, last_clean_step: clean }) => [parameter ? `first ${visible(parameter)}` : null, clean === undefined ? null : `last clean step ${integer(clean)}`],
   rebased: ({ limit }) => [limit ? `new norm limit ${valueInWords(limit)}` : null],
   started: ({ host, process_count: count }) => [`on ${visible(host)}`, count > 1 ? `${integer(count)} processes` : null],
   resumed: ({ from, to }) => [to === null || from === null ? null : `after step ${integer(from)}`],
