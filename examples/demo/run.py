@@ -44,7 +44,10 @@ def run(options: Options) -> None:
                 recorder=recorder,
             )
             monitor.flush(_FLUSH_LIMIT)
-        held = recorder.bad_step()
+            held, findings = recorder.bad_step(), None
+            if options.baseline and held is not None:
+                findings = train.autopsy(settings, seed=options.seed, held=held)
+                findings.report(monitor, held.step)
         found, problem = None, None
         try:
             found = answer(endpoint, options.run)
@@ -57,9 +60,8 @@ def run(options: Options) -> None:
                 baseline = train.without_optwrap(settings, seed=options.seed, progress=progress)
 
         print(summary.summarize(settings, found, training, baseline))
-        if options.baseline and held is not None:
-            print(f"Why step {held.step} was skipped:")
-            print(train.autopsy(settings, seed=options.seed, held=held), end="\n\n")
+        if held is not None and findings is not None:
+            print(f"Why step {held.step} was skipped:\n{findings}\n")
         if found is None:
             assert problem is not None
             raise problem

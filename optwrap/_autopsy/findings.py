@@ -4,7 +4,7 @@ import dataclasses
 import html
 import textwrap
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from optwrap._autopsy.parts import Fault, FaultStep, LargestValue, Operand
 
@@ -18,6 +18,13 @@ _STACK: Final = 60
 
 _CSS: Final = {"bold red": "font-weight:bold;color:#b00020", "bold": "font-weight:bold", "dim": "opacity:0.7"}
 """Styles of rich, as a notebook wants them."""
+
+
+class Diagnosed(Protocol):
+    """What takes findings: a `Monitor`."""
+
+    def diagnose(self, cause: str, *, step: int | None = None, remedy: str | None = None) -> None:
+        """Report why a step went bad."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,23 @@ class Findings:
 
     def __bool__(self) -> bool:
         return bool(self.faults)
+
+    def report(self, monitor: Diagnosed, step: int | None = None) -> None:
+        """Report the causes as events `diagnosed` of a run; nothing if there is no fault. It never blocks.
+
+        For example, `findings.report(monitor, held.step)`. The page shows the events among those of the run, and with
+        the incident that the step belongs to.
+
+        Args:
+          monitor: the `Monitor` of the run.
+          step: the number of the step, from 1; None if it is not known.
+
+        Raises:
+          TypeError: `step` is no integer.
+          ValueError: `step` is less than 1.
+        """
+        for fault in self.faults[:_SHOWN_FAULTS]:
+            monitor.diagnose(summary(fault), step=step, remedy=fault.remedy)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as dicts, lists and plain values, for JSON."""

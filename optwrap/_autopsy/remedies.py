@@ -56,9 +56,9 @@ def _by_name(cause: FaultStep, feeding: Sequence[str]) -> str | None:  # noqa: P
     if name in ("log", "log1p"):
         return "keep its argument positive, jnp.log(jnp.maximum(x, tiny)); for x * log(x) take jax.scipy.special.xlogy"
     if name in ("sqrt", "rsqrt"):
-        if name == "rsqrt" or _holds(operands[:1], 0):
-            return "add an epsilon under the root"
-        return "keep its argument from going below 0: jnp.sqrt(jnp.maximum(x, 0))"
+        if "nan" in cause.value:
+            return "keep its argument from going below 0: jnp.sqrt(jnp.maximum(x, 0))"
+        return "add an epsilon under the root"
     if name in ("exp", "exp2", "expm1", "sinh", "cosh"):
         return "clip its argument, or subtract its maximum first: jax.nn.softmax, jax.nn.logsumexp, jax.nn.softplus"
     if name == "gather":

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from optwrap._monitor.backlog import Backlog, Entry, Record, is_good
-from optwrap._monitor.queue import Ending
+from optwrap._monitor.queue import MOST_DIAGNOSES, Diagnosis, Ending
 from optwrap._monitor.worst import MAX_PARAMETERS, name_worst
 from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
 from optwrap._reading.replicas import OTHERS, NonfiniteReplicas, Replica
@@ -94,6 +94,8 @@ class Incarnation:
     ending: Ending | None = None
     """How it ended; None while it goes on."""
     gauges: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+    diagnoses: tuple[Diagnosis, ...] = ()
+    """Those that are not in a report yet."""
     seq: int = 0
     """Number of the latest report; 0 if there is none."""
     dropped_steps: int = 0
@@ -113,6 +115,11 @@ class Incarnation:
     def counted(self) -> Totals:
         """The part of the run's totals that this incarnation counted."""
         return subtract(self.totals, self.at_start)
+
+    def diagnose(self, diagnoses: Iterable[Diagnosis]) -> None:
+        """Add diagnoses to those that wait; the oldest go first."""
+        self.diagnoses = (*self.diagnoses, *diagnoses)[-MOST_DIAGNOSES:]
+        self.unreported = True
 
     def count_dropped(self, steps: int, bad_steps: int) -> None:
         """Add to the counts of dropped records."""

@@ -82,6 +82,9 @@ class Intake:
 
     def drain(self) -> bool:
         """Count every reading that the device has computed; returns whether none is left."""
+        while self._inbox.diagnoses:
+            number, diagnosis = self._inbox.diagnoses.popleft()
+            self._accounts[number].current.diagnose([diagnosis])
         while True:
             if self._head is None:
                 self._head = self._next()

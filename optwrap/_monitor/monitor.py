@@ -8,12 +8,13 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Self, get_args
 
+from optwrap._core.checks import integer
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.local.serve import serve as serve_locally
 from optwrap._monitor.local.table import table
 from optwrap._monitor.log import LogOnce
 from optwrap._monitor.one_optimizer import OneOptimizer
-from optwrap._monitor.queue import Ending, Flush, in_words
+from optwrap._monitor.queue import Diagnosis, Ending, Flush, in_words
 from optwrap._monitor.settings import Settings, read_token, resolve
 from optwrap._monitor.thread import Parts, Worker
 from optwrap._reading.rows import as_rows, on_host
@@ -234,6 +235,29 @@ class Monitor:
                 put(reading, scalars)
         except Exception as error:
             self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
+
+    def diagnose(self, cause: str, *, step: int | None = None, remedy: str | None = None, member: int = 0) -> None:
+        """Report why a step went bad, as the event `diagnosed`. `Findings.report` calls this. It never blocks.
+
+        Args:
+          cause: one line of at most 256 characters.
+          step: the number of the step, from 1; None if it is not known.
+          remedy: what to do about it, likewise one line.
+          member: whose step, with `Monitor(members=n)`.
+
+        Raises:
+          IndexError: there is no such member.
+          TypeError: `step` is no integer.
+          ValueError: `step` is less than 1.
+        """
+        if step is not None:
+            step = int(integer("diagnose: step", step, 1, "pass the number of the step, or None"))  # type: ignore[arg-type]
+        if self._worker is None:
+            return
+        if not 0 <= member < len(self._worker.accounts):
+            raise IndexError(f"diagnose: member is {member}; allowed: 0 to {len(self._worker.accounts) - 1}")
+        self._worker.inbox.diagnoses.append((member, Diagnosis(step, cause, remedy)))
+        self._worker.inbox.wakeup.set()
 
     def should_stop(self) -> Stop | None:
         """Whether the training should stop, as the policy `stop` says. Call it in the loop, after `observe`.

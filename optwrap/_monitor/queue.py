@@ -8,12 +8,15 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 
 from optwrap._reading.unpack import Layout
 from optwrap._stop.stop import Stop
+
+MOST_DIAGNOSES: Final = 8
+"""Diagnoses that wait, and that one report carries."""
 
 
 class Item(NamedTuple):
@@ -27,6 +30,14 @@ class Item(NamedTuple):
     """Seconds since 1970."""
     scalars: Mapping[str, object] = MappingProxyType({})
     """The further arguments of `observe`."""
+
+
+class Diagnosis(NamedTuple):
+    """Why a step went bad, as `Findings.report` says it."""
+
+    step: int | None
+    cause: str
+    remedy: str | None
 
 
 class Ending(NamedTuple):
@@ -101,7 +112,10 @@ class Inbox:
     """
 
     # `put` runs in the training loop between two steps, with cold caches: few attributes, no dictionary.
-    __slots__ = ("_numbers", "_time", "_wake_every", "closing", "done", "first", "flushes", "items", "layout", "wakeup")
+    __slots__ = (
+        *("_numbers", "_time", "_wake_every", "closing", "diagnoses", "done", "first", "flushes", "items", "layout"),
+        "wakeup",
+    )
 
     def __init__(self, size: int, time: Callable[[], float]) -> None:
         self.items: deque[tuple[int, object, float, Mapping[str, object]]] = deque(maxlen=size)
@@ -111,6 +125,8 @@ class Inbox:
         self.layout: Layout | None = None
         """The parameters' names; None until an instrumentation describes them."""
         self.closing: Closing | None = None
+        self.diagnoses: deque[tuple[int, Diagnosis]] = deque(maxlen=MOST_DIAGNOSES)
+        """Each with the number of its account."""
         self.flushes: deque[Flush] = deque()
         self.wakeup = Wakeup()
         self.done = threading.Event()

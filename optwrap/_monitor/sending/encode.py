@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from optwrap._monitor.account import Incarnation, subtract
 from optwrap._monitor.backlog import Record
-from optwrap._monitor.queue import Ending
+from optwrap._monitor.queue import Diagnosis, Ending
 from optwrap._monitor.worst import MAX_PARAMETERS, Named, name_worst
 from optwrap._reading.replicas import Replica
 from optwrap._reading.unpack import Totals
@@ -102,6 +102,8 @@ def encode(
     ]
     if replicas:
         body["replicas"] = replicas
+    if incarnation.diagnoses:
+        body["diagnoses"] = [_diagnosis(diagnosis) for diagnosis in incarnation.diagnoses]
     body["dropped"] = {"steps": incarnation.dropped_steps, "bad_steps": incarnation.dropped_bad_steps}
     return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
 
@@ -124,14 +126,27 @@ def totals(of: Totals, max_parameters: int = MAX_PARAMETERS) -> dict[str, Any]:
 
 
 def _ending(ending: Ending) -> dict[str, Any]:
-    """Why it ended and where to roll back to, in the form that the wire allows: one line of at most 256 characters."""
+    """Why it ended and where to roll back to."""
     found: dict[str, Any] = {}
     if ending.reason is not None:
-        line = " ".join(ending.reason.split())
-        found["reason"] = "".join(c if c.isprintable() else "?" for c in line)[:256]
+        found["reason"] = _line(ending.reason)
     if ending.last_clean_step is not None:
         found["last_clean_step"] = ending.last_clean_step
     return found
+
+
+def _diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
+    found: dict[str, Any] = {} if diagnosis.step is None else {"step": diagnosis.step}
+    found["cause"] = _line(diagnosis.cause)
+    if diagnosis.remedy is not None:
+        found["remedy"] = _line(diagnosis.remedy)
+    return found
+
+
+def _line(text: str) -> str:
+    """A text in the form that the wire allows: one line of at most 256 characters."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in line)[:256]
 
 
 def _fewer(named: Named, limit: int) -> Named:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from optwrap._monitor.account import Account, Incarnation
 from optwrap._monitor.backlog import Entry
+from optwrap._monitor.queue import Diagnosis
 from optwrap._monitor.sending.encode import Identity, encode
 from optwrap._monitor.worst import MAX_PARAMETERS
 
@@ -24,6 +25,7 @@ class Report:
     """Its step records. If the exporter refuses the report, they are sent in parts or counted as dropped."""
     named: int
     """The most parameters that its totals name, or the record of one step."""
+    diagnoses: tuple[Diagnosis, ...] = ()
 
 
 class Outbox:
@@ -145,6 +147,7 @@ class Outbox:
             return False
         self._withdraw(report, reuse_seq=True)
         self._account.count_dropped(self._account.backlog.put_back(report.entries))
+        report.incarnation.diagnose(report.diagnoses)
         return True
 
     def _grow(self) -> None:
@@ -194,7 +197,9 @@ class Outbox:
         )
         counted = [shown.counted.parameters, *(entry.record.nonfinite_parameters.counts for entry in entries)]
         named = min(self._max_parameters, max(map(len, counted)))
-        report = Report(incarnation, incarnation.seq, body, entries, named)
+        report = Report(incarnation, incarnation.seq, body, entries, named, shown.diagnoses)
+        if shown is incarnation:
+            incarnation.diagnoses = ()
         self.held.append(report)
         return report
 
@@ -214,4 +219,5 @@ class Outbox:
 
 
 def _contents(incarnation: Incarnation) -> tuple[object, ...]:
-    return incarnation.state, incarnation.totals, incarnation.dropped_steps, incarnation.dropped_bad_steps
+    dropped = incarnation.dropped_steps, incarnation.dropped_bad_steps
+    return incarnation.state, incarnation.totals, incarnation.diagnoses, *dropped

@@ -4,6 +4,7 @@ An event that is derived again has the same key. So neither a crash nor a repeat
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -69,6 +70,7 @@ def derive_events(
         *_resumed(known, after, incarnation, report, now),
         *_of_steps(followed, report),
         *_rebased(before, after, report, now),
+        *_diagnosed(report, now),
         *_of_conditions(old, after, now),
         *_ended(known, incarnation, report, now),
         *_conflict(old, after, now),
@@ -157,6 +159,15 @@ def _rebased(before: ProcessState | None, after: ProcessState, report: Report, n
     detail = {"rebases": new, "limit": after.gauges.gradient_norm_limit}
     key = f"rebased/{report.process}/{report.incarnation}/{new}"
     yield NewEvent(report.process, "rebased", now, report.totals.steps or None, report.attempt, detail, key)
+
+
+def _diagnosed(report: Report, now: float) -> Iterator[NewEvent]:
+    """`diagnosed`: the training found out why a step went bad. The same diagnosis again is the same event."""
+    for one in report.diagnoses:
+        detail = {"cause": one.cause} | ({} if one.remedy is None else {"remedy": one.remedy})
+        digest = hashlib.sha256(one.cause.encode()).hexdigest()[:16]
+        key = f"diagnosed/{report.process}/{report.incarnation}/{one.step}/{digest}"
+        yield NewEvent(report.process, "diagnosed", now, one.step, report.attempt, detail, key)
 
 
 def _of_conditions(old: Conditions, after: ProcessState, now: float) -> Iterator[NewEvent]:

@@ -45,6 +45,7 @@ export const EVENTS = {
   stopped: { word: "Stopped", meaning: "The training stopped itself" },
   conflict: { word: "Conflict", meaning: "Two live attempts report under this run name" },
   diverged: { word: "Processes disagree", meaning: "Processes of one attempt report different outcomes or norms of the same step" },
+  diagnosed: { word: "Diagnosed", meaning: "The training's autopsy named what made the first non-finite value of a step" },
 };
 
 /** Kind of an incident, worst first. */

@@ -248,6 +248,17 @@ class ReplicaRecord(_Request):
     """Number of all replicas; null if unknown."""
 
 
+class Diagnosis(_Request):
+    """Why a step went bad, as `optwrap.autopsy` found it."""
+
+    step: Annotated[Step | None, _LEFT_OUT] = None
+    """The step; absent if it is not known."""
+    cause: Text
+    """What made the first non-finite value, and where."""
+    remedy: Annotated[Text | None, _LEFT_OUT] = None
+    """What usually helps; absent if nothing is known."""
+
+
 class Dropped(_Request):
     """Step records that the client dropped since the incarnation began."""
 
@@ -289,4 +300,6 @@ class Report(_Request):
     """Within a step non-finite parameters in the tree's order, or the largest share first."""
     unnamed: Annotated[Records[UnnamedOffenders], Field(exclude_if=_empty)] = _EMPTY
     replicas: Annotated[Records[ReplicaRecord], Field(exclude_if=_empty)] = _EMPTY
+    diagnoses: Annotated[Records[Diagnosis], Field(exclude_if=_empty)] = _EMPTY
+    """Each is in one report only."""
     dropped: Dropped = Dropped(steps=0, bad_steps=0)

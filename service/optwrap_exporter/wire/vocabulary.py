@@ -46,6 +46,7 @@ EventKind = Literal[
     "stopped",
     "conflict",
     "diverged",
+    "diagnosed",
 ]
 SkipReason = Literal["not_finite", "large", "other"]
 LostReason = Literal["skipped", "redone", "starved"]

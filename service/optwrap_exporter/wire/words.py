@@ -91,6 +91,7 @@ EVENTS: Final[Mapping[str, Word]] = {
     "diverged": Word(
         "Processes disagree", "Processes of one attempt report different outcomes or norms of the same step"
     ),
+    "diagnosed": Word("Diagnosed", "The training's autopsy named what made the first non-finite value of a step"),
 }
 """Kind of an event."""
 

@@ -20,6 +20,7 @@ const LOOKS = {
   stopped: { shape: "critical", class: "critical" },
   conflict: { shape: "critical", class: "critical" },
   diverged: { shape: "critical", class: "critical" },
+  diagnosed: { shape: "warning", class: "warning" },
 };
 
 /** The words, shape and colour of an event: those of the reason for a skip, else those of the event's kind. */
@@ -54,6 +55,7 @@ const PHRASES = {
   stalled: ({ last_step: last }) => [last === undefined ? "no step yet" : `last step ${clock(seconds(last))}`],
   starved: ({ steps }) => [steps === undefined ? null : `${plural(steps, "step")} without a gradient step`],
   conflict: ({ older, newer }) => [older?.host && newer?.host ? `${visible(older.host)} and ${visible(newer.host)}` : null],
+  diagnosed: ({ cause, remedy }) => [visible(cause), remedy ? visible(remedy) : null],
   finished: ending,
   failed: ending,
   stopped: ending,

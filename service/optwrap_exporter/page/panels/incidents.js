@@ -160,7 +160,7 @@ function factsOf(incident, onStep) {
 }
 
 /** Kinds of events that belong to an incident about steps. */
-const OF_STEPS = ["skipped", "accepted_not_finite", "streak_started", "streak_ended"];
+const OF_STEPS = ["skipped", "accepted_not_finite", "streak_started", "streak_ended", "diagnosed"];
 /** Events of steps have the training's time, and may be reported late: so much (s) is looked at around an incident. */
 const MARGIN = 600;
 
