@@ -3,8 +3,10 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from posixpath import dirname, normpath
 
 import pytest
+from optwrap_exporter.http.routes.pages import PAGE
 
 from tests.exporter.running import START, Job, Served
 
@@ -269,6 +271,33 @@ def test_every_file_that_the_page_names_is_served_with_its_type(filled: Served) 
         assert expected in answer.headers["content-type"]
         assert answer.headers["cache-control"] == "no-cache"
         assert filled.client.get(link, headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+
+
+def test_a_browser_learns_of_every_module_and_style_sheet_from_the_document(filled: Served) -> None:
+    """No file that a module imports is first named there, and one sheet has the rules of all, in their order."""
+    page = Links()
+    page.feed(filled.client.get("/").text)
+    imported = set()
+    for link in page.found:
+        if link.endswith(".js"):
+            names = re.findall(r'(?:from|import\() ?"(\.[^"]+)"', filled.client.get(link).text)
+            imported |= {normpath(f"{dirname(link)}/{name}") for name in names}
+    assert {"/page/vocabulary.js", "/page/vendor/uPlot.esm.js"} <= imported <= set(page.found)
+    (sheet,) = (link for link in page.found if link.endswith(".css"))
+    sheets = re.findall(r'"/page/(.+\.css)"', (PAGE / "index.html").read_text())
+    text = filled.client.get(sheet).text
+    assert text.endswith("\n".join((PAGE / name).read_text() for name in sheets))
+    assert text.startswith((PAGE / "vendor/uPlot.min.css").read_text())
+
+
+@pytest.mark.parametrize("path", ["/page/main.js", "/page/style.css", "/page/panels/notices.js"])
+def test_a_file_of_the_page_is_the_same_with_and_without_compression(filled: Served, path: str) -> None:
+    plain = filled.client.get(path, headers={"accept-encoding": "identity"})
+    zipped = filled.client.get(path, headers={"accept-encoding": "gzip"})
+    assert plain.content == zipped.content
+    assert "content-encoding" not in plain.headers
+    assert plain.headers["etag"] == zipped.headers["etag"]
+    assert filled.client.post(path).status_code == 405
 
 
 @pytest.mark.parametrize("path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2fapp.py", "/page//etc/passwd"])

@@ -30,7 +30,7 @@ metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metr
 metrics.render
 http.errors http.api_page http.query.csv_answer http.query.limiter http.query.parameters http.query.responses
 http.query.routing http.middleware http.authorization http.admission http.connections http.log_limit
-http.connection_timeout http.server http.channel http.hub
+http.connection_timeout http.server http.channel http.hub http.page_files
 http.routes.changes http.routes.events http.routes.incidents
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
 http.routes.series http.routes.steps http.routes.stream

@@ -19,6 +19,7 @@ from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import Head, HostCheck, SecurityHeaders
+from optwrap_exporter.http.page_files import PageFiles
 from optwrap_exporter.http.query.limiter import Limiter
 from optwrap_exporter.http.routes import (
     changes,
@@ -126,8 +127,9 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(stream.router(store, hub))
     app.include_router(metrics.router(renderer, statistics))
     app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
-    app.include_router(pages.router(app.openapi, settings.scope, grafana=settings.grafana_url))
-    app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
+    files = PageFiles(pages.PAGE)
+    app.include_router(pages.router(app.openapi, files, settings.scope, grafana=settings.grafana_url))
+    app.mount("/page", files)
     app.admission = admission
     app.reports = SecurityHeaders(
         HostCheck(reports.ReportRoute(authorization, ingest, admission, statistics), settings)

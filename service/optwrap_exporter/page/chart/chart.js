@@ -47,10 +47,6 @@ export const SYNC = {
 export async function loadChartLibrary() {
   try {
     const { default: uPlot } = await import("../vendor/uPlot.esm.js");
-    const sheet = document.createElement("link");
-    sheet.rel = "stylesheet";
-    sheet.href = "/page/vendor/uPlot.min.css";
-    document.head.prepend(sheet);
     return uPlot;
   } catch {
     return null;
