@@ -42,6 +42,14 @@ class Address:
             return self.host.lower() == "localhost"
 
     @property
+    def ips(self) -> frozenset[str]:
+        """The IP address in its canonical form; for localhost those of loopback, and for other names none."""
+        try:
+            return frozenset({str(ipaddress.ip_address(self.host))})
+        except ValueError:
+            return frozenset({"127.0.0.1", "::1"} if self.loopback else ())
+
+    @property
     def wildcard(self) -> bool:
         """Whether the address stands for every address of this machine."""
         try:
@@ -58,7 +66,8 @@ class Address:
 class Settings:
     """Everything that is configured from outside."""
 
-    listen: Address
+    listen: tuple[Address, ...]
+    """At least one."""
     data_dir: Path
     ingest_socket: Path | None = None
     """A Unix socket that also accepts reports."""
@@ -81,15 +90,26 @@ class Settings:
     log_level: str = "info"
 
     @property
-    def tcp_ingest(self) -> bool:
-        """Whether reports are accepted over TCP: on loopback always, beyond it only with a token."""
-        return self.listen.loopback or self.token is not None
+    def closed(self) -> tuple[Address, ...]:
+        """The addresses that accept no reports: without a token all those beyond loopback."""
+        return () if self.token is not None else tuple(one for one in self.listen if not one.loopback)
+
+    @property
+    def without_token(self) -> frozenset[tuple[str, int]]:
+        """IP address and port of the loopback addresses, if there are others: the token is for the others."""
+        own = [one for one in self.listen if one.loopback]
+        return frozenset((ip, one.port) for one in own for ip in one.ips if len(own) < len(self.listen))
 
     @property
     def hosts(self) -> frozenset[str]:
         """The names that the Host header of a request may carry."""
-        own = set() if self.listen.wildcard else {self.listen.host.lower()}
+        own = {one.host.lower() for one in self.listen if not one.wildcard}
         return frozenset({"localhost", "127.0.0.1", "::1", *own, *self.allowed_hosts})
+
+    @property
+    def any_ip(self) -> bool:
+        """Whether the Host header may carry any IP address, because it listens on every address."""
+        return any(one.wildcard for one in self.listen)
 
 
 def parse_address(text: str) -> Address:
@@ -113,6 +133,15 @@ def parse_address(text: str) -> Address:
     if not 0 <= number <= 65535:
         raise ValueError(f"{text!r} is not host:port, [ipv6]:port or :port with a port from 0 to 65535")
     return Address(host or "0.0.0.0", number)
+
+
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """Parse addresses separated by commas; see `parse_address`.
+
+    Raises:
+      ValueError: one of them is no address.
+    """
+    return tuple(parse_address(one.strip()) for one in text.split(","))
 
 
 def parse_size(text: str) -> int:

@@ -55,7 +55,7 @@ class Served:
 def served(data_dir: Path, clock: TurnedClock | None = None, *, tick: float = 0, **settings: Any) -> Iterator[Served]:
     """An exporter on a free port during the block. Without a `tick` its ingest ticks only when the test says so."""
     clock = clock or TurnedClock()
-    given = Settings(**{"listen": parse_address("127.0.0.1:0"), "data_dir": data_dir, **settings})
+    given = Settings(**{"listen": (parse_address("127.0.0.1:0"),), "data_dir": data_dir, **settings})
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store(data_dir, limit_bytes=given.retention_bytes)))
         ledger = Ledger(clock, scope=given.scope)

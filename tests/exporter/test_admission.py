@@ -181,7 +181,7 @@ def full_app(site: Served) -> object:
     from optwrap_exporter.http.hub import Hub
     from optwrap_exporter.settings import Settings, parse_address
 
-    settings = Settings(parse_address("127.0.0.1:0"), site.store._path.parent)
+    settings = Settings((parse_address("127.0.0.1:0"),), site.store._path.parent)
     hub = Hub(site.ingest.subscribe, site.store, site.ledger)
     return create_app(settings, store=site.store, ledger=site.ledger, ingest=site.ingest, hub=hub, clock=site.clock)
 

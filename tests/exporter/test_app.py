@@ -1,6 +1,7 @@
 """A whole exporter in its own process: its sockets, a crash and a restart."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -42,6 +43,28 @@ def test_the_socket_accepts_reports_when_tcp_does_not(start_exporter: Start, tmp
     assert [run["run"] for run in get(exporter, "/v1/runs")["items"]] == ["lm"]
     assert exporter.stop() == 0
     assert not path.exists()
+
+
+def test_loopback_needs_no_token_where_another_address_does(start_exporter: Start, tmp_path: Path) -> None:
+    """The address that a client connects to decides, not the client's own address."""
+    (tmp_path / "token").write_text("hush\n")
+    exporter = start_exporter("--listen", ":0", "--token-file", str(tmp_path / "token"))
+    urls = re.findall(r"http://[^\s,]+", exporter.log)
+    assert len(set(urls)) == 2, exporter.log
+    said = [httpx.post(f"{url}/v1/reports", json=Job(url[-4:]).report(), trust_env=False).status_code for url in urls]
+    assert said == [200, 401]
+    assert "no reports over" not in exporter.log
+
+
+def test_an_address_beyond_loopback_stays_closed_without_a_token(start_exporter: Start) -> None:
+    exporter = start_exporter("--listen", ":0")
+    loopback, every = re.findall(r"http://[^\s,]+", exporter.log)[:2]
+    assert f"no reports over {every} (beyond" in exporter.log
+    said = [
+        httpx.post(f"{url}/v1/reports", json=Job("lm").report(), trust_env=False).status_code
+        for url in (loopback, every)
+    ]
+    assert said == [200, 401]
 
 
 def test_the_socket_needs_no_token(start_exporter: Start, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_change_needs_the_token_that_a_report_needs(guarded: Served, method: s
 def test_nobody_changes_anything_where_nobody_may_report(tmp_path: Path) -> None:
     from optwrap_exporter.settings import parse_address
 
-    with served(tmp_path / "data", listen=parse_address("0.0.0.0:0")) as open_to_all:
+    with served(tmp_path / "data", listen=(parse_address("0.0.0.0:0"),)) as open_to_all:
         for method, path in CHANGES:
             assert open_to_all.client.request(method, path).status_code == 401
 

@@ -38,7 +38,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 def test_the_defaults_are_loopback_and_the_xdg_state_directory(told: list[Settings], tmp_path: Path) -> None:
     assert cli.run([]) == 0
     (settings,) = told
-    assert settings.listen == Address("127.0.0.1", 10425)
+    assert settings.listen == (Address("127.0.0.1", 10425),)
     assert settings.data_dir == tmp_path / "state" / "optwrap-exporter"
     assert settings.retention_days == 30
     assert settings.retention_bytes == 1 << 30
@@ -52,6 +52,8 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
     arguments = [
         "--listen",
         "[::]:0",
+        "--listen",
+        "127.0.0.1:1, [::1]:2",
         "--data-dir",
         f"{tmp_path}/d",
         "--ingest-socket",
@@ -73,7 +75,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
     assert cli.run(arguments) == 0
     assert told == [
         Settings(
-            listen=Address("::", 0),
+            listen=(Address("::", 0), Address("127.0.0.1", 1), Address("::1", 2)),
             data_dir=tmp_path / "d",
             ingest_socket=tmp_path / "s",
             token="hush",
@@ -91,7 +93,7 @@ def test_every_option_can_come_from_the_environment(
 ) -> None:
     (tmp_path / "token").write_text("hush")
     given = {
-        "LISTEN": "0.0.0.0:1",
+        "LISTEN": "0.0.0.0:1,127.0.0.1:2 127.0.0.1:3",
         "DATA_DIR": f"{tmp_path}/d",
         "INGEST_SOCKET": f"{tmp_path}/s",
         "TOKEN_FILE": f"{tmp_path}/token",
@@ -111,7 +113,7 @@ def test_every_option_can_come_from_the_environment(
     assert cli.run([]) == 0
     assert told == [
         Settings(
-            listen=Address("0.0.0.0", 1),
+            listen=(Address("0.0.0.0", 1), Address("127.0.0.1", 2), Address("127.0.0.1", 3)),
             data_dir=tmp_path / "d",
             ingest_socket=tmp_path / "s",
             token="hush",
@@ -144,6 +146,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["sttus"], "sttus"),
         (["--listen", "10425"], "'10425' is not host:port"),
         (["--listen", "127.0.0.1:99999"], "99999"),
+        (["--listen", "127.0.0.1:0,"], "'' is not host:port"),
         (["--retention-days", "0"], "--retention-days"),
         (["--retention-days", "nan"], "--retention-days"),
         (["--retention-bytes", "lots"], "'lots' is not a size"),

@@ -222,7 +222,7 @@ def test_an_unauthorized_body_is_not_read(guarded: Served) -> None:
 
 
 def test_beyond_loopback_reports_need_a_token(tmp_path: Path) -> None:
-    with served(tmp_path / "data", listen=parse_address("0.0.0.0:0")) as open_to_all:
+    with served(tmp_path / "data", listen=(parse_address("0.0.0.0:0"),)) as open_to_all:
         detail = refusal(open_to_all.client.post("/v1/reports", json=Job().report()), 401)
         assert "--token-file" in detail["allowed"]
         assert "--ingest-socket" in detail["allowed"]
@@ -230,7 +230,7 @@ def test_beyond_loopback_reports_need_a_token(tmp_path: Path) -> None:
 
 
 def test_forwarded_headers_are_ignored(tmp_path: Path) -> None:
-    with served(tmp_path / "data", listen=parse_address("0.0.0.0:0")) as open_to_all:
+    with served(tmp_path / "data", listen=(parse_address("0.0.0.0:0"),)) as open_to_all:
         forwarded = {
             "x-forwarded-for": "127.0.0.1",
             "forwarded": "for=127.0.0.1;host=localhost",

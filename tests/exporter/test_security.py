@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 
 def check(listen: str, *allowed: str) -> HostCheck:
-    return HostCheck(Starlette(), Settings(parse_address(listen), Path("unused"), allowed_hosts=allowed))
+    return HostCheck(Starlette(), Settings((parse_address(listen),), Path("unused"), allowed_hosts=allowed))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def get() -> Get:
         Route("/kept", lambda _: PlainTextResponse("x", headers={"cache-control": "no-cache"})),
     ]
     app = Starlette(routes=routes)
-    app.add_middleware(HostCheck, settings=Settings(parse_address("127.0.0.1:1"), Path("unused")))
+    app.add_middleware(HostCheck, settings=Settings((parse_address("127.0.0.1:1"),), Path("unused")))
     app.add_middleware(SecurityHeaders)
 
     def ask(path: str, **headers: str) -> httpx.Response:

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.http.server import StartError, bind_tcp, bound_unix
+from optwrap_exporter.http.server import StartError, bind_all, bind_tcp, bound_unix
 from optwrap_exporter.settings import parse_address
 
 
@@ -71,6 +71,25 @@ def test_a_port_in_use_is_refused_with_the_address_and_the_remedy() -> None:
     port = first.getsockname()[1]
     with first, pytest.raises(StartError, match=f"127.0.0.1:{port}.*in use.*--listen"):
         bind_tcp(parse_address(f"127.0.0.1:{port}"))
+
+
+def test_port_zero_is_a_free_port_for_each_address() -> None:
+    sockets, bound = bind_all([parse_address("127.0.0.1:0"), parse_address("127.0.0.2:0")])
+    assert [sock.getsockname() for sock in sockets] == [(one.host, one.port) for one in bound]
+    assert len(bound) == 2
+    for sock in sockets:
+        sock.close()
+
+
+@pytest.mark.parametrize("second", ["127.0.0.1", "0.0.0.0"])
+def test_two_addresses_that_overlap_are_refused_and_the_first_is_free_again(second: str) -> None:
+    (probe,) = bind_tcp(parse_address("127.0.0.1:0"))
+    port = probe.getsockname()[1]
+    probe.close()
+    with pytest.raises(StartError, match=f"--listen {second}:{port}: another --listen has this port"):
+        bind_all([parse_address(f"127.0.0.1:{port}"), parse_address(f"{second}:{port}")])
+    (again,) = bind_tcp(parse_address(f"127.0.0.1:{port}"))
+    again.close()
 
 
 @pytest.mark.parametrize(("listen", "why"), [("192.0.2.1:0", "no interface"), ("no-such-host.invalid:1", "resolve")])

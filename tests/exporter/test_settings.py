@@ -83,12 +83,12 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 def test_reports_over_tcp_need_loopback_or_a_token(listen: str, loopback: bool, tmp_path: Path) -> None:
     address = parse_address(listen)
     assert address.loopback is loopback
-    assert Settings(address, tmp_path).tcp_ingest is loopback
-    assert Settings(address, tmp_path, token="t").tcp_ingest
+    assert Settings((address,), tmp_path).closed == (() if loopback else (address,))
+    assert Settings((address,), tmp_path, token="t").closed == ()
 
 
 def test_the_repr_of_settings_has_no_token(tmp_path: Path) -> None:
-    assert "hush" not in repr(Settings(parse_address(":1"), tmp_path, token="hush"))
+    assert "hush" not in repr(Settings((parse_address(":1"),), tmp_path, token="hush"))
 
 
 @pytest.mark.parametrize(

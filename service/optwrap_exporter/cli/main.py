@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,6 +18,7 @@ from optwrap_exporter.settings import (
     Settings,
     default_data_dir,
     parse_address,
+    parse_addresses,
     parse_number,
     parse_size,
     parse_web_url,
@@ -79,12 +81,16 @@ _data_dir = click.option(
 )
 @click.option(
     "--listen",
-    type=_option(parse_address),
+    type=_option(parse_addresses),
     metavar="HOST:PORT",
-    default=DEFAULT_LISTEN,
+    multiple=True,
+    default=[DEFAULT_LISTEN],
     show_envvar=True,
-    help="Address of the page, the API and /metrics; port 0 chooses a free one. Beyond loopback reports are accepted "
-    "only with --token-file.",
+    envvar="OPTWRAP_EXPORTER_LISTEN",
+    callback=lambda _ctx, _param, given: tuple(chain.from_iterable(given)),
+    help="Address of the page, the API and /metrics; port 0 chooses a free one. Repeat it, or separate them by commas, "
+    "for more addresses. Beyond loopback reports are accepted only with --token-file. A loopback address beside "
+    "another one needs no token.",
 )
 @_data_dir
 @click.option(

@@ -1,6 +1,7 @@
 """Builds one exporter from its parts, and runs it."""
 
 import contextlib
+import dataclasses
 import gc
 import sys
 import time
@@ -37,7 +38,7 @@ from optwrap_exporter.http.routes import (
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
-    bind_tcp,
+    bind_all,
     bound_unix,
     configure_logging,
     server_of,
@@ -158,10 +159,10 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
     try:
         most_connections = allow_connections()
         with contextlib.ExitStack() as stack:
-            sockets = bind_tcp(settings.listen)
+            sockets, bound = bind_all(settings.listen)
             for sock in sockets:
                 stack.callback(sock.close)
-            port = sockets[0].getsockname()[1]
+            settings = dataclasses.replace(settings, listen=bound)
             store = Store(settings.data_dir, limit_bytes=settings.retention_bytes, recover=settings.recover)
             stack.callback(store.close)
             if settings.ingest_socket is not None:
@@ -176,7 +177,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
             server = server_of(
                 app,
-                started=lambda: _announce(settings, port),
+                started=lambda: _announce(settings),
                 stopping=hub.close,
                 most_connections=most_connections,
             )
@@ -185,15 +186,20 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(settings: Settings) -> None:
     """Print one line to standard error, at any log level: where the exporter listens and where its data is."""
-    host = "127.0.0.1" if settings.listen.wildcard else settings.listen.host
-    line = [f"{DISTRIBUTION}: listening on http://{Address(host, port)}, data in {settings.data_dir}"]
+    urls = " and ".join(map(_url, settings.listen))
+    line = [f"{DISTRIBUTION}: listening on {urls}, data in {settings.data_dir}"]
     if settings.ingest_socket is not None:
         line.append(f"reports also over {settings.ingest_socket}")
-    if not settings.tcp_ingest:
-        line.append("no reports over TCP (beyond loopback they need --token-file)")
+    if settings.closed:
+        where = "TCP" if settings.closed == settings.listen else " and ".join(map(_url, settings.closed))
+        line.append(f"no reports over {where} (beyond loopback they need --token-file)")
     print(", ".join(line), file=sys.stderr, flush=True)
+
+
+def _url(address: Address) -> str:
+    return f"http://{Address('127.0.0.1', address.port) if address.wildcard else address}"
 
 
 def forget_run(data_dir: Path, name: str) -> None:

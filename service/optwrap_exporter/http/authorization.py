@@ -38,7 +38,8 @@ class Authorization:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._open = settings.tcp_ingest
+        self._without_token = settings.without_token
+        self._closed = bool(settings.closed)
         self._expected = None if settings.token is None else f"Bearer {settings.token}".encode()
 
     def problem(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Problem | None:
@@ -46,7 +47,11 @@ class Authorization:
         # The mode of the socket file and its directory decide who may write to it.
         if over_unix_socket(scope):
             return None
-        if not self._open:
+        # Nobody else can reach a loopback address. Its listener decides, and not the client's address: an address that
+        # stands for every one can be reached over loopback, too.
+        if self._without_token and tuple(scope.get("server") or ()) in self._without_token:
+            return None
+        if self._closed:
             allowed = (
                 "no reports and no changes: beyond loopback this exporter needs --token-file to accept them; or send "
                 "them over its --ingest-socket"

@@ -55,7 +55,7 @@ class HostCheck:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._hosts = settings.hosts
-        self._any_ip = settings.listen.wildcard
+        self._any_ip = settings.any_ip
         self._allowed: bytes | None = None
         """The header that was allowed last. Most requests carry the same one."""
 

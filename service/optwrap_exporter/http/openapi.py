@@ -22,7 +22,7 @@ def document() -> dict[str, Any]:
         ledger = Ledger(time.time)
         ingest = Ingest(store, ledger, tick=0)
         hub = Hub(ingest.subscribe, store, ledger)
-        settings = Settings(parse_address(DEFAULT_LISTEN), Path(directory))
+        settings = Settings((parse_address(DEFAULT_LISTEN),), Path(directory))
         app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=time.time)
         return app.openapi()
 

@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,8 +46,35 @@ class StartError(ExporterError):
     """The exporter cannot start. The message is one line: why, and what to do."""
 
 
-def bind_tcp(address: Address) -> list[socket.socket]:
+def bind_all(addresses: Sequence[Address]) -> tuple[list[socket.socket], tuple[Address, ...]]:
+    """`bind_tcp` for several addresses.
+
+    Returns:
+      The sockets, and the addresses with the ports that were chosen.
+
+    Raises:
+      StartError: as in `bind_tcp`. Then nothing listens.
+    """
+    sockets: list[socket.socket] = []
+    bound: list[Address] = []
+    for address in addresses:
+        try:
+            found = bind_tcp(address, taken=[one.port for one in bound])
+        except StartError:
+            for sock in sockets:
+                sock.close()
+            raise
+        sockets += found
+        bound.append(Address(address.host, found[0].getsockname()[1]))
+    return sockets, tuple(bound)
+
+
+def bind_tcp(address: Address, *, taken: Collection[int] = ()) -> list[socket.socket]:
     """Listen on every address that `address` resolves to, on one port.
+
+    Args:
+      address: where to listen.
+      taken: the ports of other addresses of this exporter, for the message if the port is in use.
 
     Raises:
       StartError: the address does not resolve to an address of this machine, or the port is in use or not allowed.
@@ -80,7 +107,9 @@ def bind_tcp(address: Address) -> list[socket.socket]:
         for sock in bound:
             sock.close()
         remedy = {
-            errno.EADDRINUSE: "the port is in use: stop the other program, or choose another --listen port",
+            errno.EADDRINUSE: "another --listen has this port: give each address once, or choose another port"
+            if address.port in taken
+            else "the port is in use: stop the other program, or choose another --listen port",
             errno.EACCES: "permission denied: choose a port above 1023",
             errno.EADDRNOTAVAIL: "no interface of this machine has this address",
         }.get(failure.errno or 0, os.strerror(failure.errno or 0))

@@ -167,5 +167,5 @@ def _export(connection: Connection, directory: Path, port: int, shift: float) ->
             connection.send(None)
 
     threading.Thread(target=turn, daemon=True).start()
-    settings = Settings(listen=parse_address(f"127.0.0.1:{port}"), data_dir=directory, log_level="warning")
+    settings = Settings(listen=(parse_address(f"127.0.0.1:{port}"),), data_dir=directory, log_level="warning")
     serve(settings, clock=lambda: time.time() + shift)
