@@ -75,7 +75,7 @@ def test_the_same_failure_again_and_again_is_one_incident(ledger: Ledger, clock:
     state = ledger.summary("lm")
     assert state is not None
     assert state.summary.endswith(
-        "out of memory; see its log, then start it again; 8 attempts in a row failed like this"
+        "out of memory; see its log, and mend the cause before it starts again; 8 attempts in a row failed like this"
     )
     trainer = Trainer(clock, attempt="launch-8", process_count=2)
     say(ledger, trainer, *["applied"] * 120)

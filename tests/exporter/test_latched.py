@@ -217,8 +217,8 @@ def test_processes_that_failed_for_different_reasons_are_not_all_said_to_have_fa
     for job in jobs:
         site.send(job.report("failed", reason="ValueError: shapes" if job.process == 0 else "RuntimeError: peer"))
     assert (
-        site.get("/v1/runs/lm")["summary"]
-        == "process 0 on node-0 and 2 more failed at step 1: ValueError: shapes; see its log, then start it again"
+        site.get("/v1/runs/lm")["summary"] == "process 0 on node-0 and 2 more failed at step 1: ValueError: shapes; "
+        "see its log, and mend the cause before it starts again"
     )
 
 

@@ -126,27 +126,38 @@ TABLE: list[tuple[Health, Story, str]] = [
     (
         "starved",
         _starved_by_a_limit,
-        "process 0 on node-0 starved: 987 steps since step 802 were skipped, norm 80.4 at step 1,788, limit 50: "
-        "raise the limit, or restore a checkpoint from before",
+        "process 0 on node-0 starved: 987 steps since step 802 were skipped, norm 80.4 at step 1,788, limit 50; "
+        "raise the limit if such norms are right, else restore a checkpoint at or before 801",
     ),
     (
         "starved",
         _starved_in_a_window,
-        "process 0 on node-0 starved: 100 steps since step 5 brought no gradient step, norm 1 at step 104: "
-        "restore a checkpoint from before",
+        "process 0 on node-0 starved: 100 steps since step 5 brought no gradient step, norm 1 at step 104; "
+        "restore a checkpoint at or before 4",
     ),
-    ("stalled", _stalled, "process 0 on node-0 took no step for 8 min, after step 12: look for a hang"),
-    ("stale", _stale, "process 0 on node-0 silent for 4 min, after step 1,201: see whether it still runs"),
+    (
+        "stalled",
+        _stalled,
+        "process 0 on node-0 took no step for 8 min, after step 12; "
+        "it still reports, so see what it waits for: data, a lock, another process",
+    ),
+    (
+        "stale",
+        _stale,
+        "process 0 on node-0 silent for 4 min, after step 1,201; "
+        "see there whether it still runs, and start it again if not",
+    ),
     (
         "stale",
         _stale_before_a_step,
-        "process 0 on node-0 silent for 3 days, before its first step: see whether it still runs",
+        "process 0 on node-0 silent for 3 days, before its first step; "
+        "see there whether it still runs, and start it again if not",
     ),
     (
         "failed",
         _failed,
         "process 0 on node-0 failed at step 20: RuntimeError: no space left on device; see its log, "
-        "then start it again",
+        "and mend the cause before it starts again",
     ),
     ("failed", _failed_without_a_word, "process 0 on node-0 failed at step 1: it gave no reason, so see its log"),
     (
@@ -203,13 +214,18 @@ def test_no_health_is_left_out() -> None:
     ("scope", "present", "health", "sentence"),
     [
         ("host", range(8), "ok", "at step 1; 8 of 64 processes report here"),
-        ("job", range(8), "degraded", "56 of 64 processes have not reported (8 to 63): look at their hosts"),
-        ("job", [0, *range(2, 64)], "degraded", "1 of 64 processes has not reported (1): look at their hosts"),
+        ("job", range(8), "degraded", "56 of 64 processes have not reported (8 to 63): see whether they were started"),
+        (
+            "job",
+            [0, *range(2, 64)],
+            "degraded",
+            "1 of 64 processes has not reported (1): see whether they were started",
+        ),
         (
             "job",
             range(1, 64, 8),
             "degraded",
-            "56 of 64 processes have not reported (0, 2 to 8, 10 to 16, ...): look at their hosts",
+            "56 of 64 processes have not reported (0, 2 to 8, 10 to 16, ...): see whether they were started",
         ),
         ("job", range(64), "ok", "at step 1"),
         ("host", range(64), "ok", "at step 1"),
@@ -236,8 +252,8 @@ def test_it_names_the_process_that_says_most_and_counts_the_others() -> None:
     take(watched.ledger, trainers[1].report("failed"))
     take(watched.ledger, trainers[2].report("failed", reason="OSError: gone"))
     assert (
-        answers(watched)[0].summary
-        == "process 2 on node-2 and 1 more failed at step 1: OSError: gone; see its log, then start it again"
+        answers(watched)[0].summary == "process 2 on node-2 and 1 more failed at step 1: OSError: gone; "
+        "see its log, and mend the cause before it starts again"
     )
     rows = answers(watched)[1].processes
     assert [row.summary is None for row in rows] == [True, False, False, True]
@@ -248,7 +264,10 @@ def test_all_processes_are_not_named_one_by_one() -> None:
     for process in range(4):
         watched.say(Trainer(watched.clock, process=process, process_count=4))
     watched.clock.advance(59)
-    assert answers(watched)[0].summary == "all 4 processes silent for 50 s, after step 1: see whether it still runs"
+    assert (
+        answers(watched)[0].summary
+        == "all 4 processes silent for 50 s, after step 1; see there whether it still runs, and start it again if not"
+    )
 
 
 def test_one_silent_process_of_many_is_counted_and_its_incident_stands_first() -> None:
@@ -263,7 +282,10 @@ def test_one_silent_process_of_many_is_counted_and_its_incident_stands_first() -
                 watched.say(trainer, None)
         watched.look()
     brief, detail = answers(watched)
-    told = "1 of 8 processes silent for 8 min: process 5 on node-5, after step 1; see whether it still runs"
+    told = (
+        "1 of 8 processes silent for 8 min: process 5 on node-5, after step 1; "
+        "see there whether it still runs, and start it again if not"
+    )
     assert (brief.health, brief.summary) == ("stale", told)
     assert [one.kind for one in detail.incidents] == ["stale", "stalled"]
 

@@ -233,7 +233,7 @@ def test_sidecars_miss_no_process_and_say_how_many_report_here(tmp_path: Path) -
     """A part of a job is not degraded unless the exporter is told that all of it reports here."""
     for scope, health, missing, sentence in (
         ("host", "ok", None, "at step 1; 8 of 64 processes report here"),
-        ("job", "degraded", 56, "56 of 64 processes have not reported (8 to 63): look at their hosts"),
+        ("job", "degraded", 56, "56 of 64 processes have not reported (8 to 63): see whether they were started"),
     ):
         with served(tmp_path / scope, scope=scope) as exporter:
             for process in range(8):

@@ -23,6 +23,7 @@ RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(
 """By health, its heading in deploy/runbooks.md."""
 _WELL: Final[frozenset[Health]] = frozenset({"ok", "finished", "starting"})
 _GAPS_NAMED: Final = 3
+_LOOK: Final = "see there whether it still runs, and start it again if not"
 
 
 def of_run(
@@ -55,7 +56,7 @@ def of_run(
     who = _who(shown.process, len(found), len(members) if len(reasons) == 1 else 0)
     if current.health == "stale" and len(found) < len(members):
         silent = f"{len(found):,} of {len(members):,} processes silent for {duration(now - shown.health.since)}"
-        return f"{silent}: {who}, {_after(shown.process)}; see whether it still runs"
+        return f"{silent}: {who}, {_after(shown.process)}; {_LOOK}"
     said = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
     again = max((one.times for one in run.incidents if one.kind == current.health), default=1)
     return said if again == 1 else f"{said}; {again:,} attempts in a row failed like this"
@@ -146,7 +147,7 @@ def _missing(present: Iterable[int], expected: int) -> str:
     more = ", ..." if len(gaps) > _GAPS_NAMED else ""
     count = expected - ranges.count(heard, 0, expected)
     have = "has" if count == 1 else "have"
-    return f"{count:,} of {expected:,} processes {have} not reported ({names}{more}): look at their hosts"
+    return f"{count:,} of {expected:,} processes {have} not reported ({names}{more}): see whether they were started"
 
 
 def _conflict(process: ProcessState, who: str, silence: str) -> str:
@@ -160,7 +161,11 @@ def _conflict(process: ProcessState, who: str, silence: str) -> str:
 def _failed(process: ProcessState, who: str, silence: str) -> str:
     del silence
     told, steps = process.incarnation.reason, process.incarnation.totals.steps
-    reason = f"{told}; see its log, then start it again" if told else "it gave no reason, so see its log"
+    reason = (
+        f"{told}; see its log, and mend the cause before it starts again"
+        if told
+        else "it gave no reason, so see its log"
+    )
     return f"{who} failed at step {steps:,}: {reason}{_rollback(process)}"
 
 
@@ -176,7 +181,7 @@ def _rollback(process: ProcessState) -> str:
 
 
 def _stale(process: ProcessState, who: str, silence: str) -> str:
-    return f"{who} silent{silence}, {_after(process)}: see whether it still runs"
+    return f"{who} silent{silence}, {_after(process)}; {_LOOK}"
 
 
 def _after(process: ProcessState) -> str:
@@ -185,7 +190,8 @@ def _after(process: ProcessState) -> str:
 
 
 def _stalled(process: ProcessState, who: str, silence: str) -> str:
-    return f"{who} took no step{silence}, after step {process.incarnation.totals.steps:,}: look for a hang"
+    after = f"{who} took no step{silence}, after step {process.incarnation.totals.steps:,}"
+    return f"{after}; it still reports, so see what it waits for: data, a lock, another process"
 
 
 def _starved(process: ProcessState, who: str, silence: str) -> str:
@@ -196,9 +202,11 @@ def _starved(process: ProcessState, who: str, silence: str) -> str:
     norm, limit = norm_of(process), process.gauges.gradient_norm_limit
     about = f", norm {number(norm.value)} at step {norm.step:,}" if norm is not None else ""
     against = f", limit {number(limit)}" if limit is not None else ""
-    remedy = "raise the limit, or restore" if limit is not None and norm and norm.value >= limit else "restore"
+    remedy = f"restore a checkpoint at or before {at:,}" if at else "start it again from other parameters"
+    if limit is not None and norm is not None and norm.value >= limit:
+        remedy = f"raise the limit if such norms are right, else {remedy}"
     since = f"{steps:,} steps since step {at + 1:,}"
-    return f"{who} starved: {since} {what}{about}{against}: {remedy} a checkpoint from before"
+    return f"{who} starved: {since} {what}{about}{against}; {remedy}"
 
 
 def _skipped_at_the_end(process: ProcessState) -> int:
