@@ -114,7 +114,17 @@ def _result_of(equation: Any) -> str:
 
 
 def planned(jaxpr: Any, granularity: Granularity, frame: Frame) -> Plan:
-    """How a jaxpr that is called in `frame` is evaluated."""
+    """How a jaxpr that is called in `frame` is evaluated.
+
+    Raises:
+      TypeError: it has mutable references, whose values cannot be followed.
+    """
+    for equation in jaxpr.eqns:
+        if any(type(atom.aval).__name__ == "AbstractRef" for atom in (*equation.invars, *equation.outvars)):
+            raise TypeError(
+                f"autopsy: the function has mutable references ({equation.primitive.name}); allowed: functions of "
+                "arrays: pass one that takes and returns the arrays instead of writing to a jax.new_ref"
+            )
     kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Number)}
     used = kept.union(*map(variables, jaxpr.eqns))
     items = tuple(jaxpr.eqns if granularity == "operation" else _regions(jaxpr, granularity, frame))

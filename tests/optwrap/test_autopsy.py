@@ -213,6 +213,12 @@ def branches(x: jax.Array) -> jax.Array:
     return x if x > 0 else -x
 
 
+def written(x: jax.Array) -> Any:
+    total = jax.new_ref(x)
+    total[...] = jnp.log(total[...])
+    return total[...]
+
+
 DELETED = jnp.ones(3)
 DELETED.delete()
 
@@ -224,6 +230,7 @@ DELETED.delete()
         (lambda: optwrap.autopsy(branches, np.float32(1)), TypeError, "branches cannot be traced .*functools.partial"),
         (lambda: optwrap.autopsy(jnp.log, W, granularity="file"), ValueError, "granularity must be 'operation' or"),  # type: ignore[arg-type]
         (lambda: optwrap.autopsy(lambda p: p["w"], {"w": DELETED}), ValueError, r"p\['w'\] was donated .*Recorder"),
+        (lambda: optwrap.autopsy(written, W), TypeError, "mutable references .*takes and returns the arrays"),
         (lambda: jax.jit(lambda x: optwrap.autopsy(jnp.log, x))(W), ValueError, "is a traced value; .*outside of jit"),
     ],
 )  # fmt: skip
