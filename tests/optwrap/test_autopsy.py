@@ -185,6 +185,20 @@ def test_a_long_loop_is_compiled_until_something_is_not_finite() -> None:
     assert not optwrap.autopsy(fn, jnp.full((), 1000.0))
 
 
+def test_the_number_of_records_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optwrap._autopsy.records.MAX_RECORDS", 5)
+
+    def fn(w: jax.Array) -> Any:
+        for _ in range(20):
+            w = jnp.sin(jnp.sqrt(w)) - jnp.array([1, 0, 0], jnp.float32)
+        return jnp.where(jnp.isnan(w), 0, w)[2], w[0]
+
+    (fault,) = optwrap.autopsy(fn, W).faults
+    assert fault.cause.primitive == "sqrt"
+    assert fault.outputs == ("output[1]",)
+    assert fault.omitted + len(fault.steps) < 12
+
+
 def test_shard_map_is_one_operation_and_the_findings_say_what_to_pass() -> None:
     mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
     mapped = jax.shard_map(
