@@ -128,7 +128,7 @@ def _is_traced(leaf: Any) -> bool:
 
 
 def _array(leaf: Any) -> Any:
-    return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
+    return leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf)
 
 
 def _check(path: str, leaf: Any) -> None:

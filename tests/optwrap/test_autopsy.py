@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optwrap
 from optwrap._autopsy.interpreter import Interpreter
@@ -207,6 +207,18 @@ def test_shard_map_is_one_operation_and_the_findings_say_what_to_pass() -> None:
     findings = optwrap.autopsy(jax.jit(mapped), jnp.zeros(4))
     assert findings.faults[0].cause.primitive == "shard_map"
     assert "pass the function that it maps" in findings.notes[0]
+
+
+def test_sharded_arrays() -> None:
+    sharding = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("d",)), PartitionSpec("d"))
+
+    def fn(x: jax.Array, index: jax.Array) -> Any:
+        both = jnp.concatenate([jnp.log(x), jnp.sqrt(x - 1)])
+        return both[index] * 2
+
+    x, index = (jax.device_put(array, sharding) for array in (np.array([0.0, 2, 2, 0]), np.array([0, 4, 1, 2])))
+    findings = optwrap.autopsy(fn, x.astype(np.float32), index)
+    assert [fault.cause.primitive for fault in findings.faults] == ["log", "sqrt"]
 
 
 def test_debug_nans_does_not_disturb() -> None:
