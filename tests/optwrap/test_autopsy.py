@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optwrap
@@ -123,6 +124,22 @@ def test_a_train_step_with_donated_state_and_wrappers() -> None:
     assert findings.faults[0].outputs[0] == "output[2]"
     assert [operand.path for operand in findings.faults[0].cause.operands] == [None]
     assert not params["w"].is_deleted(), "nothing is donated"
+
+
+def test_a_flax_step_that_updates_its_model_in_place() -> None:
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def step(model: nnx.Linear, x: jax.Array) -> Any:
+        loss, grads = nnx.value_and_grad(lambda model: jnp.linalg.norm(model(x)))(model)
+        nnx.update(model, jax.tree.map(jnp.subtract, nnx.state(model), grads))
+        return loss
+
+    findings = optwrap.autopsy(step, model, jnp.zeros((1, 2)))
+    (fault,) = findings.faults
+    assert fault.cause.primitive == "div"
+    assert all(output.startswith("model.") and output.endswith(" after the call") for output in fault.outputs)
+    assert np.isfinite(model.kernel[...]).all(), "the model itself is as it was"
 
 
 def test_operands_have_the_paths_of_the_arguments() -> None:
