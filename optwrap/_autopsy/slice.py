@@ -54,6 +54,9 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
             source = chain[0].path or "a constant"
             notes.append(f"{path} is infinite as {source} is, which was passed through")
             continue
+        if len(faults) == MAX_FAULTS:
+            count += 1
+            continue
         fault = _fault(chain, paths, siblings)
         line = fault.cause.file, fault.cause.line
         first = by_line.get(line)
@@ -61,9 +64,8 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
             faults[first] = _merged(faults[first], paths)
             continue
         count += 1
-        if len(faults) < MAX_FAULTS:
-            by_line.setdefault(line, len(faults))
-            faults.append(fault)
+        by_line.setdefault(line, len(faults))
+        faults.append(fault)
     return Sliced(tuple(faults), count, tuple(notes))
 
 
