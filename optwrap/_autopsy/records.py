@@ -139,8 +139,8 @@ class Records:
     def _note_devices(self, operation: Operation) -> None:
         if operation.name in _DEVICES:
             self.notes[
-                f"{operation.name} was evaluated as one operation: to look inside, pass the function that it maps, "
-                "with the arguments of one device"
+                f"{operation.name} was evaluated as one operation: to look inside, map over a mesh of one device, or "
+                "pass the function that it maps, with the arguments of one device"
             ] = None
 
     def _keep_largest(self, value: Value, operation: Operation) -> None:

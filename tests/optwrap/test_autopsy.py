@@ -216,14 +216,46 @@ def test_the_number_of_records_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert fault.omitted + len(fault.steps) < 12
 
 
-def test_shard_map_is_one_operation_and_the_findings_say_what_to_pass() -> None:
+def on_a_mesh(x: jax.Array, w: jax.Array) -> Any:
+    def body(carry: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.pmean(carry * row, "d"), row
+
+    y = jnp.log(x) + jax.lax.axis_index("d")
+    grads = jax.grad(lambda w: jax.lax.pmean(jnp.sum(y * w), "d"))(w)
+    carry = jax.lax.scan(body, jnp.ones(()), y)[0]
+    return (
+        *(jax.lax.psum(y, "d"), jax.lax.pmax(y, "d"), jax.lax.all_gather(y, "d"), jax.lax.ppermute(y, "d", [(0, 0)])),
+        *(jax.lax.psum_scatter(y[None], "d"), grads, carry),
+    )
+
+
+def test_shard_map_over_one_device_is_looked_into() -> None:
+    mesh = Mesh(np.array(jax.devices()[:1]), ("d",))
+    mapped = jax.jit(
+        jax.shard_map(on_a_mesh, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    )
+    arguments = jnp.array([1.0, 2, 3]), jnp.ones(3)
+    closed = mapped.trace(*arguments).jaxpr
+    records = Records()
+    values = [records.given("argument", argument, None, Frame(), path="") for argument in arguments]
+    results = Interpreter(records, "operation", Progress("", 1, shown=False)).block(closed, values, Frame())
+    for result, expected in zip(results, mapped(*arguments), strict=True):
+        np.testing.assert_allclose(result.array, expected, rtol=1e-6)
+    findings = optwrap.autopsy(mapped, jnp.array([1.0, 0, 3]), jnp.ones(3))
+    (fault,) = findings.faults
+    assert fault.cause.primitive == "log"
+    assert fault.output_count == 7
+    assert findings.notes == ()
+
+
+def test_shard_map_over_devices_is_one_operation_and_the_findings_say_what_to_pass() -> None:
     mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
     mapped = jax.shard_map(
         lambda x: jax.lax.psum(jnp.log(x), "d"), mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec()
     )
     findings = optwrap.autopsy(jax.jit(mapped), jnp.zeros(4))
     assert findings.faults[0].cause.primitive == "shard_map"
-    assert "pass the function that it maps" in findings.notes[0]
+    assert "map over a mesh of one device" in findings.notes[0]
 
 
 def test_sharded_arrays() -> None:
