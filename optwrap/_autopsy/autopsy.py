@@ -29,7 +29,8 @@ def autopsy(
 
     It traces the function, evaluates its operations one by one on these arguments, and follows each non-finite value in
     the outputs back to the operation that made it from finite inputs. Infinities that do not reach an output, as in an
-    attention mask, are no fault. For example::
+    attention mask, are no fault. What the function writes into its arguments, as flax.nnx does, is an output, too. For
+    example::
 
         findings = optwrap.autopsy(jax.value_and_grad(loss), params, batch)
         print(findings)
@@ -59,10 +60,12 @@ def autopsy(
     checks.one_of("autopsy: granularity", granularity, ("operation", "line", "scope"), "choose one of these")
     name = getattr(fn, "__name__", None) or type(fn).__name__
     flat, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
-    paths = [_path(key, _names(fn, args)) for key, _ in flat]
+    names = _names(fn, args)
+    paths = [_path(key, names) for key, _ in flat]
     leaves = [leaf for _, leaf in flat]
     for path, leaf in zip(paths, leaves, strict=True):
         _check(path, leaf)
+    written: list[str] = []
     traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
 
     def call(*arrays: Any) -> Any:
@@ -70,11 +73,15 @@ def autopsy(
         for i, array in zip(traced, arrays, strict=True):
             filled[i] = array
         args, kwargs = jax.tree_util.tree_unflatten(structure, filled)
-        return fn(*args, **kwargs)
+        result = fn(*args, **kwargs)
+        new = _written(args, kwargs, filled)
+        written[:] = [f"{_path(key, names)} after the call" for key, _ in new]
+        return result, [leaf for _, leaf in new]
 
     with _undisturbed():
         closed, out_shape = _jaxpr(call, [leaves[i] for i in traced], name)
-        outputs = [f"output{jax.tree_util.keystr(key)}" for key, _ in jax.tree_util.tree_leaves_with_path(out_shape)]
+        returned = jax.tree_util.tree_leaves_with_path(out_shape[0])
+        outputs = [*(f"output{jax.tree_util.keystr(key)}" for key, _ in returned), *written]
         shown = Progress(name, size(closed), shown=progress)
         records = Records()
         values = [records.given("argument", _array(leaves[i]), None, Frame(), path=paths[i]) for i in traced]
@@ -128,7 +135,7 @@ def _is_traced(leaf: Any) -> bool:
 
 
 def _array(leaf: Any) -> Any:
-    return leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
+    return leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf)
 
 
 def _check(path: str, leaf: Any) -> None:
@@ -148,6 +155,13 @@ def _check(path: str, leaf: Any) -> None:
             f"autopsy: {path} is sharded over devices of other processes; allowed: arrays of this process: pass "
             "one process's part, or a gathered copy, and the function of one device"
         )
+
+
+def _written(args: Any, kwargs: Any, given: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """The leaves that the function has put into its arguments, as a step of flax.nnx updates its model, and where."""
+    known = {id(leaf) for leaf in given}
+    leaves = jax.tree_util.tree_leaves_with_path((args, kwargs))
+    return [(key, leaf) for key, leaf in leaves if isinstance(leaf, jax.Array) and id(leaf) not in known]
 
 
 def _names(fn: Any, args: Sequence[Any]) -> list[str]:

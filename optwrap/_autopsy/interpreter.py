@@ -23,6 +23,8 @@ from optwrap._autopsy.program import (
     Region,
     bind,
     function_of,
+    is_collective,
+    on_one_device,
     opened,
     planned,
 )
@@ -101,7 +103,7 @@ class Interpreter:
         if isinstance(item, Region):
             return self._region(item, values, frame, plan)
         name = item.primitive.name
-        if name in CALLS:
+        if name in CALLS or on_one_device(item):
             calls = (*frame.calls, item) if "name" in item.params else frame.calls
             inside = frame._replace(name_stack=name_stack(item, frame.name_stack), calls=calls)
             return self.block(function_of(item), values, inside)
@@ -113,6 +115,8 @@ class Interpreter:
                 self._records.notes[f"{name} was skipped"] = None
                 return [Value(np.zeros(var.aval.shape, var.aval.dtype)) for var in item.outvars]
             self._records.notes[f"{name} was run once more"] = None
+        if is_collective(item):
+            return _alone(item, values)
         self._progress.advance()
         arrays = bind(item, [value.array for value in values])
         return self._records.results(Operation(name, item, frame, plan), values, arrays)
@@ -186,6 +190,17 @@ class Interpreter:
             if all(finite for *_, finite in ranges):
                 return [Value(array, low, high) for array, (low, high, _) in zip(arrays, ranges, strict=True)]
         return self.block(function, values, frame)
+
+
+def _alone(equation: Any, values: list[Value]) -> list[Value]:
+    """The results of a collective on a single device: its inputs, perhaps with an axis of length 1 more or less."""
+    if not values:  # axis_index
+        return [Value(np.zeros(var.aval.shape, var.aval.dtype)) for var in equation.outvars]
+    outs = []
+    for value, var in zip(values, equation.outvars, strict=True):
+        tag = value.tag.reshape(var.aval.shape) if isinstance(value.tag, np.ndarray) else value.tag
+        outs.append(dataclasses.replace(value, array=jnp.reshape(value.array, var.aval.shape), tag=tag))
+    return outs
 
 
 def _iteration(equation: Any, frame: Frame, iteration: LoopIteration) -> Frame:

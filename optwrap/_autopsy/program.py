@@ -30,8 +30,6 @@ LOOPS: Final = frozenset({"scan", "while", "cond"})
 SILENT: Final = frozenset({"debug_callback", "debug_print", "io_callback"})
 """Callbacks that are skipped if nothing uses their results."""
 CALLBACKS: Final = SILENT | {"pure_callback"}
-_ALONE: Final = LOOPS | CALLBACKS
-"""Primitives that are never compiled together with others."""
 _FUNCTIONS: Final = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
@@ -90,6 +88,17 @@ def function_of(equation: Any) -> Any:
     return next(equation.params[name] for name in _FUNCTIONS if name in equation.params)
 
 
+def on_one_device(equation: Any) -> bool:
+    """Whether an equation is a `shard_map` over a mesh of one device."""
+    return equation.primitive.name == "shard_map" and getattr(equation.params.get("mesh"), "size", 0) == 1
+
+
+def is_collective(equation: Any) -> bool:
+    """Whether an equation reduces, gathers or moves over an axis of a mesh, or asks for the index along one."""
+    axes = equation.params.get("axes", ())
+    return "axis_name" in equation.params or any(isinstance(axis, str) for axis in axes)
+
+
 def variables(item: Any) -> list[Any]:
     """The inputs of an equation or a region that are no literals."""
     return [atom for atom in item.invars if not isinstance(atom, Number)]
@@ -114,7 +123,17 @@ def _result_of(equation: Any) -> str:
 
 
 def planned(jaxpr: Any, granularity: Granularity, frame: Frame) -> Plan:
-    """How a jaxpr that is called in `frame` is evaluated."""
+    """How a jaxpr that is called in `frame` is evaluated.
+
+    Raises:
+      TypeError: it has mutable references, whose values cannot be followed.
+    """
+    for equation in jaxpr.eqns:
+        if any(type(atom.aval).__name__ == "AbstractRef" for atom in (*equation.invars, *equation.outvars)):
+            raise TypeError(
+                f"autopsy: the function has mutable references ({equation.primitive.name}); allowed: functions of "
+                "arrays: pass one that takes and returns the arrays instead of writing to a jax.new_ref"
+            )
     kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Number)}
     used = kept.union(*map(variables, jaxpr.eqns))
     items = tuple(jaxpr.eqns if granularity == "operation" else _regions(jaxpr, granularity, frame))
@@ -127,11 +146,17 @@ def planned(jaxpr: Any, granularity: Granularity, frame: Frame) -> Plan:
     return Plan(jaxpr, items, tuple(reversed(dead)), frozenset(used), producers)
 
 
+def _is_alone(equation: Any) -> bool:
+    """Whether it is never compiled together with others."""
+    name = equation.primitive.name
+    return name in LOOPS or name in CALLBACKS or name == "shard_map" or is_collective(equation)
+
+
 def _regions(jaxpr: Any, granularity: Granularity, frame: Frame) -> Iterator[Any]:
     """The equations; those next to each other that have one source line or one name stack, together."""
 
     def key(equation: Any) -> Any:
-        if equation.primitive.name in _ALONE:
+        if _is_alone(equation):
             return id(equation)
         if granularity == "scope":
             return name_stack(equation, frame.name_stack)
@@ -146,7 +171,7 @@ def _regions(jaxpr: Any, granularity: Granularity, frame: Frame) -> Iterator[Any
     for _, group in itertools.groupby(jaxpr.eqns, key):
         equations = tuple(group)
         index += len(equations)
-        if equations[0].primitive.name in _ALONE:
+        if _is_alone(equations[0]):
             yield from equations
             continue
         made = dict.fromkeys(var for equation in equations for var in equation.outvars)

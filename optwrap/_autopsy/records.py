@@ -17,6 +17,10 @@ _KEEP_PATH: Final = (MOVES - {"concatenate", "select_n", "pad"}) | {"convert_ele
 _DEVICES: Final = frozenset({"shard_map", "xla_pmap", "pmap"})
 
 
+MAX_RECORDS: Final = 20_000
+"""Records, of some kilobytes each at most. After them a value that only carries an origin on has its input's record."""
+
+
 class Operation(NamedTuple):
     """What is evaluated as one."""
 
@@ -46,6 +50,8 @@ class Records:
         """For an origin the others that met it, as in a sum, with the record of the result that has only the first."""
         self.notes: dict[str, None] = {}
         """An ordered set."""
+        self._kept = 0
+        """Number of records of results."""
         self.largest: tuple[float, Node] | None = None
         """The largest finite magnitude, and a record of its operation."""
 
@@ -96,9 +102,15 @@ class Records:
         """Give a non-finite result its record. Elements whose tag is NONE have a new origin."""
         number = len(self.origins) + 1
         tag = np.where(tag == NONE, np.int32(number), tag)
-        numbers = frozenset(int(origin) for origin in np.unique(tag) if origin)
+        value.tag = tag
+        numbers = value.origins
         value.tag = next(iter(numbers)) if len(numbers) == 1 else tag
         parents = tuple(parent.node for parent in values if parent.node is not None)
+        self._kept += 1
+        if self._kept > MAX_RECORDS and number not in numbers:
+            value.node = next((parent for parent in parents if numbers <= parent.origins), None)
+            if value.node is not None:
+                return
         value.node = node = node_of(
             value.array, "operation", operation.name, operation.equation, operation.frame, parents=parents,
             origins=numbers, moves=operation.name in _UNCHANGED,
@@ -127,8 +139,8 @@ class Records:
     def _note_devices(self, operation: Operation) -> None:
         if operation.name in _DEVICES:
             self.notes[
-                f"{operation.name} was evaluated as one operation: to look inside, pass the function that it maps, "
-                "with the arguments of one device"
+                f"{operation.name} was evaluated as one operation: to look inside, map over a mesh of one device, or "
+                "pass the function that it maps, with the arguments of one device"
             ] = None
 
     def _keep_largest(self, value: Value, operation: Operation) -> None:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from optwrap._autopsy.parts import Fault, FaultStep, LargestValue
@@ -40,7 +40,7 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
     reached: dict[Any, list[tuple[int, str, list[Node]]]] = collections.defaultdict(list)
     for path, value in outputs:
         if value.node is not None:
-            for number, chain in _chains(value.node, records).items():
+            for number, chain in _chains(value.node, value.origins, records).items():
                 reached[_identity(records.origins[number])].append((number, path, chain))
     siblings = _siblings(function)
     faults: list[Fault] = []
@@ -54,6 +54,9 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
             source = chain[0].path or "a constant"
             notes.append(f"{path} is infinite as {source} is, which was passed through")
             continue
+        if len(faults) == MAX_FAULTS:
+            count += 1
+            continue
         fault = _fault(chain, paths, siblings)
         line = fault.cause.file, fault.cause.line
         first = by_line.get(line)
@@ -61,9 +64,8 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
             faults[first] = _merged(faults[first], paths)
             continue
         count += 1
-        if len(faults) < MAX_FAULTS:
-            by_line.setdefault(line, len(faults))
-            faults.append(fault)
+        by_line.setdefault(line, len(faults))
+        faults.append(fault)
     return Sliced(tuple(faults), count, tuple(notes))
 
 
@@ -89,10 +91,10 @@ def _unchanged(chain: Sequence[Node]) -> bool:
     return all(node.moves or node.kind in ("argument", "constant") for node in chain)
 
 
-def _chains(node: Node, records: Records) -> dict[int, list[Node]]:
-    """For each origin of an output the records from the origin to the output."""
+def _chains(node: Node, numbers: Iterable[int], records: Records) -> dict[int, list[Node]]:
+    """For each origin of an output, of which `node` is the record, the records from the origin to the output."""
     found: dict[int, list[Node]] = {}
-    todo = [(number, _chain(node, number, records)) for number in sorted(node.origins)]
+    todo = [(number, _chain(node, number, records)) for number in sorted(numbers)]
     while todo:
         number, chain = todo.pop(0)
         if number in found:

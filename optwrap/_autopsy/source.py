@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import jax
 
 _JAX: Final = str(Path(jax.__file__).parent) + os.sep
+_OWN: Final = str(Path(__file__).parent) + os.sep
 _LIBRARIES: Final = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     | {_JAX, str(Path(__file__).parent.parent) + os.sep, "<frozen"}
@@ -69,7 +70,7 @@ def place(equation: Any, calls: Sequence[Any] = ()) -> Place:
 
 
 def _innermost(lines: Sequence[Line]) -> Place:
-    outside_jax = [line for line in lines if not line.file.startswith((_JAX, "<frozen"))]
+    outside_jax = [line for line in lines if not line.file.startswith((_JAX, _OWN, "<frozen"))]
     users = next((line for line in reversed(outside_jax) if line.is_users), None)
     if not outside_jax:
         return Place(None, None)

@@ -136,7 +136,7 @@ def _moved(equation: Any, inputs: Sequence[Value], tags: Tags, bind: Callable[..
         elif jnp.issubdtype(value.array.dtype, jnp.inexact):
             moved.append(jnp.full(np.shape(value.array), NONE))
         else:
-            moved.append(value.array)
+            moved.append(on_host(value.array))  # wherever the array is, the tags are on the default device
     changed: dict[str, Any] = {"fill_value": int(NONE)} if "fill_value" in equation.params else {}
     return [np.asarray(out) for out in bind(equation, moved, changed)]
 

@@ -95,6 +95,12 @@ class Value:
     """An integer overflow that it depends on."""
 
     @property
+    def origins(self) -> frozenset[int]:
+        """The origins of its non-finite elements. Its record may have more: a row has the record of the whole array."""
+        tags = np.unique(np.asarray(0 if self.tag is None else self.tag))
+        return frozenset(int(number) for number in tags if number)
+
+    @property
     def operand(self) -> Operand:
         """What a `FaultStep` shows of it."""
         return Operand(

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optwrap
 from optwrap._autopsy.interpreter import Interpreter
@@ -125,6 +126,22 @@ def test_a_train_step_with_donated_state_and_wrappers() -> None:
     assert not params["w"].is_deleted(), "nothing is donated"
 
 
+def test_a_flax_step_that_updates_its_model_in_place() -> None:
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    @nnx.jit
+    def step(model: nnx.Linear, x: jax.Array) -> Any:
+        loss, grads = nnx.value_and_grad(lambda model: jnp.linalg.norm(model(x)))(model)
+        nnx.update(model, jax.tree.map(jnp.subtract, nnx.state(model), grads))
+        return loss
+
+    findings = optwrap.autopsy(step, model, jnp.zeros((1, 2)))
+    (fault,) = findings.faults
+    assert fault.cause.primitive == "div"
+    assert all(output.startswith("model.") and output.endswith(" after the call") for output in fault.outputs)
+    assert np.isfinite(model.kernel[...]).all(), "the model itself is as it was"
+
+
 def test_operands_have_the_paths_of_the_arguments() -> None:
     def fn(params: Any, *, batch: Any) -> Any:
         return params["w"] / batch["x"].reshape(3)
@@ -185,14 +202,72 @@ def test_a_long_loop_is_compiled_until_something_is_not_finite() -> None:
     assert not optwrap.autopsy(fn, jnp.full((), 1000.0))
 
 
-def test_shard_map_is_one_operation_and_the_findings_say_what_to_pass() -> None:
+def test_the_number_of_records_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optwrap._autopsy.records.MAX_RECORDS", 5)
+
+    def fn(w: jax.Array) -> Any:
+        for _ in range(20):
+            w = jnp.sin(jnp.sqrt(w)) - jnp.array([1, 0, 0], jnp.float32)
+        return jnp.where(jnp.isnan(w), 0, w)[2], w[0]
+
+    (fault,) = optwrap.autopsy(fn, W).faults
+    assert fault.cause.primitive == "sqrt"
+    assert fault.outputs == ("output[1]",)
+    assert fault.omitted + len(fault.steps) < 12
+
+
+def on_a_mesh(x: jax.Array, w: jax.Array) -> Any:
+    def body(carry: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.pmean(carry * row, "d"), row
+
+    y = jnp.log(x) + jax.lax.axis_index("d")
+    grads = jax.grad(lambda w: jax.lax.pmean(jnp.sum(y * w), "d"))(w)
+    carry = jax.lax.scan(body, jnp.ones(()), y)[0]
+    return (
+        *(jax.lax.psum(y, "d"), jax.lax.pmax(y, "d"), jax.lax.all_gather(y, "d"), jax.lax.ppermute(y, "d", [(0, 0)])),
+        *(jax.lax.psum_scatter(y[None], "d"), grads, carry),
+    )
+
+
+def test_shard_map_over_one_device_is_looked_into() -> None:
+    mesh = Mesh(np.array(jax.devices()[:1]), ("d",))
+    mapped = jax.jit(
+        jax.shard_map(on_a_mesh, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    )
+    arguments = jnp.array([1.0, 2, 3]), jnp.ones(3)
+    closed = mapped.trace(*arguments).jaxpr
+    records = Records()
+    values = [records.given("argument", argument, None, Frame(), path="") for argument in arguments]
+    results = Interpreter(records, "operation", Progress("", 1, shown=False)).block(closed, values, Frame())
+    for result, expected in zip(results, mapped(*arguments), strict=True):
+        np.testing.assert_allclose(result.array, expected, rtol=1e-6)
+    findings = optwrap.autopsy(mapped, jnp.array([1.0, 0, 3]), jnp.ones(3))
+    (fault,) = findings.faults
+    assert fault.cause.primitive == "log"
+    assert fault.output_count == 7
+    assert findings.notes == ()
+
+
+def test_shard_map_over_devices_is_one_operation_and_the_findings_say_what_to_pass() -> None:
     mesh = Mesh(np.array(jax.devices()[:2]), ("d",))
     mapped = jax.shard_map(
         lambda x: jax.lax.psum(jnp.log(x), "d"), mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec()
     )
     findings = optwrap.autopsy(jax.jit(mapped), jnp.zeros(4))
     assert findings.faults[0].cause.primitive == "shard_map"
-    assert "pass the function that it maps" in findings.notes[0]
+    assert "map over a mesh of one device" in findings.notes[0]
+
+
+def test_sharded_arrays() -> None:
+    sharding = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("d",)), PartitionSpec("d"))
+
+    def fn(x: jax.Array, index: jax.Array) -> Any:
+        both = jnp.concatenate([jnp.log(x), jnp.sqrt(x - 1)])
+        return both[index] * 2
+
+    x, index = (jax.device_put(array, sharding) for array in (np.array([0.0, 2, 2, 0]), np.array([0, 4, 1, 2])))
+    findings = optwrap.autopsy(fn, x.astype(np.float32), index)
+    assert [fault.cause.primitive for fault in findings.faults] == ["log", "sqrt"]
 
 
 def test_debug_nans_does_not_disturb() -> None:
@@ -213,6 +288,12 @@ def branches(x: jax.Array) -> jax.Array:
     return x if x > 0 else -x
 
 
+def written(x: jax.Array) -> Any:
+    total = jax.new_ref(x)
+    total[...] = jnp.log(total[...])
+    return total[...]
+
+
 DELETED = jnp.ones(3)
 DELETED.delete()
 
@@ -224,6 +305,7 @@ DELETED.delete()
         (lambda: optwrap.autopsy(branches, np.float32(1)), TypeError, "branches cannot be traced .*functools.partial"),
         (lambda: optwrap.autopsy(jnp.log, W, granularity="file"), ValueError, "granularity must be 'operation' or"),  # type: ignore[arg-type]
         (lambda: optwrap.autopsy(lambda p: p["w"], {"w": DELETED}), ValueError, r"p\['w'\] was donated .*Recorder"),
+        (lambda: optwrap.autopsy(written, W), TypeError, "mutable references .*takes and returns the arrays"),
         (lambda: jax.jit(lambda x: optwrap.autopsy(jnp.log, x))(W), ValueError, "is a traced value; .*outside of jit"),
     ],
 )  # fmt: skip

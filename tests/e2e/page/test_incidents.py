@@ -22,6 +22,7 @@ def test_a_streak_is_one_row_that_opens_to_its_events(open_desk: OpenDesk, repor
     for _ in range(27):
         for training in pod:
             training.bad(encoder__block_1__conv=3)
+    pod[0].send(diagnoses=[{"step": 208, "cause": "div returned inf at train.py:12", "remedy": "add an epsilon"}])
     page = desk.open(pod[0].run)
     panel = desk.part("incidents")
     expect(panel.locator(".incident")).to_have_count(2)
@@ -38,6 +39,7 @@ def test_a_streak_is_one_row_that_opens_to_its_events(open_desk: OpenDesk, repor
     events = streak.locator(".feed li")
     expect(events.filter(has_text="Skipped, non-finite")).to_have_count(27)
     expect(events.filter(has_text="Skipped, large norm")).to_have_count(0)
+    expect(events.filter(has_text="Diagnosed")).to_contain_text("div returned inf at train.py:12 · add an epsilon")
     streak.get_by_role("button", name="step 208", exact=True).last.click()
     page.wait_for_url("**step=208*")
     # A further bad step joins the open incident and its list.
