@@ -2,9 +2,8 @@
 
 import { exporterNow } from "./api.js";
 import { byId } from "./dom.js";
-import { updateTab } from "./favicon.js";
-import { initialState, knowledge, reduce } from "./model.js";
-import { createSession } from "./session.js";
+import { knowledge } from "./model.js";
+import { dispatch, session, state, whenChanged } from "./state.js";
 import { format, ofRun, parse } from "./url.js";
 import { shownRecords, stepsAround, viewOf, visibleRange } from "./view.js";
 import { loadChartLibrary } from "./chart/chart.js";
@@ -30,19 +29,7 @@ const uPlot = await loadChartLibrary();
 /** How many records the chart shows on either side of a selected step, at most. */
 const NEIGHBOURS = 100;
 
-let state = initialState(parse(location.search));
 let painting = false;
-
-function dispatch(action) {
-  const next = reduce(state, action);
-  if (next === state) return;
-  const selectionChanged = next.selected !== state.selected;
-  state = next;
-  // The tab's title and icon are visible even when the page is hidden and not painted.
-  updateTab(state);
-  if (selectionChanged || action.type === "view" || action.type === "axis") history.replaceState(null, "", format(state));
-  schedule();
-}
 
 function schedule() {
   if (painting) return;
@@ -52,8 +39,6 @@ function schedule() {
     paint();
   });
 }
-
-const session = createSession({ getState: () => state, dispatch, now: exporterNow });
 
 function select(run) {
   history.pushState(null, "", ofRun(run));
@@ -174,7 +159,7 @@ const panels = [
 
 function paint() {
   const shown = { state, now: exporterNow() };
-  byId("loading").hidden = state.runs !== null && (state.detail !== null || state.selected === null || state.missing);
+  byId("loading").hidden = state.detail !== null || (state.runs !== null && (state.selected === null || state.missing));
   byId("run").hidden = state.detail === null;
   document.documentElement.dataset.connection = knowledge(state).known ? state.connection.phase : "lost";
   for (const update of panels) update(shown);
@@ -182,5 +167,5 @@ function paint() {
 
 // Ages grow even when nothing arrives.
 setInterval(schedule, 1_000);
-session.start();
+whenChanged(schedule);
 schedule();

@@ -16,6 +16,8 @@ const CLOSE_HIDDEN_AFTER = 60_000;
  * the exporter may have chosen another one to represent the run.
  */
 const MAX_LAG = 10;
+/** How many good steps an answer has at most, if it is not asked for more. */
+const USUAL_POINTS = 2_000;
 /** How many good steps of a range are asked for: more than are drawn one by one, as a step may be there twice. */
 const POINTS = 2 * MOST_SINGLE;
 /** Minimum time between two requests of the same kind that messages of the stream cause (s). */
@@ -34,6 +36,17 @@ const axisOf = ({ axis }) => (axis === "time" ? axis : null);
 
 /** If the whole run is in view, one answer has all that is shown. */
 const wholeOf = (view) => (view.window === "all" && view.range === null ? { axis: axisOf(view), buckets: BUCKETS } : {});
+
+/**
+ * The first and the last step in view, if they are known before any step is loaded. Null if not, or if the answer about the
+ * whole run has all of them.
+ *
+ * @returns {[number, number] | null}
+ */
+function firstInView({ axis, window, range }, { last_step: last, totals }) {
+  if (totals.steps <= USUAL_POINTS || (range && axis === "time") || (!range && window === "all")) return null;
+  return range ? [Math.max(0, Math.floor(range[0])), Math.ceil(range[1])] : [Math.max(0, last - window + 1), last];
+}
 
 const noRequests = () => ({ representative: 0, parameters: 0, bad: /** @type {number | null} */ (null), timer: 0 });
 
@@ -82,15 +95,20 @@ export function createSession({ getState, dispatch, now }) {
     queued = mine;
     try {
       const { wantedProcess: process, view } = getState();
-      const [detail, steps, events, bad, incidents] = await Promise.all([
-        getJson(paths.run(run)),
-        getJson(paths.steps(run, { process, ...wholeOf(view) })),
+      // The answer about the steps takes longest, so it is asked for first.
+      const whole = getJson(paths.steps(run, { process, ...wholeOf(view) }));
+      const about = getJson(paths.run(run));
+      const [steps, detail, recent, events, bad, incidents] = await Promise.all([
+        whole,
+        about,
+        about.then((known) => inView(run, process, known)),
         getJson(paths.events(run, eventsWanted())),
         getJson(paths.events(run, { kind: ["skipped", "accepted_not_finite"] })),
         getJson(paths.incidents(run)),
       ]);
       if (queued !== mine || run !== getState().selected) return;
       dispatch({ type: "loaded", run: detail, steps, events, bad, incidents });
+      if (recent) dispatch(recent);
       Object.assign(lastRequests, { parameters: now(), bad: detail.totals.not_finite_steps });
       connection("live");
     } catch (error) {
@@ -106,6 +124,12 @@ export function createSession({ getState, dispatch, now }) {
         for (const message of mine) dispatch(message);
       }
     }
+  }
+
+  /** The steps in view of a long run, as an action; null if the answer about all of them suffices. */
+  function inView(run, process, detail) {
+    const wanted = firstInView(getState().view, detail);
+    return wanted && stepsOf(run, process, wanted, { steps: detail.totals.steps, last: detail.last_step });
   }
 
   /** Loads what a message of the stream leaves out: all parameters, and which process represents the run now. */
@@ -147,10 +171,10 @@ export function createSession({ getState, dispatch, now }) {
     clearTimeout(pollTimer);
     const began = performance.now();
     try {
-      const items = await getAll(paths.runs, { sort: "run" });
+      const [items, trouble] = await Promise.all([getAll(paths.runs, { sort: "run" }), getStoreTrouble()]);
       dispatch({ type: "runs", items });
       if (getState().archived !== null) await loadArchived();
-      dispatch({ type: "store", trouble: await getStoreTrouble() });
+      dispatch({ type: "store", trouble });
       const { selected, detail, connection: link } = getState();
       const row = items.find(({ run }) => run === selected);
       if (selected === null || (!row && !detail)) connection("live");
@@ -205,14 +229,18 @@ export function createSession({ getState, dispatch, now }) {
     }
   });
 
-  /** Loads the steps of a range, as many as the exporter returns. */
+  /** Loads the steps of a range, as many as the exporter returns. `taken` is what was known of the run before. */
+  async function stepsOf(run, process, [since, until], taken) {
+    const held = { since, open: until >= (taken.last ?? 0), steps: taken.steps };
+    const query = { since, until, process, axis: axisOf(getState().view), points: POINTS, buckets: BUCKETS };
+    const { columns, buckets } = await getJson(paths.steps(run, query));
+    return { type: "steps", run, columns, buckets: { ...held, answer: buckets } };
+  }
+
   async function range(since, until) {
-    const { selected: run, process, view, steps, detail } = getState();
-    const held = { since, open: until >= (steps.last ?? 0), steps: detail?.totals.steps ?? 0 };
+    const { selected: run, process, steps, detail } = getState();
     try {
-      const query = { since, until, process, axis: axisOf(view), points: POINTS, buckets: BUCKETS };
-      const { columns, buckets } = await getJson(paths.steps(run, query));
-      dispatch({ type: "steps", run, columns, buckets: { ...held, answer: buckets } });
+      dispatch(await stepsOf(run, process, [since, until], { steps: detail?.totals.steps ?? 0, last: steps.last }));
     } catch {
       // The loaded steps stay in view. A lost connection is shown elsewhere.
     }
@@ -262,6 +290,8 @@ export function createSession({ getState, dispatch, now }) {
 
   return {
     start: () => {
+      // A run that is named in the address is asked for without waiting for the list of all.
+      if (getState().selected !== null) follow(getState().selected);
       poll();
       lookForArchived();
     },
