@@ -87,6 +87,8 @@ class Settings:
     """What it hears. With `host` a process of the job that has not reported here is not missing."""
     grafana_url: str | None = None
     """The address of Grafana as browsers see it. If None, the page does not link to Grafana."""
+    announce: Path | None = None
+    """A file that has its address while it runs, for Prometheus' file_sd."""
     log_level: str = "info"
 
     @property
@@ -142,6 +144,17 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
       ValueError: one of them is no address.
     """
     return tuple(parse_address(one.strip()) for one in text.split(","))
+
+
+def parse_announcement(text: str) -> Path:
+    """Parse the path of a file for Prometheus' file_sd.
+
+    Raises:
+      ValueError: Prometheus would not read a file of this name.
+    """
+    if not text.endswith(".json"):
+        raise ValueError(f"{text!r} does not end in .json: Prometheus would not read it")
+    return Path(text)
 
 
 def parse_size(text: str) -> int:

@@ -71,6 +71,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
         "--scope",
         "job",
     ]
+    arguments += ["--announce", f"{tmp_path}/a.json"]
     arguments += ["--allowed-host", "A.example", "--allowed-host", "fd00::1"]
     assert cli.run(arguments) == 0
     assert told == [
@@ -83,6 +84,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
             retention_bytes=2 << 20,
             allowed_hosts=("a.example", "fd00::1"),
             log_level="debug",
+            announce=tmp_path / "a.json",
             scope="job",
         )
     ]
@@ -104,6 +106,7 @@ def test_every_option_can_come_from_the_environment(
         "GRAFANA_URL": "https://grafana.example/sub/",
         "NEW_RUNS_PER_MINUTE": "7",
         "RECOVER": "1",
+        "ANNOUNCE": f"{tmp_path}/a.json",
         "SCOPE": "job",
     }
     options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
@@ -124,6 +127,7 @@ def test_every_option_can_come_from_the_environment(
             grafana_url="https://grafana.example/sub",
             new_runs_per_minute=7,
             recover=True,
+            announce=tmp_path / "a.json",
             scope="job",
         )
     ]
@@ -154,6 +158,8 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--token-file", "/dev/null"], "one token"),
         (["--allowed-host", "http://x"], "is not a host name"),
         (["--log-level", "loud"], "loud"),
+        (["--announce", "targets"], "'targets' does not end in .json"),
+        (["--announce", "/nonexistent/a.json"], "--announce /nonexistent/a.json: No such file"),
         (["--data-dir", "/proc/nope/x"], "/proc/nope/x"),
         (["--data-dir", "/dev/null"], "/dev/null: not a directory"),
         (["--ingest-socket", "/proc/nope/x"], "/proc/nope/x"),

@@ -19,6 +19,7 @@ from optwrap_exporter.settings import (
     default_data_dir,
     parse_address,
     parse_addresses,
+    parse_announcement,
     parse_number,
     parse_size,
     parse_web_url,
@@ -162,6 +163,13 @@ _data_dir = click.option(
     metavar="URL",
     show_envvar=True,
     help="Address of the Grafana with the dashboards of deploy/grafana, as browsers reach it; the page links to it.",
+)
+@click.option(
+    "--announce",
+    type=_option(parse_announcement),
+    metavar="FILE",
+    show_envvar=True,
+    help="Have the address in this file, as JSON for Prometheus' file_sd, until the exporter stops.",
 )
 @click.option(
     "--log-level",

@@ -15,7 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optwrap_exporter._version import __version__
-from optwrap_exporter.http import errors
+from optwrap_exporter.http import announcement, errors
 from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
@@ -161,6 +161,10 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             for sock in sockets:
                 stack.callback(sock.close)
             settings = dataclasses.replace(settings, listen=bound)
+            if settings.announce is not None:
+                # Prometheus sends the host of the target as the Host header.
+                names = (*settings.allowed_hosts, announcement.target(settings).host)
+                settings = dataclasses.replace(settings, allowed_hosts=names)
             store = Store(settings.data_dir, limit_bytes=settings.retention_bytes, recover=settings.recover)
             stack.callback(store.close)
             if settings.ingest_socket is not None:
@@ -173,10 +177,18 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             ingest.start()
             hub = Hub(ingest.subscribe, store, ledger)
             app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
+            announced = stack.enter_context(contextlib.ExitStack())
+            if settings.announce is not None:
+                announced.enter_context(announcement.announced(settings.announce, settings))
+
+            def stopping() -> None:
+                announced.close()  # first, so that Prometheus does not see a target that is down
+                hub.close()
+
             server = server_of(
                 app,
-                started=lambda: _announce(settings),
-                stopping=hub.close,
+                started=lambda: _say_where(settings),
+                stopping=stopping,
                 most_connections=most_connections,
             )
             server.run(sockets)
@@ -184,7 +196,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _announce(settings: Settings) -> None:
+def _say_where(settings: Settings) -> None:
     """Print one line to standard error, at any log level: where the exporter listens and where its data is."""
     urls = " and ".join(map(_url, settings.listen))
     line = [f"{DISTRIBUTION}: listening on {urls}, data in {settings.data_dir}"]

@@ -26,6 +26,7 @@ from optwrap_exporter.http.connections import (
     connection_limit,
 )
 from optwrap_exporter.http.log_limit import LogLimit
+from optwrap_exporter.http.own_file import own_file
 from optwrap_exporter.settings import Address
 from optwrap_exporter.wire.errors import ExporterError
 
@@ -141,21 +142,14 @@ def bound_unix(path: Path) -> Iterator[socket.socket]:
         finally:
             os.umask(before)
         sock.listen(BACKLOG)
-        born = path.stat()
     except OSError as error:
         sock.close()
         raise StartError(f"{label}: {error.strerror or error}") from error
     except StartError:
         sock.close()
         raise
-    try:
+    with own_file(path), sock:
         yield sock
-    finally:
-        sock.close()
-        with contextlib.suppress(OSError):
-            now = path.stat()
-            if (now.st_dev, now.st_ino) == (born.st_dev, born.st_ino):
-                path.unlink()
 
 
 def _remove_stale(path: Path, label: str) -> None:
