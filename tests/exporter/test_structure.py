@@ -36,7 +36,7 @@ http.routes.changes http.routes.events http.routes.incidents
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
 http.routes.series http.routes.steps http.routes.stream
 http.app http.openapi
-cli.text cli.exporter cli.render cli.client cli.main
+cli.text cli.exporter cli.render cli.client cli.options cli.main
 __main__
 """
 """Every module of the package. A module imports only modules before it."""

@@ -2,14 +2,24 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
 from optwrap_exporter._version import __version__
+from optwrap_exporter.cli.options import (
+    data_dir_option,
+    given,
+    health_option,
+    host_name,
+    option_type,
+    parse_healths,
+    run_option,
+    urls_argument,
+)
 from optwrap_exporter.settings import (
     DEFAULT_LISTEN,
     DEFAULT_NEW_RUNS,
@@ -17,7 +27,6 @@ from optwrap_exporter.settings import (
     DEFAULT_RETENTION_DAYS,
     Settings,
     default_data_dir,
-    parse_address,
     parse_addresses,
     parse_announcement,
     parse_number,
@@ -28,44 +37,10 @@ from optwrap_exporter.settings import (
 from optwrap_exporter.wire.vocabulary import HEALTHS, SCOPES
 
 PROGRAM: Final = "optwrap-exporter"
-DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
 HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
 """Health that needs no action. `skipping` becomes `starved` or `gave_up` if the wrapper does not recover."""
 UNHEALTHY: Final = tuple(health for health in HEALTHS if health not in HEALTHY)
 """The healths that `status` exits with 1 on, unless it is told others."""
-
-T = TypeVar("T")
-
-
-def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """`parse` as the type of an option: the message of its ValueError or OSError is the usage error."""
-
-    def convert(text: str) -> T:
-        try:
-            return parse(text)
-        except OSError as error:
-            raise click.BadParameter(f"{text!r}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return convert
-
-
-def _host(text: str) -> str:
-    try:
-        return parse_address(f"[{text}]:0" if ":" in text else f"{text}:0").host.lower()
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a host name or an IP address without port and scheme") from error
-
-
-_data_dir = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="OPTWRAP_EXPORTER_DATA_DIR",
-    show_envvar=True,
-    help="Directory of the store, on a local disk; created if missing.  "
-    "[default: $XDG_STATE_HOME/optwrap-exporter, or ~/.local/state/optwrap-exporter]",
-)
 
 
 @click.group(
@@ -82,7 +57,7 @@ _data_dir = click.option(
 )
 @click.option(
     "--listen",
-    type=_option(parse_addresses),
+    type=option_type(parse_addresses),
     metavar="HOST:PORT",
     multiple=True,
     default=[DEFAULT_LISTEN],
@@ -93,7 +68,7 @@ _data_dir = click.option(
     "for more addresses. Beyond loopback reports are accepted only with --token-file. A loopback address beside "
     "another one needs no token.",
 )
-@_data_dir
+@data_dir_option
 @click.option(
     "--ingest-socket",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -103,7 +78,7 @@ _data_dir = click.option(
 @click.option(
     "--token-file",
     "token",
-    type=_option(lambda path: read_token(Path(path))),
+    type=option_type(lambda path: read_token(Path(path))),
     metavar="FILE",
     envvar="OPTWRAP_EXPORTER_TOKEN_FILE",
     show_envvar=True,
@@ -111,7 +86,7 @@ _data_dir = click.option(
 )
 @click.option(
     "--retention-days",
-    type=_option(lambda text: parse_number(text, 0, 36_500)),
+    type=option_type(lambda text: parse_number(text, 0, 36_500)),
     metavar="DAYS",
     default=DEFAULT_RETENTION_DAYS,
     show_envvar=True,
@@ -119,7 +94,7 @@ _data_dir = click.option(
 )
 @click.option(
     "--retention-bytes",
-    type=_option(parse_size),
+    type=option_type(parse_size),
     metavar="SIZE",
     default=DEFAULT_RETENTION_BYTES,
     show_envvar=True,
@@ -142,7 +117,7 @@ _data_dir = click.option(
 @click.option(
     "--allowed-host",
     "allowed_hosts",
-    type=_option(_host),
+    type=option_type(host_name),
     metavar="NAME",
     multiple=True,
     show_envvar=True,
@@ -159,14 +134,14 @@ _data_dir = click.option(
 )
 @click.option(
     "--grafana-url",
-    type=_option(parse_web_url),
+    type=option_type(parse_web_url),
     metavar="URL",
     show_envvar=True,
     help="Address of the Grafana with the dashboards of deploy/grafana, as browsers reach it; the page links to it.",
 )
 @click.option(
     "--announce",
-    type=_option(parse_announcement),
+    type=option_type(parse_announcement),
     metavar="FILE",
     show_envvar=True,
     help="Have the address in this file, as JSON for Prometheus' file_sd, until the exporter stops.",
@@ -194,38 +169,14 @@ def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
     serve(settings)
 
 
-_urls = click.argument("urls", nargs=-1, metavar="[URL]...")
-_run = click.option("--run", metavar="NAME", help="Only this run; a pattern such as 'lm-*' shows all that match it.")
-_health = click.option(
-    "--health",
-    "healths",
-    type=click.Choice(HEALTHS),
-    metavar="HEALTH",
-    multiple=True,
-    help="Only runs of this health; repeat it for more.",
-)
-
-
-def _given(urls: Sequence[str]) -> Sequence[str]:
-    return urls or [os.environ.get("OPTWRAP_ENDPOINT") or DEFAULT_URL]
-
-
-def _healths(text: str) -> tuple[str, ...]:
-    named = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in named:
-        if name not in HEALTHS:
-            raise ValueError(f"{name!r} is no health: expected some of {', '.join(HEALTHS)}")
-    return named
-
-
 @main.command()
-@_urls
-@_run
-@_health
+@urls_argument
+@run_option
+@health_option
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer: one object for a NAME, else a list.")
 @click.option(
     "--exit-on",
-    type=_option(_healths),
+    type=option_type(parse_healths),
     metavar="HEALTH,...",
     default=",".join(UNHEALTHY),
     help="Exit with 1 if a run has one of these healths.",
@@ -249,16 +200,16 @@ def status(
     """
     from optwrap_exporter.cli.client import Chosen, show_status  # noqa: PLC0415 - each command loads only what it needs
 
-    ctx.exit(show_status(_given(urls), Chosen(run, healths), as_json=as_json, exit_on=exit_on))
+    ctx.exit(show_status(given(urls), Chosen(run, healths), as_json=as_json, exit_on=exit_on))
 
 
 @main.command()
-@_urls
-@_run
-@_health
+@urls_argument
+@run_option
+@health_option
 @click.option(
     "--interval",
-    type=_option(lambda text: parse_number(text, 0, 3600)),
+    type=option_type(lambda text: parse_number(text, 0, 3600)),
     metavar="SECONDS",
     default="1",
     help="Seconds between queries.",
@@ -267,12 +218,12 @@ def watch(urls: tuple[str, ...], run: str | None, healths: tuple[str, ...], inte
     """Show the runs of the exporters at URL..., worst first, live, until Ctrl-C."""
     from optwrap_exporter.cli.client import Chosen, watch_runs  # noqa: PLC0415 - each command loads only what it needs
 
-    watch_runs(_given(urls), Chosen(run, healths), interval)
+    watch_runs(given(urls), Chosen(run, healths), interval)
 
 
 @main.command()
 @click.argument("run")
-@_data_dir
+@data_dir_option
 @click.pass_obj
 def forget(data_dir_before: Path | None, run: str, data_dir: Path | None) -> None:
     """Delete everything about RUN. Stop the exporter of the directory first."""
