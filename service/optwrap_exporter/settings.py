@@ -71,6 +71,10 @@ class Settings:
     data_dir: Path
     ingest_socket: Path | None = None
     """A Unix socket that also accepts reports."""
+    ingest_socket_mode: int | None = None
+    """The mode of the socket file; None for 0600, or 0660 with a group."""
+    ingest_socket_group: int | None = None
+    """The group of the socket file; None leaves it as it is."""
     token: str | None = dataclasses.field(default=None, repr=False)
     """The bearer token required of reports over TCP; None requires none."""
     retention_days: float = 30.0
@@ -155,6 +159,34 @@ def parse_announcement(text: str) -> Path:
     if not text.endswith(".json"):
         raise ValueError(f"{text!r} does not end in .json: Prometheus would not read it")
     return Path(text)
+
+
+def parse_mode(text: str) -> int:
+    """Parse the mode of a socket file, in octal.
+
+    Raises:
+      ValueError: it is no such mode, or the owner could not connect.
+    """
+    mode = int(text, 8) if re.fullmatch("0?[0-7]{3}", text) else 0
+    if mode & 0o600 != 0o600:
+        raise ValueError(f"{text!r} is not an octal mode such as 0660 that lets the owner read and write")
+    return mode
+
+
+def parse_group(text: str) -> int:
+    """Parse the name or the number of a group.
+
+    Raises:
+      ValueError: there is no such group.
+    """
+    if text.isascii() and text.isdigit() and int(text) < 1 << 32:
+        return int(text)
+    try:
+        import grp  # noqa: PLC0415  # not on Windows
+
+        return grp.getgrnam(text).gr_gid
+    except (ImportError, KeyError) as error:
+        raise ValueError(f"{text!r} is not the name of a group here, nor its number") from error
 
 
 def parse_size(text: str) -> int:

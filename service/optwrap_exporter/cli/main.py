@@ -29,6 +29,8 @@ from optwrap_exporter.settings import (
     default_data_dir,
     parse_addresses,
     parse_announcement,
+    parse_group,
+    parse_mode,
     parse_number,
     parse_size,
     parse_web_url,
@@ -73,7 +75,21 @@ UNHEALTHY: Final = tuple(health for health in HEALTHS if health not in HEALTHY)
     "--ingest-socket",
     type=click.Path(path_type=Path, dir_okay=False),
     show_envvar=True,
-    help="Unix socket, mode 0600, that also accepts reports, without a token.",
+    help="Unix socket that also accepts reports, without a token, of everybody who may write to it.",
+)
+@click.option(
+    "--ingest-socket-mode",
+    type=option_type(parse_mode),
+    metavar="MODE",
+    show_envvar=True,
+    help="Mode of the socket file, in octal.  [default: 0600, or 0660 with a group]",
+)
+@click.option(
+    "--ingest-socket-group",
+    type=option_type(parse_group),
+    metavar="GROUP",
+    show_envvar=True,
+    help="Group of the socket file, by name or number.",
 )
 @click.option(
     "--token-file",
@@ -165,6 +181,10 @@ def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
         return
     from optwrap_exporter.http.app import serve  # noqa: PLC0415 - each command loads only what it needs
 
+    if options["ingest_socket"] is None:
+        for name in ("ingest_socket_mode", "ingest_socket_group"):
+            if options[name] is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --ingest-socket")
     settings = Settings(data_dir=_directory(data_dir), **options)
     serve(settings)
 

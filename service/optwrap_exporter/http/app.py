@@ -168,7 +168,8 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             store = Store(settings.data_dir, limit_bytes=settings.retention_bytes, recover=settings.recover)
             stack.callback(store.close)
             if settings.ingest_socket is not None:
-                sockets.append(stack.enter_context(bound_unix(settings.ingest_socket)))
+                mode, group = settings.ingest_socket_mode, settings.ingest_socket_group
+                sockets.append(stack.enter_context(bound_unix(settings.ingest_socket, mode=mode, group=group)))
             limits = Limits(settings.new_runs_per_minute, settings.retention_bytes // BYTES_FOR_AN_INCARNATION)
             ledger = Ledger(clock, time.monotonic, limits, settings.scope)
             retention = Retention(seconds=settings.retention_days * 86_400)
