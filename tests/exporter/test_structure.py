@@ -28,7 +28,7 @@ store.pending store.writer store.opening store.store
 ingest.load ingest.group_commit ingest.operations ingest.waiting ingest.ingest
 metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metrics.samples metrics.collector
 metrics.render
-http.own_file http.errors http.api_page http.query.csv_answer http.query.limiter http.query.parameters
+http.own_file http.scraped http.errors http.api_page http.query.csv_answer http.query.limiter http.query.parameters
 http.query.responses
 http.query.routing http.middleware http.authorization http.admission http.connections http.log_limit
 http.connection_timeout http.server http.announcement http.channel http.hub

@@ -1,4 +1,4 @@
-"""The command line: `optwrap-exporter` and its commands status, watch and forget."""
+"""The command line: `optwrap-exporter` and its commands."""
 
 import os
 import sys
@@ -239,6 +239,29 @@ def watch(urls: tuple[str, ...], run: str | None, healths: tuple[str, ...], inte
     from optwrap_exporter.cli.client import Chosen, watch_runs  # noqa: PLC0415 - each command loads only what it needs
 
     watch_runs(given(urls), Chosen(run, healths), interval)
+
+
+@main.command()
+@click.argument("url", required=False, metavar="[URL]")
+@click.option("--run", metavar="NAME", help="Wait for this run only.")
+@click.option(
+    "--timeout",
+    type=option_type(lambda text: parse_number(text, 0, 86_400)),
+    metavar="SECONDS",
+    default="90",
+    help="How long to wait at most.",
+)
+@click.pass_context
+def drain(ctx: click.Context, /, *, url: str | None, run: str | None, timeout: float) -> None:
+    """Wait until Prometheus has scraped the end of every run of the exporter at URL. Do this before you stop it.
+
+    A run has ended when its processes have finished, failed or stopped, or have gone silent. Exits with 0 when a scrape
+    that began after the end of every run is complete, with 1 after --timeout, and with 2 if the exporter does not
+    answer. The exporter itself goes on.
+    """
+    from optwrap_exporter.cli.client import drain_runs  # noqa: PLC0415 - each command loads only what it needs
+
+    ctx.exit(drain_runs(given([url] if url else [])[0], run, timeout))
 
 
 @main.command()

@@ -34,6 +34,7 @@ from optwrap_exporter.http.routes import (
     steps,
     stream,
 )
+from optwrap_exporter.http.scraped import Scraped
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
@@ -117,6 +118,8 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     own = OwnCollector(ledger, statistics, figures, load=ingest.load, version=app.version)
     renderer = Renderer(ledger, own, clock=clock)
     app.include_router(reports.router())
+    scraped = Scraped(ledger)
+    ingest.subscribe(scraped.committed)
     limiter = Limiter()
     app.include_router(queries.router(ledger, limiter))
     app.include_router(steps.router(store, ledger, limiter))
@@ -125,8 +128,8 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(incidents.router(store, ledger, limiter))
     app.include_router(changes.router(ingest, authorization))
     app.include_router(stream.router(store, hub))
-    app.include_router(metrics.router(renderer, statistics))
-    app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
+    app.include_router(metrics.router(renderer, statistics, scraped))
+    app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state, scraped))
     app.include_router(pages.router(app.openapi, settings.scope, grafana=settings.grafana_url))
     app.mount("/page", pages.PageFiles(directory=pages.PAGE, check_dir=False))
     app.admission = admission
