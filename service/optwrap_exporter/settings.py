@@ -91,6 +91,8 @@ class Settings:
     """What it hears. With `host` a process of the job that has not reported here is not missing."""
     grafana_url: str | None = None
     """The address of Grafana as browsers see it. If None, the page does not link to Grafana."""
+    event_log: str | None = None
+    """A file for the events as JSON lines, or - for standard output."""
     announce: Path | None = None
     """A file that has its address while it runs, for Prometheus' file_sd."""
     log_level: str = "info"

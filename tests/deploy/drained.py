@@ -49,16 +49,17 @@ class Ended:
     """The last health of the run that Prometheus has."""
 
 
-def job(found: prometheus.Prometheus, interval: float, folder: Path, name: str, *, wait: float) -> Ended:
+def job(url: str, interval: float, folder: Path, name: str, *, wait: float) -> Ended:
     """Run one job to its end.
 
     Args:
-      found: scrapes what announces itself in the folder.
+      url: of a Prometheus that scrapes what announces itself in the folder.
       interval: seconds between scrapes.
       folder: where its exporter announces itself.
       name: tells the jobs of a folder apart.
       wait: seconds from a scrape to the end of the job.
     """
+    found = prometheus.Prometheus(url)  # threads do not share a client
     exporter = RunningExporter(folder.parent / f"{folder.name}-{name}", "--announce", str(folder / f"{name}.json"))
     try:
         target = exporter.url.removeprefix("http://")
@@ -108,7 +109,7 @@ def jobs(directory: Path, intervals: Iterable[float], count: int, *, at_once: in
         ThreadPoolExecutor(at_once) as pool,
     ):
         waiting = [
-            pool.submit(job, found, interval, folder, f"job-{index}", wait=draw.uniform(0, interval))
+            pool.submit(job, found.url, interval, folder, f"job-{index}", wait=draw.uniform(0, interval))
             for index in range(count)
             for folder, interval in folders.items()
         ]

@@ -72,6 +72,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
         "job",
     ]
     arguments += ["--announce", f"{tmp_path}/a.json", "--ingest-socket-mode", "666", "--ingest-socket-group", "7"]
+    arguments += ["--event-log", "-"]
     arguments += ["--allowed-host", "A.example", "--allowed-host", "fd00::1"]
     assert cli.run(arguments) == 0
     assert told == [
@@ -87,6 +88,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
             allowed_hosts=("a.example", "fd00::1"),
             log_level="debug",
             announce=tmp_path / "a.json",
+            event_log="-",
             scope="job",
         )
     ]
@@ -111,6 +113,7 @@ def test_every_option_can_come_from_the_environment(
         "NEW_RUNS_PER_MINUTE": "7",
         "RECOVER": "1",
         "ANNOUNCE": f"{tmp_path}/a.json",
+        "EVENT_LOG": f"{tmp_path}/events",
         "SCOPE": "job",
     }
     options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
@@ -134,6 +137,7 @@ def test_every_option_can_come_from_the_environment(
             new_runs_per_minute=7,
             recover=True,
             announce=tmp_path / "a.json",
+            event_log=f"{tmp_path}/events",
             scope="job",
         )
     ]
@@ -170,6 +174,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--ingest-socket-mode", "rw"], "'rw' is not an octal mode"),
         (["--ingest-socket-group", "no such"], "'no such' is not the name of a group"),
         (["--announce", "targets"], "'targets' does not end in .json"),
+        (["--event-log", "/nonexistent/events"], "--event-log /nonexistent/events: No such file"),
         (["--announce", "/nonexistent/a.json"], "--announce /nonexistent/a.json: No such file"),
         (["--data-dir", "/proc/nope/x"], "/proc/nope/x"),
         (["--data-dir", "/dev/null"], "/dev/null: not a directory"),

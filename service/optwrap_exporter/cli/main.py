@@ -163,6 +163,12 @@ UNHEALTHY: Final = tuple(health for health in HEALTHS if health not in HEALTHY)
     help="Have the address in this file, as JSON for Prometheus' file_sd, until the exporter stops.",
 )
 @click.option(
+    "--event-log",
+    metavar="FILE",
+    show_envvar=True,
+    help="Append every event to this file as one line of JSON; - is standard output.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",

@@ -43,6 +43,7 @@ from optwrap_exporter.http.server import (
     configure_logging,
     server_of,
 )
+from optwrap_exporter.ingest.event_log import EventLog, EventLogError
 from optwrap_exporter.ingest.ingest import Ingest, Retention
 from optwrap_exporter.ledger.bounds import Limits
 from optwrap_exporter.ledger.clocks import Clock
@@ -84,7 +85,16 @@ class _App(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Ingest, hub: Hub, clock: Clock) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    store: Store,
+    ledger: Ledger,
+    ingest: Ingest,
+    hub: Hub,
+    clock: Clock,
+    statistics: Statistics | None = None,
+) -> FastAPI:
     """The ASGI app. The caller starts and closes the parts.
 
     Args:
@@ -94,8 +104,9 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
       ingest: where reports go. It must be started.
       hub: wakes the streams. The app runs it.
       clock: the exporter's clock, which is also the ledger's.
+      statistics: counts the exporter's work; by default new ones.
     """
-    statistics = Statistics()
+    statistics = statistics or Statistics()
     admission = Admission(ingest, ingest.load, statistics)
     authorization = Authorization(settings)
 
@@ -177,10 +188,18 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             ledger = Ledger(clock, time.monotonic, limits, settings.scope)
             retention = Retention(seconds=settings.retention_days * 86_400)
             ingest = Ingest(store, ledger, retention=retention)
-            stack.callback(ingest.close)
+            statistics = Statistics()
+            if settings.event_log is not None:
+                event_log = EventLog(store, settings.event_log, statistics.event_log_failed)
+                stack.callback(event_log.close)
+                ingest.subscribe(event_log.committed)
+                event_log.start()
+            stack.callback(ingest.close)  # before the event log, which writes what is left
             ingest.start()
             hub = Hub(ingest.subscribe, store, ledger)
-            app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
+            app = create_app(
+                settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock, statistics=statistics
+            )
             announced = stack.enter_context(contextlib.ExitStack())
             if settings.announce is not None:
                 announced.enter_context(announcement.announced(settings.announce, settings))
@@ -196,7 +215,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
                 most_connections=most_connections,
             )
             server.run(sockets)
-    except (StartError, StoreError) as error:
+    except (StartError, StoreError, EventLogError) as error:
         raise click.ClickException(str(error)) from error
 
 
