@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos soak kills fuzz check check-page docs format bench generated clean
+.PHONY: help setup demo test thorough chaos soak kills fuzz drained check check-page docs format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -53,6 +53,9 @@ fuzz: setup ## REPORTS=100000 mutated reports to a real exporter, drawn from SEE
 
 thorough: setup ## every test, and every case of the long tables: much longer than 'test'
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --thorough --timeout 900 $(ARGS)
+
+drained: setup ## do 10 of 10 jobs that give up in their last steps reach Prometheus, scraped every 15, 30 and 60 s? ARGS='--jobs 20'
+	@$(BIN)/python -m tests.deploy.drained $(ARGS)
 
 check: setup check-page ## ruff and mypy; eslint and tsc
 	@$(BIN)/ruff format --check .

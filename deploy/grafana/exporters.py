@@ -224,6 +224,15 @@ def _store() -> Row:
             steps=True,
         ),
         lines(
+            "Failed writes of the event log",
+            "Per second. The events wait in the store, and are written later.",
+            "short",
+            Query(
+                f"max by (instance) ({_rate('optwrap_exporter_event_log_failures_total')})",
+                "{{instance}}",
+            ),
+        ),
+        lines(
             "Condition of the store",
             "1 for the condition that holds: ok, full, read_only, corrupt, io_error or gone. Reports are stored only "
             "while it is ok.",

@@ -71,6 +71,10 @@ class Settings:
     data_dir: Path
     ingest_socket: Path | None = None
     """A Unix socket that also accepts reports."""
+    ingest_socket_mode: int | None = None
+    """The mode of the socket file; None for 0600, or 0660 with a group."""
+    ingest_socket_group: int | None = None
+    """The group of the socket file; None leaves it as it is."""
     token: str | None = dataclasses.field(default=None, repr=False)
     """The bearer token required of reports over TCP; None requires none."""
     retention_days: float = 30.0
@@ -87,6 +91,10 @@ class Settings:
     """What it hears. With `host` a process of the job that has not reported here is not missing."""
     grafana_url: str | None = None
     """The address of Grafana as browsers see it. If None, the page does not link to Grafana."""
+    event_log: str | None = None
+    """A file for the events as JSON lines, or - for standard output."""
+    announce: Path | None = None
+    """A file that has its address while it runs, for Prometheus' file_sd."""
     log_level: str = "info"
 
     @property
@@ -142,6 +150,45 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
       ValueError: one of them is no address.
     """
     return tuple(parse_address(one.strip()) for one in text.split(","))
+
+
+def parse_announcement(text: str) -> Path:
+    """Parse the path of a file for Prometheus' file_sd.
+
+    Raises:
+      ValueError: Prometheus would not read a file of this name.
+    """
+    if not text.endswith(".json"):
+        raise ValueError(f"{text!r} does not end in .json: Prometheus would not read it")
+    return Path(text)
+
+
+def parse_mode(text: str) -> int:
+    """Parse the mode of a socket file, in octal.
+
+    Raises:
+      ValueError: it is no such mode, or the owner could not connect.
+    """
+    mode = int(text, 8) if re.fullmatch("0?[0-7]{3}", text) else 0
+    if mode & 0o600 != 0o600:
+        raise ValueError(f"{text!r} is not an octal mode such as 0660 that lets the owner read and write")
+    return mode
+
+
+def parse_group(text: str) -> int:
+    """Parse the name or the number of a group.
+
+    Raises:
+      ValueError: there is no such group.
+    """
+    if text.isascii() and text.isdigit() and int(text) < 1 << 32:
+        return int(text)
+    try:
+        import grp  # noqa: PLC0415  # not on Windows
+
+        return grp.getgrnam(text).gr_gid
+    except (ImportError, KeyError) as error:
+        raise ValueError(f"{text!r} is not the name of a group here, nor its number") from error
 
 
 def parse_size(text: str) -> int:

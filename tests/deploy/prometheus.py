@@ -86,6 +86,29 @@ def rules_without_delays(directory: Path) -> str:
 
 
 @contextmanager
+def discovering(directory: Path, intervals: dict[str, float]) -> Iterator[Prometheus]:
+    """Run a Prometheus on a free port that scrapes the exporters that announce themselves.
+
+    Args:
+      directory: an empty directory for its configuration, data and log.
+      intervals: seconds between scrapes, by the folder that has the files for them.
+    """
+    config = {
+        "scrape_configs": [
+            {
+                "job_name": f"every {seconds:g} s",
+                "scrape_interval": f"{int(seconds * 1000)}ms",
+                "scrape_timeout": f"{int(min(seconds, 10) * 1000)}ms",
+                "file_sd_configs": [{"files": [f"{folder}/*.json"]}],
+            }
+            for folder, seconds in intervals.items()
+        ]
+    }
+    with _running(directory, free_address(), config) as prometheus:
+        yield prometheus
+
+
+@contextmanager
 def running(directory: Path, exporters: list[str], alertmanager: str | None = None) -> Iterator[Prometheus]:
     """Run a Prometheus on a free port that scrapes these exporters.
 
@@ -99,6 +122,12 @@ def running(directory: Path, exporters: list[str], alertmanager: str | None = No
     if alertmanager is not None:
         (directory / "rules").mkdir()
         config["rule_files"] = [rules_without_delays(directory / "rules")]
+    with _running(directory, address, config) as prometheus:
+        yield prometheus
+
+
+@contextmanager
+def _running(directory: Path, address: str, config: dict[str, Any]) -> Iterator[Prometheus]:
     file = directory / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
     command = [

@@ -225,9 +225,9 @@ def test_exporter_of_the_pod_is_a_sidecar() -> None:
     assert exporter in POD["initContainers"]
     assert exporter["restartPolicy"] == "Always"
     command = exporter["lifecycle"]["preStop"]["exec"]["command"]
-    (seconds,) = map(int, re.findall(r"sleep\((\d+)\)", command[-1]))
+    assert command[:-1] == ["optwrap-exporter", "drain", "--timeout"]
     interval = load(PROMETHEUS / "prometheus.yml")["global"]["scrape_interval"]
-    assert int(interval.removesuffix("s")) < seconds < POD["terminationGracePeriodSeconds"]
+    assert 2 * int(interval.removesuffix("s")) < int(command[-1]) < POD["terminationGracePeriodSeconds"] - 10
 
 
 def test_kustomization_names_the_images_of_the_pod() -> None:

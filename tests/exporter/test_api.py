@@ -43,6 +43,7 @@ def test_the_document_has_every_route_of_the_contract() -> None:
         "/metrics",
         "/-/healthy",
         "/-/ready",
+        "/-/drained",
     }
 
 

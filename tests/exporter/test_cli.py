@@ -71,6 +71,8 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
         "--scope",
         "job",
     ]
+    arguments += ["--announce", f"{tmp_path}/a.json", "--ingest-socket-mode", "666", "--ingest-socket-group", "7"]
+    arguments += ["--event-log", "-"]
     arguments += ["--allowed-host", "A.example", "--allowed-host", "fd00::1"]
     assert cli.run(arguments) == 0
     assert told == [
@@ -78,11 +80,15 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
             listen=(Address("::", 0), Address("127.0.0.1", 1), Address("::1", 2)),
             data_dir=tmp_path / "d",
             ingest_socket=tmp_path / "s",
+            ingest_socket_mode=0o666,
+            ingest_socket_group=7,
             token="hush",
             retention_days=1.5,
             retention_bytes=2 << 20,
             allowed_hosts=("a.example", "fd00::1"),
             log_level="debug",
+            announce=tmp_path / "a.json",
+            event_log="-",
             scope="job",
         )
     ]
@@ -96,6 +102,8 @@ def test_every_option_can_come_from_the_environment(
         "LISTEN": "0.0.0.0:1,127.0.0.1:2 127.0.0.1:3",
         "DATA_DIR": f"{tmp_path}/d",
         "INGEST_SOCKET": f"{tmp_path}/s",
+        "INGEST_SOCKET_MODE": "0660",
+        "INGEST_SOCKET_GROUP": "root",
         "TOKEN_FILE": f"{tmp_path}/token",
         "RETENTION_DAYS": "3",
         "RETENTION_BYTES": "1GB",
@@ -104,6 +112,8 @@ def test_every_option_can_come_from_the_environment(
         "GRAFANA_URL": "https://grafana.example/sub/",
         "NEW_RUNS_PER_MINUTE": "7",
         "RECOVER": "1",
+        "ANNOUNCE": f"{tmp_path}/a.json",
+        "EVENT_LOG": f"{tmp_path}/events",
         "SCOPE": "job",
     }
     options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
@@ -116,6 +126,8 @@ def test_every_option_can_come_from_the_environment(
             listen=(Address("0.0.0.0", 1), Address("127.0.0.1", 2), Address("127.0.0.1", 3)),
             data_dir=tmp_path / "d",
             ingest_socket=tmp_path / "s",
+            ingest_socket_mode=0o660,
+            ingest_socket_group=0,
             token="hush",
             retention_days=3,
             retention_bytes=10**9,
@@ -124,6 +136,8 @@ def test_every_option_can_come_from_the_environment(
             grafana_url="https://grafana.example/sub",
             new_runs_per_minute=7,
             recover=True,
+            announce=tmp_path / "a.json",
+            event_log=f"{tmp_path}/events",
             scope="job",
         )
     ]
@@ -154,6 +168,14 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--token-file", "/dev/null"], "one token"),
         (["--allowed-host", "http://x"], "is not a host name"),
         (["--log-level", "loud"], "loud"),
+        (["--ingest-socket-mode", "0660"], "--ingest-socket-mode needs --ingest-socket"),
+        (["--ingest-socket-mode", "0460"], "'0460' is not an octal mode"),
+        (["--ingest-socket-mode", "4660"], "'4660' is not an octal mode"),
+        (["--ingest-socket-mode", "rw"], "'rw' is not an octal mode"),
+        (["--ingest-socket-group", "no such"], "'no such' is not the name of a group"),
+        (["--announce", "targets"], "'targets' does not end in .json"),
+        (["--event-log", "/nonexistent/events"], "--event-log /nonexistent/events: No such file"),
+        (["--announce", "/nonexistent/a.json"], "--announce /nonexistent/a.json: No such file"),
         (["--data-dir", "/proc/nope/x"], "/proc/nope/x"),
         (["--data-dir", "/dev/null"], "/dev/null: not a directory"),
         (["--ingest-socket", "/proc/nope/x"], "/proc/nope/x"),

@@ -175,7 +175,7 @@ def test_a_number_is_written_as_prometheus_client_writes_it(value: float, monkey
 
     monkeypatch.setattr(samples, "of_run", one)
     dropped = DroppedTotals(steps=0, bad_steps=0, not_stored=0)
-    runs = [RunView("lm", "ok", 1, 1, False, NOW, Counts(), {}, dropped, 1, None, (), False)]
+    runs = [RunView("lm", "ok", 1, 1, 1, False, NOW, Counts(), {}, dropped, 1, None, (), False)]
     rendered = Renderer(of([], runs), own(), clock=lambda: NOW, pause=no_pause).render(TEXT, compress=False)
     assert rendered == TEXT.encode(Reference([], runs, own()))
 

@@ -3,6 +3,9 @@
 import os
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,64 @@ def test_a_unix_socket_is_private_to_its_owner_and_removed_at_the_end(tmp_path: 
     finally:
         os.umask(before)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "directory"),
+    [
+        ({"mode": 0o640}, 0o640, 0o700),
+        ({"mode": 0o660}, 0o660, 0o710),
+        ({"mode": 0o666}, 0o666, 0o711),
+        ({"group": os.getgid()}, 0o660, 0o710),
+        ({"group": os.getgid(), "mode": 0o600}, 0o600, 0o700),
+    ],
+)
+def test_a_new_directory_lets_in_those_who_may_use_the_socket(
+    given: dict[str, int], found: int, directory: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "made" / "s"
+    with bound_unix(path, **given):
+        assert (mode(path), mode(path.parent)) == (found, directory)
+        assert {place.stat().st_gid for place in (path, path.parent)} == {os.getgid()}
+    assert not path.exists()
+
+
+def test_nobody_can_connect_before_the_socket_has_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then the file has mode 0600. If the group is not allowed, nothing is left."""
+    path = tmp_path / "s"
+    seen: list[int] = []
+
+    def refuse(*_: object) -> None:
+        seen.append(mode(path))
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(StartError, match="--ingest-socket-group 7: not permitted"), bound_unix(path, group=7):
+        pass
+    assert seen == [0o600]
+    assert not path.exists()
+
+
+NOBODY = 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    ("given", "may"),
+    [({}, False), ({"mode": 0o660}, False), ({"mode": 0o666}, True), ({"group": NOBODY}, True)],
+    ids=["0600", "0660", "0666", "its group"],
+)
+def test_another_user_connects_if_mode_and_group_allow_it(given: dict[str, int], may: bool) -> None:
+    # The directories of tmp_path are closed to other users.
+    with tempfile.TemporaryDirectory() as base:
+        Path(base).chmod(0o755)
+        path = Path(base) / "run" / "s"
+        become = f"import os, socket; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
+        connect = f"socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+        with bound_unix(path, **given):
+            ran = subprocess.run([sys.executable, "-c", f"{become}; {connect}"], capture_output=True, check=False)
+    assert (ran.returncode == 0) is may, ran.stderr
+    assert may or b"PermissionError" in ran.stderr
 
 
 def test_a_socket_file_without_a_listener_is_replaced(tmp_path: Path) -> None:

@@ -25,17 +25,19 @@ store.bulk store.condition store.schema store.step_columns store.readers store.r
 store.scalar_rollups store.retention
 store.event_list store.incident_list store.grid store.record_series store.series store.reader store.reads
 store.pending store.writer store.opening store.store
-ingest.load ingest.group_commit ingest.operations ingest.waiting ingest.ingest
+ingest.load ingest.group_commit ingest.event_log ingest.operations ingest.waiting
+ingest.ingest
 metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metrics.samples metrics.collector
 metrics.render
-http.errors http.api_page http.query.csv_answer http.query.limiter http.query.parameters http.query.responses
+http.own_file http.scraped http.errors http.api_page http.query.csv_answer http.query.limiter http.query.parameters
+http.query.responses
 http.query.routing http.middleware http.authorization http.admission http.connections http.log_limit
-http.connection_timeout http.server http.channel http.hub http.page_files
+http.connection_timeout http.server http.announcement http.channel http.hub http.page_files
 http.routes.changes http.routes.events http.routes.incidents
 http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
 http.routes.series http.routes.steps http.routes.stream
 http.app http.openapi
-cli.text cli.exporter cli.render cli.client cli.main
+cli.text cli.exporter cli.render cli.client cli.options cli.main
 __main__
 """
 """Every module of the package. A module imports only modules before it."""

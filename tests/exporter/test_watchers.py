@@ -16,6 +16,8 @@ from fastapi import HTTPException, Request, Response
 from optwrap_exporter.http import channel as channels
 from optwrap_exporter.http.query.limiter import Limiter
 from optwrap_exporter.http.routes.metrics import Scraper
+from optwrap_exporter.http.scraped import Scraped
+from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.render import OPENMETRICS, TEXT, Format
 from optwrap_exporter.store.store import Store
@@ -248,7 +250,8 @@ class SlowRenderer:
 def test_scrapes_wait_for_each_other_and_share_the_next_one() -> None:
     async def scenario() -> None:
         renderer = SlowRenderer()
-        scraper = Scraper(renderer, Statistics())  # type: ignore[arg-type]  # it only renders
+        scraped = Scraped(Ledger(time.time))
+        scraper = Scraper(renderer, Statistics(), scraped)  # type: ignore[arg-type]  # it only renders
         first = asyncio.create_task(scraper.scrape(TEXT, compress=True))
         while not renderer.begun:
             await asyncio.sleep(0.01)
@@ -258,9 +261,9 @@ def test_scrapes_wait_for_each_other_and_share_the_next_one() -> None:
         others[0].cancel()  # a client that hangs up takes nothing from the others
         assert renderer.begun == [(TEXT, True)]
         renderer.go_on.set()
-        assert await first == b"1"
-        assert {await one for one in others[1:]} == {b"2"}
-        assert await open_metrics == b"3"
+        assert (await first).body == b"1"
+        assert {(await one).body for one in others[1:]} == {b"2"}
+        assert (await open_metrics).body == b"3"
         assert renderer.begun == [(TEXT, True), (TEXT, True), (OPENMETRICS, False)]
         assert len(renderer.threads) == 1
 

@@ -23,6 +23,10 @@ MOST_SHOWN: Final = 20
 """Runs that are shown in full, the worst ones."""
 
 
+_DRAIN_POLL: Final = 0.25
+"""Seconds between two questions whether everything was scraped."""
+
+
 class Chosen(NamedTuple):
     """Which runs to show."""
 
@@ -112,6 +116,30 @@ def show_status(urls: Sequence[str], chosen: Chosen, *, as_json: bool, exit_on: 
         return 2
     unhealthy = any(row.run["health"] in exit_on and not row.run["acknowledged"] for row in seen.rows)
     return 1 if unhealthy or seen.troubles else 0
+
+
+def drain_runs(url: str, run: str | None, timeout: float) -> int:
+    """Wait until somebody has scraped the end of every run, or of the one that is named.
+
+    Returns:
+      0, or 1 if that took longer than `timeout` seconds; then standard error says what is missing.
+
+    Raises:
+      Unreachable: the exporter does not answer, or has no such run.
+    """
+    deadline = time.monotonic() + timeout
+    with connect(url) as client:
+        exporter = Exporter(client, url)
+        if run is not None:
+            exporter.run(run)
+        while not (missing := exporter.missing(run))["drained"]:
+            if time.monotonic() >= deadline:
+                why = {"reporting": "still reporting", "unscraped": "ended, but not scraped since"}
+                said = [f"{text}: {', '.join(missing[key])}" for key, text in why.items() if missing[key]]
+                click.echo(clean(f"{url} is not drained after {timeout:g} s: {'; '.join(said)}"), err=True)
+                return 1
+            time.sleep(min(_DRAIN_POLL, timeout))
+    return 0
 
 
 def watch_runs(urls: Sequence[str], chosen: Chosen, interval: float) -> None:

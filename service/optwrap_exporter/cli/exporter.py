@@ -80,6 +80,10 @@ class Exporter:
         except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
             return None  # the next query says that no exporter answers
 
+    def missing(self, run: str | None) -> Json:
+        """The answer of /-/drained."""
+        return self._get("/-/drained", **({} if run is None else {"run": run}))
+
     def run(self, name: str) -> Json:
         """The answer of /v1/runs/{run}."""
         return self._get(f"/v1/runs/{quote(name, safe='')}")

@@ -1,15 +1,25 @@
-"""The command line: `optwrap-exporter` and its commands status, watch and forget."""
+"""The command line: `optwrap-exporter` and its commands."""
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
 from optwrap_exporter._version import __version__
+from optwrap_exporter.cli.options import (
+    data_dir_option,
+    given,
+    health_option,
+    host_name,
+    option_type,
+    parse_healths,
+    run_option,
+    urls_argument,
+)
 from optwrap_exporter.settings import (
     DEFAULT_LISTEN,
     DEFAULT_NEW_RUNS,
@@ -17,8 +27,10 @@ from optwrap_exporter.settings import (
     DEFAULT_RETENTION_DAYS,
     Settings,
     default_data_dir,
-    parse_address,
     parse_addresses,
+    parse_announcement,
+    parse_group,
+    parse_mode,
     parse_number,
     parse_size,
     parse_web_url,
@@ -27,44 +39,10 @@ from optwrap_exporter.settings import (
 from optwrap_exporter.wire.vocabulary import HEALTHS, SCOPES
 
 PROGRAM: Final = "optwrap-exporter"
-DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
 HEALTHY: Final = frozenset({"ok", "starting", "skipping", "finished"})
 """Health that needs no action. `skipping` becomes `starved` or `gave_up` if the wrapper does not recover."""
 UNHEALTHY: Final = tuple(health for health in HEALTHS if health not in HEALTHY)
 """The healths that `status` exits with 1 on, unless it is told others."""
-
-T = TypeVar("T")
-
-
-def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """`parse` as the type of an option: the message of its ValueError or OSError is the usage error."""
-
-    def convert(text: str) -> T:
-        try:
-            return parse(text)
-        except OSError as error:
-            raise click.BadParameter(f"{text!r}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return convert
-
-
-def _host(text: str) -> str:
-    try:
-        return parse_address(f"[{text}]:0" if ":" in text else f"{text}:0").host.lower()
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a host name or an IP address without port and scheme") from error
-
-
-_data_dir = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="OPTWRAP_EXPORTER_DATA_DIR",
-    show_envvar=True,
-    help="Directory of the store, on a local disk; created if missing.  "
-    "[default: $XDG_STATE_HOME/optwrap-exporter, or ~/.local/state/optwrap-exporter]",
-)
 
 
 @click.group(
@@ -81,7 +59,7 @@ _data_dir = click.option(
 )
 @click.option(
     "--listen",
-    type=_option(parse_addresses),
+    type=option_type(parse_addresses),
     metavar="HOST:PORT",
     multiple=True,
     default=[DEFAULT_LISTEN],
@@ -92,17 +70,31 @@ _data_dir = click.option(
     "for more addresses. Beyond loopback reports are accepted only with --token-file. A loopback address beside "
     "another one needs no token.",
 )
-@_data_dir
+@data_dir_option
 @click.option(
     "--ingest-socket",
     type=click.Path(path_type=Path, dir_okay=False),
     show_envvar=True,
-    help="Unix socket, mode 0600, that also accepts reports, without a token.",
+    help="Unix socket that also accepts reports, without a token, of everybody who may write to it.",
+)
+@click.option(
+    "--ingest-socket-mode",
+    type=option_type(parse_mode),
+    metavar="MODE",
+    show_envvar=True,
+    help="Mode of the socket file, in octal.  [default: 0600, or 0660 with a group]",
+)
+@click.option(
+    "--ingest-socket-group",
+    type=option_type(parse_group),
+    metavar="GROUP",
+    show_envvar=True,
+    help="Group of the socket file, by name or number.",
 )
 @click.option(
     "--token-file",
     "token",
-    type=_option(lambda path: read_token(Path(path))),
+    type=option_type(lambda path: read_token(Path(path))),
     metavar="FILE",
     envvar="OPTWRAP_EXPORTER_TOKEN_FILE",
     show_envvar=True,
@@ -110,7 +102,7 @@ _data_dir = click.option(
 )
 @click.option(
     "--retention-days",
-    type=_option(lambda text: parse_number(text, 0, 36_500)),
+    type=option_type(lambda text: parse_number(text, 0, 36_500)),
     metavar="DAYS",
     default=DEFAULT_RETENTION_DAYS,
     show_envvar=True,
@@ -118,7 +110,7 @@ _data_dir = click.option(
 )
 @click.option(
     "--retention-bytes",
-    type=_option(parse_size),
+    type=option_type(parse_size),
     metavar="SIZE",
     default=DEFAULT_RETENTION_BYTES,
     show_envvar=True,
@@ -141,7 +133,7 @@ _data_dir = click.option(
 @click.option(
     "--allowed-host",
     "allowed_hosts",
-    type=_option(_host),
+    type=option_type(host_name),
     metavar="NAME",
     multiple=True,
     show_envvar=True,
@@ -158,10 +150,23 @@ _data_dir = click.option(
 )
 @click.option(
     "--grafana-url",
-    type=_option(parse_web_url),
+    type=option_type(parse_web_url),
     metavar="URL",
     show_envvar=True,
     help="Address of the Grafana with the dashboards of deploy/grafana, as browsers reach it; the page links to it.",
+)
+@click.option(
+    "--announce",
+    type=option_type(parse_announcement),
+    metavar="FILE",
+    show_envvar=True,
+    help="Have the address in this file, as JSON for Prometheus' file_sd, until the exporter stops.",
+)
+@click.option(
+    "--event-log",
+    metavar="FILE",
+    show_envvar=True,
+    help="Append every event to this file as one line of JSON; - is standard output.",
 )
 @click.option(
     "--log-level",
@@ -182,42 +187,22 @@ def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
         return
     from optwrap_exporter.http.app import serve  # noqa: PLC0415 - each command loads only what it needs
 
+    if options["ingest_socket"] is None:
+        for name in ("ingest_socket_mode", "ingest_socket_group"):
+            if options[name] is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --ingest-socket")
     settings = Settings(data_dir=_directory(data_dir), **options)
     serve(settings)
 
 
-_urls = click.argument("urls", nargs=-1, metavar="[URL]...")
-_run = click.option("--run", metavar="NAME", help="Only this run; a pattern such as 'lm-*' shows all that match it.")
-_health = click.option(
-    "--health",
-    "healths",
-    type=click.Choice(HEALTHS),
-    metavar="HEALTH",
-    multiple=True,
-    help="Only runs of this health; repeat it for more.",
-)
-
-
-def _given(urls: Sequence[str]) -> Sequence[str]:
-    return urls or [os.environ.get("OPTWRAP_ENDPOINT") or DEFAULT_URL]
-
-
-def _healths(text: str) -> tuple[str, ...]:
-    named = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in named:
-        if name not in HEALTHS:
-            raise ValueError(f"{name!r} is no health: expected some of {', '.join(HEALTHS)}")
-    return named
-
-
 @main.command()
-@_urls
-@_run
-@_health
+@urls_argument
+@run_option
+@health_option
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer: one object for a NAME, else a list.")
 @click.option(
     "--exit-on",
-    type=_option(_healths),
+    type=option_type(parse_healths),
     metavar="HEALTH,...",
     default=",".join(UNHEALTHY),
     help="Exit with 1 if a run has one of these healths.",
@@ -241,16 +226,16 @@ def status(
     """
     from optwrap_exporter.cli.client import Chosen, show_status  # noqa: PLC0415 - each command loads only what it needs
 
-    ctx.exit(show_status(_given(urls), Chosen(run, healths), as_json=as_json, exit_on=exit_on))
+    ctx.exit(show_status(given(urls), Chosen(run, healths), as_json=as_json, exit_on=exit_on))
 
 
 @main.command()
-@_urls
-@_run
-@_health
+@urls_argument
+@run_option
+@health_option
 @click.option(
     "--interval",
-    type=_option(lambda text: parse_number(text, 0, 3600)),
+    type=option_type(lambda text: parse_number(text, 0, 3600)),
     metavar="SECONDS",
     default="1",
     help="Seconds between queries.",
@@ -259,12 +244,35 @@ def watch(urls: tuple[str, ...], run: str | None, healths: tuple[str, ...], inte
     """Show the runs of the exporters at URL..., worst first, live, until Ctrl-C."""
     from optwrap_exporter.cli.client import Chosen, watch_runs  # noqa: PLC0415 - each command loads only what it needs
 
-    watch_runs(_given(urls), Chosen(run, healths), interval)
+    watch_runs(given(urls), Chosen(run, healths), interval)
+
+
+@main.command()
+@click.argument("url", required=False, metavar="[URL]")
+@click.option("--run", metavar="NAME", help="Wait for this run only.")
+@click.option(
+    "--timeout",
+    type=option_type(lambda text: parse_number(text, 0, 86_400)),
+    metavar="SECONDS",
+    default="90",
+    help="How long to wait at most.",
+)
+@click.pass_context
+def drain(ctx: click.Context, /, *, url: str | None, run: str | None, timeout: float) -> None:
+    """Wait until Prometheus has scraped the end of every run of the exporter at URL. Do this before you stop it.
+
+    A run has ended when its processes have finished, failed or stopped, or have gone silent. Exits with 0 when a scrape
+    that began after the end of every run is complete, with 1 after --timeout, and with 2 if the exporter does not
+    answer. The exporter itself goes on.
+    """
+    from optwrap_exporter.cli.client import drain_runs  # noqa: PLC0415 - each command loads only what it needs
+
+    ctx.exit(drain_runs(given([url] if url else [])[0], run, timeout))
 
 
 @main.command()
 @click.argument("run")
-@_data_dir
+@data_dir_option
 @click.pass_obj
 def forget(data_dir_before: Path | None, run: str, data_dir: Path | None) -> None:
     """Delete everything about RUN. Stop the exporter of the directory first."""

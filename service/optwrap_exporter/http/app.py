@@ -15,7 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optwrap_exporter._version import __version__
-from optwrap_exporter.http import errors
+from optwrap_exporter.http import announcement, errors
 from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
@@ -35,6 +35,7 @@ from optwrap_exporter.http.routes import (
     steps,
     stream,
 )
+from optwrap_exporter.http.scraped import Scraped
 from optwrap_exporter.http.server import (
     StartError,
     allow_connections,
@@ -43,6 +44,7 @@ from optwrap_exporter.http.server import (
     configure_logging,
     server_of,
 )
+from optwrap_exporter.ingest.event_log import EventLog, EventLogError
 from optwrap_exporter.ingest.ingest import Ingest, Retention
 from optwrap_exporter.ledger.bounds import Limits
 from optwrap_exporter.ledger.clocks import Clock
@@ -84,7 +86,16 @@ class _App(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Ingest, hub: Hub, clock: Clock) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    store: Store,
+    ledger: Ledger,
+    ingest: Ingest,
+    hub: Hub,
+    clock: Clock,
+    statistics: Statistics | None = None,
+) -> FastAPI:
     """The ASGI app. The caller starts and closes the parts.
 
     Args:
@@ -94,8 +105,9 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
       ingest: where reports go. It must be started.
       hub: wakes the streams. The app runs it.
       clock: the exporter's clock, which is also the ledger's.
+      statistics: counts the exporter's work; by default new ones.
     """
-    statistics = Statistics()
+    statistics = statistics or Statistics()
     admission = Admission(ingest, ingest.load, statistics)
     authorization = Authorization(settings)
 
@@ -118,6 +130,8 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     own = OwnCollector(ledger, statistics, figures, load=ingest.load, version=app.version)
     renderer = Renderer(ledger, own, clock=clock)
     app.include_router(reports.router())
+    scraped = Scraped(ledger)
+    ingest.subscribe(scraped.committed)
     limiter = Limiter()
     app.include_router(queries.router(ledger, limiter))
     app.include_router(steps.router(store, ledger, limiter))
@@ -126,8 +140,8 @@ def create_app(settings: Settings, *, store: Store, ledger: Ledger, ingest: Inge
     app.include_router(incidents.router(store, ledger, limiter))
     app.include_router(changes.router(ingest, authorization))
     app.include_router(stream.router(store, hub))
-    app.include_router(metrics.router(renderer, statistics))
-    app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state))
+    app.include_router(metrics.router(renderer, statistics, scraped))
+    app.include_router(operation.router(lambda: ingest.alive, lambda: hub.closed, lambda: store.state, scraped))
     files = PageFiles(pages.PAGE)
     app.include_router(pages.router(app.openapi, files, settings.scope, grafana=settings.grafana_url))
     app.mount("/page", files)
@@ -163,30 +177,51 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
             for sock in sockets:
                 stack.callback(sock.close)
             settings = dataclasses.replace(settings, listen=bound)
+            if settings.announce is not None:
+                # Prometheus sends the host of the target as the Host header.
+                names = (*settings.allowed_hosts, announcement.target(settings).host)
+                settings = dataclasses.replace(settings, allowed_hosts=names)
             store = Store(settings.data_dir, limit_bytes=settings.retention_bytes, recover=settings.recover)
             stack.callback(store.close)
             if settings.ingest_socket is not None:
-                sockets.append(stack.enter_context(bound_unix(settings.ingest_socket)))
+                mode, group = settings.ingest_socket_mode, settings.ingest_socket_group
+                sockets.append(stack.enter_context(bound_unix(settings.ingest_socket, mode=mode, group=group)))
             limits = Limits(settings.new_runs_per_minute, settings.retention_bytes // BYTES_FOR_AN_INCARNATION)
             ledger = Ledger(clock, time.monotonic, limits, settings.scope)
             retention = Retention(seconds=settings.retention_days * 86_400)
             ingest = Ingest(store, ledger, retention=retention)
-            stack.callback(ingest.close)
+            statistics = Statistics()
+            if settings.event_log is not None:
+                event_log = EventLog(store, settings.event_log, statistics.event_log_failed)
+                stack.callback(event_log.close)
+                ingest.subscribe(event_log.committed)
+                event_log.start()
+            stack.callback(ingest.close)  # before the event log, which writes what is left
             ingest.start()
             hub = Hub(ingest.subscribe, store, ledger)
-            app = create_app(settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock)
+            app = create_app(
+                settings, store=store, ledger=ledger, ingest=ingest, hub=hub, clock=clock, statistics=statistics
+            )
+            announced = stack.enter_context(contextlib.ExitStack())
+            if settings.announce is not None:
+                announced.enter_context(announcement.announced(settings.announce, settings))
+
+            def stopping() -> None:
+                announced.close()  # first, so that Prometheus does not see a target that is down
+                hub.close()
+
             server = server_of(
                 app,
-                started=lambda: _announce(settings),
-                stopping=hub.close,
+                started=lambda: _say_where(settings),
+                stopping=stopping,
                 most_connections=most_connections,
             )
             server.run(sockets)
-    except (StartError, StoreError) as error:
+    except (StartError, StoreError, EventLogError) as error:
         raise click.ClickException(str(error)) from error
 
 
-def _announce(settings: Settings) -> None:
+def _say_where(settings: Settings) -> None:
     """Print one line to standard error, at any log level: where the exporter listens and where its data is."""
     urls = " and ".join(map(_url, settings.listen))
     line = [f"{DISTRIBUTION}: listening on {urls}, data in {settings.data_dir}"]

@@ -20,6 +20,8 @@ HEADERS: Final = {
 }
 """Headers of every answer. There are no Access-Control-* headers: no other origin may read an answer."""
 
+HEAD: Final = "optwrap.head"
+"""Is in the scope of a request that is answered as GET, but was HEAD."""
 _RAW: Final = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
@@ -130,5 +132,5 @@ class Head:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event."""
         if scope["type"] == "http" and scope["method"] == "HEAD" and scope["path"] not in self._streams:
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", HEAD: True}
         await self._app(scope, receive, send)

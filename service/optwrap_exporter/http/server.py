@@ -26,6 +26,7 @@ from optwrap_exporter.http.connections import (
     connection_limit,
 )
 from optwrap_exporter.http.log_limit import LogLimit
+from optwrap_exporter.http.own_file import own_file
 from optwrap_exporter.settings import Address
 from optwrap_exporter.wire.errors import ExporterError
 
@@ -118,44 +119,70 @@ def bind_tcp(address: Address, *, taken: Collection[int] = ()) -> list[socket.so
 
 
 @contextlib.contextmanager
-def bound_unix(path: Path) -> Iterator[socket.socket]:
-    """Listen on a Unix socket with mode 0600 during the block, and delete the file afterwards.
+def bound_unix(path: Path, *, mode: int | None = None, group: int | None = None) -> Iterator[socket.socket]:
+    """Listen on a Unix socket during the block, and delete the file afterwards.
 
-    A missing directory is created with mode 0700. A socket file without a listener is replaced.
+    A missing directory is created, for those alone who may use the socket. A socket file without
+    a listener is replaced.
+
+    Args:
+      path: of the socket file.
+      mode: of the socket file; None for 0600, or 0660 with a group.
+      group: number of the group of the socket file; None leaves it as it is.
 
     Raises:
-      StartError: the path is too long, is not a socket, cannot be written, or another process listens on it.
+      StartError: the path is too long, is not a socket, cannot be written, or another process listens on it, or the
+        group is not allowed.
     """
+    if mode is None:
+        mode = 0o600 if group is None else 0o660
     label = f"--ingest-socket {path}"
     path = path.absolute()
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
         raise StartError(f"{label}: the path is longer than {_SOCKET_PATH_BYTES} bytes: choose a shorter one")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(path.parent, mode, group)
         _remove_stale(path, label)
-        # The file is created with its final mode, so nobody else can connect in between.
+        # Only the owner may write to the file until it has its final group and mode.
         before = os.umask(0o177)
         try:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
-        sock.listen(BACKLOG)
-        born = path.stat()
+        try:
+            _give(path, mode, group)
+            sock.listen(BACKLOG)
+        except BaseException:
+            path.unlink()
+            raise
     except OSError as error:
         sock.close()
         raise StartError(f"{label}: {error.strerror or error}") from error
     except StartError:
         sock.close()
         raise
-    try:
+    with own_file(path), sock:
         yield sock
-    finally:
-        sock.close()
-        with contextlib.suppress(OSError):
-            now = path.stat()
-            if (now.st_dev, now.st_ino) == (born.st_dev, born.st_ino):
-                path.unlink()
+
+
+def _make_directory(path: Path, mode: int, group: int | None) -> None:
+    """Create a missing directory, which those may enter who may use a socket of this mode and group in it."""
+    try:
+        path.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        return
+    _give(path, 0o700 | (mode & 0o020) >> 1 | (mode & 0o002) >> 1, group)
+
+
+def _give(path: Path, mode: int, group: int | None) -> None:
+    if group is not None:
+        try:
+            os.chown(path, -1, group)
+        except PermissionError as error:
+            remedy = "its user must be root or a member of the group"
+            raise StartError(f"--ingest-socket-group {group}: not permitted for {path}: {remedy}") from error
+    path.chmod(mode)
 
 
 def _remove_stale(path: Path, label: str) -> None:

@@ -73,6 +73,8 @@ class RunView:
     """Number of processes of the job, as the job reports it."""
     reporting: int
     """Number of processes that report or have finished: not failed, stopped or stale."""
+    live: int
+    """Number of processes that report: not ended and not stale."""
     over: bool
     """Whether it has finished, or no process reports and its end is acknowledged."""
     last_report: float
@@ -113,6 +115,7 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         health=current,
         expected=expected,
         reporting=len(processes) - sum(process.incarnation.state != "finished" for process in silent),
+        live=len(processes) - len(silent),
         over=current == "finished" or (acknowledged and len(silent) == len(processes)),
         last_report=max(one.process.last_report for one in members),
         totals=run.total,

@@ -45,6 +45,11 @@ EXPORTER: Final[tuple[Metric, ...]] = (
         "Duration of the scrapes before this one.",
         unit="seconds",
     ),
+    Metric(
+        "optwrap_exporter_event_log_failures_total",
+        "counter",
+        "Writes of the event log that failed. The same events are written later.",
+    ),
     Metric("optwrap_exporter_runs", "gauge", "Number of runs in the exporter."),
     Metric(
         "optwrap_exporter_hidden_runs",

@@ -12,13 +12,14 @@ BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 
 class Statistics:
-    """Counts of reports and scrapes; every method may be called from any thread."""
+    """Counts of reports, scrapes and failures; every method may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._outcomes = dict.fromkeys(REPORT_OUTCOMES, 0)
         self._scrapes = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
+        self._log_failures = 0
 
     def report(self, outcome: str) -> None:
         """Count a report by its outcome, one of `table.REPORT_OUTCOMES`."""
@@ -30,6 +31,16 @@ class Statistics:
         with self._lock:
             self._scrapes[bisect.bisect_left(BUCKETS, seconds)] += 1
             self._seconds += seconds
+
+    def event_log_failed(self) -> None:
+        """Count a write of the event log that failed."""
+        with self._lock:
+            self._log_failures += 1
+
+    @property
+    def event_log_failures(self) -> int:
+        """Number of writes of the event log that failed."""
+        return self._log_failures
 
     def reports(self) -> Mapping[str, int]:
         """Number of reports by outcome, zeros included."""

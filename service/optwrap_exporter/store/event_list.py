@@ -21,6 +21,20 @@ COLUMNS: Final = "event.id, run.run, process, kind, time, step, attempt, detail"
 """The columns that `fitting` needs."""
 
 
+class Position(NamedTuple):
+    """The place of an event in the order of commits."""
+
+    revision: int
+    id: int
+
+
+class Logged(NamedTuple):
+    """An event, and where the next one is looked for."""
+
+    position: Position
+    event: Event
+
+
 class EventFilter(NamedTuple):
     """Which events to list. What is empty or None does not filter."""
 
@@ -64,6 +78,16 @@ def events(
     else:
         return Page(items=items, cursor=None)
     return Page(items=items, cursor=encode(of, [last]))
+
+
+def logged(db: sqlite3.Connection, after: Position, most: int) -> list[Logged]:
+    """`Store.logged_events`."""
+    rows = db.execute(
+        f"SELECT event.revision, {COLUMNS} FROM event JOIN run ON run.id = event.run_id "
+        "WHERE (event.revision, event.id) > (?, ?) AND NOT repeated ORDER BY event.revision, event.id LIMIT ?",
+        (*after, most),
+    )
+    return [Logged(Position(revision, row[0]), _event(row)) for revision, *row in rows]
 
 
 def _candidates(

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from optwrap_exporter.store import event_list, incident_list, reader, series
 from optwrap_exporter.store.downsample import Axis
-from optwrap_exporter.store.event_list import EventFilter
+from optwrap_exporter.store.event_list import EventFilter, Logged, Position
 from optwrap_exporter.store.grid import Wanted
 from optwrap_exporter.store.incident_list import IncidentFilter
 from optwrap_exporter.store.reader import Changes
@@ -92,6 +92,11 @@ class Reads:
             key = None if run is None else reader.run_id(db, run)
             chosen = EventFilter(tuple(kind), tuple(outcome), process, since, until)
             return event_list.events(db, key, run, chosen, limit=limit, cursor=cursor)
+
+    def logged_events(self, after: Position, most: int) -> list[Logged]:
+        """The first events that were committed after a position, in the order of commits, as `events` lists them."""
+        with self._readers.reading() as db:
+            return event_list.logged(db, after, most)
 
     def incidents(
         self,

@@ -15,6 +15,7 @@
       StoreError            store.opening       --   the data directory cannot be used: the command exits with 2
       DamagedError          store.opening       --   the database is damaged: becomes a StoreError, or starts a recovery
       SchemaError           store.schema        --   the database is not a store of this version: becomes a StoreError
+      EventLogError         ingest.event_log    --   the event log cannot be written: the command exits with 2
       StartError            http.server         --   the exporter cannot listen: the command exits with 2
 
 A report that breaks the wire's rules raises pydantic's ValidationError; `error_details` turns it into a 422.

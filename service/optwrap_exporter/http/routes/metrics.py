@@ -3,12 +3,24 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder, gzip_accepted
+from starlette.background import BackgroundTask
 
+from optwrap_exporter.http.middleware import HEAD
+from optwrap_exporter.http.scraped import Scraped
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.metrics.render import OPENMETRICS, TEXT, Format, Renderer
+
+
+class Scrape(NamedTuple):
+    """The body of an answer."""
+
+    body: bytes
+    revision: int
+    """It shows at least this revision of the store."""
 
 
 class Scraper:
@@ -18,34 +30,35 @@ class Scraper:
     of each format waits, however many clients ask.
     """
 
-    def __init__(self, renderer: Renderer, statistics: Statistics) -> None:
+    def __init__(self, renderer: Renderer, statistics: Statistics, scraped: Scraped) -> None:
         self._renderer = renderer
         self._statistics = statistics
+        self._scraped = scraped
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="optwrap-metrics")
-        self._next: dict[tuple[Format, bool], asyncio.Future[bytes]] = {}
+        self._next: dict[tuple[Format, bool], asyncio.Future[Scrape]] = {}
         """By format, the scrape that has not begun."""
 
-    async def scrape(self, shape: Format, *, compress: bool) -> bytes:
-        """The body of a scrape that begins now or later. Call it in the event loop."""
+    async def scrape(self, shape: Format, *, compress: bool) -> Scrape:
+        """A scrape that begins now or later. Call it in the event loop."""
         key = (shape, compress)
         if key not in self._next:
             loop = asyncio.get_running_loop()
 
-            def render() -> bytes:
+            def render() -> Scrape:
                 loop.call_soon_threadsafe(self._next.pop, key, None)
-                begun = time.perf_counter()
+                begun, revision = time.perf_counter(), self._scraped.revision
                 body = self._renderer.render(shape, compress=compress)
                 self._statistics.scrape(time.perf_counter() - begun)
-                return body
+                return Scrape(body, revision)
 
             self._next[key] = loop.run_in_executor(self._thread, render)
         return await asyncio.shield(self._next[key])  # a client that hangs up does not end the scrape of the others
 
 
-def router(renderer: Renderer, statistics: Statistics) -> APIRouter:
+def router(renderer: Renderer, statistics: Statistics, scraped: Scraped) -> APIRouter:
     """The route of /metrics."""
     routes = APIRouter(tags=["operation"])
-    scraper = Scraper(renderer, statistics)
+    scraper = Scraper(renderer, statistics, scraped)
 
     @routes.get(
         "/metrics",
@@ -61,7 +74,14 @@ def router(renderer: Renderer, statistics: Statistics) -> APIRouter:
         headers = {"content-type": shape.content_type, "vary": "Accept, Accept-Encoding"}
         if compress:
             headers["content-encoding"] = "gzip"
-        return Response(await scraper.scrape(shape, compress=compress), headers=headers)
+        scrape = await scraper.scrape(shape, compress=compress)
+
+        async def sent() -> None:
+            connection = request.scope.get("state", {}).get("connection")
+            if HEAD not in request.scope and not (connection is not None and connection.is_lost()):
+                scraped.complete(scrape.revision)
+
+        return Response(scrape.body, headers=headers, background=BackgroundTask(sent))
 
     return routes
 

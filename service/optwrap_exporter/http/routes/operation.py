@@ -1,22 +1,35 @@
 """GET /-/healthy and /-/ready: probes for supervisors and load balancers."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from optwrap_exporter.http.errors import item, refused
+from optwrap_exporter.http.scraped import MOST_NAMED, Scraped
 from optwrap_exporter.store.condition import Condition, StoreState
 from optwrap_exporter.wire.errors import ErrorBody
 from optwrap_exporter.wire.times import Answer, Instant
+from optwrap_exporter.wire.vocabulary import Run
 
 
 class ProbeAnswer(BaseModel):
     """The answer to a successful probe."""
 
     status: Literal["healthy", "ready"]
+
+
+class DrainAnswer(BaseModel):
+    """Whether somebody has scraped the end of every run."""
+
+    drained: bool
+    """Whether no run reports and none has changed since the last complete scrape began."""
+    reporting: list[str]
+    """Runs of which a process still reports, at most 100."""
+    unscraped: list[str]
+    """Runs that have ended or are stale, and that no complete scrape has shown since, at most 100."""
 
 
 class StoreTrouble(Answer):
@@ -37,13 +50,16 @@ class UnhealthyBody(ErrorBody):
     """Null if the store is not the reason."""
 
 
-def router(alive: Callable[[], bool], stopping: Callable[[], bool], store: Callable[[], StoreState]) -> APIRouter:
+def router(
+    alive: Callable[[], bool], stopping: Callable[[], bool], store: Callable[[], StoreState], scraped: Scraped
+) -> APIRouter:
     """The routes of the probes.
 
     Args:
       alive: returns whether the writer thread runs. If not, only a restart helps.
       stopping: returns whether the exporter is shutting down.
       store: returns the condition of the store.
+      scraped: knows what was scraped.
     """
     routes = APIRouter(prefix="/-", tags=["operation"])
 
@@ -83,5 +99,15 @@ def router(alive: Callable[[], bool], stopping: Callable[[], bool], store: Calla
                 "the same request later",
             )
         return ProbeAnswer(status="ready")
+
+    @routes.get("/drained", responses={422: {"model": ErrorBody, "description": "The parameter is invalid."}})
+    def drained(run: Annotated[Run | None, Query(description="Only this run.")] = None) -> DrainAnswer:
+        """Check whether /metrics has shown the end of every run, so that the exporter may stop."""
+        missing = scraped.missing(run)
+        return DrainAnswer(
+            drained=not any(missing),
+            reporting=missing.reporting[:MOST_NAMED],
+            unscraped=missing.unscraped[:MOST_NAMED],
+        )
 
     return routes
