@@ -5,7 +5,7 @@ export const HEALTHS = {
   conflict: { word: "Conflict", meaning: "Two live attempts report under this run name", tier: "critical", past: false },
   diverged: { word: "Processes disagree", meaning: "Processes of one attempt report different outcomes or norms of the same step", tier: "critical", past: false },
   gave_up: { word: "Guard gave up", meaning: "The optimizer applied non-finite values, and the run was not rolled back", tier: "critical", past: true },
-  failed: { word: "Failed", meaning: "The training ended with an exception", tier: "critical", past: true },
+  failed: { word: "Failed", meaning: "The training ended with an exception, or its last three launches or more ended early", tier: "critical", past: true },
   stopped: { word: "Stopped", meaning: "The training stopped itself", tier: "critical", past: true },
   stale: { word: "No reports", meaning: "The process was killed, it hangs, or it cannot reach the exporter", tier: "critical", past: false },
   stalled: { word: "Stalled", meaning: "The process reports, but it takes no steps", tier: "critical", past: false },
@@ -89,7 +89,7 @@ export const REASONS = {
 export const LOST_REASONS = {
   skipped: { word: "skipped", meaning: "Steps whose gradients were discarded" },
   redone: { word: "taken again", meaning: "Steps that were taken again after a rollback or a restart" },
-  starved: { word: "starved", meaning: "Accumulated steps that never became part of a gradient step, while the run was starved" },
+  starved: { word: "accumulated but not applied", meaning: "Steps of a starved run that were accumulated and never became part of a gradient step; its skipped steps count as skipped" },
 };
 
 /** Gauge. */
@@ -136,7 +136,7 @@ export const FIGURES = {
 
 /** Condition of the exporter's store. */
 export const STORE_CONDITIONS = {
-  ok: { word: "well", meaning: "Reports are stored" },
+  ok: { word: "healthy", meaning: "Reports are stored" },
   full: { word: "full", meaning: "No room on the disk, or within --retention-bytes" },
   read_only: { word: "read-only", meaning: "The database or its file system cannot be written" },
   corrupt: { word: "damaged", meaning: "The database is damaged, or was cut off" },
