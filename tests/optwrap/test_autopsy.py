@@ -35,7 +35,7 @@ def everything(w: jax.Array, key: jax.Array) -> Any:
             return jnp.tanh(carry * row), (layer(carry), jnp.sum(carry).astype(jnp.bfloat16))
 
         carry, (rows, sums) = jax.lax.scan(body, w, jnp.stack([w, w + 1, w * 2]), reverse=True)
-        looped = jax.lax.fori_loop(0, 20, lambda i, x: x + jnp.cos(x) * i, carry)
+        looped = jax.lax.fori_loop(0, 20, lambda i, x: x + jnp.cos(x) / (i + 2), carry)
         chosen = jax.lax.cond(jnp.sum(w) > 1, jnp.sin, jnp.cos, looped)
         return jnp.sum(chosen) + jnp.sum(rows) + jnp.sum(sums).astype(jnp.float32)
 
