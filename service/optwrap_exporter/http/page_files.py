@@ -46,8 +46,8 @@ class PageFiles:
         text = self._text("index.html")
         links = [f'<link rel="stylesheet" href="/page/{STYLES}">']
         # Those that ask for data have no folder. They come first.
-        modules = sorted((name for name in self._names if name.endswith(".js")), key=lambda name: (name.count("/"), name))
-        links += [f'<link rel="modulepreload" href="/page/{name}">' for name in modules]
+        modules = sorted(self._names, key=lambda name: (name.count("/"), name))
+        links += [f'<link rel="modulepreload" href="/page/{name}">' for name in modules if name.endswith(".js")]
         head = "".join(f"  {link}\n" for link in links)
         return _LINK.sub("", text).replace("</head>", f"{head}</head>", 1)
 
