@@ -234,9 +234,9 @@ def cause(run: RunState, health: Health, process: int | None = None) -> Incident
     """
     if health not in _LATCHED:
         return None
-    same = (one for one in run.incidents if one.kind == health)
-    mine = (one for one in same if process is None or ranges.contains(one.processes, process))
-    return min(mine, key=lambda one: one.state != "open", default=None)
+    same = [one for one in run.incidents if one.kind == health]
+    mine = same if process is None else [one for one in same if ranges.contains(one.processes, process)]
+    return next((one for one in mine if one.state == "open"), mine[0] if mine else None)
 
 
 def acknowledged(run: RunState, health: Health, process: int | None = None) -> bool:
@@ -270,6 +270,8 @@ def relevant(run: RunState, now: float) -> list[ProcessState]:
     These are the processes of the newest attempt, and all others that reported after it began or still report.
     Processes of a killed attempt are left out.
     """
+    if len(run.processes) == 1:
+        return list(run.processes.values())
     # The index breaks ties: processes are in the order of their arrival, and sorted after a restart.
     latest = max(run.processes.values(), key=lambda process: (process.incarnation.first_report, process.process))
     newest = latest.incarnation.attempt

@@ -162,6 +162,8 @@ class IncarnationState:
         fields = self.__dict__
         return (
             {name: fields[name] for name in _PLAIN}
+            | {name: tuple(fields[name]) for name in ("rose", "dropped", "streak")}
+            | {"heartbeats": [tuple(one) for one in self.heartbeats]}
             | {"totals": counts_to_durable(self.totals), "baseline": counts_to_durable(self.baseline)}
             | {"replica_spans": [[*replica, *span] for replica, span in self.replica_spans.items()]}
         )

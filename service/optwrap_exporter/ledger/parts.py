@@ -94,7 +94,7 @@ NONE_DROPPED: Final = DroppedRecords()
 def counts_to_durable(counts: Counts) -> dict[str, Any]:
     """Counts as JSON types, without parameters."""
     return {
-        "outcomes": counts.outcomes,
+        "outcomes": tuple(counts.outcomes),
         "not_finite_steps": counts.not_finite_steps,
         "parameter_steps": counts.parameter_steps,
         "replicas": [[*replica, steps] for replica, steps in counts.replicas.items()],

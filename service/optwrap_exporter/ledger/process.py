@@ -22,7 +22,7 @@ from optwrap_exporter.ledger.conditions import (
     TimedStep,
 )
 from optwrap_exporter.ledger.counters import NOTHING, Counts, sum_of
-from optwrap_exporter.ledger.evolve import evolved
+from optwrap_exporter.ledger.evolve import evolved, plain
 from optwrap_exporter.ledger.folding import (
     KEPT,
     LATE_SECONDS,
@@ -236,7 +236,10 @@ class ProcessState:
         """The state in types that pydantic writes as JSON, without its incarnations, which are stored as rows."""
         fields = self.__dict__
         gauges = {name: value for name, value in vars(self.gauges).items() if value is not None}
-        return {name: fields[name] for name in _DURABLE} | {"source": vars(self.source), "gauges": gauges}
+        found = {name: fields[name] for name in _DURABLE} | {"source": vars(self.source), "gauges": gauges}
+        for name in ("gradient_norm", "update_norm", "last_record", "lost"):
+            found[name] = plain(fields[name])
+        return found
 
     @classmethod
     def from_durable(

@@ -76,7 +76,8 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
     ended, latched = _ended(processes), health.cause(run, current.health)
     missing, expected = unseen.unseen(run, leading), health.process_count(processes)
     of = leading.incarnation
-    lost = [process.lost for process in run.processes.values()]
+    lost_steps = [process.lost.steps for process in run.processes.values()]
+    lost_seconds = [process.lost.seconds for process in run.processes.values()]
     return {
         "run": run.run,
         "health": current.health,
@@ -102,8 +103,8 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "skipped_recently": SkippedRecently(
             steps=sum(part[0] for part in leading.recent), skipped=sum(part[1] for part in leading.recent)
         ),
-        "lost_steps": {reason: max(one.steps[reason] for one in lost) for reason in LOST_REASONS},
-        "lost_seconds": {reason: max(one.seconds[reason] for one in lost) for reason in LOST_REASONS},
+        "lost_steps": {reason: max(one[reason] for one in lost_steps) for reason in LOST_REASONS},
+        "lost_seconds": {reason: max(one[reason] for one in lost_seconds) for reason in LOST_REASONS},
         "attempts_total": attempts.total(run),
         "incidents_open": run.incidents_open,
         "acknowledged": health.acknowledged(run, current.health),

@@ -116,6 +116,8 @@ def of_rows(rows: Iterable[Row]) -> dict[int, Block]:
 def of_columns(columns: Columns) -> dict[int, Block]:
     """The blocks of step records, by block number."""
     steps, incarnations, kinds, norms, kept, times = columns
+    if steps[0] // SIZE == steps[-1] // SIZE:  # most reports
+        return {steps[0] // SIZE: _block(columns)}
     found: dict[int, Block] = {}
     start = 0
     while start < len(steps):
@@ -131,8 +133,15 @@ def of_columns(columns: Columns) -> dict[int, Block]:
 
 def _block(columns: Columns) -> Block:
     steps, incarnations, kinds, norms, kept, times = columns
+    if len(steps) == 1:
+        block = Block()
+        block.add((steps[0], incarnations[0], kinds[0], norms[0], kept[0], times[0]))
+        return block
+    counts = [0] * len(_KINDS)
+    for kind in set(kinds):
+        counts[kind] = kinds.count(kind)
     block = Block(
-        [kinds.count(kind) for kind in _KINDS],
+        counts,
         norms=array("d", sorted([norm for norm in norms if norm is not None and norm < math.inf])),
         first_time=min(times),
         last_time=max(times),
