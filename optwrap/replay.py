@@ -34,7 +34,7 @@ _EPILOG: Final = """\
 The norms are those of the incoming gradients, so the replay is that of a guard around everything else; for MultiSteps
 the unit is the mini-step. A step that was taken, and would have been skipped, changed the parameters and so all later
 norms: the replay shows what the guard would have seen first. If an exporter left out steps, the output says so.
-OPTWRAP_ENDPOINT and OPTWRAP_TOKEN_FILE are used like a Monitor uses them."""
+OPTWRAP_ENDPOINT, OPTWRAP_TOKEN_FILE and OPTWRAP_CA_FILE are used like a Monitor uses them."""
 
 
 class ReplayError(Exception):
@@ -134,12 +134,18 @@ class Client:
         raise ReplayError(f"{self._endpoint.text} refuses the steps of run {self._run!r}: {reason}")
 
     def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port or None, timeout=_TIMEOUT)
+        endpoint, port = self._endpoint, self._endpoint.port or None
+        if endpoint.secure:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                endpoint.host, port, timeout=_TIMEOUT, context=endpoint.tls()
+            )
+        else:
+            connection = http.client.HTTPConnection(endpoint.host, port, timeout=_TIMEOUT)
         try:
-            if self._endpoint.socket_path is not None:
+            if endpoint.socket_path is not None:
                 connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 connection.sock.settimeout(_TIMEOUT)
-                connection.sock.connect(self._endpoint.socket_path)
+                connection.sock.connect(endpoint.socket_path)
             connection.request("GET", path, headers=self._headers)
             response = connection.getresponse()
             return response.status, response.read()
@@ -241,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     default = _rule.Settings()
     parser.add_argument("run", help="name of the run")
     parser.add_argument(
-        "--endpoint", help=f"the exporter: http://HOST:PORT or unix:///PATH ({_settings.DEFAULT_ENDPOINT})"
+        "--endpoint", help=f"the exporter: http(s)://HOST:PORT or unix:///PATH ({_settings.DEFAULT_ENDPOINT})"
     )
     parser.add_argument("--token-file", help="file with a bearer token, if a proxy in front of the exporter wants one")
     parser.add_argument("--process", type=int, help="process of the run (default: the one whose steps the run shows)")

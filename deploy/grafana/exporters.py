@@ -224,12 +224,17 @@ def _store() -> Row:
             steps=True,
         ),
         lines(
-            "Failed writes of the event log",
-            "Per second. The events wait in the store, and are written later.",
+            "Event log and webhook",
+            "Failures per second: writes of the event log, which are repeated, and messages to the webhook that were "
+            "given up.",
             "short",
             Query(
                 f"max by (instance) ({_rate('optwrap_exporter_event_log_failures_total')})",
-                "{{instance}}",
+                "{{instance}}: event log",
+            ),
+            Query(
+                f"max by (instance) ({_rate('optwrap_exporter_webhook_failures_total')})",
+                "{{instance}}: webhook",
             ),
         ),
         lines(

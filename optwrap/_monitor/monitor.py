@@ -55,8 +55,8 @@ class Monitor:
     Args:
       run: the run's name, the same after a resume: 1 to 128 of `A-Z a-z 0-9 . _ : -`, beginning with a letter or digit.
         Default: the variable OPTWRAP_RUN.
-      endpoint: the exporter: `http://HOST:PORT`, `unix:///PATH`, or "off". With "off" nothing is reported, no thread is
-        started and no name is needed. Default: OPTWRAP_ENDPOINT, else http://127.0.0.1:10425.
+      endpoint: the exporter: `http://HOST:PORT`, `https://HOST:PORT`, `unix:///PATH`, or "off". With "off" nothing is
+        reported, no thread is started and no name is needed. Default: OPTWRAP_ENDPOINT, else http://127.0.0.1:10425.
       process: index of this process in the job, from 0. Default: `jax.process_index()`.
       attempt: name of this launch, the same in all its processes: 1 to 128 of `A-Z a-z 0-9 . _ : -`. Default:
         OPTWRAP_ATTEMPT, else Slurm's job, restart and step ids, else the id that process 0 publishes through
@@ -64,6 +64,8 @@ class Monitor:
       token_file: path of a file that holds the exporter's token, read for every report. If it is missing or unreadable,
         that is logged once, and reports go without a token until it can be read. Default: OPTWRAP_TOKEN_FILE, else no
         token.
+      ca_file: path of a file with the certificates, in PEM, that an https endpoint is checked against. It is read for
+        every connection. Default: OPTWRAP_CA_FILE, else the certificates that the system trusts.
       interval: seconds between reports, above 0 and at most 3600. An exporter with many processes asks for fewer
         reports; the Monitor follows it, and still reports the first bad step of a streak at once.
       on_step: called with a `StepRecord` for each counted step, in order, in a thread of the Monitor's: for trackers,
@@ -96,6 +98,7 @@ class Monitor:
         *,
         attempt: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         interval: float = 1.0,
         on_step: Callable[[StepRecord], object] | None = None,
         counts_from: Literal["first_reading", "zero"] | None = None,
@@ -134,6 +137,7 @@ class Monitor:
             process=process,
             attempt=attempt,
             token_file=token_file,
+            ca_file=ca_file,
             interval=interval,
             counts_from=counts_from,
             members=members,

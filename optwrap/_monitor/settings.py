@@ -5,6 +5,7 @@ import operator
 import os
 import re
 import socket
+import ssl
 import urllib.parse
 from collections.abc import Mapping
 from typing import Final, SupportsIndex
@@ -22,7 +23,7 @@ _MAX_PROCESS: Final = 65_535
 _MAX_INTERVAL: Final = 3600.0
 _MAX_MEMBERS: Final = 256
 _COUNTS_FROM: Final = ("first_reading", "zero")
-_ENDPOINTS: Final = f"http://HOST:PORT, unix:///PATH/TO/SOCKET, or {OFF!r} to turn reporting off"
+_ENDPOINTS: Final = f"http://HOST:PORT, https://HOST:PORT, unix:///PATH/TO/SOCKET, or {OFF!r} to turn reporting off"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,21 @@ class Endpoint:
     prefix: str = ""
     """The path before /v1/reports in a request: empty, or a path that begins with `/`."""
     socket_path: str | None = None
+    secure: bool = False
+    """Whether TCP is under TLS."""
+    ca_file: str | None = None
+    """Path of a file with the certificates to trust; None for those of the system."""
+
+    def tls(self) -> ssl.SSLContext:
+        """The TLS settings: the certificate must be valid, and for this host.
+
+        Raises:
+          OSError: the CA file cannot be read, or has no certificate.
+        """
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:  # it does not name the file
+            raise OSError(f"cannot read the CA file {self.ca_file}: {error.strerror or error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +97,7 @@ def resolve(
     process: int | None = None,
     attempt: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
     interval: float = 1.0,
     counts_from: str | None = None,
     members: int | None = None,
@@ -98,6 +115,7 @@ def resolve(
       process: index of this process.
       attempt: name of this launch.
       token_file: path of the token.
+      ca_file: path of the certificates to trust.
       interval: seconds between reports.
       counts_from: whether this process began the training.
       members: size of the ensemble.
@@ -144,10 +162,10 @@ def resolve(
         launch = _scheduled(environ)
     elif not (isinstance(launch, str) and _ATTEMPT.fullmatch(launch)):
         raise ValueError(f"{names}: got {launch!r}; allowed: 1 to 128 letters, digits, '.', '_', ':' and '-'")
-    file, names = given(token_file, "token_file")
-    if not (file is None or isinstance(file, str | os.PathLike)):
-        raise ValueError(f"{names}: got {file!r}; allowed: the path of a file that holds the token")
-    path = None if file is None else os.fsdecode(file)
+    path = _path(*given(token_file, "token_file"), "the token")
+    address = dataclasses.replace(
+        address, ca_file=_path(*given(ca_file, "ca_file"), "the certificates to trust, in PEM")
+    )
     return Settings(
         name, address, checked_process, launch, path, checked_interval, counts_from, checked_members, replicated
     )
@@ -191,15 +209,23 @@ def _endpoint(given: object, names: str) -> Endpoint | None:
         else:
             exact = not (url.username or url.password or url.query or url.fragment)
             if (
-                url.scheme == "http"
+                url.scheme in ("http", "https")
                 and exact
                 and host
                 and port
                 and _HOST.fullmatch(host)
                 and _PREFIX.fullmatch(url.path)
             ):
-                return Endpoint(given, host=host, port=port, prefix=url.path.rstrip("/"))
+                return Endpoint(given, host, port, url.path.rstrip("/"), secure=url.scheme == "https")
     raise ValueError(f"{names}: got {given!r}; allowed: {_ENDPOINTS}")
+
+
+def _path(given: object, names: str, content: str) -> str | None:
+    if given is None:
+        return None
+    if isinstance(given, str | os.PathLike):
+        return os.fsdecode(given)
+    raise ValueError(f"{names}: got {given!r}; allowed: the path of a file that holds {content}")
 
 
 def _process(given: object) -> int | None:

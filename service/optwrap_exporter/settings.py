@@ -93,6 +93,8 @@ class Settings:
     """The address of Grafana as browsers see it. If None, the page does not link to Grafana."""
     event_log: str | None = None
     """A file for the events as JSON lines, or - for standard output."""
+    webhook: str | None = dataclasses.field(default=None, repr=False)
+    """A URL to post incidents to; it may have a secret."""
     announce: Path | None = None
     """A file that has its address while it runs, for Prometheus' file_sd."""
     log_level: str = "info"
@@ -221,6 +223,22 @@ def parse_web_url(text: str) -> str:
     if not good or "@" in parts.netloc or parts.query or parts.fragment or not text.isprintable() or " " in text:
         raise ValueError(f"{text!r} is not a URL such as https://grafana.example.org or http://host:3000/grafana")
     return text.rstrip("/")
+
+
+def parse_webhook(text: str) -> str:
+    """Parse the URL of a webhook.
+
+    Raises:
+      ValueError: the text is no http or https URL. The message does not have the text, which may be a secret.
+    """
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not text.isprintable() or " " in text:
+        raise ValueError("the text given is not a URL such as https://hooks.example.org/T0/B0/secret")
+    return text
 
 
 def parse_number(text: str, above: float, most: float) -> float:

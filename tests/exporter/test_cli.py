@@ -72,7 +72,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
         "job",
     ]
     arguments += ["--announce", f"{tmp_path}/a.json", "--ingest-socket-mode", "666", "--ingest-socket-group", "7"]
-    arguments += ["--event-log", "-"]
+    arguments += ["--event-log", "-", "--webhook", "https://hooks.example/a?b=c"]
     arguments += ["--allowed-host", "A.example", "--allowed-host", "fd00::1"]
     assert cli.run(arguments) == 0
     assert told == [
@@ -89,6 +89,7 @@ def test_every_option_reaches_the_settings(told: list[Settings], tmp_path: Path)
             log_level="debug",
             announce=tmp_path / "a.json",
             event_log="-",
+            webhook="https://hooks.example/a?b=c",
             scope="job",
         )
     ]
@@ -114,6 +115,7 @@ def test_every_option_can_come_from_the_environment(
         "RECOVER": "1",
         "ANNOUNCE": f"{tmp_path}/a.json",
         "EVENT_LOG": f"{tmp_path}/events",
+        "WEBHOOK": "http://h",
         "SCOPE": "job",
     }
     options = [param for param in cli.main.params if isinstance(param, click.Option) and param.name != "version"]
@@ -138,6 +140,7 @@ def test_every_option_can_come_from_the_environment(
             recover=True,
             announce=tmp_path / "a.json",
             event_log=f"{tmp_path}/events",
+            webhook="http://h",
             scope="job",
         )
     ]
@@ -174,6 +177,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--ingest-socket-mode", "rw"], "'rw' is not an octal mode"),
         (["--ingest-socket-group", "no such"], "'no such' is not the name of a group"),
         (["--announce", "targets"], "'targets' does not end in .json"),
+        (["--webhook", "hooks.example"], "is not a URL such as https://hooks"),
         (["--event-log", "/nonexistent/events"], "--event-log /nonexistent/events: No such file"),
         (["--announce", "/nonexistent/a.json"], "--announce /nonexistent/a.json: No such file"),
         (["--data-dir", "/proc/nope/x"], "/proc/nope/x"),

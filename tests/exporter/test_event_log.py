@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from optwrap_exporter.ingest import event_log
 from optwrap_exporter.ingest.event_log import STDOUT, EventLog, EventLogError
 
-from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served
 from tests.polling import wait_until
 
@@ -146,15 +144,3 @@ def test_a_pipe_that_nobody_reads_holds_up_neither_reports_nor_the_end(
 def test_a_file_that_cannot_be_written_is_refused_at_start(site: Served, tmp_path: Path) -> None:
     with pytest.raises(EventLogError, match=f"--event-log {tmp_path}: Is a directory"):
         EventLog(site.store, str(tmp_path), lambda: None)
-
-
-def test_an_exporter_that_stops_has_written_every_event(
-    start_exporter: Callable[..., RunningExporter], tmp_path: Path
-) -> None:
-    path = tmp_path / "events.jsonl"
-    exporter = start_exporter("--event-log", str(path))
-    job = Job()
-    job.step("skipped_not_finite", "NaN", w=1)
-    assert httpx.post(f"{exporter.url}/v1/reports", json=job.report("failed"), trust_env=False).status_code == 200
-    assert exporter.stop() == 0
-    assert [one["kind"] for one in lines(path)] == ["started", "streak_started", "skipped", "failed"]

@@ -88,7 +88,7 @@ def test_reports_over_tcp_need_loopback_or_a_token(listen: str, loopback: bool, 
 
 
 def test_the_repr_of_settings_has_no_token(tmp_path: Path) -> None:
-    assert "hush" not in repr(Settings((parse_address(":1"),), tmp_path, token="hush"))
+    assert "hush" not in repr(Settings((parse_address(":1"),), tmp_path, token="hush", webhook="http://h/hush"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ store.bulk store.condition store.schema store.step_columns store.readers store.r
 store.scalar_rollups store.retention
 store.event_list store.incident_list store.grid store.record_series store.series store.reader store.reads
 store.pending store.writer store.opening store.store
-ingest.load ingest.group_commit ingest.event_log ingest.operations ingest.waiting
+ingest.load ingest.group_commit ingest.event_log ingest.webhook ingest.operations ingest.waiting
 ingest.ingest
 metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metrics.samples metrics.collector
 metrics.render

@@ -6,6 +6,7 @@ import http.server
 import json
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -200,9 +201,10 @@ class StubExporter:
     Args:
       path: of the Unix socket; None for TCP.
       port: of TCP; 0 for a free one.
+      tls: with the server's certificate; None for plain TCP.
     """
 
-    def __init__(self, path: Path | None = None, port: int = 0) -> None:
+    def __init__(self, path: Path | None = None, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.books = Books()
         self.requests: list[tuple[str, Mapping[str, str], bytes]] = []
         self.connections = 0
@@ -213,7 +215,9 @@ class StubExporter:
         handler = self._handler()
         if path is None:
             self.server: Any = _Tcp(("127.0.0.1", port), handler)
-            self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+            self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self.server.server_address[1]}"
+            if tls is not None:
+                self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         else:
             self.server = _Unix(str(path), handler)
             self.endpoint = f"unix://{path}"

@@ -40,6 +40,7 @@ def test_a_variable_sets_what_no_argument_does() -> None:
         "OPTWRAP_ENDPOINT": "unix:///run/optwrap.sock",
         "OPTWRAP_ATTEMPT": "third",
         "OPTWRAP_TOKEN_FILE": "/run/secrets/token",
+        "OPTWRAP_CA_FILE": "/run/secrets/ca",
     }
     found = resolve(environ)
     assert found is not None
@@ -49,8 +50,10 @@ def test_a_variable_sets_what_no_argument_does() -> None:
         "third",
         "/run/secrets/token",
     )
-    overridden = resolve(environ, run="argument", endpoint="http://[::1]:80/x", attempt="fourth")
+    assert found.endpoint.ca_file == "/run/secrets/ca"
+    overridden = resolve(environ, run="argument", endpoint="https://[::1]:80/x", attempt="fourth")
     assert overridden is not None
+    assert overridden.endpoint.secure
     assert (overridden.run, overridden.endpoint.host, overridden.endpoint.prefix, overridden.attempt) == (
         "argument",
         "::1",
@@ -105,7 +108,7 @@ def test_slurm_names_the_attempt(environ: dict[str, str], attempt: str | None) -
                 "http://host:x",
                 "http://host:70000",
                 "http://host:0",
-                "https://host:1",
+                "https://host",
                 "http://user@host:1",
                 "http://host:1/?a",
                 "http://host:1/#a",
@@ -121,7 +124,7 @@ def test_slurm_names_the_attempt(environ: dict[str, str], attempt: str | None) -
         ],
         *[("process", bad) for bad in (-1, 65_536, 1.0, "0", True, math.nan)],
         *[("interval", bad) for bad in (0, -1, 3601, math.nan, math.inf, "1", True, None)],
-        *[("token_file", bad) for bad in (7, True, b"path")],
+        *[(file, bad) for file in ("token_file", "ca_file") for bad in (7, True, b"path")],
     ],
 )
 def test_a_wrong_argument_raises_with_its_name_its_value_and_what_is_allowed(name: str, value: Any) -> None:

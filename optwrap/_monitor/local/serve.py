@@ -79,7 +79,7 @@ def _start(endpoint: Endpoint) -> str | None:
 
 
 def _is_local(endpoint: Endpoint) -> bool:
-    if endpoint.socket_path is not None:
+    if endpoint.socket_path is not None or endpoint.secure:
         return False
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(endpoint.host).is_loopback

@@ -1,4 +1,4 @@
-"""HTTP from a training process to its exporter, over TCP or a Unix socket, with the standard library only.
+"""HTTP from a training process to its exporter, over TCP, TLS or a Unix socket, with the standard library only.
 
 One connection, kept open between reports. Proxies in the environment are ignored, and redirects are not followed.
 """
@@ -10,9 +10,10 @@ import json
 import os
 import re
 import socket
+import ssl
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from optwrap._core.errors import OptwrapError
 from optwrap._monitor.settings import Endpoint, read_token
@@ -107,8 +108,11 @@ class Transport(Protocol):
         ...
 
 
-class _DeadlineSocket(socket.socket):
-    """A socket with one deadline for the whole exchange, not a timeout for each read and write."""
+class _Deadline(socket.socket):
+    """A socket with one deadline for the whole exchange, not a timeout for each read and write.
+
+    Its methods call those of the next class, which is another one under TLS.
+    """
 
     deadline: float = 0.0
     """Monotonic seconds."""
@@ -137,10 +141,18 @@ class _DeadlineSocket(socket.socket):
                     self.meanwhile()
 
 
+class _DeadlineSocket(_Deadline):
+    """Without TLS."""
+
+
+class _DeadlineTls(_Deadline, ssl.SSLSocket):
+    """Under TLS."""
+
+
 class _Connection(http.client.HTTPConnection):
     """An HTTP connection over an open socket."""
 
-    def __init__(self, opened: _DeadlineSocket, endpoint: Endpoint) -> None:
+    def __init__(self, opened: _Deadline, endpoint: Endpoint) -> None:
         super().__init__(endpoint.host, endpoint.port or None)
         self.opened = self.sock = opened
         # http.client must not reconnect: its new socket would have no deadline and could not be a Unix socket.
@@ -195,7 +207,7 @@ class HttpTransport:
         try:
             try:
                 return self._exchange(body, deadline, meanwhile)
-            except (ConnectionError, http.client.BadStatusLine, http.client.NotConnected):
+            except (ConnectionError, ssl.SSLEOFError, http.client.BadStatusLine, http.client.NotConnected):
                 if not kept_open:
                     raise
                 # The exporter has closed the idle connection, or has restarted. Sending a report twice is harmless.
@@ -247,7 +259,7 @@ class HttpTransport:
                 self.close()
             return Answer(response.status, content, _seconds(response.headers.get("Retry-After")))
 
-    def _open_socket(self, timeout: float) -> _DeadlineSocket:
+    def _open_socket(self, timeout: float) -> _Deadline:
         endpoint = self._endpoint
         if endpoint.socket_path is not None:
             opened = _DeadlineSocket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -260,6 +272,14 @@ class HttpTransport:
             return opened
         plain = socket.create_connection((endpoint.host, endpoint.port), timeout)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if endpoint.secure:
+            try:
+                context = endpoint.tls()
+                context.sslsocket_class = _DeadlineTls
+                return cast(_DeadlineTls, context.wrap_socket(plain, server_hostname=endpoint.host))
+            except BaseException:
+                plain.close()
+                raise
         return _DeadlineSocket(fileno=plain.detach())
 
     def _read_token(self) -> str | None:

@@ -34,6 +34,7 @@ from optwrap_exporter.settings import (
     parse_number,
     parse_size,
     parse_web_url,
+    parse_webhook,
     read_token,
 )
 from optwrap_exporter.wire.vocabulary import HEALTHS, SCOPES
@@ -167,6 +168,13 @@ UNHEALTHY: Final = tuple(health for health in HEALTHS if health not in HEALTHY)
     metavar="FILE",
     show_envvar=True,
     help="Append every event to this file as one line of JSON; - is standard output.",
+)
+@click.option(
+    "--webhook",
+    type=option_type(parse_webhook),
+    metavar="URL",
+    show_envvar=True,
+    help="Post incidents as they open and end to this URL, as JSON with the `text` that Slack shows.",
 )
 @click.option(
     "--log-level",

@@ -46,6 +46,7 @@ from optwrap_exporter.http.server import (
 )
 from optwrap_exporter.ingest.event_log import EventLog, EventLogError
 from optwrap_exporter.ingest.ingest import Ingest, Retention
+from optwrap_exporter.ingest.webhook import Webhook
 from optwrap_exporter.ledger.bounds import Limits
 from optwrap_exporter.ledger.clocks import Clock
 from optwrap_exporter.ledger.ledger import Ledger
@@ -196,7 +197,13 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
                 stack.callback(event_log.close)
                 ingest.subscribe(event_log.committed)
                 event_log.start()
-            stack.callback(ingest.close)  # before the event log, which writes what is left
+            if settings.webhook is not None:
+                link = f"http://{announcement.target(settings)}"
+                webhook = Webhook(settings.webhook, ledger, link=link, failed=statistics.webhook_failed)
+                stack.callback(webhook.close)
+                ingest.subscribe(webhook.committed)
+                webhook.start()
+            stack.callback(ingest.close)  # before the event log and the webhook, which send what is left
             ingest.start()
             hub = Hub(ingest.subscribe, store, ledger)
             app = create_app(

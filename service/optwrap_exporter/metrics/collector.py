@@ -79,6 +79,7 @@ class OwnCollector(Collector):
         buckets, seconds = self._statistics.scrapes()
         families["optwrap_exporter_scrape_duration_seconds"].add_metric((), buckets, seconds)
         add("optwrap_exporter_event_log_failures_total", self._statistics.event_log_failures)
+        add("optwrap_exporter_webhook_failures_total", self._statistics.webhook_failures)
         runs = len(self._ledger.runs())
         add("optwrap_exporter_runs", runs)
         add("optwrap_exporter_hidden_runs", max(0, runs - MOST_SHOWN))

@@ -50,6 +50,11 @@ EXPORTER: Final[tuple[Metric, ...]] = (
         "counter",
         "Writes of the event log that failed. The same events are written later.",
     ),
+    Metric(
+        "optwrap_exporter_webhook_failures_total",
+        "counter",
+        "Messages to the webhook that were given up.",
+    ),
     Metric("optwrap_exporter_runs", "gauge", "Number of runs in the exporter."),
     Metric(
         "optwrap_exporter_hidden_runs",

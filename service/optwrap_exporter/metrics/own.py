@@ -20,6 +20,7 @@ class Statistics:
         self._scrapes = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
         self._log_failures = 0
+        self._webhook_failures = 0
 
     def report(self, outcome: str) -> None:
         """Count a report by its outcome, one of `table.REPORT_OUTCOMES`."""
@@ -41,6 +42,16 @@ class Statistics:
     def event_log_failures(self) -> int:
         """Number of writes of the event log that failed."""
         return self._log_failures
+
+    def webhook_failed(self) -> None:
+        """Count a message to the webhook that was given up."""
+        with self._lock:
+            self._webhook_failures += 1
+
+    @property
+    def webhook_failures(self) -> int:
+        """Number of messages to the webhook that were given up."""
+        return self._webhook_failures
 
     def reports(self) -> Mapping[str, int]:
         """Number of reports by outcome, zeros included."""
