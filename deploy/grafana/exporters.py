@@ -225,17 +225,18 @@ def _store() -> Row:
         ),
         lines(
             "Event log and webhook",
-            "Failures per second: writes of the event log, which are repeated, and messages to the webhook that were "
-            "given up.",
+            "Failures since each exporter's last start: writes of the event log, which are repeated, and messages to "
+            "the webhook that were given up.",
             "short",
             Query(
-                f"max by (instance) ({_rate('optwrap_exporter_event_log_failures_total')})",
+                f"max by (instance) (optwrap_exporter_event_log_failures_total{{{_OF}}})",
                 "{{instance}}: event log",
             ),
             Query(
-                f"max by (instance) ({_rate('optwrap_exporter_webhook_failures_total')})",
+                f"max by (instance) (optwrap_exporter_webhook_failures_total{{{_OF}}})",
                 "{{instance}}: webhook",
             ),
+            steps=True,
         ),
         lines(
             "Condition of the store",
