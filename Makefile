@@ -37,7 +37,7 @@ demo: setup ## train a small transformer with faults put in, and watch it; HOLD=
 	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
 
 test: setup ## the tests; ARGS='-k name' for some
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: setup ## training, exporter and network go wrong in every way, drawn from SEEDS=10 seeds from FIRST=0 on
 	@$(BIN)/python -m tests.e2e.chaos --seeds $(or $(SEEDS),10) --first $(or $(FIRST),0) $(ARGS)

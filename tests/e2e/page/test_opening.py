@@ -23,8 +23,8 @@ class Gate:
 
     def open(self) -> None:
         self._is_open = True
-        for route in self._held:
-            route.continue_()
+        while self._held:
+            self._held.pop(0).continue_()
 
 
 def test_a_run_in_the_address_is_shown_before_the_list_of_runs_is_there(

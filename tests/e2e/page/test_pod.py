@@ -135,7 +135,7 @@ def test_page_follows_another_process_when_the_shown_one_dies(open_desk: OpenDes
     # The silence of process 0 counts from its last report.
     desk.part("pod").get_by_role("option").first.hover()
     sentence = desk.part("pod").locator("output")
-    expect(sentence).to_contain_text(re.compile(r"No reports for ([^·]+) · .*, after step 5: .* · last report \1 ago"))
+    expect(sentence).to_contain_text(re.compile(r"No reports for ([^·]+) · .*, after step 5; .* · last report \1 ago"))
     both[1].bad(w=1)
     expect(desk.chart()).to_have_attribute("data-marked", re.compile(r"^5 6 \d+$"))
     expect(skips).to_have_count(3)
