@@ -27,6 +27,7 @@ from optwrap._autopsy.program import (
     on_one_device,
     opened,
     planned,
+    scan_inputs,
 )
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Operation, Records
@@ -158,11 +159,11 @@ class Interpreter:
 
     def _scan(self, equation: Any, values: list[Value], frame: Frame) -> list[Value]:
         params = equation.params
-        length, split = params["length"], (params["num_consts"], params["num_consts"] + params["num_carry"])
+        length, (consts, carried) = params["length"], scan_inputs(params)
         if not length:
             outs = bind(equation, [value.array for value in values])
             return [Value(array, *measured(array)[:2]) for array in outs]
-        constants, carry, stacked = values[: split[0]], values[split[0] : split[1]], values[split[1] :]
+        constants, carry, stacked = values[:consts], values[consts : consts + carried], values[consts + carried :]
         values.clear()
         buffers: list[Any] = []
         rows: dict[int, list[Value]] = {}
@@ -170,7 +171,7 @@ class Interpreter:
             row = list(_rows(stacked, index))
             inside = _iteration(equation, frame, LoopIteration("scan", index, length))
             outs = self._body(params["jaxpr"], [*constants, *carry, *row], inside, count)
-            carry, row = outs[: params["num_carry"]], outs[params["num_carry"] :]
+            carry, row = outs[:carried], outs[carried:]
             arrays = [jnp.asarray(value.array) for value in row]
             buffers = self._buffer_of(arrays, length) if not count else buffers
             buffers = self._stored(buffers, arrays, index)

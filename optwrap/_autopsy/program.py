@@ -78,6 +78,14 @@ class Plan(NamedTuple):
         return tuple(names)
 
 
+def scan_inputs(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are the carry. The others are stacked."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # from jax 0.12 on
+    return len(constants), len(carry)
+
+
 def opened(function: Any) -> tuple[Any, tuple[Any, ...]]:
     """A jaxpr and its constants. Newer versions of JAX have one class for open and closed jaxprs."""
     return getattr(function, "jaxpr", function), tuple(getattr(function, "consts", ()))
