@@ -30,7 +30,7 @@ def at_least(now: Counts, before: Counts) -> bool:
 
 
 @given(history=histories(), data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_totals_are_right_and_never_fall_for_any_order_repetition_and_loss(
     history: History, data: st.DataObject
 ) -> None:

@@ -50,7 +50,7 @@ def bad_steps(arrived: list[Report]) -> set[tuple[str, int, int, str]]:
 
 
 @given(told=silenced(), data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_every_bad_step_is_one_event_of_the_run(
     tmp_path_factory: pytest.TempPathFactory, told: tuple[History, list[Report]], data: st.DataObject
 ) -> None:
