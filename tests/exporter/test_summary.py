@@ -145,13 +145,13 @@ TABLE: list[tuple[Health, Story, str]] = [
         "stale",
         _stale,
         "process 0 on node-0 silent for 4 min, after step 1,201; "
-        "see there whether it still runs, and start it again if not",
+        "see whether the training still runs, and start it again if not",
     ),
     (
         "stale",
         _stale_before_a_step,
         "process 0 on node-0 silent for 3 days, before its first step; "
-        "see there whether it still runs, and start it again if not",
+        "see whether the training still runs, and start it again if not",
     ),
     (
         "failed",
@@ -265,8 +265,8 @@ def test_all_processes_are_not_named_one_by_one() -> None:
         watched.say(Trainer(watched.clock, process=process, process_count=4))
     watched.clock.advance(59)
     assert (
-        answers(watched)[0].summary
-        == "all 4 processes silent for 50 s, after step 1; see there whether it still runs, and start it again if not"
+        answers(watched)[0].summary == "all 4 processes silent for 50 s, after step 1; "
+        "see whether the training still runs, and start it again if not"
     )
 
 
@@ -284,7 +284,7 @@ def test_one_silent_process_of_many_is_counted_and_its_incident_stands_first() -
     brief, detail = answers(watched)
     told = (
         "1 of 8 processes silent for 8 min: process 5 on node-5, after step 1; "
-        "see there whether it still runs, and start it again if not"
+        "see whether the training still runs, and start it again if not"
     )
     assert (brief.health, brief.summary) == ("stale", told)
     assert [one.kind for one in detail.incidents] == ["stale", "stalled"]

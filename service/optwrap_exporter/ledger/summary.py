@@ -23,7 +23,7 @@ RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(
 """By health, its heading in deploy/runbooks.md."""
 _WELL: Final[frozenset[Health]] = frozenset({"ok", "finished", "starting"})
 _GAPS_NAMED: Final = 3
-_LOOK: Final = "see there whether it still runs, and start it again if not"
+_LOOK: Final = "see whether the training still runs, and start it again if not"
 
 
 def of_run(
