@@ -20,14 +20,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from benchmarks.traffic import Sent, Server, body, drive, exporter, pin, request
 
+LAST_BAD: Final = ", the last one bad"
 
-def reports(name: str, clients: int, each: int, steps: int) -> list[list[bytes]]:
-    """By client, `each` requests with `steps` step records, the last one bad."""
+
+def reports(name: str, clients: int, each: int, steps: int, *, bad: bool = False) -> list[list[bytes]]:
+    """By client, `each` requests with `steps` step records; with `bad`, the last one of each is bad."""
     return [
-        [request(body(f"{name}-{client}", seq, steps, bad=True)) for seq in range(1, each + 1)]
+        [request(body(f"{name}-{client}", seq, steps, bad=bad)) for seq in range(1, each + 1)]
         for client in range(clients)
     ]
 
@@ -47,7 +50,7 @@ def check(server: Server, name: str, clients: int, steps: int, sent: Sent) -> No
 def row(title: str, sent: Sent, *, records: int = 0) -> None:
     """Print one row."""
     each = sent.cpu_seconds / max(sent.accepted, 1)
-    cells = f"{title:44}{sent.accepted / sent.seconds:12,.0f}{1e3 * each:14.3f}"
+    cells = f"{title:56}{sent.accepted / sent.seconds:12,.0f}{1e3 * each:14.3f}"
     cells += f"{sent.percentile(50):10.1f}{sent.percentile(99):10.1f}" if sent.latencies else ""
     cells += f"   {records * sent.accepted / sent.seconds:,.0f} records/s" if records else ""
     refused = sum(count for status, count in sent.statuses.items() if status not in {200, 202})
@@ -59,17 +62,20 @@ def measure_exporter(total: int) -> None:
     """The rows of the exporter."""
     clients = 128
     with exporter(pinned=True) as server:
-        drive(server, reports("warm-up", clients, max(total // clients // 4, 1), 10))
-        sent = drive(server, reports("ten", clients, total // clients, 10))
-        check(server, "ten", clients, 10, sent)
-        capacity = sent.accepted / sent.seconds
-        row("10 step records", sent, records=10)
-        sent = drive(server, reports("hundred", clients, max(total // clients // 4, 1), 100))
-        check(server, "hundred", clients, 100, sent)
-        row("100 step records", sent, records=100)
-        sent = drive(server, reports("paced", clients, total // clients, 10), rate=750)
-        check(server, "paced", clients, 10, sent)
-        row("10 step records, 750 reports/s offered", sent)
+        drive(server, reports("warm-up", clients, max(total // clients // 4, 1), 10, bad=True))
+        capacity = 0.0
+        for steps in (10, 100):
+            for bad in (False, True):
+                name, each = f"{steps}-{bad}", max(total // clients // (1 if steps == 10 else 4), 1)
+                sent = drive(server, reports(name, clients, each, steps, bad=bad))
+                check(server, name, clients, steps, sent)
+                row(f"{steps} step records{LAST_BAD if bad else ''}", sent, records=steps)
+                capacity = capacity or sent.accepted / sent.seconds
+        for bad in (False, True):
+            name = f"paced-{bad}"
+            sent = drive(server, reports(name, clients, total // clients, 10, bad=bad), rate=750)
+            check(server, name, clients, 10, sent)
+            row(f"10 step records{LAST_BAD if bad else ''}, 750 reports/s offered", sent)
         clients = 1024
         sent = drive(server, reports("flood", clients, max(3 * total // clients, 1), 10), rate=3 * capacity)
         check(server, "flood", clients, 10, sent)
@@ -78,7 +84,7 @@ def measure_exporter(total: int) -> None:
         with stalled(server):
             sent = drive(server, reports("refused", 64, max(total // 64, 1), 10))
         refused = sent.statuses[429]
-        print(f"{'one refusal (429)':44}{refused / sent.seconds:12,.0f}{1e3 * sent.cpu_seconds / refused:14.3f}")
+        print(f"{'one refusal (429)':56}{refused / sent.seconds:12,.0f}{1e3 * sent.cpu_seconds / refused:14.3f}")
         print(f"at most {server.memory_mib():.0f} MiB of memory")
 
 
@@ -150,7 +156,7 @@ def main() -> None:
     pin(0, 1)
     size = len(body("bench-0", 1, 10, bad=True))
     print(f"a report of 10 step records has {size} bytes")
-    print(f"{'':44}{'reports/s':>12}{'CPU ms each':>14}{'p50 ms':>10}{'p99 ms':>10}")
+    print(f"{'':56}{'reports/s':>12}{'CPU ms each':>14}{'p50 ms':>10}{'p99 ms':>10}")
     measure_exporter(total)
     if shutil.which("prometheus-pushgateway"):
         measure_pushgateway(total)
