@@ -39,8 +39,7 @@ def prometheus_rule() -> str:
 def managed_rules() -> str:
     """The Rules of Google Cloud Managed Service for Prometheus, which knows no `keep_firing_for`."""
     known = [
-        group
-        | {"rules": [{key: rule[key] for key in rule if key != "keep_firing_for"} for rule in group["rules"]]}
+        group | {"rules": [{key: rule[key] for key in rule if key != "keep_firing_for"} for rule in group["rules"]]}
         for group in groups()
     ]
     return _object("monitoring.googleapis.com/v1", "Rules", known)
