@@ -18,7 +18,7 @@ from tests.programs import located
 pytestmark = pytest.mark.programs("helm", "kubectl")
 
 CHART: Final = DEPLOY / "helm" / "optwrap-exporter"
-OPERATOR: Final = {name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboards")}
+OPERATOR: Final[dict[str, Any]] = {name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboards")}
 OWN_LABELS: Final = {"app.kubernetes.io/managed-by", "helm.sh/chart"}
 
 
