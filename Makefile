@@ -81,7 +81,7 @@ format: setup ## put the sources into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-generated: setup ## what is committed and generated: openapi.json, tables in docs/reference, the page's words, the dashboards, the runbooks' page
+generated: setup ## what is committed and generated: openapi.json, tables in docs/reference, the page's words, the dashboards, the runbooks' page, the rules for operators
 	@$(BIN)/python -m optwrap_exporter.http.openapi > service/openapi.json
 	@$(BIN)/python -m optwrap_exporter.metrics.table > docs/reference/metrics.md
 	@$(BIN)/python -m optwrap_exporter.wire.words docs > docs/reference/words.md

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_values_choose_the_secret_and_who_may_connect() -> None:
     assert "NetworkPolicy" not in {each["kind"] for each in template(networkPolicy={"enabled": False})}
     first, second = (one(template(token={}), "Secret")["data"]["token"] for _ in range(2))
     assert first != second  # random, where none is given and no cluster has one
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("podMonitr.enabled=true", "'podMonitr' not allowed"),
+        ('storage.sise="1Gi"', "'sise' not allowed"),
+        ("networkPolicy.clients=[]", "networkPolicy/clients"),
+    ],
+)
+def test_a_value_that_the_chart_does_not_know_is_refused(wrong: str, named: str) -> None:
+    with pytest.raises(AssertionError, match=named):
+        helm("template", EXPORTER, CHART, f"--set-json={wrong}")
 
 
 def test_alerts_link_to_the_given_addresses() -> None:
