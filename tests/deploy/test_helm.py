@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path

@@ -9,6 +9,7 @@ import httpx
 import optwrap_exporter
 import pytest
 import yaml
+from optwrap_exporter.cli.main import main
 
 from examples.demo.options import parse
 from tests.conftest import RunningExporter
@@ -176,12 +177,13 @@ def test_drain_fits_into_the_pods_grace_period() -> None:
     exporter = container(template, EXPORTER)
     assert exporter["restartPolicy"] == "Always"
     assert exporter in template["spec"]["initContainers"]
-    program, command, url, option, seconds = exporter["lifecycle"]["preStop"]["exec"]["command"]
-    assert (program, command, option) == ("optwrap-exporter", "drain", "--timeout")
-    assert url == f"http://127.0.0.1:{exporter['ports'][0]['containerPort']}"
+    program, command, *arguments = exporter["lifecycle"]["preStop"]["exec"]["command"]
+    assert (program, command) == ("optwrap-exporter", "drain")
+    given = main.commands[command].make_context(command, list(arguments)).params
+    assert given["url"] == f"http://127.0.0.1:{exporter['ports'][0]['containerPort']}"
     interval = load(PROMETHEUS / "prometheus.yml")["global"]["scrape_interval"]
-    assert 2 * int(interval.removesuffix("s")) < int(seconds)
-    assert int(seconds) < template["spec"]["terminationGracePeriodSeconds"] - 10
+    assert 2 * int(interval.removesuffix("s")) < given["timeout"]
+    assert given["timeout"] < template["spec"]["terminationGracePeriodSeconds"] - 10
 
 
 def test_the_demo_trainer_reports_to_the_sidecar() -> None:
