@@ -16,6 +16,7 @@ from tests.conftest import RunningExporter
 from tests.deploy.kube import (
     BASES,
     EXPORTER,
+    KUBERNETES,
     PORT,
     TOKEN,
     Object,
@@ -143,6 +144,12 @@ def test_the_shared_exporters_options_are_the_exporters(
     assert list(secret["data"]) == ["token"]
     (volume,) = (each for each in template["spec"]["volumes"] if "secret" in each)
     assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+
+
+def test_the_shared_exporter_can_be_had_without_its_secret() -> None:
+    """For those who keep secrets elsewhere. It is the same otherwise, and needs no file."""
+    without = kustomize(KUBERNETES / "shared" / "exporter")
+    assert list(without) == [made for made in rendered("shared") if made["kind"] != "Secret"]
 
 
 def test_the_shared_exporter_answers_trainers_probes_and_prometheus(
