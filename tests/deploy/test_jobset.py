@@ -1,5 +1,6 @@
 """The JobSets: what their trainers report as, and what becomes of a job that stops itself."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 import optwrap
 from optwrap._monitor.settings import resolve
-from tests.deploy.kube import Object, environment, one, pods, rendered
+from tests.conftest import RunningExporter
+from tests.deploy.kube import EXPORTER, TOKEN, Object, container, environment, one, options, pod, pods, rendered
 
 pytestmark = [pytest.mark.programs("kubectl")]
 BASES = ["jobset/tpu", "jobset/gpu"]
@@ -37,6 +39,30 @@ def test_slices_are_one_run_and_each_restart_of_the_jobset_is_an_attempt(base: s
     assert {each.token_file for each in found if each} == {"/etc/optwrap/token"}
     assert len({resolve(seen(trainers(made)[0], restart=count)) for count in range(3)}) == 3
     assert resolve(seen(trainers(made)[0], uid="")) is not None  # an older controller sets no such label
+
+
+def test_real_monitors_of_two_slices_are_one_run_of_the_shared_exporter(
+    start_exporter: Callable[..., RunningExporter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both containers of a pod in each slice, and again after a restart of the JobSet, by their variables alone."""
+    (tmp_path / "token").write_text(TOKEN)
+    template = pod(one(rendered("shared"), "StatefulSet"))
+    arguments, _ = options(container(template, EXPORTER), template, {"/etc/optwrap": tmp_path})
+    exporter = start_exporter(*arguments)
+    made = one(rendered("jobset/tpu"), "JobSet")
+    for restart in range(2):
+        for process, (trainer, index) in enumerate((each, index) for index in (0, 1) for each in trainers(made)):
+            for name, value in seen(trainer, index=index, restart=restart).items():
+                monkeypatch.setenv(name, value)
+            # The name of the Service and the directory of the Secret are a cluster's.
+            monkeypatch.setenv("OPTWRAP_ENDPOINT", exporter.url)
+            monkeypatch.setenv("OPTWRAP_TOKEN_FILE", str(tmp_path / "token"))
+            optwrap.Monitor(process=process).close()
+        (run,) = httpx.get(f"{exporter.url}/v1/runs", trust_env=False).json()["items"]
+        assert (run["run"], run["attempts_total"]) == ("lm", restart + 1)
+        whole = httpx.get(f"{exporter.url}/v1/runs/lm", trust_env=False).json()
+        assert [each["attempt"] for each in whole["attempts"]][-1].endswith(f"-{restart}")
+        assert len(whole["processes"]) == 4
 
 
 @pytest.mark.parametrize("base", BASES)
