@@ -18,7 +18,7 @@ GRAFANA: Final = {
 }
 """Values of the variables that Grafana substitutes in a query."""
 
-OF_SCRAPING: Final = {"job", "instance", "cluster", "namespace"}
+OF_SCRAPING: Final = {"job", "instance", "cluster", "namespace", "pod", "node"}
 OF_PROMETHEUS: Final = {"up": OF_SCRAPING, "ALERTS": {*OF_SCRAPING, "alertname", "alertstate", "severity", "run"}}
 """Series that Prometheus creates itself, and their labels."""
 
@@ -95,6 +95,8 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
                 labels.add("le")
         elif selector.name in recorded:
             labels = {*selector.name.split(":")[0].split("_"), "cluster", "namespace"}
+            if "instance" in labels:
+                labels |= {"pod", "node"}
         elif selector.name in OF_PROMETHEUS:
             labels = OF_PROMETHEUS[selector.name]
         else:
@@ -135,7 +137,7 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
         if chooses or not isinstance(node, promql_parser.VectorSelector):
             continue
         metric = None if node.name is None else SERIES.get(node.name)
-        if metric is None or not _repeated(metric):
+        if metric is None or not _repeated(metric) or _of_one_process(node):
             continue
         if any(isinstance(outer, promql_parser.SubqueryExpr) for outer in above):
             wrong.append(f"{node.name} under a subquery: a rate of an aggregate jumps when a process goes")
@@ -181,6 +183,13 @@ def _repeated(metric: Metric) -> bool:
     """Whether several series have the same counts: those of processes, and those of a run from several exporters."""
     of_run = metric.labels[:1] == PROCESS[:1] and metric.type == "counter"
     return set(PROCESS) <= set(metric.labels) or (of_run and metric.name != "optwrap_run_client_dropped_total")
+
+
+def _of_one_process(selector: Any) -> bool:
+    """Whether it selects the series of one process, which is in one place at a time."""
+    return any(
+        matcher.name == "process" and str(matcher.op) == "MatchOp.Equal" for matcher in selector.matchers.matchers
+    )
 
 
 def _keeps_processes(aggregation: Any) -> bool:

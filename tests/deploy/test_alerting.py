@@ -110,6 +110,7 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
         ("OptwrapStopped", "critical"),
         ("OptwrapProcessStale", "critical"),
         ("OptwrapProcessMissing", "critical"),
+        ("OptwrapRunVanished", "critical"),
         ("OptwrapExporterDown", "warning"),
     }
     # Without the stale, missing, failed and stopped processes that mute a stall.
