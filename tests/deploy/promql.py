@@ -160,8 +160,7 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
 def merged_runs(expr: str) -> list[str]:
     """The aggregations that make one of two runs that have the same name in two clusters or namespaces.
 
-    They sum up series of runs before anything has kept the runs apart, or they group by the name alone. What is summed
-    up by exporter is about the exporter.
+    They aggregate series of runs before anything has kept the runs apart, or they group by the name alone.
     """
     wrong = []
     for node, above, chooses in nodes(expr):
@@ -172,9 +171,9 @@ def merged_runs(expr: str) -> list[str]:
         for outer in over:
             by = set(outer.modifier.labels) if outer.modifier is not None else set()
             without = outer.modifier is not None and str(outer.modifier.type) == "AggModifierType.Without"
-            if without or "instance" in by or {"cluster", "namespace"} <= by:
+            if without or {"cluster", "namespace"} <= by:
                 continue
-            if "run" in by or (outer is over[0] and str(outer.op) in {"sum", "count", "avg"}):
+            if "run" in by or outer is over[0]:
                 wrong.append(f"{outer.op} by {sorted(by)} of {node.name}")
     return wrong
 
