@@ -1,17 +1,19 @@
 """The committed dashboards equal the generated ones, and follow the rules for dashboards."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from optwrap_exporter.wire.vocabulary import HEALTHS
 
 from deploy import build
 from deploy.build import generate
 from deploy.grafana import board
-from deploy.grafana.queries import HEALTH
+from deploy.grafana.queries import HEALTH, gained
 from tests.deploy import lint
 from tests.deploy.lint import LOADED
 from tests.deploy.places import ALERTS, DASHBOARDS, PROMETHEUS, RECORDED, load
@@ -272,6 +274,48 @@ def test_rows_link_the_page_of_the_exporter_that_they_are_of() -> None:
         for panel in lint.panels(dashboard):
             if "Exporter" in links_of(uid, panel["title"]):
                 assert {"instance", "pod", "node"} <= set(panel["transformations"][-1]["options"]["indexByName"])
+
+
+@pytest.mark.programs("promtool")
+def test_steps_in_the_time_range_are_right_whether_a_new_pod_found_the_old_store_or_not(tmp_path: Path) -> None:
+    """Half an hour ago the counters were at 100. What has counted nothing is left out."""
+    expr = substituted(gained("optwrap_run_parameter_not_finite_steps_total", "parameter"))
+    series = {
+        'parameter="kept", instance="old"': "100x40 stale",
+        'parameter="kept", instance="new"': "_x50 100x5 103x20",
+        'parameter="lost", instance="old"': "100x40 stale",
+        'parameter="lost", instance="new"': "_x50 0x5 3x20",
+        'parameter="began", instance="new"': "_x50 7x25",
+        'parameter="other", instance="new"': "_x50 0x25",
+        'parameter="began", instance="new", namespace="b"': "_x50 9x25",
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'optwrap_run_parameter_not_finite_steps_total{{run="lm", {labels}}}', "values": values}
+            for labels, values in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": expr,
+                "eval_time": "60m",
+                "exp_samples": [
+                    {"labels": labels, "value": value}
+                    for labels, value in (
+                        ('{parameter="kept"}', 3),
+                        ('{parameter="lost"}', 3),
+                        ('{parameter="began"}', 7),
+                        ('{parameter="began", namespace="b"}', 9),
+                    )
+                ],
+            }
+        ],
+    }
+    (tmp_path / "case.yml").write_text(yaml.safe_dump({"tests": [case]}), "utf-8")
+    tested = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "case.yml"], capture_output=True, text=True, check=False
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 @pytest.mark.parametrize(
