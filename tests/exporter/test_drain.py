@@ -171,6 +171,12 @@ def test_drain_exits_with_what_it_found(site: Served, capsys: pytest.CaptureFixt
     assert "no run 'unknown'" in said
 
 
+def test_an_unknown_parameter_is_refused(site: Served) -> None:
+    answer = httpx.get(f"{site.url}/-/drained?Run=lm", trust_env=False)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == [{"field": "Run", "value": "lm", "allowed": "only the parameters run"}]
+
+
 def test_drain_of_no_exporter_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["drain", "http://127.0.0.1:1"]) == 2
     assert "no exporter answers" in capsys.readouterr().err

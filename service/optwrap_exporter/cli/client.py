@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
@@ -86,12 +87,15 @@ def _worst_first(row: Row) -> tuple[bool, int, float, str]:
     return (run["acknowledged"], rank, -run["last_report"], run["run"])
 
 
-def show_status(urls: Sequence[str], chosen: Chosen, *, as_json: bool, exit_on: Collection[str]) -> int:
+def show_status(
+    urls: Sequence[str], chosen: Chosen, *, ca_file: Path | None, as_json: bool, exit_on: Collection[str]
+) -> int:
     """Print the runs to standard output.
 
     Args:
       urls: the exporters.
       chosen: which runs.
+      ca_file: as in `connect`.
       as_json: print the answers of the API instead of a table.
       exit_on: the healths of runs that need attention. A run whose trouble is acknowledged needs none.
 
@@ -102,7 +106,7 @@ def show_status(urls: Sequence[str], chosen: Chosen, *, as_json: bool, exit_on: 
       Unreachable: no exporter answers, or the run is unknown.
     """
     with contextlib.ExitStack() as stack:
-        exporters = [Exporter(stack.enter_context(connect(url)), url) for url in urls]
+        exporters = [Exporter(stack.enter_context(connect(url, ca_file)), url) for url in urls]
         seen = look(exporters, chosen)
         if as_json:
             for said in chain(seen.troubles, (error.message for error in seen.lost)):
@@ -118,7 +122,7 @@ def show_status(urls: Sequence[str], chosen: Chosen, *, as_json: bool, exit_on: 
     return 1 if unhealthy or seen.troubles else 0
 
 
-def drain_runs(url: str, run: str | None, timeout: float) -> int:
+def drain_runs(url: str, run: str | None, timeout: float, *, ca_file: Path | None) -> int:
     """Wait until somebody has scraped the end of every run, or of the one that is named.
 
     Returns:
@@ -128,7 +132,7 @@ def drain_runs(url: str, run: str | None, timeout: float) -> int:
       Unreachable: the exporter does not answer, or has no such run.
     """
     deadline = time.monotonic() + timeout
-    with connect(url) as client:
+    with connect(url, ca_file) as client:
         exporter = Exporter(client, url)
         if run is not None:
             exporter.run(run)
@@ -142,14 +146,14 @@ def drain_runs(url: str, run: str | None, timeout: float) -> int:
     return 0
 
 
-def watch_runs(urls: Sequence[str], chosen: Chosen, interval: float) -> None:
+def watch_runs(urls: Sequence[str], chosen: Chosen, interval: float, *, ca_file: Path | None) -> None:
     """Show the runs until Ctrl-C, with a query every `interval` seconds. An exporter may restart meanwhile.
 
     Raises:
       Unreachable: no exporter answers the first time.
     """
     with contextlib.ExitStack() as stack:
-        exporters = [Exporter(stack.enter_context(connect(url)), url) for url in urls]
+        exporters = [Exporter(stack.enter_context(connect(url, ca_file)), url) for url in urls]
         console = Console()
 
         def screen() -> RenderableType:

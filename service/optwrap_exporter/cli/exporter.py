@@ -1,7 +1,9 @@
 """Asks an exporter what `status` and `watch` show."""
 
+import ssl
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -21,11 +23,16 @@ class Unreachable(click.ClickException):
     """No exporter answers at the URL."""
 
 
-def connect(url: str) -> httpx.Client:
-    """An HTTP client for the exporter at `url`: http://host:port, or unix:///path of its ingest socket.
+def connect(url: str, ca_file: Path | None = None) -> httpx.Client:
+    """An HTTP client for the exporter at `url`: http(s)://host:port, or unix:///path of its ingest socket.
+
+    Args:
+      url: the address.
+      ca_file: certificates to trust for https, in PEM, beside those of the system.
 
     Raises:
       Unreachable: `url` has neither form.
+      click.BadParameter: the file has no certificate.
     """
     try:
         parts = urlsplit(url)
@@ -37,8 +44,20 @@ def connect(url: str) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=unquote(parts.path))
         return httpx.Client(transport=transport, base_url="http://localhost", timeout=5, trust_env=False)
     if parts.scheme in {"http", "https"} and parts.hostname and port != 0:
-        return httpx.Client(base_url=url, timeout=5, trust_env=False)
-    raise Unreachable(f"{url!r} is not an exporter's URL: expected http://host:port or unix:///path")
+        trusted = _trusted(ca_file) if parts.scheme == "https" else True
+        return httpx.Client(base_url=url, timeout=5, trust_env=False, verify=trusted)
+    raise Unreachable(f"{url!r} is not an exporter's URL: expected http(s)://host:port or unix:///path")
+
+
+def _trusted(ca_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except OSError as error:  # ssl.SSLError is one
+            why = "it has no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            raise click.BadParameter(f"{ca_file}: {why}", param_hint="--ca-file") from error
+    return context
 
 
 class Exporter:

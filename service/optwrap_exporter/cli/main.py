@@ -11,6 +11,7 @@ import click
 
 from optwrap_exporter._version import __version__
 from optwrap_exporter.cli.options import (
+    ca_file_option,
     data_dir_option,
     given,
     health_option,
@@ -207,6 +208,7 @@ def main(ctx: click.Context, /, data_dir: Path | None, **options: Any) -> None:
 @urls_argument
 @run_option
 @health_option
+@ca_file_option
 @click.option("--json", "as_json", is_flag=True, help="Print the API's answer: one object for a NAME, else a list.")
 @click.option(
     "--exit-on",
@@ -225,22 +227,24 @@ def status(
     healths: tuple[str, ...],
     as_json: bool,
     exit_on: tuple[str, ...],
+    ca_file: Path | None,
 ) -> None:
     """Show the runs of the exporters at URL... once, worst first.
 
     Exits with 0 if no run needs attention; with 1 if a run has a health in --exit-on that nobody has acknowledged, or
-    an exporter stores no reports; and with 2 if an exporter does not answer. URL is http://host:port or unix:///path;
+    an exporter stores no reports; and with 2 if an exporter does not answer. URL is http(s)://host:port or unix:///path;
     the default is OPTWRAP_ENDPOINT, or else http://127.0.0.1:10425.
     """
     from optwrap_exporter.cli.client import Chosen, show_status  # noqa: PLC0415 - each command loads only what it needs
 
-    ctx.exit(show_status(given(urls), Chosen(run, healths), as_json=as_json, exit_on=exit_on))
+    ctx.exit(show_status(given(urls), Chosen(run, healths), ca_file=ca_file, as_json=as_json, exit_on=exit_on))
 
 
 @main.command()
 @urls_argument
 @run_option
 @health_option
+@ca_file_option
 @click.option(
     "--interval",
     type=option_type(lambda text: parse_number(text, 0, 3600)),
@@ -248,11 +252,13 @@ def status(
     default="1",
     help="Seconds between queries.",
 )
-def watch(urls: tuple[str, ...], run: str | None, healths: tuple[str, ...], interval: float) -> None:
+def watch(
+    *, urls: tuple[str, ...], run: str | None, healths: tuple[str, ...], interval: float, ca_file: Path | None
+) -> None:
     """Show the runs of the exporters at URL..., worst first, live, until Ctrl-C."""
     from optwrap_exporter.cli.client import Chosen, watch_runs  # noqa: PLC0415 - each command loads only what it needs
 
-    watch_runs(given(urls), Chosen(run, healths), interval)
+    watch_runs(given(urls), Chosen(run, healths), interval, ca_file=ca_file)
 
 
 @main.command()
@@ -265,8 +271,9 @@ def watch(urls: tuple[str, ...], run: str | None, healths: tuple[str, ...], inte
     default="90",
     help="How long to wait at most.",
 )
+@ca_file_option
 @click.pass_context
-def drain(ctx: click.Context, /, *, url: str | None, run: str | None, timeout: float) -> None:
+def drain(ctx: click.Context, /, *, url: str | None, run: str | None, timeout: float, ca_file: Path | None) -> None:
     """Wait until Prometheus has scraped the end of every run of the exporter at URL. Do this before you stop it.
 
     A run has ended when its processes have finished, failed or stopped, or have gone silent. Exits with 0 when a scrape
@@ -275,7 +282,7 @@ def drain(ctx: click.Context, /, *, url: str | None, run: str | None, timeout: f
     """
     from optwrap_exporter.cli.client import drain_runs  # noqa: PLC0415 - each command loads only what it needs
 
-    ctx.exit(drain_runs(given([url] if url else [])[0], run, timeout))
+    ctx.exit(drain_runs(given([url] if url else [])[0], run, timeout, ca_file=ca_file))
 
 
 @main.command()

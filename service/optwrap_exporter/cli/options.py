@@ -51,6 +51,13 @@ data_dir_option = click.option(
 )
 
 urls_argument = click.argument("urls", nargs=-1, metavar="[URL]...")
+ca_file_option = click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="OPTWRAP_CA_FILE",
+    show_envvar=True,
+    help="Certificates to trust for https URLs, in PEM, beside those of the system.",
+)
 run_option = click.option(
     "--run", metavar="NAME", help="Only this run; a pattern such as 'lm-*' shows all that match it."
 )

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from optwrap_exporter.http.errors import item, refused
+from optwrap_exporter.http.query.routing import StrictRoute
 from optwrap_exporter.http.scraped import MOST_NAMED, Scraped
 from optwrap_exporter.store.condition import Condition, StoreState
 from optwrap_exporter.wire.errors import ErrorBody
@@ -100,7 +101,9 @@ def router(
             )
         return ProbeAnswer(status="ready")
 
-    @routes.get("/drained", responses={422: {"model": ErrorBody, "description": "The parameter is invalid."}})
+    strict = APIRouter(route_class=StrictRoute)
+
+    @strict.get("/drained", responses={422: {"model": ErrorBody, "description": "A parameter is invalid or unknown."}})
     def drained(run: Annotated[Run | None, Query(description="Only this run.")] = None) -> DrainAnswer:
         """Check whether /metrics has shown the end of every run, so that the exporter may stop."""
         missing = scraped.missing(run)
@@ -110,4 +113,5 @@ def router(
             unscraped=missing.unscraped[:MOST_NAMED],
         )
 
+    routes.include_router(strict)
     return routes
