@@ -85,8 +85,8 @@ bench: setup ## ratios to a baseline, each benchmark in one run
 
 dist: setup ## the wheels and sdists of both packages, in dist/: what the images install, and what is uploaded
 	@rm -rf dist
-	@$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
-	@$(BIN)/python -m build --no-isolation --outdir dist service >/dev/null
+	@$(BIN)/python -m build --quiet --no-isolation --outdir dist .
+	@$(BIN)/python -m build --quiet --no-isolation --outdir dist service
 	@$(BIN)/python -m twine check --strict dist/*
 
 # The Python and the architectures of the exporter's image. pip takes only wheels for them, on whatever machine this runs.
