@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from tests.polling import wait_until
 
-RUNTIMES: Final = [name for name in ("runc", "crun") if shutil.which(name)]
+RUNTIME: Final = next((name for name in ("runc", "crun") if shutil.which(name)), "")
+"""runc first: crun refuses the cgroups of version 1 beside version 2."""
 Mounts = Mapping[Path, Path]
 """Where directories of this machine are mounted in a container, read-only or not."""
 
@@ -81,15 +82,14 @@ class Container:
     """A running container, without privileges and in a network of its own.
 
     Args:
-      runtime: runc or crun.
       directory: a new directory for its bundle and the runtime's state.
       setting: all else.
     """
 
-    def __init__(self, runtime: str, directory: Path, setting: Setting) -> None:
+    def __init__(self, directory: Path, setting: Setting) -> None:
         directory.mkdir()
         self._name = f"optwrap-test-{os.getpid()}-{directory.name}"
-        self._command = [runtime, "--root", str(directory / "state")]
+        self._command = [RUNTIME, "--root", str(directory / "state")]
         (directory / "config.json").write_text(json.dumps(_specification(setting)))
         self._log = directory / "log"
         with self._log.open("wb") as log:
@@ -129,9 +129,9 @@ class Container:
 
 
 @contextlib.contextmanager
-def running(runtime: str, directory: Path, setting: Setting) -> Iterator[Container]:
+def running(directory: Path, setting: Setting) -> Iterator[Container]:
     """A `Container` that ends with the block."""
-    container = Container(runtime, directory, setting)
+    container = Container(directory, setting)
     try:
         yield container
     finally:

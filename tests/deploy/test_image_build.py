@@ -18,7 +18,7 @@ import httpx
 import optwrap_exporter
 import pytest
 
-from tests.deploy.containers import RUNTIMES, Container, Mounts, Setting, Store, debian_base, machine_base, run, running
+from tests.deploy.containers import RUNTIME, Container, Mounts, Setting, Store, debian_base, machine_base, run, running
 from tests.deploy.dockerfile import health_check, stages
 from tests.deploy.places import ROOT
 from tests.e2e.environments import build
@@ -27,9 +27,7 @@ from tests.exporter.running import Job
 IMAGE, BASE = "localhost/optwrap-exporter", "localhost/base"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 DATA, SOCKETS = Path("/var/lib/optwrap"), Path("/run/optwrap")
-MISSING = [name for name in ("buildah", "unshare") if shutil.which(name) is None] + (
-    [] if RUNTIMES else ["runc or crun"]
-)
+MISSING = [name for name in ("buildah", "unshare", RUNTIME or "runc or crun") if shutil.which(name) is None]
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not on PATH: {', '.join(MISSING)}"),
@@ -134,14 +132,8 @@ def privileges(container: Container) -> dict[str, str]:
     return dict(re.findall(r"^(Uid|Gid|CapEff|CapBnd|NoNewPrivs):\s+(\S+)", status, re.MULTILINE))
 
 
-@pytest.mark.parametrize(
-    ("runtime", "user"),
-    [(RUNTIMES[:1], (10425, 10425)), (RUNTIMES[-1:], (4242, 0))],
-    ids=["the image's user", "any user of group 0"],
-)
-def test_exporter_runs_confined_and_keeps_its_store(
-    runtime: list[str], user: tuple[int, int], image: Image, directory: Path
-) -> None:
+@pytest.mark.parametrize("user", [(10425, 10425), (4242, 0)], ids=["the image's user", "any user of group 0"])
+def test_exporter_runs_confined_and_keeps_its_store(user: tuple[int, int], image: Image, directory: Path) -> None:
     """A report over the shared socket, the health check, and a restart on the volumes. The root is read-only."""
     here = directory / f"user-{user[0]}"
     volumes = new_volumes(image, here)
@@ -149,7 +141,7 @@ def test_exporter_runs_confined_and_keeps_its_store(
     setting = Setting(image.filesystem, image.config, user, volumes, image.mounts)
     job = Job("lm", clock=time.time)
     job.step("skipped_not_finite", "NaN", w=1)
-    with running(runtime[0], here / "first", setting) as container:
+    with running(here / "first", setting) as container:
         container.wait_for(socket)
         with over(socket) as client:
             assert client.post("/v1/reports", json=job.report()).status_code == 200
@@ -164,7 +156,7 @@ def test_exporter_runs_confined_and_keeps_its_store(
         healthy = container.execute(*check, http_proxy="http://127.0.0.1:9")
         assert healthy.returncode == 0, healthy.stderr
         assert container.stop() == 0, container.log
-    with running(runtime[0], here / "second", setting) as container:
+    with running(here / "second", setting) as container:
         container.wait_for(socket)
         with over(socket) as client:
             totals = client.get("/v1/runs/lm").json()["totals"]
