@@ -90,6 +90,7 @@ class Container:
         directory.mkdir()
         self._name = f"optwrap-test-{os.getpid()}-{directory.name}"
         self._command = [RUNTIME, "--root", str(directory / "state")]
+        self._environment: list[str] = setting.config["Env"]
         (directory / "config.json").write_text(json.dumps(_specification(setting)))
         self._log = directory / "log"
         with self._log.open("wb") as log:
@@ -111,8 +112,9 @@ class Container:
         assert self._process.poll() is None, self.log
 
     def execute(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in it, as its user."""
-        more = [f"--env={name}={value}" for name, value in variables.items()]
+        """Run a command in it, as its user, with its environment and these variables."""
+        environment = [*self._environment, *(f"{name}={value}" for name, value in variables.items())]
+        more = [f"--env={pair}" for pair in environment]  # crun takes them in the place of the container's
         return subprocess.run(
             [*self._command, "exec", *more, self._name, *command], capture_output=True, text=True, check=False
         )
