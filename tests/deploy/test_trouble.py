@@ -300,4 +300,4 @@ def leave_the_targets(site: Site, run: str) -> None:
     finally:
         site.prometheus.scrape(site.exporter.url, url)
     site.wait_for("OptwrapRunVanished", run, "resolved")
-    assert site.ever("over") == site.ever("forgotten") == set()
+    assert site.notified_of("over") == site.notified_of("forgotten") == set()
