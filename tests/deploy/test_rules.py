@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from optwrap_exporter.ledger import summary
 from optwrap_exporter.ledger.incidents import summary as incident_summary
+from optwrap_exporter.ledger.shown import summary
 
 from deploy.runbooks import console, of_the_exporter, slug
 from tests.deploy.lint import LOADED, variables

@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger.state.counters import Counts
 from optwrap_exporter.wire.requests import Counters, Report
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from optwrap_exporter.http.app import create_app
 from optwrap_exporter.http.hub import Hub
-from optwrap_exporter.http.server import bind_tcp, server_of
+from optwrap_exporter.http.serving.server import bind_tcp, server_of
 from optwrap_exporter.ingest.ingest import Ingest, Retention
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.settings import Settings, parse_address

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.store.rollups import SIZE
+from optwrap_exporter.store.steps.rollups import SIZE
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Event, Page
 from optwrap_exporter.wire.requests import Report

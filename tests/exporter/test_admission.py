@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
-from optwrap_exporter.http import connection_timeout
-from optwrap_exporter.http.connection_timeout import Connection
-from optwrap_exporter.http.connections import Connections
 from optwrap_exporter.http.middleware import HEADERS
+from optwrap_exporter.http.serving import connection_timeout
+from optwrap_exporter.http.serving.connection_timeout import Connection
+from optwrap_exporter.http.serving.connections import Connections
 from optwrap_exporter.ingest.ingest import digest_of
 from optwrap_exporter.wire.consistency import parse_report
 from prometheus_client.parser import text_string_to_metric_families

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.store.downsample import Axis
+from optwrap_exporter.store.steps.downsample import Axis
 from optwrap_exporter.wire.step_answers import StepBuckets
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 

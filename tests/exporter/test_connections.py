@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.http import connection_timeout as connections
-from optwrap_exporter.http.connections import FEWEST_FILES
 from optwrap_exporter.http.routes import reports
+from optwrap_exporter.http.serving import connection_timeout as connections
+from optwrap_exporter.http.serving.connections import FEWEST_FILES
 
 from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served, served

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.divergence import Vote
+from optwrap_exporter.ledger.change.divergence import Vote
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.incident import Incident

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.store.downsample import Axis
-from optwrap_exporter.store.rollups import SIZE
+from optwrap_exporter.store.steps.downsample import Axis
+from optwrap_exporter.store.steps.rollups import SIZE
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 from tests.exporter.stores import Kept, check_blocks, fresh, rows

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from optwrap_exporter.http import hub
-from optwrap_exporter.http.connections import (
+from optwrap_exporter.http.serving.connections import (
     BACKLOG,
     FEWEST_CONNECTIONS,
     MOST_CONNECTIONS,
@@ -19,7 +19,7 @@ from optwrap_exporter.http.connections import (
     Connections,
     connection_limit,
 )
-from optwrap_exporter.http.log_limit import SECONDS, LogLimit
+from optwrap_exporter.http.serving.log_limit import SECONDS, LogLimit
 
 from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served

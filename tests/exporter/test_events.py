@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.events import MOST_NAMED, NewEvent
+from optwrap_exporter.ledger.change.events import MOST_NAMED, NewEvent
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import EVENT_KINDS

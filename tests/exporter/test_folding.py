@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ingest.ingest import Ingest
-from optwrap_exporter.ledger import process as processes
-from optwrap_exporter.ledger.folding import KEPT
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.state import process as processes
+from optwrap_exporter.ledger.state.folding import KEPT
 from optwrap_exporter.store.store import Store
 
 from tests.exporter.stores import Kept

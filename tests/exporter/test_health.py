@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optwrap_exporter.ledger import health
-from optwrap_exporter.ledger.health import HealthSince
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.change.health import HealthSince
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health, own_attempt
 

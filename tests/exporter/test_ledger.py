@@ -4,10 +4,10 @@ import itertools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.counters import Counts
-from optwrap_exporter.ledger.figures import OTHER
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.run_list import RunFilter
+from optwrap_exporter.ledger.shown.figures import OTHER
+from optwrap_exporter.ledger.shown.run_list import RunFilter
+from optwrap_exporter.ledger.state.counters import Counts
 from optwrap_exporter.wire.answers import ProcessTotals, RunDetail
 
 from tests.exporter.histories import History, delivered, histories

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.lost import Lost
-from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.state.lost import Lost
+from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.wire.requests import Report
 
 from tests.exporter.histories import History, delivered, histories

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger import divergence, folding, past
-from optwrap_exporter.ledger import process as processes
+from optwrap_exporter.ledger.change import divergence
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.state import folding, past
+from optwrap_exporter.ledger.state import process as processes
 from optwrap_exporter.store.store import SMALLEST_LIMIT
 
 from tests.exporter.stores import Kept

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from optwrap_exporter.http.connection_timeout import MOST_PIPELINED
+from optwrap_exporter.http.serving.connection_timeout import MOST_PIPELINED
 
 from tests.exporter.fuzz.victim import victim
 

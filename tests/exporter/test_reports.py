@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from optwrap_exporter.http import admission, server
 from optwrap_exporter.http.routes import reports
 from optwrap_exporter.http.routes.reports import LARGEST_BODY
+from optwrap_exporter.http.serving import admission, server
 from optwrap_exporter.ingest.group_commit import BusyError
 from optwrap_exporter.metrics.table import REPORT_OUTCOMES
 from optwrap_exporter.settings import parse_address

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optwrap_exporter.store.rollups import SIZE
+from optwrap_exporter.store.steps.rollups import SIZE
 from optwrap_exporter.wire.vocabulary import MOST_SCALARS
 
 from tests.exporter.running import START, Job, Served, served

@@ -8,8 +8,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from optwrap_exporter.store import record_series
-from optwrap_exporter.store.grid import BUCKETS, WIDTHS, BucketsError, Wanted
+from optwrap_exporter.store.steps import record_series
+from optwrap_exporter.store.steps.grid import BUCKETS, WIDTHS, BucketsError, Wanted
 from optwrap_exporter.wire.series import SeriesLine
 
 from tests.exporter.running import START, Job, Served

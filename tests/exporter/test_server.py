@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.http.server import StartError, bind_all, bind_tcp, bound_unix
+from optwrap_exporter.http.serving.server import StartError, bind_all, bind_tcp, bound_unix
 from optwrap_exporter.settings import parse_address
 
 

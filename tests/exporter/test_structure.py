@@ -12,31 +12,29 @@ MODULES = """
 _version
 wire.vocabulary
 settings
-wire.words wire.times wire.errors wire.size wire.requests wire.fields wire.incident
-wire.answers wire.step_answers wire.series wire.consistency wire.cursor wire.duplicate_keys
-ledger.clocks ledger.evolve ledger.ranges ledger.counters ledger.parts ledger.streaks ledger.incarnation ledger.bounds
-ledger.folding ledger.past ledger.conditions ledger.pace ledger.lost ledger.process ledger.incidents.record ledger.run
-ledger.conflict ledger.divergence ledger.incidents.summary ledger.failures ledger.health ledger.events
-ledger.apply_report ledger.attempts ledger.figures ledger.unseen ledger.summary ledger.labels ledger.views
-ledger.run_list ledger.plan
-ledger.incidents.fold ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
-ledger.incidents.report ledger.incidents.plans ledger.ledger
-store.bulk store.condition store.schema store.step_columns store.readers store.rollups store.downsample
-store.scalar_rollups store.retention
-store.event_list store.incident_list store.grid store.record_series store.series store.reader store.reads
-store.pending store.writer store.opening store.store
-ingest.load ingest.group_commit ingest.event_log ingest.webhook ingest.operations ingest.waiting
-ingest.ingest
+wire.words wire.times wire.errors wire.size wire.requests wire.fields wire.incident wire.answers wire.step_answers
+wire.series wire.consistency wire.cursor wire.duplicate_keys
+ledger.clocks ledger.evolve ledger.ranges ledger.state.counters ledger.state.parts ledger.state.streaks
+ledger.state.incarnation ledger.bounds ledger.state.folding ledger.state.past ledger.state.conditions
+ledger.state.pace ledger.state.lost ledger.state.process ledger.incidents.record ledger.state.run
+ledger.change.conflict ledger.change.divergence ledger.incidents.summary ledger.change.failures ledger.change.health
+ledger.change.events ledger.change.apply_report ledger.shown.attempts ledger.shown.figures ledger.shown.unseen
+ledger.shown.summary ledger.shown.labels ledger.shown.views ledger.shown.run_list ledger.plan ledger.incidents.fold
+ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence ledger.incidents.report
+ledger.incidents.plans ledger.ledger
+store.bulk store.condition store.schema store.steps.step_columns store.readers store.steps.rollups
+store.steps.downsample store.steps.scalar_rollups store.retention store.event_list store.incident_list
+store.steps.grid store.steps.record_series store.steps.series store.reader store.reads store.pending store.writer
+store.opening store.store
+ingest.load ingest.group_commit ingest.event_log ingest.webhook ingest.operations ingest.waiting ingest.ingest
 metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metrics.samples metrics.collector
 metrics.render
-http.own_file http.scraped http.errors http.api_page http.query.csv_answer http.query.limiter http.query.parameters
-http.query.responses
-http.query.routing http.middleware http.authorization http.admission http.connections http.log_limit
-http.connection_timeout http.server http.announcement http.channel http.hub http.page_files
-http.routes.changes http.routes.events http.routes.incidents
-http.routes.metrics http.routes.operation http.routes.pages http.routes.queries http.routes.reports
-http.routes.series http.routes.steps http.routes.stream
-http.app http.openapi
+http.serving.own_file http.scraped http.errors http.api_page http.query.csv_answer http.query.limiter
+http.query.parameters http.query.responses http.query.routing http.middleware http.authorization
+http.serving.admission http.serving.connections http.serving.log_limit http.serving.connection_timeout
+http.serving.server http.announcement http.channel http.hub http.page_files http.routes.changes http.routes.events
+http.routes.incidents http.routes.metrics http.routes.operation http.routes.pages http.routes.queries
+http.routes.reports http.routes.series http.routes.steps http.routes.stream http.app http.openapi
 cli.text cli.exporter cli.render cli.client cli.options cli.main
 __main__
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optwrap_exporter.ledger import summary
+from optwrap_exporter.ledger.shown import summary
 from optwrap_exporter.wire.answers import RunDetail, RunSummary
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health, Scope
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from optwrap_exporter.store import retention, rollups
+from optwrap_exporter.store import retention
+from optwrap_exporter.store.steps import rollups
 from optwrap_exporter.store.store import Store
 
 from tests.exporter.stores import Kept, check_blocks

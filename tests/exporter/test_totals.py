@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.counters import Counts
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.state.counters import Counts
 from optwrap_exporter.wire.answers import RunDetail
 from optwrap_exporter.wire.requests import Report
 

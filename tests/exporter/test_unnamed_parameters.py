@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optwrap_exporter.ledger import counters, incarnation
+from optwrap_exporter.ledger.state import counters, incarnation
 from optwrap_exporter.wire.vocabulary import MOST_PARAMETERS
 
 from tests.exporter.running import Job, Served, TurnedClock, served

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optwrap_exporter._version import __version__
 from optwrap_exporter.http import announcement, errors
-from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.authorization import Authorization
 from optwrap_exporter.http.hub import Hub
 from optwrap_exporter.http.middleware import Head, HostCheck, SecurityHeaders
@@ -36,7 +35,8 @@ from optwrap_exporter.http.routes import (
     stream,
 )
 from optwrap_exporter.http.scraped import Scraped
-from optwrap_exporter.http.server import (
+from optwrap_exporter.http.serving.admission import PATH, Admission
+from optwrap_exporter.http.serving.server import (
     StartError,
     allow_connections,
     bind_all,

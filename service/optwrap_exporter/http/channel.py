@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.views import Shown, Verdict
+from optwrap_exporter.ledger.shown.views import Shown, Verdict
 from optwrap_exporter.store.condition import StoreUnavailableError
 from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.store import Store

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.wire.errors import FieldError
 from optwrap_exporter.wire.requests import Report
 

@@ -8,23 +8,24 @@ States are immutable, so any thread may read at any time and never sees half a r
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import bounds, figures, health, labels, ranges, run_list, views
-from optwrap_exporter.ledger.apply_report import apply_report, merge, pass_time
+from optwrap_exporter.ledger import bounds, ranges
 from optwrap_exporter.ledger.bounds import Limits, Quota
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.change.apply_report import apply_report, merge, pass_time
+from optwrap_exporter.ledger.change.divergence import StepOutcomes
 from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
-from optwrap_exporter.ledger.divergence import StepOutcomes
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.figures import ProcessView, RunView
-from optwrap_exporter.ledger.folding import NO_FOLDS
-from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents import plans
 from optwrap_exporter.ledger.incidents.divergence import voters
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.ledger.run_list import EVERY_RUN, RunFilter
-from optwrap_exporter.ledger.views import Shown, Verdict
+from optwrap_exporter.ledger.shown import figures, labels, run_list, views
+from optwrap_exporter.ledger.shown.figures import ProcessView, RunView
+from optwrap_exporter.ledger.shown.views import Shown, Verdict
+from optwrap_exporter.ledger.state.folding import NO_FOLDS
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.requests import Report
@@ -307,7 +308,7 @@ class Ledger:
         return views.detail(state, now, listening, self._scope, most_parameters=most_parameters, shown=shown)
 
     def run_page(
-        self, chosen: RunFilter = EVERY_RUN, *, limit: int = 100, cursor: str | None = None
+        self, chosen: run_list.RunFilter = run_list.EVERY_RUN, *, limit: int = 100, cursor: str | None = None
     ) -> Page[RunSummary]:
         """The runs that a filter chooses, in its order.
 

@@ -3,8 +3,8 @@
 import math
 from typing import Final, Protocol
 
-from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
+from optwrap_exporter.ledger.shown.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
+from optwrap_exporter.ledger.state.counters import Replica
 from optwrap_exporter.metrics.incidents import of_incidents
 from optwrap_exporter.metrics.table import DROPPED, UNKNOWN
 from optwrap_exporter.wire.vocabulary import HEALTHS, SKIP_REASONS

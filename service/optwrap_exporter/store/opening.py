@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import schema
 from optwrap_exporter.store.condition import classify
 from optwrap_exporter.store.writer import Rows

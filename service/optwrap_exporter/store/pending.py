@@ -5,14 +5,15 @@ from typing import Any, Final
 
 from pydantic_core import to_json
 
-from optwrap_exporter.ledger import events
-from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.change import events
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.store import bulk, incident_list, rollups, scalar_rollups
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
+from optwrap_exporter.store import bulk, incident_list
 from optwrap_exporter.store.bulk import Row
+from optwrap_exporter.store.steps import rollups, scalar_rollups
 
 
 class Pending:

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from optwrap_exporter.store import downsample, event_list, rollups, scalar_rollups, step_columns
-from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
+from optwrap_exporter.store import event_list
+from optwrap_exporter.store.steps import downsample, rollups, scalar_rollups, step_columns
+from optwrap_exporter.store.steps.downsample import IN_SPAN, Axis, Span
 from optwrap_exporter.wire.answers import (
     Gap,
     LeftOutOfReport,

@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Collection
 
-from optwrap_exporter.store import event_list, incident_list, reader, series
-from optwrap_exporter.store.downsample import Axis
+from optwrap_exporter.store import event_list, incident_list, reader
 from optwrap_exporter.store.event_list import EventFilter, Logged, Position
-from optwrap_exporter.store.grid import Wanted
 from optwrap_exporter.store.incident_list import IncidentFilter
 from optwrap_exporter.store.reader import Changes
 from optwrap_exporter.store.readers import Readers
+from optwrap_exporter.store.steps import series
+from optwrap_exporter.store.steps.downsample import Axis
+from optwrap_exporter.store.steps.grid import Wanted
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Event, Page
 from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.series import SeriesAnswer

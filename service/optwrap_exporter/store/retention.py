@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.store import rollups, scalar_rollups
-from optwrap_exporter.store.downsample import Span
 from optwrap_exporter.store.schema import OF_RUN
+from optwrap_exporter.store.steps import rollups, scalar_rollups
+from optwrap_exporter.store.steps.downsample import Span
 
 _SLICE: Final = 2048
 """Step records, or changes, deleted in one transaction. It takes some milliseconds, for which the next report waits."""

@@ -15,7 +15,7 @@ from typing import Final, Self, TypeVar
 
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import incident_list, opening, retention, schema
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.opening import FILE, StoreError

@@ -9,17 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.folding import NONE_FOLDED, Folded, Folding
-from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.parts import ParameterRecords, ParameterState
-from optwrap_exporter.ledger.past import Past
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState, heard_from
-from optwrap_exporter.store import bulk, incident_list, retention, rollups, scalar_rollups, step_columns
+from optwrap_exporter.ledger.state.counters import Replica
+from optwrap_exporter.ledger.state.folding import NONE_FOLDED, Folded, Folding
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.parts import ParameterRecords, ParameterState
+from optwrap_exporter.ledger.state.past import Past
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState, heard_from
+from optwrap_exporter.store import bulk, incident_list, retention
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
+from optwrap_exporter.store.steps import rollups, scalar_rollups, step_columns
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 

@@ -3,7 +3,7 @@
     ExporterError
       OversizeError         wire.size           413  a body has too many JSON values to be parsed
       CursorError           wire.cursor         422  a cursor is damaged or belongs to another list
-      BucketsError          store.grid          422  a range has too many buckets of the width asked for
+      BucketsError          store.steps.grid          422  a range has too many buckets of the width asked for
       FieldError            wire.errors         --   a field is wrong beside what is stored: the base of the next two
       ImplausibleError      ledger.bounds       422  a seq or a count jumps further than the time in between allows
       ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt
@@ -16,7 +16,7 @@
       DamagedError          store.opening       --   the database is damaged: becomes a StoreError, or starts a recovery
       SchemaError           store.schema        --   the database is not a store of this version: becomes a StoreError
       EventLogError         ingest.event_log    --   the event log cannot be written: the command exits with 2
-      StartError            http.server         --   the exporter cannot listen: the command exits with 2
+      StartError            http.serving.server         --   the exporter cannot listen: the command exits with 2
 
 A report that breaks the wire's rules raises pydantic's ValidationError; `error_details` turns it into a 422.
 """

@@ -12,7 +12,7 @@ from optwrap_exporter.http.query.parameters import Cursor, Limit, RunName
 from optwrap_exporter.http.query.responses import INVALID, UNKNOWN, answer, bad_cursor, unknown_run
 from optwrap_exporter.http.query.routing import limited
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.run_list import RunFilter, RunSort
+from optwrap_exporter.ledger.shown.run_list import RunFilter, RunSort
 from optwrap_exporter.wire.answers import Page, ParameterRow, RunDetail, RunSummary
 from optwrap_exporter.wire.cursor import CursorError
 from optwrap_exporter.wire.vocabulary import Health

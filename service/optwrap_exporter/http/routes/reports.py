@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from optwrap_exporter.http.admission import PATH, Admission
 from optwrap_exporter.http.authorization import OPTIONAL_TOKEN, TOKEN, Authorization
-from optwrap_exporter.http.connection_timeout import Connection
 from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, broken, refusal, store_refusal
+from optwrap_exporter.http.serving.admission import PATH, Admission
+from optwrap_exporter.http.serving.connection_timeout import Connection
 from optwrap_exporter.ingest.group_commit import BusyError, ConflictError
 from optwrap_exporter.ingest.ingest import ClosedError, Ingest
 from optwrap_exporter.ledger.bounds import ImplausibleError

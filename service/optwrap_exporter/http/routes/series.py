@@ -12,7 +12,7 @@ from optwrap_exporter.http.query.parameters import ProcessNumber, RunName, Since
 from optwrap_exporter.http.query.responses import UNKNOWN, answer, unknown_process, unknown_run, within_limit
 from optwrap_exporter.http.query.routing import limited
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.store.grid import BUCKETS, BucketsError, Wanted
+from optwrap_exporter.store.steps.grid import BUCKETS, BucketsError, Wanted
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.series import By, SeriesAnswer
 from optwrap_exporter.wire.times import SUFFIX, rfc3339

@@ -11,7 +11,7 @@ from optwrap_exporter.http.query.parameters import ProcessNumber, RunName
 from optwrap_exporter.http.query.responses import UNKNOWN, answer, unknown_process, unknown_run, within_limit
 from optwrap_exporter.http.query.routing import limited
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.store.downsample import Axis
+from optwrap_exporter.store.steps.downsample import Axis
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.step_answers import StepsAnswer
 from optwrap_exporter.wire.vocabulary import LARGEST

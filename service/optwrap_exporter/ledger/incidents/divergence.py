@@ -3,10 +3,10 @@
 from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.divergence import Divergence
-from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.change.divergence import Divergence
 from optwrap_exporter.ledger.incidents.fold import Fold
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import to_json_number
 

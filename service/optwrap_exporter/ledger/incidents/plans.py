@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from optwrap_exporter.ledger import events
+from optwrap_exporter.ledger.change import events
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import report as folding
 from optwrap_exporter.ledger.incidents.fold import KEPT, Folded
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.run import RunState
 
 
 def _with(run: RunState, folded: Folded) -> RunState:

@@ -2,17 +2,19 @@
 
 from typing import Final
 
-from optwrap_exporter.ledger import attempts, health, ranges
-from optwrap_exporter.ledger.divergence import Divergence
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.change.divergence import Divergence
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents import conditions, steps
 from optwrap_exporter.ledger.incidents.divergence import fold_divergence
 from optwrap_exporter.ledger.incidents.fold import Fold, Folded
 from optwrap_exporter.ledger.incidents.record import LATCHED, OF_BAD_STEPS, IncidentRecord
 from optwrap_exporter.ledger.incidents.steps import QUIET_SECONDS
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.shown import attempts
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.requests import Report
 
 RECENT_SECONDS: Final = 60.0

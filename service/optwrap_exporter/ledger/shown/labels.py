@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.state.counters import Replica
+from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.wire.requests import Report
 
 LABELS: Final = 10

@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.counters import Counts
-from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.ranges import Ranges
+from optwrap_exporter.ledger.state.counters import Counts
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.wire.vocabulary import LostReason
 
 

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from optwrap_exporter.http.admission import PATH, Admission
-from optwrap_exporter.http.connections import Connections
+from optwrap_exporter.http.serving.admission import PATH, Admission
+from optwrap_exporter.http.serving.connections import Connections
 
 _REPORTS: Final = PATH.encode()
 HEAD_SECONDS: Final = 10.0

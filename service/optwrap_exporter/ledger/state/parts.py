@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from optwrap_exporter.ledger.counters import Counts, OutcomeCounts, Replica
+from optwrap_exporter.ledger.state.counters import Counts, OutcomeCounts, Replica
 from optwrap_exporter.wire.vocabulary import LARGEST
 
 

@@ -17,16 +17,16 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import HANDLED_SIGNALS
 
-from optwrap_exporter.http.connection_timeout import Connection
-from optwrap_exporter.http.connections import (
+from optwrap_exporter.http.serving.connection_timeout import Connection
+from optwrap_exporter.http.serving.connections import (
     BACKLOG,
     FEWEST_FILES,
     MOST_CONNECTIONS,
     Connections,
     connection_limit,
 )
-from optwrap_exporter.http.log_limit import LogLimit
-from optwrap_exporter.http.own_file import own_file
+from optwrap_exporter.http.serving.log_limit import LogLimit
+from optwrap_exporter.http.serving.own_file import own_file
 from optwrap_exporter.settings import Address
 from optwrap_exporter.wire.errors import ExporterError
 

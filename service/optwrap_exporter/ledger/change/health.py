@@ -9,14 +9,15 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, cast
 
-from optwrap_exporter.ledger import failures, ranges
-from optwrap_exporter.ledger.conditions import Conditions, Conflict, Party
-from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.change import failures
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import LATCHED, IncidentRecord
-from optwrap_exporter.ledger.process import LEAST_STALLED_AFTER, ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.conditions import Conditions, Conflict, Party
+from optwrap_exporter.ledger.state.counters import Counts
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.process import LEAST_STALLED_AFTER, ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_OF, Health, Scope
 
 _LATCHED: Final[tuple[Health, ...]] = ("diverged", "gave_up")

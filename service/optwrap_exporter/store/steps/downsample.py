@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
-from optwrap_exporter.store import rollups
-from optwrap_exporter.store.rollups import SIZE, Block, Blocks
+from optwrap_exporter.store.steps import rollups
+from optwrap_exporter.store.steps.rollups import SIZE, Block, Blocks
 from optwrap_exporter.wire.step_answers import STEP_KINDS, BadSteps, StepBuckets
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 

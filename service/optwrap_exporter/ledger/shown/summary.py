@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from optwrap_exporter.ledger import attempts, failures, ranges
-from optwrap_exporter.ledger.conditions import Seen
-from optwrap_exporter.ledger.health import HealthSince, Judged, cause
+from optwrap_exporter.ledger import ranges
+from optwrap_exporter.ledger.change import failures
+from optwrap_exporter.ledger.change.health import HealthSince, Judged, cause
 from optwrap_exporter.ledger.incidents import summary as incidents
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.shown import attempts
+from optwrap_exporter.ledger.state.conditions import Seen
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.vocabulary import INCIDENT_OF, Health, Scope
 
 RUNBOOKS: Final[Mapping[Health, str]] = MappingProxyType(

@@ -8,9 +8,9 @@ compared. Neither a killed job nor a backlog that arrives all at once is a confl
 from collections.abc import Iterator
 from itertools import chain
 
-from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 
 
 def rival_of(

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from optwrap_exporter.ledger import attempts, health
-from optwrap_exporter.ledger.apply_report import PEAK_SECONDS
-from optwrap_exporter.ledger.counters import Counts, Replica
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.change.apply_report import PEAK_SECONDS
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.lost import Lost
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.shown import attempts
+from optwrap_exporter.ledger.state.counters import Counts, Replica
+from optwrap_exporter.ledger.state.lost import Lost
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import DroppedTotals
 from optwrap_exporter.wire.requests import Gauges, Source
 from optwrap_exporter.wire.vocabulary import Health, Scope

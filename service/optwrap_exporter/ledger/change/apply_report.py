@@ -15,19 +15,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger import health, lost, streaks
-from optwrap_exporter.ledger.conditions import Peak, Seen
-from optwrap_exporter.ledger.conflict import rival_of
-from optwrap_exporter.ledger.counters import NOTHING, Counts
-from optwrap_exporter.ledger.events import NewEvent, derive_events
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.change.conflict import rival_of
+from optwrap_exporter.ledger.change.events import NewEvent, derive_events
+from optwrap_exporter.ledger.change.health import Change
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.health import Change
-from optwrap_exporter.ledger.incarnation import IncarnationState, continues, merge_report
-from optwrap_exporter.ledger.lost import NOTHING_LOST, Lost
-from optwrap_exporter.ledger.pace import pace, recent
-from optwrap_exporter.ledger.process import ProcessState, position_of
-from optwrap_exporter.ledger.run import RunState
-from optwrap_exporter.ledger.streaks import NO_STREAK, StreakChanges
+from optwrap_exporter.ledger.state import lost, streaks
+from optwrap_exporter.ledger.state.conditions import Peak, Seen
+from optwrap_exporter.ledger.state.counters import NOTHING, Counts
+from optwrap_exporter.ledger.state.incarnation import IncarnationState, continues, merge_report
+from optwrap_exporter.ledger.state.lost import NOTHING_LOST, Lost
+from optwrap_exporter.ledger.state.pace import pace, recent
+from optwrap_exporter.ledger.state.process import ProcessState, position_of
+from optwrap_exporter.ledger.state.run import RunState
+from optwrap_exporter.ledger.state.streaks import NO_STREAK, StreakChanges
 from optwrap_exporter.wire.requests import Report
 from optwrap_exporter.wire.vocabulary import GRADIENT_STEPS, MOST_SCALARS
 

@@ -6,18 +6,19 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from optwrap_exporter.ledger import attempts, health, unseen
-from optwrap_exporter.ledger import summary as sentences
-from optwrap_exporter.ledger.conditions import Seen
-from optwrap_exporter.ledger.counters import Replica
-from optwrap_exporter.ledger.figures import dropped
-from optwrap_exporter.ledger.health import HealthSince, Judged
-from optwrap_exporter.ledger.incarnation import IncarnationState
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.change.health import HealthSince, Judged
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.incidents.summary import answer
-from optwrap_exporter.ledger.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.shown import attempts, unseen
+from optwrap_exporter.ledger.shown import summary as sentences
+from optwrap_exporter.ledger.shown.figures import dropped
+from optwrap_exporter.ledger.state.conditions import Seen
+from optwrap_exporter.ledger.state.counters import Replica
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import (
     ANSWER_BYTES,
     Figure,

@@ -9,9 +9,10 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
-from optwrap_exporter.store import bulk, downsample
-from optwrap_exporter.store.downsample import IN_SPAN, Axis, Span
-from optwrap_exporter.store.rollups import SIZE, Blocks
+from optwrap_exporter.store import bulk
+from optwrap_exporter.store.steps import downsample
+from optwrap_exporter.store.steps.downsample import IN_SPAN, Axis, Span
+from optwrap_exporter.store.steps.rollups import SIZE, Blocks
 from optwrap_exporter.wire.requests import StepColumns
 
 Value = tuple[str, int, int, float]

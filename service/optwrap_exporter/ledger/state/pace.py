@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from optwrap_exporter.ledger.conditions import TimedStep
-from optwrap_exporter.ledger.counters import Counts
+from optwrap_exporter.ledger.state.conditions import TimedStep
+from optwrap_exporter.ledger.state.counters import Counts
 from optwrap_exporter.wire.requests import Report
 
 _DURATIONS: Final = 31

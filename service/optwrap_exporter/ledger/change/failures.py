@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger.folding import Folded
-from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.folding import Folded
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 
 LOOP: Final = 3
 """So many launches in a row are a crash loop. The alert OptwrapCrashLoop counts as many new attempts."""

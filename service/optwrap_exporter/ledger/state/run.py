@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final
 
-from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica, sum_of
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.folding import Folded
-from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.past import NO_PAST, Past
-from optwrap_exporter.ledger.process import ProcessState
+from optwrap_exporter.ledger.state.counters import NOTHING, Counts, Replica, sum_of
+from optwrap_exporter.ledger.state.folding import Folded
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.past import NO_PAST, Past
+from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.wire.vocabulary import IncidentKind
 
 _LONGEST_STALE_AFTER: Final = 3 * 3600.0

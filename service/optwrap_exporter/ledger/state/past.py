@@ -13,9 +13,10 @@ from collections.abc import Mapping, Set
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica
-from optwrap_exporter.ledger.folding import Folded
-from optwrap_exporter.ledger.parts import (
+from optwrap_exporter.ledger.ranges import Ranges
+from optwrap_exporter.ledger.state.counters import NOTHING, Counts, Replica
+from optwrap_exporter.ledger.state.folding import Folded
+from optwrap_exporter.ledger.state.parts import (
     ParameterRecords,
     StepSpan,
     counts_from_durable,
@@ -24,7 +25,6 @@ from optwrap_exporter.ledger.parts import (
     larger_records,
     summed_records,
 )
-from optwrap_exporter.ledger.ranges import Ranges
 from optwrap_exporter.wire.vocabulary import AttemptState
 
 OPEN: Final = 16

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.counters import NOTHING, Counts, Replica
-from optwrap_exporter.ledger.incarnation import IncarnationState
-from optwrap_exporter.ledger.parts import (
+from optwrap_exporter.ledger.ranges import Ranges
+from optwrap_exporter.ledger.state.counters import NOTHING, Counts, Replica
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.parts import (
     NONE_DROPPED,
     DroppedRecords,
     ParameterRecords,
@@ -27,7 +28,6 @@ from optwrap_exporter.ledger.parts import (
     joined_spans,
     summed_records,
 )
-from optwrap_exporter.ledger.ranges import Ranges
 from optwrap_exporter.wire.vocabulary import ENDED, State
 
 KEPT: Final = 16

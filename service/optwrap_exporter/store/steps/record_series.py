@@ -5,8 +5,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from optwrap_exporter.store.downsample import Span
-from optwrap_exporter.store.grid import Cell, Grid, Wanted
+from optwrap_exporter.store.steps.downsample import Span
+from optwrap_exporter.store.steps.grid import Cell, Grid, Wanted
 from optwrap_exporter.wire.series import SeriesOf
 
 MOST_RECORDS: Final = 300_000

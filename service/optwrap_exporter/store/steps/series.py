@@ -7,10 +7,10 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from optwrap_exporter.store import record_series, rollups
-from optwrap_exporter.store.downsample import Span
-from optwrap_exporter.store.grid import Cell, Grid, Wanted, line
-from optwrap_exporter.store.rollups import SIZE
+from optwrap_exporter.store.steps import record_series, rollups
+from optwrap_exporter.store.steps.downsample import Span
+from optwrap_exporter.store.steps.grid import Cell, Grid, Wanted, line
+from optwrap_exporter.store.steps.rollups import SIZE
 from optwrap_exporter.wire.series import SeriesAnswer, SeriesLine, SeriesOf
 from optwrap_exporter.wire.step_answers import STEP_KINDS
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
-from optwrap_exporter.ledger.conditions import Conditions
-from optwrap_exporter.ledger.incarnation import IncarnationState
 from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.streaks import StreakChanges, StreakEnded, StreakStarted
+from optwrap_exporter.ledger.state.conditions import Conditions
+from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.streaks import StreakChanges, StreakEnded, StreakStarted
 from optwrap_exporter.wire.requests import Offender, ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, SKIP_REASONS, EventKind, to_json_number
 

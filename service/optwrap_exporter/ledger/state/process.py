@@ -11,8 +11,9 @@ from functools import cached_property
 from statistics import median
 from typing import Any, Final
 
-from optwrap_exporter.ledger import folding
-from optwrap_exporter.ledger.conditions import (
+from optwrap_exporter.ledger.evolve import evolved, plain
+from optwrap_exporter.ledger.state import folding
+from optwrap_exporter.ledger.state.conditions import (
     NO_CONDITIONS,
     Conditions,
     Conflict,
@@ -21,9 +22,8 @@ from optwrap_exporter.ledger.conditions import (
     Seen,
     TimedStep,
 )
-from optwrap_exporter.ledger.counters import NOTHING, Counts, sum_of
-from optwrap_exporter.ledger.evolve import evolved, plain
-from optwrap_exporter.ledger.folding import (
+from optwrap_exporter.ledger.state.counters import NOTHING, Counts, sum_of
+from optwrap_exporter.ledger.state.folding import (
     KEPT,
     LATE_SECONDS,
     NO_FOLDS,
@@ -34,10 +34,10 @@ from optwrap_exporter.ledger.folding import (
     Folding,
     Folds,
 )
-from optwrap_exporter.ledger.incarnation import IncarnationState, Position
-from optwrap_exporter.ledger.lost import NOTHING_LOST, Lost
-from optwrap_exporter.ledger.pace import Recent
-from optwrap_exporter.ledger.parts import ParameterRecords, fields_of, summed_records
+from optwrap_exporter.ledger.state.incarnation import IncarnationState, Position
+from optwrap_exporter.ledger.state.lost import NOTHING_LOST, Lost
+from optwrap_exporter.ledger.state.pace import Recent
+from optwrap_exporter.ledger.state.parts import ParameterRecords, fields_of, summed_records
 from optwrap_exporter.wire.requests import Gauges, Report, Source
 from optwrap_exporter.wire.vocabulary import own_attempt
 

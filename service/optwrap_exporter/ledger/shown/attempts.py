@@ -6,10 +6,10 @@ once the processes have left them, their rows are apart.
 
 from collections.abc import Mapping
 
-from optwrap_exporter.ledger import health
-from optwrap_exporter.ledger.past import Launch
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.state.past import Launch
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import AttemptRow
 
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from optwrap_exporter.ledger.process import ProcessState
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.state.process import ProcessState
+from optwrap_exporter.ledger.state.run import RunState
 
 
 class Unseen(NamedTuple):

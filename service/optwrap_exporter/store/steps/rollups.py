@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.store import bulk
-from optwrap_exporter.store.step_columns import ROLLED_UP
+from optwrap_exporter.store.steps.step_columns import ROLLED_UP
 from optwrap_exporter.wire.step_answers import STEP_KINDS
 
 SIZE: Final = 64

@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.counters import MOST_NAMES, NOTHING, Counts, Replica
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.parts import (
+from optwrap_exporter.ledger.ranges import Ranges
+from optwrap_exporter.ledger.state.counters import MOST_NAMES, NOTHING, Counts, Replica
+from optwrap_exporter.ledger.state.parts import (
     NONE_DROPPED,
     DroppedRecords,
     ParameterRecords,
@@ -18,8 +19,7 @@ from optwrap_exporter.ledger.parts import (
     counts_to_durable,
     fields_of,
 )
-from optwrap_exporter.ledger.ranges import Ranges
-from optwrap_exporter.ledger.streaks import NO_STREAK, Streak, StreakChanges
+from optwrap_exporter.ledger.state.streaks import NO_STREAK, Streak, StreakChanges
 from optwrap_exporter.wire.requests import Offender, Report
 from optwrap_exporter.wire.vocabulary import ENDED, State
 

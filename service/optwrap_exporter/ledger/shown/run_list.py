@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
-from optwrap_exporter.ledger import health, views
-from optwrap_exporter.ledger.run import RunState
+from optwrap_exporter.ledger.change import health
+from optwrap_exporter.ledger.shown import views
+from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, RunSummary
 from optwrap_exporter.wire.cursor import decode, encode
 from optwrap_exporter.wire.vocabulary import HEALTHS, Health, Scope

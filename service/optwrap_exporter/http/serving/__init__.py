@@ -1,0 +1,1 @@
+"""Connections: how many, how long, and which reports are taken."""

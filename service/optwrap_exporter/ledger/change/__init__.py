@@ -1,0 +1,1 @@
+"""How a report, or time alone, changes the state."""

@@ -1,0 +1,1 @@
+"""What is shown of the state: answers, figures and sentences."""

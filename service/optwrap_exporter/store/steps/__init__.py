@@ -1,0 +1,1 @@
+"""Step records: their columns, rollups, and what is drawn of them."""
