@@ -183,7 +183,7 @@ class Python(NamedTuple):
 
 
 def machine_base(into: Path) -> Python:
-    """A root file system of links into this machine's /usr and Python, which are mounted: quick, and without downloads."""
+    """A root file system of links into this machine's /usr and Python, which are mounted: quick, nothing is loaded."""
     for name in ("dev", "etc", "proc", "run", "sys", "tmp", "usr", "var"):
         (into / name).mkdir(parents=True)
     for name in ("bin", "lib", "lib64", "sbin"):
