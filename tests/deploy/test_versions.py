@@ -34,7 +34,7 @@ def test_manifests_and_documents_name_the_images_of_this_version() -> None:
     found = {
         (path.relative_to(ROOT), name, tag)
         for path in files
-        for name, tag in re.findall(r"\b(optwrap-[a-z-]+):(\d+\.[\w.]*\w)", path.read_text("utf-8"))
+        for name, tag in re.findall(r"(?<!/)\b(optwrap-[a-z-]+):(\d[\w.]*\w)", path.read_text("utf-8"))
         if name in IMAGES
     }
     found |= {
