@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.polling import wait_until
 
@@ -172,12 +172,18 @@ def _specification(setting: Setting) -> dict[str, Any]:
 # --- stand-ins for the base image
 
 
-def machine_base(into: Path) -> tuple[str, Mounts]:
-    """A root file system of links into this machine's /usr and Python, which are mounted: quick, and without downloads.
+class Python(NamedTuple):
+    """What stands in for the base image, beside its root file system."""
 
-    Returns:
-      The value of PATH, and the mounts.
-    """
+    version: str
+    """Such as 3.11."""
+    path: str
+    """The value of PATH."""
+    mounts: Mounts
+
+
+def machine_base(into: Path) -> Python:
+    """A root file system of links into this machine's /usr and Python, which are mounted: quick, nothing is loaded."""
     for name in ("dev", "etc", "proc", "run", "sys", "tmp", "usr", "var"):
         (into / name).mkdir(parents=True)
     for name in ("bin", "lib", "lib64", "sbin"):
@@ -188,15 +194,11 @@ def machine_base(into: Path) -> tuple[str, Mounts]:
     shutil.copy("/etc/ld.so.cache", into / "etc")
     python = Path(sys.base_prefix)
     mounts = {Path("/usr"): Path("/usr")} | ({} if python.is_relative_to("/usr") else {python: python})
-    return f"{python}/bin:/usr/local/bin:/usr/sbin:/usr/bin", mounts
+    return Python("{}.{}".format(*sys.version_info), f"{python}/bin:/usr/local/bin:/usr/sbin:/usr/bin", mounts)
 
 
-def debian_base(into: Path) -> tuple[str, Mounts]:
-    """A small Debian or Ubuntu with Python, by debootstrap from the mirror that apt uses here.
-
-    Returns:
-      The value of PATH, and no mounts.
-    """
+def debian_base(into: Path) -> Python:
+    """A small Debian or Ubuntu with Python, by debootstrap from the mirror that apt uses here."""
     lines = Path("/etc/os-release").read_text().splitlines()
     release = dict(line.split("=", 1) for line in lines if "=" in line)["VERSION_CODENAME"]
     listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI)", f"Codename: {release}", "Created-By: Packages"])
@@ -204,4 +206,5 @@ def debian_base(into: Path) -> tuple[str, Mounts]:
     mirror = listed.splitlines()[0]
     run(["debootstrap", "--variant=minbase", f"--include={packages}", release, into, mirror])
     shutil.rmtree(into / "var" / "cache" / "apt")
-    return "/usr/sbin:/usr/bin", {}
+    version = run(["chroot", into, "python", "-c", "import sys; print('{}.{}'.format(*sys.version_info))"])
+    return Python(version, "/usr/sbin:/usr/bin", {})

@@ -18,7 +18,18 @@ import httpx
 import optwrap_exporter
 import pytest
 
-from tests.deploy.containers import RUNTIME, Container, Mounts, Setting, Store, debian_base, machine_base, run, running
+from tests.deploy.containers import (
+    RUNTIME,
+    Container,
+    Mounts,
+    Python,
+    Setting,
+    Store,
+    debian_base,
+    machine_base,
+    run,
+    running,
+)
 from tests.deploy.dockerfile import health_check, stages
 from tests.deploy.places import ROOT
 from tests.e2e.environments import build
@@ -39,7 +50,7 @@ class Base(NamedTuple):
     """What stands in for the base image."""
 
     store: Store
-    mounts: Mounts
+    python: Python
 
 
 class Image(NamedTuple):
@@ -62,26 +73,30 @@ def directory() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def base(directory: Path, pytestconfig: pytest.Config) -> Base:
     store, filesystem = Store(directory), directory / "base"
-    path, mounts = debian_base(filesystem) if pytestconfig.getoption("thorough") else machine_base(filesystem)
-    store.add_base(BASE, filesystem, path)
-    return Base(store, mounts)
+    python = debian_base(filesystem) if pytestconfig.getoption("thorough") else machine_base(filesystem)
+    store.add_base(BASE, filesystem, python.path)
+    return Base(store, python)
 
 
 @pytest.fixture(scope="module")
-def context(directory: Path) -> Path:
+def context(base: Base, directory: Path) -> Path:
     """What `make offline` prepares for this machine's architecture, and the Dockerfile."""
     here = directory / "context"
     here.mkdir()
     for name in ("Dockerfile", ".dockerignore", "constraints.txt"):
         shutil.copy(ROOT / name, here)
     wheel = build("wheel", ROOT / "service", here / "dist")
-    version = "{}.{}".format(*sys.version_info)
     platforms = [
         f"--platform={tag}_{os.uname().machine}" for tag in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
     ]
-    options = ["--only-binary=:all:", "--implementation=cp", f"--python-version={version}", *platforms]
+    options = ["--only-binary=:all:", "--implementation=cp", f"--python-version={base.python.version}", *platforms]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", f"--constraint={ROOT / 'constraints.txt'}"]
-    run([*pip, *options, f"--dest={here / 'dist' / 'offline'}", wheel])
+    try:
+        run([*pip, *options, f"--dest={here / 'dist' / 'offline'}", wheel])
+    except AssertionError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"the wheels cannot be had: {error}")
     return here
 
 
@@ -89,8 +104,8 @@ def context(directory: Path) -> Path:
 def image(base: Base, context: Path) -> Image:
     arguments = {"PYTHON_IMAGE": BASE, "PIP_NO_INDEX": "1", "REVISION": REVISION}
     options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
-    base.store.build(IMAGE, context, *options, mounts=base.mounts, offline=True)
-    return Image(base.store.filesystem(IMAGE), base.store.config(IMAGE), base.mounts)
+    base.store.build(IMAGE, context, *options, mounts=base.python.mounts, offline=True)
+    return Image(base.store.filesystem(IMAGE), base.store.config(IMAGE), base.python.mounts)
 
 
 def test_image_says_what_it_is(image: Image) -> None:
@@ -175,7 +190,9 @@ def test_build_takes_the_configuration_of_pip_from_a_secret(
     secret = directory / "pip.conf"
     secret.write_text("[global]\nno-index = true\nfind-links = /mirror\n")
     options = [f"--build-arg=PYTHON_IMAGE={BASE}", f"--secret=id=pip.conf,src={secret}"]
-    base.store.build(f"{IMAGE}:secret", other, *options, mounts={**base.mounts, Path("/mirror"): wheels}, offline=True)
+    base.store.build(
+        f"{IMAGE}:secret", other, *options, mounts={**base.python.mounts, Path("/mirror"): wheels}, offline=True
+    )
     filesystem = base.store.filesystem(f"{IMAGE}:secret")
     assert (filesystem / "opt" / "optwrap" / "bin" / "optwrap-exporter").exists()
     assert not list(filesystem.rglob("pip.conf"))
