@@ -38,9 +38,9 @@ def _product(dimension_numbers: Any, x: Sequence[Array]) -> Array:
         free = [axis for axis in range(x[side].ndim) if axis not in (*contracting[side], *batch[side])]
         order = [*batch[side], *free, *contracting[side]]
         shape = [[x[side].shape[axis] for axis in axes] for axes in (batch[side], free, contracting[side])]
-        flat.append((x[side].transpose(order).reshape(*shape[0], math.prod(shape[1]), -1), shape))
+        flat.append((x[side].transpose(order).reshape(*shape[0], math.prod(shape[1]), math.prod(shape[2])), shape))
     (left, shape), (right, other) = flat
-    result: Array = np.matmul(left, right.swapaxes(-1, -2)).reshape(*shape[0], *shape[1], *other[1])
+    result: Array = np.matmul(left, right.swapaxes(-1, -2)).reshape((*shape[0], *shape[1], *other[1]))
     return result
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from optwrap._autopsy.parts import Fault, FaultStep, LargestValue
+from optwrap._autopsy.parts import PASSED_THROUGH, Fault, FaultStep, LargestValue
 from optwrap._autopsy.program.jaxprs import CALLS, function_of, opened
 from optwrap._autopsy.program.source import name_stack, place
 from optwrap._autopsy.records import Records
@@ -30,7 +30,7 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
     """The faults that reached the outputs, the oldest first.
 
     Origins of one primitive in one line and one name stack are one fault, and so are those of a line and of its
-    derivative. An infinite argument or constant that comes out unchanged is none, but a note.
+    derivative. An infinite argument or constant that comes out as it is, is none, but a note.
 
     Args:
       outputs: paths and values.
@@ -50,9 +50,9 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
     for arrivals in sorted(reached.values(), key=lambda found: min(number for number, *_ in found)):
         _, path, chain = min(arrivals, key=lambda arrival: arrival[0])
         paths = tuple(dict.fromkeys(path for _, path, _ in arrivals))
-        if chain[0].kind in ("argument", "constant") and "nan" not in chain[-1].names and _unchanged(chain):
+        if chain[0].kind in ("argument", "constant") and "nan" not in chain[-1].names and _passes(chain):
             source = chain[0].path or "a constant"
-            notes.append(f"{path} is infinite as {source} is, which was passed through")
+            notes.append(f"{path} is infinite as {source} is, which {PASSED_THROUGH}")
             continue
         cause = _cause(chain)
         line = place(cause.equation, cause.frame.calls).line
@@ -88,8 +88,10 @@ def _identity(origin: Node) -> Any:
     return id(origin.equation), tuple(map(id, origin.frame.calls)), origin.frame.name_stack
 
 
-def _unchanged(chain: Sequence[Node]) -> bool:
-    return all(node.moves or node.kind in ("argument", "constant") for node in chain)
+def _passes(chain: Sequence[Node]) -> bool:
+    """Whether an infinity comes out unchanged; or shifted, if it is in the source, as by a log_softmax after a mask."""
+    shifts = ("add", "sub", "neg") if chain[0].kind == "constant" else ()
+    return all(node.moves or node.kind in ("argument", "constant") or node.primitive in shifts for node in chain)
 
 
 def _chains(node: Node, numbers: Iterable[int], records: Records) -> dict[int, list[Node]]:

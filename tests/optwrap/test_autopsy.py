@@ -155,6 +155,10 @@ def test_an_infinite_argument_that_is_passed_through_is_a_note() -> None:
     )
     assert not findings
     assert "output[0] is infinite as state['best'] is" in findings.notes[0]
+    assert "but infinities that were passed through" in str(findings)
+    masked = optwrap.autopsy(lambda w: jax.nn.log_softmax(jnp.where(w > 0, w, -jnp.inf)), W)
+    assert not masked, "the log-probability of an impossible event"
+    assert optwrap.autopsy(lambda w: jnp.sum(jax.nn.log_softmax(jnp.where(w > 0, w, -jnp.inf))), W)
     assert optwrap.autopsy(lambda state: state, jnp.nan).faults[0].cause.kind == "argument"
 
 
