@@ -8,6 +8,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from optwrap._autopsy.findings import Findings
 from optwrap._autopsy.interpreter import Interpreter
@@ -82,7 +83,7 @@ def autopsy(
         outputs.extend(f"{_path(key, names)} after the call" for key, _ in new)
         return [leaf for _, leaf in (*returned, *new)]
 
-    with _undisturbed():
+    with _undisturbed(), _in_mesh(leaves):
         closed = _jaxpr(call, [leaves[i] for i in traced], name)
         for constant in closed.consts:
             _check(f"an array that {name} captured", constant)
@@ -117,6 +118,19 @@ def autopsy(
 def _undisturbed() -> Iterator[None]:
     """JAX's own checks would stop at the first NaN, and its guard forbids the values to be looked at."""
     with jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"), jax.disable_jit(False):
+        yield
+
+
+@contextlib.contextmanager
+def _in_mesh(leaves: Sequence[Any]) -> Iterator[None]:
+    """The mesh of the arguments, if its axes are explicit. Compiled functions find it; single operations do not."""
+    shardings = [leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array)]
+    meshes = [of.mesh for of in shardings if isinstance(of, NamedSharding) and isinstance(of.mesh, Mesh)]
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
+        yield
+        return
+    with jax.set_mesh(mesh):
         yield
 
 

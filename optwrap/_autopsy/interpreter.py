@@ -1,5 +1,6 @@
 """Evaluates a jaxpr equation by equation."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from optwrap._autopsy.program.jaxprs import (
     operands_of,
     planned,
 )
-from optwrap._autopsy.program.mapped import on_one_device
+from optwrap._autopsy.program.mapped import gathered, on_one_device, placed, without_mesh
 from optwrap._autopsy.program.source import name_stack
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Operation, Records
@@ -83,7 +84,7 @@ class Interpreter:
         if name in CALLS:
             return self.block(function_of(item), operands_of(item, values), inside)
         if name == "shard_map" and (mapped := self._mapped(item, values)) is not None:
-            return self.block(mapped, values, inside)
+            return self._without_devices(item, mapped, values, inside)
         if name in LOOPS:
             evaluate = {"scan": self._loops.scan, "while": self._loops.while_, "cond": self._cond}[name]
             return evaluate(item, values, frame)
@@ -116,7 +117,9 @@ class Interpreter:
         """A `shard_map` as a jaxpr for one device; None if it cannot be."""
         if id(equation) not in self._compiled:
             try:
-                mapped = on_one_device(equation, [value.array for value in values])
+                arrays = gathered(equation, [value.array for value in values])
+                with without_mesh():
+                    mapped = on_one_device(equation, arrays)
             except Exception as error:  # whatever vmap cannot do
                 self._records.notes[
                     f"shard_map was evaluated as one operation ({type(error).__name__} when it was mapped on one "
@@ -125,6 +128,17 @@ class Interpreter:
                 mapped = None
             self._compiled[id(equation)] = equation, mapped
         return self._compiled[id(equation)][1]
+
+    def _without_devices(self, equation: Any, mapped: Any, values: list[Value], inside: Frame) -> list[Value]:
+        """The results of a `shard_map` on one device, placed as the program expects them."""
+        arrays = gathered(equation, [value.array for value in values])
+        inputs = [dataclasses.replace(value, array=array) for value, array in zip(values, arrays, strict=True)]
+        values.clear()
+        del arrays
+        with without_mesh():
+            outs = self.block(mapped, inputs, inside)
+        arrays = placed(equation, [out.array for out in outs])
+        return [dataclasses.replace(out, array=array) for out, array in zip(outs, arrays, strict=True)]
 
     def _cond(self, equation: Any, values: list[Value], frame: Frame) -> list[Value]:
         branches = equation.params["branches"]

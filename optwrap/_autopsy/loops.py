@@ -195,8 +195,11 @@ def _select(which: Any, arrays: Sequence[Any], others: Sequence[Any]) -> list[An
     """The arrays where it holds, along the leading axes; else the others."""
     selected = []
     for array, other in zip(arrays, others, strict=True):
-        mask = jnp.reshape(which, (*which.shape, *(1,) * (jnp.ndim(array) - which.ndim)))
-        selected.append(lax.select(jnp.broadcast_to(mask, jnp.shape(array)), array, other))
+        if which.ndim:
+            mask = jnp.reshape(which, (*which.shape, *(1,) * (jnp.ndim(array) - which.ndim)))
+            selected.append(lax.select(jnp.broadcast_to(mask, jnp.shape(array)), array, other))
+        else:  # a scalar, whatever the sharding
+            selected.append(lax.select(which, array, other))
     return selected
 
 

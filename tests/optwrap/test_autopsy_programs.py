@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optwrap
 from optwrap._autopsy.interpreter import Interpreter
@@ -174,7 +174,8 @@ def test_a_long_loop_is_compiled_until_something_is_not_finite() -> None:
     assert not optwrap.autopsy(fn, jnp.full((), 1000.0))
 
 
-MESH = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+MESH = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+EXPLICIT = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
 BOTH = PartitionSpec(("a", "b"))
 
 
@@ -207,6 +208,25 @@ def test_shard_map_over_devices_is_looked_into(checked: bool) -> None:
     assert fault.cause.primitive == "log"
     assert fault.cause.function == "on_a_mesh"
     assert fault.cause.indices == ((1, 0, 1),), "the device's place in the mesh, and the index on it"
+
+
+def test_a_mesh_with_explicit_axes() -> None:
+    """Compiled functions find it in the types of their arguments; single operations do not."""
+    sharding = NamedSharding(EXPLICIT, BOTH)
+
+    def fn(x: jax.Array, w: jax.Array) -> Any:
+        mapped = jax.shard_map(
+            lambda x: jax.lax.psum(jnp.log(x), "a"), mesh=EXPLICIT, in_specs=BOTH, out_specs=PartitionSpec("b")
+        )
+        looped = jax.lax.scan(lambda c, _: (c * 0.9, jnp.sum(c)), w, length=30)
+        return mapped(x), jax.grad(lambda w: jnp.sum(jnp.exp(w)) * jnp.sum(mapped(x * w)))(w), looped
+
+    x, bad = np.linspace(0.5, 2, 8, dtype=np.float32), np.array([1, 1, 1, 1, 1, 0, 1, 1], np.float32)
+    w, x, bad = (jax.device_put(array, sharding) for array in (x, x, bad))
+    fault = optwrap.autopsy(fn, bad, w).faults[0]
+    assert fault.cause.primitive == "log"
+    assert fault.outputs[0] == "output[0]"
+    assert not optwrap.autopsy(fn, x, w)
 
 
 def test_pmap_is_looked_into() -> None:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from optwrap._autopsy.program.jaxprs import opened
 
-_RETYPED: Final = frozenset({"pvary", "pcast"})
-"""Primitives that only tell the type checker of `shard_map` along which axes a value varies."""
+_PLACED: Final = frozenset({"pvary", "pcast", "sharding_constraint"})
+"""Primitives that only say where a value is, or along which axes it varies."""
 
 
 def on_one_device(equation: Any, arrays: Sequence[Any]) -> Any:
@@ -24,7 +26,8 @@ def on_one_device(equation: Any, arrays: Sequence[Any]) -> Any:
     mesh = params["mesh"]
     manual = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
     axes = {name: mesh.shape[name] for name in mesh.axis_names if name in manual}
-    jaxpr, constants = opened(_untyped(params["jaxpr"]))
+    context = jax.make_jaxpr(jax.lax.neg)(0.0).eqns[0].ctx
+    jaxpr, constants = opened(_untyped(params["jaxpr"], context))
     body: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
     ins = [_dimensions(spec, array.ndim, axes) for spec, array in zip(params["in_specs"], arrays, strict=True)]
     outs = [
@@ -40,6 +43,35 @@ def on_one_device(equation: Any, arrays: Sequence[Any]) -> Any:
         return [_joined(result, of, axes) for result, of in zip(body(*blocks), outs, strict=True)]
 
     return jax.jit(whole).trace(*arrays).jaxpr
+
+
+def without_mesh() -> Any:
+    """A context without a mesh, in which arrays on one device are computed with."""
+    return jax.set_mesh(None)
+
+
+def gathered(equation: Any, arrays: Sequence[Any]) -> list[Any]:
+    """The inputs of a `shard_map`: on one device, if the axes of its mesh are explicit."""
+    if AxisType.Explicit not in equation.params["mesh"].axis_types:
+        return list(arrays)
+    return [_copied(array) for array in arrays]
+
+
+def _copied(array: Any) -> Any:
+    # Through the host: an array that device_put moves keeps the sharding in its type.
+    if jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_copied(jax.random.key_data(array)), impl=jax.random.key_impl(array))
+    return jax.numpy.asarray(np.asarray(array))
+
+
+def placed(equation: Any, arrays: Sequence[Any]) -> list[Any]:
+    """The results of a `shard_map`, sharded as the rest of the program expects them."""
+    mesh = equation.params["mesh"]
+    if AxisType.Explicit not in mesh.axis_types:
+        return list(arrays)
+    mesh = mesh if isinstance(mesh, Mesh) else jax.sharding.get_mesh()
+    specs = equation.params["out_specs"]
+    return [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)]
 
 
 Dimensions = list[tuple[str, ...]]
@@ -81,14 +113,14 @@ def _joined(blocks: Any, dimensions: Dimensions, axes: dict[str, int]) -> Any:
     return blocks.transpose(order).reshape(shape)
 
 
-def _untyped(function: Any) -> Any:
-    """A jaxpr, and those in it, without what only the type checker of `shard_map` needs."""
+def _untyped(function: Any, context: Any) -> Any:
+    """A jaxpr, and those in it, in a context without a mesh, and without what only a `shard_map` needs."""
     if hasattr(function, "consts") and hasattr(function, "jaxpr"):
-        return ClosedJaxpr(_untyped(function.jaxpr), function.consts)
+        return ClosedJaxpr(_untyped(function.jaxpr, context), function.consts)
     equations = []
-    for equation in function.eqns:
-        name = equation.primitive.name
-        if name in _RETYPED:
+    for original in function.eqns:
+        equation, name = original.replace(ctx=context), original.primitive.name
+        if name in _PLACED:
             equations += [
                 equation.replace(primitive=primitives.copy_p, params={}, invars=[before], outvars=[after])
                 for before, after in zip(equation.invars, equation.outvars, strict=True)
@@ -97,12 +129,14 @@ def _untyped(function: Any) -> Any:
             params = {"axes": equation.params["axes"], "axis_index_groups": None}
             equations.append(equation.replace(primitive=primitives.psum_p, params=params))
         else:
-            params = {name: _untyped_in(value) for name, value in equation.params.items()}
+            params = {name: _untyped_in(value, context) for name, value in equation.params.items()}
             equations.append(equation.replace(params=params))
     return function.replace(eqns=equations)
 
 
-def _untyped_in(value: Any) -> Any:
+def _untyped_in(value: Any, context: Any) -> Any:
     if type(value) is tuple:
-        return tuple(map(_untyped_in, value))
-    return _untyped(value) if hasattr(value, "eqns") else value
+        return tuple(_untyped_in(item, context) for item in value)
+    if isinstance(value, NamedSharding):
+        return None
+    return _untyped(value, context) if hasattr(value, "eqns") else value
