@@ -27,8 +27,8 @@ def on_one_device(equation: Any, arrays: Sequence[Any]) -> Any:
     manual = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
     axes = {name: mesh.shape[name] for name in mesh.axis_names if name in manual}
     context = jax.make_jaxpr(jax.lax.neg)(0.0).eqns[0].ctx
-    jaxpr, constants = opened(_untyped(params["jaxpr"], context))
-    body: Callable[..., Any] = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
+    jaxpr = _untyped(params["jaxpr"], context)
+    body: Callable[..., Any] = jaxpr_as_fun(jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ()))
     ins = [_dimensions(spec, array.ndim, axes) for spec, array in zip(params["in_specs"], arrays, strict=True)]
     outs = [
         _dimensions(spec, var.aval.ndim, axes) for spec, var in zip(params["out_specs"], equation.outvars, strict=True)
@@ -115,8 +115,9 @@ def _joined(blocks: Any, dimensions: Dimensions, axes: dict[str, int]) -> Any:
 
 def _untyped(function: Any, context: Any) -> Any:
     """A jaxpr, and those in it, in a context without a mesh, and without what only a `shard_map` needs."""
-    if hasattr(function, "consts") and hasattr(function, "jaxpr"):
-        return ClosedJaxpr(_untyped(function.jaxpr, context), function.consts)
+    jaxpr, constants = opened(function)
+    if jaxpr is not function:
+        return ClosedJaxpr(_untyped(jaxpr, context), constants)
     equations = []
     for original in function.eqns:
         equation, name = original.replace(ctx=context), original.primitive.name
