@@ -11,15 +11,15 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
+from optwrap._autopsy.forward import buffers_of, row_of, scan_forward, select, stored, while_forward
 from optwrap._autopsy.parts import LoopIteration
-from optwrap._autopsy.program.jaxprs import bind, scan_inputs
+from optwrap._autopsy.program.jaxprs import bind, opened, scan_inputs
 from optwrap._autopsy.program.source import name_stack
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Records
-from optwrap._autopsy.values import Array, Frame, Node, Value, classes, is_inexact, measured, node_of, on_host
+from optwrap._autopsy.values import Array, Frame, Node, Value, classes, measured, node_of, on_host
 
 _WALKED: Final = 16
 """Iterations that are evaluated in parts: the first ones, and after a fault those that bring no other fault."""
@@ -46,8 +46,8 @@ class Loops:
         self._progress = progress
         self._block = block
         self._jitted = jitted
-        self._buffers_of = jax.jit(_buffers_of, static_argnums=1)
-        self._stored = jax.jit(_stored, donate_argnums=0)
+        self._buffers_of = jax.jit(buffers_of, static_argnums=1)
+        self._stored = jax.jit(stored, donate_argnums=0)
 
     def while_(self, equation: Any, values: list[Value], frame: Frame) -> list[Value]:
         """Evaluate a `while`. The list of its inputs is emptied."""
@@ -56,12 +56,12 @@ class Loops:
         asked, constants, carry = values[: split[0]], values[split[0] : split[1]], values[split[1] :]
         values.clear()
         condition = self._jitted(params["cond_jaxpr"], lambda: jaxpr_as_fun(params["cond_jaxpr"]))
-        watch = _Watch(self._records)
+        watch = _Watch(self._records, params["body_jaxpr"])
         index = 0
         while True:
             if index >= _WALKED and watch.is_quiet:
                 self._progress.advance()
-                forward = self._jitted(equation, lambda: _while_forward(params))
+                forward = self._jitted(equation, lambda: while_forward(params))
                 count, arrays = forward(_arrays(asked), _arrays(constants), _arrays(carry), watch.expected())
                 carry = watch.attributed(arrays, carry, equation, frame) if count else carry
                 index += int(count)
@@ -87,12 +87,12 @@ class Loops:
         values.clear()
         buffers: list[Any] = []
         parts: list[tuple[int | slice, list[Any]]] = []
-        watch = _Watch(self._records)
+        watch = _Watch(self._records, params["jaxpr"])
         done = 0
         while done < length:
             if done >= _WALKED and watch.is_quiet:
                 self._progress.advance()
-                forward = self._jitted(equation, lambda: _scan_forward(params, carried))
+                forward = self._jitted(equation, lambda: scan_forward(params, carried))
                 given = _arrays(constants), _arrays(carry), _arrays(stacked)
                 end, arrays, buffers = forward(given, buffers, done, watch.expected())
                 reached = int(end)
@@ -122,7 +122,7 @@ class Loops:
 class _Watch:
     """What the iterations of a loop that were evaluated in parts have had."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, body: Any) -> None:
         self.firsts: list[dict[str, tuple[int, Node]]] = []
         """For each result of an iteration."""
         self._records = records
@@ -130,11 +130,13 @@ class _Watch:
         self._origins = len(records.origins)
         self._nothing_new = 0
         self._bad = False
+        # A jax.debug.print would be run again.
+        self._has_effects = bool(opened(body)[0].effects)
 
     @property
     def is_quiet(self) -> bool:
         """Whether the next iterations are compiled."""
-        return not self._bad or self._nothing_new >= _WALKED
+        return not self._has_effects and (not self._bad or self._nothing_new >= _WALKED)
 
     def walked(self, outs: Sequence[Value]) -> None:
         """An iteration was evaluated in parts."""
@@ -177,93 +179,13 @@ def _arrays(values: Sequence[Value]) -> list[Any]:
     return [value.array for value in values]
 
 
-def _kinds(array: Any) -> Any:
-    """Whether it has NaN, inf and -inf, as `classes` tells them: bool[3]."""
-    if not is_inexact(array):
-        return jnp.zeros(3, bool)
-    nan = jnp.isnan(array)
-    if jnp.iscomplexobj(array):
-        return jnp.stack([jnp.any(nan), jnp.any(jnp.isinf(array) & ~nan), jnp.array(False)])
-    return jnp.stack([jnp.any(nan), jnp.any(array == jnp.inf), jnp.any(array == -jnp.inf)])
-
-
-def _as_expected(arrays: Sequence[Any], expected: Any) -> Any:
-    return ~jnp.any(jnp.stack([_kinds(array) for array in arrays]) & ~expected) if arrays else jnp.array(True)
-
-
-def _select(which: Any, arrays: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """The arrays where it holds, along the leading axes; else the others."""
-    selected = []
-    for array, other in zip(arrays, others, strict=True):
-        if which.ndim:
-            mask = jnp.reshape(which, (*which.shape, *(1,) * (jnp.ndim(array) - which.ndim)))
-            selected.append(lax.select(jnp.broadcast_to(mask, jnp.shape(array)), array, other))
-        else:  # a scalar, whatever the sharding
-            selected.append(lax.select(which, array, other))
-    return selected
-
-
-def _while_forward(params: Any) -> Callable[..., Any]:
-    condition, iteration = jaxpr_as_fun(params["cond_jaxpr"]), jaxpr_as_fun(params["body_jaxpr"])
-
-    def forward(asked: list[Any], constants: list[Any], carry: list[Any], expected: Any) -> Any:
-        def goes_on(state: Any) -> Any:
-            _, carry, good = state
-            return good & jnp.any(condition(*asked, *carry)[0])
-
-        def body(state: Any) -> Any:
-            count, carry, _ = state
-            new = _select(condition(*asked, *carry)[0], iteration(*constants, *carry), carry)
-            good = _as_expected(new, expected)
-            return count + good, _select(good, new, carry), good
-
-        return lax.while_loop(goes_on, body, (jnp.int32(0), carry, jnp.array(True)))[:2]
-
-    return forward
-
-
-def _scan_forward(params: Any, carried: int) -> Callable[..., Any]:
-    iteration, length = jaxpr_as_fun(params["jaxpr"]), params["length"]
-
-    def forward(inputs: tuple[list[Any], ...], buffers: list[Any], start: Any, expected: Any) -> Any:
-        constants, carry, stacked = inputs
-
-        def body(state: Any) -> Any:
-            done, carry, buffers, _ = state
-            index = length - 1 - done if params["reverse"] else done
-            outs = iteration(*constants, *carry, *_row(stacked, index))
-            good = _as_expected(outs, expected)
-            # A row that is not good is stored again, when it has been evaluated in parts.
-            return done + good, _select(good, outs[:carried], carry), _stored(buffers, outs[carried:], index), good
-
-        state = jnp.asarray(start, jnp.int32), carry, buffers, jnp.array(True)
-        return lax.while_loop(lambda state: state[3] & (state[0] < length), body, state)[:3]
-
-    return forward
-
-
-@jax.jit
-def _row(arrays: list[Any], index: Any) -> list[Any]:
-    return [lax.dynamic_index_in_dim(array, index, keepdims=False) for array in arrays]
-
-
-def _buffers_of(arrays: list[Any], length: int) -> list[Any]:
-    return [jnp.broadcast_to(array[None], (length, *array.shape)) for array in arrays]
-
-
-def _stored(buffers: list[Any], arrays: list[Any], index: Any) -> list[Any]:
-    return [
-        lax.dynamic_update_index_in_dim(buffer, array, index, 0) for buffer, array in zip(buffers, arrays, strict=True)
-    ]
-
-
 def _iteration(equation: Any, frame: Frame, iteration: LoopIteration) -> Frame:
     return frame._replace(name_stack=name_stack(equation, frame.name_stack), iterations=(*frame.iterations, iteration))
 
 
 def _rows(stacked: list[Value], index: int) -> Iterator[Value]:
     """One row of each input of a scan."""
-    arrays = _row(_arrays(stacked), index) if stacked else []
+    arrays = row_of(_arrays(stacked), index) if stacked else []
     for value, array in zip(stacked, arrays, strict=True):
         row = Value(array, value.least, value.greatest, path=value.path, overflow=value.overflow)
         if value.node is not None:
@@ -276,7 +198,7 @@ def _rows(stacked: list[Value], index: int) -> Iterator[Value]:
 
 def _chosen(wanted: Any, new: Value, old: Value, equation: Any, frame: Frame) -> Value:
     """The new value of the members of a vmap that go on, the old one of the others."""
-    (array,) = _select(jnp.asarray(wanted), [new.array], [old.array])
+    (array,) = select(jnp.asarray(wanted), [new.array], [old.array])
     low, high, finite = measured(array)
     value = Value(array, low, high, overflow=new.overflow or old.overflow)
     if not finite:

@@ -14,6 +14,7 @@ _SAFE_NORM: Final = (
     "optax.safe_norm; where the value is masked, give the root a safe argument inside the jnp.where"
 )
 _HALF: Final = "compute this in float32, or scale the values down; for products and sums accumulate in float32: "
+DECOMPOSITIONS: Final = frozenset({"eigh", "eig", "svd", "schur", "geqrf", "cholesky"})
 _HALF_TYPES: Final = ("float16", "bfloat16")
 
 
@@ -37,7 +38,7 @@ def remedy(cause: FaultStep, derivative_of: str | None, feeding: Sequence[str], 
         return "an array that the function captured, or a number in its source, is not finite: replace it"
     if cause.kind == "integer_overflow":
         return f"{cause.dtype} wraps around: convert to a float, or to a wider integer, before this operation"
-    if derivative_of in ("eigh", "eig", "svd", "schur", "qr", "cholesky"):
+    if derivative_of in DECOMPOSITIONS:
         return f"the derivative of {derivative_of} is not finite where eigenvalues or singular values are equal or 0"
     if derivative_of is not None and (known := _derivative(derivative_of)):
         return known

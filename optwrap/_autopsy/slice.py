@@ -9,7 +9,7 @@ from optwrap._autopsy.parts import PASSED_THROUGH, Fault, FaultStep, LargestValu
 from optwrap._autopsy.program.jaxprs import CALLS, function_of, opened
 from optwrap._autopsy.program.source import name_stack, place
 from optwrap._autopsy.records import Records
-from optwrap._autopsy.remedies import remedy
+from optwrap._autopsy.remedies import DECOMPOSITIONS, remedy
 from optwrap._autopsy.values import MAX_INDICES, Node, Value
 
 MAX_FAULTS: Final = 8
@@ -202,7 +202,8 @@ def _derivative_of(node: Node, siblings: Mapping[Any, list[str]] | None) -> str 
     if node.kind != "operation" or siblings is None or "jvp(" not in _stack_of(node):
         return None
     names = siblings.get(_traceback(node.equation), ())
-    first = next(iter(names), None)
+    # A decomposition prepares its matrix first.
+    first = next((name for name in names if name in DECOMPOSITIONS), next(iter(names), None))
     return None if first == node.primitive and "transpose(" not in _stack_of(node) else first
 
 

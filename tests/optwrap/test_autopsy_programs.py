@@ -151,6 +151,16 @@ def test_a_long_scan_names_the_iteration_of_a_fault(bad: int, carried: bool) -> 
     assert findings.notes == ((told,) if carried else ())
 
 
+def test_a_print_in_a_long_loop_is_skipped(capfd: pytest.CaptureFixture[str]) -> None:
+    def body(carry: jax.Array, _: Any) -> Any:
+        jax.debug.print("printed")
+        return jnp.log(carry), None
+
+    assert optwrap.autopsy(lambda x: jax.lax.scan(body, x, length=30)[0], jnp.ones(()))
+    jax.effects_barrier()
+    assert "printed" not in capfd.readouterr().out
+
+
 def test_a_long_loop_with_a_mask_in_its_carry_names_the_fault_and_not_the_mask() -> None:
     def body(carry: jax.Array) -> jax.Array:
         count, states = carry[0], carry[1:] - 1
