@@ -8,16 +8,18 @@ from typing import Any, Final
 import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from optwrap._autopsy.findings import Findings
 from optwrap._autopsy.interpreter import Interpreter
-from optwrap._autopsy.program import Granularity, size
+from optwrap._autopsy.program.jaxprs import Granularity, size
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Records
 from optwrap._autopsy.slice import largest, sliced
 from optwrap._autopsy.values import Frame, measured
 from optwrap._core import checks
 
+_CHECKED: Final = "the gradients that optwrap checks"
 _REMEDY: Final = "pass the function that you would pass to jax.jit, and the arguments of the step that went bad"
 
 
@@ -40,7 +42,7 @@ def autopsy(
 
     Args:
       fn: anything that `jax.jit` takes, jitted or not: a loss, its gradient, a whole train step.
-      *args: its arguments, pytrees. Arrays are not donated. What is no array and no float is static.
+      *args: its arguments, pytrees. Arrays are not donated. What is no array and no non-finite number is static.
       granularity: what is evaluated as one compiled piece: each `operation`, the operations of each source `line`, or
         those of each `jax.named_scope` ("scope"). A fault that only occurs when operations are compiled together is not
         seen one by one; the findings then say so.
@@ -57,6 +59,8 @@ def autopsy(
     """
     if not callable(fn):
         raise TypeError(f"autopsy: fn must be callable, got {checks.shown(fn)} ({type(fn).__name__}): {_REMEDY}")
+    if isinstance(fn, jax.stages.Compiled):
+        raise TypeError(f"autopsy: fn is compiled and cannot be traced: {_REMEDY}")
     checks.one_of("autopsy: granularity", granularity, ("operation", "line", "scope"), "choose one of these")
     name = getattr(fn, "__name__", None) or type(fn).__name__
     flat, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
@@ -65,7 +69,7 @@ def autopsy(
     leaves = [leaf for _, leaf in flat]
     for path, leaf in zip(paths, leaves, strict=True):
         _check(path, leaf)
-    written: list[str] = []
+    outputs: list[str] = []
     traced = [i for i, leaf in enumerate(leaves) if _is_traced(leaf)]
 
     def call(*arrays: Any) -> Any:
@@ -73,15 +77,16 @@ def autopsy(
         for i, array in zip(traced, arrays, strict=True):
             filled[i] = array
         args, kwargs = jax.tree_util.tree_unflatten(structure, filled)
-        result = fn(*args, **kwargs)
+        returned = _returned(fn(*args, **kwargs), name)
         new = _written(args, kwargs, filled)
-        written[:] = [f"{_path(key, names)} after the call" for key, _ in new]
-        return result, [leaf for _, leaf in new]
+        outputs[:] = [f"output{jax.tree_util.keystr(key)}" for key, _ in returned]
+        outputs.extend(f"{_path(key, names)} after the call" for key, _ in new)
+        return [leaf for _, leaf in (*returned, *new)]
 
-    with _undisturbed():
-        closed, out_shape = _jaxpr(call, [leaves[i] for i in traced], name)
-        returned = jax.tree_util.tree_leaves_with_path(out_shape[0])
-        outputs = [*(f"output{jax.tree_util.keystr(key)}" for key, _ in returned), *written]
+    with _undisturbed(), _in_mesh(leaves):
+        closed = _jaxpr(call, [leaves[i] for i in traced], name)
+        for constant in closed.consts:
+            _check(f"an array that {name} captured", constant)
         shown = Progress(name, size(closed), shown=progress)
         records = Records()
         values = [records.given("argument", _array(leaves[i]), None, Frame(), path=paths[i]) for i in traced]
@@ -89,12 +94,14 @@ def autopsy(
             results = Interpreter(records, granularity, shown).block(closed, values, Frame())
         finally:
             shown.close()
-        found = sliced(list(zip(outputs, results, strict=True)), records, closed)
+        ends = [*zip(outputs, results, strict=True), *((_CHECKED, value) for value in records.checked)]
+        found = sliced(ends, records, closed)
         reproduced = True
-        if all(value.node is None for value in results):
-            del results
+        if not found.faults:
+            finite = [value.node is None for value in results]
+            del ends, results
             whole = jax.jit(jaxpr_as_fun(closed))(*[_array(leaves[i]) for i in traced])
-            reproduced = all(measured(array)[2] for array in whole)
+            reproduced = all(measured(array)[2] for array, is_finite in zip(whole, finite, strict=True) if is_finite)
         return Findings(
             function=name,
             faults=found.faults,
@@ -114,24 +121,47 @@ def _undisturbed() -> Iterator[None]:
         yield
 
 
-def _jaxpr(call: Callable[..., Any], arrays: list[Any], name: str) -> tuple[Any, Any]:
+@contextlib.contextmanager
+def _in_mesh(leaves: Sequence[Any]) -> Iterator[None]:
+    """The mesh of the arguments, if its axes are explicit. Compiled functions find it; single operations do not."""
+    shardings = [leaf.sharding for leaf in leaves if isinstance(leaf, jax.Array)]
+    meshes = [of.mesh for of in shardings if isinstance(of, NamedSharding) and isinstance(of.mesh, Mesh)]
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
+        yield
+        return
+    with jax.set_mesh(mesh):
+        yield
+
+
+def _jaxpr(call: Callable[..., Any], arrays: list[Any], name: str) -> Any:
     try:
-        traced = jax.jit(call).trace(*arrays)
+        return jax.jit(call).trace(*arrays).jaxpr
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise TypeError(
             f"autopsy: {name} cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]}): {_REMEDY}; bind "
             "arguments that decide about Python's control flow with functools.partial"
         ) from error
-    return traced.jaxpr, traced.out_info
 
 
 def _is_traced(leaf: Any) -> bool:
-    """Whether a leaf becomes an array. Other numbers are static, for they may be arguments that jit takes as static."""
-    if isinstance(leaf, jax.Array):
-        return True
+    """Whether a leaf becomes an array. Finite numbers are static: they may be static arguments of a jitted function."""
+    return _is_array(leaf) or (isinstance(leaf, float | complex) and not np.isfinite(leaf))
+
+
+def _returned(result: Any, name: str) -> list[tuple[Any, Any]]:
+    """The arrays and numbers that a function returns, and where. Modules of Equinox hold functions, too."""
+    leaves = jax.tree_util.tree_leaves_with_path(result)
+    returned = [(key, leaf) for key, leaf in leaves if isinstance(leaf, int | float | complex) or _is_array(leaf)]
+    if leaves and not returned:
+        raise TypeError(f"autopsy: {name} returns no arrays, but {type(leaves[0][1]).__name__}: {_REMEDY}")
+    return returned
+
+
+def _is_array(leaf: Any) -> bool:
     if isinstance(leaf, np.ndarray | np.generic):
         return leaf.dtype.kind in "biufc" or hasattr(jax.numpy, leaf.dtype.name)
-    return isinstance(leaf, float | complex) and not np.isfinite(leaf)
+    return isinstance(leaf, jax.Array)
 
 
 def _array(leaf: Any) -> Any:
@@ -143,6 +173,8 @@ def _check(path: str, leaf: Any) -> None:
         raise ValueError(
             f"autopsy: {path} is a traced value; allowed: arrays: call autopsy outside of jit, grad and vmap"
         )
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise ValueError(f"autopsy: {path} is a shape without values; allowed: arrays: pass those of the bad step")
     if not isinstance(leaf, jax.Array):
         return
     if leaf.is_deleted():

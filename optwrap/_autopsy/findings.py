@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
-from optwrap._autopsy.parts import Fault, FaultStep, LargestValue, Operand
+from optwrap._autopsy.parts import PASSED_THROUGH, Fault, FaultStep, LargestValue, Operand
 
 _SHOWN_STEPS: Final = 5
 """Steps of one fault in the text."""
@@ -133,7 +133,9 @@ def _nothing(findings: Findings) -> Iterator[_Line]:
             f'{findings.granularity} it has none. Look again with granularity="{other}", which compiles more together.'
         )
     else:
-        yield _Line(f"Autopsy of {findings.function}: nothing non-finite reached its outputs.", "bold")
+        passed = any(note.endswith(PASSED_THROUGH) for note in findings.notes)
+        but = ", but infinities that were passed through" if passed else ""
+        yield _Line(f"Autopsy of {findings.function}: nothing non-finite reached its outputs{but}.", "bold")
     if findings.largest is not None:
         yield _Line(f"The largest finite value was {findings.largest.magnitude:.4g}:")
         yield from _where(findings.largest.step)

@@ -1,19 +1,15 @@
 """Evaluates a jaxpr equation by equation."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend.core import Literal as Number
-from jax.extend.core import jaxpr_as_fun
 
-from optwrap._autopsy.parts import LoopIteration
-from optwrap._autopsy.program import (
+from optwrap._autopsy.loops import Loops
+from optwrap._autopsy.program.jaxprs import (
     CALLBACKS,
     CALLS,
     LOOPS,
@@ -23,34 +19,15 @@ from optwrap._autopsy.program import (
     Region,
     bind,
     function_of,
-    is_collective,
-    on_one_device,
     opened,
+    operands_of,
     planned,
-    scan_inputs,
 )
+from optwrap._autopsy.program.mapped import gathered, on_one_device, placed, without_mesh
+from optwrap._autopsy.program.source import name_stack
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Operation, Records
-from optwrap._autopsy.source import name_stack
-from optwrap._autopsy.values import Frame, Value, classes, measured, node_of, on_host
-
-_WALKED: Final = 16
-"""Iterations of a loop after which it is first evaluated as a whole, and in parts only if that is not finite."""
-
-
-@jax.jit
-def _row(arrays: list[Any], index: Any) -> list[Any]:
-    return [lax.dynamic_index_in_dim(array, index, keepdims=False) for array in arrays]
-
-
-def _buffer_of(arrays: list[Any], length: int) -> list[Any]:
-    return [jnp.broadcast_to(array[None], (length, *array.shape)) for array in arrays]
-
-
-def _stored(buffers: list[Any], arrays: list[Any], index: Any) -> list[Any]:
-    return [
-        lax.dynamic_update_index_in_dim(buffer, array, index, 0) for buffer, array in zip(buffers, arrays, strict=True)
-    ]
+from optwrap._autopsy.values import Frame, Value
 
 
 class Interpreter:
@@ -62,8 +39,7 @@ class Interpreter:
         self._progress = progress
         self._plans: dict[int, Plan] = {}
         self._compiled: dict[int, tuple[Any, Callable[..., Any]]] = {}
-        self._buffer_of = jax.jit(_buffer_of, static_argnums=1)
-        self._stored = jax.jit(_stored, donate_argnums=0)
+        self._loops = Loops(records, progress, self.block, self._jitted)
 
     def block(self, function: Any, inputs: list[Value], frame: Frame) -> list[Value]:
         """Evaluate a jaxpr.
@@ -104,20 +80,19 @@ class Interpreter:
         if isinstance(item, Region):
             return self._region(item, values, frame, plan)
         name = item.primitive.name
-        if name in CALLS or on_one_device(item):
-            calls = (*frame.calls, item) if "name" in item.params else frame.calls
-            inside = frame._replace(name_stack=name_stack(item, frame.name_stack), calls=calls)
-            return self.block(function_of(item), values, inside)
+        inside = frame._replace(name_stack=name_stack(item, frame.name_stack), calls=(*frame.calls, item))
+        if name in CALLS:
+            return self.block(function_of(item), operands_of(item, values), inside)
+        if name == "shard_map" and (mapped := self._mapped(item, values)) is not None:
+            return self._without_devices(item, mapped, values, inside)
         if name in LOOPS:
-            evaluate = {"scan": self._scan, "while": self._while, "cond": self._cond}[name]
+            evaluate = {"scan": self._loops.scan, "while": self._loops.while_, "cond": self._cond}[name]
             return evaluate(item, values, frame)
         if name in CALLBACKS:
             if name in SILENT and not any(var in plan.used for var in item.outvars):
                 self._records.notes[f"{name} was skipped"] = None
                 return [Value(np.zeros(var.aval.shape, var.aval.dtype)) for var in item.outvars]
             self._records.notes[f"{name} was run once more"] = None
-        if is_collective(item):
-            return _alone(item, values)
         self._progress.advance()
         arrays = bind(item, [value.array for value in values])
         return self._records.results(Operation(name, item, frame, plan), values, arrays)
@@ -138,105 +113,34 @@ class Interpreter:
             self._compiled[id(key)] = (key, jax.jit(function()))
         return self._compiled[id(key)][1]
 
+    def _mapped(self, equation: Any, values: list[Value]) -> Any:
+        """A `shard_map` as a jaxpr for one device; None if it cannot be."""
+        if id(equation) not in self._compiled:
+            try:
+                arrays = gathered(equation, [value.array for value in values])
+                with without_mesh():
+                    mapped = on_one_device(equation, arrays)
+            except Exception as error:  # whatever vmap cannot do
+                self._records.notes[
+                    f"shard_map was evaluated as one operation ({type(error).__name__} when it was mapped on one "
+                    "device): to look inside, pass the function that it maps, with the arguments of one device"
+                ] = None
+                mapped = None
+            self._compiled[id(equation)] = equation, mapped
+        return self._compiled[id(equation)][1]
+
+    def _without_devices(self, equation: Any, mapped: Any, values: list[Value], inside: Frame) -> list[Value]:
+        """The results of a `shard_map` on one device, placed as the program expects them."""
+        arrays = gathered(equation, [value.array for value in values])
+        inputs = [dataclasses.replace(value, array=array) for value, array in zip(values, arrays, strict=True)]
+        values.clear()
+        del arrays
+        with without_mesh():
+            outs = self.block(mapped, inputs, inside)
+        arrays = placed(equation, [out.array for out in outs])
+        return [dataclasses.replace(out, array=array) for out, array in zip(outs, arrays, strict=True)]
+
     def _cond(self, equation: Any, values: list[Value], frame: Frame) -> list[Value]:
         branches = equation.params["branches"]
         branch = branches[min(max(int(values[0].array), 0), len(branches) - 1)]
         return self.block(branch, values[1:], frame._replace(name_stack=name_stack(equation, frame.name_stack)))
-
-    def _while(self, equation: Any, values: list[Value], frame: Frame) -> list[Value]:
-        params = equation.params
-        split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        asked, constants, carry = values[: split[0]], values[split[0] : split[1]], values[split[1] :]
-        values.clear()
-        condition = self._jitted(params["cond_jaxpr"], lambda: jaxpr_as_fun(params["cond_jaxpr"]))
-        for index in itertools.count():
-            (goes_on,) = condition(*[value.array for value in (*asked, *carry)])
-            if not goes_on:
-                return carry
-            inside = _iteration(equation, frame, LoopIteration("while", index, None))
-            carry = self._body(params["body_jaxpr"], [*constants, *carry], inside, index)
-        raise AssertionError  # the loop above has no end of its own
-
-    def _scan(self, equation: Any, values: list[Value], frame: Frame) -> list[Value]:
-        params = equation.params
-        length, (consts, carried) = params["length"], scan_inputs(params)
-        if not length:
-            outs = bind(equation, [value.array for value in values])
-            return [Value(array, *measured(array)[:2]) for array in outs]
-        constants, carry, stacked = values[:consts], values[consts : consts + carried], values[consts + carried :]
-        values.clear()
-        buffers: list[Any] = []
-        rows: dict[int, list[Value]] = {}
-        for count, index in enumerate(reversed(range(length)) if params["reverse"] else range(length)):
-            row = list(_rows(stacked, index))
-            inside = _iteration(equation, frame, LoopIteration("scan", index, length))
-            outs = self._body(params["jaxpr"], [*constants, *carry, *row], inside, count)
-            carry, row = outs[:carried], outs[carried:]
-            arrays = [jnp.asarray(value.array) for value in row]
-            buffers = self._buffer_of(arrays, length) if not count else buffers
-            buffers = self._stored(buffers, arrays, index)
-            # What is known of them; the arrays are in the buffers.
-            rows[index] = [dataclasses.replace(value, array=None) for value in row]
-        return carry + [
-            _stack(buffer, [rows[index][i] for index in range(length)], equation, frame)
-            for i, buffer in enumerate(buffers)
-        ]
-
-    def _body(self, function: Any, values: list[Value], frame: Frame, count: int) -> list[Value]:
-        """One iteration of a loop. After the first ones it is compiled, until something is non-finite."""
-        if count >= _WALKED and all(value.node is None and value.overflow is None for value in values):
-            self._progress.advance()
-            arrays = self._jitted(function, lambda: jaxpr_as_fun(function))(*[value.array for value in values])
-            ranges = [measured(array) for array in arrays]
-            if all(finite for *_, finite in ranges):
-                return [Value(array, low, high) for array, (low, high, _) in zip(arrays, ranges, strict=True)]
-        return self.block(function, values, frame)
-
-
-def _alone(equation: Any, values: list[Value]) -> list[Value]:
-    """The results of a collective on a single device: its inputs, perhaps with an axis of length 1 more or less."""
-    if not values:  # axis_index
-        return [Value(np.zeros(var.aval.shape, var.aval.dtype)) for var in equation.outvars]
-    outs = []
-    for value, var in zip(values, equation.outvars, strict=True):
-        tag = value.tag.reshape(var.aval.shape) if isinstance(value.tag, np.ndarray) else value.tag
-        outs.append(dataclasses.replace(value, array=jnp.reshape(value.array, var.aval.shape), tag=tag))
-    return outs
-
-
-def _iteration(equation: Any, frame: Frame, iteration: LoopIteration) -> Frame:
-    return frame._replace(name_stack=name_stack(equation, frame.name_stack), iterations=(*frame.iterations, iteration))
-
-
-def _rows(stacked: list[Value], index: int) -> Iterator[Value]:
-    """One row of each input of a scan."""
-    arrays = _row([value.array for value in stacked], index) if stacked else []
-    for value, array in zip(stacked, arrays, strict=True):
-        row = Value(array, value.least, value.greatest, path=value.path, overflow=value.overflow)
-        if value.node is not None:
-            row.least, row.greatest, finite = measured(array)
-            if not finite:
-                row.node = value.node
-                row.tag = value.tag if isinstance(value.tag, int) else value.tag[index]  # type: ignore[index]
-        yield row
-
-
-def _stack(array: Any, rows: list[Value], equation: Any, frame: Frame) -> Value:
-    """The stacked results of a scan."""
-    ends = [end for row in rows for end in (row.least, row.greatest) if end is not None]
-    value = Value(array, min(ends, default=None), max(ends, default=None))
-    value.overflow = next((row.overflow for row in rows if row.overflow is not None), None)
-    parents = tuple(row.node for row in rows if row.node is not None)
-    if parents:
-        numbers = frozenset().union(*(node.origins for node in parents))
-        value.node = node_of(array, "stack", "scan", equation, frame, parents=parents, origins=numbers, moves=True)
-        if len(numbers) == 1:
-            value.tag = next(iter(numbers))
-        else:
-            bad = classes(on_host(array)).any
-            tag = np.zeros(bad.shape, np.int32)
-            for index, row in enumerate(rows):
-                if row.tag is not None:
-                    tag[index] = np.where(bad[index], row.tag, 0)
-            value.tag = tag
-    return value

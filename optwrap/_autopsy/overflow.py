@@ -18,6 +18,8 @@ _EXACT: Final[dict[str, Callable[[Any, Sequence[Array]], Array]]] = {
     "reduce_prod": lambda params, x: x[0].prod(axis=tuple(params["axes"])),
     "cumsum": lambda params, x: _cumulative(np.cumsum, params, x[0]),
     "cumprod": lambda params, x: _cumulative(np.cumprod, params, x[0]),
+    "dot_general": lambda params, x: _product(params["dimension_numbers"], x),
+    "convert_element_type": lambda _, x: x[0],
 }
 """The operations on signed integers that can overflow, in float64."""
 
@@ -26,6 +28,20 @@ def _cumulative(of: Callable[..., Array], params: Any, x: Array) -> Array:
     if params["reverse"]:
         return np.flip(of(np.flip(x, params["axis"]), axis=params["axis"]), params["axis"])
     return of(x, axis=params["axis"])
+
+
+def _product(dimension_numbers: Any, x: Sequence[Array]) -> Array:
+    """A product of arrays: the batch axes come first, then the free ones of each."""
+    contracting, batch = dimension_numbers
+    flat = []
+    for side in range(2):
+        free = [axis for axis in range(x[side].ndim) if axis not in (*contracting[side], *batch[side])]
+        order = [*batch[side], *free, *contracting[side]]
+        shape = [[x[side].shape[axis] for axis in axes] for axes in (batch[side], free, contracting[side])]
+        flat.append((x[side].transpose(order).reshape(*shape[0], math.prod(shape[1]), math.prod(shape[2])), shape))
+    (left, shape), (right, other) = flat
+    result: Array = np.matmul(left, right.swapaxes(-1, -2)).reshape((*shape[0], *shape[1], *other[1]))
+    return result
 
 
 def wrapped(equation: Any, inputs: Sequence[Value], output: Any) -> Array | None:
@@ -55,4 +71,8 @@ def _may_exceed(equation: Any, largest: float, inputs: Sequence[Value], limit: f
         return 2 * largest > limit
     if name in ("reduce_sum", "cumsum"):
         return size * largest > limit
+    if name == "dot_general":
+        return size * largest**2 > limit
+    if name == "convert_element_type":
+        return largest > limit and not np.issubdtype(inputs[0].array.dtype, np.floating)
     return largest > 1

@@ -1,7 +1,10 @@
 """The parts of `Findings`: frozen dataclasses with plain Python values."""
 
 import dataclasses
-from typing import Literal
+from typing import Final, Literal
+
+PASSED_THROUGH: Final = "was passed through"
+"""How a note about an infinity ends that is no fault."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optwrap._core import checks
@@ -42,7 +41,8 @@ class Recorder:
     Args:
       keep: the steps of which the arguments are kept, 1 or more. `observe` waits until the device has computed the
         reading of the step `keep` steps ago, so a loop that runs ahead of the device needs a larger one.
-      copy: positions of the arguments of `hold` that are copied on the device, because the step donates them.
+      copy: positions of the arguments of `hold` that are copied, because the step donates them or changes them in place
+        (a model of flax.nnx), or because the loader uses a numpy array again.
 
     Raises:
       TypeError: `keep` is no integer, or `copy` no tuple of integers.
@@ -52,8 +52,13 @@ class Recorder:
     def __init__(self, keep: int = 2, *, copy: tuple[int, ...] = ()) -> None:
         remedy = "choose how many of the last steps are kept"
         self._keep = int(checks.integer("Recorder: keep", keep, 1, remedy))  # type: ignore[arg-type]  # concrete
+        remedy = "pass positions of the arguments of hold, as in copy=(0, 1)"
+        if not isinstance(copy, tuple | list):
+            raise TypeError(
+                f"Recorder: copy must be a tuple, got {checks.shown(copy)} ({type(copy).__name__}): {remedy}"
+            )
         for position in copy:
-            checks.integer("Recorder: copy", position, 0, "pass positions of the arguments of hold, as in copy=(0, 1)")
+            checks.integer("Recorder: copy", position, 0, remedy)
         self._copy = frozenset(copy)
         self._pending: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._held: collections.deque[tuple[Any, tuple[Any, ...], dict[str, Any]]] = collections.deque()
@@ -65,7 +70,15 @@ class Recorder:
         Args:
           *args: pytrees of arrays. Those at the positions `copy` are copied.
           **kwargs: likewise, never copied.
+
+        Raises:
+          ValueError: there is no argument at a position in `copy`.
         """
+        if missing := sorted(position for position in self._copy if position >= len(args)):
+            raise ValueError(
+                f"Recorder: copy has position {missing[0]}, and hold got {len(args)} positional arguments: pass by "
+                "position what is copied"
+            )
         copied = tuple(jax.tree.map(_copied, arg) if i in self._copy else arg for i, arg in enumerate(args))
         self._pending = copied, kwargs
 
@@ -109,4 +122,4 @@ class Recorder:
 
 
 def _copied(leaf: Any) -> Any:
-    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
+    return leaf.copy() if isinstance(leaf, jax.Array | np.ndarray) else leaf

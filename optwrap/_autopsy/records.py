@@ -1,12 +1,14 @@
 """Records of the non-finite values that an evaluation meets, with their origins."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from optwrap._autopsy.overflow import wrapped
-from optwrap._autopsy.program import Plan, Region, bind
+from optwrap._autopsy.program.jaxprs import Plan, Region, bind
+from optwrap._autopsy.program.source import is_check
 from optwrap._autopsy.tags import MOVES, NONE, origins
 from optwrap._autopsy.values import Frame, Node, Value, classes, is_inexact, measured, node_of, on_host
 
@@ -14,7 +16,6 @@ _UNCHANGED: Final = MOVES | {"convert_element_type"}
 """Primitives that leave an infinity as it is."""
 _KEEP_PATH: Final = (MOVES - {"concatenate", "select_n", "pad"}) | {"convert_element_type"}
 """Primitives whose output is a part or a copy of the first operand."""
-_DEVICES: Final = frozenset({"shard_map", "xla_pmap", "pmap"})
 
 
 MAX_RECORDS: Final = 20_000
@@ -50,6 +51,8 @@ class Records:
         """For an origin the others that met it, as in a sum, with the record of the result that has only the first."""
         self.notes: dict[str, None] = {}
         """An ordered set."""
+        self.checked: list[Value] = []
+        """Non-finite values that optwrap looked for, as a wrapper does that skips the step. Without their arrays."""
         self._kept = 0
         """Number of records of results."""
         self.largest: tuple[float, Node] | None = None
@@ -74,6 +77,8 @@ class Records:
           values: its inputs.
           arrays: its outputs.
         """
+        if any(value.node is not None for value in values) and is_check(operation.equation):
+            self._note_checked(values)
         overflow = next((value.overflow for value in values if value.overflow is not None), None)
         path = values[0].path if values and operation.name in _KEEP_PATH else None
         outs, bad = [], []
@@ -87,7 +92,6 @@ class Records:
         if len(outs) == 1 and operation.region is None:
             self._note_overflow(outs[0], values, operation)
         if bad:
-            self._note_devices(operation)
             hosts = [on_host(out.array) for out in outs]
             if any(value.node is not None for value in values):
                 tags = origins(None if operation.region else operation.equation, values, hosts, bind)
@@ -128,6 +132,13 @@ class Records:
             if value.overflow is not None and not parents:
                 node.parents = (value.overflow,)
 
+    def _note_checked(self, values: Sequence[Value]) -> None:
+        known = {id(value.node) for value in self.checked}
+        for value in values:
+            node = value.node
+            if node is not None and id(node) not in known and not (node.equation and is_check(node.equation)):
+                self.checked.append(dataclasses.replace(value, array=None))
+
     def _note_overflow(self, value: Value, values: Sequence[Value], operation: Operation) -> None:
         mask = wrapped(operation.equation, values, value.array)
         if mask is not None:
@@ -135,13 +146,6 @@ class Records:
                 value.array, "integer_overflow", operation.name, operation.equation, operation.frame, mask=mask,
                 operands=tuple(value.operand for value in values),
             )  # fmt: skip
-
-    def _note_devices(self, operation: Operation) -> None:
-        if operation.name in _DEVICES:
-            self.notes[
-                f"{operation.name} was evaluated as one operation: to look inside, map over a mesh of one device, or "
-                "pass the function that it maps, with the arguments of one device"
-            ] = None
 
     def _keep_largest(self, value: Value, operation: Operation) -> None:
         if not is_inexact(value.array):

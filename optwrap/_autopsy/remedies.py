@@ -14,6 +14,7 @@ _SAFE_NORM: Final = (
     "optax.safe_norm; where the value is masked, give the root a safe argument inside the jnp.where"
 )
 _HALF: Final = "compute this in float32, or scale the values down; for products and sums accumulate in float32: "
+DECOMPOSITIONS: Final = frozenset({"eigh", "eig", "svd", "schur", "geqrf", "cholesky"})
 _HALF_TYPES: Final = ("float16", "bfloat16")
 
 
@@ -28,10 +29,17 @@ def remedy(cause: FaultStep, derivative_of: str | None, feeding: Sequence[str], 
     """
     if cause.kind == "argument":
         return f"check where {cause.path} comes from: it is not finite when the function is called"
+    if cause.kind == "constant" and "nan" not in cause.value:
+        return (
+            "an infinity in the source, such as a mask or the start of a maximum, is left in an output: give an empty "
+            "row or segment a finite value; if it is meant, it is no fault"
+        )
     if cause.kind == "constant":
         return "an array that the function captured, or a number in its source, is not finite: replace it"
     if cause.kind == "integer_overflow":
         return f"{cause.dtype} wraps around: convert to a float, or to a wider integer, before this operation"
+    if derivative_of in DECOMPOSITIONS:
+        return f"the derivative of {derivative_of} is not finite where eigenvalues or singular values are equal or 0"
     if derivative_of is not None and (known := _derivative(derivative_of)):
         return known
     if discarded:
@@ -67,6 +75,10 @@ def _by_name(cause: FaultStep, feeding: Sequence[str]) -> str | None:  # noqa: P
         if "sqrt" in feeding:
             return "the standard deviation or norm is 0: add an epsilon to the variance, under the root"
         return "the divisor is 0: add an epsilon, or divide by jnp.where(d == 0, 1, d)"
+    if name in ("triangular_solve", "lu", "tridiagonal_solve"):
+        return "the matrix is singular: add a small multiple of the identity, or take jnp.linalg.lstsq or pinv"
+    if name == "cholesky":
+        return "the matrix is not positive definite: add a small multiple of the identity"
     if name in ("acos", "asin", "atanh", "acosh", "erf_inv"):
         return "rounding takes the argument out of the function's domain: jnp.clip it to the inside"
     if name == "sub" and all(operand.nonfinite for operand in operands):

@@ -5,11 +5,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from optwrap._autopsy.parts import Fault, FaultStep, LargestValue
-from optwrap._autopsy.program import CALLS, function_of, opened
+from optwrap._autopsy.parts import PASSED_THROUGH, Fault, FaultStep, LargestValue
+from optwrap._autopsy.program.jaxprs import CALLS, function_of, opened
+from optwrap._autopsy.program.source import name_stack, place
 from optwrap._autopsy.records import Records
-from optwrap._autopsy.remedies import remedy
-from optwrap._autopsy.source import name_stack, place
+from optwrap._autopsy.remedies import DECOMPOSITIONS, remedy
 from optwrap._autopsy.values import MAX_INDICES, Node, Value
 
 MAX_FAULTS: Final = 8
@@ -29,8 +29,8 @@ class Sliced(NamedTuple):
 def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any) -> Sliced:
     """The faults that reached the outputs, the oldest first.
 
-    Origins of one equation, in several iterations of a loop, are one fault, and so are those of a line and of its
-    derivative. An infinite argument or constant that comes out unchanged is none, but a note.
+    Origins of one primitive in one line and one name stack are one fault, and so are those of a line and of its
+    derivative. An infinite argument or constant that comes out as it is, is none, but a note.
 
     Args:
       outputs: paths and values.
@@ -44,28 +44,29 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
                 reached[_identity(records.origins[number])].append((number, path, chain))
     siblings = _siblings(function)
     faults: list[Fault] = []
-    by_line: dict[Any, int] = {}
+    known: dict[Any, int] = {}
     notes = []
     count = 0
     for arrivals in sorted(reached.values(), key=lambda found: min(number for number, *_ in found)):
         _, path, chain = min(arrivals, key=lambda arrival: arrival[0])
         paths = tuple(dict.fromkeys(path for _, path, _ in arrivals))
-        if chain[0].kind in ("argument", "constant") and "nan" not in chain[-1].names and _unchanged(chain):
+        if chain[0].kind in ("argument", "constant") and "nan" not in chain[-1].names and _passes(chain):
             source = chain[0].path or "a constant"
-            notes.append(f"{path} is infinite as {source} is, which was passed through")
+            notes.append(f"{path} is infinite as {source} is, which {PASSED_THROUGH}")
             continue
-        if len(faults) == MAX_FAULTS:
-            count += 1
-            continue
-        fault = _fault(chain, paths, siblings)
-        line = fault.cause.file, fault.cause.line
-        first = by_line.get(line)
-        if first is not None and fault.cause.phase != "forward":
+        cause = _cause(chain)
+        line = place(cause.equation, cause.frame.calls).line
+        alike: list[Any] = [(line[:2], cause.primitive, _stack_of(cause))] if line else []
+        if line and _phase(cause, siblings) != "forward":
+            alike.append(line[:2])
+        first = next((known[key] for key in alike if key in known), None)
+        if first is not None:
             faults[first] = _merged(faults[first], paths)
             continue
         count += 1
-        by_line.setdefault(line, len(faults))
-        faults.append(fault)
+        if len(faults) < MAX_FAULTS:
+            known.update(dict.fromkeys([*alike, *([line[:2]] if line else [])], len(faults)))
+            faults.append(_fault(chain, paths, siblings))
     return Sliced(tuple(faults), count, tuple(notes))
 
 
@@ -87,8 +88,10 @@ def _identity(origin: Node) -> Any:
     return id(origin.equation), tuple(map(id, origin.frame.calls)), origin.frame.name_stack
 
 
-def _unchanged(chain: Sequence[Node]) -> bool:
-    return all(node.moves or node.kind in ("argument", "constant") for node in chain)
+def _passes(chain: Sequence[Node]) -> bool:
+    """Whether an infinity comes out unchanged; or shifted, if it is in the source, as by a log_softmax after a mask."""
+    shifts = ("add", "sub", "neg") if chain[0].kind == "constant" else ()
+    return all(node.moves or node.kind in ("argument", "constant") or node.primitive in shifts for node in chain)
 
 
 def _chains(node: Node, numbers: Iterable[int], records: Records) -> dict[int, list[Node]]:
@@ -111,7 +114,9 @@ def _chain(node: Node, number: int, records: Records) -> list[Node]:
     """The records from the origin to `node`."""
     chain = [node]
     while records.origins[number] is not chain[-1]:
-        chain.append(next(parent for parent in chain[-1].parents if number in parent.origins))
+        parents = [parent for parent in chain[-1].parents if number in parent.origins]
+        # A NaN comes from a NaN if there is one, and not from an infinity beside it.
+        chain.append(next((parent for parent in parents if set(parent.names) >= set(chain[-1].names)), parents[0]))
     if chain[-1].parents and chain[-1].parents[0].kind == "integer_overflow":
         chain.append(chain[-1].parents[0])
     return [record for record in reversed(chain) if record.kind != "stack"] or [node]
@@ -197,23 +202,25 @@ def _derivative_of(node: Node, siblings: Mapping[Any, list[str]] | None) -> str 
     if node.kind != "operation" or siblings is None or "jvp(" not in _stack_of(node):
         return None
     names = siblings.get(_traceback(node.equation), ())
-    first = next(iter(names), None)
+    # A decomposition prepares its matrix first.
+    first = next((name for name in names if name in DECOMPOSITIONS), next(iter(names), None))
     return None if first == node.primitive and "transpose(" not in _stack_of(node) else first
+
+
+def _phase(node: Node, siblings: Mapping[Any, list[str]] | None) -> Literal["forward", "derivative", "backward"]:
+    if "transpose(" in _stack_of(node):
+        return "backward"
+    return "derivative" if _derivative_of(node, siblings) else "forward"
 
 
 def _step(node: Node, siblings: Mapping[Any, list[str]] | None) -> FaultStep:
     where = place(node.equation, node.frame.calls)
     kind: Any = node.kind
-    phase: Literal["forward", "derivative", "backward"] = "forward"
-    if "transpose(" in _stack_of(node):
-        phase = "backward"
-    elif _derivative_of(node, siblings):
-        phase = "derivative"
     return FaultStep(
         kind=kind,
         primitive=node.primitive,
         value=", ".join(node.names),
-        phase=phase,
+        phase=_phase(node, siblings),
         file=where.line.file if where.line else None,
         line=where.line.line if where.line else None,
         function=where.line.function if where.line else None,

@@ -1,5 +1,7 @@
 """The event `diagnosed`: what the training's autopsy found."""
 
+import pytest
+from optwrap_exporter.cli import main as cli
 from optwrap_exporter.ledger.ledger import Ledger
 
 from tests.exporter.running import Served
@@ -30,3 +32,31 @@ def test_the_same_diagnosis_twice_is_one_event(site: Served) -> None:
     (event,) = site.get("/v1/runs/lm/events", kind="diagnosed")["items"]
     assert event["step"] == 2
     assert event["detail"]["cause"] == WHY["cause"]
+
+
+def test_status_shows_the_cause_below_the_sentence_about_the_run(
+    site: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    job = Job(clock=site.clock)
+    job.step("applied", 1.0)
+    job.step("skipped_not_finite", "NaN", w=1)
+    site.send(job.report(diagnoses=[WHY]))
+    cli.run(["status", site.url])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    (place,) = [index for index, line in enumerate(lines) if line.startswith("lm: ")]
+    assert lines[place + 1 : place + 3] == [f"cause of step 2: {WHY['cause']}", f"remedy: {WHY['remedy']}"]
+
+
+def test_status_shows_no_cause_of_an_earlier_trouble(site: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(clock=site.clock)
+    job.step("skipped_not_finite", "NaN", w=1)
+    site.send(job.report(diagnoses=[WHY]))
+    site.clock.advance(3600)
+    for _ in range(2000):
+        job.step("applied", 1.0)
+    site.send(job.report())
+    job.step("skipped_not_finite", "NaN", w=1)
+    site.send(job.report())
+    cli.run(["status", site.url])
+    assert "cause of step" not in capsys.readouterr().out

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optwrap
 
@@ -69,6 +70,21 @@ def test_donated_parameters_are_copied_when_asked() -> None:
         optwrap.autopsy(lambda params, batch: params * batch, *held.args, **held.kwargs)
 
 
+def test_models_and_arrays_that_are_changed_in_place_are_copied_when_asked() -> None:
+    recorder = optwrap.Recorder(copy=(0, 1))
+    model, batch = nnx.Linear(1, 1, rngs=nnx.Rngs(0)), np.full(2, np.nan, np.float32)
+    kernel = model.kernel[...]
+    recorder.hold(model, batch)
+    _, _, reading = step(jnp.ones(2), TX.init(jnp.ones(2)), jnp.array(batch))
+    model.kernel[...] = kernel + 1
+    batch[:] = 0
+    recorder.observe(reading)
+    held = recorder.bad_step()
+    assert held is not None
+    np.testing.assert_array_equal(held.args[0].kernel[...], kernel)
+    assert np.isnan(held.args[1]).all()
+
+
 def test_a_reading_with_axes_is_bad_if_a_row_is() -> None:
     def scanned(params: jax.Array, state: Any, batches: jax.Array) -> Any:
         def body(carry: Any, batch: jax.Array) -> Any:
@@ -92,6 +108,10 @@ def test_wrong_use_is_refused() -> None:
         optwrap.Recorder(keep=0)
     with pytest.raises(ValueError, match="Recorder: copy must be an integer from 0"):
         optwrap.Recorder(copy=(-1,))
+    with pytest.raises(TypeError, match="Recorder: copy must be a tuple, got 0"):
+        optwrap.Recorder(copy=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="copy has position 1, and hold got 1 positional"):
+        optwrap.Recorder(copy=(1,)).hold(np.zeros(2))
     recorder = optwrap.Recorder()
     with pytest.raises(ValueError, match="call hold before each step"):
         recorder.observe(np.zeros(3, np.uint32))

@@ -179,8 +179,13 @@ def _screen(seen: Seen, width: int, *, several: bool) -> RenderableType:
     details: list[Row] = []
     for row in shown:
         with contextlib.suppress(Unreachable):  # deleted, or the exporter went, since it was listed
+            asked = row.exporter
             details.append(
-                row._replace(steps=row.exporter.last_steps(row.run), events=row.exporter.events(row.run["run"], EVENTS))
+                row._replace(
+                    steps=asked.last_steps(row.run),
+                    events=asked.events(row.run["run"], EVENTS),
+                    diagnosis=asked.diagnosis(row.run),
+                )
             )
     drawn = draw(
         details,

@@ -11,10 +11,13 @@ import click
 import httpx
 
 from optwrap_exporter.cli.text import clean
+from optwrap_exporter.wire.vocabulary import INCIDENT_OF
 
 NORMS: Final = 24
 """Number of steps in the sparkline."""
 _PAGE: Final = 500
+_MARGIN: Final = 600
+"""Seconds. An event of a step has the time of the training, which may be before that of the trouble."""
 
 Json = dict[str, Any]
 
@@ -131,7 +134,13 @@ class Exporter:
                 newest[step] = index
         return {name: [column[index] for index in newest.values()] for name, column in columns.items()}
 
-    def events(self, name: str, limit: int) -> list[Json]:
-        """The last events of a run, newest first."""
-        items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", limit=limit)["items"]
+    def events(self, name: str, limit: int, **query: str | int) -> list[Json]:
+        """The last events of a run, newest first. The query can choose a kind, or a time since which."""
+        items: list[Json] = self._get(f"/v1/runs/{quote(name, safe='')}/events", limit=limit, **query)["items"]
         return items
+
+    def diagnosis(self, run: Json) -> Json | None:
+        """Why a run is in trouble: the last event `diagnosed` of its trouble; None if there is none."""
+        since = max(0, int(run["since"]) - _MARGIN)
+        found = self.events(run["run"], 1, kind="diagnosed", since=since) if run["health"] in INCIDENT_OF else []
+        return found[0] if found else None

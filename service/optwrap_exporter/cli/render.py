@@ -37,6 +37,8 @@ class Row(NamedTuple):
     """The columns of its last steps."""
     events: Sequence[Json] = ()
     """Its last events."""
+    diagnosis: Json | None = None
+    """The last event `diagnosed` of its trouble."""
 
 
 def draw(
@@ -57,13 +59,24 @@ def draw(
     if left_out:
         kinds = ", ".join(f"{count:,} {_word(health).lower()}" for health, count in left_out.items())
         lines.append(Text(f"and {sum(left_out.values()):,} more: {kinds}", style="dim"))
-    lines += [Text(clean(f"{row.run['run']}: {row.run['summary']}"), style="bold") for row in rows if _to_say(row.run)]
+    lines += [line for row in rows if _to_say(row.run) for line in _said(row)]
     happened = [(event, row) for row in rows for event in row.events]
     latest = sorted(happened, key=lambda one: -one[0]["time"])[:EVENTS]
     if latest:
         lines += [Text(""), Text("last events", style="bold")]
         lines += [_line(_event(event, now)) for event, _ in latest]
     return Group(_table(rows, now, width, several), *lines)
+
+
+def _said(row: Row) -> Iterator[Text]:
+    """What is wrong with a run, and why."""
+    yield Text(clean(f"{row.run['run']}: {row.run['summary']}"), style="bold")
+    if row.diagnosis is not None:
+        step, detail = row.diagnosis["step"], row.diagnosis["detail"]
+        at = "" if step is None else f" of step {step:,}"
+        yield Text(clean(f"  cause{at}: {detail['cause']}"), style="bold red")
+        if detail.get("remedy"):
+            yield Text(clean(f"  remedy: {detail['remedy']}"))
 
 
 def _word(health: str) -> str:

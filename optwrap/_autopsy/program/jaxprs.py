@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from jax.extend.core import Literal as Number
 
-from optwrap._autopsy.source import name_stack, place
+from optwrap._autopsy.program.source import name_stack, place
 from optwrap._autopsy.values import Frame
 
 Granularity = Literal["operation", "line", "scope"]
@@ -23,6 +23,7 @@ CALLS: Final = frozenset(
         "custom_jvp_call",
         "custom_vjp_call",
         "custom_vjp_call_jaxpr",
+        "custom_linear_solve",
     }
 )
 """Primitives that call a function with their operands, in all supported versions of JAX."""
@@ -93,18 +94,19 @@ def opened(function: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def function_of(equation: Any) -> Any:
     """The jaxpr that an equation of `CALLS` calls."""
-    return next(equation.params[name] for name in _FUNCTIONS if name in equation.params)
+    params = equation.params
+    if "jaxprs" in params:  # of a custom_linear_solve
+        return params["jaxprs"].solve
+    return next(params[name] for name in _FUNCTIONS if name in params)
 
 
-def on_one_device(equation: Any) -> bool:
-    """Whether an equation is a `shard_map` over a mesh of one device."""
-    return equation.primitive.name == "shard_map" and getattr(equation.params.get("mesh"), "size", 0) == 1
-
-
-def is_collective(equation: Any) -> bool:
-    """Whether an equation reduces, gathers or moves over an axis of a mesh, or asks for the index along one."""
-    axes = equation.params.get("axes", ())
-    return "axis_name" in equation.params or any(isinstance(axis, str) for axis in axes)
+def operands_of(equation: Any, values: list[Any]) -> list[Any]:
+    """Those of an equation's inputs with which its jaxpr is called."""
+    if "jaxprs" not in equation.params:
+        return values
+    lengths = equation.params["const_lengths"]
+    before = lengths.matvec + lengths.vecmat
+    return values[before : before + lengths.solve] + values[sum(lengths) :]
 
 
 def variables(item: Any) -> list[Any]:
@@ -157,7 +159,7 @@ def planned(jaxpr: Any, granularity: Granularity, frame: Frame) -> Plan:
 def _is_alone(equation: Any) -> bool:
     """Whether it is never compiled together with others."""
     name = equation.primitive.name
-    return name in LOOPS or name in CALLBACKS or name == "shard_map" or is_collective(equation)
+    return name in LOOPS or name in CALLBACKS or name == "shard_map"
 
 
 def _regions(jaxpr: Any, granularity: Granularity, frame: Frame) -> Iterator[Any]:

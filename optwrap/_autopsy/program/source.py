@@ -10,10 +10,12 @@ from typing import Any, Final, NamedTuple
 import jax
 
 _JAX: Final = str(Path(jax.__file__).parent) + os.sep
-_OWN: Final = str(Path(__file__).parent) + os.sep
+_OPTWRAP: Final = Path(__file__).parents[2]
+_OWN: Final = str(_OPTWRAP / "_autopsy") + os.sep
+_CHECKS: Final = str(_OPTWRAP / "_core" / "finite.py")
 _LIBRARIES: Final = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {_JAX, str(Path(__file__).parent.parent) + os.sep, "<frozen"}
+    | {_JAX, str(_OPTWRAP) + os.sep, "<frozen"}
 )
 """Where no code of the user's is: Python's own modules, installed packages, and this package."""
 
@@ -48,16 +50,16 @@ class Place(NamedTuple):
 def place(equation: Any, calls: Sequence[Any] = ()) -> Place:
     """Where an equation comes from.
 
-    JAX traces a jitted function once, and so all its calls have the line of the first. The lines outside of it are
-    taken from the equation of the call.
+    JAX traces a jitted function once, and so all its calls have the line of the first. Of the rules of its own
+    functions it knows no line of the user. The lines outside of a call are taken from its equation.
 
     Args:
       equation: an equation of a jaxpr.
-      calls: the equations of the calls of jitted functions that it is in, the outermost first.
+      calls: the equations of the calls of functions that it is in, the outermost first.
     """
     lines = _lines(equation)
-    if calls:
-        name = calls[-1].params.get("name")
+    name = next((call.params["name"] for call in reversed(calls) if "name" in call.params), None)
+    if name is not None:
         start = next((i for i in reversed(range(len(lines))) if lines[i].function == name), None)
         if start is not None:
             lines = lines[start:]
@@ -67,6 +69,11 @@ def place(equation: Any, calls: Sequence[Any] = ()) -> Place:
         if outside.line is not None and (found.line is None or outside.line.is_users):
             return Place(outside.line, found.library or outside.library)
     return found
+
+
+def is_check(equation: Any) -> bool:
+    """Whether an operation belongs to optwrap's check whether gradients are finite."""
+    return any(line.file == _CHECKS for line in _lines(equation))
 
 
 def _innermost(lines: Sequence[Line]) -> Place:
