@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from tests.deploy.rehearsal.job import Job
 from tests.deploy.rehearsal.programs import Site
 from tests.deploy.rehearsal.truth import Tally, Truth
@@ -144,8 +146,8 @@ def _records(compared: Compared, job: Job, truth: Truth, process: int) -> None:
 
 
 def _norm(value: float | str | None) -> str:
-    """A norm in one form: JSON has those that are not finite as strings."""
-    return "none" if value is None else repr(float(value))
+    """A norm in one form. It is a float32, and JSON has those that are not finite as strings."""
+    return "none" if value is None else str(np.float32(value))
 
 
 def _incidents(

@@ -20,6 +20,14 @@ LIMIT: Final = 120.0
 """Seconds that the trainers may take to do what they are asked."""
 
 
+ENVIRONMENT: Final = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    "XLA_FLAGS": " ".join(QUICK),
+}
+"""Of the trainers."""
+
+
 class Job:
     """One job. Process n is on the n-th host.
 
@@ -87,7 +95,7 @@ class Job:
             launch = Launch(**common | own | self._settings)
             command = python("tests.deploy.rehearsal.trainer", json.dumps(dataclasses.asdict(launch)))
             log = self.directory / f"{self.attempts[-1]}-{process}.log"
-            self.trainers.append(host.start(command, log, XLA_FLAGS=" ".join(QUICK)))
+            self.trainers.append(host.start(command, log, **ENVIRONMENT))
 
     def allow(self, until: int) -> None:
         """Let the trainers train until this step, where they wait."""

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,10 +23,12 @@ import optwrap
 
 P: Any = jax.sharding.PartitionSpec  # which has no types
 
-ROWS: Final = 16
-"""Examples in a batch: a multiple of every number of hosts."""
+ROWS: Final = 8
+"""Examples of a batch in each process."""
 INTERVAL: Final = 0.5
 """Seconds between reports."""
+HEARTBEAT: Final = 3600
+"""Seconds without a word from a process after which jax.distributed ends the job: longer than a cable is out."""
 PARAMETER: Final = "hidden/b"
 """The first parameter, in the tree's order, that a NaN in a batch reaches."""
 
@@ -124,7 +125,9 @@ def train(launch: Launch) -> int:
                 ("shared", launch.shared, launch.token_file),
             )
         ]
-        jax.distributed.initialize(launch.coordinator, launch.processes, launch.process)
+        jax.distributed.initialize(
+            launch.coordinator, launch.processes, launch.process, heartbeat_timeout_seconds=HEARTBEAT
+        )
         truth = stack.enter_context((place / f"{launch.attempt}-{launch.process}.jsonl").open("w", buffering=1))
         return _loop(launch, Pair(monitors), truth, place)
 
@@ -142,7 +145,7 @@ def _loop(launch: Launch, pair: Pair, truth: Any, place: Path) -> int:
         return params, state, optwrap.reading(state)
 
     def batch(number: int) -> tuple[Any, Any]:
-        x = np.random.default_rng(number).normal(size=(ROWS, 4)).astype(np.float32)
+        x = np.random.default_rng(number).normal(size=(ROWS * launch.processes, 4)).astype(np.float32)
         y = np.sin(x.sum(axis=1, keepdims=True))
         if number in launch.bad:
             y[-1] = np.nan
@@ -212,8 +215,6 @@ def _restored(path: Path, carry: Any, everywhere: Any) -> tuple[int, Any]:
 
 def main() -> None:
     """Exit with 0 at the end of the training, and with 65 if it stopped itself."""
-    os.environ |= {"JAX_PLATFORMS": "cpu"}
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     sys.exit(train(Launch.parse(sys.argv[1])))
 
 
