@@ -25,6 +25,8 @@ CLUSTER: Final = "rehearsal"
 """The label that the agent adds to all series."""
 SCRAPE: Final = "1s"
 """The scrape interval, and that of the evaluation of rules."""
+DISCOVERY: Final = 8_000
+"""Milliseconds. Prometheus follows its service discovery every 5 s, so an exporter that has ended is down until then."""
 
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 
@@ -123,17 +125,20 @@ class Site:
 def scaled_rules(directory: Path, scale: float) -> dict[str, float]:
     """Write the shipped rules with `for` and `keep_firing_for` divided by `scale`; returns the longest `for` by alert.
 
-    Nothing else is changed: an expression over ten minutes still is one.
+    A `for` stays above the time that Prometheus takes to drop a target. Nothing else is changed: an expression over ten
+    minutes still is one.
     """
     delays: dict[str, float] = {}
     for file in sorted((PROMETHEUS / "rules").glob("*.yml")):
         rules = load(file)
         for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
             for name in ("for", "keep_firing_for"):
-                milliseconds = round(_milliseconds(rule.get(name, "0s")) / scale)
-                rule[name] = f"{milliseconds}ms"
+                shipped = _milliseconds(rule.get(name, "0s"))
+                milliseconds = round(shipped / scale)
                 if name == "for":
+                    milliseconds = max(milliseconds, min(shipped, DISCOVERY))
                     delays[rule["alert"]] = max(delays.get(rule["alert"], 0.0), milliseconds / 1000)
+                rule[name] = f"{milliseconds}ms"
         (directory / file.name).write_text(yaml.safe_dump(rules))
     return delays
 

@@ -107,6 +107,9 @@ def rehearse(fault: Fault, site: Site, hosts: Sequence[Host], agent: Host, direc
     began = time.monotonic()
     sources: dict[str, Compared] = {}
     with running(fault.name, hosts, agent, directory / fault.name, site.targets, **fault.settings) as job:
+        for exporter in job.exporters:
+            # Discovery takes some seconds. A run whose first steps nobody scraped has a larger share of skipped steps.
+            site.prometheus.wait_until(f'up{{instance="{exporter.target}"}} == 1')
         scene = Scene(site, job)
         fault.act(scene)
         truth = job.truth()

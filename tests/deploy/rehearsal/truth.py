@@ -103,13 +103,21 @@ class Truth:
         return total
 
     def redone(self) -> int:
-        """Steps that were taken again, because a later attempt began at an older checkpoint."""
-        furthest, again = 0, 0
+        """Steps that were taken again, because a later attempt began at an older checkpoint.
+
+        The place of a step is its number without the skipped steps before it in the state's history. So a step that
+        takes the place of a skipped one is not redone.
+        """
+        places, taken = set(), 0
+        at = {0: 0}  # by step of the state, the place that it is at
         for attempt in self.attempts.values():
-            first = min((one.steps[0]["step"] for one in attempt if one.steps), default=furthest + 1)
-            again += max(0, furthest - first + 1)
-            furthest = max(one.last for one in attempt)
-        return again
+            for step in max((written.steps for written in attempt), key=len):
+                skipped = step["outcome"].startswith("skipped")
+                at[step["step"]] = place = at[step["step"] - 1] + (not skipped)
+                if not skipped:
+                    places.add(place)
+                    taken += 1
+        return taken - len(places)
 
     def problems(self, bad: Sequence[int]) -> list[str]:
         """Where the trainers contradict each other, or the faults that were put in.
