@@ -15,20 +15,14 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from deploy import runbooks
 from deploy.grafana import exporters, run, runs
-from deploy.grafana.board import Addresses
 
 HERE: Final = Path(__file__).parent
 EXPORTERS_PAGE: Final = HERE.parent / "service" / "optwrap_exporter" / "page"
-PAGE_URL: Final = "http://localhost:10425"
-"""URL of the exporter's page with compose.yaml."""
-RUNBOOKS_URL: Final = "http://localhost:9090/consoles/runbooks.html"
-"""URL of the runbooks with compose.yaml."""
 
 
-def generate(page_url: str = PAGE_URL, runbooks_url: str = RUNBOOKS_URL) -> Mapping[Path, str]:
+def generate() -> Mapping[Path, str]:
     """The path and text of every generated file."""
-    addresses = Addresses(page_url.rstrip("/"), runbooks_url)
-    dashboards = [made.build(addresses).build() for made in (runs, run, exporters)]
+    dashboards = [made.build().build() for made in (runs, run, exporters)]
     files = {
         HERE / "grafana" / "dashboards" / f"{dashboard.uid}.json": json.dumps(dashboard, cls=JSONEncoder, indent=2)
         + "\n"
@@ -48,15 +42,9 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with status 1 if a file is not up to date"
     )
-    parser.add_argument(
-        "--page-url", default=PAGE_URL, help="URL of the exporter's page in Grafana's links (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--runbooks-url", default=RUNBOOKS_URL, help="URL of the runbooks in Grafana's links (default: %(default)s)"
-    )
     arguments = parser.parse_args()
     stale = 0
-    for path, text in generate(arguments.page_url, arguments.runbooks_url).items():
+    for path, text in generate().items():
         if path.exists() and path.read_text("utf-8") == text:
             continue
         stale += 1

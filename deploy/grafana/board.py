@@ -13,6 +13,12 @@ from deploy.grafana.panels import DATASOURCE
 
 TAG: Final = "optwrap"
 """Dashboards link to all others with this tag."""
+PAGE_URL: Final = "http://"
+"""The variable `page_url`: what precedes the address of an exporter in links to its page."""
+RUNBOOKS_URL: Final = "http://localhost:9090/consoles/runbooks.html"
+"""The variable `runbooks`: where the runbooks are with compose.yaml."""
+REFRESH: Final = ("15s", "30s", "1m", "5m", "15m", "1h")
+"""How often a dashboard asks again, the default first: not more often than Prometheus scrapes."""
 
 
 class Row(NamedTuple):
@@ -25,16 +31,6 @@ class Row(NamedTuple):
 def row(title: str, *panels: Builder[models.Panel]) -> Row:
     """A row of these panels."""
     return Row(title, panels)
-
-
-@dataclasses.dataclass(frozen=True)
-class Addresses:
-    """The targets of links. The generator has options for them; `var-page=` in a dashboard's address overrides one."""
-
-    page: str
-    """URL of the exporter's page, for a browser."""
-    runbooks: str
-    """URL of the runbooks, for a browser."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +116,7 @@ def board(
     rows: Iterable[Row],
     *,
     variables: Sequence[Builder[models.VariableModel]],
-    page: str,
-    addresses: Addresses,
+    page: str = "",
     annotations: Sequence[Annotation] = (),
 ) -> builders.Dashboard:
     """A dashboard.
@@ -132,8 +127,7 @@ def board(
       description: its purpose.
       rows: its panels.
       variables: its variables, without the data source and the addresses of links.
-      page: the query string of the link to the exporter's page.
-      addresses: the targets of links.
+      page: the address of the link to an exporter's page after PAGE_URL; none if it is empty.
       annotations: marks in all panels.
     """
     others = (
@@ -144,26 +138,28 @@ def board(
         .include_vars(False)
         .keep_time(True)
     )
+    pages = [_link("Exporter's page", "${page_url}" + page, "bolt")] if page else []
     dashboard = (
         builders.Dashboard(title)
         .uid(uid)
         .description(description)
         .tags([TAG])
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
-        .readonly()
-        .refresh("15s")
+        .editable()
+        .refresh(REFRESH[0])
+        .timepicker(builders.TimePicker().refresh_intervals(list(REFRESH)))
         .time("now-30m", "now")
         .timezone("browser")
         .variables(
             [
                 builders.DatasourceVariable("datasource").label("Data source").type("prometheus"),
                 *variables,
-                _hidden("page", addresses.page),
-                _hidden("runbooks", addresses.runbooks),
+                _hidden("page_url", "What precedes the address of an exporter in links to its page", PAGE_URL),
+                _hidden("runbooks", "Where the runbooks are", RUNBOOKS_URL),
             ]
         )
         .annotations(list(annotations))
-        .links([others, _link("Exporter's page", "${page}/" + page, "bolt"), _link("Runbooks", "${runbooks}", "doc")])
+        .links([others, *pages, _link("Runbooks", "${runbooks}", "doc")])
     )
     number = itertools.count(1)  # Panels keep their ids, so that links to them stay valid.
     for each in rows:
@@ -176,9 +172,14 @@ def board(
     return dashboard
 
 
-def _hidden(name: str, value: str) -> builders.TextBoxVariable:
+def _hidden(name: str, description: str, value: str) -> builders.TextBoxVariable:
+    """A variable without a menu: the dashboard's settings and `var-NAME=` in its address change it."""
     return (
-        builders.TextBoxVariable(name).label(name.title()).hide(models.VariableHide.HIDE_VARIABLE).default_value(value)
+        builders.TextBoxVariable(name)
+        .label(name)
+        .description(description)
+        .hide(models.VariableHide.HIDE_VARIABLE)
+        .default_value(value)
     )
 
 

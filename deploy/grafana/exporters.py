@@ -4,18 +4,20 @@ from typing import Final
 
 from grafana_foundation_sdk.builders import dashboard as builders
 
-from deploy.grafana.board import Addresses, Row, board, choice, places, row
-from deploy.grafana.panels import WIDTH, Query, lines, number, rows_by, thresholds
+from deploy.grafana.board import Row, board, choice, places, row
+from deploy.grafana.panels import WIDTH, Query, as_link, lines, number, rows_of, thresholds
+from deploy.grafana.queries import AT, EXPORTER, LABELLED, PAGE, PLACE, WHERE
 
 UID: Final = "optwrap-exporters"
 _JOB: Final = 'job="optwrap"'
 _OF: Final = 'cluster=~"$cluster", namespace=~"$namespace", instance=~"$instance"'
+_EACH: Final = f"{PLACE}, {AT}"
 _TAKEN: Final = 'outcome=~"accepted|duplicate"'
 _REFUSED: Final = 'outcome!~"accepted|duplicate"'
 
 
-def build(addresses: Addresses) -> builders.Dashboard:
-    """The dashboard, with links that lead to `addresses`."""
+def build() -> builders.Dashboard:
+    """The dashboard."""
     return board(
         UID,
         "optwrap / Exporters",
@@ -32,8 +34,6 @@ def build(addresses: Addresses) -> builders.Dashboard:
                 several=True,
             ),
         ],
-        page="",
-        addresses=addresses,
     )
 
 
@@ -44,7 +44,7 @@ def _rate(metric: str, matchers: str = _OF) -> str:
 def _filled() -> str:
     """The filled share of each store that has a limit."""
     limit = f"(optwrap_exporter_store_limit_bytes{{{_OF}}} > 0)"
-    return f"max by (instance) (optwrap_exporter_store_bytes{{{_OF}}} / {limit})"
+    return f"max by ({_EACH}) (optwrap_exporter_store_bytes{{{_OF}}} / {limit})"
 
 
 def _now() -> Row:
@@ -94,18 +94,18 @@ def _now() -> Row:
             Query(f"sum by (outcome) (optwrap_exporter_reports_total{{{_OF}}}) > 0", "{{outcome}}"),
             span=8,
         ),
-        rows_by(
-            "instance",
+        rows_of(
             "All exporters",
             "Whether each exporter is up, its version, and the size of its store.",
-            Query(f"max by (instance) (up{{{_JOB}, {_OF}}})"),
-            Query(f"max by (instance, version, python) (optwrap_exporter_build_info{{{_OF}}})"),
-            Query(f"max by (instance) (optwrap_exporter_runs{{{_OF}}})"),
-            Query(f"count by (instance) (optwrap_last_report_timestamp_seconds{{{_OF}}})"),
-            Query(f"max by (instance) (optwrap_exporter_store_bytes{{{_OF}}})"),
+            Query(f"max by ({_EACH}) (up{{{_JOB}, {_OF}}})"),
+            Query(f"max by ({_EACH}, version, python) (optwrap_exporter_build_info{{{_OF}}})"),
+            Query(f"max by ({_EACH}) (optwrap_exporter_runs{{{_OF}}})"),
+            Query(f"count by ({_EACH}) (optwrap_last_report_timestamp_seconds{{{_OF}}})"),
+            Query(f"max by ({_EACH}) (optwrap_exporter_store_bytes{{{_OF}}})"),
             Query(_filled()),
             columns=[
-                ("instance", "Exporter", ""),
+                *WHERE,
+                *LABELLED,
                 ("Value #A", "Up", "bool_yes_no"),
                 ("version", "Version", ""),
                 ("python", "Python", ""),
@@ -117,7 +117,7 @@ def _now() -> Row:
             sort="Store filled",
             span=WIDTH,
             empty="No exporter",
-            complete=False,
+            overrides=[("Exporter", as_link("Page of this exporter", PAGE))],
         ),
     )
 
@@ -130,7 +130,7 @@ def _reports() -> Row:
             "Up",
             "1 while Prometheus can scrape the exporter, else 0.",
             "none",
-            Query(f"up{{{_JOB}, {_OF}}}", "{{instance}}"),
+            Query(f"up{{{_JOB}, {_OF}}}", EXPORTER),
             steps=True,
         ),
         lines(
@@ -139,8 +139,8 @@ def _reports() -> Row:
             "or fewer if its exporter asks for that.",
             "suffix: reports/s",
             Query(
-                f"sum by (instance) ({_rate('optwrap_exporter_reports_total', f'{_OF}, {_TAKEN}')})",
-                "{{instance}}",
+                f"sum by ({_EACH}) ({_rate('optwrap_exporter_reports_total', f'{_OF}, {_TAKEN}')})",
+                EXPORTER,
             ),
         ),
         lines(
@@ -149,8 +149,8 @@ def _reports() -> Row:
             "write. For other reasons the report was wrong: see the log of the training process.",
             "suffix: reports/s",
             Query(
-                f"sum by (instance, outcome) ({_rate('optwrap_exporter_reports_total', f'{_OF}, {_REFUSED}')})",
-                "{{instance}}: {{outcome}}",
+                f"sum by ({_EACH}, outcome) ({_rate('optwrap_exporter_reports_total', f'{_OF}, {_REFUSED}')})",
+                f"{EXPORTER}: {{{{outcome}}}}",
             ),
             stacked=True,
         ),
@@ -159,16 +159,16 @@ def _reports() -> Row:
             "Reports that arrive, as a part of those that one core can take. The exporter asks processes for as many "
             "reports as keep it near 50 %; above 100 % some are refused.",
             "percentunit",
-            Query(f"max by (instance) (optwrap_exporter_capacity_used_ratio{{{_OF}}})", "{{instance}}"),
+            Query(f"max by ({_EACH}) (optwrap_exporter_capacity_used_ratio{{{_OF}}})", EXPORTER),
         ),
         lines(
             "Time to answer a scrape by exporter",
             "Nine of ten scrapes took at most this time. It grows with the number of processes and parameters.",
             "s",
             Query(
-                "histogram_quantile(0.9, sum by (instance, le) "
+                f"histogram_quantile(0.9, sum by ({_EACH}, le) "
                 f"({_rate('optwrap_exporter_scrape_duration_seconds_bucket')}))",
-                "{{instance}}",
+                EXPORTER,
             ),
         ),
         lines(
@@ -177,9 +177,9 @@ def _reports() -> Row:
             "ended. By default each process sends one report per second.",
             "s",
             Query(
-                f"time() - min by (instance) (optwrap_last_report_timestamp_seconds{{{_OF}}} "
+                f"time() - min by ({_EACH}) (optwrap_last_report_timestamp_seconds{{{_OF}}} "
                 f'unless ignoring (health) optwrap_process_health{{{_OF}, health=~"finished|failed|stopped"}} == 1)',
-                "{{instance}}",
+                EXPORTER,
             ),
         ),
         lines(
@@ -187,8 +187,8 @@ def _reports() -> Row:
             "Step records per second that training processes dropped before they reached the exporter.",
             "suffix: records/s",
             Query(
-                f"sum by (instance, kind) ({_rate('optwrap_run_client_dropped_total')})",
-                "{{instance}}: {{kind}}",
+                f"sum by ({_EACH}, kind) ({_rate('optwrap_run_client_dropped_total')})",
+                f"{EXPORTER}: {{{{kind}}}}",
             ),
         ),
     )
@@ -203,10 +203,10 @@ def _store() -> Row:
             "Size of each exporter's store, and its limit. From 90 % of the limit on the exporter drops the oldest "
             "step records.",
             "bytes",
-            Query(f"max by (instance) (optwrap_exporter_store_bytes{{{_OF}}})", "{{instance}}"),
+            Query(f"max by ({_EACH}) (optwrap_exporter_store_bytes{{{_OF}}})", EXPORTER),
             Query(
-                f"max by (instance) (optwrap_exporter_store_limit_bytes{{{_OF}}})",
-                "{{instance}} limit",
+                f"max by ({_EACH}) (optwrap_exporter_store_limit_bytes{{{_OF}}})",
+                f"{EXPORTER} limit",
                 "red",
                 dashed=True,
             ),
@@ -215,12 +215,12 @@ def _store() -> Row:
             "Runs and processes",
             "Runs that each exporter knows, and processes that it has series of.",
             "short",
-            Query(f"max by (instance) (optwrap_exporter_runs{{{_OF}}})", "{{instance}}: runs"),
+            Query(f"max by ({_EACH}) (optwrap_exporter_runs{{{_OF}}})", f"{EXPORTER}: runs"),
             Query(
-                f"count by (instance) (optwrap_last_report_timestamp_seconds{{{_OF}}})",
-                "{{instance}}: processes",
+                f"count by ({_EACH}) (optwrap_last_report_timestamp_seconds{{{_OF}}})",
+                f"{EXPORTER}: processes",
             ),
-            Query(f"max by (instance) (optwrap_exporter_hidden_runs{{{_OF}}})", "{{instance}}: hidden runs"),
+            Query(f"max by ({_EACH}) (optwrap_exporter_hidden_runs{{{_OF}}})", f"{EXPORTER}: hidden runs"),
             steps=True,
         ),
         lines(
@@ -229,12 +229,12 @@ def _store() -> Row:
             "the webhook that were given up.",
             "short",
             Query(
-                f"max by (instance) (optwrap_exporter_event_log_failures_total{{{_OF}}})",
-                "{{instance}}: event log",
+                f"max by ({_EACH}) (optwrap_exporter_event_log_failures_total{{{_OF}}})",
+                f"{EXPORTER}: event log",
             ),
             Query(
-                f"max by (instance) (optwrap_exporter_webhook_failures_total{{{_OF}}})",
-                "{{instance}}: webhook",
+                f"max by ({_EACH}) (optwrap_exporter_webhook_failures_total{{{_OF}}})",
+                f"{EXPORTER}: webhook",
             ),
             steps=True,
         ),
@@ -244,8 +244,8 @@ def _store() -> Row:
             "while it is ok.",
             "none",
             Query(
-                f"max by (instance, condition) (optwrap_exporter_store_condition{{{_OF}}}) == 1",
-                "{{instance}}: {{condition}}",
+                f"max by ({_EACH}, condition) (optwrap_exporter_store_condition{{{_OF}}}) == 1",
+                f"{EXPORTER}: {{{{condition}}}}",
             ),
             steps=True,
         ),

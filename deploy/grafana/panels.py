@@ -175,8 +175,7 @@ def timeline(title: str, description: str, mapping: models.ValueMap, *queries: Q
     )
 
 
-def rows_by(
-    label: str | None,
+def rows_of(
     title: str,
     description: str,
     *queries: Query,
@@ -185,21 +184,18 @@ def rows_by(
     span: int = 12,
     empty: str = "–",
     overrides: Sequence[tuple[str, models.DynamicConfigValue]] = (),
-    complete: bool = True,
 ) -> table.Panel:
-    """A table of the newest results, with one row for each value of `label`.
+    """A table of the newest results. Results with the same values of the labels that they share are one row.
 
     Args:
-      label: the label by which the results are joined; None joins them by all labels, and leaves missing values empty.
       title: what is shown.
       description: what it means, and what to look for.
-      *queries: each adds its labels, and a column `Value #A`, `Value #B`, ...
-      columns: the columns to show, in order, as (Grafana's name, heading, unit).
+      *queries: each adds its labels, and a column `Value #A`, `Value #B`, ..., which is empty where it has no result.
+      columns: the columns to show, in order, as (Grafana's name, heading, unit). One that no series has is left out.
       sort: heading to sort by, largest first.
       span: width in columns, of 24.
       empty: the text of an empty table.
       overrides: further configuration of columns, as (heading, value).
-      complete: whether a row needs a result of every query; if not, missing values are left empty.
     """
     shown = {name: place for place, (name, _, _) in enumerate(columns)}
     panel = (
@@ -213,11 +209,7 @@ def rows_by(
         .targets(list(_targets(queries, instant=True, as_table=True)))
         .transformations(
             [
-                models.DataTransformerConfig("merge", options={})
-                if label is None
-                else models.DataTransformerConfig(
-                    "joinByField", options={"byField": label, "mode": "inner" if complete else "outer"}
-                ),
+                models.DataTransformerConfig("merge", options={}),
                 models.DataTransformerConfig(
                     "filterFieldsByName", options={"include": {"names": [name for name, _, _ in columns]}}
                 ),
@@ -254,5 +246,5 @@ def as_override(mapping: models.ValueMap) -> models.DynamicConfigValue:
 
 
 def as_link(title: str, url: str) -> models.DynamicConfigValue:
-    """A link from every cell of a column; `${__value.text}` in the URL is the cell's text."""
+    """A link from every cell of a column; `${__data.fields.NAME}` in the URL is the row's value of this label."""
     return models.DynamicConfigValue("links", [{"title": title, "url": url}])

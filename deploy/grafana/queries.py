@@ -10,6 +10,7 @@ from typing import Final
 from grafana_foundation_sdk.models import dashboard as models
 
 from deploy.grafana.board import Annotation
+from deploy.grafana.panels import Query
 
 # Worst last, in the order in which the exporter finds a run's worst process. "finished" comes first, because a run has
 # finished only when all of its processes have.
@@ -49,21 +50,41 @@ RUN: Final = "cluster, namespace, run"
 """What tells runs apart: those of one name in two namespaces are two runs. Prometheus may add neither label."""
 PLACE: Final = "cluster, namespace"
 """The same, where the run is chosen."""
+AT: Final = "instance, pod, node"
+"""Where an exporter is. Prometheus may add neither pod nor node."""
 NAME: Final = "{{run}} {{namespace}} {{cluster}}"
 """The legend of a run."""
+EXPORTER: Final = "{{instance}} {{pod}} {{namespace}} {{cluster}}"
+"""The legend of an exporter. Two clusters may have the same address inside."""
+PAGE: Final = "${page_url}${__data.fields.instance}/"
+"""The page of the exporter that a row of a table is of."""
+LABELLED: Final = [("namespace", "Namespace", ""), ("cluster", "Cluster", "")]
+"""Columns of what tells runs apart, where Prometheus adds these labels."""
+WHERE: Final = [("instance", "Exporter", ""), ("pod", "Pod", ""), ("node", "Node", "")]
+"""Columns of where an exporter is."""
 
 _RANK: Final = "on (health) group_left () max by (health) (optwrap_exporter_health_rank)"
 """Turns series by health into numbers, as in `HEALTH`."""
 
 
-def process_health(of: str = ONE) -> str:
+def named(expr: str, legend: str, color: str | None = None, *, dashed: bool = False) -> Query:
+    """A query of one run. Its legend also tells runs of this name in two places apart."""
+    return Query(expr, f"{legend} {{{{namespace}}}} {{{{cluster}}}}", color, dashed)
+
+
+def process_health(of: str = ONE, by: str = f"{PLACE}, process") -> str:
     """The health of each process, as its number in `HEALTH`."""
-    return f"max by ({PLACE}, process) (optwrap_process_health{{{of}}} * {_RANK})"
+    return f"max by ({by}) (optwrap_process_health{{{of}}} * {_RANK})"
 
 
-def run_health(of: str = ONE) -> str:
+def run_health(of: str = ONE, by: str = RUN) -> str:
     """The health of each run, as its number in `HEALTH`: the worst that one of its exporters reports."""
-    return f"max by ({RUN}) ((optwrap_run_health{{{of}}} == 1) * {_RANK})"
+    return f"max by ({by}) ((optwrap_run_health{{{of}}} == 1) * {_RANK})"
+
+
+def worst_exporter(of: str) -> str:
+    """The same, with the labels of an exporter that reports it."""
+    return f"topk by ({RUN}) (1, {run_health(of, f'{RUN}, {AT}')})"
 
 
 def largest(metric: str, of: str = ONE, by: str = RUN) -> str:
@@ -93,9 +114,14 @@ def of_this_run(expr: str) -> str:
 
 
 def gained(metric: str, label: str) -> str:
-    """The increase of a counter in the time range, with the first value of a series that begins in it."""
-    each = f"max by ({label}) ({metric}{{{ONE}}}"
-    return f"{each}) - ({each} offset $__range) or {each}) * 0)"
+    """The increase of a counter in the time range, with the first value of a series that begins in it.
+
+    If the counter is less than it was, the exporter has another store, and all that it counted is new. What never
+    counted anything is left out.
+    """
+    now = f"max by ({PLACE}, {label}) ({metric}{{{ONE}}})"
+    before = f"max by ({PLACE}, {label}) ({metric}{{{ONE}}} offset $__range)"
+    return f"{now} - ({before} <= {now} or 0 * {now}) and {now} > 0"
 
 
 def streaks(of: str) -> Annotation:

@@ -4,22 +4,31 @@ from typing import Final
 
 from grafana_foundation_sdk.builders import dashboard as builders
 
-from deploy.grafana import rows
-from deploy.grafana.board import Addresses, board, choice, places
+from deploy.grafana.board import board, choice, places
 from deploy.grafana.queries import ONE, RUNS, restarts, streaks
+from deploy.grafana.rows import exporter, now, problems, progress, sources
 
 UID: Final = "optwrap-run"
 
 
-def build(addresses: Addresses) -> builders.Dashboard:
-    """The dashboard, with links that lead to `addresses`."""
+def build() -> builders.Dashboard:
+    """The dashboard."""
     return board(
         UID,
         "optwrap / Run",
         "One training run: its health, the steps that its optimizer skipped, and the reasons.",
-        (rows.now(), rows.health(), rows.progress(), rows.cost(), rows.where(), rows.exporter()),
-        variables=[*places("optwrap_run_health"), choice("run", "Run", "Name of the run", RUNS, several=False)],
-        page="?run=${run}",
-        addresses=addresses,
+        (now.now(), problems.health(), progress.progress(), progress.cost(), sources.where(), exporter.exporter()),
+        variables=[
+            *places("optwrap_run_health"),
+            choice("run", "Run", "Name of the run", RUNS, several=False),
+            choice(
+                "exporter",
+                "Page of",
+                "The exporter whose page the link at the top opens",
+                f"label_values(optwrap_processes_reporting{{{ONE}}}, instance)",
+                several=False,
+            ),
+        ],
+        page="${exporter}/?run=${run}",
         annotations=[streaks(ONE), restarts(ONE)],
     )

@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.builders import dashboard as builders
 
 from deploy.grafana import run
-from deploy.grafana.board import Addresses, Row, board, choice, places, row
+from deploy.grafana.board import Row, board, choice, places, row
 from deploy.grafana.panels import (
     COLORED,
     STEPS_PER_SECOND,
@@ -14,17 +14,20 @@ from deploy.grafana.panels import (
     as_override,
     lines,
     number,
-    rows_by,
+    rows_of,
     thresholds,
     timeline,
 )
 from deploy.grafana.queries import (
     ANY,
     CODE,
+    LABELLED,
     MAPPING,
     NAME,
+    PAGE,
     RUN,
     RUNS,
+    WHERE,
     largest,
     rate,
     restarts,
@@ -32,28 +35,28 @@ from deploy.grafana.queries import (
     since,
     skipped_share,
     streaks,
+    worst_exporter,
 )
 
 UID: Final = "optwrap-runs"
 _WELL: Final = ("finished", "ok", "starting")
 """Healths that need no attention."""
 _RUN: Final = (
-    f"/d/{run.UID}?var-run=${{__value.text}}&${{datasource:queryparam}}&${{cluster:queryparam}}"
-    "&${namespace:queryparam}&${__url_time_range}"
+    f"/d/{run.UID}?var-run=${{__data.fields.run}}&var-cluster=${{__data.fields.cluster}}"
+    "&var-namespace=${__data.fields.namespace}&${datasource:queryparam}&${__url_time_range}"
 )
+"""The dashboard of a row's run. A label that Prometheus does not add is empty there, and selects series without it."""
 _PROCESSES: Final = f"count by ({RUN}, process) (optwrap_last_report_timestamp_seconds{{{ANY}}})"
 
 
-def build(addresses: Addresses) -> builders.Dashboard:
-    """The dashboard, with links that lead to `addresses`."""
+def build() -> builders.Dashboard:
+    """The dashboard."""
     return board(
         UID,
         "optwrap / Runs",
         "All training runs: which of them need attention, and how they progress.",
         (_now(), _over_time()),
         variables=[*places("optwrap_run_health"), choice("run", "Run", "Names of the runs", RUNS, several=True)],
-        page="",
-        addresses=addresses,
         annotations=[streaks(ANY), restarts(ANY)],
     )
 
@@ -111,12 +114,11 @@ def _now() -> Row:
             Query(f"sum by (reason) (max by ({RUN}, reason) (optwrap_lost_steps_total{{{ANY}}})) > 0", "{{reason}}"),
             span=12,
         ),
-        rows_by(
-            None,
+        rows_of(
             "All runs",
             "The name of a run links its dashboard. Health is that of its worst process, or degraded if one is "
-            "missing.",
-            Query(run_health(ANY)),
+            "missing. The exporter is one that reports this health; it links the run on that exporter's page.",
+            Query(worst_exporter(ANY)),
             Query(largest("optwrap_run_steps_total", ANY)),
             Query(largest("optwrap_run_gradient_steps_total", ANY)),
             Query(rate("optwrap_run_steps_total", of=ANY)),
@@ -129,8 +131,7 @@ def _now() -> Row:
             Query(f"max by ({RUN}) (sum without (reason) (optwrap_lost_seconds_total{{{ANY}}}))"),
             columns=[
                 ("run", "Run", ""),
-                ("namespace", "Namespace", ""),
-                ("cluster", "Cluster", ""),
+                *LABELLED,
                 ("Value #A", "Health", ""),
                 ("Value #I", "Open incidents", "none"),
                 ("Value #B", "Steps", "locale"),
@@ -142,6 +143,7 @@ def _now() -> Row:
                 ("Value #H", "Processes", "none"),
                 ("Value #J", "Attempts", "none"),
                 ("Value #K", "Time lost", "s"),
+                *WHERE,
             ],
             sort="Health",
             span=16,
@@ -150,15 +152,14 @@ def _now() -> Row:
                 ("Health", as_override(MAPPING)),
                 ("Health", COLORED),
                 ("Run", as_link("Dashboard of the run", _RUN)),
-                ("Run", as_link("Exporter's page of the run", "${page}/?run=${__value.text}")),
+                ("Exporter", as_link("Page of the run at this exporter", PAGE + "?run=${__data.fields.run}")),
             ],
         ),
-        rows_by(
-            "alertname",
+        rows_of(
             "Firing alerts",
             "Alerts of these runs. The link at the top leads to the runbooks. Prometheus needs the rules for this.",
             Query(f'ALERTS{{{ANY}, alertstate="firing"}}'),
-            columns=[("alertname", "Alert", ""), ("run", "Run", ""), ("severity", "Severity", "")],
+            columns=[("alertname", "Alert", ""), ("run", "Run", ""), ("severity", "Severity", ""), *LABELLED],
             sort="Alert",
             span=8,
             empty="No alert fires",

@@ -23,7 +23,9 @@ def _rules(folder: str) -> list[dict[str, Any]]:
 
 
 RULES: Final = _rules("rules")
-OPTIONAL: Final = _rules("optional")
-"""Alerts that are not loaded by default."""
 ALERTS: Final = [rule for rule in RULES if "alert" in rule]
 RECORDED: Final = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
+OPTIONAL: Final = [rule for rule in _rules("optional") if "alert" in rule]
+"""Alerts that are not loaded by default."""
+TOTALS: Final = {rule["record"]: rule["expr"] for rule in _rules("optional") if "record" in rule}
+"""Recorded totals that are not loaded by default."""

@@ -1,6 +1,7 @@
 """A real Prometheus for tests, with the repository's configuration, free ports and short intervals."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +20,22 @@ RATE_INTERVAL: Final = "6s"
 
 
 class Prometheus:
-    """A running Prometheus at `url`."""
+    """A running Prometheus at `url`.
 
-    def __init__(self, url: str) -> None:
+    Args:
+      url: its address.
+      targets: the file in which it finds the exporters, if it has one.
+    """
+
+    def __init__(self, url: str, targets: Path | None = None) -> None:
         self.url = url
+        self._targets = targets
         self.client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+
+    def scrape(self, *exporters: str) -> None:
+        """Let it scrape the exporters at these URLs, and no others."""
+        assert self._targets is not None
+        write_targets(self._targets, exporters)
 
     def get(self, path: str, **query: Any) -> Any:
         """The `data` of an answer of the API."""
@@ -46,11 +58,18 @@ class Prometheus:
         return wait_until(lambda: self.instant(expr), limit, pause=0.2, problem=lambda: expr)
 
 
-def configuration(exporters: list[str], url: str, alertmanager: str | None = None) -> dict[str, Any]:
-    """The repository's prometheus.yml for exporters at these addresses, scraped once a second.
+def write_targets(file: Path, exporters: Iterable[str]) -> None:
+    """Write the exporters' addresses for Prometheus' file_sd, at once as an exporter announces itself."""
+    complete = file.with_suffix(".new")
+    complete.write_text(json.dumps([{"targets": [urlsplit(exporter).netloc for exporter in exporters]}]))
+    complete.replace(file)
+
+
+def configuration(targets: Path, url: str, alertmanager: str | None = None) -> dict[str, Any]:
+    """The repository's prometheus.yml for exporters that a file lists, scraped once a second.
 
     Args:
-      exporters: URLs of the exporters.
+      targets: the file.
       url: URL of the Prometheus itself.
       alertmanager: host and port of the Alertmanager, or None.
     """
@@ -62,11 +81,16 @@ def configuration(exporters: list[str], url: str, alertmanager: str | None = Non
         del config["alerting"]
     else:
         config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alertmanager]}]}]
-    targets = {"optwrap": [urlsplit(exporter).netloc for exporter in exporters], "prometheus": [urlsplit(url).netloc]}
-    config["scrape_configs"] = [scrape for scrape in config["scrape_configs"] if scrape["job_name"] in targets]
-    for scrape in config["scrape_configs"]:
-        scrape["static_configs"] = [{"targets": targets[scrape["job_name"]]}]
-    assert len(config["scrape_configs"]) == len(targets)
+    found = {
+        "optwrap": {"file_sd_configs": [{"files": [str(targets)]}]},
+        "prometheus": {"static_configs": [{"targets": [urlsplit(url).netloc]}]},
+    }
+    config["scrape_configs"] = [
+        {name: value for name, value in scrape.items() if name != "static_configs"} | found[scrape["job_name"]]
+        for scrape in config["scrape_configs"]
+        if scrape["job_name"] in found
+    ]
+    assert len(config["scrape_configs"]) == len(found)
     return config
 
 
@@ -114,20 +138,24 @@ def running(directory: Path, exporters: list[str], alertmanager: str | None = No
 
     Args:
       directory: an empty directory for its configuration, data and log.
-      exporters: URLs of the exporters.
+      exporters: URLs of the exporters. `Prometheus.scrape` changes them.
       alertmanager: host and port of an Alertmanager; with it, rules have no delay longer than a second.
     """
     address = free_address()
-    config = configuration(exporters, f"http://{address}", alertmanager)
+    targets = directory / "targets.json"
+    write_targets(targets, exporters)
+    config = configuration(targets, f"http://{address}", alertmanager)
     if alertmanager is not None:
         (directory / "rules").mkdir()
         config["rule_files"] = [rules_without_delays(directory / "rules")]
-    with _running(directory, address, config) as prometheus:
+    with _running(directory, address, config, targets) as prometheus:
         yield prometheus
 
 
 @contextmanager
-def _running(directory: Path, address: str, config: dict[str, Any]) -> Iterator[Prometheus]:
+def _running(
+    directory: Path, address: str, config: dict[str, Any], targets: Path | None = None
+) -> Iterator[Prometheus]:
     file = directory / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
     command = [
@@ -139,6 +167,6 @@ def _running(directory: Path, address: str, config: dict[str, Any]) -> Iterator[
         f"--web.console.templates={PROMETHEUS / 'consoles'}",
     ]
     with serving(command, f"http://{address}", directory / "log"):
-        prometheus = Prometheus(f"http://{address}")
+        prometheus = Prometheus(f"http://{address}", targets)
         yield prometheus
         prometheus.client.close()

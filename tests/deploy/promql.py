@@ -18,7 +18,7 @@ GRAFANA: Final = {
 }
 """Values of the variables that Grafana substitutes in a query."""
 
-OF_SCRAPING: Final = {"job", "instance", "cluster", "namespace"}
+OF_SCRAPING: Final = {"job", "instance", "cluster", "namespace", "pod", "node"}
 OF_PROMETHEUS: Final = {"up": OF_SCRAPING, "ALERTS": {*OF_SCRAPING, "alertname", "alertstate", "severity", "run"}}
 """Series that Prometheus creates itself, and their labels."""
 
@@ -95,6 +95,8 @@ def unknown(expr: str, recorded: set[str]) -> list[str]:
                 labels.add("le")
         elif selector.name in recorded:
             labels = {*selector.name.split(":")[0].split("_"), "cluster", "namespace"}
+            if "instance" in labels:
+                labels |= {"pod", "node"}
         elif selector.name in OF_PROMETHEUS:
             labels = OF_PROMETHEUS[selector.name]
         else:
@@ -135,7 +137,7 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
         if chooses or not isinstance(node, promql_parser.VectorSelector):
             continue
         metric = None if node.name is None else SERIES.get(node.name)
-        if metric is None or not _repeated(metric):
+        if metric is None or not _repeated(metric) or _of_one_process(node):
             continue
         if any(isinstance(outer, promql_parser.SubqueryExpr) for outer in above):
             wrong.append(f"{node.name} under a subquery: a rate of an aggregate jumps when a process goes")
@@ -158,8 +160,7 @@ def wrong_over_processes(expr: str, *, shown: bool = False) -> list[str]:
 def merged_runs(expr: str) -> list[str]:
     """The aggregations that make one of two runs that have the same name in two clusters or namespaces.
 
-    They sum up series of runs before anything has kept the runs apart, or they group by the name alone. What is summed
-    up by exporter is about the exporter.
+    They aggregate series of runs before anything has kept the runs apart, or they group by the name alone.
     """
     wrong = []
     for node, above, chooses in nodes(expr):
@@ -170,9 +171,9 @@ def merged_runs(expr: str) -> list[str]:
         for outer in over:
             by = set(outer.modifier.labels) if outer.modifier is not None else set()
             without = outer.modifier is not None and str(outer.modifier.type) == "AggModifierType.Without"
-            if without or "instance" in by or {"cluster", "namespace"} <= by:
+            if without or {"cluster", "namespace"} <= by:
                 continue
-            if "run" in by or (outer is over[0] and str(outer.op) in {"sum", "count", "avg"}):
+            if "run" in by or outer is over[0]:
                 wrong.append(f"{outer.op} by {sorted(by)} of {node.name}")
     return wrong
 
@@ -181,6 +182,13 @@ def _repeated(metric: Metric) -> bool:
     """Whether several series have the same counts: those of processes, and those of a run from several exporters."""
     of_run = metric.labels[:1] == PROCESS[:1] and metric.type == "counter"
     return set(PROCESS) <= set(metric.labels) or (of_run and metric.name != "optwrap_run_client_dropped_total")
+
+
+def _of_one_process(selector: Any) -> bool:
+    """Whether it selects the series of one process, which is in one place at a time."""
+    return any(
+        matcher.name == "process" and str(matcher.op) == "MatchOp.Equal" for matcher in selector.matchers.matchers
+    )
 
 
 def _keeps_processes(aggregation: Any) -> bool:

@@ -95,7 +95,7 @@ def test_missing_process_and_stale_processes_raise_and_resolve_alerts(site: Site
 
 
 def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
-    """One run has all alerts at once. Another has only those that would be muted, and they are not muted."""
+    """A run has all alerts at once. One of its name in another cluster has only those that would be muted, unmuted."""
     everything = {
         (alert["alert"], alert["labels"]["severity"])
         for alert in ALERTS
@@ -110,22 +110,23 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
         ("OptwrapStopped", "critical"),
         ("OptwrapProcessStale", "critical"),
         ("OptwrapProcessMissing", "critical"),
+        ("OptwrapRunVanished", "critical"),
         ("OptwrapExporterDown", "warning"),
     }
     # Without the stale, missing, failed and stopped processes that mute a stall.
     alone = {(name, severity) for name, severity in follows if severity == "warning" or name == "OptwrapStalled"}
     with httpx.Client(base_url=f"http://{site.alertmanager.address}/api/v2", trust_env=False, timeout=30) as client:
         firing = [
-            {"labels": {"alertname": name, "severity": severity, "run": run}}
-            for run, alerts in (("everything", everything), ("alone", alone))
+            {"labels": {"alertname": name, "severity": severity, "run": "lm", "cluster": cluster}}
+            for cluster, alerts in (("everything", everything), ("alone", alone))
             for name, severity in alerts
         ]
         assert client.post("/alerts", json=firing).status_code == 200
 
-        def in_state(run: str, state: str) -> set[tuple[str, str]]:
+        def in_state(cluster: str, state: str) -> set[tuple[str, str]]:
             return {
                 (alert["labels"]["alertname"], alert["labels"]["severity"])
-                for alert in client.get("/alerts", params={"filter": f'run="{run}"'}).json()
+                for alert in client.get("/alerts", params={"filter": f'cluster="{cluster}"'}).json()
                 if alert["status"]["state"] == state
             }
 
@@ -137,15 +138,16 @@ def test_alerts_that_follow_from_a_worse_one_are_muted(site: Site) -> None:
 
 
 def test_a_rack_of_exporters_that_goes_down_is_one_message(tmp_path: Path) -> None:
-    """Forty exporters that knew no run, and twenty of one run: one message each, and one of another namespace."""
+    """Forty exporters that knew no run are one message, one of a run another, and those of other places, too."""
     with alertmanagers.running(tmp_path) as alertmanager:
         down = {"alertname": "OptwrapExporterDown", "severity": "warning", "namespace": "a"}
         labels = [down | {"instance": f"node-{node}:10425"} for node in range(40)]
-        labels += [down | {"run": "lm"}, down | {"namespace": "b", "instance": "node-0:10425"}]
+        labels += [down | {"run": "lm"}]
+        labels += [down | {"instance": "node-0:10425"} | place for place in ({"namespace": "b"}, {"cluster": "d"})]
         posted = httpx.post(
             f"http://{alertmanager.address}/api/v2/alerts", json=[{"labels": one} for one in labels], trust_env=False
         )
         assert posted.status_code == 200
         wait_until(lambda: len(alertmanager.notified) >= len(labels), 30)
-        assert sorted(len(message) for message in alertmanager.messages) == [1, 1, 40]
+        assert sorted(len(message) for message in alertmanager.messages) == [1, 1, 1, 40]
         assert {alert.receiver for alert in alertmanager.notified} == {"read"}

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from optwrap_exporter.wire.vocabulary import HEALTHS
 
+from deploy import build
 from deploy.build import generate
-from deploy.grafana.queries import HEALTH
+from deploy.grafana import board
+from deploy.grafana.queries import HEALTH, gained
 from tests.deploy import lint
 from tests.deploy.lint import LOADED
-from tests.deploy.places import ALERTS, DASHBOARDS, DEPLOY, RECORDED, ROOT, load
+from tests.deploy.places import ALERTS, DASHBOARDS, PROMETHEUS, RECORDED, load
 from tests.deploy.promql import SERIES, merged_runs, selectors, substituted, unknown, words, wrong_over_processes
 
 PANELS = [
@@ -39,18 +42,15 @@ def test_committed_files_are_up_to_date() -> None:
     assert {path for path in made if path.suffix == ".json"} == set(DASHBOARDS)
 
 
-def test_check_names_outdated_files_and_writes_nothing() -> None:
+def test_check_names_outdated_files_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With another address of the page, the committed dashboards are outdated."""
     before = {path: path.read_bytes() for path in generate()}
-    checked = subprocess.run(
-        [sys.executable, "-m", "deploy.build", "--check", "--page-url", "http://other:1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert checked.returncode == 1
-    assert checked.stderr.splitlines() == [
+    monkeypatch.setattr(board, "PAGE_URL", "https://")
+    monkeypatch.setattr(sys, "argv", ["deploy.build", "--check"])
+    assert build.main() == 1
+    assert capsys.readouterr().err.splitlines() == [
         f"deploy/grafana/dashboards/optwrap-{name}.json is not up to date: run `python -m deploy.build`"
         for name in ("runs", "run", "exporters")
     ]
@@ -68,17 +68,27 @@ def test_dashboard_can_be_provisioned_anywhere(path: Path) -> None:
     assert dashboard["tags"] == ["optwrap"]
     assert dashboard["description"]
     found = lint.variables(dashboard, "query")
-    assert [variable["name"] for variable in found] == [
-        "cluster",
-        "namespace",
-        {"optwrap-exporters": "instance"}.get(path.stem, "run"),
-    ]
+    own = {"optwrap-exporters": ["instance"], "optwrap-run": ["run", "exporter"]}.get(path.stem, ["run"])
+    assert [variable["name"] for variable in found] == ["cluster", "namespace", *own]
     for variable in found:
-        several = variable["name"] != "run" or path.stem != "optwrap-run"
+        # "All" is ".*", which also selects series without the label.
+        several = variable["name"] not in own or path.stem != "optwrap-run"
         assert variable["datasource"]["uid"] == "${datasource}"
         assert variable["multi"] == variable["includeAll"] == several
         assert variable.get("allValue") == (".*" if several else None)
     assert set(re.findall(r'"uid": "([^"]*)"', path.read_text("utf-8"))) == {dashboard["uid"], "${datasource}"}
+
+
+@pytest.mark.parametrize("uid", LOADED)
+def test_dashboard_can_be_edited_and_asks_not_more_often_than_prometheus_scrapes(uid: str) -> None:
+    dashboard = LOADED[uid]
+    assert dashboard["editable"]
+    seconds = {"s": 1, "m": 60, "h": 3600}
+    offered = dashboard["timepicker"]["refresh_intervals"]
+    assert dashboard["refresh"] in offered
+    scraped = load(PROMETHEUS / "prometheus.yml")["global"]["scrape_interval"]
+    least, *asked = (int(text[:-1]) * seconds[text[-1]] for text in (scraped, *offered))
+    assert min(asked) >= least
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
@@ -152,10 +162,25 @@ def test_panel_aggregates_over_processes_correctly(panel: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("panel", PANELS + ANNOTATIONS)
-def test_runs_of_one_name_in_two_namespaces_are_not_summed(panel: dict[str, Any]) -> None:
-    """The first aggregation over the series of a run keeps its cluster and namespace, as the rules do."""
+def test_runs_of_one_name_and_exporters_of_one_address_in_two_places_stay_two(panel: dict[str, Any]) -> None:
+    """The first aggregation over the series of a run keeps its cluster and namespace, as the rules do.
+
+    Where a panel of one run has a legend, it names both. So does a table, and that has no other key.
+    """
     for expr in targets(panel) if "targets" in panel else [panel["expr"]]:
         assert merged_runs(expr) == []
+        for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr):
+            if {"run", "instance"} & set(by.split(", ")):
+                assert {"cluster", "namespace"} <= set(by.split(", ")), expr
+    for target in panel.get("targets", []):
+        by = re.search(r"\bby \(([^)]*)\)", target["expr"])
+        kept = by is not None and "cluster" in by[1]
+        if kept and panel["type"] == "table":
+            assert panel["transformations"][0]["id"] == "merge"
+            shown = panel["transformations"][-1]["options"]["indexByName"]
+            assert {"cluster", "namespace"} <= set(shown)
+        elif kept and target["legendFormat"] != "__auto":
+            assert {"{{cluster}}", "{{namespace}}"} <= set(re.findall(r"{{\w+}}", target["legendFormat"]))
 
 
 @pytest.mark.parametrize("panel", PANELS)
@@ -208,29 +233,89 @@ def test_excluded_rules_exist() -> None:
 @pytest.mark.parametrize("uid", LOADED)
 def test_dashboard_links_the_others_the_page_and_the_runbooks(uid: str) -> None:
     dashboard = LOADED[uid]
-    others, page, runbooks = dashboard["links"]
+    others, *pages, runbooks = dashboard["links"]
     assert (others["type"], others["tags"], others["keepTime"]) == ("dashboards", dashboard["tags"], True)
-    assert page["url"] == "${page}/" + ("?run=${run}" if uid == "optwrap-run" else "")
+    top = ["${page_url}${exporter}/?run=${run}"] if uid == "optwrap-run" else []
+    assert [page["url"] for page in pages] == top
     assert runbooks["url"] == "${runbooks}"
     values = {variable["name"]: variable["query"] for variable in lint.variables(dashboard, "textbox")}
-    published = {
-        port for service in load(DEPLOY / "compose.yaml")["services"].values() for port in service.get("ports", [])
-    }
-    assert values["page"] == "http://localhost:10425"
-    assert "127.0.0.1:10425:10425" in published
+    assert values["page_url"] == "http://"
     served = (
         ALERTS[0]["annotations"]["runbook_url"].split("#")[0].replace("{{ $externalURL }}", "http://localhost:9090")
     )
     assert values["runbooks"] == served
 
 
-def test_name_of_a_run_links_its_dashboard_and_its_page() -> None:
-    (table,) = [panel for panel in lint.panels(LOADED["optwrap-runs"]) if panel["title"] == "All runs"]
-    (column,) = [each for each in table["fieldConfig"]["overrides"] if each["matcher"]["options"] == "Run"]
-    urls = [link["url"] for found in column["properties"] if found["id"] == "links" for link in found["value"]]
-    dashboard, page = urls
-    assert dashboard.startswith("/d/optwrap-run?var-run=${__value.text}&")
-    assert page == "${page}/?run=${__value.text}"
+def links_of(uid: str, title: str) -> dict[str, list[str]]:
+    """The links of a table's columns, by heading."""
+    (table,) = [panel for panel in lint.panels(LOADED[uid]) if panel["title"] == title]
+    return {
+        column["matcher"]["options"]: [link["url"] for link in found["value"]]
+        for column in table["fieldConfig"]["overrides"]
+        for found in column["properties"]
+        if found["id"] == "links"
+    }
+
+
+def test_rows_link_the_page_of_the_exporter_that_they_are_of() -> None:
+    """By the instance label, and where the row is of a run, that run in its cluster and namespace."""
+    page = "${page_url}${__data.fields.instance}/"
+    runs = links_of("optwrap-runs", "All runs")
+    assert runs["Run"][0].startswith(
+        "/d/optwrap-run?var-run=${__data.fields.run}&var-cluster=${__data.fields.cluster}"
+        "&var-namespace=${__data.fields.namespace}&"
+    )
+    assert links_of("optwrap-runs", "Firing alerts") == {"Run": runs["Run"]}
+    assert runs["Exporter"] == [page + "?run=${__data.fields.run}"]
+    assert links_of("optwrap-run", "Processes") == {"Exporter": [page + "?run=${run}"]}
+    assert links_of("optwrap-run", "Incidents that are open") == {"Exporter": [page + "?run=${run}"]}
+    assert links_of("optwrap-exporters", "All exporters") == {"Exporter": [page]}
+    for uid, dashboard in LOADED.items():
+        for panel in lint.panels(dashboard):
+            if "Exporter" in links_of(uid, panel["title"]):
+                assert {"instance", "pod", "node"} <= set(panel["transformations"][-1]["options"]["indexByName"])
+
+
+@pytest.mark.programs("promtool")
+def test_steps_in_the_time_range_are_right_whether_a_new_pod_found_the_old_store_or_not(tmp_path: Path) -> None:
+    """Half an hour ago the counters were at 100. What has counted nothing is left out."""
+    expr = substituted(gained("optwrap_run_parameter_not_finite_steps_total", "parameter"))
+    series = {
+        'parameter="kept", instance="old"': "100x40 stale",
+        'parameter="kept", instance="new"': "_x50 100x5 103x20",
+        'parameter="lost", instance="old"': "100x40 stale",
+        'parameter="lost", instance="new"': "_x50 0x5 3x20",
+        'parameter="began", instance="new"': "_x50 7x25",
+        'parameter="other", instance="new"': "_x50 0x25",
+        'parameter="began", instance="new", namespace="b"': "_x50 9x25",
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'optwrap_run_parameter_not_finite_steps_total{{run="lm", {labels}}}', "values": values}
+            for labels, values in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": expr,
+                "eval_time": "60m",
+                "exp_samples": [
+                    {"labels": labels, "value": value}
+                    for labels, value in (
+                        ('{parameter="kept"}', 3),
+                        ('{parameter="lost"}', 3),
+                        ('{parameter="began"}', 7),
+                        ('{parameter="began", namespace="b"}', 9),
+                    )
+                ],
+            }
+        ],
+    }
+    (tmp_path / "case.yml").write_text(yaml.safe_dump({"tests": [case]}), "utf-8")
+    tested = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "case.yml"], capture_output=True, text=True, check=False
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 @pytest.mark.parametrize(

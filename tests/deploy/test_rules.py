@@ -13,7 +13,7 @@ from optwrap_exporter.ledger.incidents import summary as incident_summary
 
 from deploy.runbooks import console, of_the_exporter, slug
 from tests.deploy.lint import LOADED, variables
-from tests.deploy.places import ALERTS, OPTIONAL, PROMETHEUS, RECORDED, RULES, RUNBOOKS, load
+from tests.deploy.places import ALERTS, OPTIONAL, PROMETHEUS, RECORDED, RULES, RUNBOOKS, TOTALS, load
 from tests.deploy.promql import SERIES, unknown, words, wrong_over_processes
 
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
@@ -35,9 +35,10 @@ def test_prometheus_accepts_the_configuration_and_every_rule_file() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert f"{len(ALERTS)} rules found" in checked.stdout
     assert f"{len(RECORDED)} rules found" in checked.stdout
-    optional = promtool("check", "rules", "--lint-fatal", PROMETHEUS / "optional" / "expected.yml")
-    assert optional.returncode == 0, optional.stdout + optional.stderr
-    assert f"{len(OPTIONAL)} rules found" in optional.stdout
+    for name, rules in (("expected", OPTIONAL), ("totals", TOTALS)):
+        optional = promtool("check", "rules", "--lint-fatal", PROMETHEUS / "optional" / f"{name}.yml")
+        assert optional.returncode == 0, optional.stdout + optional.stderr
+        assert f"{len(rules)} rules found" in optional.stdout
 
 
 @pytest.mark.programs("promtool")
@@ -103,6 +104,56 @@ MUTATIONS = {
         "> 0.5",
         "a job that fails from its first start on is a crash loop within minutes",
     ),
+    "what was open stays open when the exporter leaves with its job": (
+        "recording.yml",
+        r"and on \(cluster, namespace, run\) run_instance_health:.*\n",
+        "and on (cluster, namespace, run) run:optwrap_exporters_down:count\n",
+        "what was open when the exporter left with its job stays open for an hour, or until another exporter shows the "
+        "run",
+    ),
+    "a run that vanished waits for a scheduler": (
+        "alerts.yml",
+        r"(live:timestamp - 120\n +)for: 5m",
+        r"\1for: 1m",
+        "a run that comes back in another pod within five minutes raises no alert, and later the alert ends with its "
+        "return",
+    ),
+    "a run that vanished is remembered for an hour": (
+        "recording.yml",
+        r"time\(\) - 3600",
+        "time() - 1800",
+        "a run whose exporters leave while it trains alerts after five minutes, for an hour after it was last seen",
+    ),
+    "a run that vanished in one cluster is not the one of another": (
+        "alerts.yml",
+        r"unless on \(cluster, namespace, run\) optwrap_processes_reporting",
+        "unless on (run) optwrap_processes_reporting",
+        "a run whose exporters leave while it trains alerts after five minutes, for an hour after it was last seen",
+    ),
+    "an exporter that is up remembers by itself": (
+        "recording.yml",
+        r"\n +unless on \(cluster, namespace, pod, instance\) up.*",
+        "",
+        "runs that were finished or forgotten when their exporters left raise no alert",
+    ),
+    "a run that one host saw finish has not vanished": (
+        "alerts.yml",
+        r"live:timestamp - 120",
+        "live:timestamp",
+        "runs that were finished or forgotten when their exporters left raise no alert",
+    ),
+    "the end of an attempt is not the end of the next": (
+        "alerts.yml",
+        r"run:optwrap_run_over:timestamp > .*",
+        "run:optwrap_run_over:timestamp",
+        "an attempt that vanishes alerts, although an earlier one failed in another pod",
+    ),
+    "an exporter that is down has one alert": (
+        "alerts.yml",
+        r" +unless on \(cluster, namespace, run\) run:optwrap_exporters_down:count\n",
+        "",
+        "an exporter that is down has one alert, and if its target goes, the run has vanished",
+    ),
     "an exporter that others replace is no reason to wake somebody": (
         "recording.yml",
         r"run:optwrap_exporters_down:count unless on .*",
@@ -111,15 +162,15 @@ MUTATIONS = {
     ),
     "the alert on a lost exporter outlasts the series": (
         "recording.yml",
-        r"(health!~.*\n +\))\n +or\n +run_instance.*\n",
-        r"\1\n",
+        r" +or\n +run_instance_health:optwrap_run_health:timestamp\n +and on .*\n",
+        "",
         "a run that trains and whose only exporter is down for two minutes raises a critical alert, for as long as it "
         "is down",
     ),
     "a run that has ended needs no exporter": (
         "recording.yml",
-        r'health!~"finished\|',
-        'health!~"',
+        r'health!~"finished\|(failed\|stopped\|stale"\}\n +and)',
+        r'health!~"\1',
         "an exporter without a run that trains warns when it is down, and one that was taken out of the targets does "
         "not",
     ),
@@ -137,7 +188,7 @@ MUTATIONS = {
     ),
     "OptwrapExporterDown waits for a restart": (
         "alerts.yml",
-        r"(run_instance:optwrap_run_live:max\n +\)\n +)for: 2m",
+        r'(health!~"finished\|failed\|stopped\|stale"\}\n +\)\n +)for: 2m',
         r"\1for: 0s",
         "an exporter of two processes that restarts on its host",
     ),
@@ -282,11 +333,23 @@ def test_rule_takes_the_rate_of_each_process_before_it_aggregates(rule: dict[str
     assert wrong_over_processes(rule["expr"]) == []
 
 
-@pytest.mark.parametrize("rule", RULES, ids=name)
-def test_rule_keeps_runs_of_two_clusters_or_namespaces_apart(rule: dict[str, Any]) -> None:
-    """Every aggregation and every join over other labels keeps both labels."""
-    for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
-        assert {"cluster", "namespace"} <= set(by.split(", ")), rule["expr"]
+@pytest.mark.parametrize("expr", TOTALS.values(), ids=TOTALS.keys())
+def test_totals_use_only_known_metrics_and_count_no_step_twice(expr: str) -> None:
+    """A total is the largest raw counter, or that of process 0, summed up over its places."""
+    assert unknown(expr, set(TOTALS)) == []
+    assert wrong_over_processes(expr, shown=True) == []
+
+
+@pytest.mark.parametrize("expr", [rule["expr"] for rule in RULES + OPTIONAL] + list(TOTALS.values()))
+def test_rule_keeps_runs_of_two_clusters_or_namespaces_apart(expr: str) -> None:
+    """Every aggregation and every join over other labels keeps both labels, and those of an exporter also its pod.
+
+    An address of the inside of a cluster may be given again soon, and another cluster may have it, too.
+    """
+    for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr):
+        labels = set(by.split(", "))
+        assert {"cluster", "namespace"} <= labels, expr
+        assert "instance" not in labels or "pod" in labels, expr
 
 
 @pytest.mark.parametrize("alert", ALERTS + OPTIONAL, ids=name)

@@ -18,7 +18,7 @@ from tests.conftest import RunningExporter
 from tests.deploy import site as sites
 from tests.deploy.programs import free_address
 from tests.deploy.site import Site, Training
-from tests.exporter.running import Served, TurnedClock, served
+from tests.exporter.running import Job, Served, TurnedClock, served
 from tests.polling import wait_until
 
 # One group, because each worker of a parallel run would start all programs.
@@ -253,7 +253,7 @@ def test_a_job_that_starts_and_fails_again_and_again_is_a_crash_loop(site: Site)
 
 
 def test_a_run_that_nobody_sees_alerts_once_and_what_was_open_stays_open(site: Site) -> None:
-    """The only exporter of the run is killed, and is back a minute later."""
+    """The only exporter of the run is killed and comes back; later it leaves the targets, and comes back, too."""
     run, exporter = "unseen", site.other
     with optwrap.Monitor(run=run, endpoint=exporter.url, interval=0.2) as monitor:
         training = Training(monitor, guarded=False)
@@ -272,5 +272,32 @@ def test_a_run_that_nobody_sees_alerts_once_and_what_was_open_stays_open(site: S
         site.wait_for("OptwrapExporterDown", run, "resolved", severity="critical")
         time.sleep(3)
         assert "OptwrapGaveUp" in site.firing(run), "the incident is durable"
-    muted = [one for one in site.alertmanager.notified if one.labels.get("run") == run and one.receiver == "read"]
-    assert muted == [], "the warning of the same name is muted"
+        muted = [one for one in site.alertmanager.notified if one.labels.get("run") == run and one.receiver == "read"]
+        assert muted == [], "the warning of the same name is muted"
+        acknowledge(exporter.url, run, "gave_up")
+        site.wait_for("OptwrapGaveUp", run, "resolved")
+
+        leave_the_targets(site, run)
+
+
+def leave_the_targets(site: Site, run: str) -> None:
+    """The exporter leaves the targets while the run trains, as with its pod, and comes back. Two runs are over then."""
+    url = site.other.url
+    instance = url.removeprefix("http://")
+    for name, state in (("over", "finished"), ("forgotten", "running")):
+        report = Job(name, clock=time.time).report(state)
+        assert httpx.post(f"{url}/v1/reports", json=report, trust_env=False).status_code == 200
+        site.prometheus.wait_until(f'optwrap_run_health{{run="{name}"}}')
+    site.prometheus.wait_until('optwrap_run_health{run="over", health="finished"} == 1')
+    httpx.delete(f"{url}/v1/runs/forgotten", trust_env=False).raise_for_status()
+    site.prometheus.wait_until('absent(optwrap_run_health{run="forgotten"})')
+    site.prometheus.scrape(site.exporter.url)
+    try:
+        alert = site.wait_for("OptwrapRunVanished", run, "firing")
+        assert alert.receiver == "wake"
+        assert f" at {instance}, at step 6" in alert.annotations["summary"]
+        assert site.prometheus.instant(f'up{{instance="{instance}"}}') == [], "it is no target, not one that is down"
+    finally:
+        site.prometheus.scrape(site.exporter.url, url)
+    site.wait_for("OptwrapRunVanished", run, "resolved")
+    assert site.ever("over") == site.ever("forgotten") == set()

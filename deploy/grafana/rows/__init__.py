@@ -1,0 +1,1 @@
+"""The rows of the dashboard *Run*, one module for each subject."""
