@@ -26,7 +26,7 @@ CLUSTER: Final = "rehearsal"
 SCRAPE: Final = "1s"
 """The scrape interval, and that of the evaluation of rules."""
 DISCOVERY: Final = 8_000
-"""Milliseconds. Prometheus follows its service discovery every 5 s, so an exporter that has ended is down until then."""
+"""Milliseconds. Prometheus follows service discovery every 5 s, so an exporter that has ended is down until then."""
 
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 
