@@ -98,4 +98,6 @@ def test_the_rehearsal_changes_only_the_durations_of_the_shipped_rules(tmp_path:
         {name: rule[name] for name in rule if name not in changed} for rule in RULES
     ]
     assert delays["OptwrapProcessStale"] == 10
-    assert delays["OptwrapGaveUp"] == 0
+    assert delays["OptwrapGaveUp"] == 4, "it fires at once, and keeps firing for two minutes"
+    (down, unseen) = [rule for rule in scaled if rule.get("alert") == "OptwrapExporterDown"]
+    assert down["for"] == unseen["for"] == "8000ms", "longer than Prometheus takes to drop a target"

@@ -16,7 +16,7 @@ from tests.deploy.rehearsal.truth import Truth, Written
 from tests.polling import wait_until
 
 STOPPED: Final = 65
-LIMIT: Final = 120.0
+LIMIT: Final = 300.0
 """Seconds that the trainers may take to do what they are asked."""
 
 

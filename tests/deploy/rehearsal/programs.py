@@ -99,7 +99,7 @@ class Site:
     targets: Path
     """The directory in which exporters announce themselves."""
     delays: dict[str, float]
-    """The longest `for` of each alert in seconds, as it is here."""
+    """By alert the longest time in seconds that a rule waits before it fires or resolves."""
 
     @classmethod
     @contextlib.contextmanager
@@ -123,7 +123,7 @@ class Site:
 
 
 def scaled_rules(directory: Path, scale: float) -> dict[str, float]:
-    """Write the shipped rules with `for` and `keep_firing_for` divided by `scale`; returns the longest `for` by alert.
+    """Write the shipped rules with `for` and `keep_firing_for` divided by `scale`; returns the longer by alert.
 
     A `for` stays above the time that Prometheus takes to drop a target. Nothing else is changed: an expression over ten
     minutes still is one.
@@ -137,7 +137,7 @@ def scaled_rules(directory: Path, scale: float) -> dict[str, float]:
                 milliseconds = round(shipped / scale)
                 if name == "for":
                     milliseconds = max(milliseconds, min(shipped, DISCOVERY))
-                    delays[rule["alert"]] = max(delays.get(rule["alert"], 0.0), milliseconds / 1000)
+                delays[rule["alert"]] = max(delays.get(rule["alert"], 0.0), milliseconds / 1000)
                 rule[name] = f"{milliseconds}ms"
         (directory / file.name).write_text(yaml.safe_dump(rules))
     return delays
