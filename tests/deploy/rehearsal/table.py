@@ -19,8 +19,8 @@ HEAD: Final = (
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The rows in Markdown."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *map(_row, outcomes)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("| --- |", "|---|").replace(" --- |", "---|")
+    head, *rows = (f"| {' | '.join(row)} |" for row in (HEAD, *map(_row, outcomes)))
+    return "\n".join([head, "|---" * len(HEAD) + "|", *rows])
 
 
 def differences(outcomes: Sequence[Outcome]) -> list[str]:
