@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/$(if $(JAX),$(VENV)/)constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test thorough chaos soak kills fuzz drained kubernetes check check-page docs format bench generated dist offline sbom images clean
+.PHONY: help setup demo test thorough chaos soak kills fuzz drained rehearse kubernetes check check-page docs format bench generated dist offline sbom images clean
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -64,6 +64,9 @@ thorough: setup ## every test, and every case of the long tables: much longer th
 
 drained: setup ## do 10 of 10 jobs that give up in their last steps reach Prometheus, scraped every 15, 30 and 60 s? ARGS='--jobs 20'
 	@$(BIN)/python -m tests.deploy.drained $(ARGS)
+
+rehearse: setup ## hosts in namespaces are killed and cut off, a job restarts, stops, vanishes: do Prometheus, JSON and alerts tell it?
+	@$(BIN)/python -m tests.deploy.rehearsal $(ARGS)
 
 check: setup check-page ## ruff and mypy; eslint and tsc
 	@$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,6 +22,8 @@ class Notified(NamedTuple):
     status: str
     labels: dict[str, str]
     annotations: dict[str, str]
+    at: float
+    """When it arrived."""
 
 
 class Alertmanager:
@@ -36,8 +39,9 @@ class Alertmanager:
 
     def arrive(self, notification: dict[str, Any]) -> None:
         """Record the alerts of a webhook's notification."""
+        receiver, now = notification["receiver"], time.time()
         alerts = [
-            Notified(notification["receiver"], alert["status"], alert["labels"], dict(alert["annotations"]))
+            Notified(receiver, alert["status"], alert["labels"], dict(alert["annotations"]), now)
             for alert in notification["alerts"]
         ]
         with self._changed:

@@ -1,6 +1,5 @@
 """Images and compose file, checked without a container engine."""
 
-import os
 import re
 import shlex
 import subprocess
