@@ -62,7 +62,7 @@ fuzz: setup ## REPORTS=100000 mutated reports to a real exporter, drawn from SEE
 thorough: setup ## every test, and every case of the long tables: much longer than 'test'
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --thorough --timeout 900 $(ARGS)
 
-drained: setup ## do 10 of 10 jobs that give up in their last steps reach Prometheus, scraped every 15, 30 and 60 s? ARGS='--jobs 20'
+drained: setup ## do 10 of 10 jobs that give up in their last steps reach Prometheus, scraped every 5, 15, 30 and 60 s? ARGS='--jobs 20'
 	@$(BIN)/python -m tests.deploy.drained $(ARGS)
 
 rehearse: setup ## hosts in namespaces are killed and cut off, a job restarts, stops, vanishes: do Prometheus, JSON and alerts tell it?

@@ -1,6 +1,6 @@
 """Jobs that give up in their last steps, each with an exporter that is drained and then stopped, as seen by Prometheus.
 
-python -m tests.deploy.drained --intervals 15,30,60 --jobs 10
+python -m tests.deploy.drained --intervals 5,15,30,60 --jobs 10
 """
 
 import argparse
@@ -119,7 +119,7 @@ def jobs(directory: Path, intervals: Iterable[float], count: int, *, at_once: in
 def main() -> None:
     """Print a table: for each interval how many jobs were seen with all counts, and how long the drains took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--intervals", default="15,30,60", help="seconds between scrapes, separated by commas")
+    parser.add_argument("--intervals", default="5,15,30,60", help="seconds between scrapes, separated by commas")
     parser.add_argument("--jobs", type=int, default=10, help="how many for each interval")
     parser.add_argument("--at-once", type=int, default=10, help="how many exporters at once")
     given = parser.parse_args()
