@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from optwrap._autopsy.parts import PASSED_THROUGH, Fault, FaultStep, LargestValue
 from optwrap._autopsy.program.jaxprs import CALLS, function_of, opened
-from optwrap._autopsy.program.source import name_stack, place
+from optwrap._autopsy.program.source import is_own, name_stack, place
 from optwrap._autopsy.records import Records
 from optwrap._autopsy.remedies import DECOMPOSITIONS, remedy
 from optwrap._autopsy.values import MAX_INDICES, Node, Value
@@ -67,7 +67,7 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
         if len(faults) < MAX_FAULTS:
             known.update(dict.fromkeys([*alike, *([line[:2]] if line else [])], len(faults)))
             faults.append(_fault(chain, paths, siblings))
-    return Sliced(tuple(faults), count, tuple(notes))
+    return Sliced(tuple(faults), count, tuple(dict.fromkeys(notes)))
 
 
 def _merged(fault: Fault, paths: tuple[str, ...]) -> Fault:
@@ -90,6 +90,8 @@ def _identity(origin: Node) -> Any:
 
 def _passes(chain: Sequence[Node]) -> bool:
     """Whether an infinity comes out unchanged; or shifted, if it is in the source, as by a log_softmax after a mask."""
+    if chain[0].kind == "constant" and is_own(chain[0].equation):  # a limit that a wrapper has not set yet
+        return True
     shifts = ("add", "sub", "neg") if chain[0].kind == "constant" else ()
     return all(node.moves or node.kind in ("argument", "constant") or node.primitive in shifts for node in chain)
 
