@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from optwrap._autopsy.parts import PASSED_THROUGH, Fault, FaultStep, LargestValue
-from optwrap._autopsy.program.jaxprs import CALLS, function_of, opened
+from optwrap._autopsy.program.jaxprs import functions_in, opened
 from optwrap._autopsy.program.source import is_own, name_stack, place
 from optwrap._autopsy.records import Records
 from optwrap._autopsy.remedies import DECOMPOSITIONS, remedy
@@ -186,12 +186,7 @@ def _siblings(function: Any) -> dict[Any, list[str]]:
     while todo:
         for equation in opened(todo.pop(0))[0].eqns:
             found[_traceback(equation)].append(equation.primitive.name)
-            if equation.primitive.name in CALLS:
-                todo.append(function_of(equation))
-            else:
-                params = equation.params
-                todo += [params[name] for name in ("jaxpr", "body_jaxpr") if hasattr(params.get(name), "eqns")]
-                todo += params.get("branches", ())
+            todo += functions_in(equation)
     return found
 
 

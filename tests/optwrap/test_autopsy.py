@@ -238,6 +238,19 @@ def test_bad_input_is_refused(call: Callable[[], Any], error: type[Exception], m
         call()
 
 
+def test_arrays_of_other_processes_are_refused_unless_they_are_replicated(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jnp.asarray(-W)
+    monkeypatch.setattr(type(x), "is_fully_addressable", property(lambda array: array.shape != (3,)))
+    monkeypatch.setattr(type(x), "is_fully_replicated", property(lambda _: False))
+    with pytest.raises(ValueError, match=r"x is on devices of other .*pass one process's part, array.addressable_data"):
+        optwrap.autopsy(jnp.log, x)
+    with pytest.raises(ValueError, match="an array that <lambda> captured is on devices of other processes"):
+        optwrap.autopsy(lambda: x * 2)
+    monkeypatch.setattr(type(x), "is_fully_replicated", property(lambda _: True))
+    monkeypatch.setattr(type(x), "addressable_data", lambda array, _: array[:2])
+    assert optwrap.autopsy(jnp.log, x).faults[0].cause.shape == (2,)
+
+
 def test_findings_are_plain_data_and_a_screen_of_text() -> None:
     def fn(w: jax.Array) -> Any:
         for _ in range(40):
