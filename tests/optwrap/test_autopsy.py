@@ -159,6 +159,9 @@ def test_an_infinite_argument_that_is_passed_through_is_a_note() -> None:
     masked = optwrap.autopsy(lambda w: jax.nn.log_softmax(jnp.where(w > 0, w, -jnp.inf)), W)
     assert not masked, "the log-probability of an impossible event"
     assert optwrap.autopsy(lambda w: jnp.sum(jax.nn.log_softmax(jnp.where(w > 0, w, -jnp.inf))), W)
+    both = optwrap.autopsy(lambda best: (best, best * 0), np.float32(np.inf))
+    assert both.faults[0].outputs == ("output[1]",), "it passes through to one output, and is NaN in the other"
+    assert "output[0] is infinite" in both.notes[0]
     assert optwrap.autopsy(lambda state: state, jnp.nan).faults[0].cause.kind == "argument"
 
 
