@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import optwrap
+
 Array = jax.Array
 Function = Callable[[Array, Array], Any]
 
@@ -237,6 +239,11 @@ def cholesky_of_an_indefinite_matrix(w: Array, x: Array) -> Any:
     return w * jnp.linalg.cholesky(matrix)[0]  # here
 
 
+@fault("triangular_solve", "singular")
+def singular_matrix(w: Array, x: Array) -> Any:
+    return jnp.linalg.solve(jnp.outer(x, x), w * jnp.arange(4))  # here
+
+
 @fault("sub", "mask", x=ONES)
 def softmax_of_a_masked_row(w: Array, x: Array) -> Any:
     scores = jnp.where(jnp.arange(4) > 9, w * x, -jnp.inf)
@@ -265,6 +272,12 @@ def integer_product(w: Array, x: Array) -> Any:
 def integer_sum(w: Array, x: Array) -> Any:
     total = jnp.cumsum(x)  # here
     return w * jnp.log(total)
+
+
+@fault("dot_general", "int32", x=np.full(4, 2**16, np.int32))
+def integer_matrix_product(w: Array, x: Array) -> Any:
+    product = x @ x  # here
+    return w / product
 
 
 @fault("argument", "x", x=BAD, path="x[1]")
@@ -317,6 +330,18 @@ def sqrt_in_a_while_loop(w: Array, x: Array) -> Any:
 @fault("log", "positive", iteration=1)
 def log_in_a_fori_loop(w: Array, x: Array) -> Any:
     return jax.lax.fori_loop(0, 3, lambda _, value: jnp.log(value) * x, w)  # here
+
+
+@fault("log", "positive", x=np.array([3, 6, 1, 2], np.float32), iteration=5)
+def log_in_a_loop_under_vmap(w: Array, x: Array) -> Any:
+    def one(scale: Array, end: Array) -> Any:
+        def body(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            count, value = state
+            return count + 1, scale * jnp.log(5 - count) + value  # here
+
+        return jax.lax.while_loop(lambda state: state[0] < end, body, (jnp.array(0.0), scale))[1]
+
+    return jax.vmap(one)(w, x)
 
 
 @fault("log", "positive", x=MIXED)
@@ -411,6 +436,12 @@ def deviation_of_a_constant(w: Array, x: Array) -> Any:
 def distance_to_itself(w: Array, x: Array) -> Any:
     distance = jnp.sqrt(jnp.sum((w[:, None] - w[None]) ** 2, -1))  # here
     return distance * x
+
+
+@fault("integer_pow", "equal", direction="backward")
+def eigenvectors_of_equal_eigenvalues(w: Array, x: Array) -> Any:
+    vectors = jnp.linalg.eigh(jnp.diag(w))[1]  # here
+    return jnp.sum(vectors**3) * x
 
 
 @fault("pow", "jnp.where", w=MIXED, direction="backward")
@@ -616,6 +647,25 @@ def skipped_update(w: Array, x: Array) -> Any:
     tx = optax.apply_if_finite(optax.sgd(0.1), 5)
     updates, _ = tx.update(jnp.where(_KEPT, x, jnp.nan), tx.init(w), w)
     return optax.apply_updates(w, updates)
+
+
+@healthy
+def first_step_of_an_adaptive_guard(w: Array, x: Array) -> Any:
+    tx = optwrap.skip_spikes(optax.sgd(0.1))
+    return tx.update(w * x, tx.init(w), w)
+
+
+@healthy
+def log_probability_of_an_impossible_event(w: Array, x: Array) -> Any:
+    return jax.nn.log_softmax(jnp.where(_KEPT, w * x, -jnp.inf))
+
+
+@healthy
+def loop_under_vmap_of_which_members_have_ended(w: Array, x: Array) -> Any:
+    def one(value: Array) -> Any:
+        return jax.lax.while_loop(lambda v: v < 3, lambda v: v + jnp.sqrt(4 - v), value)
+
+    return jax.vmap(one)(w * x + jnp.arange(4) * 2)
 
 
 @healthy

@@ -39,6 +39,9 @@ NO_LINE: Final = "no line"
 SILENT: Final = "nothing"
 NOWHERE: Final = -1
 """Instead of a line: something is found, and no line is named."""
+REFUSED: Final = -2
+"""Instead of a line: the tool cannot compile the function."""
+VERDICTS: Final = {None: SILENT, NOWHERE: NO_LINE, REFUSED: "refused"}
 
 
 def target(fault: Fault) -> Callable[..., Any]:
@@ -52,8 +55,9 @@ def target(fault: Fault) -> Callable[..., Any]:
 
 def judged(line: int | None) -> str:
     """What a tool that names this line of the faults' file has achieved."""
-    if line is None or line == NOWHERE:
-        return SILENT if line is None else NO_LINE
+    if line in VERDICTS:
+        return VERDICTS[line]
+    assert line is not None
     return RIGHT if "# here" in linecache.getline(SOURCE, line) else ELSEWHERE
 
 
@@ -84,7 +88,10 @@ def by_debug_nans(function: Callable[..., Any], *arguments: Any) -> tuple[bool, 
 def by_checkify(function: Callable[..., Any], *arguments: Any) -> tuple[bool, int | None]:
     """Whether checkify reports an error, and the line that its message names."""
     checked = checkify.checkify(function, errors=checkify.float_checks | checkify.index_checks)
-    error, _ = jax.jit(checked)(*arguments)
+    try:
+        error, _ = jax.jit(checked)(*arguments)
+    except ValueError:  # of a while loop under vmap
+        return False, REFUSED
     raised = error.get_exception()
     if raised is None:
         return False, None

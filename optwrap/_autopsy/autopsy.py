@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from optwrap._autopsy.findings import Findings
 from optwrap._autopsy.interpreter import Interpreter
-from optwrap._autopsy.program.jaxprs import Granularity, size
+from optwrap._autopsy.program.jaxprs import Granularity, is_here, size
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Records
 from optwrap._autopsy.slice import largest, sliced
@@ -20,6 +20,7 @@ from optwrap._autopsy.values import Frame, measured
 from optwrap._core import checks
 
 _CHECKED: Final = "the gradients that optwrap checks"
+_ELSEWHERE: Final = "the compiled function was not run, because it needs the devices of other processes"
 _REMEDY: Final = "pass the function that you would pass to jax.jit, and the arguments of the step that went bad"
 
 
@@ -84,9 +85,9 @@ def autopsy(
         return [leaf for _, leaf in (*returned, *new)]
 
     with _undisturbed(), _in_mesh(leaves):
-        closed = _jaxpr(call, [leaves[i] for i in traced], name)
+        closed = _jaxpr(call, [_array(leaves[i]) for i in traced], name)
         for constant in closed.consts:
-            _check(f"an array that {name} captured", constant)
+            _check(f"an array that {name} captured", constant, replicated=False)
         shown = Progress(name, size(closed), shown=progress)
         records = Records()
         values = [records.given("argument", _array(leaves[i]), None, Frame(), path=paths[i]) for i in traced]
@@ -97,7 +98,8 @@ def autopsy(
         ends = [*zip(outputs, results, strict=True), *((_CHECKED, value) for value in records.checked)]
         found = sliced(ends, records, closed)
         reproduced = True
-        if not found.faults:
+        elsewhere = not all(map(is_here, closed.eqns))
+        if not found.faults and not elsewhere:
             finite = [value.node is None for value in results]
             del ends, results
             whole = jax.jit(jaxpr_as_fun(closed))(*[_array(leaves[i]) for i in traced])
@@ -110,7 +112,7 @@ def autopsy(
             reproduced=reproduced,
             granularity=granularity,
             operations=shown.count,
-            notes=(*records.notes, *found.notes),
+            notes=(*records.notes, *found.notes, *(() if found.faults or not elsewhere else (_ELSEWHERE,))),
         )
 
 
@@ -165,10 +167,12 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf)
+    if not isinstance(leaf, jax.Array):
+        return jax.numpy.asarray(leaf)
+    return leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
 
 
-def _check(path: str, leaf: Any) -> None:
+def _check(path: str, leaf: Any, *, replicated: bool = True) -> None:
     if isinstance(leaf, jax.core.Tracer):
         raise ValueError(
             f"autopsy: {path} is a traced value; allowed: arrays: call autopsy outside of jit, grad and vmap"
@@ -182,10 +186,11 @@ def _check(path: str, leaf: Any) -> None:
             f"autopsy: {path} was donated or deleted; allowed: arrays that still exist: pass copies made before the "
             "step, as optwrap.Recorder(copy=...) keeps them"
         )
-    if not leaf.is_fully_addressable:
+    if not leaf.is_fully_addressable and not (replicated and leaf.is_fully_replicated):
         raise ValueError(
-            f"autopsy: {path} is sharded over devices of other processes; allowed: arrays of this process: pass "
-            "one process's part, or a gathered copy, and the function of one device"
+            f"autopsy: {path} is on devices of other processes; allowed: arguments that are replicated, or on this "
+            "process's devices: pass one process's part, array.addressable_data(0), or a gathered copy, "
+            "jax.experimental.multihost_utils.process_allgather(array, tiled=True)"
         )
 
 

@@ -19,6 +19,7 @@ from optwrap._autopsy.program.jaxprs import (
     Region,
     bind,
     function_of,
+    is_here,
     opened,
     operands_of,
     planned,
@@ -76,13 +77,17 @@ class Interpreter:
         array = atom.val if hasattr(atom.val, "dtype") else np.asarray(atom.val, aval.dtype)
         return self._records.given("constant", array, item, frame)
 
-    def _evaluate(self, item: Any, values: list[Value], frame: Frame, plan: Plan) -> list[Value]:
+    def _evaluate(  # noqa: PLR0911  # one for each kind of primitive
+        self, item: Any, values: list[Value], frame: Frame, plan: Plan
+    ) -> list[Value]:
         if isinstance(item, Region):
             return self._region(item, values, frame, plan)
         name = item.primitive.name
         inside = frame._replace(name_stack=name_stack(item, frame.name_stack), calls=(*frame.calls, item))
         if name in CALLS:
             return self.block(function_of(item), operands_of(item, values), inside)
+        if name == "sharding_constraint" and not is_here(item):
+            return [dataclasses.replace(value) for value in values]
         if name == "shard_map" and (mapped := self._mapped(item, values)) is not None:
             return self._without_devices(item, mapped, values, inside)
         if name in LOOPS:

@@ -15,7 +15,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from optwrap._autopsy.forward import buffers_of, row_of, scan_forward, select, stored, while_forward
 from optwrap._autopsy.parts import LoopIteration
-from optwrap._autopsy.program.jaxprs import bind, opened, scan_inputs
+from optwrap._autopsy.program.jaxprs import bind, is_here, opened, scan_inputs
 from optwrap._autopsy.program.source import name_stack
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Records
@@ -130,13 +130,14 @@ class _Watch:
         self._origins = len(records.origins)
         self._nothing_new = 0
         self._bad = False
-        # A jax.debug.print would be run again.
-        self._has_effects = bool(opened(body)[0].effects)
+        jaxpr = opened(body)[0]
+        # A jax.debug.print would be run again, and the other processes would be waited for.
+        self._may_compile = not jaxpr.effects and all(map(is_here, jaxpr.eqns))
 
     @property
     def is_quiet(self) -> bool:
         """Whether the next iterations are compiled."""
-        return not self._has_effects and (not self._bad or self._nothing_new >= _WALKED)
+        return self._may_compile and (not self._bad or self._nothing_new >= _WALKED)
 
     def walked(self, outs: Sequence[Value]) -> None:
         """An iteration was evaluated in parts."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from optwrap._autopsy.parts import PASSED_THROUGH, Fault, FaultStep, LargestValue
-from optwrap._autopsy.program.jaxprs import CALLS, function_of, opened
-from optwrap._autopsy.program.source import name_stack, place
+from optwrap._autopsy.program.jaxprs import functions_in, opened
+from optwrap._autopsy.program.source import is_own, name_stack, place
 from optwrap._autopsy.records import Records
 from optwrap._autopsy.remedies import DECOMPOSITIONS, remedy
 from optwrap._autopsy.values import MAX_INDICES, Node, Value
@@ -37,37 +37,43 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
       records: of the evaluation.
       function: the jaxpr that was evaluated.
     """
-    reached: dict[Any, list[tuple[int, str, list[Node]]]] = collections.defaultdict(list)
+    reached: dict[Any, list[tuple[int, str]]] = collections.defaultdict(list)
+    chains: dict[int, list[Node]] = {}
+    notes = []
     for path, value in outputs:
-        if value.node is not None:
-            for number, chain in _chains(value.node, value.origins, records).items():
-                reached[_identity(records.origins[number])].append((number, path, chain))
+        if value.node is None:
+            continue
+        numbers = value.origins
+        # One chain is shown of each origin. Others are only needed if they may be those of infinities that pass.
+        known = {number for number in numbers if number in chains and not _may_pass(number, records)}
+        found = _chains(value.node, numbers - known, records)
+        for number, chain in sorted([*found.items(), *((number, chains[number]) for number in known)]):
+            if number in found and _passes(chain):
+                notes.append(f"{path} is infinite as {chain[0].path or 'a constant'} is, which {PASSED_THROUGH}")
+            else:
+                chains.setdefault(number, chain)
+                reached[_identity(records.origins[number])].append((number, path))
     siblings = _siblings(function)
     faults: list[Fault] = []
-    known: dict[Any, int] = {}
-    notes = []
+    places: dict[Any, int] = {}
     count = 0
-    for arrivals in sorted(reached.values(), key=lambda found: min(number for number, *_ in found)):
-        _, path, chain = min(arrivals, key=lambda arrival: arrival[0])
-        paths = tuple(dict.fromkeys(path for _, path, _ in arrivals))
-        if chain[0].kind in ("argument", "constant") and "nan" not in chain[-1].names and _passes(chain):
-            source = chain[0].path or "a constant"
-            notes.append(f"{path} is infinite as {source} is, which {PASSED_THROUGH}")
-            continue
+    for arrivals in sorted(reached.values(), key=min):
+        chain = chains[min(arrivals)[0]]
+        paths = tuple(dict.fromkeys(path for _, path in arrivals))
         cause = _cause(chain)
         line = place(cause.equation, cause.frame.calls).line
         alike: list[Any] = [(line[:2], cause.primitive, _stack_of(cause))] if line else []
         if line and _phase(cause, siblings) != "forward":
             alike.append(line[:2])
-        first = next((known[key] for key in alike if key in known), None)
+        first = next((places[key] for key in alike if key in places), None)
         if first is not None:
             faults[first] = _merged(faults[first], paths)
             continue
         count += 1
         if len(faults) < MAX_FAULTS:
-            known.update(dict.fromkeys([*alike, *([line[:2]] if line else [])], len(faults)))
+            places.update(dict.fromkeys([*alike, *([line[:2]] if line else [])], len(faults)))
             faults.append(_fault(chain, paths, siblings))
-    return Sliced(tuple(faults), count, tuple(notes))
+    return Sliced(tuple(faults), count, tuple(dict.fromkeys(notes)))
 
 
 def _merged(fault: Fault, paths: tuple[str, ...]) -> Fault:
@@ -88,8 +94,17 @@ def _identity(origin: Node) -> Any:
     return id(origin.equation), tuple(map(id, origin.frame.calls)), origin.frame.name_stack
 
 
+def _may_pass(number: int, records: Records) -> bool:
+    """Whether an origin may pass through to an output, or has met others on the way."""
+    return records.origins[number].kind in ("argument", "constant") or number in records.joins
+
+
 def _passes(chain: Sequence[Node]) -> bool:
     """Whether an infinity comes out unchanged; or shifted, if it is in the source, as by a log_softmax after a mask."""
+    if chain[0].kind not in ("argument", "constant") or "nan" in chain[-1].names:
+        return False
+    if chain[0].kind == "constant" and is_own(chain[0].equation):  # a limit that a wrapper has not set yet
+        return True
     shifts = ("add", "sub", "neg") if chain[0].kind == "constant" else ()
     return all(node.moves or node.kind in ("argument", "constant") or node.primitive in shifts for node in chain)
 
@@ -184,12 +199,7 @@ def _siblings(function: Any) -> dict[Any, list[str]]:
     while todo:
         for equation in opened(todo.pop(0))[0].eqns:
             found[_traceback(equation)].append(equation.primitive.name)
-            if equation.primitive.name in CALLS:
-                todo.append(function_of(equation))
-            else:
-                params = equation.params
-                todo += [params[name] for name in ("jaxpr", "body_jaxpr") if hasattr(params.get(name), "eqns")]
-                todo += params.get("branches", ())
+            todo += functions_in(equation)
     return found
 
 

@@ -159,6 +159,9 @@ def test_an_infinite_argument_that_is_passed_through_is_a_note() -> None:
     masked = optwrap.autopsy(lambda w: jax.nn.log_softmax(jnp.where(w > 0, w, -jnp.inf)), W)
     assert not masked, "the log-probability of an impossible event"
     assert optwrap.autopsy(lambda w: jnp.sum(jax.nn.log_softmax(jnp.where(w > 0, w, -jnp.inf))), W)
+    both = optwrap.autopsy(lambda best: (best, best * 0), np.float32(np.inf))
+    assert both.faults[0].outputs == ("output[1]",), "it passes through to one output, and is NaN in the other"
+    assert "output[0] is infinite" in both.notes[0]
     assert optwrap.autopsy(lambda state: state, jnp.nan).faults[0].cause.kind == "argument"
 
 
@@ -236,6 +239,19 @@ COMPILED = jax.jit(jnp.log).lower(W).compile()
 def test_bad_input_is_refused(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^autopsy: .*{message}"):
         call()
+
+
+def test_arrays_of_other_processes_are_refused_unless_they_are_replicated(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jnp.asarray(-W)
+    monkeypatch.setattr(type(x), "is_fully_addressable", property(lambda array: array.shape != (3,)))
+    monkeypatch.setattr(type(x), "is_fully_replicated", property(lambda _: False))
+    with pytest.raises(ValueError, match=r"x is on devices of other .*pass one process's part, array.addressable_data"):
+        optwrap.autopsy(jnp.log, x)
+    with pytest.raises(ValueError, match="an array that <lambda> captured is on devices of other processes"):
+        optwrap.autopsy(lambda: x * 2)
+    monkeypatch.setattr(type(x), "is_fully_replicated", property(lambda _: True))
+    monkeypatch.setattr(type(x), "addressable_data", lambda array, _: array[:2])
+    assert optwrap.autopsy(jnp.log, x).faults[0].cause.shape == (2,)
 
 
 def test_findings_are_plain_data_and_a_screen_of_text() -> None:

@@ -84,6 +84,13 @@ def test_a_step_that_was_skipped_has_a_fault_though_its_outputs_are_finite(instr
     assert not optwrap.autopsy(step, jnp.asarray(W), tx.init(jnp.asarray(W)), W)
 
 
+def test_the_infinite_limit_of_a_wrapper_is_no_fault() -> None:
+    tx = optwrap.skip_spikes(optax.sgd(0.1))
+    findings = optwrap.autopsy(tx.update, jnp.asarray(W), tx.init(jnp.asarray(W)), jnp.asarray(W))
+    assert not findings
+    assert "output[1].statistics is infinite" in findings.notes[0]
+
+
 def test_a_step_of_equinox_returns_its_model() -> None:
     @eqx.filter_jit
     def step(model: Any, x: jax.Array) -> Any:
@@ -203,7 +210,7 @@ def on_a_mesh(x: jax.Array, w: jax.Array) -> Any:
         jax.lax.psum_scatter(y, "b", tiled=True),
         grads,
         jax.lax.scan(body, start, y)[0][None],
-        jax.lax.cond(y[0] > 1, jnp.sin, jnp.cos, y),
+        jax.lax.cond(y[0] > 1, lambda y: jax.lax.scan(lambda c, _: (jnp.sin(c), None), y, length=3)[0], jnp.cos, y),
     )
 
 

@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+import jax
 from jax.extend.core import Literal as Number
+from jax.sharding import Mesh
 
 from optwrap._autopsy.program.source import name_stack, place
 from optwrap._autopsy.values import Frame
@@ -107,6 +109,25 @@ def operands_of(equation: Any, values: list[Any]) -> list[Any]:
     lengths = equation.params["const_lengths"]
     before = lengths.matvec + lengths.vecmat
     return values[before : before + lengths.solve] + values[sum(lengths) :]
+
+
+def functions_in(equation: Any) -> list[Any]:
+    """The jaxprs among an equation's parameters."""
+    values = [value for value in equation.params.values() if not isinstance(value, tuple)]
+    values += [item for value in equation.params.values() if isinstance(value, tuple) for item in value]
+    return [value for value in values if hasattr(value, "eqns")]
+
+
+def is_here(equation: Any) -> bool:
+    """Whether an equation, with all in it, needs this process's devices alone."""
+    if jax.process_count() == 1:
+        return True
+    params = equation.params
+    mesh = params["mesh"] if "mesh" in params else getattr(params.get("sharding"), "mesh", None)
+    devices = mesh.devices.flat if isinstance(mesh, Mesh) else ()
+    if any(device.process_index != jax.process_index() for device in devices):
+        return False
+    return all(is_here(inside) for function in functions_in(equation) for inside in opened(function)[0].eqns)
 
 
 def variables(item: Any) -> list[Any]:

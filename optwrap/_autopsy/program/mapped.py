@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
+from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun, primitives
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from optwrap._autopsy.program.jaxprs import opened
@@ -118,9 +118,19 @@ def _untyped(function: Any, context: Any) -> Any:
     jaxpr, constants = opened(function)
     if jaxpr is not function:
         return ClosedJaxpr(_untyped(jaxpr, context), constants)
+    plain: dict[Any, Any] = {}
+
+    def of(atoms: Sequence[Any]) -> list[Any]:
+        """The same atoms, of types that do not tell along which axes they vary."""
+        for atom in atoms:
+            if not isinstance(atom, Literal) and atom not in plain:
+                plain[atom] = Var(_plain(atom.aval))
+        return [atom if isinstance(atom, Literal) else plain[atom] for atom in atoms]
+
     equations = []
     for original in function.eqns:
-        equation, name = original.replace(ctx=context), original.primitive.name
+        name = original.primitive.name
+        equation = original.replace(ctx=context, invars=of(original.invars), outvars=of(original.outvars))
         if name in _PLACED:
             equations += [
                 equation.replace(primitive=primitives.copy_p, params={}, invars=[before], outvars=[after])
@@ -132,7 +142,13 @@ def _untyped(function: Any, context: Any) -> Any:
         else:
             params = {name: _untyped_in(value, context) for name, value in equation.params.items()}
             equations.append(equation.replace(params=params))
-    return function.replace(eqns=equations)
+    ends = {"constvars": of(function.constvars), "invars": of(function.invars), "outvars": of(function.outvars)}
+    return function.replace(eqns=equations, **ends)
+
+
+def _plain(aval: Any) -> Any:
+    is_array = isinstance(aval, jax.core.ShapedArray)
+    return jax.core.ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type) if is_array else aval
 
 
 def _untyped_in(value: Any, context: Any) -> Any:

@@ -76,6 +76,12 @@ def is_check(equation: Any) -> bool:
     return any(line.file == _CHECKS for line in _lines(equation))
 
 
+def is_own(equation: Any) -> bool:
+    """Whether an operation is in the source of optwrap itself."""
+    files = [line.file for line in _lines(equation) if not line.file.startswith((_JAX, _OWN, "<frozen"))]
+    return bool(files) and files[-1].startswith(str(_OPTWRAP) + os.sep)
+
+
 def _innermost(lines: Sequence[Line]) -> Place:
     outside_jax = [line for line in lines if not line.file.startswith((_JAX, _OWN, "<frozen"))]
     users = next((line for line in reversed(outside_jax) if line.is_users), None)
