@@ -95,13 +95,14 @@ bench: setup ## ratios to a baseline, each benchmark in one run
 	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 dist: setup ## the wheels and sdists of both packages, in dist/: what the images install, and what is uploaded
-	@rm -rf dist
+	@rm -f dist/*.whl dist/*.tar.gz
 	@$(BIN)/python -m build --quiet --no-isolation --outdir dist .
 	@$(BIN)/python -m build --quiet --no-isolation --outdir dist service
 	@$(BIN)/python -m twine check --strict dist/*
 
 # The Python and the architectures of the exporter's image. pip takes only wheels for them, on whatever machine this runs.
 offline: dist ## the wheels that the exporter needs on x86_64 and aarch64, in dist/offline/: its image then needs no network
+	@rm -rf dist/offline
 	@for machine in $(or $(ARCH),x86_64 aarch64); do $(BIN)/python -m pip download --quiet --dest dist/offline --only-binary :all: \
 		--implementation cp --python-version $(or $(IMAGE_PYTHON),3.11) \
 		$(foreach tag,manylinux_2_28 manylinux_2_17 manylinux2014,--platform $(tag)_$$machine) dist/optwrap_exporter-*.whl || exit 1; done

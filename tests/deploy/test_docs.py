@@ -1,5 +1,7 @@
 """The commands, files and links in docs/guides/operating.md, deploy/README.md and the runbooks are valid."""
 
+import grp
+import os
 import re
 import shlex
 import subprocess
@@ -70,8 +72,12 @@ def test_own_trainer_is_configured_like_the_demo() -> None:
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("optwrap-exporter")])
-def test_exporter_accepts_the_options(command: str) -> None:
-    context = main.make_context("optwrap-exporter", shlex.split(command)[1:], resilient_parsing=False)
+def test_exporter_accepts_the_options(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grp, "getgrnam", lambda _: grp.getgrgid(os.getgid()))
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef\n")
+    words = [str(token) if word == "/etc/optwrap/token" else word for word in shlex.split(command)]
+    context = main.make_context("optwrap-exporter", words[1:], resilient_parsing=False)
     assert isinstance(context, click.Context)
 
 

@@ -82,3 +82,21 @@ def test_pre_commit_calls_programs_that_set_up_installed() -> None:
 def test_the_changelog_begins_with_the_version_of_the_library() -> None:
     headings = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
     assert headings[0].split()[1] == optwrap.__version__
+
+
+def test_a_new_build_keeps_the_bill_of_materials_and_the_wheels_for_an_image(tmp_path: Path) -> None:
+    """`make offline` and then `make sbom`, or the other way round: both build the wheels first."""
+    made = tmp_path / "dist"
+    for kept in ("optwrap-exporter.cdx.json", "offline/h11-1-py3-none-any.whl"):
+        (made / kept).parent.mkdir(parents=True, exist_ok=True)
+        (made / kept).touch()
+    for old in ("optwrap-0.0.1-py3-none-any.whl", "optwrap-0.0.1.tar.gz"):
+        (made / old).touch()
+    planned = subprocess.run(["make", "--dry-run", "dist"], cwd=ROOT, capture_output=True, text=True, check=True)
+    removals = [line for line in planned.stdout.splitlines() if line.startswith("rm ")]
+    for removal in removals:
+        subprocess.run(["sh", "-c", removal], cwd=tmp_path, check=True)
+    assert {path.name for path in made.rglob("*") if path.is_file()} == {
+        "optwrap-exporter.cdx.json",
+        "h11-1-py3-none-any.whl",
+    }

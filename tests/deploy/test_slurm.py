@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +48,10 @@ def test_the_job_script_reports_is_drained_and_leaves_nothing_behind(tmp_path: P
     programs.mkdir()
     (programs / "srun").write_text(SRUN.format(python=sys.executable, report=json.dumps(job.report("stopped"))))
     (programs / "srun").chmod(0o755)
-    shared = tmp_path / "shared"
+    shared, home = tmp_path / "shared", tmp_path / "home"
+    home.mkdir()
     environment = os.environ | {
+        "HOME": str(home),
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OPTWRAP_SHARED": str(shared),
         "TMPDIR": str(tmp_path),
@@ -61,6 +64,8 @@ def test_the_job_script_reports_is_drained_and_leaves_nothing_behind(tmp_path: P
     with subprocess.Popen([bash, SCRIPT], env=environment, stderr=subprocess.PIPE, text=True) as script:
         target = shared / "targets" / "77.json"
         wait_until(lambda: target.exists() or script.poll() is not None)
+        token = home / ".optwrap" / "token-77"
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (token, token.parent)] == [0o600, 0o700]
         (entry,) = json.loads(target.read_text())
         assert entry["labels"]["__meta_optwrap_slurm_job_id"] == "77"
         url = f"http://{entry['targets'][0]}"
@@ -71,4 +76,4 @@ def test_the_job_script_reports_is_drained_and_leaves_nothing_behind(tmp_path: P
 
         wait_until(ended_in_metrics, pause=0.2)
         assert script.wait(60) == 65, script.stderr and script.stderr.read()
-    assert [path.name for path in shared.rglob("*") if path.is_file()] == []
+    assert [path.name for kept in (shared, home) for path in kept.rglob("*") if path.is_file()] == []

@@ -32,6 +32,7 @@ def test_every_block_is_python_or_a_command_that_a_test_here_knows() -> None:
     assert {block.language for block in BLOCKS} == {"python", "console"}
     assert COMMANDS == [
         "make demo",
+        "python3 -m venv ~/optwrap-env && . ~/optwrap-env/bin/activate",
         "pip install . ./service",
         "optwrap-exporter --data-dir ./optwrap-data",
         "optwrap-exporter status http://127.0.0.1:10425",
@@ -87,7 +88,7 @@ def test_the_python_blocks_report_what_they_did(
     assert {k: outcomes[k] for k in expected} == expected
     assert [p["parameter"] for p in answer["parameters"]] == ["w"]
     # The commands that ask, asked of this exporter.
-    for command in COMMANDS[3:]:
+    for command in COMMANDS[4:]:
         asked = shell(command.replace("http://127.0.0.1:10425", exporter.url), tmp_path)
         assert run in asked.stdout or run not in command, asked
 

@@ -246,6 +246,14 @@ def test_the_start_line_has_the_address_and_the_directory(start_exporter: Start,
     )
 
 
+def test_the_start_line_says_that_a_wildcard_is_every_address(start_exporter: Start) -> None:
+    running = start_exporter("--listen", "127.0.0.1:0,:0", "--log-level", "error")
+    first, _, second = running.log.partition(" and ")
+    assert first.startswith("optwrap-exporter: listening on http://127.0.0.1:")
+    assert "every address" not in first
+    assert " (every address), data in " in second
+
+
 def test_forget_deletes_a_run_but_not_while_an_exporter_runs(
     exporter: RunningExporter, capsys: pytest.CaptureFixture[str]
 ) -> None:

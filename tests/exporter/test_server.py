@@ -49,6 +49,30 @@ def test_a_new_directory_lets_in_those_who_may_use_the_socket(
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "directory", "remedy"),
+    [
+        ({}, 0o700, None),
+        ({"mode": 0o666}, 0o700, "chmod o+x"),
+        ({"mode": 0o666}, 0o711, None),
+        ({"group": os.getgid()}, 0o700, f"chgrp {os.getgid()}"),
+        ({"group": os.getgid()}, 0o710, None),
+    ],
+)
+def test_a_directory_that_keeps_out_whom_the_socket_lets_in_is_one_warning(
+    given: dict[str, int], directory: int, remedy: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The directory of a first try with mode 0600 stays closed when the option for another user is added."""
+    path = tmp_path / "made" / "s"
+    path.parent.mkdir()
+    path.parent.chmod(directory)
+    with bound_unix(path, **given):
+        assert mode(path.parent) == directory
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (remedy is not None)
+    assert all(f"{remedy} {path.parent}" in line for line in said)
+
+
 def test_nobody_can_connect_before_the_socket_has_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until then the file has mode 0600. If the group is not allowed, nothing is left."""
     path = tmp_path / "s"

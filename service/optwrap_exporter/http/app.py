@@ -230,7 +230,7 @@ def serve(settings: Settings, clock: Clock = time.time) -> None:
 
 def _say_where(settings: Settings) -> None:
     """Print one line to standard error, at any log level: where the exporter listens and where its data is."""
-    urls = " and ".join(map(_url, settings.listen))
+    urls = " and ".join(_url(one) + " (every address)" * one.wildcard for one in settings.listen)
     line = [f"{DISTRIBUTION}: listening on {urls}, data in {settings.data_dir}"]
     if settings.ingest_socket is not None:
         line.append(f"reports also over {settings.ingest_socket}")

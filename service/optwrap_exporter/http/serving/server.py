@@ -30,6 +30,8 @@ from optwrap_exporter.http.serving.own_file import own_file
 from optwrap_exporter.settings import Address
 from optwrap_exporter.wire.errors import ExporterError
 
+_log = logging.getLogger(__name__)
+
 GRACE_SECONDS: Final = 6
 """Seconds that running requests have at shutdown: more than a report may take to arrive. Streams end at once."""
 
@@ -152,6 +154,7 @@ def bound_unix(path: Path, *, mode: int | None = None, group: int | None = None)
             os.umask(before)
         try:
             _give(path, mode, group)
+            _say_if_closed(path)
             sock.listen(BACKLOG)
         except BaseException:
             path.unlink()
@@ -173,6 +176,20 @@ def _make_directory(path: Path, mode: int, group: int | None) -> None:
     except FileExistsError:
         return
     _give(path, 0o700 | (mode & 0o020) >> 1 | (mode & 0o002) >> 1, group)
+
+
+def _say_if_closed(path: Path) -> None:
+    """Log a directory that keeps out whom the socket lets in: it may be older than the option that opens the socket."""
+    file, directory = path.stat(), path.parent.stat()
+    if directory.st_mode & stat.S_IXOTH:
+        return
+    if file.st_mode & stat.S_IWOTH:
+        who, remedy = "other users", f"chmod o+x {path.parent}"
+    elif file.st_mode & stat.S_IWGRP and not (directory.st_mode & stat.S_IXGRP and directory.st_gid == file.st_gid):
+        who, remedy = f"the group {file.st_gid}", f"chgrp {file.st_gid} {path.parent} && chmod g+x {path.parent}"
+    else:
+        return
+    _log.warning("--ingest-socket %s: its directory keeps out %s, whom the socket lets in: %s", path, who, remedy)
 
 
 def _give(path: Path, mode: int, group: int | None) -> None:
