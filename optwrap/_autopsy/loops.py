@@ -156,7 +156,7 @@ class _Watch:
         """For each result, whether a compiled iteration may have NaN, inf and -inf: bool[results, 3]."""
         if not self._bad:
             return np.zeros((len(self.firsts), 3), bool)
-        self._records.notes["iterations of a loop after a fault were evaluated together"] = None
+        self._records.notes["iterations after the first non-finite ones were evaluated together"] = None
         return np.array([[name in firsts for name in ("nan", "inf", "-inf")] for firsts in self.firsts], bool)
 
     def attributed(self, arrays: Sequence[Any], before: Sequence[Value], equation: Any, frame: Frame) -> list[Value]:

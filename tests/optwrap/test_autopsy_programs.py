@@ -154,7 +154,7 @@ def test_a_long_scan_names_the_iteration_of_a_fault(bad: int, carried: bool) -> 
     assert fault.cause.iterations == (optwrap.LoopIteration("scan", bad, 2000),)
     assert fault.outputs == (("output[0]", "output[1]") if carried else ("output[1]",))
     assert findings.operations < 700
-    told = "iterations of a loop after a fault were evaluated together"
+    told = "iterations after the first non-finite ones were evaluated together"
     assert findings.notes == ((told,) if carried else ())
 
 
