@@ -85,7 +85,14 @@ def autopsy(
         return [leaf for _, leaf in (*returned, *new)]
 
     with _undisturbed(), _in_mesh(leaves):
-        closed = _jaxpr(call, [_array(leaves[i]) for i in traced], name)
+        try:
+            closed = _jaxpr(call, [_array(leaves[i]) for i in traced], name)
+        except (TypeError, ValueError):
+            arrays = [i for i in traced if _is_array(leaves[i])]
+            if arrays == traced:
+                raise
+            traced = arrays  # an infinite number is a static argument, as in clip=float("inf")
+            closed = _jaxpr(call, [_array(leaves[i]) for i in traced], name)
         for constant in closed.consts:
             _check(f"an array that {name} captured", constant, replicated=False)
         shown = Progress(name, size(closed), shown=progress)

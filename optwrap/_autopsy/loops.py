@@ -6,7 +6,7 @@ have. That iteration is evaluated in parts again.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,11 @@ from jax.extend.core import jaxpr_as_fun
 
 from optwrap._autopsy.forward import buffers_of, row_of, scan_forward, select, stored, while_forward
 from optwrap._autopsy.parts import LoopIteration
-from optwrap._autopsy.program.jaxprs import bind, is_here, opened, scan_inputs
+from optwrap._autopsy.program.jaxprs import WALKED, bind, is_here, opened, scan_inputs
 from optwrap._autopsy.program.source import name_stack
 from optwrap._autopsy.progress import Progress
 from optwrap._autopsy.records import Records
 from optwrap._autopsy.values import Array, Frame, Node, Value, classes, measured, node_of, on_host
-
-_WALKED: Final = 16
-"""Iterations that are evaluated in parts: the first ones, and after a fault those that bring no other fault."""
 
 Block = Callable[[Any, list[Value], Frame], list[Value]]
 Jitted = Callable[[Any, Callable[[], Callable[..., Any]]], Callable[..., Any]]
@@ -59,7 +56,7 @@ class Loops:
         watch = _Watch(self._records, params["body_jaxpr"])
         index = 0
         while True:
-            if index >= _WALKED and watch.is_quiet:
+            if index >= WALKED and watch.is_quiet:
                 self._progress.advance()
                 forward = self._jitted(equation, lambda: while_forward(params))
                 count, arrays = forward(_arrays(asked), _arrays(constants), _arrays(carry), watch.expected())
@@ -90,7 +87,7 @@ class Loops:
         watch = _Watch(self._records, params["jaxpr"])
         done = 0
         while done < length:
-            if done >= _WALKED and watch.is_quiet:
+            if done >= WALKED and watch.is_quiet:
                 self._progress.advance()
                 forward = self._jitted(equation, lambda: scan_forward(params, carried))
                 given = _arrays(constants), _arrays(carry), _arrays(stacked)
@@ -137,7 +134,7 @@ class _Watch:
     @property
     def is_quiet(self) -> bool:
         """Whether the next iterations are compiled."""
-        return self._may_compile and (not self._bad or self._nothing_new >= _WALKED)
+        return self._may_compile and (not self._bad or self._nothing_new >= WALKED)
 
     def walked(self, outs: Sequence[Value]) -> None:
         """An iteration was evaluated in parts."""
@@ -159,7 +156,7 @@ class _Watch:
         """For each result, whether a compiled iteration may have NaN, inf and -inf: bool[results, 3]."""
         if not self._bad:
             return np.zeros((len(self.firsts), 3), bool)
-        self._records.notes["iterations of a loop after a fault were evaluated together"] = None
+        self._records.notes["iterations after the first non-finite ones were evaluated together"] = None
         return np.array([[name in firsts for name in ("nan", "inf", "-inf")] for firsts in self.firsts], bool)
 
     def attributed(self, arrays: Sequence[Any], before: Sequence[Value], equation: Any, frame: Frame) -> list[Value]:

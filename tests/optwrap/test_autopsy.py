@@ -203,6 +203,7 @@ def test_static_arguments_stay_static() -> None:
         return {"log": jnp.log, "exp": jnp.exp}[mode](x).reshape(n) * scale
 
     assert optwrap.autopsy(fn, -W, "log", 3, scale=0.5).faults[0].cause.primitive == "log"
+    assert optwrap.autopsy(fn, -W, "log", 3, scale=np.inf).faults[0].cause.primitive == "log"
 
 
 def branches(x: jax.Array) -> jax.Array:

@@ -154,7 +154,7 @@ def test_a_long_scan_names_the_iteration_of_a_fault(bad: int, carried: bool) -> 
     assert fault.cause.iterations == (optwrap.LoopIteration("scan", bad, 2000),)
     assert fault.outputs == (("output[0]", "output[1]") if carried else ("output[1]",))
     assert findings.operations < 700
-    told = "iterations of a loop after a fault were evaluated together"
+    told = "iterations after the first non-finite ones were evaluated together"
     assert findings.notes == ((told,) if carried else ())
 
 
@@ -244,6 +244,21 @@ def test_a_mesh_with_explicit_axes() -> None:
     assert fault.cause.primitive == "log"
     assert fault.outputs[0] == "output[0]"
     assert not optwrap.autopsy(fn, x, w)
+
+
+def test_the_gradient_of_a_loop_with_a_shard_map_is_looked_into() -> None:
+    def body(carry: jax.Array, _: Any) -> Any:
+        mapped = jax.shard_map(
+            lambda c: jnp.sin(c) * jax.lax.pmean(jnp.sum(jnp.sqrt(c)), ("a", "b")),
+            mesh=MESH, in_specs=BOTH, out_specs=BOTH, check_vma=False,
+        )  # fmt: skip
+        return mapped(carry), None
+
+    gradient = jax.grad(lambda w: jnp.sum(jax.lax.scan(body, w, length=2)[0]))
+    findings = optwrap.autopsy(gradient, np.array([0, 1, 1, 1], np.float32))
+    assert findings.faults[0].cause.primitive == "div"
+    assert findings.faults[0].cause.phase == "derivative"
+    assert findings.notes == (), "no shard_map was one operation"
 
 
 def test_pmap_is_looked_into() -> None:

@@ -30,6 +30,8 @@ CALLS: Final = frozenset(
 )
 """Primitives that call a function with their operands, in all supported versions of JAX."""
 LOOPS: Final = frozenset({"scan", "while", "cond"})
+WALKED: Final = 16
+"""Iterations of a loop that are evaluated in parts: the first ones, and after a fault those without another fault."""
 SILENT: Final = frozenset({"debug_callback", "debug_print", "io_callback"})
 """Callbacks that are skipped if nothing uses their results."""
 CALLBACKS: Final = SILENT | {"pure_callback"}
@@ -222,7 +224,7 @@ def size(function: Any) -> int:
         if name in CALLS:
             total += size(function_of(equation))
         elif name == "scan":
-            total += params["length"] * size(params["jaxpr"])
+            total += min(params["length"], WALKED + 1) * size(params["jaxpr"])
         elif name == "while":
             total += size(params["body_jaxpr"])
         elif name == "cond":

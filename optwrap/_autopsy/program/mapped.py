@@ -125,7 +125,7 @@ def _untyped(function: Any, context: Any) -> Any:
         for atom in atoms:
             if not isinstance(atom, Literal) and atom not in plain:
                 plain[atom] = Var(_plain(atom.aval))
-        return [atom if isinstance(atom, Literal) else plain[atom] for atom in atoms]
+        return [_number(atom) if isinstance(atom, Literal) else plain[atom] for atom in atoms]
 
     equations = []
     for original in function.eqns:
@@ -144,6 +144,11 @@ def _untyped(function: Any, context: Any) -> Any:
             equations.append(equation.replace(params=params))
     ends = {"constvars": of(function.constvars), "invars": of(function.invars), "outvars": of(function.outvars)}
     return function.replace(eqns=equations, **ends)
+
+
+def _number(literal: Any) -> Any:
+    value = np.asarray(literal.val) if hasattr(literal.val, "dtype") else literal.val
+    return Literal(value, _plain(literal.aval))  # type: ignore[no-untyped-call]  # JAX gives it no types
 
 
 def _plain(aval: Any) -> Any:
