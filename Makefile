@@ -98,7 +98,7 @@ dist: setup ## the wheels and sdists of both packages, in dist/: what the images
 	@rm -f dist/*.whl dist/*.tar.gz
 	@$(BIN)/python -m build --quiet --no-isolation --outdir dist .
 	@$(BIN)/python -m build --quiet --no-isolation --outdir dist service
-	@$(BIN)/python -m twine check --strict dist/*
+	@$(BIN)/python -m twine check --strict dist/*.whl dist/*.tar.gz
 
 # The Python and the architectures of the exporter's image. pip takes only wheels for them, on whatever machine this runs.
 offline: dist ## the wheels that the exporter needs on x86_64 and aarch64, in dist/offline/: its image then needs no network

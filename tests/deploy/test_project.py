@@ -94,6 +94,9 @@ def test_a_new_build_keeps_the_bill_of_materials_and_the_wheels_for_an_image(tmp
         (made / old).touch()
     planned = subprocess.run(["make", "--dry-run", "dist"], cwd=ROOT, capture_output=True, text=True, check=True)
     removals = [line for line in planned.stdout.splitlines() if line.startswith("rm ")]
+    # twine takes nothing but wheels and sdists.
+    (check,) = (line for line in planned.stdout.splitlines() if "twine check" in line)
+    assert check.split()[-2:] == ["dist/*.whl", "dist/*.tar.gz"]
     for removal in removals:
         subprocess.run(["sh", "-c", removal], cwd=tmp_path, check=True)
     assert {path.name for path in made.rglob("*") if path.is_file()} == {
