@@ -52,6 +52,7 @@ def in_equinox(fault: Fault) -> tuple[Any, ...]:
     return wrap(loss), Block(jnp.asarray(fault.w)), fault.x
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.function.__name__)
 def test_the_cause_is_named(fault: Fault) -> None:
     for framework in (plain, in_flax, in_equinox):
