@@ -31,6 +31,19 @@ def test_each_rise_of_the_gauge_is_one_event() -> None:
     ]
 
 
+def test_a_rebase_in_the_first_report_after_a_rollback_is_an_event() -> None:
+    """The incarnation before had none. A later launch whose state has that rebase has none of its own."""
+    clock = TurnedClock()
+    ledger, trainer = Ledger(clock), Trainer(clock)
+    assert rebased(ledger, trainer, 0) == []
+    start = trainer.state.copy()
+    clock.advance(1)
+    after = Trainer(clock, state=start)
+    assert rebased(ledger, after, 1) == [(2, {"rebases": 1, "limit": 5.0})]
+    clock.advance(1)
+    assert rebased(ledger, Trainer(clock, state=start.copy(), attempt="second"), 1) == []
+
+
 def test_a_run_lists_a_rebase_of_all_its_processes_once(site: Served) -> None:
     """Although the processes report it at different steps."""
     for process, steps in ((0, 2), (1, 3)):

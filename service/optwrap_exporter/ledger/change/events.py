@@ -147,11 +147,12 @@ def _of_streaks(changes: Iterable[StreakStarted | StreakEnded], report: Report, 
 
 
 def _rebased(before: ProcessState | None, after: ProcessState, report: Report, now: float) -> Iterator[NewEvent]:
-    """`rebased`: skip_spikes took the norms that it had skipped as the new level, since this incarnation's last report.
+    """`rebased`: skip_spikes took the norms that it had skipped as the new level, since the process's last report.
 
-    The report counts rebases but does not say at which step they were, so the event has the report's last step.
+    The report counts rebases but does not say at which step they were, so the event has the report's last step. The
+    last report may be that of another incarnation: the first one after a rollback may have a rebase already.
     """
-    if before is None or before.current != report.incarnation or after.current != report.incarnation:
+    if before is None or after.current != report.incarnation:
         return
     old, new = before.gauges.guard_rebases, after.gauges.guard_rebases
     if old is None or new is None or new <= old:
