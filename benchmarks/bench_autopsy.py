@@ -24,7 +24,8 @@ from jax.experimental import checkify
 
 import optwrap
 from benchmarks import autopsy_faults
-from benchmarks.autopsy_faults import FAULTS, HEALTHY, ONES, Fault
+from benchmarks.autopsy_faults import FAULTS, ONES, Fault
+from benchmarks.autopsy_healthy import HEALTHY
 from benchmarks.timing import MIB, Times, machine, temporary_bytes, wait
 from examples.demo import model
 from examples.demo.data import Batch, Corpus

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import optwrap
-from benchmarks.autopsy_faults import FAULTS, HEALTHY, ONES, Fault
+from benchmarks.autopsy_faults import FAULTS, ONES, Fault
+from benchmarks.autopsy_healthy import HEALTHY
 
 
 def plain(fault: Fault) -> tuple[Any, ...]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.autopsy_faults import FAULTS, HEALTHY
+from benchmarks.autopsy_faults import FAULTS
+from benchmarks.autopsy_healthy import HEALTHY
 
 PAGE = (Path(__file__).parents[2] / "docs" / "autopsy.md").read_text("utf-8")
 
