@@ -102,7 +102,7 @@ export function format(state) {
 /** The address of the run's Grafana dashboard; null if the exporter has no --grafana-url. */
 export function grafanaOf(run) {
   const base = document.querySelector("meta[name=grafana]")?.getAttribute("content");
-  return base ? `${base}/d/optwrap-run?${new URLSearchParams({ "var-run": run, "var-page": location.origin })}` : null;
+  return base ? `${base}/d/optwrap-run?${new URLSearchParams({ "var-run": run })}` : null;
 }
 
 /** The address of a runbook; null if there is none for `anchor`. */

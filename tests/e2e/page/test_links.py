@@ -162,7 +162,7 @@ def test_run_links_its_grafana_dashboard(
     assert target.netloc == "grafana.example:3000"
     assert target.path.endswith(f"/d/{dashboard['uid']}")
     asked = parse_qs(target.query)
-    assert asked == {"var-run": [training.run], "var-page": [exporter.url]}
+    assert asked == {"var-run": [training.run]}
     assert {name.removeprefix("var-") for name in asked} <= {one["name"] for one in dashboard["templating"]["list"]}
     page.wait_for_timeout(200)
     desk.problems.clear()
