@@ -72,9 +72,10 @@ def one_by_one(step: Callable[..., Any], carry: Any, given: list[Any], monitor: 
         *carry, words = step(*carry, grads)
         if emit == "reading":
             monitor.observe(words)
-        elif not isinstance(words, jax.Array) or len(words.sharding.device_set) > 1:
-            # A callback blocks its thread of XLA:CPU. With several steps in flight on several devices, too few threads
-            # may be left for all devices to reach an all-reduce, and the process aborts after a minute.
+        if not isinstance(words, jax.Array) or len(words.sharding.device_set) > 1:
+            # An all-reduce blocks its thread of XLA:CPU until all devices are there, and a callback blocks one, too.
+            # With several steps in flight on several devices, too few threads may be left for all devices to get
+            # there, and the process aborts after a minute.
             jax.block_until_ready(words)
     return carry[1]
 
