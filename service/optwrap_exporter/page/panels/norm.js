@@ -138,11 +138,7 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis, onMissin
     const records = shownRecords(current);
     const i = badBeside(current.view, records, direction);
     if (i === undefined) return;
-    const { step, time: at } = records.at(i);
-    const x = records.x[i];
-    const [min, max] = range;
-    if (x >= min && x <= max) onView({ step, at, range });
-    else onRange([x - (max - min) / 2, x + (max - min) / 2], { step, at });
+    select(records, i, range);
   }
 
   /** Goes to the step before (-1) or after (+1) the selected one. */
@@ -167,11 +163,19 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis, onMissin
     if (!current || !range) return;
     const records = shownRecords(current);
     if (i < 0 || i >= records.length) return;
+    select(records, i, range);
+  }
+
+  /** Selects a record, and moves the range in view if it is not in it. */
+  function select(records, i, range) {
     const { step, time: at } = records.at(i);
     const x = records.x[i];
     const half = (range[1] - range[0]) / 2;
-    if (x >= range[0] && x <= range[1]) onView({ step, at, range });
-    else onRange([x - half, x + half], { step, at });
+    const shown = x >= range[0] && x <= range[1] ? range : [x - half, x + half];
+    // The next key may come before the page is drawn again, and goes on from here.
+    current = { ...current, view: { ...current.view, step, at, range: shown } };
+    if (shown === range) onView({ step, at, range });
+    else onRange(shown, { step, at });
   }
 
   figure.addEventListener("keydown", (event) => {
