@@ -138,7 +138,7 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis, onMissin
     const records = shownRecords(current);
     const i = badBeside(current.view, records, direction);
     if (i === undefined) return;
-    select(records, i, range);
+    select(current, records, i, range);
   }
 
   /** Goes to the step before (-1) or after (+1) the selected one. */
@@ -163,17 +163,17 @@ export function createNormPanel(root, uPlot, { onView, onRange, onAxis, onMissin
     if (!current || !range) return;
     const records = shownRecords(current);
     if (i < 0 || i >= records.length) return;
-    select(records, i, range);
+    select(current, records, i, range);
   }
 
   /** Selects a record, and moves the range in view if it is not in it. */
-  function select(records, i, range) {
+  function select(state, records, i, range) {
     const { step, time: at } = records.at(i);
     const x = records.x[i];
     const half = (range[1] - range[0]) / 2;
     const shown = x >= range[0] && x <= range[1] ? range : [x - half, x + half];
     // The next key may come before the page is drawn again, and goes on from here.
-    current = { ...current, view: { ...current.view, step, at, range: shown } };
+    current = { ...state, view: { ...state.view, step, at, range: shown } };
     if (shown === range) onView({ step, at, range });
     else onRange(shown, { step, at });
   }
