@@ -269,6 +269,7 @@ def test_a_run_that_nobody_sees_alerts_once_and_what_was_open_stays_open(site: S
             assert {"OptwrapGaveUp", "OptwrapExporterDown"} <= site.firing(run)
         finally:
             exporter.start()
+        assert monitor.flush(60), "it has found the exporter again; until then its process may be stale"
         site.wait_for("OptwrapExporterDown", run, "resolved", severity="critical")
         time.sleep(3)
         assert "OptwrapGaveUp" in site.firing(run), "the incident is durable"

@@ -27,6 +27,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningE
     (directory / "prometheus").mkdir()
     try:
         with running(directory / "prometheus", [exporter.url]) as prometheus:
+            prometheus.wait_until('up{job="optwrap"} == 1')  # Prometheus takes up new targets every five seconds
             demo = subprocess.run(
                 [sys.executable, "-m", "examples.demo", "--quick", "--no-baseline", "--endpoint", exporter.url],
                 cwd=REPOSITORY,
