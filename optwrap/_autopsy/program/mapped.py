@@ -5,11 +5,14 @@ from typing import Any, Final
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun, primitives
+from jax.extend import core
+from jax.extend.core import Literal, Var, jaxpr_as_fun, primitives
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from optwrap._autopsy.program.jaxprs import opened
 
+_CORE: Final[Any] = core
+"""Where `ClosedJaxpr` is; newer versions of JAX have one class for both, and do not declare this name."""
 _PLACED: Final = frozenset({"pvary", "pcast", "sharding_constraint"})
 """Primitives that only say where a value is, or along which axes it varies."""
 
@@ -28,7 +31,7 @@ def on_one_device(equation: Any, arrays: Sequence[Any]) -> Any:
     axes = {name: mesh.shape[name] for name in mesh.axis_names if name in manual}
     context = jax.make_jaxpr(jax.lax.neg)(0.0).eqns[0].ctx
     jaxpr = _untyped(params["jaxpr"], context)
-    body: Callable[..., Any] = jaxpr_as_fun(jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ()))
+    body: Callable[..., Any] = jaxpr_as_fun(jaxpr if hasattr(jaxpr, "consts") else _CORE.ClosedJaxpr(jaxpr, ()))
     ins = [_dimensions(spec, array.ndim, axes) for spec, array in zip(params["in_specs"], arrays, strict=True)]
     outs = [
         _dimensions(spec, var.aval.ndim, axes) for spec, var in zip(params["out_specs"], equation.outvars, strict=True)
@@ -117,7 +120,7 @@ def _untyped(function: Any, context: Any) -> Any:
     """A jaxpr, and those in it, in a context without a mesh, and without what only a `shard_map` needs."""
     jaxpr, constants = opened(function)
     if jaxpr is not function:
-        return ClosedJaxpr(_untyped(jaxpr, context), constants)
+        return _CORE.ClosedJaxpr(_untyped(jaxpr, context), constants)
     plain: dict[Any, Any] = {}
 
     def of(atoms: Sequence[Any]) -> list[Any]:
