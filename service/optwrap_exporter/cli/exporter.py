@@ -31,7 +31,7 @@ def connect(url: str, ca_file: Path | None = None) -> httpx.Client:
 
     Args:
       url: the address.
-      ca_file: certificates to trust for https, in PEM, beside those of the system.
+      ca_file: certificates that https is checked against, in PEM; None for those of the system.
 
     Raises:
       Unreachable: `url` has neither form.
@@ -53,14 +53,11 @@ def connect(url: str, ca_file: Path | None = None) -> httpx.Client:
 
 
 def _trusted(ca_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except OSError as error:  # ssl.SSLError is one
-            why = "it has no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
-            raise click.BadParameter(f"{ca_file}: {why}", param_hint="--ca-file") from error
-    return context
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        why = "it has no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise click.BadParameter(f"{ca_file}: {why}", param_hint="--ca-file") from error
 
 
 class Exporter:

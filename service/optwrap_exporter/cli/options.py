@@ -56,7 +56,7 @@ ca_file_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="OPTWRAP_CA_FILE",
     show_envvar=True,
-    help="Certificates to trust for https URLs, in PEM, beside those of the system.",
+    help="Certificates, in PEM, that https URLs are checked against, instead of the system's.",
 )
 run_option = click.option(
     "--run", metavar="NAME", help="Only this run; a pattern such as 'lm-*' shows all that match it."
