@@ -85,10 +85,10 @@ format: setup ## put the sources into shape
 	@$(BIN)/ruff check --fix .
 
 generated: setup ## what is committed and generated: openapi.json, tables in docs/reference, the page's words, the dashboards, the runbooks' page, the rules for operators
-	@$(BIN)/python -m optwrap_exporter.http.openapi > service/openapi.json
-	@$(BIN)/python -m optwrap_exporter.metrics.table > docs/reference/metrics.md
-	@$(BIN)/python -m optwrap_exporter.wire.words docs > docs/reference/words.md
-	@$(BIN)/python -m optwrap_exporter.wire.words page > service/optwrap_exporter/page/vocabulary.js
+	@$(BIN)/python -m optwrap_exporter.http.openapi > $(VENV)/made && cp $(VENV)/made service/openapi.json
+	@$(BIN)/python -m optwrap_exporter.metrics.table > $(VENV)/made && cp $(VENV)/made docs/reference/metrics.md
+	@$(BIN)/python -m optwrap_exporter.wire.words docs > $(VENV)/made && cp $(VENV)/made docs/reference/words.md
+	@$(BIN)/python -m optwrap_exporter.wire.words page > $(VENV)/made && cp $(VENV)/made service/optwrap_exporter/page/vocabulary.js
 	@$(BIN)/python -m deploy.build
 
 bench: setup ## ratios to a baseline, each benchmark in one run
