@@ -1,4 +1,4 @@
-"""Faults with a known cause, for `optwrap.autopsy`. autopsy_healthy.py has functions without one.
+"""Faults with a known cause, for `optwrap.autopsy`, in one table. autopsy_healthy.py has functions without one.
 
 Each fault is a function of a parameter `w` and an input `x`, float32[4] both. The line that is to blame ends in the
 comment `# here`, and is in the scope `block`.

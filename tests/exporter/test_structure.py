@@ -29,7 +29,7 @@ store.opening store.store
 ingest.load ingest.group_commit ingest.event_log ingest.webhook ingest.operations ingest.waiting ingest.ingest
 metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metrics.samples metrics.collector
 metrics.render
-http.serving.own_file http.scraped http.errors http.api_page http.query.csv_answer http.query.limiter
+http.own_file http.scraped http.errors http.api_page http.query.csv_answer http.query.limiter
 http.query.parameters http.query.responses http.query.routing http.middleware http.authorization
 http.serving.admission http.serving.connections http.serving.log_limit http.serving.connection_timeout
 http.serving.server http.announcement http.channel http.hub http.page_files http.routes.changes http.routes.events

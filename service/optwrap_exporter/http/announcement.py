@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from optwrap_exporter.http.serving.own_file import own_file
+from optwrap_exporter.http.own_file import own_file
 from optwrap_exporter.http.serving.server import StartError
 from optwrap_exporter.settings import Address, Settings
 

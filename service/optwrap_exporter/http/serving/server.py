@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import HANDLED_SIGNALS
 
+from optwrap_exporter.http.own_file import own_file
 from optwrap_exporter.http.serving.connection_timeout import Connection
 from optwrap_exporter.http.serving.connections import (
     BACKLOG,
@@ -26,7 +27,6 @@ from optwrap_exporter.http.serving.connections import (
     connection_limit,
 )
 from optwrap_exporter.http.serving.log_limit import LogLimit
-from optwrap_exporter.http.serving.own_file import own_file
 from optwrap_exporter.settings import Address
 from optwrap_exporter.wire.errors import ExporterError
 
