@@ -52,6 +52,9 @@ UNGUARDED_INSTRUMENTED: Final = "no guard, instrumented, nothing returned"
 WATCHED: Final = "no guard, reading observed"
 TINY: Final = 64
 """Values in a leaf of the cases that measure the host's part."""
+SMALL: Final = 256
+"""Values in a leaf of the case beside them. XLA:CPU executes a program in a cheaper way if none of its arrays has more
+than 512 bytes, 128 values of float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,15 +164,15 @@ def guarded() -> optax.GradientTransformation:
     return optwrap.apply_if_finite(optax.adamw(1e-3), 10)
 
 
-def leaves(count: int, steps: int) -> Case:
-    """Parameters of `count` leaves of 64 values each, with little to compute."""
+def leaves(count: int, steps: int, size: int = TINY) -> Case:
+    """Parameters of `count` leaves of so many values each, with little to compute."""
     tx = guarded()
 
     def params() -> Any:
-        return {f"layer_{i:03}": jnp.full(TINY, 1.0 + i) for i in range(count)}
+        return {f"layer_{i:03}": jnp.full(size, 1.0 + i, jnp.float32) for i in range(count)}
 
     return Case(
-        f"{count} leaves of {TINY} values",
+        f"{count} leaves of {size} values",
         tx,
         optax.adamw(1e-3),
         params,
@@ -332,6 +335,7 @@ def main() -> None:
         cases = [leaves(10, 20), leaves(50, 20)]
     else:
         cases = [leaves(count, 20) for count in (3, 10, 50, 200, 600)]
+        cases += [leaves(count, 20, SMALL) for count in (10, 200)]
         cases += [perceptron(16, 2, 20), perceptron(512, 4, 10), perceptron(1024, 10, 3), transformer(5)]
     console = Console(width=150)
     console.print(machine(), highlight=False)
