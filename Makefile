@@ -1,5 +1,6 @@
 # Every target sets up what it needs: a fresh clone, Python 3.11 or newer, pip, make and git are enough.
 # PYTHON=... takes another Python and JAX=... another jax than the newest for it, each in an environment of its own.
+# With JAX=... pip chooses the flax, as each flax needs a certain jax or a newer one.
 PYTHON ?= python3
 VENV   := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))$(if $(JAX),-jax-$(JAX))
 BIN    := $(VENV)/bin
@@ -25,7 +26,7 @@ $(READY): constraints.txt pyproject.toml service/pyproject.toml service/hatch_bu
 	@$(PYTHON) -c 'import sys; sys.exit("optwrap needs Python 3.11 or newer; set PYTHON=... ") if sys.version_info < (3, 11) else 0'
 	@echo "setting up $(VENV): about two minutes the first time" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(if $(JAX),sed -E 's/^(jax|jaxlib)==.*/\1==$(JAX)/' constraints.txt > $(PIP_CONSTRAINT))
+	@$(if $(JAX),sed -E '/^flax==/d; s/^(jax|jaxlib)==.*/\1==$(JAX)/' constraints.txt > $(PIP_CONSTRAINT))
 	@$(BIN)/python -m pip install --quiet --upgrade pip >&2
 	@$(BIN)/python -m pip install --quiet --editable service --editable . --group dev --group docs >&2
 	@touch $@

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_autopsy.py [--write] [--cost]
 
-The table has every fault of autopsy_faults.py; `--write` puts it into docs/autopsy.md. A tool is right if it names the
-line that is to blame, or the argument. `--cost` measures one autopsy of a bad step of the demo's transformer against
-the jitted step: CPU time of the whole process, the first time and again, and the arrays that are alive at once.
+The table has every fault of autopsy_faults.py; `--write` puts it into docs/guides/autopsy.md. A tool is right if it
+names the line that is to blame, or the argument. `--cost` measures one autopsy of a bad step of the demo's transformer
+against the jitted step: CPU time of the whole process, the first time and again, and the arrays that are alive at once.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from examples.demo.data import Batch, Corpus
 from examples.demo.settings import FULL
 from optwrap._autopsy.progress import Progress
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "autopsy.md"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "guides" / "autopsy.md"
 SOURCE: Final = autopsy_faults.__file__
 RIGHT: Final = "right"
 ELSEWHERE: Final = "another line"
@@ -217,7 +217,7 @@ class Peak:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/autopsy.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guides/autopsy.md")
     parser.add_argument("--cost", action="store_true", help="measure the cost, not the table")
     arguments = parser.parse_args()
     if arguments.cost:

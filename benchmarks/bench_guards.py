@@ -149,7 +149,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="of each scenario (default 20)")
-    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/guards.md")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/guides/guards.md")
     parser.add_argument("--no-cost", action="store_true", help="leave out the cost")
     options = parser.parse_args()
     show_one = functools.partial(show, markdown=options.markdown)

@@ -99,8 +99,8 @@ def skip_spikes(
         [0. 0.] 3.0 1
 
     The norms are those of the gradients that this transformation gets: around `MultiSteps` those of one mini-step,
-    inside it those of the window's mean or sum. optax has no counterpart. The rule is that of docs/guards.md, where it
-    is compared with others.
+    inside it those of the window's mean or sum. optax has no counterpart. docs/guides/guards.md has
+    the rule, and compares it with others.
 
     Args:
       inner: the transformation to guard.

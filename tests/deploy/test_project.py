@@ -20,7 +20,8 @@ SCHEMAS = {
     GITHUB / "ISSUE_TEMPLATE" / "config.yml": "github-issue-config",
     ROOT / "CITATION.cff": "citation-file-format",
 }
-JOB: dict[str, Any] = load(GITHUB / "workflows" / "ci.yml")["jobs"]["run"]
+JOBS: dict[str, Any] = load(GITHUB / "workflows" / "ci.yml")["jobs"]
+JOB: dict[str, Any] = JOBS["run"]
 HOOKS: list[dict[str, Any]] = load(ROOT / ".pre-commit-config.yaml")["repos"][0]["hooks"]
 
 
@@ -47,6 +48,18 @@ def test_ci_runs_on_every_python_that_the_packages_declare() -> None:
 def test_ci_runs_what_decides_whether_a_change_lands() -> None:
     assert [step["run"] for step in JOB["steps"] if "run" in step] == [".ci/run"]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_ci_runs_the_oldest_jax_that_is_declared_on_the_pythons_that_have_a_newer_one() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (oldest,) = (found.removeprefix("jax>=") for found in dependencies if found.startswith("jax"))
+    pinned = (ROOT / "constraints.txt").read_text()
+    assert f'jax=={oldest} ; python_version < "3.12"' in pinned
+    job = JOBS["oldest"]
+    assert job["strategy"]["matrix"]["python"] == [
+        python for python in JOB["strategy"]["matrix"]["python"] if python != "3.11"
+    ]
+    assert job["steps"][-1]["run"].startswith(f"make test JAX={oldest} ")
 
 
 def test_a_release_runs_the_same_and_uploads_what_make_dist_built() -> None:

@@ -1,12 +1,12 @@
 """While an exporter cannot store reports, the silence of processes is muted, and nothing else is."""
 
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.deploy import alertmanager as alertmanagers
+from tests.polling import wait_until
 
 pytestmark = [pytest.mark.programs("prometheus-alertmanager"), pytest.mark.xdist_group("alerting")]
 
@@ -46,9 +46,6 @@ def test_silence_is_muted_where_an_exporter_cannot_store_and_nowhere_else(tmp_pa
                 if alert["status"]["state"] == state
             }
 
-        deadline = time.monotonic() + 30
-        while in_state("unprocessed"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not in_state("unprocessed"))
         refused = ("ill", "OptwrapReportsRejected", "unavailable")
         assert in_state("suppressed") == {refused, *(("ill", name, "") for name in SILENT)}

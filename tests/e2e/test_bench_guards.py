@@ -1,4 +1,4 @@
-"""benchmarks/bench_guards.py prints its tables, and docs/guards.md has the figures of skip_spikes that it prints."""
+"""benchmarks/bench_guards.py prints its tables; docs/guides/guards.md has the figures of skip_spikes that it prints."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from benchmarks.spike_rules import RULES
 from benchmarks.spike_scenarios import SCENARIOS, SHIFTS, Scenario
 from benchmarks.spike_traces import TRAININGS
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guards.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "guards.md"
 
 
 def in_the_guide() -> dict[str, str]:

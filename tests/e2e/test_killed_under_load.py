@@ -8,6 +8,7 @@ import httpx
 
 from benchmarks.traffic import body, request
 from tests.conftest import RunningExporter
+from tests.polling import wait_until
 
 CLIENTS = 48
 STEPS = 5
@@ -33,7 +34,7 @@ async def report_and_kill(exporter: RunningExporter) -> dict[int, int]:
     async with asyncio.TaskGroup() as group:
         for client in range(CLIENTS):
             group.create_task(report(port, client, acknowledged))
-        await asyncio.sleep(1.5)
+        await asyncio.to_thread(wait_until, lambda: min(acknowledged.values()) > 1)
         await asyncio.to_thread(exporter.kill9)
     return acknowledged
 
@@ -41,7 +42,6 @@ async def report_and_kill(exporter: RunningExporter) -> dict[int, int]:
 def test_acknowledged_reports_of_groups_survive_signal_9(exporter: RunningExporter) -> None:
     """Of those that were not acknowledged at most one of each client may be there, whole or not at all."""
     acknowledged = asyncio.run(report_and_kill(exporter))
-    assert sum(acknowledged.values()) > CLIENTS
     exporter.restart()
     for client, seq in acknowledged.items():
         answer = httpx.get(f"{exporter.url}/v1/runs/killed-{client}", timeout=30)

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.server import ServerState
 
 from tests.exporter.running import Job, Served
+from tests.polling import wait_until
 
 HEAD = b"POST /v1/reports HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -197,10 +198,7 @@ def test_a_report_whose_client_hung_up_while_it_waited_is_dropped(site: Served) 
     assert blocked.wait(30)
     with dial(site) as connection:
         connection.sendall(request(Job(run="gone").report()))
-        deadline = time.monotonic() + 30
-        while not site.ingest.waiting:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: site.ingest.waiting)
     site.get("/v1/runs")  # the event loop has seen the end of the connection before it takes a new one
     release.set()
     site.send(Job(run="here").report())

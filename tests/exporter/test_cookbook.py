@@ -113,4 +113,4 @@ def test_every_python_snippet_works(filled: RunningExporter) -> None:
     assert "{'lm-7b', 'old-run'}" in everything or "{'old-run', 'lm-7b'}" in everything
     assert "\n8\n" in everything
     assert "40 40" in everything
-    assert "'field': 'verdict'" in everything
+    assert "'field': 'outcomes'" in everything

@@ -19,9 +19,11 @@ def test_a_long_number_in_a_large_body_is_refused_before_it_is_parsed(digits: in
 
 
 def test_numbers_as_reports_have_them_are_not_too_long() -> None:
-    """Also if there is nothing else: the longest float has 24 characters."""
+    """Also if there is nothing else: the longest float has 24 characters. One digit more than 499 is refused."""
     check_size(b"1763800000.0123456789012 " * 10_000)
     check_size(b"1" * 499 + b" " * 140_000)
+    with pytest.raises(OversizeError):
+        check_size(b"1" * 500 + b" " * 140_000)
 
 
 def test_a_mapping_that_is_too_long_is_refused_before_its_items_are_read() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import RunningExporter
 from tests.exporter.running import Job
-from tests.exporter.test_store_condition import SAID, health, send, wait_for
+from tests.exporter.test_store_condition import SAID, health, send
+from tests.polling import wait_until
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_full_disk_is_said_and_reports_are_stored_again_once_there_is_room(dis
         assert exporter.log.count(SAID) == 1
         assert httpx.get(f"{exporter.url}/v1/runs/lm", trust_env=False).json()["health"] != "stale"
         remount(disk, "size=30m")
-        wait_for(lambda: health(exporter.url)[0] == 200)
+        wait_until(lambda: health(exporter.url)[0] == 200)
         assert send(exporter.url, job).status_code == 200
         assert exporter.log.count(SAID) == 1
     finally:

@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from tests.conftest import RunningExporter
 from tests.exporter.running import Job, Served, served
 from tests.exporter.stores import Kept
 from tests.exporter.trainer import Trainer
+from tests.polling import wait_until
 
 SAID = "no reports are stored"
 
@@ -41,13 +41,6 @@ def send(url: str, job: Job, steps: int = 1) -> httpx.Response:
 def health(url: str) -> tuple[int, Any]:
     answer = httpx.get(f"{url}/-/healthy", trust_env=False)
     return answer.status_code, answer.json()
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def healthy_metric(url: str) -> str:
@@ -83,7 +76,7 @@ def test_nothing_is_acknowledged_into_a_directory_that_is_gone(exporter: Running
     assert exporter.log.count(SAID) == 1
     if how == "renamed":
         aside.rename(exporter.data_dir)
-        wait_for(lambda: health(exporter.url)[0] == 200)
+        wait_until(lambda: health(exporter.url)[0] == 200)
         answer = send(exporter.url, job)
         assert (answer.status_code, healthy_metric(exporter.url)[-3:]) == (200, "1.0")
         exporter.restart()
@@ -139,14 +132,14 @@ def test_a_disk_that_fails_is_said_once_and_is_left_by_itself(exporter: RunningE
     assert send(exporter.url, job).status_code == 200
     largest = max(one.stat().st_size for one in exporter.data_dir.iterdir())
     resource.prlimit(exporter.pid, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-    wait_for(lambda: send(exporter.url, job, 500).status_code == 503)
+    wait_until(lambda: send(exporter.url, job, 500).status_code == 503)
     status, found = health(exporter.url)
     assert (status, found["store"]["condition"]) == (503, "io_error")
     time.sleep(2.5)
     assert send(exporter.url, job).status_code == 503
     assert exporter.log.count(SAID) == 1
     resource.prlimit(exporter.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    wait_for(lambda: health(exporter.url)[0] == 200)
+    wait_until(lambda: health(exporter.url)[0] == 200)
     assert send(exporter.url, job).status_code == 200
     answer = httpx.get(f"{exporter.url}/v1/runs/lm", trust_env=False).json()
     assert answer["totals"]["steps"] == job.state.steps

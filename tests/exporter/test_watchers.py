@@ -24,6 +24,7 @@ from optwrap_exporter.store.store import Store
 
 from tests.exporter.running import Job, Served
 from tests.exporter.test_stream import Reader, following
+from tests.polling import wait_until
 
 WATCHERS = 20
 
@@ -134,6 +135,12 @@ def test_a_stream_of_very_many_runs_begins_with_as_many_as_fit(site: Served, mon
 # --- queries ---
 
 
+async def settle() -> None:
+    """Let every task go on until it waits for something that another one does."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 class Client:
     """A request whose client may hang up."""
 
@@ -168,13 +175,13 @@ def test_a_few_queries_run_at_a_time_and_those_whose_client_left_never_run() -> 
             return (await limiter.run(clients[number].request(), handle)).status_code
 
         tasks = [asyncio.create_task(query(number)) for number in range(5)]
-        await asyncio.sleep(0.05)
+        await settle()
         assert sorted(running) == [0, 1]
         with pytest.raises(HTTPException) as refused:
             await limiter.run(Client().request(), None)  # type: ignore[arg-type]  # it is never called
         assert refused.value.status_code == 503
         clients[3].gone.set()
-        await asyncio.sleep(0.05)
+        await settle()
         assert tasks[3].done()
         go_on.set()
         assert await asyncio.gather(*tasks) == [200, 200, 200, 499, 200]
@@ -214,14 +221,22 @@ def test_heavy_queries_hold_up_neither_reports_nor_scrapes(site: Served, monkeyp
     """Before, 40 slow queries took every thread that a scrape could have had."""
     job = Job(clock=site.clock)
     site.send(job.report())
+    arrived: list[Request] = []
     go_on = threading.Event()
+    run = Limiter.run
+
+    async def counted(limiter: Limiter, request: Request, *arguments: Any) -> Response:
+        arrived.append(request)
+        return await run(limiter, request, *arguments)
+
+    monkeypatch.setattr(Limiter, "run", counted)
     monkeypatch.setattr(Store, "steps", lambda *_, **__: go_on.wait(30))
     with ThreadPoolExecutor(45) as pool:
         waiting = [
             pool.submit(httpx.get, f"{site.url}/v1/runs/lm/steps", trust_env=False, timeout=60) for _ in range(45)
         ]
-        time.sleep(0.5)
         try:
+            wait_until(lambda: len(arrived) == 45)
             assert "optwrap_steps_total" in httpx.get(f"{site.url}/metrics", trust_env=False, timeout=10).text
             site.send(job.report())
         finally:
@@ -253,11 +268,10 @@ def test_scrapes_wait_for_each_other_and_share_the_next_one() -> None:
         scraped = Scraped(Ledger(time.time))
         scraper = Scraper(renderer, Statistics(), scraped)  # type: ignore[arg-type]  # it only renders
         first = asyncio.create_task(scraper.scrape(TEXT, compress=True))
-        while not renderer.begun:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(wait_until, lambda: renderer.begun)
         others = [asyncio.create_task(scraper.scrape(TEXT, compress=True)) for _ in range(50)]
         open_metrics = asyncio.create_task(scraper.scrape(OPENMETRICS, compress=False))
-        await asyncio.sleep(0.05)
+        await settle()
         others[0].cancel()  # a client that hangs up takes nothing from the others
         assert renderer.begun == [(TEXT, True)]
         renderer.go_on.set()

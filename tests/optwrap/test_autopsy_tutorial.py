@@ -1,4 +1,4 @@
-"""The program of docs/autopsy.md prints what the page says."""
+"""The program of docs/guides/autopsy.md prints what the page says."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from benchmarks.autopsy_faults import FAULTS
 from benchmarks.autopsy_healthy import HEALTHY
 
-PAGE = (Path(__file__).parents[2] / "docs" / "autopsy.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "autopsy.md").read_text("utf-8")
 
 
 def test_the_program_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import os, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np
 from optwrap._monitor.monitor import Monitor
 from tests.optwrap.monitoring import Training
+from tests.polling import wait_until
 
 training = Training()
 
@@ -198,8 +199,7 @@ def test_a_monitor_does_not_initialise_the_devices(stub: StubExporter) -> None:
         for _ in range(2):  # until the reporting thread has gone through its loop once
             flush = Flush()
             monitor._worker.inbox.flushes.append(flush)
-            while not flush.started:
-                time.sleep(0.01)
+            wait_until(lambda: flush.started)
             monitor._worker.inbox.flushes.remove(flush)
         jax.config.update("jax_transfer_guard_device_to_host", "disallow")  # an explicit one is allowed
         jax.config.update("jax_num_cpu_devices", 4)  # an error once there are devices
