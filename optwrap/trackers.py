@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from optwrap._monitor.local.record import StepRecord
-from optwrap._reading.counters import GOOD_OUTCOMES
+from optwrap._reading.counters import is_bad
 from optwrap._reading.unpack import Reading
 
 __all__ = ["PREFIX", "OnStep", "SummaryWriter", "metrics", "mlflow", "tensorboard", "trackio", "wandb"]
@@ -156,7 +156,7 @@ def _thinned(every: int, log: Callable[[Mapping[str, float], StepRecord], object
         raise ValueError(f"every: got {every!r}; allowed: an integer from 1 on")
 
     def on_step(record: StepRecord) -> None:
-        if record.step % every == 0 or not record.finite or record.outcome not in GOOD_OUTCOMES:
+        if record.step % every == 0 or is_bad(record.outcome, record.finite):
             log(metrics(record), record)
 
     return on_step

@@ -13,6 +13,7 @@ import numpy as np
 
 from optwrap._reading.counters import (
     ABSENT,
+    GRADIENT_STEPS,
     HEAD,
     INTEGER_GAUGES,
     OUTCOMES,
@@ -84,7 +85,7 @@ class Totals:
     @property
     def gradient_steps(self) -> int:
         """Calls that reached the inner optimizer."""
-        return self.outcomes["applied"] + self.outcomes["accepted_not_finite"]
+        return sum(self.outcomes[outcome] for outcome in GRADIENT_STEPS)
 
 
 @dataclasses.dataclass(frozen=True)
