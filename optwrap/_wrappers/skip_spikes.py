@@ -26,8 +26,8 @@ class SkipSpikesState(NamedTuple):
     """float32[5]: level, spread, logarithm of the last norm taken, mean logarithm of the recent spikes, and the limit
     of the last step."""
     counts: jax.Array
-    """int32[8]: norms seen, four times the doubt, the last verdict, steps, steps skipped as large, steps skipped as not
-    finite, rebases, steps that shadow mode would have skipped. They saturate at 2**31 - 1."""
+    """int32[8]: norms seen, four times the doubt, the last decision, steps, steps skipped as large, steps skipped as
+    non-finite, rebases, steps that shadow mode would have skipped. They saturate at 2**31 - 1."""
     inner_state: Any
     """The state of the wrapped transformation."""
 
@@ -44,7 +44,7 @@ class SkipSpikesState(NamedTuple):
     @property
     def last_skipped(self) -> jax.Array:
         """bool[]: whether the last step was skipped."""
-        return self.memory.verdict != _rule.TAKEN
+        return self.memory.decision != _rule.TAKEN
 
     @property
     def total_large(self) -> jax.Array:
@@ -154,6 +154,6 @@ def skip_spikes(
         memory = _rule.judge(state.memory, log_norm, finite, settings, counts=counts, shadow=shadow)
         statistics, numbers = _rule.pack(memory)
         with caching_norms(leaves, norms), caching_answer(leaves, together, Answer(finite)):
-            yield memory.verdict == _rule.TAKEN, SkipSpikesState(statistics, numbers, state.inner_state)
+            yield memory.decision == _rule.TAKEN, SkipSpikesState(statistics, numbers, state.inner_state)
 
     return guarded("skip_spikes", inner, init, decide)

@@ -171,8 +171,8 @@ def test_around_multi_steps_the_unit_is_the_mini_step() -> None:
 
 
 def test_replay_decides_as_the_guard_in_the_optimizer() -> None:
-    """The rule over the norms alone gives the same verdicts, and the same rebases."""
-    np.testing.assert_array_equal(replayed().verdict != 0, run("alone").skipped)
+    """The rule over the norms alone gives the same decisions, and the same rebases."""
+    np.testing.assert_array_equal(replayed().decision != 0, run("alone").skipped)
     np.testing.assert_array_equal(replayed().rebases, run("alone").rebases)
 
 
@@ -184,6 +184,6 @@ def test_the_guard_decides_as_the_formulas_say(index: int) -> None:
     for norm in row:
         expected.append({"taken": 0, "large": LARGE, "not finite": NOT_FINITE}[reference.step(float(norm))])
         limits.append(reference.limit)
-    np.testing.assert_array_equal(replayed().verdict[index, 0], expected)
+    np.testing.assert_array_equal(replayed().decision[index, 0], expected)
     np.testing.assert_allclose(replayed().limit[index, 0], limits, rtol=1e-4)
     assert replayed().rebases[index, 0, -1] == reference.rebases
