@@ -110,7 +110,9 @@ def autopsy(
             finite = [value.node is None for value in results]
             del ends, results
             whole = jax.jit(jaxpr_as_fun(closed))(*[_array(leaves[i]) for i in traced])
-            reproduced = all(measured(array)[2] for array, is_finite in zip(whole, finite, strict=True) if is_finite)
+            reproduced = all(
+                measured(array).finite for array, is_finite in zip(whole, finite, strict=True) if is_finite
+            )
         return Findings(
             function=name,
             faults=found.faults,
