@@ -32,10 +32,11 @@ _SMALLEST: Final = 500
 _LISTED: Final = 20
 """Steps that the text lists."""
 _EPILOG: Final = """\
-The norms are those of the incoming gradients, so the replay is that of a guard around everything else; for MultiSteps
-the unit is the mini-step. A step that was taken, and would have been skipped, changed the parameters and so all later
-norms: the replay shows what the guard would have seen first. If an exporter left out steps, the output says so.
-OPTWRAP_ENDPOINT, OPTWRAP_TOKEN_FILE and OPTWRAP_CA_FILE are used like a Monitor uses them."""
+The norms are those of the incoming gradients, so the replay shows a guard that is the outermost wrapper; with
+MultiSteps each mini-step is a step. A step that the run took, and that the guard would have skipped, changed all later
+norms: the replay shows what the guard would have seen first, not what would have followed. If the exporter left out
+steps, the output says so.
+OPTWRAP_ENDPOINT, OPTWRAP_TOKEN_FILE and OPTWRAP_CA_FILE mean the same as for a Monitor."""
 
 
 class ReplayError(OptwrapError):
@@ -55,7 +56,7 @@ class Stored:
     repeated: int = 0
     """Records of steps that were taken again after a rollback; the last one counts."""
     left_out: int = 0
-    """Records that the exporter has and did not show, because there are too many in one place."""
+    """Records that the exporter has and did not return, because there are too many in a few steps."""
 
     @property
     def missing(self) -> int:

@@ -119,7 +119,7 @@ class Loops:
 
 
 class _Watch:
-    """What the iterations of a loop that were evaluated in parts have had."""
+    """Tracks the non-finite results of those iterations of a loop that are not compiled."""
 
     def __init__(self, records: Records, body: Any) -> None:
         self.firsts: list[dict[str, tuple[int, Node]]] = []

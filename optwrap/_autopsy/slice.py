@@ -110,7 +110,7 @@ def _passes(chain: Sequence[Node]) -> bool:
 
 
 def _chains(node: Node, numbers: Iterable[int], records: Records) -> dict[int, list[Node]]:
-    """For each origin of an output, of which `node` is the record, the records from the origin to the output."""
+    """Maps each origin of a non-finite output to the records from it to `node`, the output's record."""
     found: dict[int, list[Node]] = {}
     todo = [(number, _chain(node, number, records)) for number in sorted(numbers)]
     while todo:

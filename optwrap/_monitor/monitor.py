@@ -78,15 +78,15 @@ class Monitor:
       members: the size of an ensemble that is trained in one `jax.vmap`, at most 256. The first axis of each observed
         reading is the member, and each member is a run: `run.0`, `run.1`, ...
       replicated: whether all processes of the job train the same parameters, so that each step has the same outcome
-        and norm in all of them. If not, the exporter says that the processes have diverged, and names the odd one.
-        False if each process trains a copy of its own, as in local SGD: then they are not compared.
+        and norm in all of them. The exporter compares them, and reports processes that differ as diverged. Pass False
+        if each process trains a copy of its own, as in local SGD: then they are not compared.
       serve: start an exporter at `endpoint`, an address of this machine, as a child that ends with this process, and
         print the link to its page. Needs the package optwrap-exporter. If something listens there, nothing is started.
         If it cannot be started, one line in the log says why. Waits until it listens, which takes a second or two.
       stop: when `should_stop` says that the training should stop; None for never. It needs no exporter.
 
     Raises:
-      TypeError: `stop` is no `StopPolicy`.
+      TypeError: `stop` is no `StopPolicy`, or `on_step` is not callable.
       ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.
     """
 
@@ -172,7 +172,7 @@ class Monitor:
     def latest(self, member: int = 0) -> Reading | None:
         """The newest reading that the device has computed, unpacked; None before the first, or if the Monitor is off.
 
-        For one's own logger: it never waits for the device. It is a moment behind the loop, because the Monitor's
+        For your own logger: it never waits for the device. It is a moment behind the loop, because the Monitor's
         thread reads what was observed.
 
         Args:
@@ -226,7 +226,8 @@ class Monitor:
             computed; do not donate it. It may have any leading axes: they are time in row-major order (from lax.scan,
             nested or not; times are spread evenly since the last reading and marked as interpolated). An axis along
             which all rows are equal holds replicas of one step (from pmap). With `Monitor(members=n)` the first axis is
-            the member. Anything else is ignored, with one line in the log, and counted in `dropped` if it is a reading.
+            the member. Anything else is ignored, with one line in the log; if it is a reading, its steps are reported
+            as dropped.
           **scalars: numbers of this step to store and draw beside the norm: `loss=loss`. Each is a real number or a JAX
             or numpy array, read in the Monitor's thread; do not donate it. It has no axes, or the reading's leading
             axes: one number for each step, or for each replica, of which the mean is stored. At most 16 names of
@@ -268,17 +269,17 @@ class Monitor:
 
         It is decided in this process, from all readings observed but the last `StopPolicy.lag` ones; no exporter and no
         other process is asked. In data-parallel training all hosts get the same readings, so all of them get the same
-        answer at the same step, if all observe every step and ask at the same place of the loop. (Not if each process
-        trains its own copy.) It waits until the device has computed those readings. If the loop observes several times
-        between two questions, `observe` waits in the same way.
+        answer at the same step, if all observe every step and ask at the same place of the loop. Processes that train
+        copies of their own may get different answers. It waits until the device has computed those readings. If the
+        loop observes several times between two questions, `observe` waits in the same way.
 
         Returns:
-          None, or the `Stop`: the same one from then on, until a reading of an older state is observed, because the
-          loop has restored one. Then counting starts again. None without a policy.
+          The `Stop`, or None; always None without a policy. Once there is a `Stop`, it stays the same until the loop
+          has restored an older state, and a reading of that state is observed: then counting starts again.
 
         Raises:
+          RuntimeError: the step of a reading failed (a `jax.errors.JaxRuntimeError`), or the reading was donated.
           ValueError: something that is no reading of this instrumentation was observed.
-          jax.errors.JaxRuntimeError: the step of a reading failed, or the reading was donated.
         """
         if self._decision is None:
             return None

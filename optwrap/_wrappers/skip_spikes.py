@@ -26,8 +26,9 @@ class SkipSpikesState(NamedTuple):
     """float32[5]: level, spread, logarithm of the last norm taken, mean logarithm of the recent spikes, and the limit
     of the last step."""
     counts: jax.Array
-    """int32[8]: norms seen, four times the doubt, the last decision, steps, steps skipped as large, steps skipped as
-    non-finite, rebases, steps that shadow mode would have skipped. They saturate at 2**31 - 1."""
+    """int32[8]: norms seen, four times the doubt, the last decision (0 taken, 1 skipped as large, 2 skipped as
+    non-finite), steps, steps skipped as large, steps skipped as non-finite, rebases, steps that shadow mode would have
+    skipped. They saturate at 2**31 - 1."""
     inner_state: Any
     """The state of the wrapped transformation."""
 
@@ -58,12 +59,12 @@ class SkipSpikesState(NamedTuple):
 
     @property
     def rebases(self) -> jax.Array:
-        """int32[]: times that the guard took the norms it had skipped for the new level."""
+        """int32[]: times that the guard made the mean of the norms it had skipped its new level."""
         return self.memory.rebases
 
     @property
     def would_skip(self) -> jax.Array:
-        """int32[]: steps that `shadow=True` took and that would have been skipped for their norm."""
+        """int32[]: steps that were taken because of `shadow=True`, and would have been skipped for their norm."""
         return self.memory.would_skip
 
 
