@@ -150,7 +150,7 @@ HEAD: Final = _FIRST + sum(_VECTORS.get(name, 1) for name in Counters._fields if
 
 
 def is_bad(outcome: str, finite: bool) -> bool:
-    """Whether a step was skipped, was accepted with non-finite values, or had non-finite gradients."""
+    """Whether a step is bad: its `outcome` is not a good one, or its gradients were not `finite`."""
     return not finite or outcome not in GOOD_OUTCOMES
 
 

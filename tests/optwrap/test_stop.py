@@ -207,9 +207,9 @@ def test_a_resumed_training_does_not_stop_because_of_old_counts(make: Callable[.
 def test_without_a_policy_observe_does_what_it_did(make: Callable[..., Monitor]) -> None:
     """What it calls is the queue itself, so it costs nothing."""
     monitor = make()
-    assert monitor._worker is not None
-    assert monitor._put == monitor._worker.inbox.put
-    assert Monitor(endpoint="off")._put is None
+    assert monitor._lifecycle.worker is not None
+    assert monitor._lifecycle.put == monitor._lifecycle.worker.inbox.put
+    assert Monitor(endpoint="off")._lifecycle.put is None
 
 
 def test_observe_does_not_raise_and_should_stop_does(make: Callable[..., Monitor]) -> None:

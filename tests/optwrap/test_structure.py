@@ -11,7 +11,7 @@ import pytest
 
 import optwrap
 from optwrap._core.errors import OptwrapError
-from tests.structure import forbidden, imports, out_of_order, sources
+from tests.structure import forbidden, imports, out_of_order, root_of, sources
 
 ALLOWED = {
     "_version": (),
@@ -100,6 +100,13 @@ def test_no_modules_import_each_other_in_a_cycle() -> None:
     for importer, imported in imports("optwrap"):
         graph.setdefault(importer, set()).add(imported)
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names the modules of a cycle
+
+
+def test_no_module_is_too_long() -> None:
+    """A module of more than 350 lines has more than one idea."""
+    root = root_of("optwrap")
+    lengths = {path.relative_to(root): path.read_text("utf-8").count("\n") for path in root.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 350} == {}
 
 
 def test_the_public_names_are_exactly_these() -> None:
