@@ -199,7 +199,8 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
           The parameters, changed if this mini-step completes the window; and the new state.
 
         Raises:
-          TypeError, ValueError: as `update`.
+          TypeError: as `update`.
+          ValueError: as `update`.
         """
         weight, extra_args = self._weight(extra_args)
         decision = self._decide(grads, state, params, weight)

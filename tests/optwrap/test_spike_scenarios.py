@@ -97,13 +97,13 @@ def run(way: str) -> Run:
     lead = norms().shape[:2]
     carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*lead, *jnp.shape(leaf))), (params, tx.init(params)))
     parts = [norms()[..., :HALF], norms()[..., HALF:]]
-    said = []
+    results = []
     for part in parts:
         if way == "resumed":  # what a checkpoint keeps: bytes
             carry = flax.serialization.from_bytes(carry, flax.serialization.to_bytes(carry))
         carry, after = over_all(carry, part)
-        said.append(after)
-    skipped, moved, finite, rebases = (np.concatenate(pair, axis=-1) for pair in zip(*said, strict=True))
+        results.append(after)
+    skipped, moved, finite, rebases = (np.concatenate(pair, axis=-1) for pair in zip(*results, strict=True))
     return Run(skipped, moved, finite, rebases, guard_of(carry[1]))
 
 

@@ -86,7 +86,7 @@ def test_a_jitted_training_stops_without_an_exporter_or_a_thread() -> None:
 def test_leaving_the_block_after_a_stop_reports_it_with_the_hint(
     stub: StubExporter, make: Callable[..., Monitor]
 ) -> None:
-    """Nothing else has to be said."""
+    """No argument of `close` is needed."""
     with make(stop=POLICY) as monitor:
         stopped(monitor)
     assert ending(stub) == ("stopped", REASON, 3)
