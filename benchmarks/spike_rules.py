@@ -17,7 +17,7 @@ Rule = Callable[[Array], Array]
 
 def skip_spikes(norms: Array) -> Array:
     """The rule of optwrap with its default settings."""
-    return np.not_equal(replay(norms, Settings()).verdict, TAKEN)
+    return np.not_equal(replay(norms, Settings()).decision, TAKEN)
 
 
 def simple_count(norms: Array) -> Array:

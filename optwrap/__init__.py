@@ -1,4 +1,4 @@
-"""optax's optimizer wrappers with their non-finite bugs fixed, and a way to read their counters from a jitted step."""
+"""Optimizer wrappers for optax that handle non-finite gradients, and counters that a jitted step returns."""
 
 from optax import ApplyIfFiniteState, LookaheadParams, LookaheadState, MaskedNode, MaskedState, MultiStepsState
 

@@ -71,7 +71,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # Keras has 
             of an optimizer that is not built. Default: those, in the order in which they were given.
 
         Raises:
-          ValueError: these are other variables, or the optimizer is not built.
+          ValueError: the variables are not those that the optimizer was built with, their number is not that of the
+            gradients, or the optimizer is not built.
         """
         if trainable_variables is not None and not self.built:
             self.build(list(trainable_variables))

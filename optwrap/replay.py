@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from optwrap._core.errors import OptwrapError
 from optwrap._monitor import settings as _settings
 from optwrap._wrappers import spike_rule as _rule
 
@@ -31,14 +32,15 @@ _SMALLEST: Final = 500
 _LISTED: Final = 20
 """Steps that the text lists."""
 _EPILOG: Final = """\
-The norms are those of the incoming gradients, so the replay is that of a guard around everything else; for MultiSteps
-the unit is the mini-step. A step that was taken, and would have been skipped, changed the parameters and so all later
-norms: the replay shows what the guard would have seen first. If an exporter left out steps, the output says so.
-OPTWRAP_ENDPOINT, OPTWRAP_TOKEN_FILE and OPTWRAP_CA_FILE are used like a Monitor uses them."""
+The norms are those of the incoming gradients, so the replay shows a guard that is the outermost wrapper; with
+MultiSteps each mini-step is a step. A step that the run took, and that the guard would have skipped, changed all later
+norms: the replay shows what the guard would have seen first, not what would have followed. If the exporter left out
+steps, the output says so.
+OPTWRAP_ENDPOINT, OPTWRAP_TOKEN_FILE and OPTWRAP_CA_FILE mean the same as for a Monitor."""
 
 
-class ReplayError(Exception):
-    """The norms cannot be had. The message says why, and what to do."""
+class ReplayError(OptwrapError):
+    """The norms cannot be read from the exporter. The message says why, and what to do."""
 
 
 @dataclasses.dataclass
@@ -54,7 +56,7 @@ class Stored:
     repeated: int = 0
     """Records of steps that were taken again after a rollback; the last one counts."""
     left_out: int = 0
-    """Records that the exporter has and did not show, because there are too many in one place."""
+    """Records that the exporter has and did not return, because there are too many in a few steps."""
 
     @property
     def missing(self) -> int:
@@ -130,7 +132,7 @@ class Client:
                 f"{one['field']}: got {one['value']}, allowed: {one['allowed']}" for one in answer["detail"]
             )
         except (ValueError, TypeError, KeyError):
-            reason = f"status {status}, and no answer of an exporter"
+            reason = f"status {status}, and the answer is not an exporter's: check --endpoint"
         raise ReplayError(f"{self._endpoint.text} refuses the steps of run {self._run!r}: {reason}")
 
     def _get(self, path: str) -> tuple[int, bytes]:
@@ -156,9 +158,9 @@ class Client:
 def replayed(stored: Stored, settings: _rule.Settings) -> dict[str, Any]:
     """What a guard with these settings would have skipped, as `--json` prints it."""
     after = _rule.replay(np.array(stored.norms, np.float32), settings)
-    verdict, limit = np.asarray(after.verdict), np.asarray(after.limit)
+    decision, limit = np.asarray(after.decision), np.asarray(after.limit)
     rebases = np.flatnonzero(np.diff(np.asarray(after.rebases), prepend=0))
-    large = np.flatnonzero(verdict == _rule.LARGE)
+    large = np.flatnonzero(decision == _rule.LARGE)
     return {
         "process": stored.process,
         "first_step": stored.steps[0],
@@ -170,7 +172,7 @@ def replayed(stored: Stored, settings: _rule.Settings) -> dict[str, Any]:
         "settings": {name: value if math.isfinite(value) else None for name, value in settings._asdict().items()},
         "skipped_large_by_the_run": stored.skipped_large,
         "would_skip_large": len(large),
-        "would_skip_not_finite": int(np.sum(verdict == _rule.NOT_FINITE)),
+        "would_skip_not_finite": int(np.sum(decision == _rule.NOT_FINITE)),
         "large": [{"step": stored.steps[i], "norm": stored.norms[i], "limit": float(limit[i])} for i in large],
         "rebases": [stored.steps[i] for i in rebases],
     }
@@ -271,7 +273,7 @@ def _step(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 1 if the norms cannot be had, 2 if an option is wrong."""
+    """Run the command; returns its exit code: 0, 1 if the norms cannot be read, 2 if an option is wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -4,7 +4,7 @@ For example::
 
     monitor = optwrap.Monitor(run="my-run", on_step=optwrap.trackers.tensorboard("logs"))
 
-Each needs the tracker's own package, which is imported when the callable is made. To log beside your own values, in
+The tracker's own package must be installed. To log beside your own values, in
 your own loop, pass `metrics(...)` to your own logger instead::
 
     wandb.log({"loss": loss, **optwrap.trackers.metrics(monitor.latest())})
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from optwrap._monitor.local.record import StepRecord
-from optwrap._reading.counters import GOOD_OUTCOMES
+from optwrap._reading.counters import is_bad
 from optwrap._reading.unpack import Reading
 
 __all__ = ["PREFIX", "OnStep", "SummaryWriter", "metrics", "mlflow", "tensorboard", "trackio", "wandb"]
@@ -71,7 +71,7 @@ def wandb(run: Any = None, *, every: int = 1) -> OnStep:
 
     Raises:
       ModuleNotFoundError: the package is not installed.
-      ValueError: there is no current run, or `every` is below 1.
+      ValueError: there is no current run, or `every` is no integer from 1 on.
     """
     if run is None:
         import wandb as package  # noqa: PLC0415  # only when used
@@ -94,7 +94,7 @@ def tensorboard(writer: SummaryWriter | str, *, every: int = 1) -> OnStep:
 
     Raises:
       ModuleNotFoundError: tensorboardX is not installed.
-      ValueError: `every` is below 1.
+      ValueError: `every` is no integer from 1 on.
     """
     if isinstance(writer, str):
         from tensorboardX import SummaryWriter as Writer  # noqa: PLC0415  # only when used
@@ -119,7 +119,7 @@ def mlflow(run_id: str | None = None, *, every: int = 1) -> OnStep:
 
     Raises:
       ModuleNotFoundError: the package is not installed.
-      ValueError: there is no active run, or `every` is below 1.
+      ValueError: there is no active run, or `every` is no integer from 1 on.
     """
     import mlflow as package  # noqa: PLC0415  # only when used
     from mlflow.entities import Metric  # noqa: PLC0415
@@ -146,7 +146,7 @@ def trackio(run: Any, *, every: int = 1) -> OnStep:
       every: log each n-th step, and every bad one.
 
     Raises:
-      ValueError: `every` is below 1.
+      ValueError: `every` is no integer from 1 on.
     """
     return _thinned(every, lambda values, record: run.log(dict(values), step=record.step))
 
@@ -156,7 +156,7 @@ def _thinned(every: int, log: Callable[[Mapping[str, float], StepRecord], object
         raise ValueError(f"every: got {every!r}; allowed: an integer from 1 on")
 
     def on_step(record: StepRecord) -> None:
-        if record.step % every == 0 or not record.finite or record.outcome not in GOOD_OUTCOMES:
+        if record.step % every == 0 or is_bad(record.outcome, record.finite):
             log(metrics(record), record)
 
     return on_step

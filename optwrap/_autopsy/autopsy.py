@@ -43,20 +43,22 @@ def autopsy(
 
     Args:
       fn: anything that `jax.jit` takes, jitted or not: a loss, its gradient, a whole train step.
-      *args: its arguments, pytrees. Arrays are not donated. What is no array and no non-finite number is static.
+      *args: its arguments, pytrees. Arrays and non-finite numbers are traced; everything else is static. Nothing is
+        donated.
       granularity: what is evaluated as one compiled piece: each `operation`, the operations of each source `line`, or
         those of each `jax.named_scope` ("scope"). A fault that only occurs when operations are compiled together is not
         seen one by one; the findings then say so.
       progress: whether to show a line of progress on stderr if it takes more than 2 s. Default: only on a terminal.
-      **kwargs: its keyword arguments. If it has one of the names above, pass a `functools.partial`.
+      **kwargs: its keyword arguments. If `fn` itself has an argument `granularity` or `progress`, pass a
+        `functools.partial`.
 
     Returns:
-      The faults, the oldest first; false if there is none.
+      The `Findings`: its `faults` are the oldest first. It is false if there is no fault.
 
     Raises:
       TypeError: `fn` is not callable, or cannot be traced.
       ValueError: an argument was donated or deleted, is traced, or is not wholly on this process's devices; or
-        `granularity` is none of these.
+        `granularity` is none of the three.
     """
     if not callable(fn):
         raise TypeError(f"autopsy: fn must be callable, got {checks.shown(fn)} ({type(fn).__name__}): {_REMEDY}")
@@ -110,7 +112,9 @@ def autopsy(
             finite = [value.node is None for value in results]
             del ends, results
             whole = jax.jit(jaxpr_as_fun(closed))(*[_array(leaves[i]) for i in traced])
-            reproduced = all(measured(array)[2] for array, is_finite in zip(whole, finite, strict=True) if is_finite)
+            reproduced = all(
+                measured(array).finite for array, is_finite in zip(whole, finite, strict=True) if is_finite
+            )
         return Findings(
             function=name,
             faults=found.faults,

@@ -29,7 +29,7 @@ class Diagnosed(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """How non-finite values reached the outputs of a function. It is true if there is a fault.
+    """How non-finite values reached the outputs of a function. `bool(findings)` is true if there is a fault.
 
     `str(findings)` reads like a traceback, the oldest cause first. `rich.print(findings)` and a notebook show the same
     in colour.
@@ -50,7 +50,8 @@ class Findings:
     operations: int
     """Number of evaluated operations."""
     notes: tuple[str, ...]
-    """What was not looked into, skipped or run, and infinities that were passed through unchanged."""
+    """Callbacks that were skipped or run once more, operations that were not evaluated one by one, and infinities that
+    were passed through unchanged."""
 
     def __bool__(self) -> bool:
         return bool(self.faults)

@@ -49,8 +49,9 @@ class Loops:
     def while_(self, equation: Any, values: list[Value], frame: Frame) -> list[Value]:
         """Evaluate a `while`. The list of its inputs is emptied."""
         params = equation.params
-        split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        asked, constants, carry = values[: split[0]], values[split[0] : split[1]], values[split[1] :]
+        first = params["cond_nconsts"]
+        last = first + params["body_nconsts"]
+        asked, constants, carry = values[:first], values[first:last], values[last:]
         values.clear()
         condition = self._jitted(params["cond_jaxpr"], lambda: jaxpr_as_fun(params["cond_jaxpr"]))
         watch = _Watch(self._records, params["body_jaxpr"])
@@ -79,7 +80,8 @@ class Loops:
         length, (consts, carried) = params["length"], scan_inputs(params)
         if not length:
             outs = bind(equation, _arrays(values))
-            return [Value(array, *measured(array)[:2]) for array in outs]
+            found = map(measured, outs)
+            return [Value(array, one.least, one.greatest) for array, one in zip(outs, found, strict=True)]
         constants, carry, stacked = values[:consts], values[consts : consts + carried], values[consts + carried :]
         values.clear()
         buffers: list[Any] = []
@@ -117,7 +119,7 @@ class Loops:
 
 
 class _Watch:
-    """What the iterations of a loop that were evaluated in parts have had."""
+    """Tracks the non-finite results of those iterations of a loop that are not compiled."""
 
     def __init__(self, records: Records, body: Any) -> None:
         self.firsts: list[dict[str, tuple[int, Node]]] = []

@@ -49,7 +49,9 @@ class FaultStep:
     file: str | None
     """The user's source file; a library's, if no frame is the user's. None if JAX knows no line."""
     line: int | None
+    """The line's number in it."""
     function: str | None
+    """The function that the line is in."""
     code: str | None
     """The text of the line."""
     library: str | None
@@ -92,8 +94,10 @@ class Fault:
     outputs: tuple[str, ...]
     """Paths of the outputs that it reached, at most 8: `output[1]['w']`."""
     output_count: int
+    """Number of outputs that it reached."""
     cause: FaultStep
-    """The step to look at: the first one; or, if a constant or an argument is infinite, the one that made it NaN."""
+    """The step to look at: the first one; or, if that is an infinite constant or argument, the one that made NaN of
+    it."""
     remedy: str | None
     """What usually helps; None if nothing is known."""
 
@@ -103,4 +107,6 @@ class LargestValue:
     """Where the finite value of the largest magnitude was."""
 
     magnitude: float
+    """Its absolute value."""
     step: FaultStep
+    """The operation that returned it."""

@@ -1,4 +1,4 @@
-"""A line on the terminal that shows how far a long evaluation is."""
+"""Progress line for long evaluations."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ _PERIOD: Final = 0.2
 
 
 class Progress:
-    """Counts equations, and shows the count on a terminal if the evaluation takes long."""
+    """Counts equations, and shows the count on stderr if the evaluation takes long."""
 
     def __init__(self, function: str, total: int, *, shown: bool | None) -> None:
         """Start to count.
@@ -19,7 +19,7 @@ class Progress:
         Args:
           function: its name.
           total: the equations that are expected; an evaluation may need more, or fewer.
-          shown: whether to show it. Default: only where stderr is a terminal.
+          shown: whether to show the count. Default: only where stderr is a terminal.
         """
         self.count = 0
         self._function = function

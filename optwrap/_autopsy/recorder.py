@@ -39,8 +39,8 @@ class Recorder:
     argument of `hold` in every step.
 
     Args:
-      keep: the steps of which the arguments are kept, 1 or more. `observe` waits until the device has computed the
-        reading of the step `keep` steps ago, so a loop that runs ahead of the device needs a larger one.
+      keep: number of steps whose arguments are kept, from 1. `observe` waits until the device has computed the reading
+        of the step `keep` steps ago, so a loop that runs further ahead of the device needs a larger number.
       copy: positions of the arguments of `hold` that are copied, because the step donates them or changes them in place
         (a model of flax.nnx), or because the loader uses a numpy array again.
 
@@ -65,11 +65,11 @@ class Recorder:
         self._bad: HeldStep | None = None
 
     def hold(self, /, *args: Any, **kwargs: Any) -> None:
-        """Keep the arguments of the next step. Call it before the step, with what `autopsy` shall be given.
+        """Keep the arguments of the next step. Call it before the step, with the arguments for `autopsy`.
 
         Args:
           *args: pytrees of arrays. Those at the positions `copy` are copied.
-          **kwargs: likewise, never copied.
+          **kwargs: pytrees of arrays, never copied.
 
         Raises:
           ValueError: there is no argument at a position in `copy`.
@@ -83,13 +83,14 @@ class Recorder:
         self._pending = copied, kwargs
 
     def observe(self, reading: Any) -> None:
-        """Say what became of the step whose arguments `hold` was given last.
+        """Take the reading of the step whose arguments `hold` was given last.
 
         Args:
           reading: the result of `optwrap.reading`, uint32[words], with any leading axes. Do not donate it.
 
         Raises:
-          ValueError: `hold` was not called since the last `observe`.
+          RuntimeError: the step of an earlier reading failed, or the reading was donated.
+          ValueError: `hold` was not called since the last `observe`, or an earlier reading is none.
         """
         if self._pending is None:
             raise ValueError("Recorder: observe was called twice, or before hold: call hold before each step")
@@ -105,7 +106,8 @@ class Recorder:
         It waits for the device. From the first bad step on nothing else is kept.
 
         Raises:
-          ValueError: what was observed is no reading.
+          RuntimeError: the step of a reading failed, or the reading was donated.
+          ValueError: something that is no reading was observed.
         """
         while self._held and self._bad is None:
             self._judge(*self._held.popleft())

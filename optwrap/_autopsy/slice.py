@@ -55,7 +55,7 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
                 reached[_identity(records.origins[number])].append((number, path))
     siblings = _siblings(function)
     faults: list[Fault] = []
-    places: dict[Any, int] = {}
+    fault_of: dict[Any, int] = {}
     count = 0
     for arrivals in sorted(reached.values(), key=min):
         chain = chains[min(arrivals)[0]]
@@ -65,13 +65,13 @@ def sliced(outputs: Sequence[tuple[str, Value]], records: Records, function: Any
         alike: list[Any] = [(line[:2], cause.primitive, _stack_of(cause))] if line else []
         if line and _phase(cause, siblings) != "forward":
             alike.append(line[:2])
-        first = next((places[key] for key in alike if key in places), None)
+        first = next((fault_of[key] for key in alike if key in fault_of), None)
         if first is not None:
             faults[first] = _merged(faults[first], paths)
             continue
         count += 1
         if len(faults) < MAX_FAULTS:
-            places.update(dict.fromkeys([*alike, *([line[:2]] if line else [])], len(faults)))
+            fault_of.update(dict.fromkeys([*alike, *([line[:2]] if line else [])], len(faults)))
             faults.append(_fault(chain, paths, siblings))
     return Sliced(tuple(faults), count, tuple(dict.fromkeys(notes)))
 
@@ -110,7 +110,7 @@ def _passes(chain: Sequence[Node]) -> bool:
 
 
 def _chains(node: Node, numbers: Iterable[int], records: Records) -> dict[int, list[Node]]:
-    """For each origin of an output, of which `node` is the record, the records from the origin to the output."""
+    """Maps each origin of a non-finite output to the records from it to `node`, the output's record."""
     found: dict[int, list[Node]] = {}
     todo = [(number, _chain(node, number, records)) for number in sorted(numbers)]
     while todo:

@@ -139,32 +139,39 @@ def classes(host: Array) -> Classes:
     return Classes(nan, host == np.inf, host == -np.inf)
 
 
-def measured(array: Any) -> tuple[float | None, float | None, bool]:
-    """The least and the greatest finite element, and whether all elements are finite.
+class Measured(NamedTuple):
+    """The range of an array's finite elements; for complex arrays of their magnitudes."""
 
-    For complex arrays they are magnitudes. Of keys, bools and empty arrays there is no range.
-    """
+    least: float | None
+    """None for keys, bools and arrays without finite elements."""
+    greatest: float | None
+    finite: bool
+    """Whether all elements are finite."""
+
+
+def measured(array: Any) -> Measured:
+    """The range of the finite elements."""
     dtype = array.dtype
     number = jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.signedinteger)
     if not number or not np.size(array):
-        return None, None, True
+        return Measured(None, None, True)
     complex_ = jnp.issubdtype(dtype, jnp.complexfloating)
     if isinstance(array, jax.Array) and not complex_ and next(iter(array.devices())).platform != "cpu":
         # Only two numbers travel, unless something is non-finite.
         low, high = map(float, jax.device_get(_range(array)))
         if np.isfinite(low) and np.isfinite(high):
-            return low, high, True
+            return Measured(low, high, True)
     host = on_host(array)
     if complex_:
         host = np.abs(host)
     with np.errstate(all="ignore"):
         low, high = float(host.min()), float(host.max())
         if np.isfinite(low) and np.isfinite(high):
-            return low, high, True
+            return Measured(low, high, True)
         finite = host[np.isfinite(host)]
     if not finite.size:
-        return None, None, False
-    return float(finite.min()), float(finite.max()), False
+        return Measured(None, None, False)
+    return Measured(float(finite.min()), float(finite.max()), False)
 
 
 def first_indices(mask: Array) -> tuple[tuple[int, ...], ...]:

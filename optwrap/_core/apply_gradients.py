@@ -100,12 +100,12 @@ def settle(state: Tree) -> Tree:
     continues from such a state.
 
     Args:
-      state: any optimizer state, with `MultiStepsState` anywhere in it. Under a `jax.vmap`-ed training states may have
-        leading axes. The state may be abstract, of `jax.ShapeDtypeStruct`s.
+      state: any optimizer state, with `MultiStepsState` anywhere in it. Its arrays may have leading axes, as in a
+        training under `jax.vmap`. It may also consist of `jax.ShapeDtypeStruct`s.
 
     Returns:
-      The same state, with zeros in `acc_grads` where `mini_step` is 0. It may be called under jit with the state
-      donated. An abstract state is returned unchanged.
+      The same state, with zeros in `acc_grads` where `mini_step` is 0. A state of `jax.ShapeDtypeStruct`s is returned
+      unchanged. `settle` works under jit, and the state may be donated.
     """
 
     def is_window(node: Any) -> bool:

@@ -65,18 +65,18 @@ class Together(NamedTuple):
         """
         widest = jnp.float64 if any(value.dtype == jnp.float64 for value in values) else jnp.float32
         alike: dict[tuple[str, ...], list[jax.Array]] = {}
-        places: dict[tuple[str, ...], list[int]] = {}
+        positions: dict[tuple[str, ...], list[int]] = {}
         start = 0
         for value in values:
             vector = value.astype(widest) if value.ndim else lax.expand_dims(value.astype(widest), (0,))
             axes = self.axes(value)
             alike.setdefault(axes, []).append(vector)
-            places.setdefault(axes, []).extend(range(start, start + len(vector)))
+            positions.setdefault(axes, []).extend(range(start, start + len(vector)))
             start += len(vector)
         vectors = [_psum(lax.concatenate(group, 0), axes) for axes, group in alike.items()]
         if len(vectors) == 1:
             return vectors[0]
-        return jnp.concatenate(vectors)[np.argsort(np.concatenate(list(places.values())))]
+        return jnp.concatenate(vectors)[np.argsort(np.concatenate(list(positions.values())))]
 
     def total(self, values: Sequence[jax.Array]) -> jax.Array:
         """The sum of real scalars (at least one) over devices, in the widest of their dtypes, float32 at least."""

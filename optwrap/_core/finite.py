@@ -214,14 +214,14 @@ def _chunks(leaves: Sequence[Any]) -> list[list[int]]:
     for i, leaf in enumerate(leaves):
         alike.setdefault(jax.typeof(jnp.asarray(leaf)), []).append(i)
     chunks = []
-    for places in alike.values():
-        length = max(1, _CHUNK // max(1, jnp.size(leaves[places[0]])))
-        chunks += [places[start : start + length] for start in range(0, len(places), length)]
+    for indices in alike.values():
+        length = max(1, _CHUNK // max(1, jnp.size(leaves[indices[0]])))
+        chunks += [indices[start : start + length] for start in range(0, len(indices), length)]
     return chunks
 
 
 def _order(leaves: Sequence[Any]) -> Any:
-    """For each leaf its place among the leaves of all chunks."""
+    """Maps each leaf to its index in the concatenated chunks."""
     return np.argsort(np.concatenate(_chunks(leaves)))
 
 

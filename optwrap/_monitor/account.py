@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, TypeVar
 
-from optwrap._monitor.backlog import Backlog, Entry, Record, is_good
+from optwrap._monitor.backlog import Backlog, Entry, Record
 from optwrap._monitor.queue import MOST_DIAGNOSES, Diagnosis, Ending
 from optwrap._monitor.worst import MAX_PARAMETERS, name_worst
-from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
+from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES, is_bad
 from optwrap._reading.replicas import OTHERS, NonfiniteReplicas, Replica
 from optwrap._reading.unpack import Layout, Reading, Totals
 
@@ -265,7 +265,7 @@ class Account:
             nonfinite_parameters=name_worst(reading.nonfinite_parameters, MAX_PARAMETERS, keep_first=True),
             nonfinite_replicas=observation.nonfinite_replicas,
             # For good steps they would make reports four times as long.
-            largest_parameters=_NO_SHARES if is_good(outcome, reading.finite) else reading.largest_parameters,
+            largest_parameters=reading.largest_parameters if is_bad(outcome, reading.finite) else _NO_SHARES,
             update_norm=reading.update_norm,
             scalars=reading.scalars,
         )

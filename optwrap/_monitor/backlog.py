@@ -6,18 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from optwrap._monitor.worst import Named
-from optwrap._reading.counters import GOOD_OUTCOMES
+from optwrap._reading.counters import is_bad
 from optwrap._reading.replicas import NonfiniteReplicas
 
 Owner = TypeVar("Owner")
 
 _SCALARS_IN_A_ROW: Final = 8
 """So many scalars are about as long in a report as one parameter."""
-
-
-def is_good(outcome: str, finite: bool) -> bool:
-    """Whether nothing went wrong in a step: it was not skipped, and its gradients were finite."""
-    return finite and outcome in GOOD_OUTCOMES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,8 +43,8 @@ class Record:
 
     @property
     def bad(self) -> bool:
-        """Whether the step was skipped, was accepted with non-finite values, or had non-finite gradients."""
-        return not is_good(self.outcome, self.finite)
+        """Whether it is the record of a bad step."""
+        return is_bad(self.outcome, self.finite)
 
     @property
     def weight(self) -> int:

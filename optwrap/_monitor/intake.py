@@ -160,7 +160,7 @@ class Intake:
                 self._caller.put(StepRecord(run, step.time, step.interpolated, reading))
 
     def _mention_earlier_steps(self, run: str, first: Reading) -> None:
-        """Log that the steps before the first reading are not counted, unless the program has said whether they are."""
+        """Log that the steps before the first reading are not counted, unless `counts_from` says whether they are."""
         if self._settings.counts_from is None and first.step > 1:
             before = before_step(first)
             self._once.warn(

@@ -1,14 +1,13 @@
 """`Monitor`: reports from a training loop to the exporter. It never blocks the loop and never raises into it."""
 
 import contextlib
-import functools
 import os
 import types
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, Literal, Self, get_args
 
 from optwrap._core.checks import integer
+from optwrap._monitor.lifecycle import Lifecycle
 from optwrap._monitor.local.record import StepRecord
 from optwrap._monitor.local.serve import serve as serve_locally
 from optwrap._monitor.local.table import table
@@ -16,7 +15,7 @@ from optwrap._monitor.log import LogOnce
 from optwrap._monitor.one_optimizer import OneOptimizer
 from optwrap._monitor.queue import Diagnosis, Ending, Flush, in_words
 from optwrap._monitor.settings import Settings, read_token, resolve
-from optwrap._monitor.thread import Parts, Worker
+from optwrap._monitor.thread import Parts
 from optwrap._reading.rows import as_rows, on_host
 from optwrap._reading.unpack import Layout, Reading
 from optwrap._stop.decision import Decision
@@ -24,8 +23,6 @@ from optwrap._stop.policy import StopPolicy
 from optwrap._stop.stop import Stop
 
 _FinalState = Literal["finished", "failed", "stopped"]
-_Put = Callable[[object, Mapping[str, object]], None]
-"""Takes a reading and its scalars."""
 
 _FINAL_STATES: Final = get_args(_FinalState)
 
@@ -78,15 +75,15 @@ class Monitor:
       members: the size of an ensemble that is trained in one `jax.vmap`, at most 256. The first axis of each observed
         reading is the member, and each member is a run: `run.0`, `run.1`, ...
       replicated: whether all processes of the job train the same parameters, so that each step has the same outcome
-        and norm in all of them. If not, the exporter says that the processes have diverged, and names the odd one.
-        False if each process trains a copy of its own, as in local SGD: then they are not compared.
+        and norm in all of them. The exporter compares them, and reports processes that differ as diverged. Pass False
+        if each process trains a copy of its own, as in local SGD: then they are not compared.
       serve: start an exporter at `endpoint`, an address of this machine, as a child that ends with this process, and
         print the link to its page. Needs the package optwrap-exporter. If something listens there, nothing is started.
         If it cannot be started, one line in the log says why. Waits until it listens, which takes a second or two.
       stop: when `should_stop` says that the training should stop; None for never. It needs no exporter.
 
     Raises:
-      TypeError: `stop` is no `StopPolicy`.
+      TypeError: `stop` is no `StopPolicy`, or `on_step` is not callable.
       ValueError: an argument or variable is wrong; the message says which one, its value and what is allowed.
     """
 
@@ -115,21 +112,14 @@ class Monitor:
                 f"stop: got a StopPolicy with members={members!r}; allowed: one of them, because the members of an "
                 "ensemble cannot stop one by one; decide by `latest(member)`"
             )
-        self._parts = parts = _parts or Parts()
+        if not (on_step is None or callable(on_step)):
+            raise TypeError(f"on_step: got {on_step!r}; allowed: a callable that takes a StepRecord, or None")
+        parts = _parts or Parts()
         self._once = LogOnce()
-        self._put: _Put | None = None
-        """Where `observe` puts a reading; None if there is nobody to take it, or no thread yet after a fork."""
         self._decision = None if stop is None else Decision(stop, lambda observed: as_rows(on_host(observed)))
         self._stop: Stop | None = None
         """What `should_stop` returned last."""
-        self._closed = False
-        self._superseded = False
-        """Whether a newer Monitor of this run has closed this one."""
-        if not (on_step is None or callable(on_step)):
-            raise TypeError(f"on_step: got {on_step!r}; allowed: a callable that takes a StepRecord, or None")
-        self._on_step = on_step
         self._optimizer = OneOptimizer()
-        self._worker: Worker | None = None
         self._settings = resolve(
             parts.environ,
             run=run,
@@ -144,15 +134,11 @@ class Monitor:
             replicated=replicated,
             local=on_step is not None,
         )
-        self._put = self._puts(None)
         if self._settings is not None:
             self._check_token(self._settings)
             if serve and not self._settings.off and serve_locally(self._settings.endpoint):
                 print(f"optwrap: {self._settings.endpoint.text.rstrip('/')}/?run={self._settings.runs[0]}")
-            self._worker = self._new_worker(self._settings)
-            self._start()
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=functools.partial(_after_fork, weakref.ref(self)))
+        self._lifecycle = Lifecycle(self._settings, parts, on_step=on_step, decision=self._decision)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the link to the exporter, and the newest step."""
@@ -172,7 +158,7 @@ class Monitor:
     def latest(self, member: int = 0) -> Reading | None:
         """The newest reading that the device has computed, unpacked; None before the first, or if the Monitor is off.
 
-        For one's own logger: it never waits for the device. It is a moment behind the loop, because the Monitor's
+        For your own logger: it never waits for the device. It is a moment behind the loop, because the Monitor's
         thread reads what was observed.
 
         Args:
@@ -181,9 +167,10 @@ class Monitor:
         Raises:
           IndexError: there is no such member.
         """
-        if self._worker is None:
+        worker = self._lifecycle.worker
+        if worker is None:
             return None
-        accounts = self._worker.accounts
+        accounts = worker.accounts
         if not 0 <= member < len(accounts):
             raise IndexError(f"latest: member is {member}; allowed: 0 to {len(accounts) - 1}")
         return accounts[member].latest
@@ -207,8 +194,8 @@ class Monitor:
         if self._decision is not None:
             self._decision.describe(layout, stepping=stepping)
         self._optimizer.describe(layout, stepping=stepping, monitor=self)
-        if self._worker is not None:
-            self._worker.inbox.layout = self._optimizer.layout
+        if self._lifecycle.worker is not None:
+            self._lifecycle.worker.inbox.layout = self._optimizer.layout
 
     def observe(self, reading: object, /, **scalars: object) -> None:
         """Report one step, or several. Never blocks, not even for the device, and never raises.
@@ -226,7 +213,8 @@ class Monitor:
             computed; do not donate it. It may have any leading axes: they are time in row-major order (from lax.scan,
             nested or not; times are spread evenly since the last reading and marked as interpolated). An axis along
             which all rows are equal holds replicas of one step (from pmap). With `Monitor(members=n)` the first axis is
-            the member. Anything else is ignored, with one line in the log, and counted in `dropped` if it is a reading.
+            the member. Anything else is ignored, with one line in the log; if it is a reading, its steps are reported
+            as dropped.
           **scalars: numbers of this step to store and draw beside the norm: `loss=loss`. Each is a real number or a JAX
             or numpy array, read in the Monitor's thread; do not donate it. It has no axes, or the reading's leading
             axes: one number for each step, or for each replica, of which the mean is stored. At most 16 names of
@@ -234,11 +222,11 @@ class Monitor:
             used twice has the observed value. Anything else is ignored, with one line in the log for each name.
         """
         try:
-            put = self._put or self._reopen()
+            put = self._lifecycle.put or self._lifecycle.reopen()
             if put is not None:
                 put(reading, scalars)
         except Exception as error:
-            self._once.warn("observe", "optwrap: a reading of run %s was lost", self._run, error=error)
+            self._once.warn("observe", "optwrap: a reading of run %s was lost", self._lifecycle.run, error=error)
 
     def diagnose(self, cause: str, *, step: int | None = None, remedy: str | None = None, member: int = 0) -> None:
         """Report why a step went bad, as the event `diagnosed`. `Findings.report` calls this. It never blocks.
@@ -256,35 +244,36 @@ class Monitor:
         """
         if step is not None:
             step = int(integer("diagnose: step", step, 1, "pass the number of the step, or None"))  # type: ignore[arg-type]
-        if self._worker is None:
+        worker = self._lifecycle.worker
+        if worker is None:
             return
-        if not 0 <= member < len(self._worker.accounts):
-            raise IndexError(f"diagnose: member is {member}; allowed: 0 to {len(self._worker.accounts) - 1}")
-        self._worker.inbox.diagnoses.append((member, Diagnosis(step, cause, remedy)))
-        self._worker.inbox.wakeup.set()
+        if not 0 <= member < len(worker.accounts):
+            raise IndexError(f"diagnose: member is {member}; allowed: 0 to {len(worker.accounts) - 1}")
+        worker.inbox.diagnoses.append((member, Diagnosis(step, cause, remedy)))
+        worker.inbox.wakeup.set()
 
     def should_stop(self) -> Stop | None:
         """Whether the training should stop, as the policy `stop` says. Call it in the loop, after `observe`.
 
         It is decided in this process, from all readings observed but the last `StopPolicy.lag` ones; no exporter and no
         other process is asked. In data-parallel training all hosts get the same readings, so all of them get the same
-        answer at the same step, if all observe every step and ask at the same place of the loop. (Not if each process
-        trains its own copy.) It waits until the device has computed those readings. If the loop observes several times
-        between two questions, `observe` waits in the same way.
+        answer at the same step, if all observe every step and ask at the same place of the loop. Processes that train
+        copies of their own may get different answers. It waits until the device has computed those readings. If the
+        loop observes several times between two questions, `observe` waits in the same way.
 
         Returns:
-          None, or the `Stop`: the same one from then on, until a reading of an older state is observed, because the
-          loop has restored one. Then counting starts again. None without a policy.
+          The `Stop`, or None; always None without a policy. Once there is a `Stop`, it stays the same until the loop
+          has restored an older state, and a reading of that state is observed: then counting starts again.
 
         Raises:
+          RuntimeError: the step of a reading failed (a `jax.errors.JaxRuntimeError`), or the reading was donated.
           ValueError: something that is no reading of this instrumentation was observed.
-          jax.errors.JaxRuntimeError: the step of a reading failed, or the reading was donated.
         """
         if self._decision is None:
             return None
         found = self._decision.decide()
-        if self._worker is not None:
-            self._worker.stop = found
+        if self._lifecycle.worker is not None:
+            self._lifecycle.worker.stop = found
         self._stop = found
         return found
 
@@ -298,7 +287,7 @@ class Monitor:
           True if everything is stored, or if the Monitor is off. False after the timeout or a refusal, and if step
           records have been dropped since the last `flush`: nothing will deliver them.
         """
-        worker = self._worker
+        worker = self._lifecycle.worker
         if worker is None or worker.thread is None:
             return True
         if worker.inbox.closing is not None:
@@ -330,11 +319,7 @@ class Monitor:
         """
         if not (state is None or state in _FINAL_STATES):
             raise ValueError(f"close: state is {state!r}; allowed: {', '.join(map(repr, _FINAL_STATES))}, or None")
-        self._put = None
-        if not self._closed:
-            self._closed = True
-            if self._worker is not None:
-                self._worker.close(Ending.of(state, reason, self._stop))
+        self._lifecycle.close(Ending.of(state, reason, self._stop))
 
     def __enter__(self) -> Self:
         return self
@@ -347,17 +332,6 @@ class Monitor:
             self.close()
         else:
             self.close("failed", in_words(error))
-
-    @property
-    def _run(self) -> str:
-        return "" if self._settings is None else self._settings.run
-
-    def _new_worker(self, settings: Settings) -> Worker:
-        worker = Worker(
-            settings, self._parts, on_step=self._on_step, superseded=functools.partial(_supersede, weakref.ref(self))
-        )
-        worker.inbox.layout = self._optimizer.layout
-        return worker
 
     def _check_token(self, settings: Settings) -> None:
         if settings.token_file is not None:
@@ -372,69 +346,3 @@ class Monitor:
                     error,
                     settings.run,
                 )
-
-    def _puts(self, put: _Put | None) -> _Put | None:
-        """What takes a reading: the decision to stop, if there is a policy, after `put`."""
-        decision = self._decision
-        if decision is None:
-            return put
-
-        def decide(reading: object, scalars: Mapping[str, object]) -> None:
-            if put is not None:
-                put(reading, scalars)
-            decision.observe(reading)
-
-        return decide
-
-    def _reopen(self) -> _Put | None:
-        """Start the thread in a forked child; returns where to put a reading, None if the Monitor is off or closed."""
-        if self._worker is not None:
-            if self._superseded:
-                self._once.warn(
-                    "closed",
-                    "optwrap: a newer Monitor of run %s in this process has closed this one; readings observed here "
-                    "from now on are ignored; give each optimizer a Monitor with a run of its own",
-                    self._run,
-                )
-            elif self._closed:
-                self._once.warn(
-                    "closed",
-                    "optwrap: the Monitor of run %s is closed; readings observed from now on are ignored",
-                    self._run,
-                )
-            else:
-                self._start()
-        return self._put
-
-    def _start(self) -> None:
-        assert self._worker is not None
-        try:
-            self._worker.start()
-        except RuntimeError as error:
-            # The process has reached its limit of threads, or is about to exit.
-            self._once.warn("thread", "optwrap: run %s is not reported: %s", self._run, error)
-            self._worker = None
-            return
-        # The worker does not know the Monitor: when the Monitor is collected, its thread has to be ended.
-        weakref.finalize(self, self._worker.close_soon).atexit = False
-        self._put = self._puts(self._worker.inbox.put)
-
-    def _reset_after_fork(self) -> None:
-        """In a forked child: replace the parent's thread, locks, readings and connection by new ones."""
-        if self._worker is not None and not self._closed and self._settings is not None:
-            self._put = None
-            parent, self._worker = self._worker, self._new_worker(self._settings)
-            parent.transport.abandon()
-
-
-def _after_fork(reference: weakref.ref[Monitor]) -> None:
-    monitor = reference()
-    if monitor is not None:
-        monitor._reset_after_fork()
-
-
-def _supersede(reference: weakref.ref[Monitor]) -> None:
-    monitor = reference()
-    if monitor is not None:
-        monitor._superseded = monitor._closed = True
-        monitor._put = None

@@ -253,8 +253,8 @@ def _members(given: object) -> int | None:
         if 1 <= members <= _MAX_MEMBERS:
             return members
     raise ValueError(
-        f"members: got {given!r}; allowed: the size of the ensemble, an integer from 1 to {_MAX_MEMBERS}, or None "
-        "without one"
+        f"members: got {given!r}; allowed: the size of the ensemble, an integer from 1 to {_MAX_MEMBERS}, or None if "
+        "there is no ensemble"
     )
 
 

@@ -131,7 +131,7 @@ class Worker:
         self._request_end(Ending.of(None, None, self.stop), CLOSE_TIMEOUT)
 
     def _replaces(self, other: "Worker") -> bool:
-        """Whether `other` reports the same run, process and endpoint, and is not about to end."""
+        """Whether `other` has the same run, process and endpoint, and has not been asked to end."""
         mine, others = self._settings, other._settings
         same = (mine.run, mine.endpoint, mine.process) == (others.run, others.endpoint, others.process)
         return same and not mine.off and other.inbox.closing is None

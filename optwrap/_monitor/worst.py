@@ -19,12 +19,12 @@ class Named(NamedTuple):
 
 
 def name_worst(counts: Mapping[str, int], limit: int, *, keep_first: bool = False) -> Named:
-    """The parameters with the largest counts; among equals those that come first.
+    """Names the parameters with the largest counts, and sums up the others. Of equal counts the first are named.
 
     Args:
       counts: by parameter.
-      limit: of the parameters to name.
-      keep_first: whether the first parameter is named whatever its count.
+      limit: the most parameters that are named.
+      keep_first: whether the first parameter is named even if its count is small.
     """
     if len(counts) <= limit:
         return Named(counts)

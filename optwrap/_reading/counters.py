@@ -31,6 +31,9 @@ OUTCOMES: Final = (
 GOOD_OUTCOMES: Final = frozenset({"applied", "accumulated"})
 """The outcomes of a step in which nothing went wrong."""
 
+GRADIENT_STEPS: Final = ("applied", "accepted_not_finite")
+"""The outcomes of a step that reached the inner optimizer."""
+
 INTEGER_GAUGES: Final = (
     "guard_not_finite_count",
     "guard_not_finite_limit",
@@ -144,6 +147,11 @@ _FIRST: Final = 3
 
 HEAD: Final = _FIRST + sum(_VECTORS.get(name, 1) for name in Counters._fields if name not in _OF_A_PROGRAM)
 """Words before those of the windows, scalars and parameters."""
+
+
+def is_bad(outcome: str, finite: bool) -> bool:
+    """Whether a step is bad: its `outcome` is not a good one, or its gradients were not `finite`."""
+    return not finite or outcome not in GOOD_OUTCOMES
 
 
 def pack(counters: Counters) -> jax.Array:

@@ -19,9 +19,10 @@ class Replica(NamedTuple):
     """One replica. Fields that are unknown are None."""
 
     number: int | None
-    """Its index along the axes of the replicas, row-major; None in `OTHERS`."""
+    """Its index along the axes of the replicas, row-major. None in the entry of `Totals.replicas` that stands for all
+    replicas without an entry of their own."""
     process: int | None
-    """`process_index` of its first device."""
+    """JAX's `process_index` of its first device."""
     device: str | None
     """Its devices by platform and JAX's device id: `tpu:5`, or for several `tpu:4-7`, `cpu:1,5`."""
 

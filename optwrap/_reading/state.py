@@ -53,9 +53,9 @@ def reading(state: Any, name: str | None = None) -> jax.Array:
       name: the `name` of the `instrument`, needed if `state` holds several.
 
     Returns:
-      uint32[words]: some 40 words, one for each accumulation window and injected hyperparameter, and two for each
-      parameter. A new array, safe to keep when `state` is donated; the same on every device. If the state has leading
-      axes (vmap, pmap), so has the reading. `optwrap.unpack` reads it.
+      uint32[words]: 35 words, one more for each accumulation window and each injected hyperparameter, and two more for
+      each parameter. It is a new array, safe to keep when `state` is donated, and the same on every device. If the
+      state has leading axes (vmap, pmap), so has the reading. `optwrap.unpack` reads it.
 
     Raises:
       TypeError: `name` is not a string.

@@ -13,6 +13,7 @@ import numpy as np
 
 from optwrap._reading.counters import (
     ABSENT,
+    GRADIENT_STEPS,
     HEAD,
     INTEGER_GAUGES,
     OUTCOMES,
@@ -73,8 +74,8 @@ class Totals:
     parameters: Mapping[str, int]
     """Steps with non-finite values by parameter, in the tree's order; parameters that had none are left out."""
     replicas: Mapping[Replica, int] = dataclasses.field(default_factory=dict)
-    """Steps in which that replica was the first with non-finite gradients. The Monitor counts these; `unpack` returns
-    none."""
+    """Steps in which that replica was the first with non-finite gradients; at most 64 replicas, and one entry for all
+    others. Only a Monitor counts these: `unpack` returns none."""
 
     @property
     def steps(self) -> int:
@@ -84,7 +85,7 @@ class Totals:
     @property
     def gradient_steps(self) -> int:
         """Calls that reached the inner optimizer."""
-        return self.outcomes["applied"] + self.outcomes["accepted_not_finite"]
+        return sum(self.outcomes[outcome] for outcome in GRADIENT_STEPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Reading:
     finite: bool
     """Whether all values of the incoming gradients were finite."""
     norm: float
-    """Global L2 norm of the incoming gradients."""
+    """Global L2 norm of the incoming gradients; NaN or infinite if a value is non-finite."""
     nonfinite_parameters: Mapping[str, int]
     """Number of non-finite values in this step by parameter, in the tree's order; parameters without are left out."""
     gauges: Mapping[str, float | int]
@@ -110,8 +111,8 @@ class Reading:
     """The share of the squared norm, from 0 to 1, of the three parameters with the largest shares, the largest first.
     Empty if the norm is zero or a value is non-finite."""
     update_norm: float | None = None
-    """Global L2 norm of the update that the step applied; None if it applied none, or without `update_norm=True`.
-    In a skipped step: of the parameters that moved all the same, beside the guard that skipped."""
+    """Global L2 norm of the update that the step applied; None if it applied none, or without `update_norm=True`. In a
+    skipped step it is the norm for the parameters outside the guard that skipped, if they moved."""
     scalars: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The hyperparameters of `optax.inject_hyperparams` by name, as of this step. From a Monitor also the scalars that
     were observed with the reading."""
@@ -127,7 +128,7 @@ class Reading:
 
 
 def unpack(reading: Any, monitor_or_layout: Described | Layout | None = None) -> Reading:
-    """The contents of one reading, for one's own logger.
+    """The contents of one reading as plain Python values, for your own logger.
 
     For example::
 

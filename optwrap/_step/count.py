@@ -1,5 +1,7 @@
 """The packed counters: before the first step, and after each step."""
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from optwrap._core.trees import gradient_tree
 from optwrap._reading.counters import (
     ABSENT,
+    GRADIENT_STEPS,
     INTEGER_GAUGES,
     LARGEST,
     OUTCOMES,
@@ -140,6 +143,6 @@ def counted(
 def _update_norm(call: Call, outcome: jax.Array) -> jax.Array:
     """float32[]: the norm of the update that this step applied; ABSENT if it applied none."""
     norm = norm_of(gradient_tree(call.returned))
-    applied = (outcome == OUTCOMES.index("applied")) | (outcome == OUTCOMES.index("accepted_not_finite"))
+    applied = functools.reduce(operator.or_, [outcome == OUTCOMES.index(name) for name in GRADIENT_STEPS])
     # Beside a guard that skipped its parameters, others may have moved.
     return jnp.where(applied | (norm > 0), norm, ABSENT)

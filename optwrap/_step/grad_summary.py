@@ -94,9 +94,9 @@ def summarized(tree: Any) -> Iterator[Summary]:
     nonfinite = jnp.minimum(counts, INT32_MAX).astype(jnp.int32)
     largest = _largest(squares, finite)
     if len(leaves) < len(every):
-        places = np.array([i for i, leaf in enumerate(every) if is_inexact(leaf)])
-        nonfinite = jnp.zeros([len(every)], jnp.int32).at[places].set(nonfinite)
-        largest = among(largest, places)
+        positions = np.array([i for i, leaf in enumerate(every) if is_inexact(leaf)])
+        nonfinite = jnp.zeros([len(every)], jnp.int32).at[positions].set(nonfinite)
+        largest = among(largest, positions)
     with caching_norms(leaves, norms), caching_answer(leaves, together, Answer(finite, counts)):
         yield Summary(finite, norm.astype(jnp.float32), nonfinite, largest)
 
@@ -112,9 +112,9 @@ def _largest(squares: jax.Array, finite: jax.Array) -> Largest:
     return Largest(jnp.where(shares > 0, indices.astype(jnp.int32), ABSENT), shares)
 
 
-def among(largest: Largest, places: Any) -> Largest:
-    """The same leaves in a longer list of leaves, in which `places` (integers, [P]) are their indices."""
-    indices = jnp.asarray(places, jnp.int32)[jnp.maximum(largest.indices, 0)]
+def among(largest: Largest, positions: Any) -> Largest:
+    """The same leaves in a longer list of leaves, in which `positions` (integers, [P]) are their indices."""
+    indices = jnp.asarray(positions, jnp.int32)[jnp.maximum(largest.indices, 0)]
     return largest._replace(indices=jnp.where(largest.indices == ABSENT, ABSENT, indices))
 
 

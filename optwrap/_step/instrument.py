@@ -45,7 +45,7 @@ def instrument(
     axis_name: AxisName = None,
     update_norm: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Counts the outcome of every call of `tx.update`. The updates and the state of `tx` stay the same.
+    """Count the outcome of every call of `tx.update`. The updates and the state of `tx` stay the same.
 
     Every call has exactly one outcome. It is found from the outermost wrapper inwards:
 
@@ -239,7 +239,7 @@ def _counters_of(state: Any, key: str) -> jax.Array:
 
 
 def _leaves(updates: Any, params: Any, size: int, scalars: tuple[str, ...]) -> Leaves:
-    """The names of the `size` parameters and of the scalars, and which parameters have a gradient."""
+    """Match the leaves of the gradients to the `size` parameters that `init` was called with."""
     paths = parameter_paths(updates)
     if len(paths) == size:
         return Leaves(Layout(paths, scalars), None)

@@ -209,11 +209,11 @@ def _judge_skip(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array
 def _judge_spikes(wrapper: Wrapper, given: _Input, context: _Context) -> jax.Array:
     old, new = wrapper.old.memory, wrapper.new.memory
     called = (new.steps != old.steps) | (new.steps == INT32_MAX)
-    # Use its own verdict: its input may be only some of the leaves, or the mean of a window.
-    finite = jnp.where(called, new.verdict != NOT_FINITE, given.finite)
+    # Use its own decision: its input may be only some of the leaves, or the mean of a window.
+    finite = jnp.where(called, new.decision != NOT_FINITE, given.finite)
     leaves = None if given.leaves is None else given.leaves | finite
     inside = _judge(wrapper.inside, wrapper.old.inner_state, given._replace(finite=finite, leaves=leaves), context)
-    severity = jnp.where(called & (new.verdict == LARGE), _LARGE, inside)
+    severity = jnp.where(called & (new.decision == LARGE), _LARGE, inside)
     # The norm of finite gradients overflows if they are large.
     overflow = given.finite if given.leaves is not None else jnp.array(False)
     return jnp.where(called & ~finite, jnp.where(overflow, _LARGE, _NOT_FINITE), severity)

@@ -62,7 +62,8 @@ def replica_flags(grads: Any, axis_name: AxisName, *, mesh: jax.sharding.Mesh | 
         returned reading has the mesh in its sharding.
 
     Returns:
-      The flags, bool[R] with R the number of replicas, row-major in the order of `axis_name`; the same on each device.
+      A `ReplicaFlags`. Its `flags` are bool[R], with R the number of replicas, row-major in the order of `axis_name`;
+      they are the same on each device.
 
     Raises:
       TypeError: `axis_name` is neither a name nor a tuple of names, or `mesh` is not a `jax.sharding.Mesh`.

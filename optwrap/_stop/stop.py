@@ -46,8 +46,8 @@ class Stop:
     step: int
     """The step at which the condition first held."""
     first_bad_step: int
-    """The first step of the trouble: of the bad steps in a row with which the condition began, or with which the first
-    non-finite value was accepted, whichever is earlier."""
+    """The step with which the trouble began. Bad steps in a row are one trouble. This is the one in which the condition
+    began, or the one in which a non-finite value was first accepted, if that is earlier."""
     last_clean_step: int
     """The step before it, to which to roll back: restore the newest checkpoint of this step or an earlier one. 0 if the
     trouble began with the first step."""

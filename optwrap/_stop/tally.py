@@ -4,21 +4,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES
+from optwrap._reading.counters import GOOD_OUTCOMES, OUTCOMES, is_bad
 from optwrap._stop.policy import StopPolicy
 from optwrap._stop.stop import BadStep, Stop
 
 MAX_BAD_STEPS: Final = 4096
 """Bad steps that are kept for a `Stop`."""
 
-_GOOD: Final = frozenset(OUTCOMES.index(outcome) for outcome in GOOD_OUTCOMES)
-_BAD: Final = tuple(index for index in range(len(OUTCOMES)) if index not in _GOOD)
+_BAD: Final = tuple(index for index, outcome in enumerate(OUTCOMES) if outcome not in GOOD_OUTCOMES)
 _SKIPPED: Final = tuple(index for index, outcome in enumerate(OUTCOMES) if outcome.startswith("skipped"))
 _ACCEPTED: Final = OUTCOMES.index("accepted_not_finite")
 
 
 class Counts(NamedTuple):
-    """Some of the `Counters` of one reading, under their names, as Python integers."""
+    """The `Counters` of one reading that the decision needs, under their names, as Python integers."""
 
     outcomes: list[int]
     """Steps by outcome, in the order of OUTCOMES."""
@@ -39,8 +38,8 @@ class Counts(NamedTuple):
 
     @property
     def is_bad(self) -> bool:
-        """Whether the last step is a bad one."""
-        return self.outcome >= 0 and (self.outcome not in _GOOD or not self.finite)
+        """Whether the last step was a bad one; False before the first step."""
+        return self.outcome >= 0 and is_bad(OUTCOMES[self.outcome], self.finite)
 
     def before_step(self) -> "Counts":
         """The counts just before the last step, with the streaks after it."""
@@ -94,7 +93,8 @@ class Tally:
         """The last bad steps up to the first accepted one, by number."""
         self._bad_count = 0
         """Bad steps up to the first accepted one."""
-        self._skips: deque[tuple[int, _Trouble]] = deque(maxlen=1 if policy.skipped is None else policy.skipped[0])
+        kept, _ = policy.skipped or (1, None)
+        self._skips: deque[tuple[int, _Trouble]] = deque(maxlen=kept)
         """The last skipped steps, each with the trouble that it belongs to."""
 
     def add(self, now: Counts, bad_step: Callable[[], BadStep]) -> None:
@@ -175,10 +175,10 @@ class Tally:
             self._stop(now, trouble, f"not_finite_streak: {_steps(streak)} in a row had non-finite gradients")
         elif policy.accepted_not_finite is not None and accepted >= policy.accepted_not_finite:
             self._stop(now, trouble, f"accepted_not_finite: non-finite values were accepted in {_steps(accepted)}")
-        elif policy.skipped is not None and len(self._skips) == policy.skipped[0]:
+        elif policy.skipped is not None and self._skips:
+            n, window = policy.skipped
             step, first = self._skips[0]
-            if now.step - step < policy.skipped[1]:
-                n, window = policy.skipped
+            if len(self._skips) == n and now.step - step < window:
                 self._stop(now, first, f"skipped: {n} of the last {_steps(window)} were skipped")
 
     def _stop(self, now: Counts, trouble: _Trouble, reason: str) -> None:

@@ -197,6 +197,10 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
         Returns:
           The parameters, changed if this mini-step completes the window; and the new state.
+
+        Raises:
+          TypeError: as `update`.
+          ValueError: as `update`.
         """
         weight, extra_args = self._weight(extra_args)
         decision = self._decide(grads, state, params, weight)
@@ -241,6 +245,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
         Raises:
           TypeError: `state` is not a `MultiStepsState`.
+          ValueError: `state` has no weights although `weighted=True`.
         """
         state = _checks.state("MultiSteps", state, optax.MultiStepsState)
         grads = state.acc_grads if params is None else gradient_tree(params)
@@ -279,6 +284,7 @@ class MultiSteps(optax.MultiSteps):  # type: ignore[misc]  # optax ships no type
 
         Raises:
           TypeError: one of them is not a `MultiStepsState`.
+          ValueError: `state` has no weights although `weighted=True`.
         """
         state = _checks.state("MultiSteps.has_updated", state, optax.MultiStepsState)
         updated = jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)

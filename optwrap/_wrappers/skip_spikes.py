@@ -26,8 +26,9 @@ class SkipSpikesState(NamedTuple):
     """float32[5]: level, spread, logarithm of the last norm taken, mean logarithm of the recent spikes, and the limit
     of the last step."""
     counts: jax.Array
-    """int32[8]: norms seen, four times the doubt, the last verdict, steps, steps skipped as large, steps skipped as not
-    finite, rebases, steps that shadow mode would have skipped. They saturate at 2**31 - 1."""
+    """int32[8]: norms seen, four times the doubt, the last decision (0 taken, 1 skipped as large, 2 skipped as
+    non-finite), steps, steps skipped as large, steps skipped as non-finite, rebases, steps that shadow mode would have
+    skipped. They saturate at 2**31 - 1."""
     inner_state: Any
     """The state of the wrapped transformation."""
 
@@ -44,7 +45,7 @@ class SkipSpikesState(NamedTuple):
     @property
     def last_skipped(self) -> jax.Array:
         """bool[]: whether the last step was skipped."""
-        return self.memory.verdict != _rule.TAKEN
+        return self.memory.decision != _rule.TAKEN
 
     @property
     def total_large(self) -> jax.Array:
@@ -58,12 +59,12 @@ class SkipSpikesState(NamedTuple):
 
     @property
     def rebases(self) -> jax.Array:
-        """int32[]: times that the guard took the norms it had skipped for the new level."""
+        """int32[]: times that the guard made the mean of the norms it had skipped its new level."""
         return self.memory.rebases
 
     @property
     def would_skip(self) -> jax.Array:
-        """int32[]: steps that `shadow=True` took and that would have been skipped for their norm."""
+        """int32[]: steps that were taken because of `shadow=True`, and would have been skipped for their norm."""
         return self.memory.would_skip
 
 
@@ -154,6 +155,6 @@ def skip_spikes(
         memory = _rule.judge(state.memory, log_norm, finite, settings, counts=counts, shadow=shadow)
         statistics, numbers = _rule.pack(memory)
         with caching_norms(leaves, norms), caching_answer(leaves, together, Answer(finite)):
-            yield memory.verdict == _rule.TAKEN, SkipSpikesState(statistics, numbers, state.inner_state)
+            yield memory.decision == _rule.TAKEN, SkipSpikesState(statistics, numbers, state.inner_state)
 
     return guarded("skip_spikes", inner, init, decide)

@@ -1,4 +1,4 @@
-"""The rule of `skip_spikes`: a gradient norm and what is known of the norms before it give a verdict.
+"""The rule of `skip_spikes`: what becomes of a step, decided from the gradient norms so far.
 
 It works on the logarithm `y` of the norm:
 
@@ -45,7 +45,7 @@ _STATISTICS: Final = ("level", "spread", "previous", "pending", "limit")
 _COUNTS: Final = (
     "seen",
     "doubt",
-    "verdict",
+    "decision",
     "steps",
     "skipped_large",
     "skipped_not_finite",
@@ -84,8 +84,8 @@ class Memory(NamedTuple):
     """Norms that level and spread come from."""
     doubt: jax.Array
     """Four times the doubt."""
-    verdict: jax.Array
-    """Of the last step: TAKEN, LARGE or NOT_FINITE."""
+    decision: jax.Array
+    """About the last step: TAKEN, LARGE or NOT_FINITE."""
     steps: jax.Array
     """Steps judged."""
     skipped_large: jax.Array
@@ -134,7 +134,7 @@ def judge(
     counts: jax.Array | bool = True,
     shadow: bool = False,
 ) -> Memory:
-    """The memory after one more step, whose `verdict` says what becomes of the step.
+    """The memory after one more step. Its `decision` says what becomes of the step.
 
     If a statistic is not finite, as after a damaged checkpoint, all of them begin anew.
 
@@ -189,7 +189,7 @@ def judge(
         limit=jnp.minimum(jnp.exp(log_limit), max_norm),
         seen=_add(seen, taken),
         doubt=jnp.where(rebase, 0, doubt_after),
-        verdict=jnp.where(finite, jnp.where(skipped, LARGE, TAKEN), NOT_FINITE).astype(jnp.int32),
+        decision=jnp.where(finite, jnp.where(skipped, LARGE, TAKEN), NOT_FINITE).astype(jnp.int32),
         steps=_add(before.steps, True),
         skipped_large=_add(before.skipped_large, skipped),
         skipped_not_finite=_add(before.skipped_not_finite, ~finite),
@@ -272,4 +272,5 @@ def _rebase_after(value: ArrayLike) -> jax.Array:
 
 def _add(count: jax.Array, event: jax.Array | bool) -> jax.Array:
     """`count` plus one if there was an event; saturated."""
+    # One selection less than `jnp.where(event, optax.safe_increment(count), count)`.
     return jnp.where(event & (count < _checks.INT32_MAX), count + 1, count)

@@ -23,7 +23,7 @@ def guarded(title: str) -> Memory:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_sound_training_loses_less_than_a_step_in_a_thousand(name: str) -> None:
     """Through warm-up, changes of the learning rate and heavy tails."""
-    skipped = np.asarray(guarded(name).verdict) != TAKEN
+    skipped = np.asarray(guarded(name).decision) != TAKEN
     assert len(skipped) == 3000
     assert np.mean(skipped) < 0.001
 
@@ -32,7 +32,7 @@ def test_a_sound_training_loses_less_than_a_step_in_a_thousand(name: str) -> Non
 def test_every_fault_in_the_data_is_skipped(name: str) -> None:
     """And at most three other steps."""
     after, faulty = guarded(f"{name}, faults"), traces()[f"{name}, faulty"]
-    skipped = np.asarray(after.verdict) != TAKEN
+    skipped = np.asarray(after.decision) != TAKEN
     assert np.all(skipped[faulty])
     assert np.sum(skipped) <= len(faulty) + 3
     assert int(after.rebases[-1]) == 0

@@ -68,8 +68,8 @@ def make(stub: StubExporter) -> Iterator[Callable[..., Monitor]]:
         parts = Parts(environ={}, **arguments.pop("parts", {}))
         new = Monitor(**{"run": "r", "endpoint": stub.endpoint, "interval": 0.02, "_parts": parts, **arguments})
         made.append(weakref.ref(new))
-        if new._worker is not None and new._worker.thread is not None:
-            threads.append(new._worker.thread)
+        if new._lifecycle.worker is not None and new._lifecycle.worker.thread is not None:
+            threads.append(new._lifecycle.worker.thread)
         return new
 
     yield monitor

@@ -174,8 +174,8 @@ def test_non_finite_parameters_do_not_change_the_outcome_of_an_outermost_guard()
         start = watched.init(params)
         _, state = jax.jit(functools.partial(optwrap.apply_gradients, watched))(grads, start, params)
         _, other = jax.jit(watched.update)(grads, start, params)
-        said = [optwrap.unpack(np.asarray(optwrap.reading(each))).outcome for each in (state, other)]
-        assert said == [outcome, "skipped_not_finite"]
+        outcomes = [optwrap.unpack(np.asarray(optwrap.reading(each))).outcome for each in (state, other)]
+        assert outcomes == [outcome, "skipped_not_finite"]
 
 
 def test_a_chain_gets_update_and_apply_updates() -> None:

@@ -116,12 +116,12 @@ def test_k_may_come_down_within_a_window() -> None:
 def test_has_updated_is_false_after_a_skip() -> None:
     """After a mini-step that is skipped right after a step, optax's has_updated returns True."""
 
-    def said(library: Any) -> list[bool]:
+    def has_updated(library: Any) -> list[bool]:
         wrapper = library.MultiSteps(optax.sgd(0.1), 1, should_skip_update_fn=library.skip_not_finite)
         return [bool(wrapper.has_updated(after.state)) for after in train(wrapper, [BAD, GOOD, BAD, GOOD])]
 
-    assert said(optax) == [False, True, True, True]
-    assert said(optwrap) == [False, True, False, True]
+    assert has_updated(optax) == [False, True, True, True]
+    assert has_updated(optwrap) == [False, True, False, True]
 
 
 def test_mini_steps_may_have_weights() -> None:
@@ -218,12 +218,12 @@ def test_skip_not_finite_sees_any_number_of_bad_values(billions: int) -> None:
         skip = jax.jit(lambda values: library.skip_not_finite([values] * leaves, 0, None), compiler_options=AS_USERS)
         return skip(values)
 
-    skip, said = called(optax)
+    skip, skip_state = called(optax)
     assert not skip
-    assert said["num_not_finite"] == (-(2**30) if billions == 3 else 0)
-    skip, said = called(optwrap)
+    assert skip_state["num_not_finite"] == (-(2**30) if billions == 3 else 0)
+    skip, skip_state = called(optwrap)
     assert skip
-    assert said["num_not_finite"] == 2**31 - 1
+    assert skip_state["num_not_finite"] == 2**31 - 1
 
 
 def test_skip_large_updates_measures_narrow_and_complex_gradients() -> None:

@@ -122,8 +122,8 @@ def test_examples_in_docstrings_are_right(name: str) -> None:
     names = {"optax": optax, "optwrap": optwrap, "jnp": jnp, "functools": functools, name: getattr(optwrap, name)}
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(optwrap, name), name, globs=names)
     assert example.examples
-    said: list[str] = []
-    assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
+    printed: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=printed.append).failed == 0, "".join(printed)
 
 
 def documented(found: Any) -> list[Any]:

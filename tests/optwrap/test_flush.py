@@ -127,12 +127,12 @@ def test_has_updated_is_right_where_the_counter_saturates() -> None:
     """At 2**31 - 1 it is right in the middle of a window, and if the skip state has `should_skip`."""
     training = trained("not_finite", True)
     full = training.init(FLOAT32)._replace(gradient_step=FULL)
-    said = []
+    updated = []
     state = full
     for grads in [FLOAT32, bad(FLOAT32), FLOAT32, FLOAT32, bad(FLOAT32)]:
         _, state, _, surely = training.step(grads, state, FLOAT32)
-        said.append(bool(surely))
-    assert said == [False, False, False, True, False]
+        updated.append(bool(surely))
+    assert updated == [False, False, False, True, False]
     assert int(state.gradient_step) == 2**31 - 1
 
 
@@ -272,10 +272,10 @@ def test_an_instrumented_training_is_flushed_through_the_inner_state() -> None:
     assert sum(read(state).totals.outcomes.values()) == 1
     for _ in range(3):
         _, state = update(FLOAT32, state, FLOAT32)
-    said = read(state)
-    assert said.totals.outcomes["applied"] == 1, "what was not finite went with the window that was flushed"
-    assert said.totals.outcomes["accumulated"] == 3
-    assert said.gauges["gradient_step"] == 2
+    reading = read(state)
+    assert reading.totals.outcomes["applied"] == 1, "what was not finite went with the window that was flushed"
+    assert reading.totals.outcomes["accumulated"] == 3
+    assert reading.gauges["gradient_step"] == 2
 
 
 WRONG: dict[str, Callable[[Any], Any]] = {

@@ -57,8 +57,8 @@ def test_an_example_reports_what_it_did(example: str, start_exporter: Callable[.
 def test_weighted_epochs_end_with_a_step_each(start_exporter: Callable[..., Any]) -> None:
     """Windows of 4, 4 and 2 are three steps an epoch; the flushed one is no call of update."""
     exporter = start_exporter()
-    said = run("weighted_epochs", exporter.url)
-    assert "6 epochs of 10 batches, 18 steps of the optimizer; loss 0." in said
+    printed = run("weighted_epochs", exporter.url)
+    assert "6 epochs of 10 batches, 18 steps of the optimizer; loss 0." in printed
     answer = httpx.get(f"{exporter.url}/v1/runs/weighted-epochs", trust_env=False).json()
     assert {outcome: n for outcome, n in answer["totals"]["outcomes"].items() if n} == {
         "accumulated": 48,

@@ -162,16 +162,16 @@ def test_gradients_of_another_shape_are_named(wrapper: str, apply: bool, shape: 
         "masked": optwrap.masked(SGD, {"w": True, "b": False}),
         "instrument": optwrap.instrument(optax.adam(0.1)),
     }[wrapper]
-    said = rf"{wrapper}: updates\['b'\] must have the shape of its parameter, \(4,\), or .*"
-    with pytest.raises(ValueError, match=said + rf" got {re.escape(str(shape))}: pass the gradients"):
+    message = rf"{wrapper}: updates\['b'\] must have the shape of its parameter, \(4,\), or .*"
+    with pytest.raises(ValueError, match=message + rf" got {re.escape(str(shape))}: pass the gradients"):
         updating(transformation, {"w": PARAMS["w"], "b": jnp.ones(shape)})(apply)
 
 
 def test_apply_gradients_adds_no_update_of_another_shape() -> None:
     """Through any transformation of optax, and for leaves that `masked` leaves out."""
 
-    def adds(transformation: Any, gradients: Any, said: str) -> None:
-        with pytest.raises(ValueError, match=said):
+    def adds(transformation: Any, gradients: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             updating(transformation, gradients)(True)
 
     samples = {"w": PARAMS["w"], "b": jnp.ones((2, 4))}

@@ -101,8 +101,8 @@ def test_no_bad_step_is_dropped_while_the_exporter_hangs(stub: StubExporter, mak
     patient = {"queue_size": 16, "transport": lambda settings: HttpTransport(settings.endpoint, answer_timeout=60)}
     training, monitor = Training(), make(parts=patient)
     monitor.describe(training.layout)
-    assert monitor._worker is not None
-    inbox = monitor._worker.inbox
+    assert monitor._lifecycle.worker is not None
+    inbox = monitor._lifecycle.worker.inbox
     for n in range(20):
         for _ in range(8):
             monitor.observe(training.step("skipped_not_finite" if n == 1 else "applied").words())
@@ -281,7 +281,7 @@ def test_a_monitor_that_is_collected_reports_the_end_and_leaves_no_thread(
     """Neither its thread nor the exit handlers keep it or its worker alive."""
     # Slowed down, so that a busy machine has 40 s and not 2 s for the last report.
     monitor = make(parts={"clock": Clock(monotonic=lambda: time.monotonic() / 20)})
-    worker = monitor._worker
+    worker = monitor._lifecycle.worker
     assert worker is not None
     reference, behind = weakref.ref(monitor), weakref.ref(worker)
     assert monitor.flush(30)

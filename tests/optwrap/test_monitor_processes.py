@@ -126,7 +126,7 @@ def test_a_forked_child_does_not_report_for_its_parent(stub: StubExporter) -> No
         if child == 0:
             assert not threads()
             assert monitor.flush(0)
-            assert monitor._worker.inbox.items.maxlen and not monitor._worker.inbox.items
+            assert monitor._lifecycle.worker.inbox.items.maxlen and not monitor._lifecycle.worker.inbox.items
             sys.exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         monitor.observe(training.step().words())
@@ -198,9 +198,9 @@ def test_a_monitor_does_not_initialise_the_devices(stub: StubExporter) -> None:
         monitor = start()
         for _ in range(2):  # until the reporting thread has gone through its loop once
             flush = Flush()
-            monitor._worker.inbox.flushes.append(flush)
+            monitor._lifecycle.worker.inbox.flushes.append(flush)
             wait_until(lambda: flush.started)
-            monitor._worker.inbox.flushes.remove(flush)
+            monitor._lifecycle.worker.inbox.flushes.remove(flush)
         jax.config.update("jax_transfer_guard_device_to_host", "disallow")  # an explicit one is allowed
         jax.config.update("jax_num_cpu_devices", 4)  # an error once there are devices
         mesh = jax.make_mesh((4,), ("data",))

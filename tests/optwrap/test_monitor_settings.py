@@ -71,7 +71,7 @@ def test_off_turns_everything_off(how: str) -> None:
         monitor.observe(None)
         assert monitor.flush()
         assert repr(monitor) == "Monitor(off)"
-        assert monitor._worker is None
+        assert monitor._lifecycle.worker is None
     monitor.observe(None)
 
 

@@ -58,7 +58,7 @@ def test_a_callable_that_closes_its_monitor_is_called_for_every_observed_step(
     monitor, training = make(on_step=on_step, process=0), Training()
     monitor.describe(training.layout)
     monitor.observe(np.stack([np.array(training.step().words()) for _ in range(6)]))
-    worker = monitor._worker
+    worker = monitor._lifecycle.worker
     assert worker is not None
     assert worker.inbox.done.wait(60)
     assert seen == [1, 2, 3, 4, 5, 6]

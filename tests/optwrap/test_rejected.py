@@ -119,18 +119,18 @@ def windows_rejected(case: Case, batches: list[Tree], tree: Tree) -> set[int]:
 
 def figures(state: Tree) -> list[int]:
     """Of each guard in the state, outermost first: how many calls it rejected, or whether it left out the last one."""
-    said = []
+    counts = []
     for node in walk(state, STATES):
         match node:
             case optwrap.ApplyIfFiniteState():
-                said.append(int(node.total_notfinite))
+                counts.append(int(node.total_notfinite))
             case optwrap.SkipIfState():
-                said.append(int(node.total_skipped))
+                counts.append(int(node.total_skipped))
             case optwrap.SkipSpikesState():
-                said.append(int(node.total_large) + int(node.total_notfinite))
+                counts.append(int(node.total_large) + int(node.total_notfinite))
             case optwrap.MultiStepsState() if node.skip_state:
-                said.append(int(node.skip_state["should_skip"]))
-    return said
+                counts.append(int(node.skip_state["should_skip"]))
+    return counts
 
 
 def trained(case: Case, tree: Tree, batches: list[Tree]) -> list[After]:
@@ -221,10 +221,10 @@ def test_exactly_the_non_finite_gradients_are_rejected(head: str, data: st.DataO
     """Finite gradients whose squares or sums overflow are taken; the guard's counts equal numpy's."""
     case, tree, batches = data.draw(trainings(HEADS[head]))
     gone = rejected(case, batches, tree)
-    said = [figures(after.state)[0] for after in trained(case, tree, batches)]
+    counts = [figures(after.state)[0] for after in trained(case, tree, batches)]
     if not head.startswith("multi_steps"):
-        said = [0, *(after - before for before, after in itertools.pairwise(said))]
-    assert {step for step, left_out in enumerate(said[1:]) if left_out} == gone
+        counts = [0, *(after - before for before, after in itertools.pairwise(counts))]
+    assert {step for step, left_out in enumerate(counts[1:]) if left_out} == gone
 
 
 def test_the_search_covers_every_nesting() -> None:

@@ -77,12 +77,12 @@ def test_windows_and_guards_equal_numpy_for_every_dtype(name: str, x64: bool) ->
         if bad is not None:
             updates, state = step(bad, state)
             assert not np.any(np.asarray(updates, np.complex64))
-            said = unpack(np.asarray(optwrap.reading(state)))
-            assert (said.outcome, dict(said.nonfinite_parameters)) == ("skipped_not_finite", {"leaf_0": 2})
+            counted = unpack(np.asarray(optwrap.reading(state)))
+            assert (counted.outcome, dict(counted.nonfinite_parameters)) == ("skipped_not_finite", {"leaf_0": 2})
             assert int(state.inner_state.skip_state["num_not_finite"]) == 2
         updates, state = step(second, state)
-        said = unpack(np.asarray(optwrap.reading(state)))
-        assert (said.outcome, said.finite) == ("applied", True)
+        counted = unpack(np.asarray(optwrap.reading(state)))
+        assert (counted.outcome, counted.finite) == ("applied", True)
         mean = (np.asarray(first).astype(wide) + np.asarray(second).astype(wide)) / 2
         assert updates.dtype == dtype
         np.testing.assert_array_equal(np.asarray(updates), np.asarray(jnp.asarray(mean, wide).astype(dtype)))

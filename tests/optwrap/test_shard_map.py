@@ -244,8 +244,8 @@ def test_a_replicated_gradient_is_counted_once_if_types_tell(check_vma: bool, ti
         )
         return jax.jit(ask)(grads)
 
-    said = judged(optwrap.skip_not_finite, np.array([1, np.nan, np.inf], np.float32))
-    assert (bool(said["should_skip"]), int(said["num_not_finite"])) == (True, 2 * times)
+    skip_state = judged(optwrap.skip_not_finite, np.array([1, np.nan, np.inf], np.float32))
+    assert (bool(skip_state["should_skip"]), int(skip_state["num_not_finite"])) == (True, 2 * times)
     assert judged(LARGE, np.array([3, 4], np.float32))["norm_squared"] == 25 * times
 
 
@@ -262,10 +262,10 @@ def test_a_custom_skip_function_is_called_on_each_device() -> None:
         return state.skip_state, steps.has_updated(state)
 
     values = np.array([1, 2, -3, 4], np.float32)
-    said, updated = jax.pmap(ask, axis_name="x")(values)
-    assert said["should_skip"].all()
+    skip_state, updated = jax.pmap(ask, axis_name="x")(values)
+    assert skip_state["should_skip"].all()
     assert not updated.any()
-    np.testing.assert_array_equal(said["value"], values)
+    np.testing.assert_array_equal(skip_state["value"], values)
     assert jax.pmap(ask, axis_name="x")(np.abs(values))[1].all()
 
 

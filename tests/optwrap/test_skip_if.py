@@ -65,8 +65,8 @@ def test_the_skip_function_gets_the_updates_the_steps_taken_and_the_parameters()
     """The second value that it returns is the skip state, with any structure."""
 
     def every_other(updates: Any, gradient_step: Any, params: Any) -> Any:
-        said = (gradient_step, squares(updates), squares(params))
-        return said[1] > 5.0, said
+        skip_state = (gradient_step, squares(updates), squares(params))
+        return skip_state[1] > 5.0, skip_state
 
     def squares(tree: Any) -> jax.Array:
         return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.float32(0))

@@ -200,13 +200,13 @@ def test_any_norms_leave_finite_statistics_and_exact_counts(norms: list[float], 
         assert np.all(np.isfinite(getattr(memory, name)))
     assert np.all(memory.spread >= 0)
     skipped = memory.skipped_large + memory.skipped_not_finite
-    np.testing.assert_array_equal(np.diff(skipped, prepend=0) > 0, memory.verdict != spike_rule.TAKEN)
+    np.testing.assert_array_equal(np.diff(skipped, prepend=0) > 0, memory.decision != spike_rule.TAKEN)
     np.testing.assert_array_equal(memory.skipped_not_finite, np.cumsum(~np.isfinite(row)))
     reference = Reference()
-    said = [reference.step(float(norm)) for norm in row]
+    decisions = [reference.step(float(norm)) for norm in row]
     near = np.isclose(memory.limit, row, rtol=1e-4) & np.isfinite(row)
     if not near.any():
-        np.testing.assert_array_equal(memory.verdict == spike_rule.LARGE, [one == "large" for one in said])
+        np.testing.assert_array_equal(memory.decision == spike_rule.LARGE, [one == "large" for one in decisions])
 
 
 def test_the_instrument_sees_the_outcome_the_limit_and_the_rebases() -> None:

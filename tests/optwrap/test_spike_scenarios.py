@@ -97,13 +97,13 @@ def run(way: str) -> Run:
     lead = norms().shape[:2]
     carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*lead, *jnp.shape(leaf))), (params, tx.init(params)))
     parts = [norms()[..., :HALF], norms()[..., HALF:]]
-    said = []
+    results = []
     for part in parts:
         if way == "resumed":  # what a checkpoint keeps: bytes
             carry = flax.serialization.from_bytes(carry, flax.serialization.to_bytes(carry))
         carry, after = over_all(carry, part)
-        said.append(after)
-    skipped, moved, finite, rebases = (np.concatenate(pair, axis=-1) for pair in zip(*said, strict=True))
+        results.append(after)
+    skipped, moved, finite, rebases = (np.concatenate(pair, axis=-1) for pair in zip(*results, strict=True))
     return Run(skipped, moved, finite, rebases, guard_of(carry[1]))
 
 
@@ -171,8 +171,8 @@ def test_around_multi_steps_the_unit_is_the_mini_step() -> None:
 
 
 def test_replay_decides_as_the_guard_in_the_optimizer() -> None:
-    """The rule over the norms alone gives the same verdicts, and the same rebases."""
-    np.testing.assert_array_equal(replayed().verdict != 0, run("alone").skipped)
+    """The rule over the norms alone gives the same decisions, and the same rebases."""
+    np.testing.assert_array_equal(replayed().decision != 0, run("alone").skipped)
     np.testing.assert_array_equal(replayed().rebases, run("alone").rebases)
 
 
@@ -184,6 +184,6 @@ def test_the_guard_decides_as_the_formulas_say(index: int) -> None:
     for norm in row:
         expected.append({"taken": 0, "large": LARGE, "not finite": NOT_FINITE}[reference.step(float(norm))])
         limits.append(reference.limit)
-    np.testing.assert_array_equal(replayed().verdict[index, 0], expected)
+    np.testing.assert_array_equal(replayed().decision[index, 0], expected)
     np.testing.assert_allclose(replayed().limit[index, 0], limits, rtol=1e-4)
     assert replayed().rebases[index, 0, -1] == reference.rebases

@@ -86,7 +86,7 @@ def test_a_jitted_training_stops_without_an_exporter_or_a_thread() -> None:
 def test_leaving_the_block_after_a_stop_reports_it_with_the_hint(
     stub: StubExporter, make: Callable[..., Monitor]
 ) -> None:
-    """Nothing else has to be said."""
+    """No argument of `close` is needed."""
     with make(stop=POLICY) as monitor:
         stopped(monitor)
     assert ending(stub) == ("stopped", REASON, 3)
@@ -207,9 +207,9 @@ def test_a_resumed_training_does_not_stop_because_of_old_counts(make: Callable[.
 def test_without_a_policy_observe_does_what_it_did(make: Callable[..., Monitor]) -> None:
     """What it calls is the queue itself, so it costs nothing."""
     monitor = make()
-    assert monitor._worker is not None
-    assert monitor._put == monitor._worker.inbox.put
-    assert Monitor(endpoint="off")._put is None
+    assert monitor._lifecycle.worker is not None
+    assert monitor._lifecycle.put == monitor._lifecycle.worker.inbox.put
+    assert Monitor(endpoint="off")._lifecycle.put is None
 
 
 def test_observe_does_not_raise_and_should_stop_does(make: Callable[..., Monitor]) -> None:

@@ -118,7 +118,7 @@ def reference(steps: Sequence[Step], policy: StopPolicy) -> Expected | None:
     return None
 
 
-def said(stop: Stop | None, old: int = 0) -> Expected | None:
+def as_expected(stop: Stop | None, old: int = 0) -> Expected | None:
     """A `Stop` as an `Expected`, its steps counted from the first one after `old` steps."""
     if stop is None:
         return None
@@ -174,7 +174,7 @@ def test_the_decision_is_the_references_whatever_the_readings_hold(
         if asked[number - 1]:
             seen = number - policy.lag
             expected = reference(steps[: ends[seen - 1]], policy) if seen > 0 else None
-            assert said(deciding.decide(), 2 * old) == expected
+            assert as_expected(deciding.decide(), 2 * old) == expected
 
 
 @settings(deadline=None, max_examples=50)
@@ -238,13 +238,13 @@ def test_a_stop_stays_until_the_counters_fall_and_then_counts_begin_anew() -> No
     for row in rows[:9]:
         deciding.observe(row[None])
         stop = deciding.decide()
-    assert said(stop) == Expected("not_finite_streak", 6, 4, 3, [4, 5, 6])
+    assert as_expected(stop) == Expected("not_finite_streak", 6, 4, 3, [4, 5, 6])
     again = readings([good] * 4 + [bad] * 2 + [good] * 3 + [bad] * 3)
     for row in again[2:11]:
         deciding.observe(row[None])
         assert deciding.decide() is None
     deciding.observe(again[11:12])
-    assert said(deciding.decide()) == Expected("not_finite_streak", 12, 10, 9, [10, 11, 12])
+    assert as_expected(deciding.decide()) == Expected("not_finite_streak", 12, 10, 9, [10, 11, 12])
 
 
 def test_a_reading_that_is_observed_twice_counts_once() -> None:
@@ -269,7 +269,7 @@ def test_a_fresh_state_may_be_observed_first() -> None:
     deciding.observe(fresh)
     deciding.observe(rows[2:3])  # two steps are missing between them
     stop = deciding.decide()
-    assert said(stop) == Expected("accepted_not_finite", 3, 1, 0, [])
+    assert as_expected(stop) == Expected("accepted_not_finite", 3, 1, 0, [])
     assert stop is not None
     assert stop.unlisted == 2, "at most: the first of them may be the first accepted one"
 
@@ -308,7 +308,7 @@ def test_a_stop_lists_the_last_bad_steps_and_counts_the_others(monkeypatch: pyte
     deciding = decision(StopPolicy(skipped=(7, 20), lag=0))
     deciding.observe(readings(steps))
     stop = deciding.decide()
-    assert said(stop) == Expected("skipped", 8, 2, 1, [5, 6, 7, 8])
+    assert as_expected(stop) == Expected("skipped", 8, 2, 1, [5, 6, 7, 8])
     assert stop is not None
     assert stop.unlisted == 3
 

@@ -31,9 +31,9 @@ def run(make: Callable[..., Monitor], on_step: trackers.OnStep) -> None:
         training.step(outcome, {"head": 1} if "not_finite" in outcome else None)
         rows.append(np.array(training.words()))
     monitor.observe(np.stack(rows))
-    assert monitor._worker is not None
-    monitor._worker._request_end(Ending("finished"), 30)  # a busy machine: more than the 2 s of `close`
-    assert monitor._worker.inbox.done.wait(60)
+    assert monitor._lifecycle.worker is not None
+    monitor._lifecycle.worker._request_end(Ending("finished"), 30)  # a busy machine: more than the 2 s of `close`
+    assert monitor._lifecycle.worker.inbox.done.wait(60)
 
 
 @pytest.fixture(autouse=True)

@@ -120,12 +120,12 @@ def test_nothing_is_sent_after_the_deadline(stub: StubExporter, transport: HttpT
 
 
 @pytest.mark.parametrize(
-    "said",
+    "reply",
     [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", b"HTTP/1.1 \xff\r\n\r\n"],
     ids=["nothing", "no HTTP", "half an answer", "no status"],
 )
 def test_a_truncated_or_invalid_answer_is_a_transport_error(
-    stub: StubExporter, transport: HttpTransport, said: bytes
+    stub: StubExporter, transport: HttpTransport, reply: bytes
 ) -> None:
     """The next report is sent over a new connection."""
     ok, first = stub.answer, itertools.count()
@@ -133,7 +133,7 @@ def test_a_truncated_or_invalid_answer_is_a_transport_error(
     def answer(body: bytes, connection: socket.socket) -> Reply | None:
         if next(first):
             return ok(body, connection)
-        connection.sendall(said)
+        connection.sendall(reply)
         return None
 
     stub.answer = answer

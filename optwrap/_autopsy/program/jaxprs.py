@@ -46,7 +46,7 @@ class Region(NamedTuple):
     outvars: tuple[Any, ...]
 
     def run(self, *arrays: Any) -> list[Any]:
-        """Evaluate them; to be compiled."""
+        """Evaluate the equations; called under jit."""
         env = dict(zip(self.invars, arrays, strict=True))
         for equation in self.equations:
             read = [atom.val if isinstance(atom, Number) else env[atom] for atom in equation.invars]

@@ -90,14 +90,14 @@ def _dimensions(spec: Any, ndim: int, axes: dict[str, int]) -> Dimensions:
 def _split(array: Any, dimensions: Dimensions, axes: dict[str, int]) -> Any:
     """The blocks of the devices: the axes of the mesh that occur come first, in the mesh's order."""
     shape: list[int] = []
-    places: dict[str, int] = {}
+    dimension_of: dict[str, int] = {}
     for length, names in zip(array.shape, dimensions, strict=True):
         for name in names:
-            places[name] = len(shape)
+            dimension_of[name] = len(shape)
             shape.append(axes[name])
             length //= axes[name]  # noqa: PLW2901  # what is left of it
         shape.append(length)
-    first = [places[name] for name in axes if name in places]
+    first = [dimension_of[name] for name in axes if name in dimension_of]
     return array.reshape(shape).transpose(*first, *(i for i in range(len(shape)) if i not in first))
 
 

@@ -18,7 +18,7 @@ class StepRecord:
     reading: Reading
     """The step's own values, and the totals up to and including it."""
     lost: int = 0
-    """Records that were lost just before this one, because the callable was too slow for them."""
+    """Records that were left out just before this one, because `on_step` was too slow for them."""
 
     @property
     def step(self) -> int:

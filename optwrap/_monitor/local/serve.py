@@ -52,7 +52,7 @@ def _start(endpoint: Endpoint) -> str | None:
     if importlib.util.find_spec(_EXPORTER) is None:
         return "the exporter is not installed: pip install optwrap-exporter"
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(
             # -P: the script's folder has modules whose names others may have, too.
             [
@@ -61,7 +61,7 @@ def _start(endpoint: Endpoint) -> str | None:
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=stderr,
             env={"OPTWRAP_EXPORTER_LOG_LEVEL": "warning", **os.environ},
             start_new_session=True,  # Ctrl-C is for the training program, whose last report is still to come
         )
@@ -70,7 +70,7 @@ def _start(endpoint: Endpoint) -> str | None:
         while not _is_ready(endpoint):
             if child.poll() is not None:
                 # Another process may have been faster.
-                return None if _is_ready(endpoint) else _last_line(said) or f"it ended with status {child.returncode}"
+                return None if _is_ready(endpoint) else _last_line(stderr) or f"it ended with status {child.returncode}"
             if time.monotonic() > until:
                 _end(child, os.getpid())
                 return f"it did not listen within {_STARTS_WITHIN:g} s"
@@ -98,9 +98,9 @@ def _is_ready(endpoint: Endpoint) -> bool:
         connection.close()
 
 
-def _last_line(said: IO[bytes]) -> str:
-    said.seek(0)
-    lines = said.read().decode("utf-8", "replace").strip().splitlines()
+def _last_line(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
     return lines[-1][:300] if lines else ""
 
 

@@ -59,7 +59,7 @@ class Schedule:
 
     @property
     def blocked(self) -> bool:
-        """Whether no report may be sent now, because the exporter has said so."""
+        """Whether no report may be sent now, because the exporter has asked for a pause."""
         return self._clock.monotonic() < self._blocked_until
 
     @property
