@@ -128,11 +128,11 @@ class Pod:
         while True:
             connection.request("POST", "/v1/reports", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
-            said = answer.read()
+            body = answer.read()
             if answer.status == 200:
                 return time.perf_counter() - begun
             if answer.status != 429:
-                raise RuntimeError(f"POST /v1/reports answered {answer.status}: {said!r}")
+                raise RuntimeError(f"POST /v1/reports answered {answer.status}: {body!r}")
             time.sleep(0.05)
 
     def fill(self) -> None:
@@ -195,9 +195,9 @@ def push(server: Server, groups: int) -> None:
         body = "\n".join(f'optwrap_pushed_{number}{{kind="a"}} {number * group}' for number in range(27))
         connection.request("PUT", f"/metrics/job/{RUN}/process/{group}", body + "\n")
         answer = connection.getresponse()
-        said = answer.read()
+        received = answer.read()
         if answer.status not in {200, 202}:
-            raise RuntimeError(f"pushgateway answered {answer.status}: {said!r}")
+            raise RuntimeError(f"pushgateway answered {answer.status}: {received!r}")
     connection.close()
 
 

@@ -68,9 +68,9 @@ def _episode(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
         return (after, lasts.astype(jnp.float32)), (state, action, alive)
 
     first = jax.random.uniform(start, (4,), minval=-0.05, maxval=0.05)
-    said: tuple[jax.Array, jax.Array, jax.Array]
-    _, said = jax.lax.scan(step, (first, jnp.float32(1.0)), jax.random.split(rest, HORIZON))
-    return said
+    episode: tuple[jax.Array, jax.Array, jax.Array]
+    _, episode = jax.lax.scan(step, (first, jnp.float32(1.0)), jax.random.split(rest, HORIZON))
+    return episode
 
 
 def _moved(state: jax.Array, force: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """Other trainers' rules for skipping steps, from their published formulas, and skip_spikes' own: for bench_guards.py.
 
 Each takes norms (float64[rows, steps], in the order of their steps) and returns what it skips (bool[rows, steps]). A
-rule that clips instead of skipping counts as skipping where it clips. All skip what is not finite, unless said.
+rule that clips instead of skipping counts as skipping where it clips. All skip what is not finite, unless
+their docstring says otherwise.
 """
 
 from collections.abc import Callable

@@ -97,8 +97,8 @@ def _events(endpoint: str) -> Iterator[str]:
     for event in reversed(found):
         step = "" if event["step"] is None else f" at step {event['step']}"
         detail = event["detail"]
-        said = [f"{name}: {detail[name]}" for name in ("first", "to", "reason", "last_clean_step") if name in detail]
-        yield f"  {event['kind']}{step}  {', '.join(said)}".rstrip()
+        details = [f"{name}: {detail[name]}" for name in ("first", "to", "reason", "last_clean_step") if name in detail]
+        yield f"  {event['kind']}{step}  {', '.join(details)}".rstrip()
 
 
 def _free_address() -> str:
