@@ -17,13 +17,13 @@ from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import plans
 from optwrap_exporter.ledger.incidents.divergence import voters
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.shown import figures, labels, run_list, views
 from optwrap_exporter.ledger.shown.figures import ProcessView, RunView
 from optwrap_exporter.ledger.shown.views import Shown, Verdict
 from optwrap_exporter.ledger.state.folding import NO_FOLDS
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary

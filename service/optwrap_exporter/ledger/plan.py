@@ -5,9 +5,9 @@ import dataclasses
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change.divergence import Compared
 from optwrap_exporter.ledger.change.events import NewEvent
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.state.folding import NO_FOLDS, Folds
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import Acknowledgement

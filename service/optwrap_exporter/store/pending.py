@@ -6,9 +6,9 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from optwrap_exporter.ledger.change import events
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import bulk, incident_list

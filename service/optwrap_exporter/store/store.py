@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import incident_list, opening, retention, schema
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify

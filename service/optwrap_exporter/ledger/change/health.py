@@ -12,10 +12,10 @@ from typing import Final, NamedTuple, cast
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change import failures
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents.record import LATCHED, IncidentRecord
 from optwrap_exporter.ledger.state.conditions import Conditions, Conflict, Party
 from optwrap_exporter.ledger.state.counters import Counts
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import LATCHED, IncidentRecord
 from optwrap_exporter.ledger.state.process import LEAST_STALLED_AFTER, ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_OF, Health, Scope

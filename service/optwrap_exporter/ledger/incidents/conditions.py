@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.incidents.fold import Fold
-from optwrap_exporter.ledger.incidents.record import NEAR, IncidentRecord, in_order
+from optwrap_exporter.ledger.state.incident import NEAR, IncidentRecord, in_order
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.wire.vocabulary import IncidentKind, to_json_number
 

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.wire.vocabulary import IncidentKind
 
 MOST_OPEN: Final = 16

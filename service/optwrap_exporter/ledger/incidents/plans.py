@@ -6,8 +6,8 @@ from optwrap_exporter.ledger.change import events
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import report as folding
 from optwrap_exporter.ledger.incidents.fold import KEPT, Folded
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.run import RunState
 
 

@@ -9,10 +9,9 @@ from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import conditions, steps
 from optwrap_exporter.ledger.incidents.divergence import fold_divergence
 from optwrap_exporter.ledger.incidents.fold import Fold, Folded
-from optwrap_exporter.ledger.incidents.record import LATCHED, OF_BAD_STEPS, IncidentRecord
 from optwrap_exporter.ledger.incidents.steps import QUIET_SECONDS
-from optwrap_exporter.ledger.shown import attempts
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import LATCHED, OF_BAD_STEPS, IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.requests import Report
@@ -54,7 +53,7 @@ def of_report(
     bad = steps.any_bad(report)
     if not (bad or rise or run.incidents or divergence is not None or conditions.any_holds(process)):
         return None
-    fold = Fold(run.incidents, run.past_incidents, now, next_id, lambda: attempts.total(run))
+    fold = Fold(run.incidents, run.past_incidents, now, next_id, lambda: run.attempts_total)
     current = process.current == report.incarnation
     if current and incarnation.has_counters and (known is None or not known.has_counters):
         _end_by_start(fold, incarnation)

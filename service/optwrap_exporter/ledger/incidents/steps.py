@@ -11,8 +11,8 @@ from typing import Any, Final
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents.fold import Fold
-from optwrap_exporter.ledger.incidents.record import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
 from optwrap_exporter.wire.requests import ReplicaRecord, Report
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, Outcome
 

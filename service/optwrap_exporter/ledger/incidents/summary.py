@@ -6,7 +6,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.wire.incident import Incident, IncidentReplica
 from optwrap_exporter.wire.vocabulary import NOT_FINITE_NUMBERS, IncidentKind, Outcome
 from optwrap_exporter.wire.words import OUTCOMES

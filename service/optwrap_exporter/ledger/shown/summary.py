@@ -13,7 +13,6 @@ from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change import failures
 from optwrap_exporter.ledger.change.health import HealthSince, Judged, cause
 from optwrap_exporter.ledger.incidents import summary as incidents
-from optwrap_exporter.ledger.shown import attempts
 from optwrap_exporter.ledger.state.conditions import Seen
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
@@ -121,7 +120,7 @@ def _well(run: RunState, health: Health, members: Iterable[Judged], leading: Pro
         return f"finished at step {step:,}"
     failed = failures.before(run, [one.process for one in members])
     before = "" if failed is None or (failed.lost and failed.launches < failures.LOOP) else _failed_before(failed)
-    launch = f" of attempt {attempts.total(run):,}" if before else ""
+    launch = f" of attempt {run.attempts_total:,}" if before else ""
     if not leading.incarnation.share.steps:
         return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
     taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)

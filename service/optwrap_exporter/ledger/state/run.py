@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any, Final
 
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.state.counters import NOTHING, Counts, Replica, sum_of
 from optwrap_exporter.ledger.state.folding import Folded
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.past import NO_PAST, Past
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.wire.vocabulary import IncidentKind
@@ -45,6 +45,18 @@ class RunState:
     def incidents_open(self) -> dict[IncidentKind, int]:
         """The number of open incidents by kind; kinds without any are left out."""
         return dict(Counter(one.kind for one in self.incidents if one.state == "open"))
+
+    @property
+    def attempts_total(self) -> int:
+        """The number of launches so far.
+
+        Of the processes whose launch is unknown the one with the most attempts counts.
+        """
+        known = set(self.past.open)
+        for process in self.processes.values():
+            known |= {part.attempt for part in process.parts if not part.own_attempt}
+        own = max((process.own_attempts for process in self.processes.values()), default=0)
+        return len(known) + self.past.attempts - self.past.own + own
 
     @cached_property
     def total(self) -> Counts:
