@@ -17,7 +17,7 @@ wire.vocabulary wire.words wire.times wire.errors wire.size wire.requests wire.f
 wire.step_answers wire.series wire.consistency wire.cursor wire.duplicate_keys
 settings
 ledger.clocks ledger.evolve ledger.ranges
-ledger.state.counters ledger.state.parts ledger.state.streaks ledger.state.incarnation ledger.state.folding
+ledger.state.counters ledger.state.parts ledger.state.streaks ledger.state.incarnation ledger.state.compaction
 ledger.state.past ledger.state.conditions ledger.state.pace ledger.state.lost ledger.state.process
 ledger.state.incident ledger.state.run
 ledger.bounds

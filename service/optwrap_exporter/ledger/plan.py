@@ -5,7 +5,7 @@ import dataclasses
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change.divergence import Compared
 from optwrap_exporter.ledger.change.events import NewEvent
-from optwrap_exporter.ledger.state.folding import NO_FOLDS, Folds
+from optwrap_exporter.ledger.state.compaction import NOTHING_COMPACTED, Compaction
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
@@ -35,7 +35,7 @@ class Plan:
     """The incidents that are new or have changed."""
     compared: Compared | None = None
     """What the comparison with other processes found."""
-    folds: Folds = NO_FOLDS
+    compaction: Compaction = NOTHING_COMPACTED
     """What is no longer kept one by one, because the report's incarnation is new."""
 
     @property
@@ -63,8 +63,8 @@ class Plan:
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report. `process` must include the report, or have folded its incarnation."""
-    if report.incarnation in process.folded_ids:
+    """The answer to a report. `process` must include the report, or have compacted its incarnation."""
+    if report.incarnation in process.compacted_ids:
         return Acknowledgement(acknowledged=report.seq, interval=process.interval, duplicate=duplicate)
     received = process.incarnations[report.incarnation].received
     acknowledged = ranges.end_of_run(received, report.oldest_held)

@@ -36,7 +36,7 @@ class Pending:
         """By id: the incident, its run, and the revision that wrote it last."""
 
     def forget_incarnation(self, key: int) -> None:
-        """Drop the state and the parameters of an incarnation, which is being folded."""
+        """Drop the state and the parameters of an incarnation, which is being compacted."""
         self.incarnations.pop(key, None)
         self.parameters = [row for row in self.parameters if row[0] != key]
 

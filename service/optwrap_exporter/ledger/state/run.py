@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from optwrap_exporter.ledger.evolve import evolved
+from optwrap_exporter.ledger.state.compaction import IncarnationSum
 from optwrap_exporter.ledger.state.counters import NOTHING, Counts, Replica, sum_of
-from optwrap_exporter.ledger.state.folding import Folded
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.past import NO_PAST, Past
@@ -67,11 +67,11 @@ class RunState:
                 largest[attempt] = largest.get(attempt, NOTHING).maximum(share)
         return sum_of([*(one.share for one in self.past.closed), *largest.values()])
 
-    def past_with(self, process: ProcessState, left: Iterable[Folded]) -> Past:
+    def past_with(self, process: ProcessState, left: Iterable[IncarnationSum]) -> Past:
         """`past` once a process has left attempts. `process` is its state after that."""
         past = self.past
-        for folded in left:
-            past = past.joined(folded)
+        for one in left:
+            past = past.joined(one)
         if past.open.keys() == self.past.open.keys():
             return past
         others = (one for one in self.processes.values() if one.process != process.process)  # once for an attempt
@@ -88,10 +88,10 @@ class RunState:
         if (before := state.incarnations.get(incarnation)) is not None:
             after = evolved(before, not_stored=before.not_stored + records)
             return self.with_process(state.with_incarnation(after))
-        sum_ = state.folded.get(state.folded_ids.get(incarnation, ""), state.earlier)
+        sum_ = state.sums.get(state.compacted_ids.get(incarnation, ""), state.earlier)
         sum_ = dataclasses.replace(sum_, not_stored=sum_.not_stored + records)
         if sum_.attempt:
-            return self.with_process(evolved(state, folded={**state.folded, sum_.attempt: sum_}))
+            return self.with_process(evolved(state, sums={**state.sums, sum_.attempt: sum_}))
         return self.with_process(evolved(state, earlier=sum_))
 
 
