@@ -24,7 +24,7 @@ ledger.bounds
 ledger.change.conflict ledger.change.divergence ledger.change.failures ledger.change.health ledger.change.events
 ledger.change.apply_report
 ledger.plan
-ledger.incidents.fold ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
+ledger.incidents.changes ledger.incidents.steps ledger.incidents.conditions ledger.incidents.divergence
 ledger.incidents.report ledger.incidents.plans ledger.incidents.summary
 ledger.shown.attempts ledger.shown.figures ledger.shown.unseen ledger.shown.summary ledger.shown.labels
 ledger.shown.views ledger.shown.run_list

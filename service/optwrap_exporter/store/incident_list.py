@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger.incidents.fold import KEPT
+from optwrap_exporter.ledger.incidents.changes import KEPT
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.store.bulk import Row
