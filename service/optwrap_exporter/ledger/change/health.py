@@ -144,7 +144,7 @@ def _conflict(
         return None
     if other is None:
         return known
-    if known is not None and now < known.last + after.stale_after:
+    if known is not None and known.holds(now, after.stale_after):
         return known._replace(last=now)
     older, newer = sorted((one, other), key=lambda state: state.first_report)
     return Conflict(now, now, *(Party(state.incarnation, state.attempt, state.host) for state in (older, newer)))
@@ -184,7 +184,7 @@ def of_process(run: RunState, process: ProcessState, now: float, listening: floa
     if (found := next(_holding(run, process, now, listening), None)) is not None:
         return found
     conditions = process.conditions
-    conflict = conditions.conflict.last + process.stale_after if conditions.conflict is not None else 0.0
+    conflict = conditions.conflict.ends(process.stale_after) if conditions.conflict is not None else 0.0
     unlatched = _unlatched(run, process.process)
     return HealthSince("ok", max(conditions.cleared, conflict, unlatched, process.incarnation.first_report))
 
@@ -196,7 +196,7 @@ def _unhealthy(run: RunState, process: ProcessState, now: float, listening: floa
 def _holding(run: RunState, process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
     """Every health but ok that holds, worst first; one that has finished is nothing else but for incidents."""
     conditions = process.conditions
-    if conditions.conflict is not None and now < conditions.conflict.last + process.stale_after:
+    if conditions.conflict is not None and conditions.conflict.holds(now, process.stale_after):
         if acknowledged(run, "conflict", process.process):  # it hides nothing that nobody knows of
             yield from _latched(run, process.process)
         yield HealthSince("conflict", conditions.conflict.since)

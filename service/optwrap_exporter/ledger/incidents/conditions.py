@@ -20,7 +20,7 @@ class _Holds(NamedTuple):
 
 def _conflict(process: ProcessState, now: float) -> _Holds | None:
     conflict = process.conditions.conflict
-    if conflict is None or now >= conflict.last + process.stale_after:
+    if conflict is None or not conflict.holds(now, process.stale_after):
         return None
     hosts = [conflict.older.host, conflict.newer.host]
     return _Holds(conflict.since, {"figures": {"hosts": hosts}})

@@ -54,15 +54,8 @@ def add_bad_steps(
         if group is None or not group.takes(step, applied) or any(one.near(step) for one in others):
             if group is not None:
                 _add(changes, group, report, details, resumed=resumed)
-            found = _find(changes, incarnation, step, applied=applied) or changes.open(
-                "gave_up" if applied else "skipped",
-                incarnation.attempt,
-                incarnation.generation,
-                changes.now,
-                opened_by=report.process,
-                applied_before=applied_before,
-                first_step=step,
-                last_step=step,
+            found = _find(changes, incarnation, step, applied=applied) or _open(
+                changes, report, incarnation, step, step, applied=applied, applied_before=applied_before
             )
             group = _Group(found)
             others = [one for one in changes.all() if one.id != found.id and one.kind in OF_BAD_STEPS]
@@ -120,6 +113,35 @@ def _find(changes: Changes, incarnation: IncarnationState, step: int, *, applied
     return max(found, key=lambda one: (one.spans(step), one.live, one.id), default=None)
 
 
+def _open(
+    changes: Changes,
+    report: Report,
+    incarnation: IncarnationState,
+    first: int,
+    last: int,
+    *,
+    applied: bool,
+    applied_before: int,
+) -> IncidentRecord:
+    """A new incident of bad steps."""
+    return changes.open(
+        "gave_up" if applied else "skipped",
+        incarnation.attempt,
+        incarnation.generation,
+        changes.now,
+        opened_by=report.process,
+        applied_before=applied_before,
+        first_step=first,
+        last_step=last,
+    )
+
+
+def _gave_up(one: IncidentRecord, now: float) -> dict[str, Any]:
+    """The fields that change when the optimizer takes a non-finite value. An acknowledged incident keeps its kind."""
+    kind = one.kind if one.state == "acknowledged" else "gave_up"
+    return {"kind": kind, "gave_up": now if one.gave_up is None else one.gave_up}
+
+
 def _add(
     changes: Changes, group: _Group, report: Report, details: "_Details", *, resumed: IncarnationState | None
 ) -> None:
@@ -127,19 +149,19 @@ def _add(
     one = group.incident
     more = one.with_steps(ranges.of(group.steps), ranges.of(group.applied))
     new = more.bad != one.bad or more.applied != one.applied
-    kind = "gave_up" if group.applied and one.state != "acknowledged" else one.kind
+    gave_up = _gave_up(one, changes.now) if group.applied else {}
+    kind = gave_up.get("kind", one.kind)
     reopened = one.state == "closed" and not one.rolled_back and (kind != one.kind or more.last_step != one.last_step)
     more = evolved(
         more,
-        kind=kind,
         state="open" if reopened else one.state,
         closed=None if reopened else one.closed,
         lasts=one.lasts or reopened,
         updated=changes.now if new else one.updated,
-        gave_up=changes.now if group.applied and one.gave_up is None else one.gave_up,
         processes=ranges.add(one.processes, report.process),
         outcomes=one.outcomes if group.outcomes.issubset(one.outcomes) else in_order({*one.outcomes, *group.outcomes}),
         last_clean_step=_last_clean(more, report.gauges.every_k or 1),
+        **gave_up,
         **details.earlier(one, group.steps),
     ).compact()
     changes.keep(more)
@@ -178,17 +200,7 @@ def add_unrecorded(
     first, last = steps_before + 1, incarnation.totals.steps
     found = _find(changes, incarnation, last, applied=True) or _find(changes, incarnation, first, applied=True)
     if found is None:
-        found = changes.open(
-            "gave_up",
-            incarnation.attempt,
-            incarnation.generation,
-            changes.now,
-            opened_by=report.process,
-            applied_before=applied_before,
-            first_step=first,
-            last_step=last,
-            last_clean_step=first - 1,
-        )
+        found = _open(changes, report, incarnation, first, last, applied=True, applied_before=applied_before)
     if found.opened_by != report.process:
         changes.join(found, report.process)
         return
@@ -198,15 +210,14 @@ def add_unrecorded(
     changes.join(
         found,
         report.process,
-        kind=found.kind if acknowledged else "gave_up",
         state=found.state if acknowledged else "open",
         lasts=True,
         closed=None if not acknowledged else found.closed,
         counted=counted,
-        gave_up=changes.now if found.gave_up is None else found.gave_up,
         last_step=max(found.last_step or last, last),
         last_clean_step=clean if acknowledged else min(clean, first - 1),
         updated=changes.now,
+        **_gave_up(found, changes.now),
     )
 
 
