@@ -31,6 +31,8 @@ class Plan:
     """The report's incarnation before the report; None if it is new."""
     records: bool = True
     """Whether the report's step records are stored."""
+    not_stored: int = 0
+    """How many step records are not."""
     incidents: tuple[IncidentRecord, ...] = ()
     """The incidents that are new or have changed."""
     compared: Compared | None = None
@@ -58,8 +60,10 @@ class Plan:
         """The plan without the report's step records, which are counted as not stored."""
         if self.report is None or not (len(self.report.steps) or self.report.offenders):
             return self
-        run = self.run.with_not_stored(self.report.process, self.report.incarnation, len(self.report.steps))
-        return dataclasses.replace(self, run=run, process=run.processes[self.report.process], records=False)
+        records = len(self.report.steps)
+        run = self.run.with_not_stored(self.report.process, self.report.incarnation, records)
+        process = run.processes[self.report.process]
+        return dataclasses.replace(self, run=run, process=process, records=False, not_stored=records)
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:

@@ -1,7 +1,7 @@
 """The rows of a group of plans, collected and then written together."""
 
 import sqlite3
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
@@ -14,6 +14,22 @@ from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import bulk, incident_list
 from optwrap_exporter.store.bulk import Row
 from optwrap_exporter.store.steps import rollups, scalar_rollups
+
+
+class EventRow(NamedTuple):
+    """The row of an event, as `_INSERT_EVENT` takes it."""
+
+    revision: int
+    run_id: int
+    process: int
+    kind: str
+    time: float
+    step: int | None
+    attempt: str
+    same_as: str | None
+    """Other processes of the attempt give the same event the same one."""
+    detail: str
+    key: str
 
 
 class Pending:
@@ -31,7 +47,7 @@ class Pending:
         self.scalar_blocks: list[Row] = []
         self.offenders: list[Row] = []
         self.replicas: list[Row] = []
-        self.events: list[Row] = []
+        self.events: list[EventRow] = []
         self.incidents: dict[int, tuple[IncidentRecord, int, int]] = {}
         """By id: the incident, its run, and the revision that wrote it last."""
 
@@ -89,10 +105,9 @@ class Pending:
         reported: dict[tuple[object, object], set[object]] = {}
         rows: list[Row] = []
         for row in self.events:
-            run_id, process, same_as = row[1], row[2], row[7]
-            by = reported.setdefault((run_id, same_as), set()) if same_as is not None else set()
-            rows.append((*row, bool(by - {process})))
-            by.add(process)
+            by = reported.setdefault((row.run_id, row.same_as), set()) if row.same_as is not None else set()
+            rows.append((*row, bool(by - {row.process})))
+            by.add(row.process)
         return rows
 
 
@@ -117,15 +132,15 @@ _INSERT_EVENT: Final = (
 )
 
 
-def event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -> Row:
-    """The row of an event. Other processes of the attempt give the same event the same `same_as`."""
+def event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -> EventRow:
+    """The row of an event."""
     same_as = None
     if event.kind in events.OF_STEPS and event.step is not None:
         before = plan.process.times_taken_before(plan.incarnation, event.step)
         # Processes report a rebase at different steps, but all with the same number of rebases.
         same_as = f"{event.kind}/{event.attempt}/{before}/{event.detail.get('rebases', event.step)}"
     detail = to_text(event.detail)
-    return (
+    return EventRow(
         revision,
         run_id,
         event.process,

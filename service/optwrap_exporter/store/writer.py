@@ -22,6 +22,7 @@ from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row,
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.store.steps import rollups, scalar_rollups, step_columns
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.step_answers import IS_BAD
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 _INDEX: Final = {outcome: index for index, outcome in enumerate(OUTCOMES)}
@@ -107,8 +108,8 @@ class Rows:
                 (incarnation_id, row.parameter, row.totals, row.baseline, *(row.records or _NONE))
                 for row in map(incarnation.parameter, incarnation.changed_parameters(plan.before))
             ]
-            if not plan.records:
-                retention.count_not_stored(self._db, (run_id, process, incarnation_id), len(report.steps))
+            if plan.not_stored:
+                retention.count_not_stored(self._db, (run_id, process, incarnation_id), plan.not_stored)
             if touched:
                 self._steps(pending, plan, report, run_id=run_id, incarnation_id=incarnation_id, revision=revision)
                 pending.offenders += [
@@ -263,7 +264,7 @@ class Rows:
             norms,
             columns.mini_step,
             columns.interpolated or same(False),
-            [kind > 1 for kind in kinds],
+            [IS_BAD[kind] for kind in kinds],
             map(step_columns.stored_update_norm, columns.update_norm) if columns.update_norm else same(None),
             texts or same(None),
             strict=False,  # some columns are endless; the wire has checked the lengths of the others
@@ -272,7 +273,7 @@ class Rows:
         blocks = rollups.of_columns(rollups.Columns(steps, incarnations, kinds, norms, kept, times))
         pending.blocks += rollups.rows_of(run_id, process, blocks)
         if columns.scalars:
-            good = {step for step, kind in zip(steps, kinds, strict=True) if kind < 2}
+            good = {step for step, kind in zip(steps, kinds, strict=True) if not IS_BAD[kind]}
             values = scalar_rollups.values_of(columns, good, incarnation_id)
             pending.scalar_blocks += scalar_rollups.rows_of(run_id, process, values)
 

@@ -15,6 +15,7 @@ from optwrap_exporter.ledger.state.incident import LATCHED, OF_BAD_STEPS, Incide
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import all_good
 
 RECENT_SECONDS: Final = 60.0
 """Seconds after the last report of a run in which time may end conditions that only other processes bear on."""
@@ -50,7 +51,7 @@ def of_report(
     start = known.totals if known is not None else incarnation.baseline
     applied_before = start.outcomes.accepted_not_finite
     rise = incarnation.totals.outcomes.accepted_not_finite - applied_before
-    bad = steps.any_bad(report)
+    bad = not all_good(report.steps.outcome, report.steps.finite)
     if not (bad or rise or run.incidents or divergence is not None or conditions.any_holds(process)):
         return None
     changes = Changes(run.incidents, run.past_incidents, now, next_id, lambda: run.attempts_total)

@@ -14,16 +14,10 @@ from optwrap_exporter.ledger.incidents.changes import Changes
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.incident import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
 from optwrap_exporter.wire.requests import ReplicaRecord, Report
-from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, Outcome
+from optwrap_exporter.wire.vocabulary import Outcome, is_good
 
 QUIET_SECONDS: Final = 60.0
 """Seconds after the last bad step after which an incident is over, unless the streak is still open."""
-
-
-def any_bad(report: Report) -> bool:
-    """Whether a report has bad steps: skipped, or with non-finite gradients."""
-    columns = report.steps
-    return not (GOOD_OUTCOMES.issuperset(columns.outcome) and all(columns.finite))
 
 
 def add_bad_steps(
@@ -93,7 +87,7 @@ class _Group:
 def _bad_steps(report: Report) -> Iterator[tuple[int, Outcome]]:
     columns = report.steps
     for step, outcome, finite in zip(columns.step, columns.outcome, columns.finite, strict=True):
-        if outcome not in GOOD_OUTCOMES or not finite:
+        if not is_good(outcome, finite):
             yield step, outcome
 
 

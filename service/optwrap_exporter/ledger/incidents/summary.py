@@ -8,7 +8,7 @@ from typing import Final
 
 from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.wire.incident import Incident, IncidentReplica
-from optwrap_exporter.wire.vocabulary import NOT_FINITE_NUMBERS, IncidentKind, Outcome
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, NOT_FINITE_NUMBERS, IncidentKind, Outcome
 from optwrap_exporter.wire.words import OUTCOMES
 
 MOST_PROCESSES: Final = 64
@@ -111,7 +111,7 @@ def _bad_steps(one: IncidentRecord) -> str:
 def _what(one: IncidentRecord) -> str:
     """What was wrong with its steps."""
     outcomes = set(one.outcomes)
-    if not outcomes - _NOT_FINITE - {"applied", "accumulated"}:
+    if not outcomes - _NOT_FINITE - GOOD_OUTCOMES:
         return "non-finite"
     if outcomes == {"skipped_large"}:
         return "skipped, norm too large"

@@ -198,7 +198,7 @@ def _stalled(process: ProcessState, who: str, silence: str) -> str:
 def _starved(process: ProcessState, who: str, silence: str) -> str:
     del silence
     steps, at = process.steps_without_gradient_step, process.gradient_step_at or 0
-    all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part[0] for part in process.recent))
+    all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part.steps for part in process.recent))
     what = "were skipped" if all_skipped else "brought no gradient step"
     norm, limit = norm_of(process), process.gauges.gradient_norm_limit
     about = f", norm {number(norm.value)} at step {norm.step:,}" if norm is not None else ""

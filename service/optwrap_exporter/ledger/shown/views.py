@@ -102,7 +102,7 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "last_step": of.totals.steps or None,
         "last_step_time": of.rose.arrived if of.share.steps else None,
         "skipped_recently": SkippedRecently(
-            steps=sum(part[0] for part in leading.recent), skipped=sum(part[1] for part in leading.recent)
+            steps=sum(part.steps for part in leading.recent), skipped=sum(part.skipped for part in leading.recent)
         ),
         "lost_steps": {reason: max(one[reason] for one in lost_steps) for reason in LOST_REASONS},
         "lost_seconds": {reason: max(one[reason] for one in lost_seconds) for reason in LOST_REASONS},

@@ -36,7 +36,7 @@ from optwrap_exporter.ledger.state.conditions import (
 from optwrap_exporter.ledger.state.counters import NOTHING, Counts, sum_of
 from optwrap_exporter.ledger.state.incarnation import IncarnationState, Position
 from optwrap_exporter.ledger.state.lost import NOTHING_LOST, Lost
-from optwrap_exporter.ledger.state.pace import Recent
+from optwrap_exporter.ledger.state.pace import Part, Recent
 from optwrap_exporter.ledger.state.parts import ParameterRecords, fields_of, summed_records
 from optwrap_exporter.wire.requests import Gauges, Report, Source
 from optwrap_exporter.wire.vocabulary import own_attempt
@@ -277,7 +277,7 @@ class ProcessState:
                 "scalars": {name: Seen(*found) for name, found in written["scalars"].items()},
                 "bad_scalars": {name: seen(found) for name, found in written["bad_scalars"].items()},
                 "durations": tuple(written["durations"]),
-                "recent": tuple((steps, skipped) for steps, skipped in written["recent"]),
+                "recent": tuple(Part(*part) for part in written["recent"]),
                 "lost": Lost.from_durable(written["lost"]),
                 "peaks": tuple(Peak(*peak) for peak in written["peaks"]),
                 "last_record": None if last_record is None else TimedStep(*last_record),
