@@ -109,8 +109,8 @@ def show_status(
         exporters = [Exporter(stack.enter_context(connect(url, ca_file)), url) for url in urls]
         seen = look(exporters, chosen)
         if as_json:
-            for said in chain(seen.troubles, (error.message for error in seen.lost)):
-                click.echo(clean(said), err=True)
+            for problem in chain(seen.troubles, (error.message for error in seen.lost)):
+                click.echo(clean(problem), err=True)
             runs = [row.run for row in seen.rows]
             click.echo(json.dumps(runs[0] if chosen.one and len(runs) == 1 else runs))
         else:
@@ -139,8 +139,8 @@ def drain_runs(url: str, run: str | None, timeout: float, *, ca_file: Path | Non
         while not (missing := exporter.missing(run))["drained"]:
             if time.monotonic() >= deadline:
                 why = {"reporting": "still reporting", "unscraped": "ended, but not scraped since"}
-                said = [f"{text}: {', '.join(missing[key])}" for key, text in why.items() if missing[key]]
-                click.echo(clean(f"{url} is not drained after {timeout:g} s: {'; '.join(said)}"), err=True)
+                reasons = [f"{text}: {', '.join(missing[key])}" for key, text in why.items() if missing[key]]
+                click.echo(clean(f"{url} is not drained after {timeout:g} s: {'; '.join(reasons)}"), err=True)
                 return 1
             time.sleep(min(_DRAIN_POLL, timeout))
     return 0
@@ -194,5 +194,5 @@ def _screen(seen: Seen, width: int, *, several: bool) -> RenderableType:
         width=width,
         several=several,
     )
-    said = chain(seen.troubles, (error.message for error in seen.lost))
-    return Group(*(Text(clean(line), style="bold red") for line in said), drawn)
+    problems = chain(seen.troubles, (error.message for error in seen.lost))
+    return Group(*(Text(clean(line), style="bold red") for line in problems), drawn)

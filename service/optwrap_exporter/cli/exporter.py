@@ -96,9 +96,9 @@ class Exporter:
             if store is None:
                 return None
             since = datetime.fromtimestamp(store["since"], UTC)
-            said = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
+            what = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
             why = f"its store is {store['condition']} ({store['why']}): {store['remedy']}"
-            return clean(f"{said}: {why}. What follows is of then")
+            return clean(f"{what}: {why}. What follows is of then")
         except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
             return None  # the next query says that no exporter answers
 

@@ -1,8 +1,8 @@
 """The ledger: everything committed about every run, in memory. No I/O; the clock is passed in.
 
-Only the ingest's writer thread changes it, and only after the store has committed: `plan` computes what a report would
-change, `stage` lets the next plan see that, the store writes them all at once, and `adopt` shows them to the readers.
-States are immutable, so any thread may read at any time and never sees half a report.
+Only the ingest's writer thread changes it, and only after the store has committed, but for a clock that was set back
+(`pass_time`): `plan` computes what a report would change, `stage` lets the next plan see that, the store writes them
+all at once, and `adopt` shows them to the readers. States are immutable, so any thread may read at any time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -152,7 +152,7 @@ class Ledger:
         return plans.of_report(plan, in_order=merged.followed is not None, now=now, next_id=self._next_incident)
 
     def pass_time(self) -> list[Plan]:
-        """What time alone has changed since the last call. Changes nothing itself."""
+        """What time alone has changed since the last call. Itself it only sets `last_report` back with the clock."""
         now, age = self.clocks.now(), self.clocks.age()
         found: list[Plan] = []
         next_incident = self._next_incident
@@ -321,7 +321,7 @@ class Ledger:
         )
 
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
-        """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.
+        """Parameters of the run, worst first: by non-finite steps, non-finite values, path. None if it is unknown.
 
         A page has at most `limit` of them, and at most ANSWER_BYTES.
 

@@ -71,5 +71,5 @@ def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = Fals
     if report.incarnation in process.compacted_ids:
         return Acknowledgement(acknowledged=report.seq, interval=process.interval, duplicate=duplicate)
     received = process.incarnations[report.incarnation].received
-    acknowledged = ranges.end_of_run(received, report.oldest_held)
+    acknowledged = ranges.end_of_contiguous(received, report.oldest_held)
     return Acknowledgement(acknowledged=acknowledged, interval=process.interval, duplicate=duplicate)

@@ -16,7 +16,7 @@ from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.parts import ParameterRecords, ParameterState
 from optwrap_exporter.ledger.state.past import Past
 from optwrap_exporter.ledger.state.process import ProcessState
-from optwrap_exporter.ledger.state.run import RunState, heard_from
+from optwrap_exporter.ledger.state.run import RunState, last_reports_of
 from optwrap_exporter.store import bulk, incident_list, retention
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
@@ -323,7 +323,7 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
             processes[run_id],
             tuple(json.loads(labels)),
             tuple(Replica(*replica) for replica in json.loads(replicas)),
-            heard_from(processes[run_id].values()),
+            last_reports_of(processes[run_id].values()),
             Past.from_durable(json.loads(past)),
             of_run.live,
             of_run.over,

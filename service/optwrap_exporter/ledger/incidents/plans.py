@@ -45,7 +45,7 @@ def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
 
 
 def of_time(run: RunState, plans: Sequence[Plan], now: float, age: float, next_id: int) -> list[Plan]:
-    """The plans of one run that time alone has changed, with its incidents.
+    """Add what time alone changes in the incidents of a run to its plans.
 
     Args:
       run: the run before.

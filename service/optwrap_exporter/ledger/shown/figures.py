@@ -87,7 +87,7 @@ class RunView:
     attempts: int
     """Number of launches so far."""
     missing: int | None
-    """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
+    """Number of processes of the job that have not reported; None if the exporter does not expect all of them."""
     incidents: tuple[IncidentRecord, ...]
     """The live ones, by id."""
     acknowledged: bool

@@ -58,9 +58,9 @@ def of_run(
     if current.health == "stale" and len(found) < len(members):
         silent = f"{len(found):,} of {len(members):,} processes silent for {duration(now - shown.health.since)}"
         return f"{silent}: {who}, {_after(shown.process)}; {_LOOK}"
-    said = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
+    text = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
     again = max((one.times for one in run.incidents if one.kind == current.health), default=1)
-    return said if again == 1 else f"{said}; {again:,} attempts in a row failed like this"
+    return text if again == 1 else f"{text}; {again:,} attempts in a row failed like this"
 
 
 def runbook(of: Health, members: Iterable[Judged]) -> str | None:

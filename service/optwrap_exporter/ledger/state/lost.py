@@ -38,7 +38,7 @@ class Lost(NamedTuple):
     starved_seconds: float = 0.0
     taken: Ranges = ()
     """The places of all steps that were taken and not skipped."""
-    waiting: int = 0
+    accumulated: int = 0
     """Accumulated steps since the last gradient step that are not counted as starved yet."""
 
     @property
@@ -61,8 +61,8 @@ class Lost(NamedTuple):
 NOTHING_LOST: Final = Lost()
 
 
-def places(lost: Lost, known: IncarnationState | None, after: IncarnationState) -> Lost:
-    """Count what a report of an incarnation brings, skipped and redone, without the seconds.
+def count_taken(lost: Lost, known: IncarnationState | None, after: IncarnationState) -> Lost:
+    """Count the skipped and redone steps that a report of an incarnation brings, without the seconds.
 
     Args:
       lost: the losses before the report.
@@ -97,8 +97,8 @@ def places(lost: Lost, known: IncarnationState | None, after: IncarnationState) 
     return lost._replace(skipped=lost.skipped + skipped, redone=lost.redone + redone, taken=taken)
 
 
-def waiting(lost: Lost, gained: Counts, *, entered: bool, without_gradient_step: int, starved: bool) -> Lost:
-    """Count the accumulated steps that a report of the current incarnation brings, without the seconds.
+def count_starved(lost: Lost, gained: Counts, *, entered: bool, without_gradient_step: int, starved: bool) -> Lost:
+    """Count the starved steps that a report of the current incarnation brings, without the seconds.
 
     Args:
       lost: the losses before the report.
@@ -111,13 +111,13 @@ def waiting(lost: Lost, gained: Counts, *, entered: bool, without_gradient_step:
     if gained.gradient_steps:
         accumulated = min(accumulated, without_gradient_step)
     elif not entered:
-        accumulated += lost.waiting
+        accumulated += lost.accumulated
     if starved and accumulated:
-        return lost._replace(starved=lost.starved + accumulated, waiting=0)
-    return lost if accumulated == lost.waiting else lost._replace(waiting=accumulated)
+        return lost._replace(starved=lost.starved + accumulated, accumulated=0)
+    return lost if accumulated == lost.accumulated else lost._replace(accumulated=accumulated)
 
 
-def priced(before: Lost, after: Lost, seconds_per_step: float) -> Lost:
+def with_seconds(before: Lost, after: Lost, seconds_per_step: float) -> Lost:
     """`after` with the seconds of the steps lost since `before`."""
     return after._replace(
         skipped_seconds=before.skipped_seconds + (after.skipped - before.skipped) * seconds_per_step,
@@ -126,6 +126,7 @@ def priced(before: Lost, after: Lost, seconds_per_step: float) -> Lost:
     )
 
 
-def costs(before: Lost, after: Lost) -> bool:
+def more_lost(before: Lost, after: Lost) -> bool:
     """Whether more steps are lost than before."""
-    return before[:3] != after[:3]
+    was, now = (before.skipped, before.redone, before.starved), (after.skipped, after.redone, after.starved)
+    return was != now

@@ -29,7 +29,7 @@ class RunState:
     """The first ten parameters that were non-finite. Each keeps its own metric label."""
     replica_labels: tuple[Replica, ...] = ()
     """The first ten replicas that were non-finite. Each keeps its own metric labels."""
-    heard: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    last_reports: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """By attempt whose launch is known, when a current incarnation of it last reported in order; old ones are left out.
     With it a report need not look at every other process."""
     past: Past = NO_PAST
@@ -80,7 +80,8 @@ class RunState:
     def with_process(self, process: ProcessState, **changes: Any) -> "RunState":
         """The run with one process added or replaced, and with other fields changed."""
         processes = {**self.processes, process.process: process}
-        return evolved(self, processes=processes, heard=_heard(self.heard, process.incarnation), **changes)
+        last_reports = _with_report(self.last_reports, process.incarnation)
+        return evolved(self, processes=processes, last_reports=last_reports, **changes)
 
     def with_not_stored(self, process: int, incarnation: str, records: int) -> "RunState":
         """The run with more step records of an incarnation counted as not stored."""
@@ -95,15 +96,15 @@ class RunState:
         return self.with_process(evolved(state, earlier=sum_))
 
 
-def heard_from(processes: Iterable[ProcessState]) -> Mapping[str, float]:
-    """`RunState.heard` of these processes."""
+def last_reports_of(processes: Iterable[ProcessState]) -> Mapping[str, float]:
+    """`RunState.last_reports` of these processes."""
     found: Mapping[str, float] = {}
     for process in processes:
-        found = _heard(found, process.incarnation)
+        found = _with_report(found, process.incarnation)
     return found
 
 
-def _heard(before: Mapping[str, float], current: IncarnationState) -> Mapping[str, float]:
+def _with_report(before: Mapping[str, float], current: IncarnationState) -> Mapping[str, float]:
     last = before.get(current.attempt)
     if current.own_attempt or (last is not None and last >= current.latest_arrival):
         return before
