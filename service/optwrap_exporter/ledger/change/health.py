@@ -164,10 +164,10 @@ def stalled_since(process: ProcessState, now: float, listening: float) -> float 
     conditions = process.conditions
     if conditions.stalled is not None or conditions.ended is not None:
         return conditions.stalled
-    heard = max(process.moved, listening)
-    if now < heard + LEAST_STALLED_AFTER:  # avoids the median in the usual case
+    since = max(process.moved, listening)
+    if now < since + LEAST_STALLED_AFTER:  # avoids the median in the usual case
         return None
-    return process.moved if now >= heard + process.stalled_after else None
+    return process.moved if now >= since + process.stalled_after else None
 
 
 def changes(process: ProcessState, now: float, listening: float) -> bool:

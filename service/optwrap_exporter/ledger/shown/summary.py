@@ -138,15 +138,15 @@ def _failed_before(failed: failures.Failures) -> str:
 
 def _missing(present: Iterable[int], expected: int) -> str:
     """Which processes have not reported: their numbers too, if they are in a few ranges."""
-    heard = ranges.union((index, index) for index in present)
+    reporting = ranges.union((index, index) for index in present)
     gaps = [
         (last + 1, first - 1)
-        for (_, last), (first, _) in zip([(0, -1), *heard], [*heard, (expected, expected)], strict=True)
+        for (_, last), (first, _) in zip([(0, -1), *reporting], [*reporting, (expected, expected)], strict=True)
         if last + 1 < first
     ]
     names = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in gaps[:_GAPS_NAMED])
     more = ", ..." if len(gaps) > _GAPS_NAMED else ""
-    count = expected - ranges.count(heard, 0, expected)
+    count = expected - ranges.count(reporting, 0, expected)
     have = "has" if count == 1 else "have"
     return f"{count:,} of {expected:,} processes {have} not reported ({names}{more}): see whether they were started"
 

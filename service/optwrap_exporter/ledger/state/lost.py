@@ -70,26 +70,26 @@ def count_taken(lost: Lost, known: IncarnationState | None, after: IncarnationSt
       after: the incarnation after it.
     """
     new, base = after.totals, after.baseline
-    last, pieces = new.kept, []
+    end, pieces = new.kept, []
     if known is None:
         skipped = new.skipped - base.skipped
-        pieces.append((base.kept + 1, last))
+        pieces.append((base.kept + 1, end))
     else:
         old = known.totals
         skipped = new.skipped - old.skipped
-        pieces.append((old.kept + 1, last))
+        pieces.append((old.kept + 1, end))
         if known.baseline is not base:  # it counts from an earlier step now
             skipped += known.baseline.skipped - base.skipped
             pieces.append((base.kept + 1, known.baseline.kept))
     taken, redone = lost.taken, 0
-    for piece in pieces:
-        if piece[0] > piece[1]:
+    for first, last in pieces:
+        if first > last:
             continue
-        if taken and taken[-1][1] + 1 == piece[0]:  # the usual case
-            taken = (*taken[:-1], (taken[-1][0], piece[1]))
+        if taken and taken[-1][1] + 1 == first:  # the usual case
+            taken = (*taken[:-1], (taken[-1][0], last))
             continue
-        redone += ranges.count(taken, *piece)
-        taken = ranges.union([*taken, piece])
+        redone += ranges.count(taken, first, last)
+        taken = ranges.union([*taken, (first, last)])
         if len(taken) > ranges.MOST:
             taken = ranges.joined(taken)
     if taken is lost.taken and not skipped:
