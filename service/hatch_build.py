@@ -129,8 +129,8 @@ def fetch(folder: Path) -> None:
             check=False,
         )
         if packed.returncode or not archive.exists():
-            said = packed.stderr.strip() or packed.stdout.strip() or f"exit status {packed.returncode}"
-            raise BuildError(f"npm could not fetch uPlot {VERSION}: {said}. {REMEDY}")
+            why = packed.stderr.strip() or packed.stdout.strip() or f"exit status {packed.returncode}"
+            raise BuildError(f"npm could not fetch uPlot {VERSION}: {why}. {REMEDY}")
         digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
         if digest != SHA512:
             raise BuildError(f"uPlot {VERSION} has SHA-512 {digest}, expected {SHA512}: nothing was installed.")

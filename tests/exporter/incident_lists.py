@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.incident import Incident
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from optwrap_exporter.http.query.limiter import AT_ONCE
-from optwrap_exporter.store import reader
+from optwrap_exporter.store import queries
 
 from tests.exporter.running import Job, Served
 from tests.polling import wait_until
@@ -21,7 +21,7 @@ def endless(site: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     site.send(Job().report())
     running: list[int] = []
     lock = threading.Lock()
-    whole = reader.steps
+    whole = queries.steps
 
     def steps(db: Any, *args: Any, points: int, **given: Any) -> Any:
         if points != 1234:
@@ -34,7 +34,7 @@ def endless(site: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
             with lock:
                 running.pop()
 
-    monkeypatch.setattr(reader, "steps", steps)
+    monkeypatch.setattr(queries, "steps", steps)
     return lambda: len(running)
 
 

@@ -127,7 +127,7 @@ def test_processes_whose_launch_is_unknown_are_not_launches_of_their_own(
     kept.store.close()
 
 
-def test_the_number_of_launches_never_falls_while_old_ones_are_folded() -> None:
+def test_the_number_of_launches_never_falls_while_old_ones_are_compacted() -> None:
     watched = Watched()
     before = 0
     for number in range(60):

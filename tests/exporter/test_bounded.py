@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from optwrap_exporter.store.reader import BUCKETS
+from optwrap_exporter.store.queries import BUCKETS
 from optwrap_exporter.wire.answers import ANSWER_BYTES
 from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES
 

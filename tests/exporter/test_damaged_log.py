@@ -23,7 +23,7 @@ def test_a_log_that_is_cut_off_is_corrupt_with_the_next_report(site: Served, sha
     assert send(site, job) == 503
     store = site.client.get("/-/healthy").json()["store"]
     assert store["condition"] == "corrupt"
-    assert "cut off" in store["why"]
+    assert "truncated" in store["why"]
 
 
 def test_a_log_that_another_program_emptied_is_no_damage(site: Served) -> None:

@@ -1,7 +1,7 @@
 """Incidents of bad steps: when one begins, what it says, and when it ends."""
 
 import pytest
-from optwrap_exporter.ledger.incidents.fold import MOST_OPEN
+from optwrap_exporter.ledger.incidents.changes import MOST_OPEN
 from optwrap_exporter.ledger.ledger import Ledger
 
 from tests.exporter.incident_lists import elapse, incidents, only, records, run, say

@@ -5,8 +5,8 @@ import json
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.store.pending import to_text
 from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.requests import Report

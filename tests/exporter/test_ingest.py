@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from optwrap_exporter.ingest.group_commit import BusyError, Committed, ConflictError
-from optwrap_exporter.ingest.ingest import ClosedError
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
+from optwrap_exporter.store.connections import ClosedError
 from optwrap_exporter.wire.answers import Acknowledgement
 
 from tests.exporter.ingests import Exporter, changed, everything

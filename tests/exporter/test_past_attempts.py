@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ledger.change import divergence
 from optwrap_exporter.ledger.ledger import Ledger
-from optwrap_exporter.ledger.state import folding, past
+from optwrap_exporter.ledger.state import compaction, past
 from optwrap_exporter.ledger.state import process as processes
 from optwrap_exporter.store.store import SMALLEST_LIMIT
 
@@ -29,7 +29,7 @@ LAUNCH = st.tuples(
 
 
 def lived(launches: list[Any], directory: Path | None = None, **bounds: float) -> Any:
-    """What is answered after some launches, with these bounds of `folding` and `past`."""
+    """What is answered after some launches, with these bounds of `compaction` and `past`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bounds.items():
             patch.setattr(past if name == "OPEN" else processes, name, value)
@@ -136,7 +136,7 @@ def rows(kept: Kept) -> dict[str, int]:
 
 def test_nothing_that_is_kept_grows_with_the_launches(kept: Kept) -> None:
     """From the moment on at which all bounds are reached."""
-    enough = past.OPEN + folding.KEPT + folding.REMEMBERED
+    enough = past.OPEN + compaction.KEPT + compaction.REMEMBERED
     launched(kept, enough)
     before = rows(kept)
     launched(kept, past.SHOWN, first=enough)
@@ -144,9 +144,9 @@ def test_nothing_that_is_kept_grows_with_the_launches(kept: Kept) -> None:
     for ledger in (kept.ledger, kept.reopened().ledger):
         (run,) = ledger._runs.values()
         for process in run.processes.values():
-            assert len(process.incarnations) <= folding.KEPT
-            assert len(process.folded) <= folding.KEPT
-            assert len(process.folded_ids) == folding.REMEMBERED
+            assert len(process.incarnations) <= compaction.KEPT
+            assert len(process.sums) <= compaction.KEPT
+            assert len(process.compacted_ids) == compaction.REMEMBERED
             assert process.total.steps == 2 * (enough + past.SHOWN)
         assert run.total.steps == 2 * (enough + past.SHOWN)
         assert len(run.past.open) <= past.OPEN + 1
@@ -159,12 +159,12 @@ def test_nothing_that_is_kept_grows_with_the_launches(kept: Kept) -> None:
 
 def test_a_late_report_is_known_while_its_id_is_and_then_counts_from_where_it_begins(kept: Kept) -> None:
     first = launched(kept, 1)[0]
-    launched(kept, folding.KEPT, first=1)
-    total = 2 * (folding.KEPT + 1)
+    launched(kept, compaction.KEPT, first=1)
+    total = 2 * (compaction.KEPT + 1)
     first.step()
     assert kept.ledger.find(first.report()) is not None
-    launched(kept, folding.REMEMBERED, first=folding.KEPT + 1)
-    total += 2 * folding.REMEMBERED
+    launched(kept, compaction.REMEMBERED, first=compaction.KEPT + 1)
+    total += 2 * compaction.REMEMBERED
     for added in (0, 1):
         first.step()
         report = first.report(oldest_held=first.seq + 1)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optwrap_exporter.ingest.load import Load
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.shown.figures import OTHER, OTHER_REPLICAS, ProcessView, RunView
 from optwrap_exporter.ledger.state.counters import Counts, OutcomeCounts, Replica
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.lost import Lost
 from optwrap_exporter.metrics import samples
 from optwrap_exporter.metrics.collector import OwnCollector, StoreFigures

@@ -1,9 +1,10 @@
-"""Reads: each sees one committed state while the writer goes on; step records are as reported."""
+"""Each read sees one committed state while the writer goes on; step records are as reported."""
 
 import sqlite3
 import threading
 
 import pytest
+from optwrap_exporter.store.connections import ClosedError
 
 from tests.exporter.stores import Kept, check_blocks, rows
 from tests.exporter.trainer import Trainer, sent
@@ -13,7 +14,7 @@ def test_a_read_sees_one_state_and_does_not_block_the_writer(kept: Kept) -> None
     trainer = Trainer(kept.clock)
     trainer.step()
     kept.take(trainer.report())
-    with kept.store._readers.reading() as reader:
+    with kept.store._connections.reading() as reader:
         assert reader.execute("SELECT count(*) FROM step").fetchone() == (1,)
         trainer.step()
         kept.take(trainer.report())
@@ -48,21 +49,21 @@ def test_threads_read_while_one_writes(kept: Kept) -> None:
 def test_a_closed_store_is_not_read(kept: Kept) -> None:
     kept.store.close()
     kept.store.close()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(ClosedError, match="closed"):
         kept.store.revision()
 
 
 def test_a_read_during_close_raises(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    readers = kept.store._readers._free
-    get = readers.get
+    free = kept.store._connections._free
+    get = free.get
 
     def too_late() -> sqlite3.Connection | None:
         monkeypatch.undo()
         kept.store.close()
         return get(timeout=5)
 
-    monkeypatch.setattr(readers, "get", too_late)
-    with pytest.raises(RuntimeError, match="closed"):
+    monkeypatch.setattr(free, "get", too_late)
+    with pytest.raises(ClosedError, match="closed"):
         kept.store.revision()
 
 

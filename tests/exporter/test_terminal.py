@@ -185,7 +185,7 @@ def test_watch_refreshes_and_survives_an_exporter_that_stops(
 
     def runs(self: terminal.Exporter, *filters: Any) -> Iterator[terminal.Json]:
         if looks == 2:
-            raise terminal.Unreachable("gone for now")
+            raise terminal.UnreachableError("gone for now")
         return real(self, *filters)
 
     def sleep(seconds: float) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 from optwrap_exporter.store.condition import Condition
-from optwrap_exporter.wire import vocabulary, words
+from optwrap_exporter.wire import step_answers, vocabulary, words
 from optwrap_exporter.wire.requests import Gauges
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +30,11 @@ def test_every_kind_and_state_of_an_incident_has_words() -> None:
 
 def test_every_outcome_has_words() -> None:
     assert set(words.OUTCOMES) == {*vocabulary.OUTCOMES, "accumulated_not_finite"}
+
+
+def test_a_good_step_with_non_finite_gradients_is_of_a_bad_kind() -> None:
+    assert set(step_answers.NOT_FINITE_KINDS) == vocabulary.GOOD_OUTCOMES
+    assert vocabulary.GOOD_OUTCOMES.isdisjoint(step_answers.NOT_FINITE_KINDS.values())
 
 
 def test_every_event_kind_has_words() -> None:

@@ -15,7 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from optwrap_exporter.cli.exporter import Exporter, Json, Unreachable, connect
+from optwrap_exporter.cli.exporter import Exporter, Json, UnreachableError, connect
 from optwrap_exporter.cli.render import EVENTS, Row, draw
 from optwrap_exporter.cli.text import clean
 from optwrap_exporter.wire.vocabulary import HEALTHS
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
     """Worst first."""
     troubles: list[str]
     """Of exporters: why they store no reports."""
-    lost: list[Unreachable]
+    lost: list[UnreachableError]
     """Exporters that did not answer."""
 
 
@@ -57,16 +57,16 @@ def look(exporters: Sequence[Exporter], chosen: Chosen) -> Seen:
     """Ask every exporter for its runs.
 
     Raises:
-      Unreachable: none of them answers, or none has the run.
+      UnreachableError: none of them answers, or none has the run.
     """
     rows: list[Row] = []
     troubles: list[str] = []
-    lost: list[Unreachable] = []
+    lost: list[UnreachableError] = []
     for exporter in exporters:
         try:
             found = [exporter.run(chosen.run)] if chosen.one and chosen.run else _matching(exporter, chosen)
             rows += [Row(exporter, run) for run in found if not chosen.healths or run["health"] in chosen.healths]
-        except Unreachable as error:
+        except UnreachableError as error:
             lost.append(error)
             continue
         if (trouble := exporter.trouble()) is not None:
@@ -103,14 +103,14 @@ def show_status(
       0 if no run needs attention and reports are stored, else 1; 2 if some exporter does not answer.
 
     Raises:
-      Unreachable: no exporter answers, or the run is unknown.
+      UnreachableError: no exporter answers, or the run is unknown.
     """
     with contextlib.ExitStack() as stack:
         exporters = [Exporter(stack.enter_context(connect(url, ca_file)), url) for url in urls]
         seen = look(exporters, chosen)
         if as_json:
-            for said in chain(seen.troubles, (error.message for error in seen.lost)):
-                click.echo(clean(said), err=True)
+            for problem in chain(seen.troubles, (error.message for error in seen.lost)):
+                click.echo(clean(problem), err=True)
             runs = [row.run for row in seen.rows]
             click.echo(json.dumps(runs[0] if chosen.one and len(runs) == 1 else runs))
         else:
@@ -129,7 +129,7 @@ def drain_runs(url: str, run: str | None, timeout: float, *, ca_file: Path | Non
       0, or 1 if that took longer than `timeout` seconds; then standard error says what is missing.
 
     Raises:
-      Unreachable: the exporter does not answer, or has no such run.
+      UnreachableError: the exporter does not answer, or has no such run.
     """
     deadline = time.monotonic() + timeout
     with connect(url, ca_file) as client:
@@ -139,8 +139,8 @@ def drain_runs(url: str, run: str | None, timeout: float, *, ca_file: Path | Non
         while not (missing := exporter.missing(run))["drained"]:
             if time.monotonic() >= deadline:
                 why = {"reporting": "still reporting", "unscraped": "ended, but not scraped since"}
-                said = [f"{text}: {', '.join(missing[key])}" for key, text in why.items() if missing[key]]
-                click.echo(clean(f"{url} is not drained after {timeout:g} s: {'; '.join(said)}"), err=True)
+                reasons = [f"{text}: {', '.join(missing[key])}" for key, text in why.items() if missing[key]]
+                click.echo(clean(f"{url} is not drained after {timeout:g} s: {'; '.join(reasons)}"), err=True)
                 return 1
             time.sleep(min(_DRAIN_POLL, timeout))
     return 0
@@ -150,7 +150,7 @@ def watch_runs(urls: Sequence[str], chosen: Chosen, interval: float, *, ca_file:
     """Show the runs until Ctrl-C, with a query every `interval` seconds. An exporter may restart meanwhile.
 
     Raises:
-      Unreachable: no exporter answers the first time.
+      UnreachableError: no exporter answers the first time.
     """
     with contextlib.ExitStack() as stack:
         exporters = [Exporter(stack.enter_context(connect(url, ca_file)), url) for url in urls]
@@ -166,7 +166,7 @@ def watch_runs(urls: Sequence[str], chosen: Chosen, interval: float, *, ca_file:
                     time.sleep(interval)
                     shown = screen()
                     live.update(shown, refresh=True)
-                except Unreachable as error:
+                except UnreachableError as error:
                     live.update(Group(shown, Text(clean(error.message), style="red")), refresh=True)
                 except KeyboardInterrupt:
                     break
@@ -178,7 +178,7 @@ def _screen(seen: Seen, width: int, *, several: bool) -> RenderableType:
     shown, rest = seen.rows[:MOST_SHOWN], seen.rows[MOST_SHOWN:]
     details: list[Row] = []
     for row in shown:
-        with contextlib.suppress(Unreachable):  # deleted, or the exporter went, since it was listed
+        with contextlib.suppress(UnreachableError):  # deleted, or the exporter went, since it was listed
             asked = row.exporter
             details.append(
                 row._replace(
@@ -194,5 +194,5 @@ def _screen(seen: Seen, width: int, *, several: bool) -> RenderableType:
         width=width,
         several=several,
     )
-    said = chain(seen.troubles, (error.message for error in seen.lost))
-    return Group(*(Text(clean(line), style="bold red") for line in said), drawn)
+    problems = chain(seen.troubles, (error.message for error in seen.lost))
+    return Group(*(Text(clean(line), style="bold red") for line in problems), drawn)

@@ -11,6 +11,7 @@ import click
 import httpx
 
 from optwrap_exporter.cli.text import clean
+from optwrap_exporter.wire.errors import ExporterError
 from optwrap_exporter.wire.vocabulary import INCIDENT_OF
 
 NORMS: Final = 24
@@ -22,8 +23,8 @@ _MARGIN: Final = 600
 Json = dict[str, Any]
 
 
-class Unreachable(click.ClickException):
-    """No exporter answers at the URL."""
+class UnreachableError(ExporterError, click.ClickException):
+    """The URL is invalid, no exporter answers there, or it has no such run. The command exits with 2."""
 
 
 def connect(url: str, ca_file: Path | None = None) -> httpx.Client:
@@ -34,7 +35,7 @@ def connect(url: str, ca_file: Path | None = None) -> httpx.Client:
       ca_file: certificates that https is checked against, in PEM; None for those of the system.
 
     Raises:
-      Unreachable: `url` has neither form.
+      UnreachableError: `url` has neither form.
       click.BadParameter: the file has no certificate.
     """
     try:
@@ -49,7 +50,7 @@ def connect(url: str, ca_file: Path | None = None) -> httpx.Client:
     if parts.scheme in {"http", "https"} and parts.hostname and port != 0:
         trusted = _trusted(ca_file) if parts.scheme == "https" else True
         return httpx.Client(base_url=url, timeout=5, trust_env=False, verify=trusted)
-    raise Unreachable(f"{url!r} is not an exporter's URL: expected http(s)://host:port or unix:///path")
+    raise UnreachableError(f"{url!r} is not an exporter's URL: expected http(s)://host:port or unix:///path")
 
 
 def _trusted(ca_file: Path | None) -> ssl.SSLContext:
@@ -72,15 +73,17 @@ class Exporter:
             answer = self._client.get(path, params=query)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            raise Unreachable(f"no exporter answers at {self.url} ({reason}): start one, or pass its URL") from error
+            raise UnreachableError(
+                f"no exporter answers at {self.url} ({reason}): start one, or pass its URL"
+            ) from error
         if answer.status_code == 404 and path.startswith("/v1/runs/"):
-            raise Unreachable(f"the exporter at {self.url} has no run {unquote(path.split('/')[3])!r}")
+            raise UnreachableError(f"the exporter at {self.url} has no run {unquote(path.split('/')[3])!r}")
         try:
             body = answer.json() if answer.status_code == 200 else None
         except ValueError:
             body = None
         if not isinstance(body, dict):
-            raise Unreachable(
+            raise UnreachableError(
                 f"{self.url}{path} answered {answer.status_code}: expected the answer of an optwrap exporter"
             )
         return body
@@ -93,9 +96,9 @@ class Exporter:
             if store is None:
                 return None
             since = datetime.fromtimestamp(store["since"], UTC)
-            said = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
+            what = f"the exporter has stored no reports since {since:%Y-%m-%d %H:%M:%S} UTC"
             why = f"its store is {store['condition']} ({store['why']}): {store['remedy']}"
-            return clean(f"{said}: {why}. What follows is of then")
+            return clean(f"{what}: {why}. What follows is of then")
         except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError):
             return None  # the next query says that no exporter answers
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from optwrap_exporter.cli.exporter import NORMS, Exporter, Json
 from optwrap_exporter.cli.text import clean, duration, number, percent
 from optwrap_exporter.wire import words
-from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES
+from optwrap_exporter.wire.vocabulary import is_good
 
 EVENTS: Final = 5
 """Number of events shown."""
@@ -197,7 +197,7 @@ def sparkline(columns: Json) -> Text:
     low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
     text = Text()
     for value, (_, outcome, finite) in zip(logs, rows, strict=True):
-        if not finite or outcome not in GOOD_OUTCOMES:
+        if not is_good(outcome, finite):
             text.append(_BAD, "bold red")
         elif value is None:  # the norm is zero
             text.append(_SPARK[0])

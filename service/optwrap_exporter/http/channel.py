@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.ledger.shown.views import Shown, Verdict
 from optwrap_exporter.store.condition import StoreUnavailableError
-from optwrap_exporter.store.reader import Changes
+from optwrap_exporter.store.queries import Changes
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import ANSWER_BYTES
 from optwrap_exporter.wire.vocabulary import ENDED

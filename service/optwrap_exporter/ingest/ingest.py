@@ -28,9 +28,9 @@ from optwrap_exporter.ingest.operations import Operations, Result
 from optwrap_exporter.ingest.waiting import Waiting, give_answers
 from optwrap_exporter.ledger.ledger import Ledger
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
+from optwrap_exporter.store.connections import ClosedError
 from optwrap_exporter.store.store import Store
 from optwrap_exporter.wire.answers import Acknowledgement
-from optwrap_exporter.wire.errors import ExporterError
 from optwrap_exporter.wire.requests import Report
 
 _log = logging.getLogger(__name__)
@@ -39,10 +39,6 @@ _RETRY_SECONDS: Final = 1.0
 """Seconds after which a client that was refused may try again."""
 _RETIRE_SECONDS: Final = 0.05
 """Seconds that one tick may spend on deleting old data."""
-
-
-class ClosedError(ExporterError):
-    """The exporter is shutting down; the report was not stored (HTTP 503)."""
 
 
 @dataclass(frozen=True, slots=True)

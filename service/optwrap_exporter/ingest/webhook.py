@@ -11,9 +11,9 @@ from urllib.parse import quote
 import httpx
 
 from optwrap_exporter.ingest.group_commit import Committed
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.ledger import Ledger
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.wire.vocabulary import IncidentState
 
 _log = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """The ledger: everything committed about every run, in memory. No I/O; the clock is passed in.
 
-Only the ingest's writer thread changes it, and only after the store has committed: `plan` computes what a report would
-change, `stage` lets the next plan see that, the store writes them all at once, and `adopt` shows them to the readers.
-States are immutable, so any thread may read at any time and never sees half a report.
+Only the ingest's writer thread changes it, and only after the store has committed, but for a clock that was set back
+(`pass_time`): `plan` computes what a report would change, `stage` lets the next plan see that, the store writes them
+all at once, and `adopt` shows them to the readers. States are immutable, so any thread may read at any time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,13 +17,13 @@ from optwrap_exporter.ledger.clocks import JUMP, Clock, Clocks
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import plans
 from optwrap_exporter.ledger.incidents.divergence import voters
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.shown import figures, labels, run_list, views
 from optwrap_exporter.ledger.shown.figures import ProcessView, RunView
 from optwrap_exporter.ledger.shown.views import Shown, Verdict
-from optwrap_exporter.ledger.state.folding import NO_FOLDS
+from optwrap_exporter.ledger.state.compaction import NOTHING_COMPACTED
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page, ParameterRow, RunDetail, RunSummary
@@ -115,8 +115,8 @@ class Ledger:
     def find(self, report: Report) -> ProcessState | None:
         """The report's process if the report, by incarnation and seq, is already in it or staged; None otherwise."""
         process, incarnation = self.known(report)
-        if incarnation is None:  # a late report of a folded incarnation changes nothing
-            return process if process is not None and report.incarnation in process.folded_ids else None
+        if incarnation is None:  # a late report of a compacted incarnation changes nothing
+            return process if process is not None and report.incarnation in process.compacted_ids else None
         return process if ranges.contains(incarnation.received, report.seq) else None
 
     def plan(self, report: Report, asked: float = 0.0) -> Plan:
@@ -133,26 +133,26 @@ class Ledger:
         merged = merge(process, report, now, age)
         compared = self._outcomes.compare(report, merged.incarnation.generation, lambda: voters(run, report, now))
         after, events = apply_report(run, merged, report, asked=asked, now=now, listening=listening)
-        after, folds = after.fold(report.incarnation, now) if before is None else (after, NO_FOLDS)
+        after, compaction = after.compact(report.incarnation, now) if before is None else (after, NOTHING_COMPACTED)
         plan = Plan(
             time=age,
             run=run.with_process(
                 after,
                 labels=labels.with_parameters(run.labels, report, after),
                 replica_labels=labels.with_replicas(run.replica_labels, report, after),
-                past=run.past_with(after, folds.left) if folds.left else run.past,
+                past=run.past_with(after, compaction.left) if compaction.left else run.past,
             ),
             process=after,
             events=tuple(events),
             report=report,
             before=before,
             compared=compared,
-            folds=folds,
+            compaction=compaction,
         )
         return plans.of_report(plan, in_order=merged.followed is not None, now=now, next_id=self._next_incident)
 
     def pass_time(self) -> list[Plan]:
-        """What time alone has changed since the last call. Changes nothing itself."""
+        """What time alone has changed since the last call. Itself it only sets `last_report` back with the clock."""
         now, age = self.clocks.now(), self.clocks.age()
         found: list[Plan] = []
         next_incident = self._next_incident
@@ -196,7 +196,7 @@ class Ledger:
         """Let later plans see this one. Readers see it after `adopt`."""
         self._staged[plan.run.run] = plan.run
         if plan.report is not None:
-            self._staged_incarnations += (plan.before is None) - len(plan.folds.foldings)
+            self._staged_incarnations += (plan.before is None) - len(plan.compaction.compacted)
             self._outcomes.stage(plan.report, plan.incarnation.generation, plan.compared)
         self._next_incident = max([self._next_incident, *(one.id + 1 for one in plan.incidents)])
 
@@ -321,7 +321,7 @@ class Ledger:
         )
 
     def parameter_page(self, run: str, limit: int = 100, cursor: str | None = None) -> Page[ParameterRow] | None:
-        """Parameters of the run, worst first: by steps, then values, then path. None if the run is unknown.
+        """Parameters of the run, worst first: by non-finite steps, non-finite values, path. None if it is unknown.
 
         A page has at most `limit` of them, and at most ANSWER_BYTES.
 

@@ -5,9 +5,9 @@ import dataclasses
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change.divergence import Compared
 from optwrap_exporter.ledger.change.events import NewEvent
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.state.folding import NO_FOLDS, Folds
+from optwrap_exporter.ledger.state.compaction import NOTHING_COMPACTED, Compaction
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.answers import Acknowledgement
@@ -31,11 +31,13 @@ class Plan:
     """The report's incarnation before the report; None if it is new."""
     records: bool = True
     """Whether the report's step records are stored."""
+    not_stored: int = 0
+    """How many step records are not."""
     incidents: tuple[IncidentRecord, ...] = ()
     """The incidents that are new or have changed."""
     compared: Compared | None = None
     """What the comparison with other processes found."""
-    folds: Folds = NO_FOLDS
+    compaction: Compaction = NOTHING_COMPACTED
     """What is no longer kept one by one, because the report's incarnation is new."""
 
     @property
@@ -58,14 +60,16 @@ class Plan:
         """The plan without the report's step records, which are counted as not stored."""
         if self.report is None or not (len(self.report.steps) or self.report.offenders):
             return self
-        run = self.run.with_not_stored(self.report.process, self.report.incarnation, len(self.report.steps))
-        return dataclasses.replace(self, run=run, process=run.processes[self.report.process], records=False)
+        records = len(self.report.steps)
+        run = self.run.with_not_stored(self.report.process, self.report.incarnation, records)
+        process = run.processes[self.report.process]
+        return dataclasses.replace(self, run=run, process=process, records=False, not_stored=records)
 
 
 def acknowledge(process: ProcessState, report: Report, *, duplicate: bool = False) -> Acknowledgement:
-    """The answer to a report. `process` must include the report, or have folded its incarnation."""
-    if report.incarnation in process.folded_ids:
+    """The answer to a report. `process` must include the report, or have compacted its incarnation."""
+    if report.incarnation in process.compacted_ids:
         return Acknowledgement(acknowledged=report.seq, interval=process.interval, duplicate=duplicate)
     received = process.incarnations[report.incarnation].received
-    acknowledged = ranges.end_of_run(received, report.oldest_held)
+    acknowledged = ranges.end_of_contiguous(received, report.oldest_held)
     return Acknowledgement(acknowledged=acknowledged, interval=process.interval, duplicate=duplicate)

@@ -25,7 +25,7 @@ def contains(ranges: Ranges, number: int) -> bool:
     return any(first <= number <= last for first, last in reversed(ranges))
 
 
-def end_of_run(ranges: Ranges, start: int) -> int:
+def end_of_contiguous(ranges: Ranges, start: int) -> int:
     """The last n such that all numbers from `start` to n are in the ranges; `start - 1` if `start` is not in them."""
     return next((last for first, last in reversed(ranges) if first <= start <= last), start - 1)
 

@@ -7,7 +7,7 @@ a kind they say where, who and how far to go back. So a run has at most one seri
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.metrics.metric import Metric
 from optwrap_exporter.wire.vocabulary import INCIDENT_KINDS
 

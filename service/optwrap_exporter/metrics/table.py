@@ -230,7 +230,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric(
         "optwrap_processes_missing",
         "gauge",
-        "Number of processes of the job that have not been heard. Only with `--scope job`.",
+        "Number of processes of the job that have not reported. Only with `--scope job`.",
         ("run",),
     ),
     *INCIDENTS,

@@ -171,11 +171,11 @@ class Watch:
             raise self._set("gone", f"{other} is missing, or is not the file that was opened")
         # Only a VACUUM makes it shorter, and SQLite knows of that.
         if found.st_size < self._size and found.st_size < self._expected():
-            raise self._set("corrupt", f"{self._path} was cut off from {self._size} to {found.st_size} bytes")
+            raise self._set("corrupt", f"{self._path} was truncated from {self._size} to {found.st_size} bytes")
         self._size = found.st_size
         log_size = os.stat(self._log_path).st_size
         if log_size < self._log_size and log_size < _log_bytes(self._path):
-            raise self._set("corrupt", f"{self._log_path} was cut off from {self._log_size} to {log_size} bytes")
+            raise self._set("corrupt", f"{self._log_path} was truncated from {self._log_size} to {log_size} bytes")
         self._log_size = log_size
         if self._state.condition == "gone":
             self.recovered()

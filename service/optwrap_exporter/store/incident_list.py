@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger.incidents.fold import KEPT
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.incidents.changes import KEPT
 from optwrap_exporter.ledger.incidents.summary import answer
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.store.bulk import Row
 from optwrap_exporter.wire.answers import ANSWER_BYTES, Page
 from optwrap_exporter.wire.cursor import decode, encode

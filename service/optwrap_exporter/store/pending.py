@@ -1,19 +1,35 @@
 """The rows of a group of plans, collected and then written together."""
 
 import sqlite3
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
 from optwrap_exporter.ledger.change import events
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import bulk, incident_list
 from optwrap_exporter.store.bulk import Row
 from optwrap_exporter.store.steps import rollups, scalar_rollups
+
+
+class EventRow(NamedTuple):
+    """The row of an event, as `_INSERT_EVENT` takes it."""
+
+    revision: int
+    run_id: int
+    process: int
+    kind: str
+    time: float
+    step: int | None
+    attempt: str
+    same_as: str | None
+    """Other processes of the attempt give the same event the same one."""
+    detail: str
+    key: str
 
 
 class Pending:
@@ -31,12 +47,12 @@ class Pending:
         self.scalar_blocks: list[Row] = []
         self.offenders: list[Row] = []
         self.replicas: list[Row] = []
-        self.events: list[Row] = []
+        self.events: list[EventRow] = []
         self.incidents: dict[int, tuple[IncidentRecord, int, int]] = {}
         """By id: the incident, its run, and the revision that wrote it last."""
 
     def forget_incarnation(self, key: int) -> None:
-        """Drop the state and the parameters of an incarnation, which is being folded."""
+        """Drop the state and the parameters of an incarnation, which is being compacted."""
         self.incarnations.pop(key, None)
         self.parameters = [row for row in self.parameters if row[0] != key]
 
@@ -89,10 +105,9 @@ class Pending:
         reported: dict[tuple[object, object], set[object]] = {}
         rows: list[Row] = []
         for row in self.events:
-            run_id, process, same_as = row[1], row[2], row[7]
-            by = reported.setdefault((run_id, same_as), set()) if same_as is not None else set()
-            rows.append((*row, bool(by - {process})))
-            by.add(process)
+            by = reported.setdefault((row.run_id, row.same_as), set()) if row.same_as is not None else set()
+            rows.append((*row, bool(by - {row.process})))
+            by.add(row.process)
         return rows
 
 
@@ -117,15 +132,15 @@ _INSERT_EVENT: Final = (
 )
 
 
-def event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -> Row:
-    """The row of an event. Other processes of the attempt give the same event the same `same_as`."""
+def event_row(plan: Plan, event: events.NewEvent, run_id: int, revision: int) -> EventRow:
+    """The row of an event."""
     same_as = None
     if event.kind in events.OF_STEPS and event.step is not None:
         before = plan.process.times_taken_before(plan.incarnation, event.step)
         # Processes report a rebase at different steps, but all with the same number of rebases.
         same_as = f"{event.kind}/{event.attempt}/{before}/{event.detail.get('rebases', event.step)}"
     detail = to_text(event.detail)
-    return (
+    return EventRow(
         revision,
         run_id,
         event.process,

@@ -22,7 +22,7 @@ Origin = tuple[str, int, str]
 Key = tuple[int, int, int]
 """The same by row ids: run, process, incarnation."""
 SUM: Final = "/"
-"""Begins the name of a row with the sum of folded incarnations; no incarnation's id has it. The attempt follows. If
+"""Begins the name of a row with the sum of compacted incarnations; no incarnation's id has it. The attempt follows. If
 none does, it is the sum over the attempts that the process has left."""
 
 

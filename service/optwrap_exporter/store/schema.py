@@ -31,7 +31,7 @@ CREATE TABLE incarnation (
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     incarnation TEXT NOT NULL,
-    state TEXT NOT NULL,                -- JSON: IncarnationState.durable; see writer.SUM and _FOLDED
+    state TEXT NOT NULL,                -- JSON: IncarnationState.durable; see retention.SUM, writer._COMPACTED
     not_stored INTEGER NOT NULL DEFAULT 0,  -- step records for which there was no room
     UNIQUE (run_id, process, incarnation)
 );
@@ -81,7 +81,7 @@ CREATE TABLE block (                    -- rollups.Block: the steps of rollups.S
     run_id INTEGER NOT NULL,
     process INTEGER NOT NULL,
     block INTEGER NOT NULL,
-    applied INTEGER NOT NULL,           -- how many steps of each wire.answers.STEP_KINDS
+    applied INTEGER NOT NULL,           -- how many steps of each wire.step_answers.STEP_KINDS
     accumulated INTEGER NOT NULL,
     skipped_not_finite INTEGER NOT NULL,
     skipped_large INTEGER NOT NULL,

@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.plan import Plan
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import incident_list, opening, retention, schema
+from optwrap_exporter.store.api import StoreApi
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
+from optwrap_exporter.store.connections import Connections
 from optwrap_exporter.store.opening import FILE, StoreError
-from optwrap_exporter.store.readers import Readers
-from optwrap_exporter.store.reads import Reads
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
 from optwrap_exporter.wire.requests import Report
@@ -45,7 +45,7 @@ def holds_store(directory: Path) -> bool:
     return (directory / FILE).is_file()
 
 
-class Store(Reads):
+class Store(StoreApi):
     """The store of one exporter. Close it, or use it as a context manager.
 
     Args:
@@ -73,7 +73,7 @@ class Store(Reads):
             self._sweep: retention.Sweep | None = None
             self._watch = Watch(self._path, lambda: schema.file_bytes(self._db))
             self._size = schema.used_bytes(self._db)
-            self._readers = Readers(self._path, self._watch)
+            self._connections = Connections(self._path, self._watch)
         except BaseException as error:
             os.close(self._lock)
             if isinstance(error, sqlite3.Error):
@@ -91,7 +91,7 @@ class Store(Reads):
         if self._closed:
             return
         self._closed = True
-        self._readers.close()
+        self._connections.close()
         self._db.close()
         os.close(self._lock)
 
@@ -112,7 +112,7 @@ class Store(Reads):
 
         If the database cannot be read, what it was before.
         """
-        with contextlib.suppress(StoreUnavailableError), self._readers.reading() as db:
+        with contextlib.suppress(StoreUnavailableError), self._connections.reading() as db:
             self._size = schema.used_bytes(db)
         return self._size
 

@@ -10,24 +10,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from optwrap_exporter.ledger.plan import Plan
+from optwrap_exporter.ledger.state.compaction import EMPTY_SUM, Compacted, IncarnationSum
 from optwrap_exporter.ledger.state.counters import Replica
-from optwrap_exporter.ledger.state.folding import NONE_FOLDED, Folded, Folding
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.parts import ParameterRecords, ParameterState
 from optwrap_exporter.ledger.state.past import Past
 from optwrap_exporter.ledger.state.process import ProcessState
-from optwrap_exporter.ledger.state.run import RunState, heard_from
+from optwrap_exporter.ledger.state.run import RunState, last_reports_of
 from optwrap_exporter.store import bulk, incident_list, retention
 from optwrap_exporter.store.pending import INSERT_PARAMETER, Pending, event_row, to_text
 from optwrap_exporter.store.retention import SUM
 from optwrap_exporter.store.steps import rollups, scalar_rollups, step_columns
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.step_answers import IS_BAD
 from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 _INDEX: Final = {outcome: index for index, outcome in enumerate(OUTCOMES)}
 _NONE: Final = (None, None, None)
-_FOLDED: Final = "folded"
-"""The only key in the state of an incarnation that was folded. Its value is the attempt."""
+_COMPACTED: Final = "folded"
+"""The only key in the state of an incarnation that was compacted. Its value is the attempt."""
 
 _Row = tuple[tuple[str, ...], tuple[Replica, ...], Past, bool]
 """What is written of a run itself: the parameters and replicas with metric labels of their own, its past, and whether
@@ -107,8 +108,8 @@ class Rows:
                 (incarnation_id, row.parameter, row.totals, row.baseline, *(row.records or _NONE))
                 for row in map(incarnation.parameter, incarnation.changed_parameters(plan.before))
             ]
-            if not plan.records:
-                retention.count_not_stored(self._db, (run_id, process, incarnation_id), len(report.steps))
+            if plan.not_stored:
+                retention.count_not_stored(self._db, (run_id, process, incarnation_id), plan.not_stored)
             if touched:
                 self._steps(pending, plan, report, run_id=run_id, incarnation_id=incarnation_id, revision=revision)
                 pending.offenders += [
@@ -130,50 +131,50 @@ class Rows:
                 ]
         pending.events += [event_row(plan, event, run_id, revision) for event in plan.events]
         pending.incidents.update({one.id: (one, run_id, revision) for one in plan.incidents})
-        if plan.folds.foldings:
-            self._fold_all(pending, plan, run_id)
+        if plan.compaction.compacted:
+            self._compact(pending, plan, run_id)
 
-    def _fold_all(self, pending: Pending, plan: Plan, run_id: int) -> None:
-        """Write what a process has folded, and the attempts that it has left."""
-        process, folds = plan.process, plan.folds
+    def _compact(self, pending: Pending, plan: Plan, run_id: int) -> None:
+        """Write what a process has compacted, and the attempts that it has left."""
+        process, compaction = plan.process, plan.compaction
         of = (run_id, process.process)
-        for folding in folds.foldings:
-            self._fold(pending, folding, of)
-        if not folds.left and not folds.forgotten:
+        for one in compaction.compacted:
+            self._compact_one(pending, one, of)
+        if not compaction.left and not compaction.forgotten:
             return
         into = self._sum(of, process.earlier)
-        for left in folds.left:
+        for left in compaction.left:
             self._merge(of, SUM + left.attempt, into)
-        for name in folds.forgotten:
+        for name in compaction.forgotten:
             self._merge(of, name, into)
-        self._parameters(into, process.earlier, {path for left in folds.left for path in left.share.parameters})
+        self._parameters(into, process.earlier, {path for left in compaction.left for path in left.share.parameters})
 
-    def _fold(self, pending: Pending, folding: Folding, of: tuple[int, int]) -> None:
+    def _compact_one(self, pending: Pending, compacted: Compacted, of: tuple[int, int]) -> None:
         """Write a sum with one incarnation more. Of that incarnation only its id is kept, for late reports."""
-        one, folded = folding.incarnation, folding.folded
+        one, total = compacted.incarnation, compacted.total
         (key,) = self._db.execute(
             "SELECT id FROM incarnation WHERE run_id = ? AND process = ? AND incarnation = ?", (*of, one.incarnation)
         ).fetchone()
         pending.forget_incarnation(key)
         self._incarnations.pop((*of, one.incarnation), None)
-        into = self._sum(of, folded)
+        into = self._sum(of, total)
         self._db.execute(
             "UPDATE incarnation SET not_stored = not_stored + (SELECT not_stored FROM incarnation WHERE id = ?) "
             "WHERE id = ?",
             (key, into),
         )
         self._db.execute(
-            "UPDATE incarnation SET state = ?, not_stored = 0 WHERE id = ?", (to_text({_FOLDED: one.attempt}), key)
+            "UPDATE incarnation SET state = ?, not_stored = 0 WHERE id = ?", (to_text({_COMPACTED: one.attempt}), key)
         )
         self._db.execute("DELETE FROM parameter WHERE incarnation_id = ?", (key,))
-        self._parameters(into, folded, {**one.share.parameters, **one.parameter_records})
+        self._parameters(into, total, {**one.share.parameters, **one.parameter_records})
 
-    def _sum(self, of: tuple[int, int], folded: Folded) -> int:
+    def _sum(self, of: tuple[int, int], total: IncarnationSum) -> int:
         """Write the row of a sum, without its parameters and `not_stored`. Returns its id."""
         (key,) = self._db.execute(
             "INSERT INTO incarnation (run_id, process, incarnation, state) VALUES (?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET state = excluded.state RETURNING id",
-            (*of, SUM + folded.attempt, to_text(folded.durable())),
+            (*of, SUM + total.attempt, to_text(total.durable())),
         ).fetchone()
         return int(key)
 
@@ -186,8 +187,8 @@ class Rows:
             self._db.execute("UPDATE incarnation SET not_stored = not_stored + ? WHERE id = ?", (not_stored, into))
             self._db.execute("DELETE FROM parameter WHERE incarnation_id = ?", (key,))
 
-    def _parameters(self, key: int, folded: Folded, paths: Iterable[str]) -> None:
-        rows = [folded.parameter(path) for path in paths]
+    def _parameters(self, key: int, total: IncarnationSum, paths: Iterable[str]) -> None:
+        rows = [total.parameter(path) for path in paths]
         bulk.write(
             self._db,
             INSERT_PARAMETER,
@@ -263,7 +264,7 @@ class Rows:
             norms,
             columns.mini_step,
             columns.interpolated or same(False),
-            [kind > 1 for kind in kinds],
+            [IS_BAD[kind] for kind in kinds],
             map(step_columns.stored_update_norm, columns.update_norm) if columns.update_norm else same(None),
             texts or same(None),
             strict=False,  # some columns are endless; the wire has checked the lengths of the others
@@ -272,7 +273,7 @@ class Rows:
         blocks = rollups.of_columns(rollups.Columns(steps, incarnations, kinds, norms, kept, times))
         pending.blocks += rollups.rows_of(run_id, process, blocks)
         if columns.scalars:
-            good = {step for step, kind in zip(steps, kinds, strict=True) if kind < 2}
+            good = {step for step, kind in zip(steps, kinds, strict=True) if not IS_BAD[kind]}
             values = scalar_rollups.values_of(columns, good, incarnation_id)
             pending.scalar_blocks += scalar_rollups.rows_of(run_id, process, values)
 
@@ -285,32 +286,32 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
         records = None if values is None else ParameterRecords(values, first, last)
         parameters.setdefault(incarnation_id, []).append(ParameterState(path, totals, baseline, records))
     incarnations: dict[tuple[int, int], list[IncarnationState]] = {}
-    sums: dict[tuple[int, int], dict[str, Folded]] = {}
-    folded_ids: dict[tuple[int, int], dict[str, str]] = {}
+    sums: dict[tuple[int, int], dict[str, IncarnationSum]] = {}
+    compacted_ids: dict[tuple[int, int], dict[str, str]] = {}
     late: Counter[tuple[int, int, str]] = Counter()
-    """Records that were not stored, of incarnations that had been folded before."""
+    """Records that were not stored, of incarnations that had been compacted before."""
     for key, run_id, process, name, text, not_stored in db.execute(
         "SELECT id, run_id, process, incarnation, state, not_stored FROM incarnation ORDER BY id"
     ):
         state, of = json.loads(text), (run_id, process)
         if name.startswith(SUM):
-            folded = Folded.from_durable(state, parameters.get(key, []), not_stored)
-            sums.setdefault(of, {})[folded.attempt] = folded
-        elif _FOLDED in state:
-            folded_ids.setdefault(of, {})[name] = state[_FOLDED]
-            late[*of, state[_FOLDED]] += not_stored
+            total = IncarnationSum.from_durable(state, parameters.get(key, []), not_stored)
+            sums.setdefault(of, {})[total.attempt] = total
+        elif _COMPACTED in state:
+            compacted_ids.setdefault(of, {})[name] = state[_COMPACTED]
+            late[*of, state[_COMPACTED]] += not_stored
         else:
             restored = IncarnationState.from_durable(state, parameters.get(key, []), not_stored)
             incarnations.setdefault(of, []).append(restored)
     for (run_id, process, attempt), not_stored in late.items():
         mine = sums[run_id, process]
-        folded = mine[attempt if attempt in mine else NONE_FOLDED.attempt]
-        mine[folded.attempt] = dataclasses.replace(folded, not_stored=folded.not_stored + not_stored)
+        total = mine[attempt if attempt in mine else EMPTY_SUM.attempt]
+        mine[total.attempt] = dataclasses.replace(total, not_stored=total.not_stored + not_stored)
     processes: dict[int, dict[int, ProcessState]] = {}
     for run_id, process, text in db.execute("SELECT run_id, process, state FROM process ORDER BY run_id, process"):
         of = (run_id, process)
         processes.setdefault(run_id, {})[process] = ProcessState.from_durable(
-            process, json.loads(text), incarnations[of], sums.get(of, {}).values(), folded_ids.get(of)
+            process, json.loads(text), incarnations[of], sums.get(of, {}).values(), compacted_ids.get(of)
         )
     incidents = incident_list.restored(db)
     for run_id, run, labels, replicas, past, archived in db.execute(
@@ -322,7 +323,7 @@ def _runs(db: sqlite3.Connection) -> Iterator[RunState]:
             processes[run_id],
             tuple(json.loads(labels)),
             tuple(Replica(*replica) for replica in json.loads(replicas)),
-            heard_from(processes[run_id].values()),
+            last_reports_of(processes[run_id].values()),
             Past.from_durable(json.loads(past)),
             of_run.live,
             of_run.over,

@@ -42,9 +42,9 @@ def _check(report: Report) -> None:
     if report.oldest_held > report.seq:
         raise inconsistent("oldest_held", f"at most seq, {report.seq}", report.oldest_held)
     if report.reason is not None and report.state not in ENDED:
-        raise inconsistent("reason", f"none while the state is {report.state}", report.reason)
+        raise inconsistent("reason", "absent unless state is finished, failed or stopped", report.reason)
     if report.last_clean_step is not None and report.state != "stopped":
-        raise inconsistent("last_clean_step", f"none while the state is {report.state}", report.last_clean_step)
+        raise inconsistent("last_clean_step", "absent unless state is stopped", report.last_clean_step)
     _check_counters(report.totals, report.at_start)
     _check_step_records(report)
     _check_offenders(report)

@@ -1,22 +1,23 @@
 """The package's errors, and the description of what is wrong with a request.
 
     ExporterError
-      OversizeError         wire.size           413  a body has too many JSON values to be parsed
-      CursorError           wire.cursor         422  a cursor is damaged or belongs to another list
-      BucketsError          store.steps.grid          422  a range has too many buckets of the width asked for
-      FieldError            wire.errors         --   a field is wrong beside what is stored: the base of the next two
-      ImplausibleError      ledger.bounds       422  a seq or a count jumps further than the time in between allows
-      ConflictError         ingest.group_commit 409  other content under this incarnation and seq, or another attempt
-      BusyError             ingest.group_commit 429  too many reports wait, too many new runs, or too many gaps in seqs
-      UnknownError          ingest.operations   404  there is no such run or incident
-      ClosedError           ingest.ingest       503  the exporter is shutting down
-      AbandonedError        store.readers       --   a query's client hung up, so the query was interrupted
-      StoreUnavailableError store.condition     503  the store stores no reports now: full, damaged, gone, ...
-      StoreError            store.opening       --   the data directory cannot be used: the command exits with 2
-      DamagedError          store.opening       --   the database is damaged: becomes a StoreError, or starts a recovery
-      SchemaError           store.schema        --   the database is not a store of this version: becomes a StoreError
-      EventLogError         ingest.event_log    --   the event log cannot be written: the command exits with 2
-      StartError            http.serving.server         --   the exporter cannot listen: the command exits with 2
+      OversizeError         wire.size            413  a body has too many JSON values, or too long numbers, to be parsed
+      CursorError           wire.cursor          422  a cursor is damaged or belongs to another list
+      BucketsError          store.steps.grid     422  a range has too many buckets of the width asked for
+      FieldError            wire.errors          --   a field is wrong beside what is stored: the base of the next two
+      ImplausibleError      ledger.bounds        422  a seq or a count jumps further than the time in between allows
+      ConflictError         ingest.group_commit  409  other content under this incarnation and seq, or another attempt
+      BusyError             ingest.group_commit  429  too many reports wait, too many new runs, or too many gaps in seqs
+      UnknownError          ingest.operations    404  there is no such run or incident
+      ClosedError           store.connections    503  the exporter is shutting down
+      AbandonedError        store.connections    --   a query's client hung up, so the query was interrupted
+      StoreUnavailableError store.condition      503  the store stores no reports now: full, damaged, gone, ...
+      StoreError            store.opening        --   the data directory cannot be used: the command exits with 2
+      DamagedError          store.opening        --   the database is damaged: becomes a StoreError, or is recovered
+      SchemaError           store.schema         --   the database is not a store of this version: becomes a StoreError
+      EventLogError         ingest.event_log     --   the event log cannot be written: the command exits with 2
+      StartError            http.serving.server  --   the exporter cannot listen: the command exits with 2
+      UnreachableError      cli.exporter         --   no exporter answers `status` or `watch`: the command exits with 2
 
 A report that breaks the wire's rules raises pydantic's ValidationError; `error_details` turns it into a 422.
 """
@@ -33,7 +34,7 @@ _FEW: Final = 8
 
 
 class ExporterError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """The base of every error that this package raises on purpose and lets out of a module."""
 
 
 class FieldError(ExporterError):

@@ -30,4 +30,4 @@ def check_size(body: bytes) -> None:
     if found > MOST_STRUCTURE:
         raise OversizeError(f"{found} of the characters {{ [ , :")
     if any(body[start : start + _DIGITS].isdigit() for start in range(0, len(body), _DIGITS)):
-        raise OversizeError(f"a number of more than {_DIGITS} digits")
+        raise OversizeError(f"a number of at least {_DIGITS} digits")

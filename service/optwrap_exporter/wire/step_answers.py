@@ -1,10 +1,12 @@
 """What GET /v1/runs/{run}/steps answers."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, Literal
 
 from optwrap_exporter.wire.requests import ReplicaRecord, StepColumns
 from optwrap_exporter.wire.times import Answer
-from optwrap_exporter.wire.vocabulary import OUTCOMES, OptionalNorms, Outcome
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, OUTCOMES, OptionalNorms, Outcome
 
 
 class BadSteps(Answer):
@@ -21,6 +23,13 @@ class BadSteps(Answer):
 
 StepKind = Literal[Outcome, "accumulated_not_finite"]
 STEP_KINDS: Final[tuple[StepKind, ...]] = (*OUTCOMES, "accumulated_not_finite")
+"""Every kind of step. An outcome has the same index as in OUTCOMES."""
+NOT_FINITE_KINDS: Final[Mapping[Outcome, StepKind]] = MappingProxyType(
+    {"applied": "accepted_not_finite", "accumulated": "accumulated_not_finite"}
+)
+"""The kind of a step with non-finite gradients, by a good outcome. Of other outcomes it is the outcome."""
+IS_BAD: Final = tuple(kind not in GOOD_OUTCOMES for kind in STEP_KINDS)
+"""For each of STEP_KINDS, whether its steps are bad: skipped, or with non-finite gradients."""
 
 
 class StepBuckets(Answer):

@@ -7,7 +7,7 @@ import anyio
 from fastapi import Request, Response
 
 from optwrap_exporter.http.errors import refused
-from optwrap_exporter.store.readers import IN_VAIN, AbandonedError
+from optwrap_exporter.store.connections import IN_VAIN, AbandonedError
 
 AT_ONCE: Final = 2
 """Queries that run at once. Each may keep a CPU core busy, which reports and scrapes need, too."""

@@ -10,8 +10,9 @@ from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, refused
 from optwrap_exporter.http.query.parameters import RunName
 from optwrap_exporter.http.query.responses import answer, unknown_run
 from optwrap_exporter.http.query.routing import StrictRoute
-from optwrap_exporter.ingest.ingest import ClosedError, Ingest
+from optwrap_exporter.ingest.ingest import Ingest
 from optwrap_exporter.ingest.operations import UnknownError
+from optwrap_exporter.store.connections import ClosedError
 from optwrap_exporter.wire.errors import ErrorBody
 from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.vocabulary import LARGEST

@@ -15,10 +15,11 @@ from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, broken, refusal, s
 from optwrap_exporter.http.serving.admission import PATH, Admission
 from optwrap_exporter.http.serving.connection_timeout import Connection
 from optwrap_exporter.ingest.group_commit import BusyError, ConflictError
-from optwrap_exporter.ingest.ingest import ClosedError, Ingest
+from optwrap_exporter.ingest.ingest import Ingest
 from optwrap_exporter.ledger.bounds import ImplausibleError
 from optwrap_exporter.metrics.own import Statistics
 from optwrap_exporter.store.condition import StoreUnavailableError
+from optwrap_exporter.store.connections import ClosedError
 from optwrap_exporter.wire.answers import Acknowledgement
 from optwrap_exporter.wire.consistency import parse_report
 from optwrap_exporter.wire.duplicate_keys import first_duplicate_key

@@ -83,7 +83,7 @@ def apply_report(
     known = before.incarnations.get(report.incarnation) if before is not None else None
     incarnation, followed = merged
     gained: Counts | None = None
-    taken = lost.places(before.lost if before is not None else NOTHING_LOST, known, incarnation)
+    taken = lost.count_taken(before.lost if before is not None else NOTHING_LOST, known, incarnation)
     if followed is not None and (
         before is None or _becomes_current(before, incarnation, known, report, now=now, listening=listening)
     ):
@@ -238,20 +238,21 @@ def _newest(scalars: Mapping[str, Seen]) -> Mapping[str, Seen]:
 
 
 def _with_lost(before: ProcessState | None, after: ProcessState, gained: Counts | None, report: Report) -> ProcessState:
-    """The process with the steps that the report says are lost. `after` has its conditions, and `lost.places`."""
+    """The process with the steps that the report says are lost. `after` has its conditions, and the steps taken."""
     old = before.lost if before is not None else NOTHING_LOST
     new = after.lost
     if gained is not None:
-        new = lost.waiting(
+        new = lost.count_starved(
             new,
             gained,
             entered=before is None or before.current != after.current,
             without_gradient_step=after.steps_without_gradient_step,
             starved=after.conditions.starved is not None,
         )
-    if lost.costs(old, new):
+    if lost.more_lost(old, new):
         known = before.incarnations.get(report.incarnation) if before is not None else None
-        new = lost.priced(old, new, _seconds_per_step(after, known, after.incarnations[report.incarnation], report))
+        seconds_per_step = _seconds_per_step(after, known, after.incarnations[report.incarnation], report)
+        new = lost.with_seconds(old, new, seconds_per_step)
     return after if new is after.lost else evolved(after, lost=new)
 
 

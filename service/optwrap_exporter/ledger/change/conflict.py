@@ -57,7 +57,7 @@ def _in_other_processes(
 ) -> Iterator[IncarnationState]:
     """Current incarnations of other processes that are known to belong to another launch."""
     if incarnation.own_attempt or not any(
-        attempt != incarnation.attempt and now < at + process.stale_after for attempt, at in run.heard.items()
+        attempt != incarnation.attempt and now < at + process.stale_after for attempt, at in run.last_reports.items()
     ):
         return
     for beside in run.processes.values():

@@ -46,6 +46,13 @@ class Vote(NamedTuple):
         return not differ or not math.isfinite(self.norm) or not math.isfinite(other.norm)
 
 
+class _Party(NamedTuple):
+    """Processes that agree about a step."""
+
+    vote: Vote
+    members: set[int]
+
+
 class _Entry(NamedTuple):
     """A step, by the process that reported it first."""
 
@@ -158,7 +165,7 @@ class StepOutcomes:
             if (entry := known.get(step)) is None:
                 continue
             if entry[0] == outcome and (entry[1] == norm or abs(entry[1] - norm) <= NORM_TOLERANCE * norm):
-                continue  # the usual case, without the exact comparison
+                continue  # the usual case, without the exact comparison; by index, which is faster than by name
             if entry.process == process or (entry.process in odd and process not in odd):
                 continue
             if not entry.vote.agrees(vote := Vote(outcome, norm)):
@@ -178,28 +185,27 @@ class StepOutcomes:
             if step in differ:
                 votes[report.process] = differ[step]
             entry = group.steps[step]
-            parties: list[tuple[Vote, set[int]]] = [
-                (entry.vote, {p for p, (a, b) in spans.items() if a <= step <= b and p not in votes})
-            ]
+            parties = [_Party(entry.vote, {p for p, (a, b) in spans.items() if a <= step <= b and p not in votes})]
             for process, vote in votes.items():
-                party = next((members for of, members in parties if of.agrees(vote)), None)
+                party = next((one for one in parties if one.vote.agrees(vote)), None)
                 if party is None:
-                    parties.append((vote, {process}))
+                    parties.append(_Party(vote, {process}))
                 else:
-                    party.add(process)
-            cast = sum(len(members) for _, members in parties)
-            parties.sort(key=lambda party: (-len(party[1]), min(party[1], default=0)))
+                    party.members.add(process)
+            cast = sum(len(one.members) for one in parties)
+            parties.sort(key=lambda one: (-len(one.members), min(one.members, default=0)))
             if len(parties) == 1:
                 continue
-            majority = len(parties[0][1])
+            largest, *smaller = parties
+            majority = len(largest.members)
             if majority >= 2 and 2 * majority > expected:
-                odd, others = [p for _, members in parties[1:] for p in members], majority
+                odd, others = [p for one in smaller for p in one.members], majority
             elif cast >= expected:
-                odd, others = [p for _, members in parties for p in members], 0
+                odd, others = [p for one in parties for p in one.members], 0
             else:
                 continue
-            named = {p: vote for vote, members in parties for p in sorted(members)[: 1 if others else None]}
-            named |= {p: vote for vote, members in parties[1:] for p in sorted(members)}
+            named = {p: one.vote for one in parties for p in sorted(one.members)[: 1 if others else None]}
+            named |= {p: one.vote for one in smaller for p in sorted(one.members)}
             steps = tuple(s for s in sorted({*group.disputed, *differ}) if s >= step)
             return Divergence(step, steps, tuple(sorted(odd)), dict(list(named.items())[:16]), others)
         return None
@@ -266,4 +272,7 @@ class StepOutcomes:
 
 
 def _joined(one: tuple[int, int] | None, other: tuple[int, int]) -> tuple[int, int]:
-    return other if one is None else (min(one[0], other[0]), max(one[1], other[1]))
+    if one is None:
+        return other
+    (first, last), (also_first, also_last) = one, other
+    return min(first, also_first), max(last, also_last)

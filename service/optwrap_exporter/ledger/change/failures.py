@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from optwrap_exporter.ledger.state.folding import Folded
+from optwrap_exporter.ledger.state.compaction import IncarnationSum
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
@@ -49,7 +49,7 @@ def before(run: RunState, members: Iterable[ProcessState]) -> Failures | None:
     process = min(members, key=lambda one: (-one.incarnation.first_report, one.process))
     ends = {part.attempt: part for part in process.parts}
     ends.pop(process.incarnation.attempt)
-    found: list[Folded | IncarnationState] = []
+    found: list[IncarnationSum | IncarnationState] = []
     began, started = process.incarnation.began_at, process.incarnation.first_report
     for part in reversed(ends.values()):
         further = part.began_at is not None and began is not None and began > part.began_at
@@ -71,5 +71,5 @@ def before(run: RunState, members: Iterable[ProcessState]) -> Failures | None:
     return Failures(len(found), lost, end or None, reason, last.last_report, acknowledged)
 
 
-def _end(part: Folded | IncarnationState) -> int:
-    return part.last_step if isinstance(part, Folded) else part.totals.steps
+def _end(part: IncarnationSum | IncarnationState) -> int:
+    return part.last_step if isinstance(part, IncarnationSum) else part.totals.steps

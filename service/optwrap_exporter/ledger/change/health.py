@@ -12,10 +12,10 @@ from typing import Final, NamedTuple, cast
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change import failures
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents.record import LATCHED, IncidentRecord
 from optwrap_exporter.ledger.state.conditions import Conditions, Conflict, Party
 from optwrap_exporter.ledger.state.counters import Counts
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import LATCHED, IncidentRecord
 from optwrap_exporter.ledger.state.process import LEAST_STALLED_AFTER, ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.vocabulary import HEALTHS, INCIDENT_OF, Health, Scope
@@ -144,7 +144,7 @@ def _conflict(
         return None
     if other is None:
         return known
-    if known is not None and now < known.last + after.stale_after:
+    if known is not None and known.holds(now, after.stale_after):
         return known._replace(last=now)
     older, newer = sorted((one, other), key=lambda state: state.first_report)
     return Conflict(now, now, *(Party(state.incarnation, state.attempt, state.host) for state in (older, newer)))
@@ -164,10 +164,10 @@ def stalled_since(process: ProcessState, now: float, listening: float) -> float 
     conditions = process.conditions
     if conditions.stalled is not None or conditions.ended is not None:
         return conditions.stalled
-    heard = max(process.moved, listening)
-    if now < heard + LEAST_STALLED_AFTER:  # avoids the median in the usual case
+    since = max(process.moved, listening)
+    if now < since + LEAST_STALLED_AFTER:  # avoids the median in the usual case
         return None
-    return process.moved if now >= heard + process.stalled_after else None
+    return process.moved if now >= since + process.stalled_after else None
 
 
 def changes(process: ProcessState, now: float, listening: float) -> bool:
@@ -184,7 +184,7 @@ def of_process(run: RunState, process: ProcessState, now: float, listening: floa
     if (found := next(_holding(run, process, now, listening), None)) is not None:
         return found
     conditions = process.conditions
-    conflict = conditions.conflict.last + process.stale_after if conditions.conflict is not None else 0.0
+    conflict = conditions.conflict.ends(process.stale_after) if conditions.conflict is not None else 0.0
     unlatched = _unlatched(run, process.process)
     return HealthSince("ok", max(conditions.cleared, conflict, unlatched, process.incarnation.first_report))
 
@@ -196,7 +196,7 @@ def _unhealthy(run: RunState, process: ProcessState, now: float, listening: floa
 def _holding(run: RunState, process: ProcessState, now: float, listening: float) -> Iterator[HealthSince]:
     """Every health but ok that holds, worst first; one that has finished is nothing else but for incidents."""
     conditions = process.conditions
-    if conditions.conflict is not None and now < conditions.conflict.last + process.stale_after:
+    if conditions.conflict is not None and conditions.conflict.holds(now, process.stale_after):
         if acknowledged(run, "conflict", process.process):  # it hides nothing that nobody knows of
             yield from _latched(run, process.process)
         yield HealthSince("conflict", conditions.conflict.since)

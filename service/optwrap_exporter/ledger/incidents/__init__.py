@@ -1,1 +1,1 @@
-"""Incidents: the troubles of a run, each folded from all the reports about it."""
+"""Incidents: the troubles of a run, each from all the reports about it."""

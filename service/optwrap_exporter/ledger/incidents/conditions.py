@@ -1,11 +1,11 @@
-"""Folds the conditions of processes into incidents: of each kind and attempt one, with all processes that have it."""
+"""Makes incidents of the conditions of processes: of each kind and attempt one, with all processes that have it."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.incidents.fold import Fold
-from optwrap_exporter.ledger.incidents.record import NEAR, IncidentRecord, in_order
+from optwrap_exporter.ledger.incidents.changes import Changes
+from optwrap_exporter.ledger.state.incident import NEAR, IncidentRecord, in_order
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.wire.vocabulary import IncidentKind, to_json_number
 
@@ -20,7 +20,7 @@ class _Holds(NamedTuple):
 
 def _conflict(process: ProcessState, now: float) -> _Holds | None:
     conflict = process.conditions.conflict
-    if conflict is None or now >= conflict.last + process.stale_after:
+    if conflict is None or not conflict.holds(now, process.stale_after):
         return None
     hosts = [conflict.older.host, conflict.newer.host]
     return _Holds(conflict.since, {"figures": {"hosts": hosts}})
@@ -97,31 +97,31 @@ def any_holds(process: ProcessState) -> bool:
     )
 
 
-def fold_conditions(fold: Fold, process: ProcessState) -> None:
-    """Fold the conditions of one process as they are now."""
+def follow_conditions(changes: Changes, process: ProcessState) -> None:
+    """Apply the conditions of one process as they are now."""
     for kind, of in _CONDITIONS.items():
-        holds = of(process, fold.now)
-        mine = [one for one in fold.live([kind]) if ranges.contains(one.active, process.process)]
+        holds = of(process, changes.now)
+        mine = [one for one in changes.live([kind]) if ranges.contains(one.active, process.process)]
         if holds is None:
             for one in mine:
-                _leave(fold, one, {process.process})
+                _leave(changes, one, {process.process})
         elif not mine or (kind in _ENDS and mine[0].attempt != process.incarnation.attempt):
             for one in mine:
-                _leave(fold, one, {process.process})
-            _enter(fold, kind, process, holds)
+                _leave(changes, one, {process.process})
+            _enter(changes, kind, process, holds)
         elif kind == "starved" and (holds.fields["last_step"] or 0) > (mine[0].last_step or 0):
-            fold.put(mine[0], updated=fold.now, **holds.fields)
+            changes.put(mine[0], updated=changes.now, **holds.fields)
 
 
-def _enter(fold: Fold, kind: IncidentKind, process: ProcessState, holds: _Holds) -> None:
+def _enter(changes: Changes, kind: IncidentKind, process: ProcessState, holds: _Holds) -> None:
     attempt = process.incarnation.attempt
     # A conflict is between attempts, and not all processes need have the same one of them as the current one.
-    same = (one for one in fold.live([kind]) if kind == "conflict" or one.attempt == attempt)
+    same = (one for one in changes.live([kind]) if kind == "conflict" or one.attempt == attempt)
     one = next((one for one in same if one.state == "open"), None)
     if kind in _ENDS:
-        holds = holds._replace(fields=holds.fields | {"figures": {"launch": fold.launches()}})
-    if one is None and kind == "failed" and (again := _failed_like_this(fold, process, holds)) is not None:
-        one = fold.put(
+        holds = holds._replace(fields=holds.fields | {"figures": {"launch": changes.launches()}})
+    if one is None and kind == "failed" and (again := _failed_like_this(changes, process, holds)) is not None:
+        one = changes.put(
             again,
             state="open",
             lasts=True,
@@ -135,32 +135,32 @@ def _enter(fold: Fold, kind: IncidentKind, process: ProcessState, holds: _Holds)
     if one is None:
         generation = process.incarnation.generation
         fields = {"host": process.source.host or None} | holds.fields
-        one = fold.open(kind, attempt, generation, holds.since, **fields)
+        one = changes.open(kind, attempt, generation, holds.since, **fields)
     if kind == "starved":
-        one = _absorb_bad_steps(fold, one)
-    fold.join(
+        one = _absorb_bad_steps(changes, one)
+    changes.join(
         one,
         process.process,
         active=ranges.add(one.active, process.process),
         reason=one.reason or holds.fields.get("reason"),
         last_clean_step=one.last_clean_step if one.last_clean_step is not None else holds.fields.get("last_clean_step"),
-        updated=fold.now,
+        updated=changes.now,
     )
 
 
-def _absorb_bad_steps(fold: Fold, starved: IncidentRecord) -> IncidentRecord:
+def _absorb_bad_steps(changes: Changes, starved: IncidentRecord) -> IncidentRecord:
     """End the open incidents of the bad steps because of which no step became a gradient step."""
-    for one in list(fold.live(["skipped"])):
+    for one in list(changes.live(["skipped"])):
         same = (one.attempt, one.generation) == (starved.attempt, starved.generation)
         if same and (one.last_step or 0) >= (starved.first_step or 0):
-            fold.end(one)
-            starved = fold.put(starved, outcomes=in_order({*starved.outcomes, *one.outcomes}))
+            changes.end(one)
+            starved = changes.put(starved, outcomes=in_order({*starved.outcomes, *one.outcomes}))
     return starved
 
 
-def _failed_like_this(fold: Fold, process: ProcessState, holds: _Holds) -> IncidentRecord | None:
+def _failed_like_this(changes: Changes, process: ProcessState, holds: _Holds) -> IncidentRecord | None:
     """The failure of the launch before, if nobody has acknowledged it, and it was the same one at about this step."""
-    last = next((one for one in fold.all() if one.kind == "failed"), None)
+    last = next((one for one in changes.all() if one.kind == "failed"), None)
     if last is None or last.state == "acknowledged" or last.reason is None or last.reason != holds.fields["reason"]:
         return None
     launches = dict.fromkeys(part.attempt for part in process.parts)
@@ -170,27 +170,27 @@ def _failed_like_this(fold: Fold, process: ProcessState, holds: _Holds) -> Incid
     return last if near and last.attempt in {process.incarnation.attempt, before} else None
 
 
-def _leave(fold: Fold, one: IncidentRecord, processes: Iterable[int]) -> None:
+def _leave(changes: Changes, one: IncidentRecord, processes: Iterable[int]) -> None:
     active = one.active
     for process in processes:
         active = ranges.without(active, process)
     if active:
-        fold.put(one, active=active)
+        changes.put(one, active=active)
     else:
-        fold.end(one)
+        changes.end(one)
 
 
-def end_conditions(fold: Fold, members: Iterable[ProcessState]) -> None:
+def end_conditions(changes: Changes, members: Iterable[ProcessState]) -> None:
     """End what time has ended: conflicts, and the conditions of processes that the run no longer shows.
 
     Args:
-      fold: the incidents.
+      changes: the incidents.
       members: the processes that determine the health of the run.
     """
     shown = {process.process: process for process in members}
-    for one in list(fold.live(OF_CONDITIONS)):
+    for one in list(changes.live(OF_CONDITIONS)):
         of = _CONDITIONS[one.kind]
         numbers = [number for first, last in one.active for number in range(first, last + 1)]
-        gone = {n for n in numbers if n not in shown or of(shown[n], fold.now) is None}
+        gone = {n for n in numbers if n not in shown or of(shown[n], changes.now) is None}
         if gone:
-            _leave(fold, one, gone)
+            _leave(changes, one, gone)

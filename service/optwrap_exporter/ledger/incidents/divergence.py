@@ -1,10 +1,10 @@
-"""Folds divergence into incidents: one of each attempt, with all processes that disagree with the others."""
+"""Makes incidents of divergence: one of each attempt, with all processes that disagree with the others."""
 
 from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change.divergence import Divergence
-from optwrap_exporter.ledger.incidents.fold import Fold
+from optwrap_exporter.ledger.incidents.changes import Changes
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.requests import Report
@@ -14,38 +14,38 @@ START_SECONDS: Final = 30.0
 """Seconds in which the processes of a job send their first reports."""
 
 
-def fold_divergence(fold: Fold, run: RunState, incarnation: IncarnationState, found: Divergence) -> None:
-    """Fold a divergence.
+def add_divergence(changes: Changes, run: RunState, incarnation: IncarnationState, found: Divergence) -> None:
+    """Add a divergence.
 
     Args:
-      fold: the incidents.
+      changes: the incidents.
       run: the run, with the report that shows it.
       incarnation: the report's incarnation.
       found: the divergence.
     """
-    known = [one for one in fold.live(["diverged"]) if one.attempt == incarnation.attempt]
+    known = [one for one in changes.live(["diverged"]) if one.attempt == incarnation.attempt]
     acknowledged = [one for one in known if one.state == "acknowledged"]
     odd = [p for p in found.odd if not any(ranges.contains(one.processes, p) for one in acknowledged)]
     if not odd:
         return
     one = next((one for one in known if one.state == "open"), None)
     if one is None:
-        one = fold.open(
+        one = changes.open(
             "diverged",
             incarnation.attempt,
             incarnation.generation,
-            fold.now,
+            changes.now,
             last_clean_step=found.step - 1,
             **_named(run, found, odd[0]),
         )
     steps = ranges.of(found.steps)
     more = one.with_steps(steps, ()).compact()
     clean = found.step - 1 if one.last_clean_step is None else min(one.last_clean_step, found.step - 1)
-    fold.keep(more)
-    fold.put(
+    changes.keep(more)
+    changes.put(
         more,
         processes=ranges.union([*one.processes, *ranges.of(odd)]),
-        updated=fold.now if more.bad != one.bad else one.updated,
+        updated=changes.now if more.bad != one.bad else one.updated,
         last_clean_step=clean,
         figures={**one.figures, "others": max(one.figures["others"], found.others)},
     )

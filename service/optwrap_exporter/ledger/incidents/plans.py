@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 from optwrap_exporter.ledger.change import events
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents import report as folding
-from optwrap_exporter.ledger.incidents.fold import KEPT, Folded
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.incidents import report as incidents
+from optwrap_exporter.ledger.incidents.changes import KEPT, Changed
 from optwrap_exporter.ledger.plan import Plan
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.run import RunState
 
 
-def _with(run: RunState, folded: Folded) -> RunState:
-    return evolved(run, incidents=folded.live, past_incidents=folded.over)
+def _with(run: RunState, changed: Changed) -> RunState:
+    return evolved(run, incidents=changed.live, past_incidents=changed.over)
 
 
 def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
@@ -27,7 +27,7 @@ def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
     report = plan.report
     assert report is not None
     divergence = plan.compared.divergence if plan.compared is not None else None
-    folded = folding.of_report(
+    changed = incidents.of_report(
         plan.run,
         plan.process,
         report,
@@ -37,15 +37,15 @@ def of_report(plan: Plan, *, in_order: bool, now: float, next_id: int) -> Plan:
         now=now,
         next_id=next_id,
     )
-    if folded is None or not folded.changed:
+    if changed is None or not changed.to_store:
         return plan
-    new = [one for one in folded.changed if one.id >= next_id and one.kind == "diverged"]
+    new = [one for one in changed.to_store if one.id >= next_id and one.kind == "diverged"]
     more = tuple(events.diverged(one, report, now) for one in new)
-    return evolved(plan, run=_with(plan.run, folded), incidents=folded.changed, events=(*plan.events, *more))
+    return evolved(plan, run=_with(plan.run, changed), incidents=changed.to_store, events=(*plan.events, *more))
 
 
 def of_time(run: RunState, plans: Sequence[Plan], now: float, age: float, next_id: int) -> list[Plan]:
-    """The plans of one run that time alone has changed, with its incidents.
+    """Add what time alone changes in the incidents of a run to its plans.
 
     Args:
       run: the run before.
@@ -55,15 +55,15 @@ def of_time(run: RunState, plans: Sequence[Plan], now: float, age: float, next_i
       next_id: the id of the next new incident.
     """
     after = plans[-1].run if plans else run
-    if not plans and not folding.changes(after, now):
+    if not plans and not incidents.time_may_change(after, now):
         return []
-    folded = folding.of_time(after, now, next_id)
-    if not folded.changed:
+    changed = incidents.of_time(after, now, next_id)
+    if not changed.to_store:
         return list(plans)
-    after = _with(after, folded)
+    after = _with(after, changed)
     if plans:
-        return [*plans[:-1], evolved(plans[-1], run=after, incidents=folded.changed)]
-    return [evolved(of_run(after, age), incidents=folded.changed)]
+        return [*plans[:-1], evolved(plans[-1], run=after, incidents=changed.to_store)]
+    return [evolved(of_run(after, age), incidents=changed.to_store)]
 
 
 def of_run(run: RunState, age: float) -> Plan:
@@ -73,8 +73,8 @@ def of_run(run: RunState, age: float) -> Plan:
 
 def acknowledge(run: RunState, incident: IncidentRecord, now: float, age: float) -> Plan:
     """The plan in which somebody acknowledges an incident of the run."""
-    after = folding.acknowledged(incident, now)
+    after = incidents.acknowledged(incident, now)
     known = [after if one.id == after.id else one for one in (*run.past_incidents, *run.incidents)]
     known.sort(key=lambda one: one.id)
-    folded = Folded(tuple(one for one in known if one.live), tuple(one for one in known if not one.live)[-KEPT:])
-    return evolved(of_run(_with(run, folded), age), incidents=(after,))
+    changed = Changed(tuple(one for one in known if one.live), tuple(one for one in known if not one.live)[-KEPT:])
+    return evolved(of_run(_with(run, changed), age), incidents=(after,))

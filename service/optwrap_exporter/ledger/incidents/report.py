@@ -7,15 +7,15 @@ from optwrap_exporter.ledger.change import health
 from optwrap_exporter.ledger.change.divergence import Divergence
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import conditions, steps
-from optwrap_exporter.ledger.incidents.divergence import fold_divergence
-from optwrap_exporter.ledger.incidents.fold import Fold, Folded
-from optwrap_exporter.ledger.incidents.record import LATCHED, OF_BAD_STEPS, IncidentRecord
+from optwrap_exporter.ledger.incidents.changes import Changed, Changes
+from optwrap_exporter.ledger.incidents.divergence import add_divergence
 from optwrap_exporter.ledger.incidents.steps import QUIET_SECONDS
-from optwrap_exporter.ledger.shown import attempts
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import LATCHED, OF_BAD_STEPS, IncidentRecord
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.requests import Report
+from optwrap_exporter.wire.vocabulary import all_good
 
 RECENT_SECONDS: Final = 60.0
 """Seconds after the last report of a run in which time may end conditions that only other processes bear on."""
@@ -31,8 +31,8 @@ def of_report(
     divergence: Divergence | None,
     now: float,
     next_id: int,
-) -> Folded | None:
-    """Fold a report.
+) -> Changed | None:
+    """Apply a report to the incidents.
 
     Args:
       run: the run after the report, with the incidents before it.
@@ -51,75 +51,75 @@ def of_report(
     start = known.totals if known is not None else incarnation.baseline
     applied_before = start.outcomes.accepted_not_finite
     rise = incarnation.totals.outcomes.accepted_not_finite - applied_before
-    bad = steps.any_bad(report)
+    bad = not all_good(report.steps.outcome, report.steps.finite)
     if not (bad or rise or run.incidents or divergence is not None or conditions.any_holds(process)):
         return None
-    fold = Fold(run.incidents, run.past_incidents, now, next_id, lambda: attempts.total(run))
+    changes = Changes(run.incidents, run.past_incidents, now, next_id, lambda: run.attempts_total)
     current = process.current == report.incarnation
     if current and incarnation.has_counters and (known is None or not known.has_counters):
-        _end_by_start(fold, incarnation)
+        _end_by_start(changes, incarnation)
     if bad:
         newer = process.incarnation if process.incarnation.order > incarnation.order else None
         resumed = newer if newer is not None and newer.has_counters else None
-        steps.fold_steps(fold, report, incarnation, applied_before=applied_before, resumed=resumed)
+        steps.add_bad_steps(changes, report, incarnation, applied_before=applied_before, resumed=resumed)
     if rise and in_order and current:
         recorded = zip(report.steps.step, report.steps.outcome, strict=True)
         if rise > sum(step > start.steps and outcome == "accepted_not_finite" for step, outcome in recorded):
-            steps.fold_unrecorded(fold, report, incarnation, steps_before=start.steps, applied_before=applied_before)
+            steps.add_unrecorded(changes, report, incarnation, steps_before=start.steps, applied_before=applied_before)
     if in_order:
-        steps.end_after_good_steps(fold, incarnation)
-        _take_clean_step(fold, process, incarnation)
+        steps.end_after_good_steps(changes, incarnation)
+        _take_clean_step(changes, process, incarnation)
     if conditions.any_holds(process) or any(one.kind in conditions.OF_CONDITIONS for one in run.incidents):
-        conditions.fold_conditions(fold, process)
+        conditions.follow_conditions(changes, process)
     if divergence is not None:
-        fold_divergence(fold, run, incarnation, divergence)
-    return fold.result()
+        add_divergence(changes, run, incarnation, divergence)
+    return changes.result()
 
 
-def _end_by_start(fold: Fold, started: IncarnationState) -> None:
+def _end_by_start(changes: Changes, started: IncarnationState) -> None:
     """A process takes steps again after a start or a rollback.
 
     Bad steps and divergence are over if it began at a step before them. Skipped steps are over in any case.
     """
-    for one in list(fold.live(OF_BAD_STEPS | LATCHED)):
+    for one in list(changes.live(OF_BAD_STEPS | LATCHED)):
         if (one.attempt, one.generation) == (started.attempt, started.generation) or started.first_report < one.opened:
             continue
         clean = one.last_clean_step
         back = clean is not None and started.start_step <= clean
         if back:
-            fold.end(one, rolled_back=True)
+            changes.end(one, rolled_back=True)
         elif one.kind == "skipped" or one.state == "acknowledged":
-            fold.end(one)
+            changes.end(one)
 
 
-def _take_clean_step(fold: Fold, process: ProcessState, incarnation: IncarnationState) -> None:
+def _take_clean_step(changes: Changes, process: ProcessState, incarnation: IncarnationState) -> None:
     """A run that stopped names the step to roll back to. It may be earlier than what the records say."""
     clean = incarnation.last_clean_step
     if clean is None:
         return
-    for one in list(fold.live(["gave_up"])):
+    for one in list(changes.live(["gave_up"])):
         if ranges.contains(one.processes, process.process) and one.attempt == incarnation.attempt:
-            fold.put(one, last_clean_step=clean if one.last_clean_step is None else min(clean, one.last_clean_step))
+            changes.put(one, last_clean_step=clean if one.last_clean_step is None else min(clean, one.last_clean_step))
 
 
-def of_time(run: RunState, now: float, next_id: int) -> Folded:
-    """Fold what time has brought: processes that went silent, conditions that ended, steps without trouble."""
-    fold = Fold(run.incidents, run.past_incidents, now, next_id)
+def of_time(run: RunState, now: float, next_id: int) -> Changed:
+    """Apply what time has brought: processes that went silent, conditions that ended, steps without trouble."""
+    changes = Changes(run.incidents, run.past_incidents, now, next_id)
     members = health.relevant(run, now)
     for process in members:
         if conditions.any_holds(process):
-            conditions.fold_conditions(fold, process)
-    conditions.end_conditions(fold, members)
+            conditions.follow_conditions(changes, process)
+    conditions.end_conditions(changes, members)
     streaks = frozenset(
         process.process
         for process in members
         if process.gauges.not_finite_streak and process.conditions.ended is None and process.conditions.stale is None
     )
-    steps.end_after_quiet(fold, streaks)
-    return fold.result()
+    steps.end_after_quiet(changes, streaks)
+    return changes.result()
 
 
-def changes(run: RunState, now: float) -> bool:
+def time_may_change(run: RunState, now: float) -> bool:
     """Whether time alone may have changed the incidents of a run. Cheap, for every run and second."""
     if any(one.lasts and one.kind in OF_BAD_STEPS and now > one.updated + QUIET_SECONDS for one in run.incidents):
         return True

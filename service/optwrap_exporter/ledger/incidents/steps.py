@@ -1,4 +1,4 @@
-"""Folds bad steps into incidents: `skipped`, and `gave_up` once the optimizer took a non-finite value.
+"""Makes incidents of bad steps: `skipped`, and `gave_up` once the optimizer took a non-finite value.
 
 Bad steps within NEAR steps of an incident's belong to it. Step numbers are kept as sets, so neither the split into
 reports, nor repetition, nor the number of processes that report a step changes the result.
@@ -10,29 +10,28 @@ from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents.fold import Fold
-from optwrap_exporter.ledger.incidents.record import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
+from optwrap_exporter.ledger.incidents.changes import Changes
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
 from optwrap_exporter.wire.requests import ReplicaRecord, Report
-from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, Outcome
+from optwrap_exporter.wire.vocabulary import Outcome, is_good
 
 QUIET_SECONDS: Final = 60.0
 """Seconds after the last bad step after which an incident is over, unless the streak is still open."""
 
 
-def any_bad(report: Report) -> bool:
-    """Whether a report has bad steps: skipped, or with non-finite gradients."""
-    columns = report.steps
-    return not (GOOD_OUTCOMES.issuperset(columns.outcome) and all(columns.finite))
-
-
-def fold_steps(
-    fold: Fold, report: Report, incarnation: IncarnationState, *, applied_before: int, resumed: IncarnationState | None
+def add_bad_steps(
+    changes: Changes,
+    report: Report,
+    incarnation: IncarnationState,
+    *,
+    applied_before: int,
+    resumed: IncarnationState | None,
 ) -> None:
-    """Fold the bad steps of a report.
+    """Add the bad steps of a report.
 
     Args:
-      fold: the incidents.
+      changes: the incidents.
       report: the report.
       incarnation: its incarnation, with the report merged.
       applied_before: steps with non-finite values that the optimizer had taken before the report.
@@ -41,38 +40,31 @@ def fold_steps(
     details = _Details(report)
     group: _Group | None = None
     others: list[IncidentRecord] = []
-    starved = _starved_since(fold, incarnation)
+    starved = _starved_since(changes, incarnation)
     for step, outcome in _bad_steps(report):
         applied = outcome == "accepted_not_finite"
         if step >= starved and not applied:  # the incident of a starved process is about these steps too
             continue
         if group is None or not group.takes(step, applied) or any(one.near(step) for one in others):
             if group is not None:
-                _add(fold, group, report, details, resumed=resumed)
-            found = _find(fold, incarnation, step, applied=applied) or fold.open(
-                "gave_up" if applied else "skipped",
-                incarnation.attempt,
-                incarnation.generation,
-                fold.now,
-                opened_by=report.process,
-                applied_before=applied_before,
-                first_step=step,
-                last_step=step,
+                _add(changes, group, report, details, resumed=resumed)
+            found = _find(changes, incarnation, step, applied=applied) or _open(
+                changes, report, incarnation, step, step, applied=applied, applied_before=applied_before
             )
             group = _Group(found)
-            others = [one for one in fold.all() if one.id != found.id and one.kind in OF_BAD_STEPS]
+            others = [one for one in changes.all() if one.id != found.id and one.kind in OF_BAD_STEPS]
         group.steps.append(step)
         group.outcomes.add(outcome)
         if applied:
             group.applied.append(step)
     if group is not None:
-        _add(fold, group, report, details, resumed=resumed)
+        _add(changes, group, report, details, resumed=resumed)
 
 
-def _starved_since(fold: Fold, incarnation: IncarnationState) -> float:
+def _starved_since(changes: Changes, incarnation: IncarnationState) -> float:
     """The first step of the live incident of a launch that is starved."""
     key = (incarnation.attempt, incarnation.generation)
-    steps = (one.first_step for one in fold.live(["starved"]) if (one.attempt, one.generation) == key)
+    steps = (one.first_step for one in changes.live(["starved"]) if (one.attempt, one.generation) == key)
     return min((step for step in steps if step is not None), default=math.inf)
 
 
@@ -95,11 +87,11 @@ class _Group:
 def _bad_steps(report: Report) -> Iterator[tuple[int, Outcome]]:
     columns = report.steps
     for step, outcome, finite in zip(columns.step, columns.outcome, columns.finite, strict=True):
-        if outcome not in GOOD_OUTCOMES or not finite:
+        if not is_good(outcome, finite):
             yield step, outcome
 
 
-def _find(fold: Fold, incarnation: IncarnationState, step: int, *, applied: bool) -> IncidentRecord | None:
+def _find(changes: Changes, incarnation: IncarnationState, step: int, *, applied: bool) -> IncidentRecord | None:
     """The incident that a bad step belongs to; None if it begins one."""
 
     def fits(one: IncidentRecord) -> bool:
@@ -111,36 +103,67 @@ def _find(fold: Fold, incarnation: IncarnationState, step: int, *, applied: bool
             return one.lasts or one.state == "closed" or one.spans(step)
         return one.kind == "gave_up" and one.live and step >= (one.first_step or 0)
 
-    found = [one for one in fold.all() if fits(one)]
+    found = [one for one in changes.all() if fits(one)]
     return max(found, key=lambda one: (one.spans(step), one.live, one.id), default=None)
 
 
-def _add(fold: Fold, group: _Group, report: Report, details: "_Details", *, resumed: IncarnationState | None) -> None:
+def _open(
+    changes: Changes,
+    report: Report,
+    incarnation: IncarnationState,
+    first: int,
+    last: int,
+    *,
+    applied: bool,
+    applied_before: int,
+) -> IncidentRecord:
+    """A new incident of bad steps."""
+    return changes.open(
+        "gave_up" if applied else "skipped",
+        incarnation.attempt,
+        incarnation.generation,
+        changes.now,
+        opened_by=report.process,
+        applied_before=applied_before,
+        first_step=first,
+        last_step=last,
+    )
+
+
+def _gave_up(one: IncidentRecord, now: float) -> dict[str, Any]:
+    """The fields that change when the optimizer takes a non-finite value. An acknowledged incident keeps its kind."""
+    kind = one.kind if one.state == "acknowledged" else "gave_up"
+    return {"kind": kind, "gave_up": now if one.gave_up is None else one.gave_up}
+
+
+def _add(
+    changes: Changes, group: _Group, report: Report, details: "_Details", *, resumed: IncarnationState | None
+) -> None:
     """Add bad steps to an incident."""
     one = group.incident
     more = one.with_steps(ranges.of(group.steps), ranges.of(group.applied))
     new = more.bad != one.bad or more.applied != one.applied
-    kind = "gave_up" if group.applied and one.state != "acknowledged" else one.kind
+    gave_up = _gave_up(one, changes.now) if group.applied else {}
+    kind = gave_up.get("kind", one.kind)
     reopened = one.state == "closed" and not one.rolled_back and (kind != one.kind or more.last_step != one.last_step)
     more = evolved(
         more,
-        kind=kind,
         state="open" if reopened else one.state,
         closed=None if reopened else one.closed,
         lasts=one.lasts or reopened,
-        updated=fold.now if new else one.updated,
-        gave_up=fold.now if group.applied and one.gave_up is None else one.gave_up,
+        updated=changes.now if new else one.updated,
         processes=ranges.add(one.processes, report.process),
         outcomes=one.outcomes if group.outcomes.issubset(one.outcomes) else in_order({*one.outcomes, *group.outcomes}),
         last_clean_step=_last_clean(more, report.gauges.every_k or 1),
+        **gave_up,
         **details.earlier(one, group.steps),
     ).compact()
-    fold.keep(more)
+    changes.keep(more)
     if resumed is not None and more.live:
         clean = more.last_clean_step
         back = clean is not None and resumed.start_step <= clean
         if back or more.kind == "skipped":
-            fold.end(more, at=resumed.first_report, rolled_back=back)
+            changes.end(more, at=resumed.first_report, rolled_back=back)
 
 
 def _last_clean(one: IncidentRecord, window: int) -> int | None:
@@ -156,79 +179,68 @@ def _last_clean(one: IncidentRecord, window: int) -> int | None:
     return clean if one.last_clean_step is None else min(clean, one.last_clean_step)
 
 
-def fold_unrecorded(
-    fold: Fold, report: Report, incarnation: IncarnationState, *, steps_before: int, applied_before: int
+def add_unrecorded(
+    changes: Changes, report: Report, incarnation: IncarnationState, *, steps_before: int, applied_before: int
 ) -> None:
-    """Fold steps with non-finite values that the totals count, but that have no record.
+    """Add steps with non-finite values that the totals count, but that have no record.
 
     Args:
-      fold: the incidents.
+      changes: the incidents.
       report: the report, in order and of the current incarnation.
       incarnation: its incarnation, with the report merged.
       steps_before: the steps in the totals before the report.
       applied_before: those with non-finite values that the optimizer took.
     """
     first, last = steps_before + 1, incarnation.totals.steps
-    found = _find(fold, incarnation, last, applied=True) or _find(fold, incarnation, first, applied=True)
+    found = _find(changes, incarnation, last, applied=True) or _find(changes, incarnation, first, applied=True)
     if found is None:
-        found = fold.open(
-            "gave_up",
-            incarnation.attempt,
-            incarnation.generation,
-            fold.now,
-            opened_by=report.process,
-            applied_before=applied_before,
-            first_step=first,
-            last_step=last,
-            last_clean_step=first - 1,
-        )
+        found = _open(changes, report, incarnation, first, last, applied=True, applied_before=applied_before)
     if found.opened_by != report.process:
-        fold.join(found, report.process)
+        changes.join(found, report.process)
         return
     counted = max(found.counted, incarnation.totals.outcomes.accepted_not_finite - found.applied_before)
     acknowledged = found.state == "acknowledged"
     clean = found.last_clean_step if found.last_clean_step is not None else first - 1
-    fold.join(
+    changes.join(
         found,
         report.process,
-        kind=found.kind if acknowledged else "gave_up",
         state=found.state if acknowledged else "open",
         lasts=True,
         closed=None if not acknowledged else found.closed,
         counted=counted,
-        gave_up=fold.now if found.gave_up is None else found.gave_up,
         last_step=max(found.last_step or last, last),
         last_clean_step=clean if acknowledged else min(clean, first - 1),
-        updated=fold.now,
+        updated=changes.now,
+        **_gave_up(found, changes.now),
     )
 
 
-def end_after_good_steps(fold: Fold, incarnation: IncarnationState) -> None:
+def end_after_good_steps(changes: Changes, incarnation: IncarnationState) -> None:
     """After NEAR good steps a `skipped` incident is over. A `gave_up` one only lasts no longer."""
-    for one in list(fold.live(OF_BAD_STEPS)):
+    for one in list(changes.live(OF_BAD_STEPS)):
         same = (one.attempt, one.generation) == (incarnation.attempt, incarnation.generation)
         if same and one.lasts and incarnation.totals.steps >= (one.last_step or 0) + NEAR:
-            _over(fold, one)
+            _over(changes, one)
 
 
-def end_after_quiet(fold: Fold, streaks: frozenset[int]) -> None:
+def end_after_quiet(changes: Changes, streaks: frozenset[int]) -> None:
     """End what has had no bad step for QUIET_SECONDS.
 
     Args:
-      fold: the incidents.
+      changes: the incidents.
       streaks: the processes whose last step was non-finite.
     """
-    for one in list(fold.live(OF_BAD_STEPS)):
-        quiet = one.lasts and fold.now > one.updated + QUIET_SECONDS
+    for one in list(changes.live(OF_BAD_STEPS)):
+        quiet = one.lasts and changes.now > one.updated + QUIET_SECONDS
         if quiet and not any(ranges.contains(one.processes, process) for process in streaks):
-            _over(fold, one)
+            _over(changes, one)
 
 
-def _over(fold: Fold, one: IncidentRecord) -> None:
+def _over(changes: Changes, one: IncidentRecord) -> None:
     if one.kind == "gave_up" and one.state == "open":
-        fold.put(one, lasts=False)
+        changes.put(one, lasts=False)
     else:
-        fold.end(one)
+        changes.end(one)
 
 
 class _Details:

@@ -6,9 +6,9 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.wire.incident import Incident, IncidentReplica
-from optwrap_exporter.wire.vocabulary import NOT_FINITE_NUMBERS, IncidentKind, Outcome
+from optwrap_exporter.wire.vocabulary import GOOD_OUTCOMES, NOT_FINITE_NUMBERS, IncidentKind, Outcome
 from optwrap_exporter.wire.words import OUTCOMES
 
 MOST_PROCESSES: Final = 64
@@ -111,7 +111,7 @@ def _bad_steps(one: IncidentRecord) -> str:
 def _what(one: IncidentRecord) -> str:
     """What was wrong with its steps."""
     outcomes = set(one.outcomes)
-    if not outcomes - _NOT_FINITE - {"applied", "accumulated"}:
+    if not outcomes - _NOT_FINITE - GOOD_OUTCOMES:
         return "non-finite"
     if outcomes == {"skipped_large"}:
         return "skipped, norm too large"
@@ -143,10 +143,10 @@ def _diverged(one: IncidentRecord) -> str:
 
 def _starved(one: IncidentRecord) -> str:
     norm, limit = one.figures.get("norm"), one.figures.get("limit")
-    said = f"{number(one.steps)} steps since step {number(one.first_step or 0)} without a gradient step"
+    text = f"{number(one.steps)} steps since step {number(one.first_step or 0)} without a gradient step"
     if norm is not None:
-        said += f", norm {_norm(norm)} at step {number(one.figures['step'])}"
-    return said if limit is None else f"{said}, limit {_norm(limit)}"
+        text += f", norm {_norm(norm)} at step {number(one.figures['step'])}"
+    return text if limit is None else f"{text}, limit {_norm(limit)}"
 
 
 def _conflict(one: IncidentRecord) -> str:
@@ -158,11 +158,11 @@ def _ended(one: IncidentRecord) -> str:
     launch = one.figures.get("launch")
     where = _at(one) + (f" of attempt {number(launch)}" if launch else "")
     if one.times > 1:
-        said = f"failed {number(one.times)} times in a row, last {where}"
+        text = f"failed {number(one.times)} times in a row, last {where}"
     else:
-        said = f"{one.kind if one.reason else f'{_who(one)} {one.kind}'} {where}"
-    said += f": {one.reason}" if one.reason else ""
-    return said + ("" if one.last_clean_step is None else f"; last clean step {number(one.last_clean_step)}")
+        text = f"{one.kind if one.reason else f'{_who(one)} {one.kind}'} {where}"
+    text += f": {one.reason}" if one.reason else ""
+    return text + ("" if one.last_clean_step is None else f"; last clean step {number(one.last_clean_step)}")
 
 
 def _stale(one: IncidentRecord) -> str:

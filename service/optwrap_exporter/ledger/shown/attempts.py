@@ -1,4 +1,4 @@
-"""The launches of a run: their rows, and their number. Pure.
+"""The rows of the launches of a run. Pure.
 
 Processes whose launch is unknown have an attempt each. The first ones of all of them count as one launch, and so on;
 once the processes have left them, their rows are apart.
@@ -48,15 +48,3 @@ def _own_numbers(process: ProcessState) -> Mapping[str, int]:
     """By attempt of a process whose launch is unknown, which one of those it is."""
     own = list(dict.fromkeys(part.attempt for part in process.parts if part.own_attempt))
     return {attempt: process.own_attempts - len(own) + number for number, attempt in enumerate(own, 1)}
-
-
-def total(run: RunState) -> int:
-    """The number of launches so far.
-
-    Of the processes whose launch is unknown the one with the most attempts counts.
-    """
-    known = set(run.past.open)
-    for process in run.processes.values():
-        known |= {part.attempt for part in process.parts if not part.own_attempt}
-    own = max((process.own_attempts for process in run.processes.values()), default=0)
-    return len(known) + run.past.attempts - run.past.own + own

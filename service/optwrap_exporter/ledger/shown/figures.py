@@ -6,9 +6,8 @@ from typing import Final
 
 from optwrap_exporter.ledger.change import health
 from optwrap_exporter.ledger.change.apply_report import PEAK_SECONDS
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
-from optwrap_exporter.ledger.shown import attempts
 from optwrap_exporter.ledger.state.counters import Counts, Replica
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.lost import Lost
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
@@ -88,7 +87,7 @@ class RunView:
     attempts: int
     """Number of launches so far."""
     missing: int | None
-    """Number of processes of the job that have not been heard; None if the exporter does not expect all of them."""
+    """Number of processes of the job that have not reported; None if the exporter does not expect all of them."""
     incidents: tuple[IncidentRecord, ...]
     """The live ones, by id."""
     acknowledged: bool
@@ -122,7 +121,7 @@ def run_view(run: RunState, now: float, listening: float, scope: Scope) -> RunVi
         totals=run.total,
         parameters=_labelled(run, run.total),
         dropped=dropped(run.processes.values()),
-        attempts=attempts.total(run),
+        attempts=run.attempts_total,
         missing=max(0, expected - len(members)) if scope == "job" else None,
         incidents=run.incidents,
         acknowledged=acknowledged,

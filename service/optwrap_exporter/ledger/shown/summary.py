@@ -13,7 +13,6 @@ from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change import failures
 from optwrap_exporter.ledger.change.health import HealthSince, Judged, cause
 from optwrap_exporter.ledger.incidents import summary as incidents
-from optwrap_exporter.ledger.shown import attempts
 from optwrap_exporter.ledger.state.conditions import Seen
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
@@ -59,9 +58,9 @@ def of_run(
     if current.health == "stale" and len(found) < len(members):
         silent = f"{len(found):,} of {len(members):,} processes silent for {duration(now - shown.health.since)}"
         return f"{silent}: {who}, {_after(shown.process)}; {_LOOK}"
-    said = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
+    text = _SENTENCES[current.health](shown.process, who, f" for {duration(now - shown.health.since)}")
     again = max((one.times for one in run.incidents if one.kind == current.health), default=1)
-    return said if again == 1 else f"{said}; {again:,} attempts in a row failed like this"
+    return text if again == 1 else f"{text}; {again:,} attempts in a row failed like this"
 
 
 def runbook(of: Health, members: Iterable[Judged]) -> str | None:
@@ -121,7 +120,7 @@ def _well(run: RunState, health: Health, members: Iterable[Judged], leading: Pro
         return f"finished at step {step:,}"
     failed = failures.before(run, [one.process for one in members])
     before = "" if failed is None or (failed.lost and failed.launches < failures.LOOP) else _failed_before(failed)
-    launch = f" of attempt {attempts.total(run):,}" if before else ""
+    launch = f" of attempt {run.attempts_total:,}" if before else ""
     if not leading.incarnation.share.steps:
         return f"started, no step yet{f' after step {step:,}' if step else ''}{before}"
     taken, skipped = (sum(column) for column in zip(*leading.recent, strict=True)) if leading.recent else (0, 0)
@@ -139,15 +138,15 @@ def _failed_before(failed: failures.Failures) -> str:
 
 def _missing(present: Iterable[int], expected: int) -> str:
     """Which processes have not reported: their numbers too, if they are in a few ranges."""
-    heard = ranges.union((index, index) for index in present)
+    reporting = ranges.union((index, index) for index in present)
     gaps = [
         (last + 1, first - 1)
-        for (_, last), (first, _) in zip([(0, -1), *heard], [*heard, (expected, expected)], strict=True)
+        for (_, last), (first, _) in zip([(0, -1), *reporting], [*reporting, (expected, expected)], strict=True)
         if last + 1 < first
     ]
     names = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in gaps[:_GAPS_NAMED])
     more = ", ..." if len(gaps) > _GAPS_NAMED else ""
-    count = expected - ranges.count(heard, 0, expected)
+    count = expected - ranges.count(reporting, 0, expected)
     have = "has" if count == 1 else "have"
     return f"{count:,} of {expected:,} processes {have} not reported ({names}{more}): see whether they were started"
 
@@ -199,7 +198,7 @@ def _stalled(process: ProcessState, who: str, silence: str) -> str:
 def _starved(process: ProcessState, who: str, silence: str) -> str:
     del silence
     steps, at = process.steps_without_gradient_step, process.gradient_step_at or 0
-    all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part[0] for part in process.recent))
+    all_skipped = _skipped_at_the_end(process) >= min(steps, sum(part.steps for part in process.recent))
     what = "were skipped" if all_skipped else "brought no gradient step"
     norm, limit = norm_of(process), process.gauges.gradient_norm_limit
     about = f", norm {number(norm.value)} at step {norm.step:,}" if norm is not None else ""

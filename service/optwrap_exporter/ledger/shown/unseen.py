@@ -20,7 +20,7 @@ class _Span(NamedTuple):
     before: int
     last: int
     not_finite_before: int | None
-    """None if it is not kept, as in a folded incarnation."""
+    """None if it is not kept, as in a compacted incarnation."""
     not_finite_after: int | None
 
 
@@ -33,8 +33,8 @@ def unseen(run: RunState, leading: ProcessState) -> Unseen:
         for state in process.incarnations.values():
             start, end = state.baseline, state.totals
             spans.append(_Span(start.steps, end.steps, start.not_finite_steps, end.not_finite_steps))
-        for folded in process.folded.values():
-            spans += [_Span(first - 1, last, None, None) for first, last in folded.covered]
+        for total in process.sums.values():
+            spans += [_Span(first - 1, last, None, None) for first, last in total.covered]
     reached, not_finite = 0, 0
     at_reached: int | None = 0
     steps = 0

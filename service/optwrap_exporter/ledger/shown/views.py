@@ -8,7 +8,6 @@ from pydantic import BaseModel
 
 from optwrap_exporter.ledger.change import health
 from optwrap_exporter.ledger.change.health import HealthSince, Judged
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
 from optwrap_exporter.ledger.incidents.summary import answer
 from optwrap_exporter.ledger.shown import attempts, unseen
 from optwrap_exporter.ledger.shown import summary as sentences
@@ -16,6 +15,7 @@ from optwrap_exporter.ledger.shown.figures import dropped
 from optwrap_exporter.ledger.state.conditions import Seen
 from optwrap_exporter.ledger.state.counters import Replica
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.parts import ParameterRecords, StepSpan, joined_spans, larger_records, summed_records
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.ledger.state.run import RunState
@@ -102,11 +102,11 @@ def _common(run: RunState, members: Sequence[Judged], now: float, listening: flo
         "last_step": of.totals.steps or None,
         "last_step_time": of.rose.arrived if of.share.steps else None,
         "skipped_recently": SkippedRecently(
-            steps=sum(part[0] for part in leading.recent), skipped=sum(part[1] for part in leading.recent)
+            steps=sum(part.steps for part in leading.recent), skipped=sum(part.skipped for part in leading.recent)
         ),
         "lost_steps": {reason: max(one[reason] for one in lost_steps) for reason in LOST_REASONS},
         "lost_seconds": {reason: max(one[reason] for one in lost_seconds) for reason in LOST_REASONS},
-        "attempts_total": attempts.total(run),
+        "attempts_total": run.attempts_total,
         "incidents_open": run.incidents_open,
         "acknowledged": health.acknowledged(run, current.health),
         "archived": run.archived,

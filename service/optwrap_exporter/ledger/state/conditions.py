@@ -21,6 +21,14 @@ class Conflict(NamedTuple):
     older: Party
     newer: Party
 
+    def ends(self, stale_after: float) -> float:
+        """When it is over, unless it is seen again. `stale_after` is that of the process."""
+        return self.last + stale_after
+
+    def holds(self, now: float, stale_after: float) -> bool:
+        """Whether it is not over yet."""
+        return now < self.ends(stale_after)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conditions:

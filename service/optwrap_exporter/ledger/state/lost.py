@@ -38,7 +38,7 @@ class Lost(NamedTuple):
     starved_seconds: float = 0.0
     taken: Ranges = ()
     """The places of all steps that were taken and not skipped."""
-    waiting: int = 0
+    accumulated: int = 0
     """Accumulated steps since the last gradient step that are not counted as starved yet."""
 
     @property
@@ -61,8 +61,8 @@ class Lost(NamedTuple):
 NOTHING_LOST: Final = Lost()
 
 
-def places(lost: Lost, known: IncarnationState | None, after: IncarnationState) -> Lost:
-    """Count what a report of an incarnation brings, skipped and redone, without the seconds.
+def count_taken(lost: Lost, known: IncarnationState | None, after: IncarnationState) -> Lost:
+    """Count the skipped and redone steps that a report of an incarnation brings, without the seconds.
 
     Args:
       lost: the losses before the report.
@@ -70,26 +70,26 @@ def places(lost: Lost, known: IncarnationState | None, after: IncarnationState) 
       after: the incarnation after it.
     """
     new, base = after.totals, after.baseline
-    last, pieces = new.kept, []
+    end, pieces = new.kept, []
     if known is None:
         skipped = new.skipped - base.skipped
-        pieces.append((base.kept + 1, last))
+        pieces.append((base.kept + 1, end))
     else:
         old = known.totals
         skipped = new.skipped - old.skipped
-        pieces.append((old.kept + 1, last))
+        pieces.append((old.kept + 1, end))
         if known.baseline is not base:  # it counts from an earlier step now
             skipped += known.baseline.skipped - base.skipped
             pieces.append((base.kept + 1, known.baseline.kept))
     taken, redone = lost.taken, 0
-    for piece in pieces:
-        if piece[0] > piece[1]:
+    for first, last in pieces:
+        if first > last:
             continue
-        if taken and taken[-1][1] + 1 == piece[0]:  # the usual case
-            taken = (*taken[:-1], (taken[-1][0], piece[1]))
+        if taken and taken[-1][1] + 1 == first:  # the usual case
+            taken = (*taken[:-1], (taken[-1][0], last))
             continue
-        redone += ranges.count(taken, *piece)
-        taken = ranges.union([*taken, piece])
+        redone += ranges.count(taken, first, last)
+        taken = ranges.union([*taken, (first, last)])
         if len(taken) > ranges.MOST:
             taken = ranges.joined(taken)
     if taken is lost.taken and not skipped:
@@ -97,8 +97,8 @@ def places(lost: Lost, known: IncarnationState | None, after: IncarnationState) 
     return lost._replace(skipped=lost.skipped + skipped, redone=lost.redone + redone, taken=taken)
 
 
-def waiting(lost: Lost, gained: Counts, *, entered: bool, without_gradient_step: int, starved: bool) -> Lost:
-    """Count the accumulated steps that a report of the current incarnation brings, without the seconds.
+def count_starved(lost: Lost, gained: Counts, *, entered: bool, without_gradient_step: int, starved: bool) -> Lost:
+    """Count the starved steps that a report of the current incarnation brings, without the seconds.
 
     Args:
       lost: the losses before the report.
@@ -111,13 +111,13 @@ def waiting(lost: Lost, gained: Counts, *, entered: bool, without_gradient_step:
     if gained.gradient_steps:
         accumulated = min(accumulated, without_gradient_step)
     elif not entered:
-        accumulated += lost.waiting
+        accumulated += lost.accumulated
     if starved and accumulated:
-        return lost._replace(starved=lost.starved + accumulated, waiting=0)
-    return lost if accumulated == lost.waiting else lost._replace(waiting=accumulated)
+        return lost._replace(starved=lost.starved + accumulated, accumulated=0)
+    return lost if accumulated == lost.accumulated else lost._replace(accumulated=accumulated)
 
 
-def priced(before: Lost, after: Lost, seconds_per_step: float) -> Lost:
+def with_seconds(before: Lost, after: Lost, seconds_per_step: float) -> Lost:
     """`after` with the seconds of the steps lost since `before`."""
     return after._replace(
         skipped_seconds=before.skipped_seconds + (after.skipped - before.skipped) * seconds_per_step,
@@ -126,6 +126,7 @@ def priced(before: Lost, after: Lost, seconds_per_step: float) -> Lost:
     )
 
 
-def costs(before: Lost, after: Lost) -> bool:
+def more_lost(before: Lost, after: Lost) -> bool:
     """Whether more steps are lost than before."""
-    return before[:3] != after[:3]
+    was, now = (before.skipped, before.redone, before.starved), (after.skipped, after.redone, after.starved)
+    return was != now

@@ -1,6 +1,6 @@
 """How fast a process takes steps, and how many of its last steps were skipped. Pure."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from optwrap_exporter.ledger.state.conditions import TimedStep
 from optwrap_exporter.ledger.state.counters import Counts
@@ -13,8 +13,16 @@ RECENT_STEPS: Final = 1000
 _PART: Final = 100
 """Reports are joined to parts of at least so many steps, so that a process keeps only a few."""
 
-Recent = tuple[tuple[int, int], ...]
-"""The last steps in parts, the newest last: the number of steps, and how many of them were skipped."""
+
+class Part(NamedTuple):
+    """Some of the last steps: how many there are, and how many of them were skipped."""
+
+    steps: int
+    skipped: int
+
+
+Recent = tuple[Part, ...]
+"""The last steps in parts, the newest last."""
 
 
 def pace(
@@ -37,11 +45,11 @@ def recent(before: Recent, gained: Counts) -> Recent:
     if not steps:
         return before
     skipped = gained.skipped
-    if before and before[-1][0] < _PART:
-        return (*before[:-1], (before[-1][0] + steps, before[-1][1] + skipped))
-    after = (*before, (steps, skipped))
-    surplus = sum(part[0] for part in after) - RECENT_STEPS
-    while surplus >= after[0][0]:
-        surplus -= after[0][0]
+    if before and (last := before[-1]).steps < _PART:
+        return (*before[:-1], Part(last.steps + steps, last.skipped + skipped))
+    after = (*before, Part(steps, skipped))
+    surplus = sum(part.steps for part in after) - RECENT_STEPS
+    while surplus >= after[0].steps:
+        surplus -= after[0].steps
         after = after[1:]
     return after

@@ -1,6 +1,6 @@
 """What a run keeps of the attempts that its processes have left: a sum for each, then one for all of them. Pure.
 
-A process leaves an attempt when it keeps none of its incarnations one by one any more (`ledger.folding`). Its part then
+A process leaves an attempt when it keeps none of its incarnations one by one any more (`compaction`). Its part then
 joins the sum of the attempt, which has the largest process field by field. The last OPEN attempts stay open; older ones
 that no process is in are closed: their sums become one. So what a run keeps does not grow with the number of launches.
 
@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.ranges import Ranges
+from optwrap_exporter.ledger.state.compaction import IncarnationSum
 from optwrap_exporter.ledger.state.counters import NOTHING, Counts, Replica
-from optwrap_exporter.ledger.state.folding import Folded
 from optwrap_exporter.ledger.state.parts import (
     ParameterRecords,
     StepSpan,
@@ -73,7 +73,7 @@ class AttemptSum:
     replica_spans: Mapping[Replica, StepSpan] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, one: Folded) -> "AttemptSum":
+    def of(cls, one: IncarnationSum) -> "AttemptSum":
         """The part of one process."""
         state = one.state if one.ended else "lost"
         launch = Launch(one.attempt, one.first_report, one.last_report, state, one.reason, one.began_at)
@@ -148,7 +148,7 @@ class Past:
         """The sums of the open attempts, and that of the closed ones."""
         return (*self.closed, *self.open.values())
 
-    def joined(self, left: Folded) -> "Past":
+    def joined(self, left: IncarnationSum) -> "Past":
         """With an attempt that a process has left."""
         here, known = AttemptSum.of(left), self.open.get(left.attempt)
         if known is not None:

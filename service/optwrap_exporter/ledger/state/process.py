@@ -12,7 +12,18 @@ from statistics import median
 from typing import Any, Final
 
 from optwrap_exporter.ledger.evolve import evolved, plain
-from optwrap_exporter.ledger.state import folding
+from optwrap_exporter.ledger.state import compaction
+from optwrap_exporter.ledger.state.compaction import (
+    EMPTY_SUM,
+    KEPT,
+    LATE_SECONDS,
+    NOTHING_COMPACTED,
+    RECENT,
+    REMEMBERED,
+    Compacted,
+    Compaction,
+    IncarnationSum,
+)
 from optwrap_exporter.ledger.state.conditions import (
     NO_CONDITIONS,
     Conditions,
@@ -23,20 +34,9 @@ from optwrap_exporter.ledger.state.conditions import (
     TimedStep,
 )
 from optwrap_exporter.ledger.state.counters import NOTHING, Counts, sum_of
-from optwrap_exporter.ledger.state.folding import (
-    KEPT,
-    LATE_SECONDS,
-    NO_FOLDS,
-    NONE_FOLDED,
-    RECENT,
-    REMEMBERED,
-    Folded,
-    Folding,
-    Folds,
-)
 from optwrap_exporter.ledger.state.incarnation import IncarnationState, Position
 from optwrap_exporter.ledger.state.lost import NOTHING_LOST, Lost
-from optwrap_exporter.ledger.state.pace import Recent
+from optwrap_exporter.ledger.state.pace import Part, Recent
 from optwrap_exporter.ledger.state.parts import ParameterRecords, fields_of, summed_records
 from optwrap_exporter.wire.requests import Gauges, Report, Source
 from optwrap_exporter.wire.vocabulary import own_attempt
@@ -57,7 +57,7 @@ class ProcessState:
 
     process: int
     incarnations: Mapping[str, IncarnationState]
-    """Those that may still report (see `folding`). By id, in their order."""
+    """Those that may still report (see `compaction`). By id, in their order."""
     current: str
     """The id of the current incarnation. The process shows its gauges and its health."""
     interval: float
@@ -93,11 +93,11 @@ class ProcessState:
     gradient_step_at: int | None = None
     """The state's step number at its last gradient step, or where the current incarnation began."""
     conditions: Conditions = NO_CONDITIONS
-    folded: Mapping[str, Folded] = dataclasses.field(default_factory=dict)
+    sums: Mapping[str, IncarnationSum] = dataclasses.field(default_factory=dict)
     """The sum of the incarnations that are no longer kept one by one, by attempt that has others that are."""
-    folded_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """By id of a folded incarnation, its attempt. The last REMEMBERED ones, in the order in which they were folded."""
-    earlier: Folded = NONE_FOLDED
+    compacted_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By id of a compacted incarnation, its attempt. The last REMEMBERED ones, the newest last."""
+    earlier: IncarnationSum = EMPTY_SUM
     """The sum over the attempts that the process has left. What only the run shows of them is in `RunState.past`."""
 
     @cached_property
@@ -146,7 +146,7 @@ class ProcessState:
     @cached_property
     def shares(self) -> Mapping[str, Counts]:
         """By attempt that the process has not left, the sum over its incarnations."""
-        found = {attempt: folded.share for attempt, folded in self.folded.items()}
+        found = {attempt: one.share for attempt, one in self.sums.items()}
         for state in self.incarnations.values():
             found[state.attempt] = found.get(state.attempt, NOTHING).plus(state.share)
         return found
@@ -165,19 +165,19 @@ class ProcessState:
         return found
 
     @property
-    def parts(self) -> Iterator[Folded | IncarnationState]:
-        """What its attempts are the sum of, but for those it has left: folded ones first, then the others in order."""
-        yield from self.folded.values()
+    def parts(self) -> Iterator[IncarnationSum | IncarnationState]:
+        """What its attempts are the sum of, but for those it has left: sums first, then incarnations in order."""
+        yield from self.sums.values()
         yield from self.incarnations.values()
 
     def times_taken_before(self, incarnation: IncarnationState, step: int) -> int:
         """How often earlier incarnations of the same attempt took the step. It is another step after a rollback.
 
-        Folded ones count as if they had taken every step up to their last one.
+        Compacted ones count as if they had taken every step up to their last one.
         """
-        folded = self.folded.get(incarnation.attempt)
-        early = folded.with_counters if folded is not None and step <= folded.last_step else 0
-        return early + sum(
+        early = self.sums.get(incarnation.attempt)
+        taken = early.with_counters if early is not None and step <= early.last_step else 0
+        return taken + sum(
             state.attempt == incarnation.attempt
             and state.order < incarnation.order
             and state.start_step < step <= state.totals.steps
@@ -191,35 +191,35 @@ class ProcessState:
         ]
         return earlier[-1] if earlier else None
 
-    def fold(self, new: str, now: float) -> tuple["ProcessState", Folds]:
-        """Fold incarnations that can hardly report any more, the one that has been silent for longest first.
+    def compact(self, new: str, now: float) -> tuple["ProcessState", Compaction]:
+        """Compact incarnations that can hardly report any more, the one that has been silent for longest first.
 
         Args:
           new: the id of an incarnation that is new, and is kept.
           now: the exporter's clock.
         """
-        kept, sums, foldings = dict(self.incarnations), dict(self.folded), []
+        kept, sums, compacted = dict(self.incarnations), dict(self.sums), []
         while (chosen := self._over(kept, new, now)) is not None:
             del kept[chosen.incarnation]
-            sums[chosen.attempt] = folding.add(sums.get(chosen.attempt), chosen)
-            foldings.append(Folding(chosen, sums[chosen.attempt]))
-        if not foldings:
-            return self, NO_FOLDS
+            sums[chosen.attempt] = compaction.add(sums.get(chosen.attempt), chosen)
+            compacted.append(Compacted(chosen, sums[chosen.attempt]))
+        if not compacted:
+            return self, NOTHING_COMPACTED
         staying = {state.attempt for state in kept.values()}
         left = tuple(one for attempt, one in sums.items() if attempt not in staying)
-        ids = {**self.folded_ids, **{one.incarnation.incarnation: one.incarnation.attempt for one in foldings}}
+        ids = {**self.compacted_ids, **{one.incarnation.incarnation: one.incarnation.attempt for one in compacted}}
         forgotten = tuple(ids)[:-REMEMBERED]
         after = dataclasses.replace(
             self,
             incarnations=kept,
-            folded={attempt: one for attempt, one in sums.items() if attempt in staying},
-            folded_ids={name: ids[name] for name in tuple(ids)[-REMEMBERED:]},
-            earlier=folding.summed(self.earlier, left),
+            sums={attempt: one for attempt, one in sums.items() if attempt in staying},
+            compacted_ids={name: ids[name] for name in tuple(ids)[-REMEMBERED:]},
+            earlier=compaction.summed(self.earlier, left),
         )
-        return after, Folds(tuple(foldings), left, forgotten)
+        return after, Compaction(tuple(compacted), left, forgotten)
 
     def _over(self, kept: Mapping[str, IncarnationState], new: str, now: float) -> IncarnationState | None:
-        """The incarnation to fold next; None if the others are kept."""
+        """The incarnation to compact next; None if the others are kept."""
         candidates = [state for state in kept.values() if state.incarnation not in {new, self.current}]
         chosen = min(candidates, key=lambda state: (state.last_report, state.order), default=None)
         if chosen is None or len(kept) > KEPT:
@@ -247,11 +247,11 @@ class ProcessState:
         process: int,
         written: Mapping[str, Any],
         incarnations: Iterable[IncarnationState],
-        sums: Iterable[Folded] = (),
-        folded_ids: Mapping[str, str] | None = None,
+        sums: Iterable[IncarnationSum] = (),
+        compacted_ids: Mapping[str, str] | None = None,
     ) -> "ProcessState":
-        """The state that `durable` wrote, with what was stored elsewhere: `sums` are `folded` and `earlier`."""
-        folded = {one.attempt: one for one in sums}
+        """Rebuild from what `durable` wrote, and from what is stored elsewhere. `sums` holds `earlier` too."""
+        by_attempt = {one.attempt: one for one in sums}
         conditions = dict(written["conditions"])
         if conditions["conflict"] is not None:
             since, last, older, newer = conditions["conflict"]
@@ -265,9 +265,9 @@ class ProcessState:
         return cls(
             process=process,
             incarnations=in_order(incarnations),
-            earlier=folded.pop(NONE_FOLDED.attempt, NONE_FOLDED),
-            folded=folded,
-            folded_ids=folded_ids or {},
+            earlier=by_attempt.pop(EMPTY_SUM.attempt, EMPTY_SUM),
+            sums=by_attempt,
+            compacted_ids=compacted_ids or {},
             **dict(written)
             | {
                 "source": Source.model_validate(written["source"]),
@@ -277,7 +277,7 @@ class ProcessState:
                 "scalars": {name: Seen(*found) for name, found in written["scalars"].items()},
                 "bad_scalars": {name: seen(found) for name, found in written["bad_scalars"].items()},
                 "durations": tuple(written["durations"]),
-                "recent": tuple((steps, skipped) for steps, skipped in written["recent"]),
+                "recent": tuple(Part(*part) for part in written["recent"]),
                 "lost": Lost.from_durable(written["lost"]),
                 "peaks": tuple(Peak(*peak) for peak in written["peaks"]),
                 "last_record": None if last_record is None else TimedStep(*last_record),
@@ -287,7 +287,7 @@ class ProcessState:
 
 
 _DURABLE: Final = fields_of(
-    ProcessState, "process", "incarnations", "folded", "folded_ids", "earlier", "source", "gauges"
+    ProcessState, "process", "incarnations", "sums", "compacted_ids", "earlier", "source", "gauges"
 )
 
 
@@ -302,10 +302,10 @@ def position_of(process: ProcessState | None, report: Report) -> Position:
     if process is None:
         return Position(0.0, 0, own)
     known = list(process.incarnations.values())
-    folded = process.folded.get(report.attempt)
+    total = process.sums.get(report.attempt)
     own |= any(state.attempt == report.attempt and state.own_attempt for state in process.parts)
     generation = sum(state.attempt == report.attempt and state.has_counters for state in known)
-    generation += folded.with_counters if folded is not None else 0
+    generation += total.with_counters if total is not None else 0
     at = max((i + 1 for i, state in enumerate(known) if state.first_sent_at <= report.sent_at), default=0)
     if at == len(known):
         return Position(known[-1].order + 1, generation, own)

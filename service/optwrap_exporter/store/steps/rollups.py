@@ -11,16 +11,21 @@ import sqlite3
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.store import bulk
 from optwrap_exporter.store.steps.step_columns import ROLLED_UP
-from optwrap_exporter.wire.step_answers import STEP_KINDS
+from optwrap_exporter.wire.step_answers import IS_BAD, NOT_FINITE_KINDS, STEP_KINDS
+from optwrap_exporter.wire.vocabulary import OUTCOMES
 
 SIZE: Final = 64
 """Step numbers in a block."""
 
-KIND: Final = "iif(finite OR outcome > 1, outcome, outcome + 5)"
+_NOT_FINITE: Final = tuple(STEP_KINDS.index(NOT_FINITE_KINDS.get(outcome, outcome)) for outcome in OUTCOMES)
+"""For each of OUTCOMES, the index in STEP_KINDS of a step with non-finite gradients."""
+_CASES: Final = " ".join(f"WHEN {outcome} THEN {kind}" for outcome, kind in enumerate(_NOT_FINITE))
+KIND: Final = f"iif(finite, outcome, CASE outcome {_CASES} END)"
 """A step's index in STEP_KINDS, from the columns of its row: `kinds_of` in SQL."""
 COLUMNS: Final = f"step, incarnation_id, {KIND}, norm, {ROLLED_UP}, time"
 """Selects the `Row` of a step."""
@@ -37,7 +42,7 @@ def kinds_of(outcomes: Sequence[int], finite: Sequence[bool]) -> Sequence[int]:
     """For each step, its index in STEP_KINDS. `outcomes` are indices in OUTCOMES."""
     if all(finite):
         return outcomes
-    return [outcome if known or outcome > 1 else outcome + 5 for outcome, known in zip(outcomes, finite, strict=True)]
+    return [outcome if known else _NOT_FINITE[outcome] for outcome, known in zip(outcomes, finite, strict=True)]
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,7 +50,7 @@ class Block:
     """The rollup of some step records."""
 
     counts: list[int] = dataclasses.field(default_factory=lambda: [0] * len(_KINDS))
-    """By STEP_KINDS: the first two are good."""
+    """By STEP_KINDS."""
     low: Extreme | None = None
     """The smallest norm of a good step, as ROLLED_UP; None if there is none."""
     high: Extreme | None = None
@@ -57,12 +62,12 @@ class Block:
     @property
     def good(self) -> int:
         """Good steps."""
-        return self.counts[0] + self.counts[1]
+        return sum(self.counts) - self.bad
 
     @property
     def bad(self) -> int:
         """All other steps."""
-        return sum(self.counts[2:])
+        return sum(compress(self.counts, IS_BAD))
 
     def add(self, row: Row) -> None:
         """Add one step record."""
@@ -72,7 +77,7 @@ class Block:
             self.norms.append(norm)
         self.first_time = min(self.first_time, time)
         self.last_time = max(self.last_time, time)
-        if kind < 2:
+        if not IS_BAD[kind]:
             here = (math.inf if kept is None else kept, step, incarnation)
             if self.low is None or here[0] < self.low[0]:
                 self.low = here
@@ -137,17 +142,18 @@ def _block(columns: Columns) -> Block:
         block = Block()
         block.add((steps[0], incarnations[0], kinds[0], norms[0], kept[0], times[0]))
         return block
-    counts = [0] * len(_KINDS)
+    counts, any_bad = [0] * len(_KINDS), False
     for kind in set(kinds):
         counts[kind] = kinds.count(kind)
+        any_bad |= IS_BAD[kind]
     block = Block(
         counts,
         norms=array("d", sorted([norm for norm in norms if norm is not None and norm < math.inf])),
         first_time=min(times),
         last_time=max(times),
     )
-    if block.good < len(steps):
-        good = [i for i, kind in enumerate(kinds) if kind < 2]
+    if any_bad:
+        good = [i for i, kind in enumerate(kinds) if not IS_BAD[kind]]
         if not good:
             return block
         steps, incarnations, kept = [steps[i] for i in good], [incarnations[i] for i in good], [kept[i] for i in good]
@@ -225,26 +231,28 @@ class Blocks:
 
     def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * (1 + len(_KINDS) + 9)
-        self.numbers: Sequence[int] = columns[0]
-        self.counts: Sequence[Sequence[int]] = columns[1 : 1 + len(_KINDS)]
-        low, *low_of, high, high_step, high_incarnation = columns[1 + len(_KINDS) : -3]
+        numbers, *counts, low, low_step, low_of, high, high_step, high_of, first_times, last_times, norms = columns
+        self.numbers: Sequence[int] = numbers
+        self.counts: Sequence[Sequence[int]] = counts
         self._low = [math.inf if norm is None else norm for norm in low]
         self._high = [-math.inf if norm is None else norm for norm in high]
-        self._low_of: Sequence[Sequence[int]] = low_of
-        self._high_of: Sequence[Sequence[int]] = (high_step, high_incarnation)
-        self.first_times: Sequence[float] = columns[-3]
-        self.last_times: Sequence[float] = columns[-2]
-        self._norms: Sequence[bytes | None] = columns[-1]
+        self._low_step: Sequence[int] = low_step
+        self._low_incarnation: Sequence[int] = low_of
+        self._high_step: Sequence[int] = high_step
+        self._high_incarnation: Sequence[int] = high_of
+        self.first_times: Sequence[float] = first_times
+        self.last_times: Sequence[float] = last_times
+        self._norms: Sequence[bytes | None] = norms
 
     @property
     def good(self) -> int:
         """Good steps."""
-        return sum(map(sum, self.counts[:2]))
+        return sum(map(sum, self.counts)) - self.bad
 
     @property
     def bad(self) -> int:
         """All other steps."""
-        return sum(map(sum, self.counts[2:]))
+        return sum(map(sum, compress(self.counts, IS_BAD)))
 
     def joined(self, start: int, end: int) -> Block:
         """The rollup of the blocks at the positions from `start` to `end`, without the last."""
@@ -257,10 +265,10 @@ class Blocks:
         )
         if block.good:
             # Where no step is good, the smallest norm is infinite, but there is no step.
-            low = min(range(start, end), key=lambda i: (self._low[i], self._low_of[0][i] is None))
+            low = min(range(start, end), key=lambda i: (self._low[i], self._low_step[i] is None))
             high = max(range(start, end), key=self._high.__getitem__)
-            block.low = (self._low[low], self._low_of[0][low], self._low_of[1][low])
-            block.high = (self._high[high], self._high_of[0][high], self._high_of[1][high])
+            block.low = (self._low[low], self._low_step[low], self._low_incarnation[low])
+            block.high = (self._high[high], self._high_step[high], self._high_incarnation[high])
         return block
 
 

@@ -40,9 +40,9 @@ class _Extremes:
         self.found: dict[tuple[int, str], tuple[_Extreme, _Extreme]] = {}
 
     def add(self, key: int, name: str, low: _Extreme, high: _Extreme) -> None:
-        before = self.found.get((key, name))
-        if before is not None:
-            low, high = min(before[0], low), max(before[1], high)
+        if (before := self.found.get((key, name))) is not None:
+            known_low, known_high = before
+            low, high = min(known_low, low), max(known_high, high)
         self.found[key, name] = (low, high)
 
 
@@ -74,7 +74,8 @@ def rewrite(db: sqlite3.Connection, span: Span) -> None:
     of = (span.run_id, span.process, first, last)
     if db.execute(f"DELETE FROM scalar_block WHERE {_BLOCKS}", of).rowcount:
         whole = span._replace(first=first * SIZE, last=(last + 1) * SIZE - 1)
-        bulk.write(db, UPSERT, rows_of(span.run_id, span.process, (row[:4] for row in _stored(db, whole))))
+        values = ((name, step, incarnation_id, value) for name, step, incarnation_id, value, _ in _stored(db, whole))
+        bulk.write(db, UPSERT, rows_of(span.run_id, span.process, values))
 
 
 def _stored(db: sqlite3.Connection, span: Span) -> Iterable[tuple[str, int, int, float, float]]:
@@ -100,24 +101,25 @@ def extremes(db: sqlite3.Connection, span: Span, blocks: Blocks, most: int, axis
     Returns:
       Step and incarnation id of each.
     """
-    of = (span.run_id, span.process, span.first // SIZE, span.last // SIZE)
+    first, last = span.first // SIZE, span.last // SIZE
+    of = (span.run_id, span.process, first, last)
     names = db.execute(f"SELECT count(DISTINCT name) FROM scalar_block WHERE {_BLOCKS}", of).fetchone()[0]
     buckets = names and most // 2 // names
     if not buckets:
         return set()
     cut = downsample.cut_of(span, blocks, buckets, axis)
-    partly = {number for number in (of[2], of[3]) if number * SIZE < span.first or (number + 1) * SIZE - 1 > span.last}
+    partly = {number for number in (first, last) if number * SIZE < span.first or (number + 1) * SIZE - 1 > span.last}
     placed = {n: bucket for n, bucket in downsample.place(span, blocks, cut).items() if n not in partly}
     found = _Extremes()
-    for number, name, *ends in db.execute(
+    for number, name, low, low_step, low_incarnation, high, high_step, high_incarnation in db.execute(
         "SELECT block, name, low, low_step, low_incarnation, high, high_step, high_incarnation "
         f"FROM scalar_block WHERE {_BLOCKS}",
         of,
     ):
         if number in placed:
-            found.add(placed[number], name, (ends[0], ends[1], ends[2]), (ends[3], ends[4], ends[5]))
+            found.add(placed[number], name, (low, low_step, low_incarnation), (high, high_step, high_incarnation))
     for part in downsample.parts(span, set(blocks.numbers) - placed.keys()):
         for name, step, incarnation_id, value, time in _stored(db, part):
             one = (value, step, incarnation_id)
             found.add(cut.at(step if axis == "step" else time), name, one, one)
-    return {extreme[1:] for ends in found.found.values() for extreme in ends}
+    return {(step, incarnation_id) for ends in found.found.values() for _, step, incarnation_id in ends}

@@ -86,7 +86,7 @@ class IncidentRecord:
     times: int = 1
     """How many launches in a row failed like this."""
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Numbers of the kind that only its sentence needs (`incident_summary`)."""
+    """Numbers of the kind that only its sentence needs (`incidents.summary`)."""
 
     @property
     def live(self) -> bool:

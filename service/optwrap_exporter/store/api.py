@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Collection
 
-from optwrap_exporter.store import event_list, incident_list, reader
+from optwrap_exporter.store import event_list, incident_list, queries
+from optwrap_exporter.store.connections import Connections
 from optwrap_exporter.store.event_list import EventFilter, Logged, Position
 from optwrap_exporter.store.incident_list import IncidentFilter
-from optwrap_exporter.store.reader import Changes
-from optwrap_exporter.store.readers import Readers
+from optwrap_exporter.store.queries import Changes
 from optwrap_exporter.store.steps import series
 from optwrap_exporter.store.steps.downsample import Axis
 from optwrap_exporter.store.steps.grid import Wanted
@@ -18,14 +18,14 @@ from optwrap_exporter.wire.step_answers import StepsAnswer
 from optwrap_exporter.wire.vocabulary import EventKind, IncidentKind, IncidentState, Outcome
 
 
-class Reads:
+class StoreApi:
     """What a store answers. Each answer is of one state of the database."""
 
-    _readers: Readers
+    _connections: Connections
 
     def revision(self) -> int:
         """The revision of the last committed change; 0 in an empty store."""
-        with self._readers.reading() as db:
+        with self._connections.reading() as db:
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
         return int(row[0]) if row else 0
 
@@ -48,13 +48,13 @@ class Reads:
         buckets of equal length along `axis`, and each bucket keeps the steps with the smallest and the largest norm. In
         a run with scalars up to half of the points are for the extremes of the scalars instead. If
         there are more than `most_bad` bad steps (skipped, or with non-finite gradients), each of at most
-        `reader.BUCKETS` buckets keeps the first and the last of each outcome, and the answer counts all of them. There
+        `queries.BUCKETS` buckets keeps the first and the last of each outcome, and the answer counts all of them. There
         are at most `most_replicas` replica records. After a rollback or a resume a step number can occur more than
         once. With `buckets` the answer also has all steps in at most that many buckets. An unknown run or process has
         no steps.
         """
-        with self._readers.reading() as db:
-            return reader.steps(
+        with self._connections.reading() as db:
+            return queries.steps(
                 db,
                 run,
                 process,
@@ -89,14 +89,14 @@ class Reads:
         Raises:
           CursorError: the cursor belongs to another list. Run, kind, outcome and process make a list.
         """
-        with self._readers.reading() as db:
-            key = None if run is None else reader.run_id(db, run)
+        with self._connections.reading() as db:
+            key = None if run is None else queries.run_id(db, run)
             chosen = EventFilter(tuple(kind), tuple(outcome), process, since, until)
             return event_list.events(db, key, run, chosen, limit=limit, cursor=cursor)
 
     def logged_events(self, after: Position, most: int) -> list[Logged]:
         """The first events that were committed after a position, in the order of commits, as `events` lists them."""
-        with self._readers.reading() as db:
+        with self._connections.reading() as db:
             return event_list.logged(db, after, most)
 
     def incidents(
@@ -119,7 +119,7 @@ class Reads:
         Raises:
           CursorError: the cursor belongs to another list. Run, kind, state and outcome make a list.
         """
-        with self._readers.reading() as db:
+        with self._connections.reading() as db:
             chosen = IncidentFilter(tuple(kind), tuple(state), tuple(outcome), since, until)
             return incident_list.incidents(db, run, chosen, limit=limit, cursor=cursor)
 
@@ -129,8 +129,8 @@ class Reads:
         Raises:
           BucketsError: the buckets asked for are too short for the range.
         """
-        with self._readers.reading() as db:
-            return series.series(db, reader.run_id(db, run), run, process, wanted)
+        with self._connections.reading() as db:
+            return series.series(db, queries.run_id(db, run), run, process, wanted)
 
     def changes(
         self, after: int, run: str | None = None, *, until: int | None = None, room: int = ANSWER_BYTES
@@ -143,5 +143,5 @@ class Reads:
           until: the last revision; None means the newest.
           room: the most bytes of all messages as JSON. The newest message is always among them.
         """
-        with self._readers.reading() as db:
-            return reader.changes(db, after, run, until=until, room=room)
+        with self._connections.reading() as db:
+            return queries.changes(db, after, run, until=until, room=room)

@@ -24,7 +24,11 @@ class AbandonedError(ExporterError):
     """A read was interrupted, because nobody waits for it any more."""
 
 
-class Readers:
+class ClosedError(ExporterError):
+    """The exporter is shutting down: it stores no more reports (HTTP 503), or its store is closed already."""
+
+
+class Connections:
     """A few connections. Any thread may use them; a read waits for a free one.
 
     Args:
@@ -57,12 +61,13 @@ class Readers:
 
         Raises:
           AbandonedError: `IN_VAIN` says that nobody waits for it.
+          ClosedError: the store is closed.
           StoreUnavailableError: the database is damaged, or the disk failed.
         """
         db = self._free.get()
         if db is None:
             self._free.put(None)  # wakes the next reader that waits
-            raise RuntimeError(f"{self._path}: the store is closed")
+            raise ClosedError(f"{self._path}: the store is closed")
         in_vain = IN_VAIN.get()
         try:
             db.set_progress_handler(in_vain, _ASKED_EVERY)

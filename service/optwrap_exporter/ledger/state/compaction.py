@@ -1,10 +1,10 @@
-"""Folds old incarnations: what a process with thousands of starts keeps of the early ones. Pure.
+"""Compacts old incarnations: what a process with thousands of starts keeps of the early ones. Pure.
 
-    an incarnation of its own    one of the last RECENT, or of the last KEPT while it was heard within LATE_SECONDS
+    an incarnation of its own    one of the last RECENT, or of the last KEPT if it reported within LATE_SECONDS
     in the sum of its attempt    while the process keeps another incarnation of the attempt one by one
-    in the sum of the process    once it does not: the process has left the attempt (`ledger.past`)
+    in the sum of the process    once it does not: the process has left the attempt (`past`)
 
-All totals stay exact. Of a folded incarnation the id is remembered, REMEMBERED of them: a late report of it is
+All totals stay exact. Of a compacted incarnation the id is remembered, REMEMBERED of them: a late report of it is
 acknowledged and changes nothing, because what it adds to the sum cannot be known.
 """
 
@@ -37,11 +37,11 @@ RECENT: Final = 4
 LATE_SECONDS: Final = 3600.0
 """Seconds: the others are kept one by one for so long after their last report. No interval is longer."""
 REMEMBERED: Final = 32
-"""Folded incarnations whose ids are remembered. A later report of an older one counts from where it begins."""
+"""Compacted incarnations whose ids are remembered. A later report of an older one counts from where it begins."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Folded:
+class IncarnationSum:
     """The sum of old incarnations of one process: of one attempt, or of all the attempts that it has left."""
 
     attempt: str
@@ -90,7 +90,7 @@ class Folded:
     @classmethod
     def from_durable(
         cls, written: Mapping[str, Any], parameters: Iterable[ParameterState], not_stored: int
-    ) -> "Folded":
+    ) -> "IncarnationSum":
         """The state that `durable` wrote, with what was stored elsewhere."""
         rows = list(parameters)
         return cls(
@@ -108,42 +108,42 @@ class Folded:
         )
 
 
-_PLAIN: Final = fields_of(Folded, "share", "not_stored", "parameter_records", "replica_spans")
+_PLAIN: Final = fields_of(IncarnationSum, "share", "not_stored", "parameter_records", "replica_spans")
 
 
-NONE_FOLDED: Final = Folded("", False, 0.0, 0.0, 0.0, 0.0, "starting")
+EMPTY_SUM: Final = IncarnationSum("", False, 0.0, 0.0, 0.0, 0.0, "starting")
 """The sum of no attempts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Folding:
-    """One incarnation that was folded, and the sum with it."""
+class Compacted:
+    """One incarnation that was compacted, and the sum with it."""
 
     incarnation: IncarnationState
-    folded: Folded
+    total: IncarnationSum
 
 
-class Folds(NamedTuple):
-    """What a process has folded because of one report."""
+class Compaction(NamedTuple):
+    """What a process has compacted because of one report."""
 
-    foldings: tuple[Folding, ...] = ()
-    left: tuple[Folded, ...] = ()
+    compacted: tuple[Compacted, ...] = ()
+    left: tuple[IncarnationSum, ...] = ()
     """The sums of the attempts that it has left. They are in `ProcessState.earlier` now, and in `RunState.past`."""
     forgotten: tuple[str, ...] = ()
     """Ids of incarnations that are no longer remembered."""
 
 
-NO_FOLDS: Final = Folds()
+NOTHING_COMPACTED: Final = Compaction()
 
 
-def add(folded: Folded | None, one: IncarnationState) -> Folded:
+def add(before: IncarnationSum | None, one: IncarnationState) -> IncarnationSum:
     """The sum with one incarnation more."""
-    old = folded or Folded(
+    old = before or IncarnationSum(
         one.attempt, one.own_attempt, one.first_report, one.last_report, one.aged_at, one.order, one.state
     )
     last = one.order >= old.order
     covered = ranges.union([*old.covered, (one.baseline.steps + 1, one.totals.steps)])
-    return Folded(
+    return IncarnationSum(
         attempt=old.attempt,
         own_attempt=old.own_attempt or one.own_attempt,
         first_report=min(old.first_report, one.first_report),
@@ -164,7 +164,7 @@ def add(folded: Folded | None, one: IncarnationState) -> Folded:
     )
 
 
-def summed(earlier: Folded, left: Iterable[Folded]) -> Folded:
+def summed(earlier: IncarnationSum, left: Iterable[IncarnationSum]) -> IncarnationSum:
     """The sum over attempts that a process has left, with some more. It has only what a process shows of them."""
     for one in left:
         earlier = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The incidents of a run while they are being changed: what a report, or time alone, does to them."""
+"""The incidents of a run while a report, or time alone, changes them."""
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents.record import IncidentRecord
+from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.wire.vocabulary import IncidentKind
 
 MOST_OPEN: Final = 16
@@ -18,18 +18,18 @@ Incidents = tuple[IncidentRecord, ...]
 _ID: Final = operator.attrgetter("id")
 
 
-class Folded(NamedTuple):
+class Changed(NamedTuple):
     """The incidents of a run after a change."""
 
     live: Incidents = ()
     """Those that are open, and the acknowledged ones whose cause still holds. By id."""
     over: Incidents = ()
     """The last KEPT others, by id."""
-    changed: Incidents = ()
-    """Those that are new or have changed: to be stored."""
+    to_store: Incidents = ()
+    """Those that are new or have changed."""
 
 
-class Fold:
+class Changes:
     """Changes incidents, and remembers which ones have changed.
 
     Args:
@@ -51,11 +51,11 @@ class Fold:
         self._live = {one.id for one in live}
         self._next_id = next_id
 
-    def result(self) -> Folded:
+    def result(self) -> Changed:
         """The incidents as they are now."""
         found = self._found.values()
         over = [one for one in found if not one.live]
-        return Folded(
+        return Changed(
             tuple(one for one in found if one.live),
             tuple(over[-KEPT:]),
             tuple(one for one in found if self._before.get(one.id) is not one),
