@@ -7,6 +7,8 @@ users are quicker in all. `--thorough` compiles everything as users have it.
 
 import importlib.metadata
 import os
+import sys
+from pathlib import Path
 
 HAS_EMITTERS_FLAG = importlib.metadata.version("jaxlib").startswith("0.10.")
 """Whether XLA still has another way to emit fusions. It ends a process that has a flag it does not know."""
@@ -33,3 +35,18 @@ def compile_quickly() -> None:
     """Let this process and its children compile quickly. It has to be called before JAX starts its backend."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*QUICK, *(flag for flag in flags if flag not in QUICK)])
+
+
+MOST_MAPS = 30_000
+"""Memory maps of this process before it drops its compiled programs."""
+
+
+def drop_programs() -> None:
+    """Drop all that JAX has compiled in this process, if it has many memory maps.
+
+    A program that XLA:CPU compiled holds some 14 of them. Linux allows a process 65,530; beyond that, compiling ends
+    with a segmentation fault.
+    """
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()

@@ -1,5 +1,6 @@
 """What tests of every part share: programs that have to be there, and a real exporter in a process of its own."""
 
+import itertools
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.compiling import compile_quickly
+from tests.compiling import compile_quickly, drop_programs
 from tests.polling import wait_until
 from tests.programs import located
 from tests.thinning import thinned
@@ -35,6 +36,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     stay, left_out = thinned(items, config.getoption("sample"))
     items[:] = stay
     config.hook.pytest_deselected(items=left_out)
+
+
+_tests_run = itertools.count(1)
+
+
+def pytest_runtest_teardown() -> None:
+    if next(_tests_run) % 20 == 0:  # to count memory maps takes some milliseconds
+        drop_programs()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

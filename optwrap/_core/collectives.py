@@ -84,8 +84,8 @@ class Together(NamedTuple):
         alike: dict[tuple[str, ...], list[jax.Array]] = {}
         for value in values:
             alike.setdefault(self.axes(value), []).append(value.astype(widest))
-        sums = [_psum(_sum_once(group), axes) for axes, group in alike.items()]
-        return sums[0] if len(sums) == 1 else _sum_once(sums)
+        sums = [_psum(sum_once(jnp.stack(group)), axes) for axes, group in alike.items()]
+        return sums[0] if len(sums) == 1 else sum_once(jnp.stack(sums))
 
     def total_count(self, count: jax.Array, most: int) -> jax.Array:
         """The sum over devices of a count, saturated at its dtype's largest value.
@@ -109,13 +109,13 @@ ALONE: Final = Together(frozenset(), frozenset())
 """No reduction: each device decides for itself."""
 
 
-def _sum_once(values: Sequence[jax.Array]) -> jax.Array:
-    """The sum of scalars, computed only once by XLA.
+def sum_once(vector: jax.Array) -> jax.Array:
+    """The sum of a vector, computed only once by XLA.
 
-    XLA turns it into a chain of additions. Without the barrier it would repeat the chain in every fusion that uses the
-    sum. With hundreds of parameters this would take most of the compile time.
+    XLA would turn a sum of stacked scalars into a chain of additions, and repeat the chain in every fusion that uses
+    the sum. With hundreds of parameters this would take most of the compile time. Behind the barrier it sees a vector.
     """
-    total: jax.Array = lax.optimization_barrier(jnp.sum(jnp.stack(values)))  # type: ignore[no-untyped-call]
+    total: jax.Array = jnp.sum(lax.optimization_barrier(vector))  # type: ignore[no-untyped-call]
     return total
 
 

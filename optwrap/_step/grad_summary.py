@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from optwrap._core.checks import INT32_MAX
-from optwrap._core.collectives import Axes, Together
+from optwrap._core.collectives import Axes, Together, sum_once
 from optwrap._core.finite import count_dtype, counts_and_norm, inexact_leaves, is_inexact, squared_norms
 from optwrap._core.norm_cache import Answer, caching_answer, caching_norms
 from optwrap._reading.counters import ABSENT, LARGEST
@@ -81,7 +81,7 @@ def summarized(tree: Any) -> Iterator[Summary]:
     together = _together.get()
     norms = squared_norms(leaves)
     squares = together.totals(norms)
-    total = lax.optimization_barrier(jnp.sum(squares))  # type: ignore[no-untyped-call]  # XLA would repeat the sum
+    total = sum_once(squares)
 
     def usual() -> tuple[jax.Array, ...]:
         return jnp.array(True), jnp.sqrt(total), jnp.zeros([len(leaves)], count_dtype()), squares
