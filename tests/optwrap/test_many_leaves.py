@@ -22,7 +22,9 @@ def instructions(case: Case, transformation: Any, leaves: int) -> int:
     donating = jax.jit(step, donate_argnums=(0, 1), compiler_options=AS_USERS)
     grads = params.fast if case.pairs else params
     compiled = donating.lower(params, jax.eval_shape(transformation.init, params), grads).compile()
-    return compiled.as_text().count(" = ")
+    text = compiled.as_text()
+    assert text is not None
+    return text.count(" = ")
 
 
 @pytest.mark.thin(3)
