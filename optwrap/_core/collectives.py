@@ -110,9 +110,9 @@ ALONE: Final = Together(frozenset(), frozenset())
 
 
 def sum_once(vector: jax.Array) -> jax.Array:
-    """The sum of a vector, computed only once by XLA.
+    """The sum of a vector, which XLA:CPU computes only once.
 
-    XLA would turn a sum of stacked scalars into a chain of additions, and repeat the chain in every fusion that uses
+    It would turn a sum of stacked scalars into a chain of additions, and repeat the chain in every fusion that uses
     the sum. With hundreds of parameters this would take most of the compile time. Behind the barrier it sees a vector.
     """
     total: jax.Array = jnp.sum(lax.optimization_barrier(vector))  # type: ignore[no-untyped-call]

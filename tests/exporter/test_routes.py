@@ -224,11 +224,20 @@ def test_probes_tell_a_live_exporter_from_a_broken_one(site: Served) -> None:
         assert answer.json()["detail"][0]["field"] == "exporter"
 
 
-def test_reports_are_503_after_the_writer_has_ended(site: Served) -> None:
+def test_an_exporter_that_shuts_down_asks_to_come_back(site: Served) -> None:
+    site.send(Job().report())
     site.ingest.close()
-    answer = site.client.post("/v1/reports", json=Job().report())
-    assert answer.status_code == 503
-    assert int(answer.headers["retry-after"]) > 0
+    site.store.close()
+    answers = [
+        site.client.post("/v1/reports", json=Job().report()),
+        site.client.delete("/v1/runs/lm"),
+        site.client.get("/v1/runs/lm/steps", params={"process": 0}),
+        site.client.get("/v1/incidents"),
+    ]
+    for answer in answers:
+        assert answer.status_code == 503, answer.url
+        assert int(answer.headers["retry-after"]) > 0
+        assert "shutting down" in answer.json()["detail"][0]["allowed"]
 
 
 class Links(HTMLParser):

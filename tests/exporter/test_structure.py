@@ -32,7 +32,7 @@ ledger.ledger
 store.bulk store.condition store.schema store.connections
 store.steps.step_columns store.steps.rollups store.steps.downsample store.steps.scalar_rollups store.steps.grid
 store.steps.record_series store.steps.series
-store.retention store.event_list store.incident_list store.queries store.api store.pending store.writer store.opening
+store.retention store.event_list store.incident_list store.queries store.reads store.pending store.writer store.opening
 store.store
 ingest.load ingest.group_commit ingest.event_log ingest.webhook ingest.operations ingest.waiting ingest.ingest
 metrics.metric metrics.exporter metrics.incidents metrics.table metrics.own metrics.samples metrics.collector

@@ -59,7 +59,7 @@ def draw(
     if left_out:
         kinds = ", ".join(f"{count:,} {_word(health).lower()}" for health, count in left_out.items())
         lines.append(Text(f"and {sum(left_out.values()):,} more: {kinds}", style="dim"))
-    lines += [line for row in rows if _to_say(row.run) for line in _said(row)]
+    lines += [line for row in rows if _to_say(row.run) for line in _wrong(row)]
     happened = [(event, row) for row in rows for event in row.events]
     latest = sorted(happened, key=lambda one: -one[0]["time"])[:EVENTS]
     if latest:
@@ -68,7 +68,7 @@ def draw(
     return Group(_table(rows, now, width, several), *lines)
 
 
-def _said(row: Row) -> Iterator[Text]:
+def _wrong(row: Row) -> Iterator[Text]:
     """What is wrong with a run, and why."""
     yield Text(clean(f"{row.run['run']}: {row.run['summary']}"), style="bold")
     if row.diagnosis is not None:

@@ -10,10 +10,11 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError
+from optwrap_exporter.store.connections import ClosedError
 from optwrap_exporter.wire.errors import ErrorDetail, field_of, shown
 
 STORE_RETRY_SECONDS: Final = 5
-"""Retry-After while the store stores no reports."""
+"""Retry-After while the store stores no reports, and while the exporter shuts down."""
 
 
 def item(field: str, value: object, allowed: str) -> dict[str, Any]:
@@ -40,6 +41,17 @@ def store_refusal(state: StoreState) -> JSONResponse:
     """The 503 while the store cannot store or read."""
     value = f"{state.condition}: {state.why}"
     return refusal(503, "store", value, f"ok: {state.remedy}", {"Retry-After": str(STORE_RETRY_SECONDS)})
+
+
+def closed_refusal() -> JSONResponse:
+    """The 503 while the exporter shuts down."""
+    allowed = "the same request later: the exporter is shutting down"
+    return refusal(503, "request", None, allowed, {"Retry-After": str(STORE_RETRY_SECONDS)})
+
+
+async def _closed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ClosedError)
+    return closed_refusal()
 
 
 async def _store(_: Request, error: Exception) -> Response:
@@ -99,4 +111,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _http)
     app.add_exception_handler(StoreUnavailableError, _store)
+    app.add_exception_handler(ClosedError, _closed)
     app.add_exception_handler(Exception, _broken)

@@ -25,7 +25,7 @@ class AbandonedError(ExporterError):
 
 
 class ClosedError(ExporterError):
-    """The exporter is shutting down: it stores no more reports (HTTP 503), or its store is closed already."""
+    """The exporter is shutting down: it stores nothing more, and reads nothing more from its store."""
 
 
 class Connections:

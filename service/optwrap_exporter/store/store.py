@@ -17,10 +17,10 @@ from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.store import incident_list, opening, retention, schema
-from optwrap_exporter.store.api import StoreApi
 from optwrap_exporter.store.condition import StoreState, StoreUnavailableError, Watch, classify
 from optwrap_exporter.store.connections import Connections
 from optwrap_exporter.store.opening import FILE, StoreError
+from optwrap_exporter.store.reads import StoreReads
 from optwrap_exporter.store.retention import Origin
 from optwrap_exporter.store.writer import Rows
 from optwrap_exporter.wire.requests import Report
@@ -45,7 +45,7 @@ def holds_store(directory: Path) -> bool:
     return (directory / FILE).is_file()
 
 
-class Store(StoreApi):
+class Store(StoreReads):
     """The store of one exporter. Close it, or use it as a context manager.
 
     Args:

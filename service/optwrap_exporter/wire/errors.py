@@ -17,7 +17,7 @@
       SchemaError           store.schema         --   the database is not a store of this version: becomes a StoreError
       EventLogError         ingest.event_log     --   the event log cannot be written: the command exits with 2
       StartError            http.serving.server  --   the exporter cannot listen: the command exits with 2
-      UnreachableError      cli.exporter         --   no exporter answers `status` or `watch`: the command exits with 2
+      UnreachableError      cli.exporter         --   the URL or the run of a command is unknown: it exits with 2
 
 A report that breaks the wire's rules raises pydantic's ValidationError; `error_details` turns it into a 422.
 """

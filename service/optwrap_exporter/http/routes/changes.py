@@ -1,23 +1,20 @@
 """What a person changes: acknowledges an incident; archives, restores or deletes a run."""
 
 from collections.abc import Awaitable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Path, Response
 
 from optwrap_exporter.http.authorization import OPTIONAL_TOKEN, Authorization
-from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, refused
+from optwrap_exporter.http.errors import refused
 from optwrap_exporter.http.query.parameters import RunName
 from optwrap_exporter.http.query.responses import answer, unknown_run
 from optwrap_exporter.http.query.routing import StrictRoute
 from optwrap_exporter.ingest.ingest import Ingest
 from optwrap_exporter.ingest.operations import UnknownError
-from optwrap_exporter.store.connections import ClosedError
 from optwrap_exporter.wire.errors import ErrorBody
 from optwrap_exporter.wire.incident import Incident
 from optwrap_exporter.wire.vocabulary import LARGEST
-
-Result = TypeVar("Result")
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     code: {"model": ErrorBody, "description": text}
@@ -55,7 +52,7 @@ def router(ingest: Ingest, authorization: Authorization) -> APIRouter:
         This is final; new trouble makes a new incident. An incident that was acknowledged before stays as it is.
         """
         try:
-            return answer(await _done(ingest.acknowledge(incident)))
+            return answer(await ingest.acknowledge(incident))
         except UnknownError:
             raise refused(404, "incident", str(incident), "an incident that GET /v1/incidents lists") from None
 
@@ -79,15 +76,7 @@ def router(ingest: Ingest, authorization: Authorization) -> APIRouter:
 
 async def _of_run(run: str, change: Awaitable[None]) -> Response:
     try:
-        await _done(change)
+        await change
     except UnknownError:
         raise unknown_run(run) from None
     return Response(status_code=204)
-
-
-async def _done(change: Awaitable[Result]) -> Result:
-    try:
-        return await change
-    except ClosedError:
-        allowed = "the same request later: the exporter is shutting down"
-        raise refused(503, "request", None, allowed, {"Retry-After": str(STORE_RETRY_SECONDS)}) from None

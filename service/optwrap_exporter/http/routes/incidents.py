@@ -1,4 +1,4 @@
-"""GET /v1/incidents and /v1/runs/{run}/incidents: the events of one trouble, folded."""
+"""GET /v1/incidents and /v1/runs/{run}/incidents: each is one trouble of a run."""
 
 from typing import Annotated, Any
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from optwrap_exporter.http.authorization import OPTIONAL_TOKEN, TOKEN, Authorization
-from optwrap_exporter.http.errors import STORE_RETRY_SECONDS, broken, refusal, store_refusal
+from optwrap_exporter.http.errors import broken, closed_refusal, refusal, store_refusal
 from optwrap_exporter.http.serving.admission import PATH, Admission
 from optwrap_exporter.http.serving.connection_timeout import Connection
 from optwrap_exporter.ingest.group_commit import BusyError, ConflictError
@@ -191,9 +191,7 @@ class ReportRoute:
         except StoreUnavailableError as error:
             raise _Refused("unavailable", store_refusal(error.state)) from None
         except ClosedError:
-            allowed = "the same report later: the exporter is shutting down"
-            unavailable = refusal(503, "request", None, allowed, {"Retry-After": str(STORE_RETRY_SECONDS)})
-            raise _Refused("unavailable", unavailable) from None
+            raise _Refused("unavailable", closed_refusal()) from None
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Refuse a request because of its headers."""

@@ -83,7 +83,7 @@ def apply_report(
     known = before.incarnations.get(report.incarnation) if before is not None else None
     incarnation, followed = merged
     gained: Counts | None = None
-    taken = lost.count_taken(before.lost if before is not None else NOTHING_LOST, known, incarnation)
+    taken = lost.count_skipped_and_redone(before.lost if before is not None else NOTHING_LOST, known, incarnation)
     if followed is not None and (
         before is None or _becomes_current(before, incarnation, known, report, now=now, listening=listening)
     ):

@@ -18,7 +18,7 @@ Incidents = tuple[IncidentRecord, ...]
 _ID: Final = operator.attrgetter("id")
 
 
-class Changed(NamedTuple):
+class ChangedIncidents(NamedTuple):
     """The incidents of a run after a change."""
 
     live: Incidents = ()
@@ -29,7 +29,7 @@ class Changed(NamedTuple):
     """Those that are new or have changed."""
 
 
-class Changes:
+class IncidentChanges:
     """Changes incidents, and remembers which ones have changed.
 
     Args:
@@ -51,11 +51,11 @@ class Changes:
         self._live = {one.id for one in live}
         self._next_id = next_id
 
-    def result(self) -> Changed:
+    def result(self) -> ChangedIncidents:
         """The incidents as they are now."""
         found = self._found.values()
         over = [one for one in found if not one.live]
-        return Changed(
+        return ChangedIncidents(
             tuple(one for one in found if one.live),
             tuple(over[-KEPT:]),
             tuple(one for one in found if self._before.get(one.id) is not one),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from optwrap_exporter.ledger import ranges
-from optwrap_exporter.ledger.incidents.changes import Changes
+from optwrap_exporter.ledger.incidents.changes import IncidentChanges
 from optwrap_exporter.ledger.state.incident import NEAR, IncidentRecord, in_order
 from optwrap_exporter.ledger.state.process import ProcessState
 from optwrap_exporter.wire.vocabulary import IncidentKind, to_json_number
@@ -97,7 +97,7 @@ def any_holds(process: ProcessState) -> bool:
     )
 
 
-def follow_conditions(changes: Changes, process: ProcessState) -> None:
+def follow_conditions(changes: IncidentChanges, process: ProcessState) -> None:
     """Apply the conditions of one process as they are now."""
     for kind, of in _CONDITIONS.items():
         holds = of(process, changes.now)
@@ -113,7 +113,7 @@ def follow_conditions(changes: Changes, process: ProcessState) -> None:
             changes.put(mine[0], updated=changes.now, **holds.fields)
 
 
-def _enter(changes: Changes, kind: IncidentKind, process: ProcessState, holds: _Holds) -> None:
+def _enter(changes: IncidentChanges, kind: IncidentKind, process: ProcessState, holds: _Holds) -> None:
     attempt = process.incarnation.attempt
     # A conflict is between attempts, and not all processes need have the same one of them as the current one.
     same = (one for one in changes.live([kind]) if kind == "conflict" or one.attempt == attempt)
@@ -148,7 +148,7 @@ def _enter(changes: Changes, kind: IncidentKind, process: ProcessState, holds: _
     )
 
 
-def _absorb_bad_steps(changes: Changes, starved: IncidentRecord) -> IncidentRecord:
+def _absorb_bad_steps(changes: IncidentChanges, starved: IncidentRecord) -> IncidentRecord:
     """End the open incidents of the bad steps because of which no step became a gradient step."""
     for one in list(changes.live(["skipped"])):
         same = (one.attempt, one.generation) == (starved.attempt, starved.generation)
@@ -158,7 +158,7 @@ def _absorb_bad_steps(changes: Changes, starved: IncidentRecord) -> IncidentReco
     return starved
 
 
-def _failed_like_this(changes: Changes, process: ProcessState, holds: _Holds) -> IncidentRecord | None:
+def _failed_like_this(changes: IncidentChanges, process: ProcessState, holds: _Holds) -> IncidentRecord | None:
     """The failure of the launch before, if nobody has acknowledged it, and it was the same one at about this step."""
     last = next((one for one in changes.all() if one.kind == "failed"), None)
     if last is None or last.state == "acknowledged" or last.reason is None or last.reason != holds.fields["reason"]:
@@ -170,7 +170,7 @@ def _failed_like_this(changes: Changes, process: ProcessState, holds: _Holds) ->
     return last if near and last.attempt in {process.incarnation.attempt, before} else None
 
 
-def _leave(changes: Changes, one: IncidentRecord, processes: Iterable[int]) -> None:
+def _leave(changes: IncidentChanges, one: IncidentRecord, processes: Iterable[int]) -> None:
     active = one.active
     for process in processes:
         active = ranges.without(active, process)
@@ -180,7 +180,7 @@ def _leave(changes: Changes, one: IncidentRecord, processes: Iterable[int]) -> N
         changes.end(one)
 
 
-def end_conditions(changes: Changes, members: Iterable[ProcessState]) -> None:
+def end_conditions(changes: IncidentChanges, members: Iterable[ProcessState]) -> None:
     """End what time has ended: conflicts, and the conditions of processes that the run no longer shows.
 
     Args:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.change.divergence import Divergence
-from optwrap_exporter.ledger.incidents.changes import Changes
+from optwrap_exporter.ledger.incidents.changes import IncidentChanges
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.run import RunState
 from optwrap_exporter.wire.requests import Report
@@ -14,7 +14,7 @@ START_SECONDS: Final = 30.0
 """Seconds in which the processes of a job send their first reports."""
 
 
-def add_divergence(changes: Changes, run: RunState, incarnation: IncarnationState, found: Divergence) -> None:
+def add_divergence(changes: IncidentChanges, run: RunState, incarnation: IncarnationState, found: Divergence) -> None:
     """Add a divergence.
 
     Args:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from optwrap_exporter.ledger.change import events
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import report as incidents
-from optwrap_exporter.ledger.incidents.changes import KEPT, Changed
+from optwrap_exporter.ledger.incidents.changes import KEPT, ChangedIncidents
 from optwrap_exporter.ledger.plan import Plan
 from optwrap_exporter.ledger.state.incident import IncidentRecord
 from optwrap_exporter.ledger.state.run import RunState
 
 
-def _with(run: RunState, changed: Changed) -> RunState:
+def _with(run: RunState, changed: ChangedIncidents) -> RunState:
     return evolved(run, incidents=changed.live, past_incidents=changed.over)
 
 
@@ -76,5 +76,7 @@ def acknowledge(run: RunState, incident: IncidentRecord, now: float, age: float)
     after = incidents.acknowledged(incident, now)
     known = [after if one.id == after.id else one for one in (*run.past_incidents, *run.incidents)]
     known.sort(key=lambda one: one.id)
-    changed = Changed(tuple(one for one in known if one.live), tuple(one for one in known if not one.live)[-KEPT:])
+    changed = ChangedIncidents(
+        tuple(one for one in known if one.live), tuple(one for one in known if not one.live)[-KEPT:]
+    )
     return evolved(of_run(_with(run, changed), age), incidents=(after,))

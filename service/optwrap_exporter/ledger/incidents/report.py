@@ -7,7 +7,7 @@ from optwrap_exporter.ledger.change import health
 from optwrap_exporter.ledger.change.divergence import Divergence
 from optwrap_exporter.ledger.evolve import evolved
 from optwrap_exporter.ledger.incidents import conditions, steps
-from optwrap_exporter.ledger.incidents.changes import Changed, Changes
+from optwrap_exporter.ledger.incidents.changes import ChangedIncidents, IncidentChanges
 from optwrap_exporter.ledger.incidents.divergence import add_divergence
 from optwrap_exporter.ledger.incidents.steps import QUIET_SECONDS
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
@@ -31,7 +31,7 @@ def of_report(
     divergence: Divergence | None,
     now: float,
     next_id: int,
-) -> Changed | None:
+) -> ChangedIncidents | None:
     """Apply a report to the incidents.
 
     Args:
@@ -54,7 +54,7 @@ def of_report(
     bad = not all_good(report.steps.outcome, report.steps.finite)
     if not (bad or rise or run.incidents or divergence is not None or conditions.any_holds(process)):
         return None
-    changes = Changes(run.incidents, run.past_incidents, now, next_id, lambda: run.attempts_total)
+    changes = IncidentChanges(run.incidents, run.past_incidents, now, next_id, lambda: run.attempts_total)
     current = process.current == report.incarnation
     if current and incarnation.has_counters and (known is None or not known.has_counters):
         _end_by_start(changes, incarnation)
@@ -76,7 +76,7 @@ def of_report(
     return changes.result()
 
 
-def _end_by_start(changes: Changes, started: IncarnationState) -> None:
+def _end_by_start(changes: IncidentChanges, started: IncarnationState) -> None:
     """A process takes steps again after a start or a rollback.
 
     Bad steps and divergence are over if it began at a step before them. Skipped steps are over in any case.
@@ -92,7 +92,7 @@ def _end_by_start(changes: Changes, started: IncarnationState) -> None:
             changes.end(one)
 
 
-def _take_clean_step(changes: Changes, process: ProcessState, incarnation: IncarnationState) -> None:
+def _take_clean_step(changes: IncidentChanges, process: ProcessState, incarnation: IncarnationState) -> None:
     """A run that stopped names the step to roll back to. It may be earlier than what the records say."""
     clean = incarnation.last_clean_step
     if clean is None:
@@ -102,9 +102,9 @@ def _take_clean_step(changes: Changes, process: ProcessState, incarnation: Incar
             changes.put(one, last_clean_step=clean if one.last_clean_step is None else min(clean, one.last_clean_step))
 
 
-def of_time(run: RunState, now: float, next_id: int) -> Changed:
+def of_time(run: RunState, now: float, next_id: int) -> ChangedIncidents:
     """Apply what time has brought: processes that went silent, conditions that ended, steps without trouble."""
-    changes = Changes(run.incidents, run.past_incidents, now, next_id)
+    changes = IncidentChanges(run.incidents, run.past_incidents, now, next_id)
     members = health.relevant(run, now)
     for process in members:
         if conditions.any_holds(process):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from optwrap_exporter.ledger import ranges
 from optwrap_exporter.ledger.evolve import evolved
-from optwrap_exporter.ledger.incidents.changes import Changes
+from optwrap_exporter.ledger.incidents.changes import IncidentChanges
 from optwrap_exporter.ledger.state.incarnation import IncarnationState
 from optwrap_exporter.ledger.state.incident import NEAR, OF_BAD_STEPS, IncidentRecord, Replica, in_order
 from optwrap_exporter.wire.requests import ReplicaRecord, Report
@@ -21,7 +21,7 @@ QUIET_SECONDS: Final = 60.0
 
 
 def add_bad_steps(
-    changes: Changes,
+    changes: IncidentChanges,
     report: Report,
     incarnation: IncarnationState,
     *,
@@ -61,7 +61,7 @@ def add_bad_steps(
         _add(changes, group, report, details, resumed=resumed)
 
 
-def _starved_since(changes: Changes, incarnation: IncarnationState) -> float:
+def _starved_since(changes: IncidentChanges, incarnation: IncarnationState) -> float:
     """The first step of the live incident of a launch that is starved."""
     key = (incarnation.attempt, incarnation.generation)
     steps = (one.first_step for one in changes.live(["starved"]) if (one.attempt, one.generation) == key)
@@ -91,7 +91,9 @@ def _bad_steps(report: Report) -> Iterator[tuple[int, Outcome]]:
             yield step, outcome
 
 
-def _find(changes: Changes, incarnation: IncarnationState, step: int, *, applied: bool) -> IncidentRecord | None:
+def _find(
+    changes: IncidentChanges, incarnation: IncarnationState, step: int, *, applied: bool
+) -> IncidentRecord | None:
     """The incident that a bad step belongs to; None if it begins one."""
 
     def fits(one: IncidentRecord) -> bool:
@@ -108,7 +110,7 @@ def _find(changes: Changes, incarnation: IncarnationState, step: int, *, applied
 
 
 def _open(
-    changes: Changes,
+    changes: IncidentChanges,
     report: Report,
     incarnation: IncarnationState,
     first: int,
@@ -137,7 +139,7 @@ def _gave_up(one: IncidentRecord, now: float) -> dict[str, Any]:
 
 
 def _add(
-    changes: Changes, group: _Group, report: Report, details: "_Details", *, resumed: IncarnationState | None
+    changes: IncidentChanges, group: _Group, report: Report, details: "_Details", *, resumed: IncarnationState | None
 ) -> None:
     """Add bad steps to an incident."""
     one = group.incident
@@ -180,7 +182,7 @@ def _last_clean(one: IncidentRecord, window: int) -> int | None:
 
 
 def add_unrecorded(
-    changes: Changes, report: Report, incarnation: IncarnationState, *, steps_before: int, applied_before: int
+    changes: IncidentChanges, report: Report, incarnation: IncarnationState, *, steps_before: int, applied_before: int
 ) -> None:
     """Add steps with non-finite values that the totals count, but that have no record.
 
@@ -215,7 +217,7 @@ def add_unrecorded(
     )
 
 
-def end_after_good_steps(changes: Changes, incarnation: IncarnationState) -> None:
+def end_after_good_steps(changes: IncidentChanges, incarnation: IncarnationState) -> None:
     """After NEAR good steps a `skipped` incident is over. A `gave_up` one only lasts no longer."""
     for one in list(changes.live(OF_BAD_STEPS)):
         same = (one.attempt, one.generation) == (incarnation.attempt, incarnation.generation)
@@ -223,7 +225,7 @@ def end_after_good_steps(changes: Changes, incarnation: IncarnationState) -> Non
             _over(changes, one)
 
 
-def end_after_quiet(changes: Changes, streaks: frozenset[int]) -> None:
+def end_after_quiet(changes: IncidentChanges, streaks: frozenset[int]) -> None:
     """End what has had no bad step for QUIET_SECONDS.
 
     Args:
@@ -236,7 +238,7 @@ def end_after_quiet(changes: Changes, streaks: frozenset[int]) -> None:
             _over(changes, one)
 
 
-def _over(changes: Changes, one: IncidentRecord) -> None:
+def _over(changes: IncidentChanges, one: IncidentRecord) -> None:
     if one.kind == "gave_up" and one.state == "open":
         changes.put(one, lasts=False)
     else:

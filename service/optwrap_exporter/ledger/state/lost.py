@@ -61,7 +61,7 @@ class Lost(NamedTuple):
 NOTHING_LOST: Final = Lost()
 
 
-def count_taken(lost: Lost, known: IncarnationState | None, after: IncarnationState) -> Lost:
+def count_skipped_and_redone(lost: Lost, known: IncarnationState | None, after: IncarnationState) -> Lost:
     """Count the skipped and redone steps that a report of an incarnation brings, without the seconds.
 
     Args:

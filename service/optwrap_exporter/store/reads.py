@@ -1,4 +1,4 @@
-"""The queries of a store, from any thread."""
+"""The reads of a store, from any thread."""
 
 import sys
 from collections.abc import Collection
@@ -18,7 +18,7 @@ from optwrap_exporter.wire.step_answers import StepsAnswer
 from optwrap_exporter.wire.vocabulary import EventKind, IncidentKind, IncidentState, Outcome
 
 
-class StoreApi:
+class StoreReads:
     """What a store answers. Each answer is of one state of the database."""
 
     _connections: Connections
