@@ -75,7 +75,7 @@ def all_finite(tree: Tree, together: Together = ALONE) -> jax.Array:
         return jnp.array(True)
     if (cached := cached_answer(leaves, together)) is not None:
         return cached.finite
-    return jnp.isfinite(together.total(finite_probes(leaves)))
+    return jnp.isfinite(together.any_order_total(finite_probes(leaves)))
 
 
 def suspects(leaves: Sequence[Any], probes: Sequence[jax.Array]) -> list[jax.Array]:

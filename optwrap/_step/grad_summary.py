@@ -123,7 +123,7 @@ def norm_of(updates: Any) -> jax.Array:
     leaves = inexact_leaves(updates)
     if not leaves:
         return jnp.zeros([], jnp.float32)
-    return jnp.sqrt(_together.get().total(squared_norms(leaves))).astype(jnp.float32)
+    return jnp.sqrt(_together.get().any_order_total(squared_norms(leaves))).astype(jnp.float32)
 
 
 def anywhere(test: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:

@@ -77,7 +77,7 @@ def _skip_not_finite(updates: Tree, together: Together) -> tuple[jax.Array, dict
         finite, num_not_finite = answer.finite, saturating_sum(answer.counts)
     else:
         probes = finite_probes(leaves)
-        finite = jnp.isfinite(together.total(probes))
+        finite = jnp.isfinite(together.any_order_total(probes))
         # Counting costs more than deciding, so count only if there is a non-finite value.
         num_not_finite = jax.lax.cond(finite, _no_count, _count(together), finite, leaves, suspects(leaves, probes))
     return ~finite, {"should_skip": ~finite, "num_not_finite": num_not_finite}

@@ -145,7 +145,7 @@ def skip_spikes(
         together = axes.here()
         leaves = inexact_leaves(updates)
         norms = squared_norms(leaves)
-        square = together.total(norms) if norms else jnp.zeros([], jnp.float32)
+        square = together.any_order_total(norms) if norms else jnp.zeros([], jnp.float32)
         # One pass: what is not finite, and finite gradients whose squares overflow, make this infinite or NaN.
         finite = jnp.isfinite(square)
         # The logarithm must not see NaN: `jax_debug_nans` would raise.
