@@ -23,7 +23,7 @@ def _adamw(settings: Settings) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=settings.learning_rate,
-        warmup_steps=gradient_steps // 10,
+        warmup_steps=min(settings.warmup_steps, gradient_steps // 10),
         decay_steps=gradient_steps,
         end_value=settings.learning_rate / 20,
     )

@@ -36,6 +36,9 @@ class Settings:
     width: int
     learning_rate: float
     """The schedule's peak."""
+    warmup_steps: int
+    """Gradient steps until that peak, or a tenth of them all in a shorter run. Not a share of a longer run: the faults
+    would meet a model whose norms are still those of its start, and the new level would be no spike."""
     faults: tuple[Fault, ...]
     """In the order of their steps; those after `steps` have no effect."""
 
@@ -48,6 +51,7 @@ FULL: Final = Settings(
     heads=4,
     width=96,
     learning_rate=0.006,
+    warmup_steps=25,
     faults=(
         Fault(first=152, count=1, layer=2, damage=Damage.STUCK_BIT),
         Fault(first=353, count=5, layer=1, damage=Damage.STUCK_BIT),
@@ -68,6 +72,7 @@ QUICK: Final = Settings(
     heads=2,
     width=32,
     learning_rate=0.02,
+    warmup_steps=2,
     faults=(
         Fault(first=9, count=1, layer=1, damage=Damage.STUCK_BIT),
         Fault(first=19, count=4, layer=0, damage=Damage.STUCK_BIT),
